@@ -1,0 +1,155 @@
+"""Options of the clustering: one frozen record, validated when it is made."""
+
+import dataclasses
+import math
+import numbers
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+KERNELS = ("gaussian", "laplacian", "epanechnikov")
+ALPHAS = ("sigmoid", "kernel")
+DISTANCE_SCALES = ("variance", "dim")
+SCORE_NORMS = ("max", None)
+
+# The hyper-parameters that may be tensors and receive a gradient.
+LEARNABLE = ("bandwidth", "beta", "temperature", "offset")
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Options of `cluster_tokens` (SeTok, Eq. 1, Eq. 2 and Algorithm 1).
+
+    The defaults follow objects on natural images; `ClusterConfig.paper()` is the literal preset.
+    `bandwidth`, `beta`, `temperature` and `offset` may each be a float or a 0-dim floating-point
+    tensor, which then receives a gradient.
+
+    Attributes:
+        k: neighbours in the local density, at least 1. With fewer tokens, all there are count.
+        max_clusters: most seeds per image, at least 1; fixes the shape of the masks.
+        kernel: how the similarity to a seed falls with the distance d: "gaussian" exp(-d/h),
+            "laplacian" exp(-sqrt(d)/h) or "epanechnikov" max(0, 1 - d/h).
+        bandwidth: h of the kernel, > 0, in units of the scaled distance.
+        beta: weight of the seed score in the alpha mask, finite.
+        temperature: divisor inside the sigmoid, > 0; unused with alpha="kernel".
+        offset: similarity at which alpha is one half (for score 0), finite; unused with
+            alpha="kernel".
+        alpha: "sigmoid" is sigmoid((phi - offset - beta * s) / temperature); "kernel" is
+            clamp(phi - beta * s, 0.01, 0.99) with a straight-through gradient.
+        distance_scale: factor of the squared distance: "variance" makes the mean pairwise
+            distance of each image 1, "dim" is 1/D, a number > 0 is used as it is.
+        score_norm: "max" divides the scores by the image's largest one; None keeps them raw.
+        distinct_seeds: a token that was a seed once is never chosen again.
+        stop_residual: stop when the mean scope is at most this, in [0, 1].
+        min_mass: stop before a cluster whose mask sums to less than this, >= 0.
+        include_self: a token counts as one of its own k neighbours.
+
+    Raises:
+        TypeError: a field has the wrong type.
+        ValueError: a field is out of range; the message names it, what was expected and what came.
+    """
+
+    k: int = 8
+    max_clusters: int = 64
+    kernel: Literal["gaussian", "laplacian", "epanechnikov"] = "gaussian"
+    bandwidth: float | Tensor = 0.5
+    beta: float | Tensor = 0.1
+    temperature: float | Tensor = 0.1
+    offset: float | Tensor = 0.5
+    alpha: Literal["sigmoid", "kernel"] = "sigmoid"
+    distance_scale: Literal["variance", "dim"] | float = "variance"
+    score_norm: Literal["max"] | None = "max"
+    distinct_seeds: bool = True
+    stop_residual: float = 0.02
+    min_mass: float = 0.0
+    include_self: bool = False
+
+    def __post_init__(self):
+        for name in ("k", "max_clusters"):
+            _check_count(name, getattr(self, name))
+        _check_choice("kernel", self.kernel, KERNELS)
+        _check_choice("alpha", self.alpha, ALPHAS)
+        _check_choice("score_norm", self.score_norm, SCORE_NORMS)
+        if isinstance(self.distance_scale, str):
+            _check_choice("distance_scale", self.distance_scale, (*DISTANCE_SCALES, "a number"))
+        else:
+            _check_number("distance_scale", self.distance_scale, above=0)
+        for name in ("distinct_seeds", "include_self"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(_message(name, "a bool", getattr(self, name)))
+        _check_number("stop_residual", self.stop_residual, least=0, most=1)
+        _check_number("min_mass", self.min_mass, least=0)
+        for name in LEARNABLE:
+            above = 0 if name in ("bandwidth", "temperature") else None
+            _check_learnable(name, getattr(self, name), above)
+
+    @classmethod
+    def paper(cls, **overrides) -> "ClusterConfig":
+        """The literal algorithm: squared distance / D, raw scores, plain sigmoid, seeds may repeat.
+
+        The bandwidth is 1 / (max_clusters * ln 2), as in GENESIS-V2's initialisation. Kept for
+        fidelity: on real features it collapses to one or two clusters (docs/algorithm.md).
+
+        Args:
+            **overrides: fields of `ClusterConfig` to set on top of the preset.
+        """
+        max_clusters = overrides.get("max_clusters", cls.max_clusters)
+        _check_count("max_clusters", max_clusters)
+        preset = dict(
+            distance_scale="dim",
+            score_norm=None,
+            temperature=1.0,
+            offset=0.0,
+            distinct_seeds=False,
+            bandwidth=1 / (max_clusters * math.log(2)),
+        )
+        return cls(**(preset | overrides))
+
+    def to_dict(self) -> dict:
+        """The fields as plain Python values (tensors become floats), ready for JSON."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {n: v.item() if isinstance(v, Tensor) else v for n, v in fields.items()}
+
+
+def _message(name, expected, got) -> str:
+    return f"{name}: expected {expected}, got {got!r}"
+
+
+def _check_count(name, value):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(_message(name, "an int", value))
+    if value < 1:
+        raise ValueError(_message(name, "at least 1", value))
+
+
+def _check_choice(name, value, known):
+    if value not in known:
+        choices = ", ".join("None" if c is None else str(c) for c in known)
+        raise ValueError(_message(name, f"one of {choices}", value))
+
+
+def _check_number(name, value, *, above=None, least=None, most=None):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(_message(name, "a real number", value))
+    if not math.isfinite(value):
+        raise ValueError(_message(name, "a finite number", value))
+    if above is not None and not value > above:
+        raise ValueError(_message(name, f"more than {above}", value))
+    if least is not None and value < least:
+        raise ValueError(_message(name, f"at least {least}", value))
+    if most is not None and value > most:
+        raise ValueError(_message(name, f"at most {most}", value))
+
+
+def _check_learnable(name, value, above):
+    if not isinstance(value, Tensor):
+        return _check_number(name, value, above=above)
+    if value.dim() != 0 or not value.dtype.is_floating_point:
+        got = f"shape {tuple(value.shape)}, {value.dtype}"
+        raise ValueError(f"{name}: expected a 0-dim floating-point tensor, got {got}")
+    # Reading a value on another device would synchronise with it; reading one while tracing
+    # would break the graph.
+    if value.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_number(name, value.item(), above=above)

@@ -1,0 +1,70 @@
+"""Which backend runs: one predicate per backend decides both the choice and the error message."""
+
+import torch
+
+from setok_kernels import _native, reference
+
+
+def can_run_reference(device: torch.device, raise_error: bool = False) -> bool:
+    """Plain PyTorch runs on every device."""
+    return True
+
+
+def can_run_cpp(device: torch.device, raise_error: bool = False) -> bool:
+    """Whether the compiled CPU kernels can take tensors on `device`."""
+    reason = _native.why_missing() or (
+        "the compiled module has no clustering kernels in this version; use backend='reference'"
+    )
+    return _verdict("cpp", reason, raise_error)
+
+
+def can_run_triton(device: torch.device, raise_error: bool = False) -> bool:
+    """Whether the Triton kernels can take tensors on `device`."""
+    if not torch.cuda.is_available():
+        reason = "needs a CUDA device and this torch sees none; use backend='reference'"
+    else:
+        reason = "has no clustering kernels in this version; use backend='reference'"
+    return _verdict("triton", reason, raise_error)
+
+
+def _verdict(name: str, reason: str | None, raise_error: bool) -> bool:
+    if reason is not None and raise_error:
+        raise RuntimeError(f"backend='{name}' cannot run: {reason}")
+    return reason is None
+
+
+# Fastest first: the order in which backend="auto" asks.
+_BACKENDS = {
+    "triton": (can_run_triton, None),
+    "cpp": (can_run_cpp, None),
+    "reference": (can_run_reference, reference),
+}
+
+
+def select_backend(name: str, device: torch.device):
+    """The module that runs, for `backend=name` and tensors on `device`.
+
+    Raises:
+        ValueError: no backend has this name.
+        RuntimeError: the named backend cannot run here; says why and what to do.
+    """
+    if name == "auto":
+        name = next(n for n, (can_run, _) in _BACKENDS.items() if can_run(device))
+    if name not in _BACKENDS:
+        raise ValueError(f"backend: expected one of auto, {', '.join(_BACKENDS)}, got {name!r}")
+    can_run, module = _BACKENDS[name]
+    can_run(device, raise_error=True)
+    return module
+
+
+def backends() -> dict[str, str | None]:
+    """Every backend by name: None if it can run on this machine, else the reason and the remedy."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    status = {}
+    for name, (can_run, _) in _BACKENDS.items():
+        try:
+            can_run(device, raise_error=True)
+            status[name] = None
+        except RuntimeError as error:
+            status[name] = str(error)
+    return status

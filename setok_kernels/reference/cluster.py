@@ -1,0 +1,110 @@
+"""The whole clustering: decide without gradient, then evaluate the decisions with it."""
+
+import torch
+from torch import Tensor
+
+from setok_kernels.config import ClusterConfig
+from setok_kernels.reference import delta, density, layout, scope
+from setok_kernels.result import Clusters, Decisions
+
+
+def cluster(
+    x: Tensor,
+    valid: Tensor | None,
+    cu_seqlens: Tensor | None,
+    max_seqlen: int | None,
+    config: ClusterConfig,
+    decisions: Decisions | None,
+) -> Clusters:
+    """Cluster padded or packed tokens; the arguments are those of `cluster_tokens`, checked.
+
+    Args:
+        x: (B, N, D), or (T, D) with `cu_seqlens`.
+        valid: (B, N) bool or None; padded input only.
+        cu_seqlens: (B + 1,) or None.
+        max_seqlen: longest image of packed input.
+        config: the options.
+        decisions: choices to replay, in the layout of `x`; None to make them.
+    """
+    if cu_seqlens is None:
+        return _cluster_padded(x, valid, config, decisions)
+    total = x.shape[0]
+    x = layout.pad(x, cu_seqlens, max_seqlen)
+    if decisions is not None:
+        decisions = Decisions(
+            layout.pad(decisions.knn, cu_seqlens, max_seqlen, fill=-1),
+            layout.pad(decisions.parent, cu_seqlens, max_seqlen, fill=-1),
+            decisions.seeds,
+            decisions.counts,
+        )
+    out = _cluster_padded(x, layout.valid_tokens(cu_seqlens, max_seqlen), config, decisions)
+    labels, rho, dlt, score, knn, parent, masks = (
+        layout.unpad(t, cu_seqlens, total)
+        for t in (
+            out.labels,
+            out.density,
+            out.delta,
+            out.score,
+            out.decisions.knn,
+            out.decisions.parent,
+            out.masks.mT,
+        )
+    )
+    choices = Decisions(knn, parent, out.decisions.seeds, out.counts)
+    return Clusters(masks.mT, out.counts, labels, rho, dlt, score, choices)
+
+
+def _cluster_padded(x, valid, config, decisions):
+    batch, tokens, dim = x.shape
+    if valid is None:
+        valid = torch.ones(batch, tokens, dtype=torch.bool, device=x.device)
+    if tokens == 0:
+        # Reductions have no answer for an empty row; one masked token gives them one.
+        x, valid = x.new_zeros(batch, 1, dim), valid.new_zeros(batch, 1)
+    if decisions is not None and tokens == 0:
+        empty = decisions.parent.new_full((batch, 1), -1)
+        decisions = Decisions(
+            empty[:, :, None].expand(-1, -1, config.k), empty, decisions.seeds, decisions.counts
+        )
+
+    ok = valid & x.isfinite().all(2)
+    x = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    x = torch.where(ok[:, :, None], x, 0)
+    x, exponent = density.normalise_range(x)
+    distance = density.squared_distances(x)
+    if config.distance_scale == "variance":
+        sigma = density.variance_scale(x, ok)
+        # Equal tokens are equally far apart, whatever the matrix product rounded them to.
+        distance = torch.where(sigma[:, None, None] > 0, distance, 0)
+    else:
+        factor = 1 / dim if config.distance_scale == "dim" else config.distance_scale
+        sigma = density.fixed_scale(x, exponent, factor)
+
+    if decisions is None:
+        knn = density.nearest_neighbours(distance, ok, config.k, config.include_self)
+    else:
+        knn = decisions.knn
+    rho = density.local_density(distance, knn, sigma, ok)
+    parent = delta.nearest_higher(distance, rho, ok) if decisions is None else decisions.parent
+    dlt = delta.seed_distance(distance, parent, sigma, ok)
+    # The first seed is the token of the largest score, so the normaliser is a replayed decision.
+    top = None if decisions is None else decisions.seeds[:, 0]
+    score = scope.seed_score(rho, dlt, config.score_norm, top)
+    if decisions is None:
+        seeds, counts = scope.choose_seeds(distance, score, sigma, ok, config)
+    else:
+        seeds, counts = decisions.seeds, decisions.counts
+    masks = scope.scope_masks(distance, score, sigma, seeds, counts, ok, valid, config)
+    labels = masks.argmax(1).masked_fill(~valid, -1)
+
+    cut = slice(0, tokens)
+    choices = Decisions(knn[:, cut], parent[:, cut], seeds, counts)
+    return Clusters(
+        masks[:, :, cut],
+        counts,
+        labels[:, cut],
+        rho[:, cut],
+        dlt[:, cut],
+        score[:, cut],
+        choices,
+    )

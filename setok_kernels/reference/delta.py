@@ -1,0 +1,35 @@
+"""Order of the tokens and distance to the nearest token of higher order (SeTok, Eq. 2)."""
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def nearest_higher(distance: Tensor, density: Tensor, ok: Tensor) -> Tensor:
+    """(B, N) parent: nearest token j that precedes i, ties lowest index; -1 for the top token.
+
+    j precedes i when its density is higher, or equal and j < i.
+    """
+    own, other = density[:, :, None], density[:, None, :]
+    index = torch.arange(density.shape[1], device=density.device)
+    precedes = (other > own) | ((other == own) & (index[None, :] < index[:, None]))
+    precedes = precedes & ok[:, None, :] & ok[:, :, None]
+    parent = distance.masked_fill(~precedes, torch.inf).argmin(2)
+    return parent.masked_fill(~precedes.any(2), -1)
+
+
+def seed_distance(distance: Tensor, parent: Tensor, sigma: Tensor, ok: Tensor) -> Tensor:
+    """delta_i = d(i, parent_i); for the top token the largest distance of its row.
+
+    Args:
+        distance: (B, N, N) unscaled squared distances.
+        parent: (B, N), -1 for the top token.
+        sigma: (B,) scale of the distances.
+        ok: (B, N) bool; delta is 0 elsewhere.
+    """
+    farthest = distance.detach().masked_fill(~ok[:, None, :], -1).argmax(2)
+    target = torch.where(parent >= 0, parent, farthest)
+    delta = sigma[:, None] * distance.gather(2, target[:, :, None])[:, :, 0]
+    # An infinite delta at density 0 would make the score NaN.
+    delta = delta.clamp(max=torch.finfo(delta.dtype).max)
+    return torch.where(ok, delta, 0)

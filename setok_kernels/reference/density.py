@@ -1,0 +1,88 @@
+"""Distances and local density (SeTok, Eq. 1)."""
+
+import torch
+from torch import Tensor
+
+
+def normalise_range(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale each image by a power of two so that no squared distance over- or underflows.
+
+    The scaling is exact: the bits of every result are those of the unscaled computation wherever
+    that one stays in range.
+
+    Args:
+        x: (B, N, D) finite.
+
+    Returns:
+        (B, N, D) with magnitudes at most 1, and `exponent` (B,): x = result * 2**exponent.
+    """
+    exponent = torch.frexp(x.detach().abs().amax((1, 2))).exponent
+    # 2**-exponent alone may leave the range of the dtype; its two halves do not.
+    half = exponent // 2
+    for part in (half, exponent - half):
+        x = x * torch.exp2(-part.to(x.dtype))[:, None, None]
+    return x, exponent
+
+
+def squared_distances(x: Tensor) -> Tensor:
+    """(B, N, D) to (B, N, N): ||x_i - x_j||^2 by the Gram matrix, >= 0, exactly 0 on the diagonal.
+
+    The norms are the diagonal of the Gram matrix, so that duplicates are at distance exactly 0.
+    """
+    gram = torch.bmm(x, x.mT)
+    norm = gram.diagonal(dim1=1, dim2=2)
+    distance = (norm[:, :, None] + norm[:, None, :] - 2 * gram).clamp(min=0)
+    diagonal = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+    return distance.masked_fill(diagonal, 0)
+
+
+@torch.no_grad()
+def variance_scale(x: Tensor, ok: Tensor) -> Tensor:
+    """(B,) sigma that makes the mean pairwise distance 1: 1 / (2 v), and 0 where v = 0.
+
+    Tokens are taken relative to one of them first: v of an image of equal tokens is exactly 0, and
+    a large common offset costs no precision.
+    """
+    first = ok.int().argmax(1)
+    origin = x[torch.arange(x.shape[0], device=x.device), first]
+    count = ok.sum(1).clamp(min=1)
+    centred = torch.where(ok[:, :, None], x - origin[:, None], 0)
+    centred = centred - centred.sum(1, keepdim=True) / count[:, None, None]
+    variance = torch.where(ok, centred.square().sum(2), 0).sum(1) / count
+    return torch.where(variance > 0, 0.5 / variance, 0)
+
+
+@torch.no_grad()
+def fixed_scale(x: Tensor, exponent: Tensor, sigma: float) -> Tensor:
+    """(B,) factor that turns distances of the range-normalised tokens into sigma * ||.||^2."""
+    largest = torch.finfo(x.dtype).max
+    scale = torch.full_like(x[:, 0, 0], sigma)
+    half = torch.exp2(exponent.to(x.dtype)).clamp(max=largest)
+    return (scale * half * half).clamp(max=largest)
+
+
+@torch.no_grad()
+def nearest_neighbours(distance: Tensor, ok: Tensor, k: int, include_self: bool) -> Tensor:
+    """(B, N, N) to (B, N, k): nearest tokens by ascending distance, ties lowest index, -1 absent."""
+    candidate = ok[:, None, :] & ok[:, :, None]
+    if not include_self:
+        candidate = candidate & ~torch.eye(ok.shape[1], dtype=torch.bool, device=ok.device)
+    order = distance.masked_fill(~candidate, torch.inf).sort(dim=2, stable=True).indices[..., :k]
+    knn = order.masked_fill(~candidate.gather(2, order), -1)
+    return torch.nn.functional.pad(knn, (0, k - knn.shape[2]), value=-1)
+
+
+def local_density(distance: Tensor, knn: Tensor, sigma: Tensor, ok: Tensor) -> Tensor:
+    """rho_i = exp(-mean of the neighbours' distances) (Eq. 1); 1 without any, 0 where not `ok`.
+
+    Args:
+        distance: (B, N, N) unscaled squared distances.
+        knn: (B, N, K) neighbours, -1 where absent.
+        sigma: (B,) scale of the distances.
+        ok: (B, N) bool.
+    """
+    found = knn >= 0
+    near = torch.where(found, distance.gather(2, knn.clamp(min=0)), 0)
+    # Scaling the sum, not the terms, keeps sums of small integers exact and their ties ties.
+    mean = near.sum(2) / found.sum(2).clamp(min=1)
+    return torch.where(ok, torch.exp(-sigma[:, None] * mean), 0)

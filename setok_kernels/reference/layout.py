@@ -1,0 +1,34 @@
+"""Packed input becomes padded input and back; the device decides nothing on the host."""
+
+import torch
+from torch import Tensor
+
+
+def pad(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int, fill=0) -> Tensor:
+    """(T, ...) to (B, max_seqlen, ...), `fill` behind the last token of each image."""
+    start, valid = _positions(cu_seqlens, max_seqlen)
+    if packed.shape[0] == 0:
+        return packed.new_full((*valid.shape, *packed.shape[1:]), fill)
+    padded = packed[start.clamp(max=packed.shape[0] - 1)]
+    keep = valid.reshape(*valid.shape, *[1] * (packed.dim() - 1))
+    return torch.where(keep, padded, fill)
+
+
+def unpad(padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
+    """(B, L, ...) to (total, ...): the inverse of `pad`."""
+    cu_seqlens = cu_seqlens.long()
+    token = torch.arange(total, device=padded.device)
+    image = torch.searchsorted(cu_seqlens[1:], token, right=True)
+    return padded[image, token - cu_seqlens[image]]
+
+
+def valid_tokens(cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+    """(B, max_seqlen) bool: True where `pad` puts a token."""
+    return _positions(cu_seqlens, max_seqlen)[1]
+
+
+def _positions(cu_seqlens, max_seqlen):
+    cu_seqlens = cu_seqlens.long()
+    local = torch.arange(max_seqlen, device=cu_seqlens.device)
+    start = cu_seqlens[:-1, None] + local
+    return start, start < cu_seqlens[1:, None]

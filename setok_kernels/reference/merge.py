@@ -1,0 +1,49 @@
+"""Tokens of a cluster become one token (merge), and one token goes back to all (unmerge)."""
+
+import torch
+from torch import Tensor
+
+from setok_kernels.reference import layout
+from setok_kernels.result import Clusters
+
+
+def merge(x: Tensor, out: Clusters, mode: str, weights: Tensor | None, eps: float) -> Tensor:
+    """(B, N, D) or (T, D) to (B, C + 1, D); the arguments are those of `merge_tokens`, checked."""
+    share = _assignment(out, mode)
+    dtype, x = x.dtype, x.to(share.dtype)
+    if weights is not None:
+        weights = weights.to(share.dtype)
+    if out.cu_seqlens is not None:
+        x = layout.pad(x, out.cu_seqlens, out.max_seqlen)
+        if weights is not None:
+            weights = layout.pad(weights, out.cu_seqlens, out.max_seqlen)
+    # What no cluster may use (padding, non-finite tokens) must not reach the product as NaN.
+    usable = x.isfinite().all(2) & (share.sum(1) > 0)
+    x = torch.where(usable[:, :, None], x, 0)
+    share = torch.where(usable[:, None], share, 0)
+    if weights is not None:
+        share = share * torch.where(usable, weights, 0)[:, None]
+    mass = share.sum(2, keepdim=True)
+    mass = mass + eps if mode == "soft" else torch.where(mass > 0, mass, 1)
+    return (torch.bmm(share, x) / mass).to(dtype)
+
+
+def unmerge(tokens: Tensor, out: Clusters, mode: str) -> Tensor:
+    """(B, C + 1, D) to (B, N, D) or (T, D): the transpose of the assignment; masked tokens are 0."""
+    share = _assignment(out, mode)
+    spread = torch.bmm(share.mT, tokens.to(share.dtype)).to(tokens.dtype)
+    if out.cu_seqlens is None:
+        return spread
+    return layout.unpad(spread, out.cu_seqlens, out.labels.shape[0])
+
+
+def _assignment(out: Clusters, mode: str) -> Tensor:
+    """(B, C + 1, N) share of each token in each row: the masks, or 1 at the token's label."""
+    masks, labels = out.masks, out.labels
+    if out.cu_seqlens is not None:
+        masks = layout.pad(masks.mT, out.cu_seqlens, out.max_seqlen).mT
+        labels = layout.pad(labels, out.cu_seqlens, out.max_seqlen, fill=-1)
+    if mode == "soft":
+        return masks
+    row = torch.arange(out.num_rows, device=labels.device)
+    return (labels[:, None] == row[:, None]).to(masks.dtype)

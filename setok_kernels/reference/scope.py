@@ -1,0 +1,124 @@
+"""Seed score, and the scope loop with its alpha masks (SeTok, Algorithm 1)."""
+
+import torch
+from torch import Tensor
+
+
+class _ClampStraightThrough(torch.autograd.Function):
+    """clamp(x, low, high) whose gradient is 1 everywhere (GENESIS-V2)."""
+
+    @staticmethod
+    def forward(ctx, x, low, high):
+        return x.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None, None
+
+
+def seed_score(density: Tensor, delta: Tensor, norm: str | None, top: Tensor | None) -> Tensor:
+    """s_i = rho_i * delta_i, divided by the image's largest when `norm` is "max".
+
+    Args:
+        density, delta: (B, N).
+        norm: "max" or None.
+        top: (B,) token of the largest score, -1 or None where it is to be found here.
+    """
+    score = density * delta
+    if norm is None:
+        return score
+    best = score.detach().argmax(1)
+    if top is not None:
+        best = torch.where(top >= 0, top, best)
+    largest = score.gather(1, best[:, None])
+    # A subnormal maximum counts as 0: its reciprocal is not finite, and GPUs flush it.
+    normal = largest >= torch.finfo(score.dtype).tiny
+    return score / torch.where(normal, largest, 1)
+
+
+def alpha_mask(distance: Tensor, score: Tensor, config) -> Tensor:
+    """alpha_i from the distance to the seed and the token's own score; shapes broadcast."""
+    bandwidth, beta, temperature, offset = (
+        torch.as_tensor(v, dtype=score.dtype, device=score.device)
+        for v in (config.bandwidth, config.beta, config.temperature, config.offset)
+    )
+    # Far beyond the reach of any kernel; keeps 0 * inf out of the gradient of the bandwidth.
+    distance = distance.clamp(max=torch.finfo(score.dtype).max ** 0.5)
+    if config.kernel == "gaussian":
+        phi = torch.exp(-distance / bandwidth)
+    elif config.kernel == "laplacian":
+        away = distance > 0
+        root = torch.where(away, torch.where(away, distance, 1).sqrt(), 0)
+        phi = torch.exp(-root / bandwidth)
+    else:
+        phi = (1 - distance / bandwidth).clamp(min=0)
+    if config.alpha == "kernel":
+        return _ClampStraightThrough.apply(phi - beta * score, 0.01, 0.99)
+    return torch.sigmoid((phi - offset - beta * score) / temperature)
+
+
+@torch.no_grad()
+def choose_seeds(
+    distance: Tensor, score: Tensor, sigma: Tensor, ok: Tensor, config
+) -> tuple[Tensor, Tensor]:
+    """Run the scope loop for its decisions: seeds (B, max_clusters), -1 absent, and counts (B,).
+
+    The loop always runs max_clusters steps and finished images stand still, so nothing is read
+    back from the device.
+    """
+    image = torch.arange(score.shape[0], device=score.device)
+    scope = ok.to(score.dtype)
+    eligible, active = ok.clone(), ok.any(1)
+    tokens = ok.sum(1).clamp(min=1)
+    seeds = []
+    for _ in range(config.max_clusters):
+        seed = (scope * score).masked_fill(~eligible, -1).argmax(1)
+        alpha = alpha_mask(sigma[:, None] * distance[image, seed], score, config)
+        active = active & eligible.any(1) & ((scope * alpha).sum(1) >= config.min_mass)
+        seeds.append(torch.where(active, seed, -1))
+        scope = torch.where(active[:, None], scope * (1 - alpha), scope)
+        if config.distinct_seeds:
+            eligible[image, seed] &= ~active
+        active = active & (scope.sum(1) / tokens > config.stop_residual)
+    seeds = torch.stack(seeds, 1)
+    return seeds, (seeds >= 0).sum(1)
+
+
+def scope_masks(
+    distance: Tensor,
+    score: Tensor,
+    sigma: Tensor,
+    seeds: Tensor,
+    counts: Tensor,
+    ok: Tensor,
+    valid: Tensor,
+    config,
+) -> Tensor:
+    """Masks of known seeds: M_c = z * alpha_c, z <- z * (1 - alpha_c), and the residual last.
+
+    Args:
+        distance: (B, N, N) unscaled squared distances.
+        score: (B, N).
+        sigma: (B,) scale of the distances.
+        seeds: (B, C), -1 from counts on.
+        counts: (B,).
+        ok: (B, N) tokens that take part.
+        valid: (B, N) tokens whose masks sum to 1; those not `ok` are all residual.
+        config: the `ClusterConfig`.
+
+    Returns:
+        (B, C + 1, N).
+    """
+    live = seeds >= 0
+    rows = seeds.clamp(min=0)[:, :, None].expand(-1, -1, distance.shape[2])
+    alpha = alpha_mask(sigma[:, None, None] * distance.gather(1, rows), score[:, None], config)
+    alpha = torch.where(live[:, :, None] & ok[:, None], alpha, 0)
+    scope = valid.to(score.dtype)
+    masks = []
+    for step in range(seeds.shape[1]):
+        masks.append(scope * alpha[:, step])
+        scope = scope * (1 - alpha[:, step])
+    masks = torch.stack([*masks, torch.zeros_like(scope)], 1)
+    row = torch.arange(masks.shape[1], device=masks.device)
+    residual = row == counts[:, None]
+    return torch.where(residual[:, :, None], scope[:, None], masks)
