@@ -1,0 +1,32 @@
+"""Fixtures and settings shared by all tests."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+import setok_kernels as sk
+
+# The same cases every time, so that a red test stays red; `--hypothesis-profile=explore` looks for
+# new ones.
+settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("explore", max_examples=1000, deadline=None)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def _poison():
+    """Uninitialised memory is NaN or the largest integer; nondeterministic operations raise."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+CPU_BACKENDS = [name for name, reason in sk.backends().items() if reason is None and name != "triton"]
+
+
+@pytest.fixture(params=CPU_BACKENDS)
+def backend(request):
+    """Every backend that runs on this machine's CPU."""
+    return request.param
