@@ -15,7 +15,7 @@ settings.register_profile("explore", max_examples=1000, deadline=None)
 settings.load_profile("repeatable")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def _poison():
     """Uninitialised memory is NaN or the largest integer; nondeterministic operations raise."""
     torch.use_deterministic_algorithms(True)
@@ -26,7 +26,7 @@ def _poison():
 CPU_BACKENDS = [name for name, reason in sk.backends().items() if reason is None and name != "triton"]
 
 
-@pytest.fixture(params=CPU_BACKENDS)
+@pytest.fixture(params=CPU_BACKENDS, scope="session")
 def backend(request):
     """Every backend that runs on this machine's CPU."""
     return request.param

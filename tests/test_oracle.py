@@ -105,4 +105,5 @@ def test_oracle_by_hand():
     assert result["density"][2] == pytest.approx(0.01831563888873418)
     first = [1 / (1 + 2.718281828459045 ** -p) for p in (1, 0.75, 0, 0)]
     assert result["masks"][0] == pytest.approx(first)
-    assert result["labels"] == [0, 0, 1, 0]
+    # Token 2 keeps alpha 0.5 of a full scope from the first seed; the second gets 0.5 * 0.731.
+    assert result["labels"] == [0, 0, 0, 0]

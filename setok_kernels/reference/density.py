@@ -41,15 +41,17 @@ def variance_scale(x: Tensor, ok: Tensor) -> Tensor:
     """(B,) sigma that makes the mean pairwise distance 1: 1 / (2 v), and 0 where v = 0.
 
     Tokens are taken relative to one of them first: v of an image of equal tokens is exactly 0, and
-    a large common offset costs no precision.
+    a large common offset costs no precision. Sums in float64 are exact for small integers, so the
+    scale of those does not depend on the order of the tokens or on padding.
     """
     first = ok.int().argmax(1)
     origin = x[torch.arange(x.shape[0], device=x.device), first]
-    count = ok.sum(1).clamp(min=1)
-    centred = torch.where(ok[:, :, None], x - origin[:, None], 0)
-    centred = centred - centred.sum(1, keepdim=True) / count[:, None, None]
-    variance = torch.where(ok, centred.square().sum(2), 0).sum(1) / count
-    return torch.where(variance > 0, 0.5 / variance, 0)
+    count = ok.sum(1).clamp(min=1).double()
+    shifted = torch.where(ok[:, :, None], (x - origin[:, None]).double(), 0)
+    # v = sum ||y||^2 / n - ||sum y||^2 / n^2, over a common denominator.
+    squares, total = shifted.square().sum((1, 2)), shifted.sum(1).square().sum(1)
+    variance = (count * squares - total) / count.square()
+    return torch.where(variance > 0, 0.5 / variance, 0).to(x.dtype)
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """Seed score, and the scope loop with its alpha masks (SeTok, Algorithm 1)."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -54,7 +56,17 @@ def alpha_mask(distance: Tensor, score: Tensor, config) -> Tensor:
         phi = (1 - distance / bandwidth).clamp(min=0)
     if config.alpha == "kernel":
         return _ClampStraightThrough.apply(phi - beta * score, 0.01, 0.99)
-    return torch.sigmoid((phi - offset - beta * score) / temperature)
+    return _sigmoid((phi - offset - beta * score) / temperature)
+
+
+def _sigmoid(level: Tensor) -> Tensor:
+    """1 / (1 + exp(-level)), the same bits for the same number wherever it stands.
+
+    torch.sigmoid rounds differently in the vector body and in the tail of a tensor, which would
+    tell duplicates apart. The clamp keeps the gradient finite; it moves values below 1e-34.
+    """
+    limit = 0.9 * math.log(torch.finfo(level.dtype).max)
+    return 1 / (1 + torch.exp(-level.clamp(min=-limit)))
 
 
 @torch.no_grad()
