@@ -1,5 +1,7 @@
 """Validation of arguments: every message names the argument, what was expected and what came."""
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -69,7 +71,9 @@ def check_packing(x: Tensor, cu_seqlens, max_seqlen, token_mask) -> int:
     Values are read, and max_seqlen derived, only where that needs no wait for a device.
     """
     if token_mask is not None:
-        raise ValueError("token_mask: expected None with cu_seqlens (leave the tokens out), got one")
+        raise ValueError(
+            "token_mask: expected None with cu_seqlens (leave the tokens out), got one"
+        )
     check_tensor("cu_seqlens", cu_seqlens)
     if cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"cu_seqlens: expected dtype torch.int32, got {cu_seqlens.dtype}")
@@ -86,7 +90,7 @@ def check_packing(x: Tensor, cu_seqlens, max_seqlen, token_mask) -> int:
             )
         return max_seqlen
     offsets = cu_seqlens.tolist()
-    lengths = [b - a for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    lengths = [b - a for a, b in itertools.pairwise(offsets)]
     if offsets[0] != 0 or offsets[-1] != x.shape[0] or min(lengths, default=0) < 0:
         raise ValueError(
             f"cu_seqlens: expected non-decreasing offsets from 0 to {x.shape[0]}, got {offsets}"
@@ -135,7 +139,7 @@ def check_decisions(
 
 
 def check_finite_tokens(x: Tensor, valid: Tensor | None, cu_seqlens: Tensor | None) -> None:
-    """No valid token of `x`, (B, N, D) or (T, D), has a non-finite feature. Waits for the device."""
+    """No valid token of `x`, (B, N, D) or (T, D), is non-finite. Waits for the device."""
     bad = ~x.isfinite().all(-1)
     if valid is not None:
         bad = bad & valid

@@ -23,7 +23,9 @@ def _poison():
     torch.use_deterministic_algorithms(False)
 
 
-CPU_BACKENDS = [name for name, reason in sk.backends().items() if reason is None and name != "triton"]
+CPU_BACKENDS = [
+    name for name, reason in sk.backends().items() if reason is None and name != "triton"
+]
 
 
 @pytest.fixture(params=CPU_BACKENDS, scope="session")

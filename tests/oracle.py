@@ -57,7 +57,9 @@ def cluster(tokens, config, forced_seeds=None):
     """
     n = len(tokens)
     if n == 0:
-        return dict(knn=[], parent=[], seeds=[], density=[], delta=[], score=[], masks=[[]], labels=[])
+        return dict(
+            knn=[], parent=[], seeds=[], density=[], delta=[], score=[], masks=[[]], labels=[]
+        )
     exact = pairwise(tokens)
     sigma = scale(exact, len(tokens[0]), config)
     dist = [[sigma * float(v) for v in row] for row in exact]

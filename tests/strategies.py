@@ -32,7 +32,11 @@ configs = st.one_of(
 @st.composite
 def exact_tokens(draw, dtype=torch.float64, max_tokens=10):
     """(B, N, D) small integers: in general position, with duplicates, or one-hot."""
-    batch, tokens, dim = draw(st.integers(1, 3)), draw(st.integers(1, max_tokens)), draw(st.integers(1, 4))
+    batch, tokens, dim = (
+        draw(st.integers(1, 3)),
+        draw(st.integers(1, max_tokens)),
+        draw(st.integers(1, 4)),
+    )
     seed = draw(st.integers(0, 2**16))
     kind = draw(st.sampled_from(["integers", "duplicates", "one hot", "wide"]))
     if kind == "duplicates":

@@ -23,7 +23,9 @@ def changed(out, name, index, value):
     if name in ("knn", "parent", "seeds"):
         tensor = getattr(out.decisions, name).clone()
         tensor[index] = value
-        return dataclasses.replace(out, decisions=dataclasses.replace(out.decisions, **{name: tensor}))
+        return dataclasses.replace(
+            out, decisions=dataclasses.replace(out.decisions, **{name: tensor})
+        )
     tensor = getattr(out, name).clone()
     tensor[index] = value
     return dataclasses.replace(out, **{name: tensor})

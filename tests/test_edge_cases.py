@@ -23,11 +23,13 @@ def test_empty(backend, config, shape):
     out = sk.cluster_tokens(torch.zeros(shape), config, backend=backend)
     batch, tokens = shape[0], shape[1:-1].count(0) == 0 and torch.Size(shape[1:-1]).numel()
     assert out.masks.shape == (batch, 6, tokens)
-    assert out.labels.shape == (batch, tokens) and out.decisions.knn.shape == (batch, tokens, config.k)
-    assert out.decisions.seeds.eq(-1).all() and out.counts.eq(0).all()
-    again = sk.cluster_tokens(
-        torch.zeros(shape), config, decisions=out.decisions, backend=backend
+    assert out.labels.shape == (batch, tokens) and out.decisions.knn.shape == (
+        batch,
+        tokens,
+        config.k,
     )
+    assert out.decisions.seeds.eq(-1).all() and out.counts.eq(0).all()
+    again = sk.cluster_tokens(torch.zeros(shape), config, decisions=out.decisions, backend=backend)
     assert torch.equal(again.masks, out.masks)
     merged = sk.merge_tokens(torch.zeros(shape), out, backend=backend)
     assert merged.shape == (batch, 6, 3)
@@ -58,7 +60,11 @@ def test_more_neighbours_than_tokens(backend):
     x = torch.tensor([[[0.0], [1.0], [3.0]]])
     config = sk.ClusterConfig(k=10, max_clusters=2, distance_scale=1.0)
     out = testing.check_backend(backend, x, config, exact=True)
-    assert out.decisions.knn[0].tolist() == [[1, 2] + [-1] * 8, [0, 2] + [-1] * 8, [1, 0] + [-1] * 8]
+    assert out.decisions.knn[0].tolist() == [
+        [1, 2] + [-1] * 8,
+        [0, 2] + [-1] * 8,
+        [1, 0] + [-1] * 8,
+    ]
     torch.testing.assert_close(out.density[0], torch.exp(-torch.tensor([5.0, 2.5, 6.5])))
 
 
@@ -122,7 +128,10 @@ def test_only_non_finite_tokens(backend, config):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_extreme_magnitudes(backend, config, magnitude, dtype):
     x = testing.planted_clusters(2, 20, 6, 3, dtype=dtype)[0] * magnitude
-    learnable = {n: torch.tensor(float(getattr(config, n)), requires_grad=True) for n in ("bandwidth", "beta")}
+    learnable = {
+        n: torch.tensor(float(getattr(config, n)), requires_grad=True)
+        for n in ("bandwidth", "beta")
+    }
     tuned = sk.ClusterConfig(**(config.to_dict() | learnable))
     x.requires_grad_()
     out = sk.cluster_tokens(x, tuned, backend=backend)
@@ -132,7 +141,9 @@ def test_extreme_magnitudes(backend, config, magnitude, dtype):
         assert leaf.grad.isfinite().all()
     if config.distance_scale == "variance":
         plain = sk.cluster_tokens(x.detach() / magnitude, config, backend=backend)
-        assert torch.equal(plain.labels, out.labels) and plain.counts.tolist() == out.counts.tolist()
+        assert (
+            torch.equal(plain.labels, out.labels) and plain.counts.tolist() == out.counts.tolist()
+        )
     else:
         expected = (x[0, 0] - x[0]).detach().double().square().sum(1) / 6
         parent = out.decisions.parent[0, 0]

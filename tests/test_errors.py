@@ -25,7 +25,12 @@ def raises(error, match):
         ("kernel", "box", ValueError, r"kernel: expected one of gaussian, laplacian, epanechnikov"),
         ("alpha", "relu", ValueError, r"alpha: expected one of sigmoid, kernel, got 'relu'"),
         ("score_norm", "sum", ValueError, r"score_norm: expected one of max, None, got 'sum'"),
-        ("distance_scale", "std", ValueError, r"distance_scale: expected one of variance, dim, a nu"),
+        (
+            "distance_scale",
+            "std",
+            ValueError,
+            r"distance_scale: expected one of variance, dim, a nu",
+        ),
         ("distance_scale", 0, ValueError, r"distance_scale: expected more than 0, got 0"),
         ("distance_scale", None, TypeError, r"distance_scale: expected a real number, got None"),
         ("distinct_seeds", 1, TypeError, r"distinct_seeds: expected a bool, got 1"),
@@ -37,7 +42,12 @@ def raises(error, match):
         ("bandwidth", 0.0, ValueError, r"bandwidth: expected more than 0, got 0.0"),
         ("bandwidth", -1, ValueError, r"bandwidth: expected more than 0, got -1"),
         ("temperature", 0, ValueError, r"temperature: expected more than 0, got 0"),
-        ("temperature", torch.tensor(-2.0), ValueError, r"temperature: expected more than 0, got -2"),
+        (
+            "temperature",
+            torch.tensor(-2.0),
+            ValueError,
+            r"temperature: expected more than 0, got -2",
+        ),
         ("bandwidth", torch.ones(2), ValueError, r"bandwidth: .*0-dim .*got shape \(2,\)"),
         ("beta", torch.tensor(1), ValueError, r"beta: .*floating-point tensor, got .*int64"),
         ("beta", float("nan"), ValueError, r"beta: expected a finite number, got nan"),
@@ -119,9 +129,7 @@ def decisions(**changes):
 )  # fmt: skip
 def test_decisions(changes, error, match):
     with raises(error, match):
-        sk.cluster_tokens(
-            X, sk.ClusterConfig(k=2, max_clusters=4), decisions=decisions(**changes)
-        )
+        sk.cluster_tokens(X, sk.ClusterConfig(k=2, max_clusters=4), decisions=decisions(**changes))
 
 
 def test_decisions_of_another_config():
@@ -165,8 +173,16 @@ GRID = sk.cluster_tokens(X.reshape(2, 5, 1, 3), sk.ClusterConfig(max_clusters=4)
         (dict(x=X.reshape(2, 1, 5, 3)), ValueError, r"x: expected shape \(2, 5, 1, 3\), got"),
         (dict(x=X.to("meta")), ValueError, r"x: expected device cpu like x, got meta"),
         (dict(weights=[1]), TypeError, r"weights: expected a torch.Tensor, got list"),
-        (dict(weights=torch.ones(2, 4)), ValueError, r"weights: expected shape \(2, 5\), got \(2, 4\)"),
-        (dict(weights=torch.ones(2, 5, device="meta")), ValueError, r"weights: expected device cpu"),
+        (
+            dict(weights=torch.ones(2, 4)),
+            ValueError,
+            r"weights: expected shape \(2, 5\), got \(2, 4\)",
+        ),
+        (
+            dict(weights=torch.ones(2, 5, device="meta")),
+            ValueError,
+            r"weights: expected device cpu",
+        ),
         (dict(backend="none"), ValueError, r"backend: expected one of"),
     ],
 )
@@ -180,10 +196,22 @@ def test_merge_tokens(arguments, error, match):
     [
         (dict(out=None), TypeError, r"out: expected the Clusters of cluster_tokens, got NoneType"),
         (dict(mode=0), ValueError, r"mode: expected 'hard' or 'soft', got 0"),
-        (dict(tokens=torch.zeros(2, 4, 3)), ValueError, r"tokens: expected shape \(2, 5, 3\), got \(2, 4"),
-        (dict(tokens=torch.tensor(0.0)), ValueError, r"tokens: expected shape \(2, 5, 1\), got \(\)"),
+        (
+            dict(tokens=torch.zeros(2, 4, 3)),
+            ValueError,
+            r"tokens: expected shape \(2, 5, 3\), got \(2, 4",
+        ),
+        (
+            dict(tokens=torch.tensor(0.0)),
+            ValueError,
+            r"tokens: expected shape \(2, 5, 1\), got \(\)",
+        ),
         (dict(tokens=torch.zeros(2, 5, 3).long()), TypeError, r"tokens: expected dtype"),
-        (dict(tokens=torch.zeros(2, 5, 3, device="meta")), ValueError, r"tokens: expected device cpu"),
+        (
+            dict(tokens=torch.zeros(2, 5, 3, device="meta")),
+            ValueError,
+            r"tokens: expected device cpu",
+        ),
     ],
 )
 def test_unmerge_tokens(arguments, error, match):

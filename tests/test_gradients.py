@@ -41,7 +41,9 @@ def test_gradcheck(backend, kernel, alpha, norm, layout):
         k=3, max_clusters=4, kernel=kernel, alpha=alpha, score_norm=norm, distance_scale=0.15,
         bandwidth=0.7, temperature=0.6, beta=0.3, offset=0.4, stop_residual=0.0, min_mass=0.05,
     )  # fmt: skip
-    packed, cu_seqlens, padded, mask = testing.ragged_batch([7, 0, 5], 3, seed=2, dtype=torch.float64)
+    packed, cu_seqlens, padded, mask = testing.ragged_batch(
+        [7, 0, 5], 3, seed=2, dtype=torch.float64
+    )
     padded = torch.where(mask[..., None], padded, 0.3)
     x, arguments = {
         "padded": (padded[:1], {}),
@@ -75,7 +77,7 @@ def unclamped(function, config):
 
 
 def test_straight_through_gradient_of_the_clamp(backend):
-    """Where alpha is clamped the value is the bound and the gradient that of the unclamped alpha."""
+    """A clamped alpha has the value of the bound and the gradient of the unclamped alpha."""
     config = sk.ClusterConfig(
         k=1, max_clusters=1, alpha="kernel", distance_scale=1.0, score_norm=None,
         bandwidth=0.25, beta=torch.tensor(0.0, requires_grad=True),

@@ -1,6 +1,7 @@
 """Properties that every backend keeps on every input (DESIGN: invariants)."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -69,7 +70,7 @@ def test_packed_equals_padded_equals_loop(backend, lengths, seed, config):
     assert torch.equal(one.masks.mT, two.masks.mT[mask])
     assert torch.equal(one.decisions.knn, two.decisions.knn[mask])
     assert torch.equal(one.decisions.parent, two.decisions.parent[mask])
-    for b, (start, end) in enumerate(zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True)):
+    for b, (start, end) in enumerate(itertools.pairwise(cu_seqlens)):
         alone = sk.cluster_tokens(packed[None, start:end], config, backend=backend)
         assert torch.equal(alone.masks[0], one.masks[:, start:end])
         assert torch.equal(alone.decisions.knn[0], one.decisions.knn[start:end])

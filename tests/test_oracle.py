@@ -19,7 +19,10 @@ def expected_clusters(x, config, mask):
     rows = config.max_clusters + 1
     knn = torch.full((batch, tokens, config.k), -1)
     parent, labels = torch.full((batch, tokens), -1), torch.full((batch, tokens), -1)
-    seeds, counts = torch.full((batch, config.max_clusters), -1), torch.zeros(batch, dtype=torch.int64)
+    seeds, counts = (
+        torch.full((batch, config.max_clusters), -1),
+        torch.zeros(batch, dtype=torch.int64),
+    )
     masks = torch.zeros(batch, rows, tokens, dtype=torch.float64)
     density, delta, score = torch.zeros(3, batch, tokens, dtype=torch.float64)
     for b in range(batch):
@@ -79,7 +82,12 @@ def test_reference_equals_oracle(x, config, data):
 @pytest.mark.parametrize("distance_scale", ["variance", "dim", 0.2])
 def test_reference_equals_oracle_on_real_numbers(kernel, alpha, norm, distance_scale):
     config = sk.ClusterConfig(
-        k=3, max_clusters=6, kernel=kernel, alpha=alpha, score_norm=norm, distance_scale=distance_scale
+        k=3,
+        max_clusters=6,
+        kernel=kernel,
+        alpha=alpha,
+        score_norm=norm,
+        distance_scale=distance_scale,
     )
     x, _ = testing.planted_clusters(2, 14, 5, 3, seed=1, noise=0.4, dtype=torch.float64)
     out = sk.cluster_tokens(x, config, backend="reference")
@@ -103,7 +111,7 @@ def test_oracle_by_hand():
     assert result["seeds"] == [0, 2]
     assert result["density"][0] == pytest.approx(0.36787944117144233)
     assert result["density"][2] == pytest.approx(0.01831563888873418)
-    first = [1 / (1 + 2.718281828459045 ** -p) for p in (1, 0.75, 0, 0)]
+    first = [1 / (1 + 2.718281828459045**-p) for p in (1, 0.75, 0, 0)]
     assert result["masks"][0] == pytest.approx(first)
     # Token 2 keeps alpha 0.5 of a full scope from the first seed; the second gets 0.5 * 0.731.
     assert result["labels"] == [0, 0, 0, 0]

@@ -65,7 +65,7 @@ def fixed_scale(x: Tensor, exponent: Tensor, sigma: float) -> Tensor:
 
 @torch.no_grad()
 def nearest_neighbours(distance: Tensor, ok: Tensor, k: int, include_self: bool) -> Tensor:
-    """(B, N, N) to (B, N, k): nearest tokens by ascending distance, ties lowest index, -1 absent."""
+    """(B, N, N) to (B, N, k): nearest tokens, ascending, ties lowest index, -1 absent."""
     candidate = ok[:, None, :] & ok[:, :, None]
     if not include_self:
         candidate = candidate & ~torch.eye(ok.shape[1], dtype=torch.bool, device=ok.device)

@@ -29,7 +29,7 @@ def merge(x: Tensor, out: Clusters, mode: str, weights: Tensor | None, eps: floa
 
 
 def unmerge(tokens: Tensor, out: Clusters, mode: str) -> Tensor:
-    """(B, C + 1, D) to (B, N, D) or (T, D): the transpose of the assignment; masked tokens are 0."""
+    """(B, C + 1, D) to (B, N, D) or (T, D): the transposed assignment; 0 where masked."""
     share = _assignment(out, mode)
     spread = torch.bmm(share.mT, tokens.to(share.dtype)).to(tokens.dtype)
     if out.cu_seqlens is None:

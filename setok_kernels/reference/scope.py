@@ -22,7 +22,8 @@ def seed_score(density: Tensor, delta: Tensor, norm: str | None, top: Tensor | N
     """s_i = rho_i * delta_i, divided by the image's largest when `norm` is "max".
 
     Args:
-        density, delta: (B, N).
+        density: (B, N).
+        delta: (B, N).
         norm: "max" or None.
         top: (B,) token of the largest score, -1 or None where it is to be found here.
     """

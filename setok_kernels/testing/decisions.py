@@ -134,7 +134,9 @@ def _images(x: Tensor, out: Clusters, token_mask: Tensor | None):
             span = slice(int(out.cu_seqlens[b]), int(out.cu_seqlens[b + 1]))
         ok = valid[span] & x[span].isfinite().all(-1)
         features = torch.where(ok[:, None], x[span], 0)
-        yield _Image(b, features, ok, Decisions(d.knn[span], d.parent[span], d.seeds[b], d.counts[b]))
+        yield _Image(
+            b, features, ok, Decisions(d.knn[span], d.parent[span], d.seeds[b], d.counts[b])
+        )
 
 
 def _judge_image(image: _Image, config, roundoff: float, input_roundoff: float) -> None:
@@ -201,7 +203,9 @@ def _judge_neighbours(distance: Interval, knn: Tensor, config, position: Tensor)
     if knn.shape[1]:
         closest_left = distance.hi.masked_fill(chosen, torch.inf).amin(1)
         wrong = near.lo.amax(1) > closest_left
-        assert not wrong.any(), f"a neighbour of token {_first(wrong, position)} is not among the nearest"
+        assert not wrong.any(), (
+            f"a neighbour of token {_first(wrong, position)} is not among the nearest"
+        )
 
 
 def _density_bounds(scaled: Interval, knn: Tensor, roundoff: float) -> Interval:
