@@ -12,6 +12,9 @@ settings.register_profile(
     "repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("explore", max_examples=1000, deadline=None)
+settings.register_profile(
+    "mutants", settings.get_profile("repeatable"), max_examples=25, database=None
+)
 settings.load_profile("repeatable")
 
 

@@ -61,39 +61,43 @@ def _cluster_padded(x, valid, config, decisions):
     if tokens == 0:
         # Reductions have no answer for an empty row; one masked token gives them one.
         x, valid = x.new_zeros(batch, 1, dim), valid.new_zeros(batch, 1)
-    if decisions is not None and tokens == 0:
-        empty = decisions.parent.new_full((batch, 1), -1)
-        decisions = Decisions(
-            empty[:, :, None].expand(-1, -1, config.k), empty, decisions.seeds, decisions.counts
-        )
+        if decisions is not None:
+            knn = decisions.knn.new_full((batch, 1, config.k), -1)
+            decisions = Decisions(knn, knn[:, :, 0], decisions.seeds, decisions.counts)
 
     ok = valid & x.isfinite().all(2)
     x = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
     x = torch.where(ok[:, :, None], x, 0)
     x, exponent = density.normalise_range(x)
     distance = density.squared_distances(x)
+    with torch.no_grad():
+        if config.distance_scale == "variance":
+            sigma = density.variance_scale(x, ok)
+        else:
+            factor = 1 / dim if config.distance_scale == "dim" else config.distance_scale
+            sigma = density.fixed_scale(x, exponent, factor)
     if config.distance_scale == "variance":
-        sigma = density.variance_scale(x, ok)
         # Equal tokens are equally far apart, whatever the matrix product rounded them to.
         distance = torch.where(sigma[:, None, None] > 0, distance, 0)
-    else:
-        factor = 1 / dim if config.distance_scale == "dim" else config.distance_scale
-        sigma = density.fixed_scale(x, exponent, factor)
 
-    if decisions is None:
-        knn = density.nearest_neighbours(distance, ok, config.k, config.include_self)
+    # Each decision is made without gradient, then evaluated with it: a replay skips the making.
+    known = decisions is not None
+    if known:
+        knn, parent = decisions.knn, decisions.parent
+        seeds, counts = decisions.seeds, decisions.counts
     else:
-        knn = decisions.knn
+        with torch.no_grad():
+            knn = density.nearest_neighbours(distance, ok, config.k, config.include_self)
     rho = density.local_density(distance, knn, sigma, ok)
-    parent = delta.nearest_higher(distance, rho, ok) if decisions is None else decisions.parent
+    if not known:
+        with torch.no_grad():
+            parent = delta.nearest_higher(distance, rho, ok)
     dlt = delta.seed_distance(distance, parent, sigma, ok)
     # The first seed is the token of the largest score, so the normaliser is a replayed decision.
-    top = None if decisions is None else decisions.seeds[:, 0]
-    score = scope.seed_score(rho, dlt, config.score_norm, top)
-    if decisions is None:
-        seeds, counts = scope.choose_seeds(distance, score, sigma, ok, config)
-    else:
-        seeds, counts = decisions.seeds, decisions.counts
+    score = scope.seed_score(rho, dlt, config.score_norm, seeds[:, 0] if known else None)
+    if not known:
+        with torch.no_grad():
+            seeds, counts = scope.choose_seeds(distance, score, sigma, ok, config)
     masks = scope.scope_masks(distance, score, sigma, seeds, counts, ok, valid, config)
     labels = masks.argmax(1).masked_fill(~valid, -1)
 

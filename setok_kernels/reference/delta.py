@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 
-@torch.no_grad()
 def nearest_higher(distance: Tensor, density: Tensor, ok: Tensor) -> Tensor:
     """(B, N) parent: nearest token j that precedes i, ties lowest index; -1 for the top token.
 

@@ -36,7 +36,6 @@ def squared_distances(x: Tensor) -> Tensor:
     return distance.masked_fill(diagonal, 0)
 
 
-@torch.no_grad()
 def variance_scale(x: Tensor, ok: Tensor) -> Tensor:
     """(B,) sigma that makes the mean pairwise distance 1: 1 / (2 v), and 0 where v = 0.
 
@@ -54,7 +53,6 @@ def variance_scale(x: Tensor, ok: Tensor) -> Tensor:
     return torch.where(variance > 0, 0.5 / variance, 0).to(x.dtype)
 
 
-@torch.no_grad()
 def fixed_scale(x: Tensor, exponent: Tensor, sigma: float) -> Tensor:
     """(B,) factor that turns distances of the range-normalised tokens into sigma * ||.||^2."""
     largest = torch.finfo(x.dtype).max
@@ -63,7 +61,6 @@ def fixed_scale(x: Tensor, exponent: Tensor, sigma: float) -> Tensor:
     return (scale * half * half).clamp(max=largest)
 
 
-@torch.no_grad()
 def nearest_neighbours(distance: Tensor, ok: Tensor, k: int, include_self: bool) -> Tensor:
     """(B, N, N) to (B, N, k): nearest tokens, ascending, ties lowest index, -1 absent."""
     candidate = ok[:, None, :] & ok[:, :, None]

@@ -70,7 +70,6 @@ def _sigmoid(level: Tensor) -> Tensor:
     return 1 / (1 + torch.exp(-level.clamp(min=-limit)))
 
 
-@torch.no_grad()
 def choose_seeds(
     distance: Tensor, score: Tensor, sigma: Tensor, ok: Tensor, config
 ) -> tuple[Tensor, Tensor]:
