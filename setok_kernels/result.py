@@ -108,7 +108,6 @@ class Clusters:
         else:
             row = torch.arange(self.num_rows, device=tokens.device)
             keep = row <= self.counts[:, None]
-        lengths = keep.sum(1, dtype=torch.int32)
         cu_seqlens = torch.zeros(expected[0] + 1, dtype=torch.int32, device=tokens.device)
-        cu_seqlens[1:] = lengths.cumsum(0)
+        cu_seqlens[1:] = keep.sum(1).cumsum(0)
         return tokens[keep], cu_seqlens

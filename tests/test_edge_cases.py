@@ -69,13 +69,27 @@ def test_more_neighbours_than_tokens(backend):
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 3.7e8, -1e-20])
-def test_equal_tokens_are_one_cluster(backend, value):
-    x = torch.full((2, 9, 7), value)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_equal_tokens_are_one_cluster(backend, value, dtype):
+    x = torch.full((2, 9, 7), value, dtype=dtype)
     out = testing.check_backend(backend, x, sk.ClusterConfig(k=2, max_clusters=5), exact=True)
     assert out.counts.tolist() == [1, 1]
     assert out.decisions.seeds[:, 0].tolist() == [0, 0]
     assert (out.density == 1).all() and (out.delta == 0).all() and (out.labels == 0).all()
     assert out.decisions.knn[0, 4].tolist() == [0, 1]
+
+
+def test_equal_tokens_do_not_depend_on_the_matrix_product(monkeypatch):
+    """The scale of an image without variance is 0, so noise of the Gram matrix decides nothing."""
+    from setok_kernels.reference import density
+
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(1, 9, 9, generator=generator)
+    monkeypatch.setattr(density, "squared_distances", lambda x: noise)
+    out = sk.cluster_tokens(torch.full((1, 9, 7), 0.1), backend="reference")
+    assert (out.density == 1).all() and (out.delta == 0).all()
+    assert out.decisions.knn[0, 4, :2].tolist() == [0, 1]
+    assert out.counts.item() == 1
 
 
 def test_all_masked(backend, config):

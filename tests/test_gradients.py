@@ -119,6 +119,18 @@ def test_gradient_is_finite_on_duplicates(backend, kernel):
     assert x.grad.isfinite().all() and (x.grad != 0).any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradient_is_finite_where_alpha_vanishes(backend, dtype):
+    """(phi - offset) / temperature far below the logarithm of the smallest number."""
+    x = testing.planted_clusters(1, 20, 3, 3, dtype=dtype)[0].requires_grad_()
+    temperature = torch.tensor(1e-4, requires_grad=True)
+    config = sk.ClusterConfig(temperature=temperature)
+    out = sk.cluster_tokens(x, config, backend=backend)
+    testing.assert_invariants(x, out, config)
+    out.masks.square().sum().backward()
+    assert x.grad.isfinite().all() and temperature.grad.isfinite()
+
+
 @pytest.mark.parametrize("mode", ["hard", "soft"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_merge_and_unmerge_gradcheck(backend, mode, weighted):

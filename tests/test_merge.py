@@ -30,9 +30,12 @@ def test_hard_merge_is_the_mean_of_the_members(case):
             torch.testing.assert_close(merged[b, c], expected.to(x.dtype), **tolerance(x))
 
 
-def test_weighted_hard_merge(case):
+@pytest.mark.parametrize("size", [1.0, 1e-3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_weighted_hard_merge(case, size, dtype):
     x, out, backend = case
-    weights = torch.rand(3, 20, generator=torch.Generator().manual_seed(0))
+    weights = size * torch.rand(3, 20, generator=torch.Generator().manual_seed(0)).to(dtype)
+    weights[out.labels < 0] = torch.nan
     weights[0, out.labels[0] == 0] = 0
     merged = sk.merge_tokens(x, out, weights=weights, backend=backend)
     assert (merged[0, 0] == 0).all(), "a cluster of weight 0 is 0, not NaN"
@@ -80,6 +83,8 @@ def test_packed_equals_padded(backend, mode):
     a = sk.merge_tokens(packed, one, mode, weights, backend=backend)
     b = sk.merge_tokens(padded, two, mode, spread, backend=backend)
     torch.testing.assert_close(a, b)
+    a = sk.merge_tokens(packed, one, mode, backend=backend)
+    torch.testing.assert_close(a, sk.merge_tokens(padded, two, mode, backend=backend))
     a, b = (sk.unmerge_tokens(b, o, mode, backend=backend) for o in (one, two))
     torch.testing.assert_close(a, b[mask])
     assert torch.equal(one.occupied(), two.occupied())
