@@ -56,6 +56,13 @@ def test_one_token(backend, config):
     assert out.decisions.seeds[0, 0] == 0
 
 
+def test_one_token_stops_at_its_own_residual(backend):
+    # alpha is sigmoid(1) every time: the scope goes 1, 0.269, 0.072.
+    config = sk.ClusterConfig.paper(stop_residual=0.2)
+    out = sk.cluster_tokens(torch.ones(1, 1, 4), config, backend=backend)
+    assert out.counts.item() == 2
+
+
 def test_more_neighbours_than_tokens(backend):
     x = torch.tensor([[[0.0], [1.0], [3.0]]])
     config = sk.ClusterConfig(k=10, max_clusters=2, distance_scale=1.0)
