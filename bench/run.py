@@ -1,0 +1,149 @@
+"""Times the clustering against one plain matrix product of the same input, in the same run.
+
+The product `torch.bmm(x, x.mT)` is the least that any method looking at all pairs of tokens does,
+so the ratio says how far the rest is from free, whatever the machine. The two are timed in turns,
+so that a change of clock or load meets both. Input is standard normal, where clusters mean nothing
+and the loop over clusters runs to its limit: the slow case.
+
+    python bench/run.py --shapes 1x729x1152 8x729x1152 --out bench_out/run.json
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy
+import torch
+
+import setok_kernels as sk
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """Reads "BxNxD"."""
+    batch, tokens, features = map(int, text.split("x"))
+    return batch, tokens, features
+
+
+def time_in_turns(
+    calls: dict[str, Callable[[], object]], device: torch.device, warmup: int, repeats: int
+) -> dict[str, list[float]]:
+    """Raw samples in seconds, each until the device has finished, by the name of the call."""
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    samples = {name: [] for name in calls}
+    for repeat in range(-warmup, repeats):
+        for name, call in calls.items():
+            synchronize()
+            start = time.perf_counter()
+            call()
+            synchronize()
+            if repeat >= 0:
+                samples[name].append(time.perf_counter() - start)
+    return samples
+
+
+def summarise(seconds: list[float]) -> dict:
+    """Percentiles in milliseconds beside the samples they come from."""
+    deciles = statistics.quantiles(seconds, n=10, method="inclusive")
+    return {
+        "p20_ms": deciles[1] * 1e3,
+        "p50_ms": deciles[4] * 1e3,
+        "p80_ms": deciles[7] * 1e3,
+        "samples_ms": [value * 1e3 for value in seconds],
+    }
+
+
+def measure(shape, dtype: torch.dtype, device: torch.device, args: argparse.Namespace) -> dict:
+    """One row of the report."""
+    batch, tokens, features = shape
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator).to(device, dtype)
+    counts = sk.cluster_tokens(x, backend=args.backend).counts.tolist()
+    calls = {
+        "cluster_tokens": lambda: sk.cluster_tokens(x, backend=args.backend),
+        "bmm": lambda: torch.bmm(x, x.mT),
+    }
+    samples = time_in_turns(calls, device, args.warmup, args.repeats)
+    timings = {name: summarise(seconds) for name, seconds in samples.items()}
+    # 2 flops per multiply-add; reads x twice, writes the product once.
+    bmm_flops = 2 * batch * tokens * tokens * features
+    bmm_bytes = (2 * batch * tokens * features + batch * tokens * tokens) * x.element_size()
+    return {
+        "op": "cluster_tokens",
+        "backend": args.backend,
+        "shape": shape,
+        "dtype": str(dtype).removeprefix("torch."),
+        "clusters": counts,
+        "bmm_flops": bmm_flops,
+        "bmm_bytes": bmm_bytes,
+        "ratio_of_medians": timings["cluster_tokens"]["p50_ms"] / timings["bmm"]["p50_ms"],
+        **timings,
+    }
+
+
+def processor_name() -> str:
+    """The CPU model, where the system says it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def provenance(device: torch.device) -> dict:
+    """Where, with what and from which source the numbers come."""
+
+    def git(*command):
+        root = Path(__file__).parent
+        result = subprocess.run(["git", *command], cwd=root, text=True, capture_output=True)
+        return result.stdout.strip() if result.returncode == 0 else None
+
+    on_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else processor_name(),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "setok_kernels": sk.__version__,
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+            "python": platform.python_version(),
+        },
+        "commit": git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(git("status", "--porcelain")),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def main() -> None:
+    """Measures every shape, prints a table and writes the report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    default_shapes = [(1, 729, 1152), (8, 729, 1152)]
+    parser.add_argument("--shapes", nargs="+", type=parse_shape, default=default_shapes)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu", type=torch.device)
+    parser.add_argument("--backend", default="reference")
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--out", type=Path, help="JSON file for the report")
+    args = parser.parse_args()
+
+    report = provenance(args.device) | {"rows": []}
+    print(f"{report['device']}, {report['threads']} threads, torch {torch.__version__}")
+    print(f"{'shape':>16} {'cluster_tokens':>15} {'bmm':>10} {'ratio':>7}   medians, ms")
+    for shape in args.shapes:
+        row = measure(shape, getattr(torch, args.dtype), args.device, args)
+        report["rows"].append(row)
+        ours, bmm = row["cluster_tokens"]["p50_ms"], row["bmm"]["p50_ms"]
+        label = "x".join(map(str, shape))
+        print(f"{label:>16} {ours:15.2f} {bmm:10.2f} {row['ratio_of_medians']:7.2f}")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(report, indent=2) + "\n")
+        print(f"written to {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Entry point of the console script `setok`: parses the command line and runs one command.
+
+Nothing heavy is imported before it is known to be needed, so that `setok doctor` and `--help` work
+in an incomplete installation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from setok_kernels import __version__
+from setok_kernels.cli import cluster, doctor
+from setok_kernels.cli.errors import UsageError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Makes the parser with all commands."""
+    parser = argparse.ArgumentParser(
+        prog="setok", description="Semantic tokens from pictures, by exact token clustering."
+    )
+    parser.add_argument("--version", action="version", version=f"setok-kernels {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in (cluster, doctor):
+        module.add_parser(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: The arguments after the program's name; those of the process when None.
+
+    Returns:
+        The exit code: 0 all well, 1 part of the work failed, 2 the command cannot run as given.
+    """
+    arguments = build_parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except UsageError as error:
+        print(f"setok {arguments.command}: {error}", file=sys.stderr)
+        return 2

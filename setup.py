@@ -1,0 +1,128 @@
+"""Maps the source folders onto their import names and builds the optional native module.
+
+Everything else is declared in pyproject.toml. torch is not imported here: it must not be needed to
+build, because an isolated build would download it.
+"""
+
+import functools
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import BaseError, CCompilerError, CompileError
+
+NATIVE_MODULE = "setok_kernels._C"
+# Shipped in place of the module when it could not be built, since pip hides what a build prints.
+# setok_kernels/_native.py reads it, so that `setok doctor` can still say why.
+FAILURE_NOTE = Path("setok_kernels", "_C_build_failed.txt")
+
+PACKAGES = [
+    *find_packages(include=["setok_kernels", "setok_kernels.*"]),
+    *find_packages("triton", include=["setok_triton", "setok_triton.*"]),
+    "setokim",
+    *(f"setokim.{name}" for name in find_packages("model")),
+]
+
+
+def find_ninja() -> str | None:
+    # A virtual environment's ninja is not on PATH while the environment is not activated.
+    scripts = sysconfig.get_path("scripts")
+    return shutil.which("ninja", path=os.pathsep.join([scripts, os.environ.get("PATH", "")]))
+
+
+def compile_with_ninja(
+    ninja, compiler, sources, output_dir, include_dirs=(), extra_postargs=(), **_
+):
+    """Stands in for the one-by-one `compiler.compile`: parallel, and it follows headers."""
+    objects = compiler.object_filenames(sources, output_dir=output_dir)
+    includes = [f"-I{path}" for path in (*include_dirs, *compiler.include_dirs)]
+    command = shlex.join([*compiler.compiler_so_cxx, *includes, *extra_postargs])
+
+    def escape(path):
+        escaped = str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+        return escaped
+
+    edges = [
+        f"build {escape(Path(object_file).resolve())}: cxx {escape(Path(source).resolve())}"
+        for object_file, source in zip(objects, sources, strict=True)
+    ]
+    rule = f"rule cxx\n  command = {command.replace('$', '$$')} -MMD -MF $out.d -c $in -o $out\n"
+    build_file = Path(output_dir, "build.ninja")
+    build_file.parent.mkdir(parents=True, exist_ok=True)
+    build_file.write_text(f"{rule}  depfile = $out.d\n  deps = gcc\n" + "\n".join(edges) + "\n")
+
+    build = subprocess.run(
+        [ninja, "-C", str(build_file.parent)], text=True, capture_output=True, check=False
+    )
+    print(build.stdout, build.stderr, file=sys.stderr)
+    if build.returncode:
+        lines = build.stdout.splitlines()
+        said = [line for line in lines if "error" in line or "not found" in line]
+        raise CompileError(said[0] if said else f"{command} failed")
+    return objects
+
+
+class OptionalBuildExt(build_ext):
+    """Builds the native module, or says loudly and durably why it could not."""
+
+    def build_extension(self, ext):
+        note = Path(self.build_lib, FAILURE_NOTE)
+        note.unlink(missing_ok=True)
+        try:
+            self._build(ext)
+        except (BaseError, CCompilerError, ImportError, OSError) as error:
+            reason = " ".join(str(error).split())
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(reason + "\n")
+            print(
+                f"\n*** {ext.name} was NOT built: {reason}\n"
+                "*** The package is installed without its compiled CPU kernels; the reference\n"
+                "*** backend works. To get them, put a C++17 compiler on PATH and install again.\n",
+                file=sys.stderr,
+            )
+
+    def _build(self, ext):
+        # Imported late: a missing pybind11 is one more reason to go on without the module.
+        import pybind11
+
+        ext.include_dirs.append(pybind11.get_include())
+        if self.compiler.compiler_type == "msvc":
+            ext.extra_compile_args = ["/std:c++17", "/O2", "/EHsc"]
+        else:
+            openmp = ["-fopenmp"] if sys.platform == "linux" else []
+            ext.extra_compile_args = ["-std=c++17", "-O3", "-fvisibility=hidden", *openmp]
+            ext.extra_link_args = openmp
+            if ninja := find_ninja():
+                self.compiler.compile = functools.partial(compile_with_ninja, ninja, self.compiler)
+        super().build_extension(ext)
+
+    def copy_extensions_to_source(self):
+        super().copy_extensions_to_source()
+        built_note, source_note = Path(self.build_lib, FAILURE_NOTE), FAILURE_NOTE
+        source_note.unlink(missing_ok=True)
+        if built_note.exists():
+            # A module left by an earlier build does not match these sources any more.
+            Path(self.get_ext_fullpath(NATIVE_MODULE)).unlink(missing_ok=True)
+            shutil.copyfile(built_note, source_note)
+
+
+setup(
+    packages=PACKAGES,
+    package_dir={"setok_triton": "triton/setok_triton", "setokim": "model"},
+    ext_modules=[
+        Extension(
+            NATIVE_MODULE,
+            sources=sorted(str(path) for path in Path("csrc").glob("*.cpp")),
+            depends=sorted(str(path) for path in Path("csrc").glob("*.h")),
+            language="c++",
+            optional=True,
+        )
+    ],
+    cmdclass={"build_ext": OptionalBuildExt},
+)

@@ -1,0 +1,229 @@
+"""The package as users get it: built, installed and imported in fresh environments."""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+import setok_kernels
+
+ROOT = Path(__file__).parents[2]
+NOT_SOURCE = shutil.ignore_patterns(
+    ".git", ".venv", "build", "dist", "*.egg-info", "demo_out", "bench_out", "mutants",
+    "__pycache__", ".*_cache", ".hypothesis", "*.so", "_C_build_failed.txt",
+)  # fmt: skip
+
+slow = [pytest.mark.packaging, pytest.mark.slow]
+needs_compiler = pytest.mark.skipif(
+    not any(shutil.which(name) for name in ("c++", "g++", "clang++")), reason="no C++ compiler"
+)
+
+# Runs in the environment under test: what the names resolve to, as JSON.
+PROBE = """
+import importlib, importlib.util, json
+def probe():
+    found = {"triton origin": importlib.util.find_spec("triton").origin}
+    for name in ("triton", "setok_kernels", "setok_triton", "setokim"):
+        found[name] = importlib.import_module(name).__file__
+    import setok_kernels, triton
+    from setok_kernels import _native
+    found["version"] = setok_kernels.__version__
+    found["why_missing"] = _native.why_missing()
+    found["real triton"] = hasattr(triton, "jit")
+    if found["why_missing"] is None:
+        found["built"] = _native.load().build_info()
+        found["isa"] = _native.load().cpu_isa()
+    return found
+"""
+
+
+def run(*command, cwd, **environment):
+    # A test run's own settings, coverage among them, must not reach the environments under test.
+    foreign = ("PYTEST", "COV", "PYTHON", "TRITON", "CC", "CXX")
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
+    child = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=inherited | {"PYTHONDONTWRITEBYTECODE": "1"} | environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+    assert child.returncode == 0, child.stdout
+    return child.stdout
+
+
+def copy_source(folder):
+    return Path(shutil.copytree(ROOT, folder, ignore=NOT_SOURCE))
+
+
+def fresh_environment(folder):
+    """An environment with nothing of ours that sees the dependencies installed here."""
+    venv.create(folder)
+    inside = {"base": str(folder), "platbase": str(folder)}
+    site_packages = Path(sysconfig.get_path("purelib", "venv", inside))
+    # Plain paths: .pth files in those folders are not followed, so an editable install of ours
+    # there has no say.
+    dependencies = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    (site_packages / "dependencies.pth").write_text("\n".join(dependencies) + "\n")
+    python = Path(sysconfig.get_path("scripts", "venv", inside), "python")
+    # What pip writes for the entry point: unlike `python -m pytest` it keeps the folder it is
+    # started in off sys.path.
+    script = python.with_name("pytest")
+    script.write_text(
+        f"#!{python}\nimport sys\nfrom pytest import console_main\nsys.exit(console_main())\n"
+    )
+    script.chmod(0o755)
+    return python
+
+
+def pip_install(python, *what, cwd, **environment):
+    # --ignore-installed: pip sees, and must not touch, an install next to the dependencies.
+    offline = ("--no-index", "--no-deps", "--no-build-isolation", "--ignore-installed")
+    return run(python, "-m", "pip", "install", "-v", *offline, *what, cwd=cwd, **environment)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return copy_source(tmp_path_factory.mktemp("clone") / "setok_kernels_clone")
+
+
+@pytest.fixture(scope="module")
+def editable(source, tmp_path_factory):
+    python = fresh_environment(tmp_path_factory.mktemp("editable"))
+    pip_install(python, "-e", source, cwd=source)
+    return python
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    # From a clone of its own: the compiled module of the editable install lies in the other one.
+    # By way of the source archive, so that a file missing there is noticed.
+    folder = tmp_path_factory.mktemp("wheel")
+    clone = copy_source(folder / "setok_kernels_clone")
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, clone, cwd=folder)
+    python = fresh_environment(folder / "environment")
+    pip_install(python, next(folder.glob("*.whl")), cwd=folder)
+    return python, clone
+
+
+def probe(python, runner, cwd, scratch):
+    """What our names resolve to, under plain python or pytest started in `cwd`."""
+    if runner == "python":
+        return json.loads(run(python, "-c", PROBE + "print(json.dumps(probe()))", cwd=cwd))
+    result = scratch / "found.json"
+    test = scratch / "test_probe.py"
+    test.write_text(
+        f"{PROBE}\ndef test_probe():\n    open({str(result)!r}, 'w').write(json.dumps(probe()))\n"
+    )
+    pytest_command = (
+        [python.with_name("pytest")] if runner == "pytest" else [python, "-m", "pytest"]
+    )
+    run(*pytest_command, "-q", "-p", "no:cacheprovider", test, cwd=cwd)
+    return json.loads(result.read_text())
+
+
+def assert_all_resolve(found, ours):
+    real = importlib.util.find_spec("triton").origin
+    assert found["triton"] == found["triton origin"] == real and found["real triton"]
+    for name in ("setok_kernels", "setok_triton", "setokim"):
+        assert Path(found[name]).is_relative_to(ours), f"{name} came from {found[name]}"
+    assert found["version"] == setok_kernels.__version__
+    assert found["why_missing"] is None
+    assert found["built"]["cxx_standard"] >= 201703 and found["built"]["compiler"] != "unknown"
+    assert found["isa"] in ("avx512", "avx2", "baseline")
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("place", "runner"),
+    [
+        ("root", "python"),
+        ("root", "pytest"),
+        ("root", "python -m pytest"),  # unlike bare pytest it puts the root first on sys.path
+        ("elsewhere", "python"),
+        ("elsewhere", "pytest"),
+    ],
+)
+class TestImports:
+    pytestmark = slow
+
+    def test_editable(self, editable, source, place, runner, tmp_path):
+        scratch = source / "tests" / "packaging" if place == "root" else tmp_path
+        found = probe(editable, runner, source if place == "root" else tmp_path, scratch)
+        assert_all_resolve(found, source)
+
+    def test_wheel(self, wheel, place, runner, tmp_path):
+        python, clone = wheel
+        if place == "root":
+            scratch, cwd = clone / "tests" / "packaging", clone
+        else:
+            scratch = cwd = tmp_path
+        found = probe(python, runner, cwd, scratch)
+        if place == "root" and runner != "pytest":
+            # Python itself puts the folder it is started in first: setok_kernels is the clone's,
+            # which has no compiled module, and the reason has to say which folder that is.
+            assert found["setok_kernels"] == str(clone / "setok_kernels" / "__init__.py")
+            assert str(clone / "setok_kernels") in found["why_missing"]
+            assert found["triton"] == importlib.util.find_spec("triton").origin
+            assert Path(found["setok_triton"]).is_relative_to(python.parents[1])
+            assert Path(found["setokim"]).is_relative_to(python.parents[1])
+        else:
+            assert_all_resolve(found, python.parents[1])
+
+
+class TestWithoutCompiler:
+    pytestmark = slow
+
+    @pytest.mark.parametrize(
+        ("editable_flag", "compiler"),
+        [(["-e"], "/nonexistent/c++"), ([], "/bin/false")],
+        ids=["editable, none", "wheel, failing"],
+    )
+    def test_installs_and_says_why(self, editable_flag, compiler, tmp_path):
+        clone = copy_source(tmp_path / "clone")
+        stale = clone / "setok_kernels" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+        if editable_flag:
+            stale.write_bytes(b"a module built from older sources")
+        python = fresh_environment(tmp_path / "environment")
+        said = pip_install(python, *editable_flag, clone, cwd=tmp_path, CC=compiler, CXX=compiler)
+        assert "setok_kernels._C was NOT built" in said
+
+        found = probe(python, "python", tmp_path, tmp_path)
+        assert "could not be built when the package was installed" in found["why_missing"]
+        assert compiler in found["why_missing"]
+        assert "pip install --no-build-isolation -e ." in found["why_missing"]
+        assert not stale.exists()
+
+    @needs_compiler
+    def test_a_later_install_with_a_compiler_repairs_it(self, tmp_path):
+        clone = copy_source(tmp_path / "clone")
+        python = fresh_environment(tmp_path / "environment")
+        pip_install(python, "-e", clone, cwd=tmp_path, CC="/bin/false", CXX="/bin/false")
+        pip_install(python, "-e", clone, cwd=tmp_path)
+        assert probe(python, "python", tmp_path, tmp_path)["why_missing"] is None
+
+
+def test_the_triton_folder_is_no_package():
+    assert not (ROOT / "triton" / "__init__.py").exists()
+
+
+def test_the_version_has_one_source():
+    assert importlib.metadata.version("setok-kernels") == setok_kernels.__version__
+    assert re.search(r'^dynamic = \["version"\]$', (ROOT / "pyproject.toml").read_text(), re.M)
+    assigned = re.compile(r"""^\s*(__)?version(__)?\s*=\s*["']\d""", re.M)
+    folders = ("setok_kernels", "model", "triton", "csrc", "bench")
+    files = [ROOT / "pyproject.toml", ROOT / "setup.py"]
+    files += [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    found = [path.relative_to(ROOT) for path in files if assigned.search(path.read_text())]
+    assert found == [Path("setok_kernels/__init__.py")]

@@ -1,0 +1,65 @@
+"""The loader of the compiled module; real builds are in packaging/."""
+
+import importlib
+
+import pytest
+
+from setok_kernels import _native
+
+
+@pytest.fixture
+def attempts(monkeypatch, tmp_path):
+    """Makes the next import of the compiled module raise; returns the names asked for."""
+    asked = []
+
+    def fail_with(error, note=None):
+        def import_module(name):
+            asked.append(name)
+            raise error
+
+        if note is not None:
+            (tmp_path / "note.txt").write_text(note)
+        monkeypatch.setattr(_native, "_FAILURE_NOTE", tmp_path / "note.txt")
+        monkeypatch.setattr(importlib, "import_module", import_module)
+        _native._attempt.cache_clear()
+        return asked
+
+    yield fail_with
+    _native._attempt.cache_clear()
+
+
+def test_loaded_or_reasoned():
+    reason = _native.why_missing()
+    if reason is None:
+        module = _native.load()
+        assert module.cpu_isa() in ("avx512", "avx2", "baseline")
+        assert set(module.build_info()) == {"compiler", "cxx_standard", "openmp", "isa"}
+        assert _native.load() is module
+    else:
+        assert "pip install --no-build-isolation -e ." in reason
+
+
+@pytest.mark.parametrize(
+    ("error", "note", "cause"),
+    [
+        (ModuleNotFoundError("no _C"), None, "was not found in .*setok_kernels;"),
+        (
+            ModuleNotFoundError("no _C"),
+            "c++: not\nfound\n",
+            r"could not be built when the package was installed \(c\+\+: not found\)",
+        ),
+        (
+            ImportError("libgomp.so.1:\ncannot open"),
+            None,
+            r"was found but does not load \(libgomp.so.1: cannot open\)",
+        ),
+    ],
+    ids=["never built", "failed build", "does not load"],
+)
+def test_a_failure_is_remembered_with_its_remedy(attempts, error, note, cause):
+    asked = attempts(error, note)
+    for _ in range(2):
+        with pytest.raises(ImportError, match=rf"^setok_kernels\._C {cause}.*; run `pip install"):
+            _native.load()
+    assert asked == ["setok_kernels._C"]
+    assert "\n" not in _native.why_missing()
