@@ -45,8 +45,7 @@ def compile_with_ninja(
     command = shlex.join([*compiler.compiler_so_cxx, *includes, *extra_postargs])
 
     def escape(path):
-        escaped = str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
-        return escaped
+        return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
     edges = [
         f"build {escape(Path(object_file).resolve())}: cxx {escape(Path(source).resolve())}"
@@ -64,7 +63,7 @@ def compile_with_ninja(
     if build.returncode:
         lines = build.stdout.splitlines()
         said = [line for line in lines if "error" in line or "not found" in line]
-        raise CompileError(said[0] if said else f"{command} failed")
+        raise CompileError(said[0] if said else f"{compiler.compiler_so_cxx[0]} failed, silently")
     return objects
 
 
@@ -78,6 +77,8 @@ class OptionalBuildExt(build_ext):
             self._build(ext)
         except (BaseError, CCompilerError, ImportError, OSError) as error:
             reason = " ".join(str(error).split())
+            # A module left by an earlier build does not match these sources any more.
+            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
             note.parent.mkdir(parents=True, exist_ok=True)
             note.write_text(reason + "\n")
             print(
@@ -107,7 +108,7 @@ class OptionalBuildExt(build_ext):
         built_note, source_note = Path(self.build_lib, FAILURE_NOTE), FAILURE_NOTE
         source_note.unlink(missing_ok=True)
         if built_note.exists():
-            # A module left by an earlier build does not match these sources any more.
+            # Nor does one that was put here before.
             Path(self.get_ext_fullpath(NATIVE_MODULE)).unlink(missing_ok=True)
             shutil.copyfile(built_note, source_note)
 

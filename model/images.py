@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 IMAGE_SUFFIXES = frozenset(
@@ -72,7 +72,9 @@ def load_image(path: str | Path) -> Image.Image:
     except Exception as error:
         # A damaged file makes PIL's decoders raise nearly anything (SyntaxError, struct.error,
         # DecompressionBombError, ...), and for the caller all of it means the same.
-        reason = str(error).replace(repr(str(path)), "it") or type(error).__name__
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = "not a picture of a known format"
         raise UnreadableImageError(f"cannot read {path}: {reason}") from error
 
 

@@ -1,5 +1,10 @@
 """Fixtures and settings shared by all tests."""
 
+import os
+
+# Read when triton is first imported; 0 runs the kernel tests on a GPU instead.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings

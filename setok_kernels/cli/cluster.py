@@ -131,14 +131,17 @@ def make_method(
     try:
         device = torch.device(device_name)
         torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        # AssertionError is what a torch without CUDA raises for a CUDA device.
+        raise UsageError(f"--device {device_name} cannot be used: {error}") from error
+    try:
         select_backend(backend, device)
         encoder = build_encoder(encoder_name, grid).to(device)
     except ImportError as error:
         raise UsageError(
             f'--encoder {encoder_name} needs {error.name}: pip install "setok-kernels[cli,model]"'
         ) from error
-    except (AssertionError, RuntimeError, ValueError) as error:
-        # AssertionError is what a torch without CUDA raises for a CUDA device.
+    except (RuntimeError, ValueError) as error:
         raise UsageError(str(error)) from error
     return Method(encoder, encoder_name, config, backend, device_name)
 

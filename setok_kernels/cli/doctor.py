@@ -84,7 +84,9 @@ def _version(package: str) -> str:
 
 def _describe_native() -> str:
     reason = _native.why_missing()
-    return reason or str(_native.load().build_info())
+    if reason is not None:
+        return reason
+    return ", ".join(f"{key} {value}" for key, value in _native.load().build_info().items())
 
 
 def _describe_devices() -> list[str]:

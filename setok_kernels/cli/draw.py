@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 if TYPE_CHECKING:
     from setok_kernels.cli.pictures import PictureClusters
@@ -66,12 +66,9 @@ def draw_map(picture: PictureClusters, size: tuple[int, int]) -> Image.Image:
     shades = np.where(residual[..., None], hatched, shades)
 
     edge = np.zeros((height, width), bool)
-    across, down = labels[:, 1:] != labels[:, :-1], labels[1:] != labels[:-1]
-    edge[:, 1:] |= across
-    edge[:, :-1] |= across
-    edge[1:] |= down
-    edge[:-1] |= down
-    shades[edge] = _BOUNDARY
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= labels[1:] != labels[:-1]
+    shades[_widen(edge)] = _BOUNDARY
 
     image = Image.fromarray(shades.clip(0, 255).astype(np.uint8))
     _draw_seeds(image, picture)
@@ -135,6 +132,12 @@ def fit(size: tuple[int, int], box: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
+def _widen(edge: np.ndarray) -> np.ndarray:
+    """Grows a boolean image by one pixel in all directions."""
+    grown = Image.fromarray(edge.astype(np.uint8)).filter(ImageFilter.MaxFilter(3))
+    return np.asarray(grown).astype(bool)
+
+
 def _draw_seeds(image: Image.Image, picture: PictureClusters) -> None:
     draw = ImageDraw.Draw(image)
     rows, columns = picture.labels.shape
@@ -156,13 +159,17 @@ def _draw_seeds(image: Image.Image, picture: PictureClusters) -> None:
 
 
 def _title(picture: PictureClusters) -> str:
-    return f"{picture.name}: {picture.tokens} token{'' if picture.tokens == 1 else 's'}"
+    return f"{picture.name}: {_count(picture.tokens, 'token')}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _facts(picture: PictureClusters, encoder_name: str) -> list[str]:
     rows, columns = picture.labels.shape
     return [
-        f"{picture.distinct_labels} distinct labels",
+        _count(picture.distinct_labels, "distinct label"),
         f"residual {picture.residual_share:.1%}",
         f"{rows} x {columns} patches",
         encoder_name,

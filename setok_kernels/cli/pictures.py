@@ -222,7 +222,11 @@ def to_json(picture: PictureClusters, method: Method) -> str:
     }
     text = json.dumps(record, indent=2, ensure_ascii=False)
     # One line per row of the label map instead of one per patch.
-    return re.sub(r"\[[\d,\s]+\]", lambda found: " ".join(found[0].split()), text) + "\n"
+    return re.sub(r"\[\s+([\d,\s]+?)\s+\]", _on_one_line, text) + "\n"
+
+
+def _on_one_line(found: re.Match[str]) -> str:
+    return f"[{' '.join(found[1].split())}]"
 
 
 def _to_host(clusters: Clusters) -> list[dict[str, np.ndarray]]:

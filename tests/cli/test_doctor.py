@@ -1,0 +1,96 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import setok_kernels as sk
+from setok_kernels.cli import doctor
+from setok_kernels.cli.main import main
+
+
+def test_the_report(capsys):
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert f"setok-kernels {sk.__version__}" in said
+    assert torch.__version__ in said
+    for heading in ("backends", "compiled module", "versions", "CPU", "accelerators"):
+        assert f"\n{heading}\n" in said
+    for name, reason in sk.backends().items():
+        line = next(line for line in said.splitlines() if line.split()[:1] == [name])
+        assert line.endswith("ok") if reason is None else "cannot run: " in line
+
+
+def test_a_broken_reference_is_a_failure(capsys, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no arithmetic today")
+
+    monkeypatch.setattr(doctor, "cluster_tokens", fail)
+    assert main(["doctor"]) == 1
+    assert "should run but fails: no arithmetic today" in capsys.readouterr().out
+
+
+def test_a_wrong_reference_is_a_failure(capsys, monkeypatch):
+    def mix_up(tokens, *_, **__):
+        out = sk.cluster_tokens(tokens)
+        out.labels.copy_(torch.tensor([[0, 1, 0, 1]]))
+        return out
+
+    monkeypatch.setattr(doctor, "cluster_tokens", mix_up)
+    assert main(["doctor"]) == 1
+    assert "puts two pairs of tokens into [0, 1, 0, 1]" in capsys.readouterr().out
+
+
+def test_what_is_missing_comes_with_the_remedy(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "_PACKAGES", ("no-such-package",))
+    monkeypatch.setitem(doctor._REMEDIES, "no-such-package", "pip install it")
+    monkeypatch.setattr(doctor._native, "why_missing", lambda: "was never built; build it")
+    main(["doctor"])
+    said = capsys.readouterr().out
+    assert "not installed; pip install it" in said
+    assert "was never built; build it" in said
+
+
+def test_the_compiled_module_is_described(capsys, monkeypatch):
+    class Module:
+        @staticmethod
+        def build_info():
+            return {"compiler": "some compiler", "openmp": True}
+
+    monkeypatch.setattr(doctor._native, "why_missing", lambda: None)
+    monkeypatch.setattr(doctor._native, "load", lambda: Module)
+    main(["doctor"])
+    assert "compiler some compiler, openmp True" in capsys.readouterr().out
+
+
+def test_devices_are_listed(monkeypatch):
+    class Properties:
+        name, major, minor, total_memory = "Some GPU", 9, 0, 80 * 2**30
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
+    assert doctor._describe_devices() == ["cuda:0  Some GPU, sm 9.0, 80 GiB"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert doctor._describe_devices() == ["none that this torch can use"]
+
+
+@pytest.mark.slow
+def test_the_doctor_needs_no_extras():
+    """Neither pillow nor rich nor the pipeline is imported."""
+    blocked = ("PIL", "rich", "transformers", "setokim")
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
+        "from setok_kernels.cli.main import main; sys.exit(main(['doctor']))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "reference" in run.stdout
+
+
+def test_a_command_is_required(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert sk.__version__ in capsys.readouterr().out
