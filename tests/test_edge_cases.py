@@ -234,6 +234,54 @@ def test_grid(backend, config):
     assert sk.unmerge_tokens(merged, out, backend=backend).shape == grid.shape
 
 
+def test_masked_tokens_have_no_say_in_the_range(backend):
+    x = testing.planted_clusters(1, 20, 6, 3)[0]
+    mask = torch.arange(20)[None] < 15
+    tiny = torch.where(mask[..., None], x * 2.0**-100, 1.0)
+    out = sk.cluster_tokens(x, token_mask=mask, backend=backend)
+    assert torch.equal(sk.cluster_tokens(tiny, token_mask=mask, backend=backend).masks, out.masks)
+
+
+@pytest.mark.parametrize("exponent", [-300, 250])
+def test_range_of_float64(backend, exponent):
+    x = testing.planted_clusters(1, 20, 6, 3, dtype=torch.float64)[0]
+    out = sk.cluster_tokens(x, backend=backend)
+    scaled = sk.cluster_tokens(x * 2.0**exponent, backend=backend)
+    assert torch.equal(scaled.masks, out.masks)
+
+
+def test_distances_at_the_end_of_the_range(backend):
+    """The gradient of the bandwidth has d / h**2, which overflows before d does."""
+    bandwidth = torch.tensor(0.1, requires_grad=True)
+    x = torch.tensor([[[0.0], [1.0], [1e19]]], requires_grad=True)
+    config = sk.ClusterConfig(k=1, distance_scale=1.0, bandwidth=bandwidth, score_norm=None)
+    out = sk.cluster_tokens(x, config, backend=backend)
+    testing.assert_invariants(x, out, config)
+    out.masks.square().sum().backward()
+    assert x.grad.isfinite().all() and bandwidth.grad.isfinite()
+
+
+def test_subnormal_scores_stay_raw(backend):
+    x = testing.integer_tokens(1, 9, 3)
+    out = sk.cluster_tokens(x, sk.ClusterConfig(distance_scale=1e-41), backend=backend)
+    assert 0 < out.score.max() < torch.finfo(torch.float32).tiny
+    assert torch.equal(out.score, out.density * out.delta)
+
+
+def test_thresholds_are_inclusive(backend):
+    """A mass of exactly min_mass is enough, a mean scope of exactly stop_residual stops."""
+    one = torch.ones(1, 1, 2, dtype=torch.float64)
+    always = dict(alpha="kernel", distinct_seeds=False, max_clusters=3)  # alpha is 0.99
+    for changes, counts in [
+        (dict(min_mass=0.99, stop_residual=0.5), 1),
+        (dict(min_mass=0.991, stop_residual=0.5), 0),
+        (dict(stop_residual=1 - 0.99), 1),
+        (dict(stop_residual=0.0099), 2),
+    ]:
+        config = sk.ClusterConfig(**always, **changes)
+        assert sk.cluster_tokens(one, config, backend=backend).counts.item() == counts
+
+
 def test_distinct_seeds_and_repeats(backend):
     x = testing.integer_tokens(1, 3, 2, seed=4)
     many = sk.ClusterConfig(max_clusters=9, stop_residual=0.0)

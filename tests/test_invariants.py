@@ -211,6 +211,24 @@ def test_replay_follows_the_decisions_it_is_given(backend):
     assert (replay.density >= out.density).all() and (replay.density > out.density).any()
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_replay_normalises_by_its_first_seed(backend, packed):
+    x = testing.planted_clusters(1, 20, 6, 3, seed=3)[0]
+    arguments = {}
+    if packed:
+        x = x[0]
+        arguments["cu_seqlens"] = torch.tensor([0, 20], dtype=torch.int32)
+    config = sk.ClusterConfig(max_clusters=4)
+    out = sk.cluster_tokens(x, config, backend=backend, **arguments)
+    assert out.decisions.seeds[0, 0] != 0
+    forced = dataclasses.replace(
+        out.decisions, seeds=torch.tensor([[0, -1, -1, -1]]), counts=torch.tensor([1])
+    )
+    replay = sk.cluster_tokens(x, config, decisions=forced, backend=backend, **arguments)
+    assert replay.score.flatten()[0] == 1 and replay.score.max() > 1
+    assert torch.equal(replay.decisions.seeds, forced.seeds) and replay.counts.item() == 1
+
+
 def test_planted_clusters_are_found(backend):
     x, member = testing.planted_clusters(3, 60, 16, 4, seed=5)
     out = sk.cluster_tokens(x, backend=backend)
