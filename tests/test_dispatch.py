@@ -1,0 +1,71 @@
+"""Which backend runs."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import setok_kernels as sk
+from setok_kernels import dispatch, reference, testing
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Devices that a backend, faster than all others but never able to run, is asked about."""
+    devices = []
+
+    def can_run(device, raise_error=False):
+        devices.append(device)
+        if raise_error:
+            raise RuntimeError("backend='fast' cannot run: it is imaginary; use another")
+        return False
+
+    monkeypatch.setattr(dispatch, "_BACKENDS", {"fast": (can_run, None), **dispatch._BACKENDS})
+    return devices
+
+
+def test_auto_asks_for_the_device_of_the_tokens(asked):
+    x = torch.zeros(1, 4, 2, device="meta")
+    out = sk.cluster_tokens(x, sk.ClusterConfig(max_clusters=2))
+    merged = sk.merge_tokens(x, out)
+    sk.unmerge_tokens(merged, out)
+    assert asked == [torch.device("meta")] * 3
+
+
+def test_an_explicit_backend_does_not_fall_back(asked):
+    with pytest.raises(RuntimeError, match="it is imaginary; use another"):
+        sk.cluster_tokens(torch.zeros(1, 4, 2), backend="fast")
+    assert sk.backends()["fast"] == "backend='fast' cannot run: it is imaginary; use another"
+
+
+def test_reference_runs_everywhere():
+    assert sk.backends()["reference"] is None
+    assert dispatch.select_backend("reference", torch.device("meta")) is reference
+
+
+def test_names_in_order_of_preference():
+    assert list(sk.backends()) == ["triton", "cpp", "reference"]
+
+
+def test_defaults_of_merge_and_unmerge():
+    x = testing.planted_clusters(1, 10, 3, 3)[0]
+    out = sk.cluster_tokens(x)
+    merged = sk.merge_tokens(x, out)
+    assert torch.equal(merged, sk.merge_tokens(x, out, "hard", None, 1e-6, "auto"))
+    assert torch.equal(sk.merge_tokens(x, out, "soft"), sk.merge_tokens(x, out, "soft", eps=1e-6))
+    assert not torch.equal(
+        sk.merge_tokens(x, out, "soft"), sk.merge_tokens(x, out, "soft", eps=1e-2)
+    )
+    assert torch.equal(sk.unmerge_tokens(merged, out), sk.unmerge_tokens(merged, out, "hard"))
+
+
+def test_triton_without_kernels_says_so_even_with_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(RuntimeError, match="backend='triton' cannot run: has no clustering"):
+        dispatch.can_run_triton(torch.device("cuda"), raise_error=True)
+
+
+def test_result_is_a_frozen_record():
+    out = sk.cluster_tokens(torch.zeros(1, 4, 2))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        out.counts = None
