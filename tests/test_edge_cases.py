@@ -99,6 +99,16 @@ def test_equal_tokens_do_not_depend_on_the_matrix_product(monkeypatch):
     assert out.counts.item() == 1
 
 
+def test_scale_is_exact_far_from_the_origin():
+    """Sums relative to one token: a common offset costs no bit of the variance."""
+    from setok_kernels.reference import density
+
+    x = testing.integer_tokens(2, 30, 7, dtype=torch.float64)
+    ok = torch.arange(30) != torch.tensor([[0], [7]])
+    sigma = density.variance_scale(x, ok)
+    assert torch.equal(density.variance_scale(x + 2.0**30, ok), sigma)
+
+
 def test_all_masked(backend, config):
     mask = torch.tensor([[False] * 4, [True] * 4])
     x = testing.integer_tokens(2, 4, 3)
