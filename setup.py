@@ -22,6 +22,12 @@ NATIVE_MODULE = "setok_kernels._C"
 # setok_kernels/_native.py reads it, so that `setok doctor` can still say why.
 FAILURE_NOTE = Path("setok_kernels", "_C_build_failed.txt")
 
+# The oldest torch whose stable ABI the module uses; it runs on that one and on every later one.
+TORCH_ABI = ("TORCH_TARGET_VERSION", "0x020b000000000000ULL")
+# Threads are torch's own: OpenMP serves only to say which loops are vectors. Nobody reads errno or
+# the floating-point flags, which would keep square roots and selections from being vectorised.
+VECTOR_FLAGS = ["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
+
 PACKAGES = [
     *find_packages(include=["setok_kernels", "setok_kernels.*"]),
     *find_packages("triton", include=["setok_triton", "setok_triton.*"]),
@@ -36,13 +42,26 @@ def find_ninja() -> str | None:
     return shutil.which("ninja", path=os.pathsep.join([scripts, os.environ.get("PATH", "")]))
 
 
+def find_torch() -> Path:
+    """The installed torch's folder, found without importing it."""
+    roots = [Path(sysconfig.get_paths()["purelib"]), *map(Path, sys.path)]
+    for root in roots:
+        if (root / "torch/include/torch/csrc/stable/ops.h").exists():
+            return root / "torch"
+    raise CompileError(
+        "the headers of torch were not found; install torch first and build with "
+        "--no-build-isolation"
+    )
+
+
 def compile_with_ninja(
-    ninja, compiler, sources, output_dir, include_dirs=(), extra_postargs=(), **_
+    ninja, compiler, sources, output_dir, macros=(), include_dirs=(), extra_postargs=(), **_
 ):
     """Stands in for the one-by-one `compiler.compile`: parallel, and it follows headers."""
     objects = compiler.object_filenames(sources, output_dir=output_dir)
     includes = [f"-I{path}" for path in (*include_dirs, *compiler.include_dirs)]
-    command = shlex.join([*compiler.compiler_so_cxx, *includes, *extra_postargs])
+    defines = [f"-D{name}={value}" for name, value in macros or ()]
+    command = shlex.join([*compiler.compiler_so_cxx, *defines, *includes, *extra_postargs])
 
     def escape(path):
         return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
@@ -93,12 +112,15 @@ class OptionalBuildExt(build_ext):
         import pybind11
 
         ext.include_dirs.append(pybind11.get_include())
+        torch_root = find_torch()
+        ext.include_dirs.append(str(torch_root / "include"))
+        ext.library_dirs.append(str(torch_root / "lib"))
+        ext.libraries.append("torch_cpu")
+        ext.define_macros += [TORCH_ABI]
         if self.compiler.compiler_type == "msvc":
             ext.extra_compile_args = ["/std:c++17", "/O2", "/EHsc"]
         else:
-            openmp = ["-fopenmp"] if sys.platform == "linux" else []
-            ext.extra_compile_args = ["-std=c++17", "-O3", "-fvisibility=hidden", *openmp]
-            ext.extra_link_args = openmp
+            ext.extra_compile_args = ["-std=c++17", "-O3", "-fvisibility=hidden", *VECTOR_FLAGS]
             if ninja := find_ninja():
                 self.compiler.compile = functools.partial(compile_with_ninja, ninja, self.compiler)
         super().build_extension(ext)

@@ -1,8 +1,10 @@
 """Which backend runs: one predicate per backend decides both the choice and the error message."""
 
+import importlib
+
 import torch
 
-from setok_kernels import _native, reference
+from setok_kernels import _native
 
 
 def can_run_reference(device: torch.device, raise_error: bool = False) -> bool:
@@ -12,9 +14,10 @@ def can_run_reference(device: torch.device, raise_error: bool = False) -> bool:
 
 def can_run_cpp(device: torch.device, raise_error: bool = False) -> bool:
     """Whether the compiled CPU kernels can take tensors on `device`."""
-    reason = _native.why_missing() or (
-        "the compiled module has no clustering kernels in this version; use backend='reference'"
-    )
+    if device.type != "cpu":
+        reason = f"takes CPU tensors, got {device}; use backend='reference'"
+    else:
+        reason = _native.why_missing()
     return _verdict("cpp", reason, raise_error)
 
 
@@ -33,11 +36,11 @@ def _verdict(name: str, reason: str | None, raise_error: bool) -> bool:
     return reason is None
 
 
-# Fastest first: the order in which backend="auto" asks.
+# Fastest first: the order in which backend="auto" asks. Modules are imported when first chosen.
 _BACKENDS = {
     "triton": (can_run_triton, None),
-    "cpp": (can_run_cpp, None),
-    "reference": (can_run_reference, reference),
+    "cpp": (can_run_cpp, "setok_kernels.cpp"),
+    "reference": (can_run_reference, "setok_kernels.reference"),
 }
 
 
@@ -54,14 +57,15 @@ def select_backend(name: str, device: torch.device):
         raise ValueError(f"backend: expected one of auto, {', '.join(_BACKENDS)}, got {name!r}")
     can_run, module = _BACKENDS[name]
     can_run(device, raise_error=True)
-    return module
+    return importlib.import_module(module)
 
 
 def backends() -> dict[str, str | None]:
     """Every backend by name: None if it can run on this machine, else the reason and the remedy."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    accelerator = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     status = {}
     for name, (can_run, _) in _BACKENDS.items():
+        device = torch.device("cpu") if name == "cpp" else accelerator
         try:
             can_run(device, raise_error=True)
             status[name] = None

@@ -1,0 +1,94 @@
+// What all CPU kernels share: clones for several instruction sets, threads, scratch memory, options.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <new>
+
+#include <torch/csrc/stable/ops.h>
+
+// One binary, native speed: the loader picks the clone for the processor it runs on. Loops carry
+// `omp simd` because the vectoriser runs after cloning, where vector types would be lowered before.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(SETOK_NO_CLONES)
+#define SETOK_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define SETOK_CLONES
+#endif
+#define SETOK_INLINE static inline __attribute__((always_inline))
+
+namespace setok {
+
+using index_t = int64_t;
+
+// Rows of distances and vectors over tokens are padded to whole groups of lanes, so that no loop
+// has a scalar tail: equal numbers give equal bits wherever they stand.
+constexpr index_t kLanes = 16;
+inline index_t padded(index_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+enum class Kernel : int64_t { gaussian, laplacian, epanechnikov };
+enum class Alpha : int64_t { sigmoid, kernel };
+enum class Scale : int64_t { variance, fixed };
+
+struct Options {
+  index_t k, max_clusters;
+  Kernel kernel;
+  Alpha alpha;
+  double bandwidth, beta, temperature, offset;
+  Scale scale;
+  double factor;  // of the squared distance where scale is fixed
+  bool score_norm_max, distinct_seeds, include_self;
+  double stop_residual, min_mass;
+};
+
+// Calls f(i) for i in [0, count) from torch's threads. Every call of f is independent of the
+// others, so results do not depend on how many threads there are. Inside another parallel region it
+// runs in line. The matrix products of `f` are single-threaded: there are at least two workers as
+// soon as there are two threads, and within a region BLAS does not start its own.
+void parallel_tasks(index_t count, const std::function<void(index_t)>& f);
+
+// parallel_tasks over blocks [begin, end) of at most `block` items.
+template <class F>
+void parallel_blocks(index_t count, index_t block, const F& f) {
+  const index_t blocks = (count + block - 1) / block;
+  parallel_tasks(blocks, [&](index_t b) {
+    const index_t begin = b * block;
+    f(begin, begin + block < count ? begin + block : count);
+  });
+}
+
+index_t num_threads();
+
+// Buffers of one thread, kept between calls: fresh memory costs a page fault for every 4 KB.
+class Scratch {
+ public:
+  enum Slot { x, copy, gram, norm, row, totals, hashes, vectors, position, panel, lists, kSlots };
+
+  static Scratch& of_this_thread();
+
+  template <class T>
+  T* get(Slot slot, index_t count) {
+    return static_cast<T*>(bytes(slot, static_cast<size_t>(count) * sizeof(T)));
+  }
+
+  // Returns large buffers to the system.
+  void trim();
+
+  ~Scratch();
+  Scratch() = default;
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+ private:
+  void* bytes(Slot slot, size_t size);
+
+  void* data_[kSlots] = {};
+  size_t size_[kSlots] = {};
+};
+
+}  // namespace setok

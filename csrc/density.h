@@ -1,0 +1,58 @@
+// Squared distances, nearest neighbours and local density (SeTok, Eq. 1).
+
+#pragma once
+
+#include "common.h"
+#include "features.h"
+
+namespace setok {
+
+// Stands in columns behind the last token: no neighbour is as far, and it is finite so that
+// products with 0 are 0.
+template <class T>
+constexpr T kFar = std::numeric_limits<T>::max();
+
+// The k smallest of what it was given, ties lowest index; `distance` and `index` hold k each.
+template <class T>
+struct Nearest {
+  T* distance;
+  index_t* index;
+  index_t k, found;
+
+  // Candidates may come in any order: equal distances are told apart by index.
+  void insert(T d, index_t i) {
+    if (found == k && !before(d, i, distance[k - 1], index[k - 1])) return;
+    index_t at = found < k ? found++ : k - 1;
+    for (; at > 0 && before(d, i, distance[at - 1], index[at - 1]); --at) {
+      distance[at] = distance[at - 1];
+      index[at] = index[at - 1];
+    }
+    distance[at] = d;
+    index[at] = i;
+  }
+
+  static bool before(T d, index_t i, T other, index_t j) {
+    return d < other || (d == other && i < j);
+  }
+};
+
+// (n, ld) squared distances, exactly symmetric, 0 on the diagonal and between equal tokens, kFar
+// in the columns from n on; ld is a multiple of kLanes. Sigma 0 makes all of them 0.
+template <class T>
+void distance_matrix(const Features<T>& tokens, bool all_zero, T* distance, index_t ld,
+                     Scratch& scratch);
+
+// Neighbours of token i into knn (k,), -1 behind the last. `row` is its row of distances.
+template <class T>
+void nearest_in_row(const T* row, index_t n, index_t i, index_t k, bool include_self,
+                    index_t* knn);
+
+// rho = exp(-sigma * sum / found) for the sum of the distances to `found` neighbours; 1 without any.
+template <class T>
+T local_density(T sum, index_t found, T sigma);
+
+// row[j] = max(0, norm_i + norm[j] - 2 row[j]) for j in [0, count), count a multiple of kLanes.
+void finish_row(float* row, float norm_i, const float* norm, index_t count);
+void finish_row(double* row, double norm_i, const double* norm, index_t count);
+
+}  // namespace setok

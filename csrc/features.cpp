@@ -1,0 +1,259 @@
+#include "features.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "simd_math.h"
+
+namespace setok {
+namespace {
+
+SETOK_INLINE float from_half(uint16_t half) {
+  const uint32_t w = static_cast<uint32_t>(half) << 16, twice = w + w;
+  const float normal = bits_as<float>((twice >> 4) + (0xE0u << 23)) * 0x1.0p-112f;
+  const float subnormal = bits_as<float>((twice >> 17) | (126u << 23)) - 0.5f;
+  const uint32_t magnitude = bits_as<uint32_t>(twice < (1u << 27) ? subnormal : normal);
+  return bits_as<float>((w & 0x80000000u) | magnitude);
+}
+
+SETOK_CLONES void convert(const uint16_t* from, bool half, float* to, index_t count) {
+  if (half) {
+#pragma omp simd
+    for (index_t i = 0; i < count; ++i) to[i] = from_half(from[i]);
+  } else {
+#pragma omp simd
+    for (index_t i = 0; i < count; ++i)
+      to[i] = bits_as<float>(static_cast<uint32_t>(from[i]) << 16);
+  }
+}
+
+// The bits of a float order like its magnitude, and those of the non-finite come last.
+template <class T>
+struct Bits;
+template <>
+struct Bits<float> {
+  using type = uint32_t;
+  static constexpr type kMagnitude = 0x7fffffffu, kInfinity = 0x7f800000u;
+};
+template <>
+struct Bits<double> {
+  using type = uint64_t;
+  static constexpr type kMagnitude = 0x7fffffffffffffffull, kInfinity = 0x7ff0000000000000ull;
+};
+
+template <class T>
+struct RowStatistics {
+  typename Bits<T>::type largest;  // bits of the largest magnitude
+  uint64_t hash;
+  double squares;  // of the differences from the origin
+};
+
+// Also adds the differences from the origin to `total` (dim,).
+template <class T>
+SETOK_INLINE RowStatistics<T> row_statistics(const T* x, const T* origin, double* total,
+                                             index_t dim) {
+  using U = typename Bits<T>::type;
+  U largest[kLanes] = {}, hash[kLanes] = {};
+  double squares[kLanes] = {};
+  const index_t whole = dim / kLanes * kLanes;
+  const auto step = [&](index_t j, index_t lane) __attribute__((always_inline)) {
+    const U bits = bits_as<U>(x[j]), magnitude = bits & Bits<T>::kMagnitude;
+    largest[lane] = magnitude > largest[lane] ? magnitude : largest[lane];
+    hash[lane] = ((hash[lane] << 5) | (hash[lane] >> (8 * sizeof(U) - 5))) + bits;
+    const double shifted = static_cast<double>(x[j]) - static_cast<double>(origin[j]);
+    squares[lane] += shifted * shifted;
+    total[j] += shifted;
+  };
+  for (index_t j = 0; j < whole; j += kLanes) {
+#pragma omp simd
+    for (index_t lane = 0; lane < kLanes; ++lane) step(j + lane, lane);
+  }
+  for (index_t j = whole; j < dim; ++j) step(j, j - whole);
+  RowStatistics<T> row{0, 0, 0};
+  for (index_t lane = 0; lane < kLanes; ++lane) {
+    row.largest = std::max(row.largest, largest[lane]);
+    row.hash = (row.hash ^ hash[lane]) * 0x9E3779B97F4A7C15ull;
+    row.squares += squares[lane];
+  }
+  return row;
+}
+
+#define SETOK_ROW_STATISTICS(T)                                                              \
+  SETOK_CLONES RowStatistics<T> statistics_of(const T* x, const T* origin, double* total,    \
+                                              index_t dim) {                                 \
+    return row_statistics<T>(x, origin, total, dim);                                         \
+  }
+SETOK_ROW_STATISTICS(float)
+SETOK_ROW_STATISTICS(double)
+#undef SETOK_ROW_STATISTICS
+
+template <class T>
+struct Statistics {
+  T largest;        // magnitude; non-finite where a token is
+  double variance;  // around the mean, times the squared number of tokens
+  uint64_t* hash;   // (n,)
+  bool* finite;     // (n,)
+};
+
+// Blocks of tokens are fixed by n alone, and their sums are added in order. In float64 sums of
+// small integers are exact, so the scale of those does not depend on the order at all.
+template <class T>
+Statistics<T> statistics(const T* x, index_t n, index_t dim, Scratch& scratch) {
+  using U = typename Bits<T>::type;
+  const index_t block = std::max<index_t>(32, (n + 63) / 64), blocks = (n + block - 1) / block;
+  const index_t stride = padded(dim) + 2;
+  double* totals = scratch.get<double>(Scratch::totals, blocks * stride);
+  auto* hash = scratch.get<uint64_t>(Scratch::hashes, 2 * n + 1);
+  auto* finite = reinterpret_cast<bool*>(hash + n);
+  parallel_blocks(n, block, [&](index_t begin, index_t end) {
+    double* total = totals + begin / block * stride;
+    std::fill_n(total, stride, 0.0);
+    U largest = 0;
+    double squares = 0;
+    for (index_t i = begin; i < end; ++i) {
+      const RowStatistics<T> row = statistics_of(x + i * dim, x, total, dim);
+      largest = std::max(largest, row.largest);
+      squares += row.squares;
+      hash[i] = row.hash;
+      finite[i] = row.largest < Bits<T>::kInfinity;
+    }
+    total[stride - 2] = squares;
+    total[stride - 1] = static_cast<double>(bits_as<T>(largest));
+  });
+  Statistics<T> result{0, 0, hash, finite};
+  U largest = 0;
+  double squares = 0, mean = 0;
+  for (index_t b = 0; b < blocks; ++b) {
+    squares += totals[b * stride + stride - 2];
+    largest = std::max(largest, bits_as<U>(static_cast<T>(totals[b * stride + stride - 1])));
+  }
+  for (index_t b = 1; b < blocks; ++b)
+    for (index_t j = 0; j < dim; ++j) totals[j] += totals[b * stride + j];
+  for (index_t j = 0; j < dim; ++j) mean += totals[j] * totals[j];
+  result.largest = bits_as<T>(largest);
+  result.variance = static_cast<double>(n) * squares - mean;
+  return result;
+}
+
+// Scale by 2**-exponent in two exact halves, either of which is in the range of T.
+template <class T>
+void scale_range(const T* from, T* to, index_t count, int exponent) {
+  const int half = exponent / 2;
+  const T a = std::ldexp(T{1}, -half), b = std::ldexp(T{1}, half - exponent);
+  parallel_blocks(count, 1 << 16, [&](index_t begin, index_t end) {
+    for (index_t i = begin; i < end; ++i) to[i] = from[i] * a * b;
+  });
+}
+
+// Copies the tokens at `position` and converts them.
+template <class T>
+void gather_rows(const ImageInput& image, const index_t* position, index_t n, T* to) {
+  const index_t dim = image.dim;
+  const size_t width = image.dtype == Dtype::f64 ? 8 : image.dtype == Dtype::f32 ? 4 : 2;
+  parallel_blocks(n, 64, [&](index_t begin, index_t end) {
+    for (index_t i = begin; i < end; ++i) {
+      const index_t row = position == nullptr ? i : position[i];
+      const auto* from = static_cast<const char*>(image.x) + row * dim * width;
+      if constexpr (sizeof(T) == 4) {
+        if (width == 2) {
+          convert(reinterpret_cast<const uint16_t*>(from), image.dtype == Dtype::f16, to + i * dim,
+                  dim);
+          continue;
+        }
+      }
+      std::memcpy(to + i * dim, from, dim * width);
+    }
+  });
+}
+
+// (n,) lowest token equal to each, or null where all are different.
+template <class T>
+const index_t* find_equal(const T* x, index_t n, index_t dim, const uint64_t* hash,
+                          Scratch& scratch) {
+  index_t size = 4;
+  while (size < 2 * n) size *= 2;
+  auto* table = scratch.get<index_t>(Scratch::copy, size + n);
+  index_t* first = table + size;
+  std::fill_n(table, size, index_t{-1});
+  bool any = false;
+  for (index_t i = 0; i < n; ++i) {
+    index_t at = static_cast<index_t>((hash[i] >> 32) & static_cast<uint64_t>(size - 1));
+    first[i] = i;
+    for (; table[at] >= 0; at = (at + 1) & (size - 1)) {
+      const index_t j = table[at];
+      if (hash[j] == hash[i] && std::memcmp(x + i * dim, x + j * dim, dim * sizeof(T)) == 0) {
+        first[i] = j;
+        any = true;
+        break;
+      }
+    }
+    if (first[i] == i) table[at] = i;
+  }
+  return any ? first : nullptr;
+}
+
+template <class T>
+T scale_of(const Options& options, double variance, index_t n, int exponent) {
+  const T most = std::numeric_limits<T>::max();
+  if (options.scale == Scale::variance) {
+    if (!(variance > 0)) return 0;
+    const double count = static_cast<double>(n), sigma = 0.5 / (variance / (count * count));
+    return static_cast<T>(std::min(sigma, static_cast<double>(most)));
+  }
+  const T half = std::min<T>(std::ldexp(T{1}, exponent), most);
+  return std::min<T>(static_cast<T>(options.factor) * half * half, most);
+}
+
+}  // namespace
+
+template <class T>
+Features<T> load_features(const ImageInput& image, const Options& options, Scratch& scratch) {
+  const index_t dim = image.dim;
+  const bool native = image.dtype == (sizeof(T) == 8 ? Dtype::f64 : Dtype::f32);
+  auto* position = scratch.get<index_t>(Scratch::position, image.tokens);
+  index_t n = 0;
+  for (index_t i = 0; i < image.tokens; ++i)
+    if (image.valid == nullptr || image.valid[i]) position[n++] = i;
+  Features<T> out{static_cast<const T*>(image.x), n, dim, nullptr, 0, nullptr};
+  if (n < image.tokens) out.position = position;
+  if (n == 0) return out;
+
+  T* own = nullptr;
+  if (n < image.tokens || !native) {
+    out.x = own = scratch.get<T>(Scratch::x, n * dim);
+    gather_rows(image, n < image.tokens ? position : nullptr, n, own);
+  }
+  Statistics<T> found = statistics(out.x, n, dim, scratch);
+  if (!std::isfinite(found.largest)) {
+    index_t kept = 0;
+    for (index_t i = 0; i < n; ++i)
+      if (found.finite[i]) position[kept++] = position[i];
+    n = out.n = kept;
+    out.position = position;
+    if (n == 0) return out;
+    out.x = own = scratch.get<T>(Scratch::x, n * dim);
+    gather_rows(image, position, n, own);
+    found = statistics(out.x, n, dim, scratch);
+  }
+
+  // Scaling by a power of two changes no bit of a result unless a square leaves the range, which
+  // it cannot for magnitudes like these.
+  int exponent = 0;
+  const T low = sizeof(T) == 8 ? T{0x1p-100} : T{0x1p-4}, high = T{0x1p+20};
+  if (found.largest != 0 && !(found.largest >= low && found.largest <= high)) {
+    std::frexp(found.largest, &exponent);
+    const T* from = out.x;
+    if (own == nullptr) out.x = own = scratch.get<T>(Scratch::x, n * dim);
+    scale_range(from, own, n * dim, exponent);
+    found = statistics(out.x, n, dim, scratch);
+  }
+  out.sigma = scale_of<T>(options, found.variance, n, exponent);
+  out.first = find_equal(out.x, n, dim, found.hash, scratch);
+  return out;
+}
+
+template Features<float> load_features(const ImageInput&, const Options&, Scratch&);
+template Features<double> load_features(const ImageInput&, const Options&, Scratch&);
+
+}  // namespace setok

@@ -1,0 +1,36 @@
+// The tokens of one image that take part, as a dense matrix, and what depends on nothing else:
+// the scale of the distances and which tokens are equal.
+
+#pragma once
+
+#include "common.h"
+
+namespace setok {
+
+enum class Dtype { f64, f32, bf16, f16 };
+
+// One image of the input: `tokens` rows of `dim` contiguous numbers.
+struct ImageInput {
+  const void* x;
+  Dtype dtype;
+  const bool* valid;  // (tokens,) or null where all are
+  index_t tokens, dim;
+};
+
+// (n, dim) finite tokens in range, T being float or double. Positions in the image are ascending,
+// so "lowest index" means the same in both numberings.
+template <class T>
+struct Features {
+  const T* x;
+  index_t n, dim;
+  const index_t* position;  // (n,) place of each token in the image; null where it is the same
+  T sigma;                  // scale of the squared distances
+  const index_t* first;     // (n,) lowest token equal to this one; null where all are different
+
+  index_t place(index_t i) const { return position == nullptr ? i : position[i]; }
+};
+
+template <class T>
+Features<T> load_features(const ImageInput& image, const Options& options, Scratch& scratch);
+
+}  // namespace setok

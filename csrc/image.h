@@ -1,0 +1,29 @@
+// The clustering of one image: decisions, or known decisions replayed, and their values.
+
+#pragma once
+
+#include "common.h"
+#include "features.h"
+
+namespace setok {
+
+// Places in the results of one image. Masks have max_clusters + 1 rows `mask_stride` apart.
+template <class T>
+struct ImageOutput {
+  T* masks;
+  index_t mask_stride;
+  T *density, *delta, *score;
+  index_t *labels, *knn, *parent, *seeds, *count;
+};
+
+// Known decisions of one image; knn is null where they are to be made.
+struct KnownDecisions {
+  const index_t *knn, *parent, *seeds, *count;
+};
+
+// Images of more tokens than `dense_limit` keep no matrix of distances.
+template <class T>
+void cluster_image(const ImageInput& image, const Options& options, const KnownDecisions& known,
+                   index_t dense_limit, const ImageOutput<T>& out);
+
+}  // namespace setok

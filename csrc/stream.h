@@ -1,0 +1,20 @@
+// Neighbours and parents of images too large for a matrix of distances: the triangle of inner
+// products is walked in panels, each consumed by rows and by columns.
+
+#pragma once
+
+#include "common.h"
+#include "features.h"
+
+namespace setok {
+
+// knn (n, k): neighbours of every token in ascending order, -1 behind the last.
+template <class T>
+void stream_neighbours(const Features<T>& tokens, bool all_zero, index_t k, bool include_self,
+                       index_t* knn);
+
+// parent (n,): nearest token of higher order, -1 for the top token.
+template <class T>
+void stream_parents(const Features<T>& tokens, bool all_zero, const T* density, index_t* parent);
+
+}  // namespace setok

@@ -1,0 +1,89 @@
+"""The compiled CPU backend: decisions and values in C++, gradients through the reference.
+
+Where a gradient is wanted, C++ decides and the reference evaluates the decisions.
+"""
+
+import torch
+from torch import Tensor
+
+from setok_kernels import _native, reference
+from setok_kernels.config import ALPHAS, KERNELS, LEARNABLE, ClusterConfig
+from setok_kernels.result import Clusters, Decisions
+
+_native.load()
+_ops = torch.ops.setok_cpu
+
+# Images of more tokens keep no N x N matrix: 2 * N * N / 2 inner products more (they are walked
+# twice) cost less than the memory.
+DENSE_LIMIT = 3072
+
+
+def cluster(
+    x: Tensor,
+    valid: Tensor | None,
+    cu_seqlens: Tensor | None,
+    max_seqlen: int | None,
+    config: ClusterConfig,
+    decisions: Decisions | None,
+) -> Clusters:
+    """Cluster padded or packed tokens; the arguments are those of `reference.cluster`."""
+    learnable = [getattr(config, name) for name in LEARNABLE]
+    if _needs_gradient(x, *learnable):
+        if decisions is None:
+            decisions = _cluster(x.detach(), valid, cu_seqlens, config, None).decisions
+        return reference.cluster(x, valid, cu_seqlens, max_seqlen, config, decisions)
+    return _cluster(x, valid, cu_seqlens, config, decisions)
+
+
+def _cluster(x, valid, cu_seqlens, config, decisions) -> Clusters:
+    known = (None,) * 4
+    if decisions is not None:
+        known = (decisions.knn, decisions.parent, decisions.seeds, decisions.counts)
+        known = tuple(t.contiguous() for t in known)
+    if config.distance_scale == "variance":
+        scale, factor = 0, 0.0
+    else:
+        scale = 1
+        factor = 1 / x.shape[-1] if config.distance_scale == "dim" else config.distance_scale
+    with torch.no_grad():
+        masks, counts, labels, density, delta, score, knn, parent, seeds = _ops.cluster(
+            x.contiguous(),
+            None if valid is None else valid.contiguous(),
+            None if cu_seqlens is None else cu_seqlens.contiguous(),
+            *known,
+            config.k,
+            config.max_clusters,
+            KERNELS.index(config.kernel),
+            ALPHAS.index(config.alpha),
+            float(config.bandwidth),
+            float(config.beta),
+            float(config.temperature),
+            float(config.offset),
+            scale,
+            float(factor),
+            config.score_norm == "max",
+            config.distinct_seeds,
+            config.include_self,
+            float(config.stop_residual),
+            float(config.min_mass),
+            DENSE_LIMIT,
+        )
+    if decisions is None:
+        decisions = Decisions(knn, parent, seeds, counts)
+    return Clusters(masks, decisions.counts, labels, density, delta, score, decisions)
+
+
+def merge(x: Tensor, out: Clusters, mode: str, weights: Tensor | None, eps: float) -> Tensor:
+    """Tokens to clusters; the arguments are those of `reference.merge`."""
+    return reference.merge(x, out, mode, weights, eps)
+
+
+def unmerge(tokens: Tensor, out: Clusters, mode: str) -> Tensor:
+    """Clusters back to tokens; the arguments are those of `reference.unmerge`."""
+    return reference.unmerge(tokens, out, mode)
+
+
+def _needs_gradient(*values) -> bool:
+    return torch.is_grad_enabled() and any(
+        isinstance(v, Tensor) and v.requires_grad for v in values
+    )
