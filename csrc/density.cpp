@@ -135,7 +135,12 @@ template <class T>
 void distance_matrix(const Features<T>& tokens, bool all_zero, T* distance, index_t ld,
                      Scratch& scratch) {
   const index_t n = tokens.n, width = padded(n);
-  if (!all_zero) {
+  if (n == 0) return;
+  // Below this the call of a matrix product costs more than the product.
+  constexpr index_t kSmall = 1 << 17;
+  if (!all_zero && n * n * tokens.dim <= kSmall) {
+    small_distances(tokens.x, n, tokens.dim, distance, ld);
+  } else if (!all_zero) {
     upper_gram(tokens.x, n, tokens.dim, distance, ld);
     // The norms are the diagonal of the same product.
     T* norm = scratch.get<T>(Scratch::norm, width);

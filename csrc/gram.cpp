@@ -19,35 +19,35 @@ Tensor view(const T* data, index_t rows, index_t columns, index_t row_stride,
                                   torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype);
 }
 
-// Sums over fixed lanes: the same bits for the same numbers, whatever surrounds them.
-template <bool kDifference, class T>
+// ||a - b||^2 over fixed lanes: the same bits for the same numbers, whatever surrounds them.
+template <class T>
 SETOK_INLINE T lane_sum(const T* a, const T* b, index_t dim) {
   T sum[kLanes] = {};
   const index_t whole = dim / kLanes * kLanes;
   for (index_t j = 0; j < whole; j += kLanes) {
 #pragma omp simd
     for (index_t lane = 0; lane < kLanes; ++lane) {
-      const T u = a[j + lane], v = b[j + lane];
-      sum[lane] += kDifference ? (u - v) * (u - v) : u * v;
+      const T apart = a[j + lane] - b[j + lane];
+      sum[lane] += apart * apart;
     }
   }
   for (index_t j = whole; j < dim; ++j) {
-    const T u = a[j], v = b[j];
-    sum[j - whole] += kDifference ? (u - v) * (u - v) : u * v;
+    const T apart = a[j] - b[j];
+    sum[j - whole] += apart * apart;
   }
   for (index_t width = kLanes / 2; width > 0; width /= 2)
     for (index_t lane = 0; lane < width; ++lane) sum[lane] += sum[lane + width];
   return sum[0];
 }
 
-#define SETOK_SUMS(T)                                                                     \
-  SETOK_CLONES void small_gram(const T* x, index_t n, index_t dim, T* out, index_t ld) {  \
-    for (index_t i = 0; i < n; ++i)                                                       \
-      for (index_t j = i / kLanes * kLanes; j < n; ++j)                                   \
-        out[i * ld + j] = lane_sum<false>(x + i * dim, x + j * dim, dim);                 \
-  }                                                                                       \
-  SETOK_CLONES T distance_of(const T* a, const T* b, index_t dim) {                       \
-    return lane_sum<true>(a, b, dim);                                                     \
+#define SETOK_SUMS(T)                                                                      \
+  SETOK_CLONES void distances_of(const T* x, index_t n, index_t dim, T* out, index_t ld) { \
+    for (index_t i = 0; i < n; ++i)                                                        \
+      for (index_t j = 0; j <= i; ++j)                                                     \
+        out[i * ld + j] = out[j * ld + i] = lane_sum(x + i * dim, x + j * dim, dim);       \
+  }                                                                                        \
+  SETOK_CLONES T distance_of(const T* a, const T* b, index_t dim) {                        \
+    return lane_sum(a, b, dim);                                                            \
   }
 SETOK_SUMS(float)
 SETOK_SUMS(double)
@@ -60,6 +60,13 @@ double squared_distance(const double* a, const double* b, index_t dim) {
 }
 float squared_distance(const float* a, const float* b, index_t dim) {
   return distance_of(a, b, dim);
+}
+
+void small_distances(const float* x, index_t n, index_t dim, float* out, index_t ld) {
+  distances_of(x, n, dim, out, ld);
+}
+void small_distances(const double* x, index_t n, index_t dim, double* out, index_t ld) {
+  distances_of(x, n, dim, out, ld);
 }
 
 template <class T>
@@ -78,9 +85,6 @@ index_t panel_height(index_t n) {
 
 template <class T>
 void upper_gram(const T* x, index_t n, index_t dim, T* out, index_t ld) {
-  // Below this the call of a matrix product costs more than the product.
-  constexpr index_t kSmall = 1 << 17;
-  if (n * n * dim <= kSmall) return small_gram(x, n, dim, out, ld);
   const index_t height = panel_height(n), panels = (n + height - 1) / height;
   // A second task keeps a single product inside a parallel region, hence on one thread.
   parallel_tasks(panels < 2 ? 2 : panels, [&](index_t panel) {

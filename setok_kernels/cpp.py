@@ -74,13 +74,30 @@ def _cluster(x, valid, cu_seqlens, config, decisions) -> Clusters:
 
 
 def merge(x: Tensor, out: Clusters, mode: str, weights: Tensor | None, eps: float) -> Tensor:
-    """Tokens to clusters; the arguments are those of `reference.merge`."""
-    return reference.merge(x, out, mode, weights, eps)
+    """Tokens to clusters; the arguments are those of `reference.merge`.
+
+    Soft merging is one matrix product, which torch has.
+    """
+    if mode == "soft" or _needs_gradient(x, weights):
+        return reference.merge(x, out, mode, weights, eps)
+    dtype = out.masks.dtype
+    if weights is not None:
+        weights = weights.detach().to(dtype).contiguous()
+    merged = _ops.merge_hard(
+        x.detach().to(dtype).contiguous(),
+        out.labels.contiguous(),
+        weights,
+        out.cu_seqlens,
+        out.num_rows,
+    )
+    return merged.to(x.dtype)
 
 
 def unmerge(tokens: Tensor, out: Clusters, mode: str) -> Tensor:
     """Clusters back to tokens; the arguments are those of `reference.unmerge`."""
-    return reference.unmerge(tokens, out, mode)
+    if mode == "soft" or _needs_gradient(tokens):
+        return reference.unmerge(tokens, out, mode)
+    return _ops.unmerge_hard(tokens.detach().contiguous(), out.labels.contiguous(), out.cu_seqlens)
 
 
 def _needs_gradient(*values) -> bool:
