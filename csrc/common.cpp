@@ -9,11 +9,10 @@ index_t num_threads() { return torch::stable::get_num_threads(); }
 
 void parallel_tasks(index_t count, const std::function<void(index_t)>& f) {
   const index_t threads = num_threads();
-  if (threads <= 1) {
+  if (threads <= 1 || count <= 1) {
     for (index_t i = 0; i < count; ++i) f(i);
     return;
   }
-  if (count == 0) return;
   // Tasks are taken in turn: the first ones may be the largest.
   std::atomic<index_t> next{0};
   torch::stable::parallel_for(0, threads, 1, [&](index_t, index_t) {

@@ -67,7 +67,7 @@ index_t num_threads();
 // Buffers of one thread, kept between calls: fresh memory costs a page fault for every 4 KB.
 class Scratch {
  public:
-  enum Slot { x, copy, gram, norm, row, totals, hashes, vectors, position, panel, lists, kSlots };
+  enum Slot { x, copy, gram, norm, row, totals, hashes, vectors, position, panel, lists, candidate, kSlots };
 
   static Scratch& of_this_thread();
 

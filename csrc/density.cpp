@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "gram.h"
+#include "select.h"
 
 namespace setok {
 namespace {
@@ -44,7 +45,7 @@ SETOK_INLINE void finish_block(T* gram, index_t ld, index_t top, const T* norm, 
 // Upper bound of the k-th smallest: the k-th smallest of the minima of `lanes` groups.
 template <class T, index_t lanes>
 SETOK_INLINE T bound_of_nearest(const T* row, index_t width, index_t k) {
-  T least[lanes];
+  T least[lanes], within[lanes];
   for (index_t lane = 0; lane < lanes; ++lane) least[lane] = kFar<T>;
   index_t j = 0;
   for (; j + lanes <= width; j += lanes) {
@@ -53,39 +54,45 @@ SETOK_INLINE T bound_of_nearest(const T* row, index_t width, index_t k) {
       least[lane] = row[j + lane] < least[lane] ? row[j + lane] : least[lane];
   }
   for (; j < width; ++j) least[j % lanes] = std::min(least[j % lanes], row[j]);
-  std::nth_element(least, least + k - 1, least + lanes);
-  return least[k - 1];
-}
-
-// Tokens within `bound`, in ascending order; a vector comparison passes over the others.
-template <class T>
-SETOK_INLINE void collect(const T* row, index_t n, index_t width, index_t self, T bound,
-                          Nearest<T>& nearest) {
-  for (index_t block = 0; block < width; block += kLanes) {
-    int any = 0;
-#pragma omp simd reduction(| : any)
-    for (index_t lane = 0; lane < kLanes; ++lane) any |= row[block + lane] <= bound;
-    if (any == 0) continue;
-    const index_t end = std::min(block + kLanes, n);
-    for (index_t j = block; j < end; ++j) {
-      if (row[j] > bound || j == self) continue;
-      nearest.insert(row[j], j);
-      if (nearest.found == nearest.k) bound = std::min(bound, nearest.distance[nearest.k - 1]);
-    }
+  // The smallest minimum that at least k of them are within; counted, not sorted: no branches.
+  for (index_t lane = 0; lane < lanes; ++lane) within[lane] = 0;
+  for (index_t other = 0; other < lanes; ++other) {
+    const T value = least[other];
+#pragma omp simd
+    for (index_t lane = 0; lane < lanes; ++lane)
+      within[lane] += value <= least[lane] ? T{1} : T{0};
   }
+  T bound = kFar<T>;
+  for (index_t lane = 0; lane < lanes; ++lane)
+    bound = within[lane] >= static_cast<T>(k) && least[lane] < bound ? least[lane] : bound;
+  return bound;
 }
 
+constexpr index_t kRanked = 32;
+
+// The k nearest of at most kRanked candidates in ascending order of index, by counting for each
+// how many come before it. Returns how many there are.
 template <class T>
-SETOK_INLINE void row_neighbours(const T* row, index_t n, index_t self, Nearest<T>& nearest) {
-  const index_t width = padded(n);
-  // The token itself is at distance 0 and takes a place among the minima.
-  const index_t k = nearest.k + (self >= 0 ? 1 : 0);
-  T bound = kFar<T>;
-  if (k <= 12)
-    bound = bound_of_nearest<T, 16>(row, width, k);
-  else if (k <= 48)
-    bound = bound_of_nearest<T, 64>(row, width, k);
-  collect(row, n, width, self, bound, nearest);
+SETOK_INLINE index_t rank_candidates(const T* row, const int32_t* candidate, index_t count,
+                                     index_t k, index_t* knn) {
+  T distance[kRanked], before[kRanked], number[kRanked];
+  for (index_t c = 0; c < kRanked; ++c) {
+    distance[c] = c < count ? row[candidate[c]] : kFar<T>;
+    before[c] = 0;
+    number[c] = static_cast<T>(c);
+  }
+  for (index_t other = 0; other < count; ++other) {
+    const T value = distance[other], place = number[other];
+#pragma omp simd
+    for (index_t c = 0; c < kRanked; ++c)
+      before[c] += (value < distance[c]) | ((value == distance[c]) & (place < number[c])) ? T{1}
+                                                                                         : T{0};
+  }
+  for (index_t c = 0; c < count; ++c) {
+    const auto rank = static_cast<index_t>(before[c]);
+    if (rank < k) knn[rank] = candidate[c];
+  }
+  return std::min(count, k);
 }
 
 #define SETOK_DENSITY(T)                                                                       \
@@ -93,9 +100,13 @@ SETOK_INLINE void row_neighbours(const T* row, index_t n, index_t self, Nearest<
                                     index_t width) {                                           \
     finish_block(gram, ld, top, norm, width);                                                  \
   }                                                                                            \
-  SETOK_CLONES void row_neighbours_of(const T* row, index_t n, index_t self,                   \
-                                      Nearest<T>& nearest) {                                   \
-    row_neighbours(row, n, self, nearest);                                                     \
+  SETOK_CLONES T bound_of(const T* row, index_t width, index_t k) {                            \
+    if (k <= 12) return bound_of_nearest<T, 16>(row, width, k);                                \
+    return k <= 48 ? bound_of_nearest<T, 64>(row, width, k) : kFar<T>;                         \
+  }                                                                                            \
+  SETOK_CLONES index_t rank_of(const T* row, const int32_t* candidate, index_t count,          \
+                               index_t k, index_t* knn) {                                      \
+    return rank_candidates(row, candidate, count, k, knn);                                     \
   }                                                                                            \
   SETOK_CLONES void finish_row_of(T* row, T norm_i, const T* norm, index_t count) {            \
     finish(row, norm_i, norm, count);                                                          \
@@ -161,29 +172,35 @@ void distance_matrix(const Features<T>& tokens, bool all_zero, T* distance, inde
 
 template <class T>
 void nearest_in_row(const T* row, index_t n, index_t i, index_t k, bool include_self,
-                    index_t* knn) {
-  constexpr index_t kOnStack = 64;
-  T distance[kOnStack];
-  index_t index[kOnStack];
-  const index_t kept = std::min(k, n - (include_self ? 0 : 1));
-  std::unique_ptr<T[]> more_distance;
-  std::unique_ptr<index_t[]> more_index;
-  if (kept > kOnStack) {
-    more_distance = std::make_unique<T[]>(kept);
-    more_index = std::make_unique<index_t[]>(kept);
+                    index_t* knn, int32_t* candidate) {
+  const index_t width = padded(n), kept = std::min(k, n - (include_self ? 0 : 1));
+  // The token itself is at distance 0 and takes a place among the minima.
+  const T bound = bound_of(row, width, kept + (include_self ? 0 : 1));
+  const index_t count = select_within(row, width, bound, candidate);
+  index_t some = 0;
+  for (index_t c = 0; c < count; ++c) {
+    candidate[some] = candidate[c];
+    some += candidate[c] < n && (include_self || candidate[c] != i);
   }
-  Nearest<T> nearest{kept > kOnStack ? more_distance.get() : distance,
-                     kept > kOnStack ? more_index.get() : index, kept, 0};
-  if (kept > 0) row_neighbours_of(row, n, include_self ? -1 : i, nearest);
-  std::copy_n(nearest.index, nearest.found, knn);
-  std::fill(knn + nearest.found, knn + k, index_t{-1});
+  index_t found;
+  if (some <= kRanked) {
+    found = rank_of(row, candidate, some, kept, knn);
+  } else {
+    const auto nearer = [row](int32_t a, int32_t b) {
+      return Nearest<T>::before(row[a], a, row[b], b);
+    };
+    found = std::min(kept, some);
+    std::partial_sort(candidate, candidate + found, candidate + some, nearer);
+    std::copy_n(candidate, found, knn);
+  }
+  std::fill(knn + found, knn + k, index_t{-1});
 }
 
 template float local_density(float, index_t, float);
 template double local_density(double, index_t, double);
 template void distance_matrix(const Features<float>&, bool, float*, index_t, Scratch&);
 template void distance_matrix(const Features<double>&, bool, double*, index_t, Scratch&);
-template void nearest_in_row(const float*, index_t, index_t, index_t, bool, index_t*);
-template void nearest_in_row(const double*, index_t, index_t, index_t, bool, index_t*);
+template void nearest_in_row(const float*, index_t, index_t, index_t, bool, index_t*, int32_t*);
+template void nearest_in_row(const double*, index_t, index_t, index_t, bool, index_t*, int32_t*);
 
 }  // namespace setok

@@ -42,10 +42,11 @@ template <class T>
 void distance_matrix(const Features<T>& tokens, bool all_zero, T* distance, index_t ld,
                      Scratch& scratch);
 
-// Neighbours of token i into knn (k,), -1 behind the last. `row` is its row of distances.
+// Neighbours of token i into knn (k,), -1 behind the last. `row` is its row of distances, and
+// `candidate` has room for padded(n) + kLanes.
 template <class T>
 void nearest_in_row(const T* row, index_t n, index_t i, index_t k, bool include_self,
-                    index_t* knn);
+                    index_t* knn, int32_t* candidate);
 
 // rho = exp(-sigma * sum / found) for the sum of the distances to `found` neighbours; 1 without any.
 template <class T>

@@ -61,10 +61,13 @@ void find_density(const Job<T>& job) {
   if (!replay && !dense)
     stream_neighbours(tokens, job.rows.all_zero, k, include_self, job.out.knn);
   parallel_blocks(tokens.n, kBlock, [&](index_t begin, index_t end) {
+    auto* candidate = Scratch::of_this_thread().get<int32_t>(Scratch::candidate,
+                                                             padded(tokens.n) + kLanes);
     for (index_t i = begin; i < end; ++i) {
       const index_t* chosen = replay ? job.known.knn + tokens.place(i) * k : job.out.knn + i * k;
       if (!replay && dense)
-        nearest_in_row(job.rows.row(i), tokens.n, i, k, include_self, job.out.knn + i * k);
+        nearest_in_row(job.rows.row(i), tokens.n, i, k, include_self, job.out.knn + i * k,
+                       candidate);
       T sum = 0;
       index_t found = 0;
       for (index_t slot = 0; slot < k; ++slot) {
