@@ -78,7 +78,7 @@ void product(const T* a, index_t rows, const T* b, index_t columns, index_t dim,
 }
 
 index_t panel_height(index_t n) {
-  constexpr index_t kMost = 192;
+  constexpr index_t kMost = 96;
   const index_t panels = (n + kMost - 1) / kMost;
   return panels == 0 ? kLanes : padded((n + panels - 1) / panels);
 }

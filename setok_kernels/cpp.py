@@ -13,8 +13,7 @@ from setok_kernels.result import Clusters, Decisions
 _native.load()
 _ops = torch.ops.setok_cpu
 
-# Images of more tokens keep no N x N matrix: 2 * N * N / 2 inner products more (they are walked
-# twice) cost less than the memory.
+# Images of more tokens keep no N x N matrix: the inner products are made twice instead.
 DENSE_LIMIT = 3072
 
 
@@ -98,6 +97,23 @@ def unmerge(tokens: Tensor, out: Clusters, mode: str) -> Tensor:
     if mode == "soft" or _needs_gradient(tokens):
         return reference.unmerge(tokens, out, mode)
     return _ops.unmerge_hard(tokens.detach().contiguous(), out.labels.contiguous(), out.cu_seqlens)
+
+
+def assign(x: Tensor, valid: Tensor | None, centres: Tensor) -> Tensor:
+    """Number of the nearest centre of every token, ties lowest number; a centre is its own.
+
+    Args:
+        x: (B, N, D) float32 or float64 (others are taken to float32), finite.
+        valid: (B, N) bool or None.
+        centres: (B, C) int64 tokens, -1 where there is none.
+
+    Returns:
+        (B, N) int64, -1 for masked tokens and in images without a centre.
+    """
+    x = x.detach() if x.dtype == torch.float64 else x.detach().float()
+    return _ops.assign(
+        x.contiguous(), None if valid is None else valid.contiguous(), centres.contiguous()
+    )
 
 
 def _needs_gradient(*values) -> bool:

@@ -1,0 +1,187 @@
+"""What only the compiled backend can get wrong: sizes, regimes, threads, operations of its own."""
+
+import dataclasses
+import threading
+
+import pytest
+import torch
+
+import setok_kernels as sk
+from setok_kernels import dispatch, testing
+
+pytestmark = pytest.mark.skipif(
+    sk.backends()["cpp"] is not None, reason="the compiled module is not there"
+)
+
+CONFIGS = {
+    "default": sk.ClusterConfig(max_clusters=16),
+    "paper": sk.ClusterConfig.paper(max_clusters=9),
+    # More neighbours than are ranked by counting, and than there are groups to bound them.
+    "many": sk.ClusterConfig(
+        max_clusters=16, k=70, kernel="laplacian", alpha="kernel", include_self=True
+    ),
+    "some": sk.ClusterConfig(max_clusters=8, k=20, kernel="epanechnikov", min_mass=0.5),
+}
+
+
+@pytest.fixture(params=CONFIGS)
+def config(request):
+    return CONFIGS[request.param]
+
+
+@pytest.fixture(params=["dense", "streaming"])
+def regime(request, monkeypatch):
+    from setok_kernels import cpp
+
+    if request.param == "streaming":
+        monkeypatch.setattr(cpp, "DENSE_LIMIT", 0)
+    return request.param
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of torch's threads; restores it."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def cluster(x, config, **kwargs):
+    return sk.cluster_tokens(x, config, backend="cpp", **kwargs)
+
+
+def assert_bit_equal(a, b):
+    for name in ("masks", "labels", "density", "delta", "score"):
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
+    for name in ("knn", "parent", "seeds", "counts"):
+        assert torch.equal(getattr(a.decisions, name), getattr(b.decisions, name)), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tokens, dim", [(300, 64), (729, 96), (1100, 37)])
+def test_many_tokens(regime, config, dtype, tokens, dim):
+    """Several panels and tiles, the last one ragged; replays and threads change no bit."""
+    x = testing.planted_clusters(2, tokens, dim, 9, noise=0.3, dtype=dtype)[0]
+    out = testing.check_backend("cpp", x, config)
+    assert_bit_equal(cluster(x, config, decisions=out.decisions), out)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kind", ["integers", "duplicates", "one hot", "equal"])
+def test_many_exact_tokens(regime, config, kind, masked):
+    x = {
+        "integers": lambda: testing.integer_tokens(2, 600, 30, high=2),
+        "duplicates": lambda: testing.duplicate_tokens(2, 700, 24, distinct=50),
+        "one hot": lambda: testing.one_hot_tokens(2, 600, 40),
+        "equal": lambda: torch.full((2, 600, 50), 0.1),
+    }[kind]()
+    mask = None
+    if masked:
+        mask = torch.rand(x.shape[:2], generator=torch.Generator().manual_seed(0)) > 0.2
+    testing.check_backend("cpp", x, config, token_mask=mask, exact=True)
+
+
+def test_duplicates_in_different_panels(regime):
+    base = torch.randn(1, 9, 1152, generator=torch.Generator().manual_seed(0))
+    out = cluster(base[:, torch.arange(729) % 9], sk.ClusterConfig(k=7))
+    assert (out.density == 1).all()
+    assert out.decisions.knn[0, 700].tolist() == [7, 16, 25, 34, 43, 52, 61]
+    assert (out.decisions.parent[0, 9:] < 9).all() and (out.delta[0, 9:] == 0).all()
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_the_number_of_threads_changes_no_bit(regime, threads, images):
+    x = testing.vit_like_tokens(images, 600, 130)
+    config = sk.ClusterConfig(max_clusters=12)
+    threads(1)
+    expected = cluster(x, config)
+    for count in (2, 4):
+        threads(count)
+        assert_bit_equal(cluster(x, config), expected)
+
+
+def test_a_batch_is_a_loop_over_its_images(regime):
+    x = testing.vit_like_tokens(5, 300, 70)
+    config = sk.ClusterConfig(max_clusters=12)
+    out = cluster(x, config)
+    for b in range(5):
+        alone = cluster(x[b : b + 1], config)
+        assert torch.equal(alone.masks[0], out.masks[b])
+        assert torch.equal(alone.decisions.knn[0], out.decisions.knn[b])
+
+
+def test_concurrent_calls(regime):
+    x = testing.vit_like_tokens(2, 300, 70)
+    config = sk.ClusterConfig(max_clusters=12)
+    expected, failures = cluster(x, config), []
+
+    def work():
+        try:
+            for _ in range(5):
+                assert_bit_equal(cluster(x, config), expected)
+        except AssertionError as error:
+            failures.append(error)
+
+    workers = [threading.Thread(target=work) for _ in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failures
+
+
+def test_packed_images_of_many_sizes(config):
+    lengths = [300, 0, 1, 17, 120, 33]
+    packed, cu_seqlens, padded, mask = testing.ragged_batch(lengths, 40, exact=True)
+    for offsets in (cu_seqlens, cu_seqlens.long()):
+        testing.check_backend("cpp", packed, config, cu_seqlens=offsets, exact=True)
+    testing.check_backend("cpp", padded, config, token_mask=mask, exact=True)
+
+
+def test_replayed_decisions_that_no_clustering_makes():
+    """Absent seeds in the middle, seeds behind the residual: as the reference has it."""
+    x = testing.planted_clusters(1, 40, 6, 3, noise=0.3)[0]
+    config = sk.ClusterConfig(max_clusters=5)
+    d = cluster(x, config).decisions
+    for seeds, count in (([3, -1, 7, -1, -1], 4), ([3, 4, 5, 6, 7], 2), ([-1] * 5, 0)):
+        forced = dataclasses.replace(d, seeds=torch.tensor([seeds]), counts=torch.tensor([count]))
+        out = cluster(x, config, decisions=forced)
+        expected = sk.cluster_tokens(x, config, decisions=forced, backend="reference")
+        torch.testing.assert_close(out.masks, expected.masks)
+        assert torch.equal(out.masks.argmax(1), out.labels)
+
+
+def test_gradients_follow_the_decisions_of_the_forward():
+    x = testing.vit_like_tokens(2, 60, 16).requires_grad_()
+    config = sk.ClusterConfig(max_clusters=6)
+    out = cluster(x, config)
+    with torch.no_grad():
+        plain = cluster(x, config)
+    assert torch.equal(out.decisions.seeds, plain.decisions.seeds)
+    out.masks.square().sum().backward()
+    assert (x.grad != 0).any()
+
+
+def test_only_cpu_tensors():
+    assert not dispatch.can_run_cpp(torch.device("meta"))
+    with pytest.raises(RuntimeError, match="takes CPU tensors, got meta"):
+        dispatch.can_run_cpp(torch.device("meta"), raise_error=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_assign_to_the_nearest_centre(dtype):
+    from setok_kernels import cpp
+
+    x = testing.integer_tokens(2, 50, 5, dtype=dtype)
+    centres = torch.tensor([[3, 9, -1, 20], [49, 0, 7, -1]])
+    valid = torch.arange(50).expand(2, -1) != 13
+    got = cpp.assign(x, valid, centres)
+    for b in range(2):
+        far = torch.cdist(x[b].double(), x[b, centres[b]].double()).square().round()
+        far[:, centres[b] < 0] = torch.inf
+        expected = far.argmin(1)
+        for c, token in enumerate(centres[b].tolist()):
+            if token >= 0:
+                expected[token] = c
+        expected[13] = -1
+        assert torch.equal(got[b], expected)
