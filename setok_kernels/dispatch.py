@@ -4,7 +4,7 @@ import importlib
 
 import torch
 
-from setok_kernels import _native
+from setok_kernels import _native, reference
 
 
 def can_run_reference(device: torch.device, raise_error: bool = False) -> bool:
@@ -36,11 +36,12 @@ def _verdict(name: str, reason: str | None, raise_error: bool) -> bool:
     return reason is None
 
 
-# Fastest first: the order in which backend="auto" asks. Modules are imported when first chosen.
+# Fastest first: the order in which backend="auto" asks. A module, or the name of one that loads
+# compiled code and is imported when first chosen.
 _BACKENDS = {
     "triton": (can_run_triton, None),
     "cpp": (can_run_cpp, "setok_kernels.cpp"),
-    "reference": (can_run_reference, "setok_kernels.reference"),
+    "reference": (can_run_reference, reference),
 }
 
 
@@ -57,7 +58,7 @@ def select_backend(name: str, device: torch.device):
         raise ValueError(f"backend: expected one of auto, {', '.join(_BACKENDS)}, got {name!r}")
     can_run, module = _BACKENDS[name]
     can_run(device, raise_error=True)
-    return importlib.import_module(module)
+    return importlib.import_module(module) if isinstance(module, str) else module
 
 
 def backends() -> dict[str, str | None]:
