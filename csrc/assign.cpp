@@ -1,9 +1,9 @@
 // The operation `setok_cpu::assign`: the nearest centre of every token.
 
+#include <torch/csrc/stable/library.h>
+
 #include <algorithm>
 #include <optional>
-
-#include <torch/csrc/stable/library.h>
 
 #include "gram.h"
 #include "tensors.h"
@@ -24,8 +24,8 @@ void assign_image(const T* x, const bool* valid, const index_t* centres, index_t
       for (index_t c = 0; c < count; ++c) {
         if (centres[c] < 0) continue;
         // A centre is its own, even where another one equals it.
-        const T d = centres[c] == i ? T{-1}
-                                    : squared_distance(x + i * dim, x + centres[c] * dim, dim);
+        const T d =
+            centres[c] == i ? T{-1} : squared_distance(x + i * dim, x + centres[c] * dim, dim);
         if (d < least) {
           least = d;
           labels[i] = c;

@@ -1,12 +1,12 @@
 // The operation `setok_cpu::cluster`: checks, results, and one image after the other or at once.
 
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
 #include <cstring>
 #include <optional>
 #include <tuple>
 #include <vector>
-
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include "image.h"
 #include "tensors.h"
@@ -47,16 +47,17 @@ void run(const Tensor& x, const bool* valid, const Batch& batch, const Options& 
       decisions = {knn == nullptr ? kNothing : knn + start * k, parent + start,
                    seeds + b * (rows - 1), counts + b};
     T* masks = data<T>(std::get<0>(results));
-    const ImageOutput<T> out{packed ? masks + start : masks + b * rows * tokens,
-                             packed ? batch.tokens : tokens,
-                             data<T>(std::get<3>(results)) + start,
-                             data<T>(std::get<4>(results)) + start,
-                             data<T>(std::get<5>(results)) + start,
-                             data<index_t>(std::get<2>(results)) + start,
-                             replay ? nullptr : data<index_t>(std::get<6>(results)) + start * k,
-                             replay ? nullptr : data<index_t>(std::get<7>(results)) + start,
-                             replay ? nullptr : data<index_t>(std::get<8>(results)) + b * (rows - 1),
-                             replay ? nullptr : data<index_t>(std::get<1>(results)) + b};
+    const ImageOutput<T> out{
+        packed ? masks + start : masks + b * rows * tokens,
+        packed ? batch.tokens : tokens,
+        data<T>(std::get<3>(results)) + start,
+        data<T>(std::get<4>(results)) + start,
+        data<T>(std::get<5>(results)) + start,
+        data<index_t>(std::get<2>(results)) + start,
+        replay ? nullptr : data<index_t>(std::get<6>(results)) + start * k,
+        replay ? nullptr : data<index_t>(std::get<7>(results)) + start,
+        replay ? nullptr : data<index_t>(std::get<8>(results)) + b * (rows - 1),
+        replay ? nullptr : data<index_t>(std::get<1>(results)) + b};
     cluster_image<T>(image, options, decisions, dense_limit, out);
     Scratch::of_this_thread().trim();
   };
@@ -107,7 +108,7 @@ Results cluster(const Tensor& x, std::optional<Tensor> valid, std::optional<Tens
     for (index_t b = 0; b <= batch.images; ++b) batch.start.push_back(b * x.size(1));
   }
   const index_t images = batch.images, rows = max_clusters + 1;
-  const auto floats = [&](std::vector<int64_t> shape) { 
+  const auto floats = [&](std::vector<int64_t> shape) {
     return empty_cpu(shape, wide ? ScalarType::Double : ScalarType::Float);
   };
   const auto indices = [&](std::vector<int64_t> shape) { return empty_index(shape); };

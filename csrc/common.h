@@ -1,6 +1,9 @@
-// What all CPU kernels share: clones for several instruction sets, threads, scratch memory, options.
+// What all CPU kernels share: clones for several instruction sets, threads, scratch memory,
+// options.
 
 #pragma once
+
+#include <torch/csrc/stable/ops.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -9,8 +12,6 @@
 #include <limits>
 #include <memory>
 #include <new>
-
-#include <torch/csrc/stable/ops.h>
 
 // One binary, native speed: the loader picks the clone for the processor it runs on. Loops carry
 // `omp simd` because the vectoriser runs after cloning, where vector types would be lowered before.
@@ -67,7 +68,21 @@ index_t num_threads();
 // Buffers of one thread, kept between calls: fresh memory costs a page fault for every 4 KB.
 class Scratch {
  public:
-  enum Slot { x, copy, gram, norm, row, totals, hashes, vectors, position, panel, lists, candidate, kSlots };
+  enum Slot {
+    x,
+    copy,
+    gram,
+    norm,
+    row,
+    totals,
+    hashes,
+    vectors,
+    position,
+    panel,
+    lists,
+    candidate,
+    kSlots
+  };
 
   static Scratch& of_this_thread();
 

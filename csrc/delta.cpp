@@ -11,8 +11,7 @@ SETOK_INLINE bool precedes(T other, T own, T j, T i) {
 }
 
 template <class T>
-SETOK_INLINE index_t search(const T* row, const T* density, const T* number, index_t n,
-                            index_t i) {
+SETOK_INLINE index_t search(const T* row, const T* density, const T* number, index_t n, index_t i) {
   const T own = density[i], me = number[i], none = std::numeric_limits<T>::infinity();
   const index_t width = padded(n);
   T least[kLanes];
@@ -39,10 +38,10 @@ SETOK_INLINE index_t search(const T* row, const T* density, const T* number, ind
   return -1;
 }
 
-#define SETOK_SEARCH(T)                                                                       \
-  SETOK_CLONES index_t search_of(const T* row, const T* density, const T* number, index_t n,  \
-                                 index_t i) {                                                 \
-    return search(row, density, number, n, i);                                                \
+#define SETOK_SEARCH(T)                                                                      \
+  SETOK_CLONES index_t search_of(const T* row, const T* density, const T* number, index_t n, \
+                                 index_t i) {                                                \
+    return search(row, density, number, n, i);                                               \
   }
 SETOK_SEARCH(float)
 SETOK_SEARCH(double)

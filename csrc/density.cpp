@@ -59,8 +59,7 @@ SETOK_INLINE T bound_of_nearest(const T* row, index_t width, index_t k) {
   for (index_t other = 0; other < lanes; ++other) {
     const T value = least[other];
 #pragma omp simd
-    for (index_t lane = 0; lane < lanes; ++lane)
-      within[lane] += value <= least[lane] ? T{1} : T{0};
+    for (index_t lane = 0; lane < lanes; ++lane) within[lane] += value <= least[lane] ? T{1} : T{0};
   }
   T bound = kFar<T>;
   for (index_t lane = 0; lane < lanes; ++lane)
@@ -85,8 +84,8 @@ SETOK_INLINE index_t rank_candidates(const T* row, const int32_t* candidate, ind
     const T value = distance[other], place = number[other];
 #pragma omp simd
     for (index_t c = 0; c < kRanked; ++c)
-      before[c] += (value < distance[c]) | ((value == distance[c]) & (place < number[c])) ? T{1}
-                                                                                         : T{0};
+      before[c] +=
+          (value < distance[c]) | ((value == distance[c]) & (place < number[c])) ? T{1} : T{0};
   }
   for (index_t c = 0; c < count; ++c) {
     const auto rank = static_cast<index_t>(before[c]);
@@ -95,21 +94,21 @@ SETOK_INLINE index_t rank_candidates(const T* row, const int32_t* candidate, ind
   return std::min(count, k);
 }
 
-#define SETOK_DENSITY(T)                                                                       \
-  SETOK_CLONES void finish_block_of(T* gram, index_t ld, index_t top, const T* norm,           \
-                                    index_t width) {                                           \
-    finish_block(gram, ld, top, norm, width);                                                  \
-  }                                                                                            \
-  SETOK_CLONES T bound_of(const T* row, index_t width, index_t k) {                            \
-    if (k <= 12) return bound_of_nearest<T, 16>(row, width, k);                                \
-    return k <= 48 ? bound_of_nearest<T, 64>(row, width, k) : kFar<T>;                         \
-  }                                                                                            \
-  SETOK_CLONES index_t rank_of(const T* row, const int32_t* candidate, index_t count,          \
-                               index_t k, index_t* knn) {                                      \
-    return rank_candidates(row, candidate, count, k, knn);                                     \
-  }                                                                                            \
-  SETOK_CLONES void finish_row_of(T* row, T norm_i, const T* norm, index_t count) {            \
-    finish(row, norm_i, norm, count);                                                          \
+#define SETOK_DENSITY(T)                                                                         \
+  SETOK_CLONES void finish_block_of(T* gram, index_t ld, index_t top, const T* norm,             \
+                                    index_t width) {                                             \
+    finish_block(gram, ld, top, norm, width);                                                    \
+  }                                                                                              \
+  SETOK_CLONES T bound_of(const T* row, index_t width, index_t k) {                              \
+    if (k <= 12) return bound_of_nearest<T, 16>(row, width, k);                                  \
+    return k <= 48 ? bound_of_nearest<T, 64>(row, width, k) : kFar<T>;                           \
+  }                                                                                              \
+  SETOK_CLONES index_t rank_of(const T* row, const int32_t* candidate, index_t count, index_t k, \
+                               index_t* knn) {                                                   \
+    return rank_candidates(row, candidate, count, k, knn);                                       \
+  }                                                                                              \
+  SETOK_CLONES void finish_row_of(T* row, T norm_i, const T* norm, index_t count) {              \
+    finish(row, norm_i, norm, count);                                                            \
   }
 SETOK_DENSITY(float)
 SETOK_DENSITY(double)
@@ -171,8 +170,8 @@ void distance_matrix(const Features<T>& tokens, bool all_zero, T* distance, inde
 }
 
 template <class T>
-void nearest_in_row(const T* row, index_t n, index_t i, index_t k, bool include_self,
-                    index_t* knn, int32_t* candidate) {
+void nearest_in_row(const T* row, index_t n, index_t i, index_t k, bool include_self, index_t* knn,
+                    int32_t* candidate) {
   const index_t width = padded(n), kept = std::min(k, n - (include_self ? 0 : 1));
   // The token itself is at distance 0 and takes a place among the minima.
   const T bound = bound_of(row, width, kept + (include_self ? 0 : 1));

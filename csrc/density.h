@@ -45,10 +45,11 @@ void distance_matrix(const Features<T>& tokens, bool all_zero, T* distance, inde
 // Neighbours of token i into knn (k,), -1 behind the last. `row` is its row of distances, and
 // `candidate` has room for padded(n) + kLanes.
 template <class T>
-void nearest_in_row(const T* row, index_t n, index_t i, index_t k, bool include_self,
-                    index_t* knn, int32_t* candidate);
+void nearest_in_row(const T* row, index_t n, index_t i, index_t k, bool include_self, index_t* knn,
+                    int32_t* candidate);
 
-// rho = exp(-sigma * sum / found) for the sum of the distances to `found` neighbours; 1 without any.
+// rho = exp(-sigma * sum / found) for the sum of the distances to `found` neighbours; 1 without
+// any.
 template <class T>
 T local_density(T sum, index_t found, T sigma);
 

@@ -79,10 +79,10 @@ SETOK_INLINE RowStatistics<T> row_statistics(const T* x, const T* origin, double
   return row;
 }
 
-#define SETOK_ROW_STATISTICS(T)                                                              \
-  SETOK_CLONES RowStatistics<T> statistics_of(const T* x, const T* origin, double* total,    \
-                                              index_t dim) {                                 \
-    return row_statistics<T>(x, origin, total, dim);                                         \
+#define SETOK_ROW_STATISTICS(T)                                                           \
+  SETOK_CLONES RowStatistics<T> statistics_of(const T* x, const T* origin, double* total, \
+                                              index_t dim) {                              \
+    return row_statistics<T>(x, origin, total, dim);                                      \
   }
 SETOK_ROW_STATISTICS(float)
 SETOK_ROW_STATISTICS(double)

@@ -1,8 +1,8 @@
 #include "gram.h"
 
-#include <array>
-
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+
+#include <array>
 
 namespace setok {
 namespace {
@@ -13,8 +13,8 @@ template <class T>
 Tensor view(const T* data, index_t rows, index_t columns, index_t row_stride,
             index_t column_stride) {
   const std::array<int64_t, 2> sizes{rows, columns}, strides{row_stride, column_stride};
-  const auto dtype = sizeof(T) == 8 ? torch::headeronly::ScalarType::Double
-                                    : torch::headeronly::ScalarType::Float;
+  const auto dtype =
+      sizeof(T) == 8 ? torch::headeronly::ScalarType::Double : torch::headeronly::ScalarType::Float;
   return torch::stable::from_blob(const_cast<T*>(data), sizes, strides,
                                   torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype);
 }
@@ -46,9 +46,7 @@ SETOK_INLINE T lane_sum(const T* a, const T* b, index_t dim) {
       for (index_t j = 0; j <= i; ++j)                                                     \
         out[i * ld + j] = out[j * ld + i] = lane_sum(x + i * dim, x + j * dim, dim);       \
   }                                                                                        \
-  SETOK_CLONES T distance_of(const T* a, const T* b, index_t dim) {                        \
-    return lane_sum(a, b, dim);                                                            \
-  }
+  SETOK_CLONES T distance_of(const T* a, const T* b, index_t dim) { return lane_sum(a, b, dim); }
 SETOK_SUMS(float)
 SETOK_SUMS(double)
 #undef SETOK_SUMS

@@ -24,8 +24,8 @@ struct Vectors {
 
   Vectors(index_t width, index_t tokens, Scratch& scratch) {
     T* at = scratch.get<T>(Scratch::vectors, 10 * width);
-    for (T** vector : {&density, &delta, &score, &number, &scope, &next, &mask, &eligible, &best,
-                       &label}) {
+    for (T** vector :
+         {&density, &delta, &score, &number, &scope, &next, &mask, &eligible, &best, &label}) {
       *vector = at;
       std::fill_n(at, width, T{0});
       at += width;
@@ -58,11 +58,10 @@ void find_density(const Job<T>& job) {
   const bool replay = job.known.knn != nullptr, dense = job.rows.matrix != nullptr;
   const Features<T>& tokens = job.tokens;
   const bool include_self = job.options.include_self;
-  if (!replay && !dense)
-    stream_neighbours(tokens, job.rows.all_zero, k, include_self, job.out.knn);
+  if (!replay && !dense) stream_neighbours(tokens, job.rows.all_zero, k, include_self, job.out.knn);
   parallel_blocks(tokens.n, kBlock, [&](index_t begin, index_t end) {
-    auto* candidate = Scratch::of_this_thread().get<int32_t>(Scratch::candidate,
-                                                             padded(tokens.n) + kLanes);
+    auto* candidate =
+        Scratch::of_this_thread().get<int32_t>(Scratch::candidate, padded(tokens.n) + kLanes);
     for (index_t i = begin; i < end; ++i) {
       const index_t* chosen = replay ? job.known.knn + tokens.place(i) * k : job.out.knn + i * k;
       if (!replay && dense)

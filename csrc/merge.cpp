@@ -1,12 +1,12 @@
 // The operations `setok_cpu::merge_hard` and `unmerge_hard`: means of the members of each label,
 // and every token's cluster back.
 
+#include <torch/csrc/stable/library.h>
+
 #include <algorithm>
 #include <cmath>
 #include <optional>
 #include <vector>
-
-#include <torch/csrc/stable/library.h>
 
 #include "simd_math.h"
 #include "tensors.h"
@@ -63,8 +63,7 @@ void merge_image(const T* x, const index_t* labels, const T* weights, index_t to
 std::vector<index_t> starts(const Tensor& labels, const std::optional<Tensor>& cu_seqlens) {
   if (cu_seqlens) return offsets_of(*cu_seqlens);
   std::vector<index_t> offsets(labels.size(0) + 1);
-  for (size_t b = 0; b < offsets.size(); ++b)
-    offsets[b] = static_cast<index_t>(b) * labels.size(1);
+  for (size_t b = 0; b < offsets.size(); ++b) offsets[b] = static_cast<index_t>(b) * labels.size(1);
   return offsets;
 }
 

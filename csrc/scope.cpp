@@ -170,11 +170,11 @@ index_t token_of(const ScopeState<T>& state, T largest) {
   return find_of(state, largest);
 }
 
-#define SETOK_INSTANTIATE(T)                                              \
-  template void scope_step(ScopeState<T>&, Kernel, Alpha, const T*);      \
-  template T mask_mass(const ScopeState<T>&);                             \
-  template void commit(ScopeState<T>&, index_t);                          \
-  template Priority<T> priority(const ScopeState<T>&);                    \
+#define SETOK_INSTANTIATE(T)                                         \
+  template void scope_step(ScopeState<T>&, Kernel, Alpha, const T*); \
+  template T mask_mass(const ScopeState<T>&);                        \
+  template void commit(ScopeState<T>&, index_t);                     \
+  template Priority<T> priority(const ScopeState<T>&);               \
   template index_t token_of(const ScopeState<T>&, T);
 SETOK_INSTANTIATE(float)
 SETOK_INSTANTIATE(double)

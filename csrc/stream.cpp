@@ -158,13 +158,13 @@ SETOK_INLINE void take_parents(Higher<T>& higher, const Tile<T>& tile, const T* 
   }
 }
 
-#define SETOK_STREAM(T)                                                                   \
-  SETOK_CLONES void take_row_of(Lists<T>& lists, const Tile<T>& tile, index_t r) {        \
-    take_row(lists, tile, r);                                                             \
-  }                                                                                       \
-  SETOK_CLONES void take_parents_of(Higher<T>& higher, const Tile<T>& tile,               \
-                                    const T* density, index_t r) {                        \
-    take_parents(higher, tile, density, r);                                               \
+#define SETOK_STREAM(T)                                                                       \
+  SETOK_CLONES void take_row_of(Lists<T>& lists, const Tile<T>& tile, index_t r) {            \
+    take_row(lists, tile, r);                                                                 \
+  }                                                                                           \
+  SETOK_CLONES void take_parents_of(Higher<T>& higher, const Tile<T>& tile, const T* density, \
+                                    index_t r) {                                              \
+    take_parents(higher, tile, density, r);                                                   \
   }
 SETOK_STREAM(float)
 SETOK_STREAM(double)
@@ -215,8 +215,7 @@ void stream_parents(const Features<T>& tokens, bool all_zero, const T* density, 
   std::copy_n(density, n, order.begin());
   std::vector<Higher<T>> higher(num_threads(), Higher<T>(n));
   walk(tokens, true, [&](index_t worker, const Tile<T>& tile) {
-    for (index_t r = 0; r < tile.rows; ++r)
-      take_parents_of(higher[worker], tile, order.data(), r);
+    for (index_t r = 0; r < tile.rows; ++r) take_parents_of(higher[worker], tile, order.data(), r);
   });
   for (index_t i = 0; i < n; ++i) {
     T distance = std::numeric_limits<T>::infinity();

@@ -2,10 +2,10 @@
 
 #pragma once
 
-#include <vector>
-
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+
+#include <vector>
 
 #include "common.h"
 #include "features.h"
