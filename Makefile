@@ -29,10 +29,11 @@ mutants: $(INSTALLED)
 	$(BIN)/mutmut run
 	$(BIN)/mutmut results
 
-# Built without isolation, so that the build tools too are those of constraints.txt.
+# Built without isolation, so that the build tools too are those of constraints.txt, and after torch,
+# whose headers the compiled module needs.
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(CXX_SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt setuptools wheel pybind11 ninja
+	$(BIN)/pip install --quiet -c constraints.txt setuptools wheel pybind11 ninja torch numpy
 	$(BIN)/pip install --quiet --no-build-isolation -c constraints.txt -e ".[cli,model,dev]"
 	touch $@
 

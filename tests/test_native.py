@@ -1,6 +1,8 @@
 """The loader of the compiled module; real builds are in packaging/."""
 
 import importlib
+import os
+import shutil
 
 import pytest
 
@@ -37,6 +39,14 @@ def test_loaded_or_reasoned():
         assert _native.load() is module
     else:
         assert "pip install --no-build-isolation -e ." in reason
+
+
+@pytest.mark.skipif(
+    "CI" not in os.environ or not shutil.which("c++"), reason="only CI must have the module"
+)
+def test_ci_tests_the_compiled_backend():
+    """Its tests skip themselves where the module is missing, which must not happen unnoticed."""
+    assert _native.why_missing() is None
 
 
 @pytest.mark.parametrize(
