@@ -1,7 +1,8 @@
 """Maps the source folders onto their import names and builds the optional native module.
 
-Everything else is declared in pyproject.toml. torch is not imported here: it must not be needed to
-build, because an isolated build would download it.
+Everything else is declared in pyproject.toml. torch is no build requirement, because an isolated
+build would download it: the native module is compiled against the torch that is installed, found
+without importing it, and left out where there is none.
 """
 
 import functools
