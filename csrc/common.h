@@ -17,6 +17,7 @@
 // `omp simd` because the vectoriser runs after cloning, where vector types would be lowered before.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
     !defined(SETOK_NO_CLONES)
+#define SETOK_CLONED 1
 #define SETOK_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define SETOK_CLONES
@@ -49,8 +50,7 @@ struct Options {
 
 // Calls f(i) for i in [0, count) from torch's threads. Every call of f is independent of the
 // others, so results do not depend on how many threads there are. Inside another parallel region it
-// runs in line. The matrix products of `f` are single-threaded: there are at least two workers as
-// soon as there are two threads, and within a region BLAS does not start its own.
+// runs in line.
 void parallel_tasks(index_t count, const std::function<void(index_t)>& f);
 
 // parallel_tasks over blocks [begin, end) of at most `block` items.
@@ -70,15 +70,15 @@ class Scratch {
  public:
   enum Slot {
     x,
-    copy,
-    gram,
+    packed,
+    distances,
     norm,
     row,
     totals,
-    hashes,
+    finite,
     vectors,
     position,
-    panel,
+    tile,
     lists,
     candidate,
     kSlots

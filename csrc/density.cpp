@@ -9,36 +9,25 @@
 namespace setok {
 namespace {
 
+// A tile of inner products becomes distances, which go to rows of `to`.
 template <class T>
-SETOK_INLINE void finish(T* row, T norm_i, const T* norm, index_t count) {
+SETOK_INLINE void finish(T* tile, const T* row_norm, const T* column_norm, T* to, index_t ld) {
+  for (index_t r = 0; r < kPanel; ++r) {
+    T* d = tile + r * kPanel;
+    const T own = row_norm[r];
 #pragma omp simd
-  for (index_t j = 0; j < count; ++j) {
-    const T d = (norm_i + norm[j]) - 2 * row[j];
-    row[j] = d > 0 ? d : 0;
+    for (index_t c = 0; c < kPanel; ++c) {
+      const T value = (own + column_norm[c]) - 2 * d[c];
+      to[r * ld + c] = d[c] = value > 0 ? value : 0;
+    }
   }
 }
 
-// Inner products become distances in a block of rows, from its diagonal block on; the block is
-// written to its mirror image as well.
 template <class T>
-SETOK_INLINE void finish_block(T* gram, index_t ld, index_t top, const T* norm, index_t width) {
-  for (index_t r = 0; r < kLanes; ++r)
-    finish(gram + (top + r) * ld + top, norm[top + r], norm + top, width - top);
-  T* corner = gram + top * ld + top;
-  for (index_t r = 0; r < kLanes; ++r) {
-    corner[r * ld + r] = 0;
-    for (index_t c = r + 1; c < kLanes; ++c) corner[c * ld + r] = corner[r * ld + c];
-  }
-  for (index_t left = top + kLanes; left < width; left += kLanes) {
-    T tile[kLanes][kLanes];
-    for (index_t r = 0; r < kLanes; ++r) {
+SETOK_INLINE void mirror(const T* tile, T* to, index_t ld) {
+  for (index_t c = 0; c < kPanel; ++c) {
 #pragma omp simd
-      for (index_t c = 0; c < kLanes; ++c) tile[r][c] = gram[(top + r) * ld + left + c];
-    }
-    for (index_t c = 0; c < kLanes; ++c) {
-#pragma omp simd
-      for (index_t r = 0; r < kLanes; ++r) gram[(left + c) * ld + top + r] = tile[r][c];
-    }
+    for (index_t r = 0; r < kPanel; ++r) to[c * ld + r] = tile[r * kPanel + c];
   }
 }
 
@@ -95,10 +84,11 @@ SETOK_INLINE index_t rank_candidates(const T* row, const int32_t* candidate, ind
 }
 
 #define SETOK_DENSITY(T)                                                                         \
-  SETOK_CLONES void finish_block_of(T* gram, index_t ld, index_t top, const T* norm,             \
-                                    index_t width) {                                             \
-    finish_block(gram, ld, top, norm, width);                                                    \
+  SETOK_CLONES void finish_of(T* tile, const T* row_norm, const T* column_norm, T* to,           \
+                              index_t ld) {                                                      \
+    finish(tile, row_norm, column_norm, to, ld);                                                 \
   }                                                                                              \
+  SETOK_CLONES void mirror_of(const T* tile, T* to, index_t ld) { mirror(tile, to, ld); }        \
   SETOK_CLONES T bound_of(const T* row, index_t width, index_t k) {                              \
     if (k <= 12) return bound_of_nearest<T, 16>(row, width, k);                                  \
     return k <= 48 ? bound_of_nearest<T, 64>(row, width, k) : kFar<T>;                           \
@@ -106,32 +96,20 @@ SETOK_INLINE index_t rank_candidates(const T* row, const int32_t* candidate, ind
   SETOK_CLONES index_t rank_of(const T* row, const int32_t* candidate, index_t count, index_t k, \
                                index_t* knn) {                                                   \
     return rank_candidates(row, candidate, count, k, knn);                                       \
-  }                                                                                              \
-  SETOK_CLONES void finish_row_of(T* row, T norm_i, const T* norm, index_t count) {              \
-    finish(row, norm_i, norm, count);                                                            \
   }
 SETOK_DENSITY(float)
 SETOK_DENSITY(double)
 #undef SETOK_DENSITY
 
-// Equal tokens are equally far from everything, whatever the matrix product rounded them to.
-template <class T>
-void copy_equal(const Features<T>& tokens, T* distance, index_t ld) {
-  for (index_t i = 0; i < tokens.n; ++i) {
-    const index_t j = tokens.first[i];
-    if (j == i) continue;
-    std::copy_n(distance + j * ld, tokens.n, distance + i * ld);
-    for (index_t r = 0; r < tokens.n; ++r) distance[r * ld + i] = distance[r * ld + j];
-  }
-}
-
 }  // namespace
 
-void finish_row(float* row, float norm_i, const float* norm, index_t count) {
-  finish_row_of(row, norm_i, norm, count);
+void finish_tile(float* tile, const float* row_norm, const float* column_norm, float* to,
+                 index_t ld) {
+  finish_of(tile, row_norm, column_norm, to, ld);
 }
-void finish_row(double* row, double norm_i, const double* norm, index_t count) {
-  finish_row_of(row, norm_i, norm, count);
+void finish_tile(double* tile, const double* row_norm, const double* column_norm, double* to,
+                 index_t ld) {
+  finish_of(tile, row_norm, column_norm, to, ld);
 }
 
 template <class T>
@@ -142,31 +120,44 @@ T local_density(T sum, index_t found, T sigma) {
 }
 
 template <class T>
+void norms_of_panel(const T* tile, index_t count, T* norm) {
+  for (index_t r = 0; r < kPanel; ++r) norm[r] = r < count ? tile[r * kPanel + r] : kFar<T>;
+}
+
+template <class T>
 void distance_matrix(const Features<T>& tokens, bool all_zero, T* distance, index_t ld,
                      Scratch& scratch) {
-  const index_t n = tokens.n, width = padded(n);
-  if (n == 0) return;
-  // Below this the call of a matrix product costs more than the product.
+  const index_t n = tokens.n, dim = tokens.dim, panels = panels_of(n);
   constexpr index_t kSmall = 1 << 17;
-  if (!all_zero && n * n * tokens.dim <= kSmall) {
-    small_distances(tokens.x, n, tokens.dim, distance, ld);
-  } else if (!all_zero) {
-    upper_gram(tokens.x, n, tokens.dim, distance, ld);
-    // The norms are the diagonal of the same product.
-    T* norm = scratch.get<T>(Scratch::norm, width);
-    for (index_t i = 0; i < n; ++i) norm[i] = distance[i * ld + i];
-    std::fill(norm + n, norm + width, T{0});
-    const index_t block = n <= 64 ? width : kLanes;
-    parallel_blocks(width, block, [&](index_t begin, index_t end) {
-      for (index_t top = begin; top < end; top += kLanes)
-        finish_block_of(distance, ld, top, norm, width);
-    });
-    if (tokens.first != nullptr) copy_equal(tokens, distance, ld);
+  if (all_zero || n * n * dim <= kSmall) {
+    if (!all_zero) small_distances(tokens.x, n, dim, distance, ld);
+    for (index_t i = 0; i < n; ++i) {
+      if (all_zero) std::fill_n(distance + i * ld, n, T{0});
+      std::fill(distance + i * ld + n, distance + (i + 1) * ld, kFar<T>);
+    }
+    return;
   }
-  for (index_t i = 0; i < n; ++i) {
-    if (all_zero) std::fill_n(distance + i * ld, n, T{0});
-    std::fill(distance + i * ld + n, distance + i * ld + width, kFar<T>);
-  }
+  T* packed = scratch.get<T>(Scratch::packed, panels * kPanel * dim);
+  T* norm = scratch.get<T>(Scratch::norm, panels * kPanel);
+  const auto panel = [=](index_t p) { return packed + p * kPanel * dim; };
+  parallel_tasks(panels, [&](index_t p) {
+    alignas(64) T tile[kPanel * kPanel];
+    const index_t top = p * kPanel, count = std::min(kPanel, n - top);
+    pack_panel(tokens.x + top * dim, count, dim, panel(p));
+    multiply_panels(panel(p), panel(p), dim, tile);
+    norms_of_panel(tile, count, norm + top);
+    finish_of(tile, norm + top, norm + top, distance + top * ld + top, ld);
+  });
+  parallel_tasks(panels - 1, [&](index_t p) {
+    alignas(64) T tile[kPanel * kPanel];
+    const index_t top = p * kPanel;
+    for (index_t q = p + 1; q < panels; ++q) {
+      const index_t left = q * kPanel;
+      multiply_panels(panel(p), panel(q), dim, tile);
+      finish_of(tile, norm + top, norm + left, distance + top * ld + left, ld);
+      mirror_of(tile, distance + left * ld + top, ld);
+    }
+  });
 }
 
 template <class T>
@@ -197,6 +188,8 @@ void nearest_in_row(const T* row, index_t n, index_t i, index_t k, bool include_
 
 template float local_density(float, index_t, float);
 template double local_density(double, index_t, double);
+template void norms_of_panel(const float*, index_t, float*);
+template void norms_of_panel(const double*, index_t, double*);
 template void distance_matrix(const Features<float>&, bool, float*, index_t, Scratch&);
 template void distance_matrix(const Features<double>&, bool, double*, index_t, Scratch&);
 template void nearest_in_row(const float*, index_t, index_t, index_t, bool, index_t*, int32_t*);

@@ -36,8 +36,9 @@ struct Nearest {
   }
 };
 
-// (n, ld) squared distances, exactly symmetric, 0 on the diagonal and between equal tokens, kFar
-// in the columns from n on; ld is a multiple of kLanes. Sigma 0 makes all of them 0.
+// (ld, ld) squared distances of n tokens, exactly symmetric, 0 on the diagonal and between equal
+// tokens, kFar in the columns from n on; ld is a whole number of panels. all_zero makes all of them
+// 0.
 template <class T>
 void distance_matrix(const Features<T>& tokens, bool all_zero, T* distance, index_t ld,
                      Scratch& scratch);
@@ -53,8 +54,15 @@ void nearest_in_row(const T* row, index_t n, index_t i, index_t k, bool include_
 template <class T>
 T local_density(T sum, index_t found, T sigma);
 
-// row[j] = max(0, norm_i + norm[j] - 2 row[j]) for j in [0, count), count a multiple of kLanes.
-void finish_row(float* row, float norm_i, const float* norm, index_t count);
-void finish_row(double* row, double norm_i, const double* norm, index_t count);
+// norm (kPanel,) from the tile of the inner products of a panel of `count` tokens with itself, kFar
+// behind the last, which puts kFar into their columns.
+template <class T>
+void norms_of_panel(const T* tile, index_t count, T* norm);
+
+// tile = to = max(0, row_norm + column_norm - 2 tile), where rows of `to` are `ld` apart.
+void finish_tile(float* tile, const float* row_norm, const float* column_norm, float* to,
+                 index_t ld);
+void finish_tile(double* tile, const double* row_norm, const double* column_norm, double* to,
+                 index_t ld);
 
 }  // namespace setok

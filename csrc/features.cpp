@@ -45,8 +45,7 @@ struct Bits<double> {
 template <class T>
 struct RowStatistics {
   typename Bits<T>::type largest;  // bits of the largest magnitude
-  uint64_t hash;
-  double squares;  // of the differences from the origin
+  double squares;                  // of the differences from the origin
 };
 
 // Also adds the differences from the origin to `total` (dim,).
@@ -54,13 +53,12 @@ template <class T>
 SETOK_INLINE RowStatistics<T> row_statistics(const T* x, const T* origin, double* total,
                                              index_t dim) {
   using U = typename Bits<T>::type;
-  U largest[kLanes] = {}, hash[kLanes] = {};
+  U largest[kLanes] = {};
   double squares[kLanes] = {};
   const index_t whole = dim / kLanes * kLanes;
   const auto step = [&](index_t j, index_t lane) __attribute__((always_inline)) {
-    const U bits = bits_as<U>(x[j]), magnitude = bits & Bits<T>::kMagnitude;
+    const U magnitude = bits_as<U>(x[j]) & Bits<T>::kMagnitude;
     largest[lane] = magnitude > largest[lane] ? magnitude : largest[lane];
-    hash[lane] = ((hash[lane] << 5) | (hash[lane] >> (8 * sizeof(U) - 5))) + bits;
     const double shifted = static_cast<double>(x[j]) - static_cast<double>(origin[j]);
     squares[lane] += shifted * shifted;
     total[j] += shifted;
@@ -70,10 +68,9 @@ SETOK_INLINE RowStatistics<T> row_statistics(const T* x, const T* origin, double
     for (index_t lane = 0; lane < kLanes; ++lane) step(j + lane, lane);
   }
   for (index_t j = whole; j < dim; ++j) step(j, j - whole);
-  RowStatistics<T> row{0, 0, 0};
+  RowStatistics<T> row{0, 0};
   for (index_t lane = 0; lane < kLanes; ++lane) {
     row.largest = std::max(row.largest, largest[lane]);
-    row.hash = (row.hash ^ hash[lane]) * 0x9E3779B97F4A7C15ull;
     row.squares += squares[lane];
   }
   return row;
@@ -92,7 +89,6 @@ template <class T>
 struct Statistics {
   T largest;        // magnitude; non-finite where a token is
   double variance;  // around the mean, times the squared number of tokens
-  uint64_t* hash;   // (n,)
   bool* finite;     // (n,)
 };
 
@@ -104,8 +100,7 @@ Statistics<T> statistics(const T* x, index_t n, index_t dim, Scratch& scratch) {
   const index_t block = std::max<index_t>(32, (n + 63) / 64), blocks = (n + block - 1) / block;
   const index_t stride = padded(dim) + 2;
   double* totals = scratch.get<double>(Scratch::totals, blocks * stride);
-  auto* hash = scratch.get<uint64_t>(Scratch::hashes, 2 * n + 1);
-  auto* finite = reinterpret_cast<bool*>(hash + n);
+  bool* finite = scratch.get<bool>(Scratch::finite, n);
   parallel_blocks(n, block, [&](index_t begin, index_t end) {
     double* total = totals + begin / block * stride;
     std::fill_n(total, stride, 0.0);
@@ -115,13 +110,12 @@ Statistics<T> statistics(const T* x, index_t n, index_t dim, Scratch& scratch) {
       const RowStatistics<T> row = statistics_of(x + i * dim, x, total, dim);
       largest = std::max(largest, row.largest);
       squares += row.squares;
-      hash[i] = row.hash;
       finite[i] = row.largest < Bits<T>::kInfinity;
     }
     total[stride - 2] = squares;
     total[stride - 1] = static_cast<double>(bits_as<T>(largest));
   });
-  Statistics<T> result{0, 0, hash, finite};
+  Statistics<T> result{0, 0, finite};
   U largest = 0;
   double squares = 0, mean = 0;
   for (index_t b = 0; b < blocks; ++b) {
@@ -167,32 +161,6 @@ void gather_rows(const ImageInput& image, const index_t* position, index_t n, T*
   });
 }
 
-// (n,) lowest token equal to each, or null where all are different.
-template <class T>
-const index_t* find_equal(const T* x, index_t n, index_t dim, const uint64_t* hash,
-                          Scratch& scratch) {
-  index_t size = 4;
-  while (size < 2 * n) size *= 2;
-  auto* table = scratch.get<index_t>(Scratch::copy, size + n);
-  index_t* first = table + size;
-  std::fill_n(table, size, index_t{-1});
-  bool any = false;
-  for (index_t i = 0; i < n; ++i) {
-    index_t at = static_cast<index_t>((hash[i] >> 32) & static_cast<uint64_t>(size - 1));
-    first[i] = i;
-    for (; table[at] >= 0; at = (at + 1) & (size - 1)) {
-      const index_t j = table[at];
-      if (hash[j] == hash[i] && std::memcmp(x + i * dim, x + j * dim, dim * sizeof(T)) == 0) {
-        first[i] = j;
-        any = true;
-        break;
-      }
-    }
-    if (first[i] == i) table[at] = i;
-  }
-  return any ? first : nullptr;
-}
-
 template <class T>
 T scale_of(const Options& options, double variance, index_t n, int exponent) {
   const T most = std::numeric_limits<T>::max();
@@ -215,7 +183,7 @@ Features<T> load_features(const ImageInput& image, const Options& options, Scrat
   index_t n = 0;
   for (index_t i = 0; i < image.tokens; ++i)
     if (image.valid == nullptr || image.valid[i]) position[n++] = i;
-  Features<T> out{static_cast<const T*>(image.x), n, dim, nullptr, 0, nullptr};
+  Features<T> out{static_cast<const T*>(image.x), n, dim, nullptr, 0};
   if (n < image.tokens) out.position = position;
   if (n == 0) return out;
 
@@ -249,7 +217,6 @@ Features<T> load_features(const ImageInput& image, const Options& options, Scrat
     found = statistics(out.x, n, dim, scratch);
   }
   out.sigma = scale_of<T>(options, found.variance, n, exponent);
-  out.first = find_equal(out.x, n, dim, found.hash, scratch);
   return out;
 }
 

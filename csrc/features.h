@@ -1,5 +1,5 @@
 // The tokens of one image that take part, as a dense matrix, and what depends on nothing else:
-// the scale of the distances and which tokens are equal.
+// the scale of the distances.
 
 #pragma once
 
@@ -25,7 +25,6 @@ struct Features {
   index_t n, dim;
   const index_t* position;  // (n,) place of each token in the image; null where it is the same
   T sigma;                  // scale of the squared distances
-  const index_t* first;     // (n,) lowest token equal to this one; null where all are different
 
   index_t place(index_t i) const { return position == nullptr ? i : position[i]; }
 };

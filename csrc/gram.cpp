@@ -1,22 +1,51 @@
 #include "gram.h"
 
-#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+#include <algorithm>
 
-#include <array>
+#include "build_info.h"
 
 namespace setok {
 namespace {
 
-using torch::stable::Tensor;
+#ifdef SETOK_CLONED
+#define SETOK_ISA v4
+#define SETOK_TARGET __attribute__((target("arch=x86-64-v4")))
+#define SETOK_BYTES 64
+#define SETOK_ROWS 8
+#include "gram_kernel.h"
+#define SETOK_ISA v3
+#define SETOK_TARGET __attribute__((target("arch=x86-64-v3")))
+#define SETOK_BYTES 32
+#define SETOK_ROWS 4
+#include "gram_kernel.h"
+#endif
+#define SETOK_ISA baseline
+#define SETOK_TARGET
+#define SETOK_BYTES 16
+#define SETOK_ROWS 4
+#include "gram_kernel.h"
 
 template <class T>
-Tensor view(const T* data, index_t rows, index_t columns, index_t row_stride,
-            index_t column_stride) {
-  const std::array<int64_t, 2> sizes{rows, columns}, strides{row_stride, column_stride};
-  const auto dtype =
-      sizeof(T) == 8 ? torch::headeronly::ScalarType::Double : torch::headeronly::ScalarType::Float;
-  return torch::stable::from_blob(const_cast<T*>(data), sizes, strides,
-                                  torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype);
+using Multiply = void (*)(const T*, const T*, index_t, T*);
+
+template <class T>
+Multiply<T> multiply_of_this_processor() {
+#ifdef SETOK_CLONED
+  const std::string isa = cpu_isa();
+  if (isa == "avx512") return v4::multiply_panels<T>;
+  if (isa == "avx2") return v3::multiply_panels<T>;
+#endif
+  return baseline::multiply_panels<T>;
+}
+
+template <class T>
+SETOK_INLINE void pack(const T* x, index_t count, index_t dim, T* packed) {
+  if (count < kPanel) std::fill_n(packed, kPanel * dim, T{0});
+  for (index_t k = 0; k < dim; k += kLanes) {
+    const index_t depth = dim - k < kLanes ? dim - k : kLanes;
+    for (index_t i = 0; i < count; ++i)
+      for (index_t j = k; j < k + depth; ++j) packed[j * kPanel + i] = x[i * dim + j];
+  }
 }
 
 // ||a - b||^2 over fixed lanes: the same bits for the same numbers, whatever surrounds them.
@@ -53,13 +82,6 @@ SETOK_SUMS(double)
 
 }  // namespace
 
-double squared_distance(const double* a, const double* b, index_t dim) {
-  return distance_of(a, b, dim);
-}
-float squared_distance(const float* a, const float* b, index_t dim) {
-  return distance_of(a, b, dim);
-}
-
 void small_distances(const float* x, index_t n, index_t dim, float* out, index_t ld) {
   distances_of(x, n, dim, out, ld);
 }
@@ -67,34 +89,27 @@ void small_distances(const double* x, index_t n, index_t dim, double* out, index
   distances_of(x, n, dim, out, ld);
 }
 
-template <class T>
-void product(const T* a, index_t rows, const T* b, index_t columns, index_t dim, T* out,
-             index_t ld) {
-  const Tensor left = view(a, rows, dim, dim, 1), right = view(b, dim, columns, 1, dim);
-  const Tensor result = view(out, rows, columns, ld, 1);
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(result.get(), left.get(), right.get()));
+float squared_distance(const float* a, const float* b, index_t dim) {
+  return distance_of(a, b, dim);
+}
+double squared_distance(const double* a, const double* b, index_t dim) {
+  return distance_of(a, b, dim);
 }
 
-index_t panel_height(index_t n) {
-  constexpr index_t kMost = 96;
-  const index_t panels = (n + kMost - 1) / kMost;
-  return panels == 0 ? kLanes : padded((n + panels - 1) / panels);
+void pack_panel(const float* x, index_t count, index_t dim, float* packed) {
+  pack(x, count, dim, packed);
+}
+void pack_panel(const double* x, index_t count, index_t dim, double* packed) {
+  pack(x, count, dim, packed);
 }
 
-template <class T>
-void upper_gram(const T* x, index_t n, index_t dim, T* out, index_t ld) {
-  const index_t height = panel_height(n), panels = (n + height - 1) / height;
-  // A second task keeps a single product inside a parallel region, hence on one thread.
-  parallel_tasks(panels < 2 ? 2 : panels, [&](index_t panel) {
-    if (panel >= panels) return;
-    const index_t top = panel * height, rows = n - top < height ? n - top : height;
-    product(x + top * dim, rows, x + top * dim, n - top, dim, out + top * ld + top, ld);
-  });
+void multiply_panels(const float* a, const float* b, index_t dim, float* tile) {
+  static const Multiply<float> multiply = multiply_of_this_processor<float>();
+  multiply(a, b, dim, tile);
 }
-
-template void product(const float*, index_t, const float*, index_t, index_t, float*, index_t);
-template void product(const double*, index_t, const double*, index_t, index_t, double*, index_t);
-template void upper_gram(const float*, index_t, index_t, float*, index_t);
-template void upper_gram(const double*, index_t, index_t, double*, index_t);
+void multiply_panels(const double* a, const double* b, index_t dim, double* tile) {
+  static const Multiply<double> multiply = multiply_of_this_processor<double>();
+  multiply(a, b, dim, tile);
+}
 
 }  // namespace setok

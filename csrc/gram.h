@@ -1,4 +1,4 @@
-// Inner products of tokens by torch's matrix product, and distances where that would not pay.
+// Inner products of tokens, a panel of them against another, and distances by the differences.
 
 #pragma once
 
@@ -6,19 +6,21 @@
 
 namespace setok {
 
-// out (rows, columns) with row stride `ld` = a (rows, dim) b (columns, dim)^T.
-template <class T>
-void product(const T* a, index_t rows, const T* b, index_t columns, index_t dim, T* out,
-             index_t ld);
+// Tokens of a panel, which lie side by side: packed[k * kPanel + i] is feature k of token i.
+constexpr index_t kPanel = 32;
+inline index_t panels_of(index_t n) { return (n + kPanel - 1) / kPanel; }
 
-// Height of the row panels that a symmetric product is walked in, whole groups of lanes.
-index_t panel_height(index_t n);
+// packed (dim, kPanel), 64-byte aligned, from x (count, dim); tokens behind the last are 0.
+void pack_panel(const float* x, index_t count, index_t dim, float* packed);
+void pack_panel(const double* x, index_t count, index_t dim, double* packed);
 
-// Upper triangle of x x^T, in row panels from the diagonal block on; out is (padded(n), ld).
-template <class T>
-void upper_gram(const T* x, index_t n, index_t dim, T* out, index_t ld);
+// tile[r * kPanel + c] = inner product of token r of `a` and token c of `b`; all 64-byte aligned.
+// Every product is summed in the same order over the features, so a pair of tokens gives the same
+// bits wherever the two stand, and so does a pair of others equal to them.
+void multiply_panels(const float* a, const float* b, index_t dim, float* tile);
+void multiply_panels(const double* a, const double* b, index_t dim, double* tile);
 
-// (n, ld) squared distances by the differences, for few numbers.
+// (n, ld) squared distances by the differences: more exact, and less work for few numbers.
 void small_distances(const float* x, index_t n, index_t dim, float* out, index_t ld);
 void small_distances(const double* x, index_t n, index_t dim, double* out, index_t ld);
 

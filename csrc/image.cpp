@@ -291,9 +291,9 @@ void cluster_image(const ImageInput& image, const Options& options, const KnownD
   const bool dense = n <= dense_limit;
   const bool all_zero = options.scale == Scale::variance && tokens.sigma == 0;
   Vectors<T> v(width, image.tokens, scratch);
-  DistanceRows<T> rows{tokens, all_zero, nullptr, width, nullptr};
+  DistanceRows<T> rows{tokens, all_zero, nullptr, panels_of(n) * kPanel, nullptr};
   if (dense) {
-    T* matrix = scratch.get<T>(Scratch::gram, width * rows.ld);
+    T* matrix = scratch.get<T>(Scratch::distances, rows.ld * rows.ld);
     distance_matrix(tokens, all_zero, matrix, rows.ld, scratch);
     rows.matrix = matrix;
   } else {

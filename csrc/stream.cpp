@@ -10,52 +10,87 @@
 namespace setok {
 namespace {
 
-// Side of the square tiles: one of float fits into an L2 cache of 1 MB.
-constexpr index_t kTile = 512;
+// Panels of tokens in a strip, and tokens: few enough to stay in an L2 cache.
+constexpr index_t kPanels = 16, kStrip = kPanels * kPanel;
 
-// Tile (rows from `top`, columns from `left`) of the distances; ld is kTile.
+// Distances of one panel's tokens (rows from `top`) to a strip's (columns from `left`); ld is
+// kStrip.
 template <class T>
 struct Tile {
   T* distance;
   index_t top, left, rows, columns;
+  bool diagonal;  // whether the strip holds the rows' own tokens
 };
 
-// Calls consume(worker, tile) for all tiles of the upper triangle. Each worker gets its tiles in
-// row-major order, so every token meets the others in ascending order.
+// A strip of tokens packed into panels.
+template <class T>
+struct Strip {
+  T* packed;
+  index_t strip;  // -1 for none yet
+
+  void load(const Features<T>& tokens, index_t wanted) {
+    if (strip == wanted) return;
+    strip = wanted;
+    for (index_t p = 0; p < kPanels; ++p) {
+      const index_t top = strip * kStrip + p * kPanel;
+      if (top < tokens.n)
+        pack_panel(tokens.x + top * tokens.dim, std::min(kPanel, tokens.n - top), tokens.dim,
+                   panel(p, tokens.dim));
+    }
+  }
+
+  T* panel(index_t p, index_t dim) const { return packed + p * kPanel * dim; }
+};
+
+// (strips * kStrip,) squared norms, kFar behind the last token.
+template <class T>
+T* norms_of_tokens(const Features<T>& tokens, index_t strips) {
+  const index_t n = tokens.n, dim = tokens.dim;
+  T* norm = Scratch::of_this_thread().get<T>(Scratch::norm, strips * kStrip);
+  std::fill_n(norm, strips * kStrip, kFar<T>);
+  parallel_tasks(panels_of(n), [&](index_t p) {
+    alignas(64) T tile[kPanel * kPanel];
+    T* packed = Scratch::of_this_thread().get<T>(Scratch::packed, kPanel * dim);
+    const index_t top = p * kPanel, count = std::min(kPanel, n - top);
+    pack_panel(tokens.x + top * dim, count, dim, packed);
+    multiply_panels(packed, packed, dim, tile);
+    norms_of_panel(tile, count, norm + top);
+  });
+  return norm;
+}
+
+// Calls consume(worker, tile) for all panels against all strips from their own on. Each worker gets
+// its tiles in row-major order, so every token meets the others in ascending order.
 template <class T, class F>
 void walk(const Features<T>& tokens, bool include_self, const F& consume) {
-  const index_t n = tokens.n, dim = tokens.dim, side = (n + kTile - 1) / kTile;
-  Scratch& scratch = Scratch::of_this_thread();
-  T* norm = scratch.get<T>(Scratch::norm, side * kTile);
-  const std::vector<T> zero(dim, T{0});
-  std::fill_n(norm, side * kTile, T{0});
-  parallel_blocks(n, 256, [&](index_t begin, index_t end) {
-    for (index_t i = begin; i < end; ++i)
-      norm[i] = squared_distance(tokens.x + i * dim, zero.data(), dim);
-  });
+  const index_t n = tokens.n, dim = tokens.dim, strips = (n + kStrip - 1) / kStrip;
+  const T* norm = norms_of_tokens(tokens, strips);
   std::atomic<index_t> next{0};
-  const index_t tiles = side * (side + 1) / 2;
+  const index_t pairs = strips * (strips + 1) / 2;
   parallel_tasks(num_threads(), [&](index_t worker) {
-    T* buffer = Scratch::of_this_thread().get<T>(Scratch::panel, kTile * kTile);
-    for (index_t t = next++; t < tiles; t = next++) {
-      index_t row = 0, column = t;
-      while (column >= side - row) column -= side - row++;
-      column += row;
-      const index_t top = row * kTile, left = column * kTile;
-      const Tile<T> tile{buffer, top, left, std::min(kTile, n - top), std::min(kTile, n - left)};
-      product(tokens.x + top * dim, tile.rows, tokens.x + left * dim, tile.columns, dim, buffer,
-              kTile);
-      for (index_t r = 0; r < tile.rows; ++r) {
-        T* d = buffer + r * kTile;
-        finish_row(d, norm[top + r], norm + left, padded(tile.columns));
-        std::fill(d + tile.columns, d + padded(tile.columns), kFar<T>);
-        if (tokens.first != nullptr) {
-          for (index_t c = 0; c < tile.columns; ++c)
-            if (tokens.first[left + c] == tokens.first[top + r]) d[c] = 0;
+    Scratch& scratch = Scratch::of_this_thread();
+    alignas(64) T product[kPanel * kPanel];
+    T* buffer = scratch.get<T>(Scratch::tile, kPanel * kStrip);
+    T* packed = scratch.get<T>(Scratch::packed, 2 * kStrip * dim);
+    Strip<T> rows{packed, -1}, columns{packed + kStrip * dim, -1};
+    for (index_t pair = next++; pair < pairs; pair = next++) {
+      index_t above = 0, right = pair;
+      while (right >= strips - above) right -= strips - above++;
+      rows.load(tokens, above);
+      if (right > 0) columns.load(tokens, above + right);
+      const Strip<T>& other = right > 0 ? columns : rows;
+      const index_t left = other.strip * kStrip, count = std::min(kStrip, n - left);
+      for (index_t p = 0; p < kPanels && above * kStrip + p * kPanel < n; ++p) {
+        const index_t top = above * kStrip + p * kPanel;
+        for (index_t q = 0; q < panels_of(count); ++q) {
+          multiply_panels(rows.panel(p, dim), other.panel(q, dim), dim, product);
+          finish_tile(product, norm + top, norm + left + q * kPanel, buffer + q * kPanel, kStrip);
         }
-        if (top == left) d[r] = include_self ? 0 : kFar<T>;
+        const Tile<T> tile{buffer, top, left, std::min(kPanel, n - top), count, right == 0};
+        if (tile.diagonal && !include_self)
+          for (index_t r = 0; r < tile.rows; ++r) buffer[r * kStrip + top - left + r] = kFar<T>;
+        consume(worker, tile);
       }
-      consume(worker, tile);
     }
   });
 }
@@ -73,11 +108,11 @@ SETOK_INLINE bool any_within(const T* d, const T* bound) {
 template <class T>
 struct Lists {
   index_t k;
-  std::vector<T> distance, bound;  // (n, k); (n + kTile,) distance of the last of a full list
+  std::vector<T> distance, bound;  // (n, k); (n + kStrip,) distance of the last of a full list
   std::vector<index_t> index, found;
 
   Lists(index_t n, index_t k)
-      : k(k), distance(n * k), bound(n + kTile, kFar<T>), index(n * k), found(n, 0) {}
+      : k(k), distance(n * k), bound(n + kStrip, kFar<T>), index(n * k), found(n, 0) {}
 
   void insert(index_t token, T d, index_t other) {
     Nearest<T> list{&distance[token * k], &index[token * k], k, found[token]};
@@ -90,7 +125,7 @@ struct Lists {
 template <class T>
 SETOK_INLINE void take_row(Lists<T>& lists, const Tile<T>& tile, index_t r) {
   const index_t i = tile.top + r;
-  const T* d = tile.distance + r * kTile;
+  const T* d = tile.distance + r * kStrip;
   for (index_t block = 0; block < tile.columns; block += kLanes) {
     T bound[kLanes];
     for (index_t lane = 0; lane < kLanes; ++lane) bound[lane] = lists.bound[i];
@@ -99,7 +134,7 @@ SETOK_INLINE void take_row(Lists<T>& lists, const Tile<T>& tile, index_t r) {
       for (index_t c = block; c < end; ++c)
         if (d[c] <= lists.bound[i] && d[c] < kFar<T>) lists.insert(i, d[c], tile.left + c);
     }
-    if (tile.top == tile.left) continue;
+    if (tile.diagonal) continue;
     const T* bounds = lists.bound.data() + tile.left + block;
     if (any_within(d + block, bounds)) {
       const index_t end = std::min(block + kLanes, tile.columns);
@@ -112,10 +147,10 @@ SETOK_INLINE void take_row(Lists<T>& lists, const Tile<T>& tile, index_t r) {
 // Nearest tokens of higher order that one worker has met.
 template <class T>
 struct Higher {
-  std::vector<T> distance, index;  // (n + kTile,)
+  std::vector<T> distance, index;  // (n + kStrip,)
 
   explicit Higher(index_t n)
-      : distance(n + kTile, std::numeric_limits<T>::infinity()), index(n + kTile, T{-1}) {}
+      : distance(n + kStrip, std::numeric_limits<T>::infinity()), index(n + kStrip, T{-1}) {}
 };
 
 template <class T>
@@ -123,13 +158,12 @@ SETOK_INLINE void take_parents(Higher<T>& higher, const Tile<T>& tile, const T* 
                                index_t r) {
   const index_t i = tile.top + r, width = padded(tile.columns);
   const T own = density[i], me = static_cast<T>(i), none = std::numeric_limits<T>::infinity();
-  const T* d = tile.distance + r * kTile;
+  const T* d = tile.distance + r * kStrip;
   const T* other = density + tile.left;
-  const bool diagonal = tile.top == tile.left;
-  // Within a diagonal tile j < i is c < r; to the right of it no column comes before the row.
+  // Columns of the row's own strip may come before it; those of later strips do not.
   T least[kLanes];
   for (index_t lane = 0; lane < kLanes; ++lane) least[lane] = none;
-  const index_t before = diagonal ? r : 0;
+  const index_t before = tile.diagonal ? i - tile.left : 0;
   for (index_t block = 0; block < width; block += kLanes) {
 #pragma omp simd
     for (index_t lane = 0; lane < kLanes; ++lane) {
@@ -147,7 +181,7 @@ SETOK_INLINE void take_parents(Higher<T>& higher, const Tile<T>& tile, const T* 
     higher.distance[i] = best;
     higher.index[i] = static_cast<T>(tile.left + c);
   }
-  if (diagonal) return;
+  if (tile.diagonal) return;
   T* distance = higher.distance.data() + tile.left;
   T* index = higher.index.data() + tile.left;
 #pragma omp simd
@@ -211,7 +245,7 @@ void stream_parents(const Features<T>& tokens, bool all_zero, const T* density, 
     return;
   }
   // Columns behind the last token precede nothing.
-  std::vector<T> order(n + kTile, T{-1});
+  std::vector<T> order(n + kStrip, T{-1});
   std::copy_n(density, n, order.begin());
   std::vector<Higher<T>> higher(num_threads(), Higher<T>(n));
   walk(tokens, true, [&](index_t worker, const Tile<T>& tile) {
