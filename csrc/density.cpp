@@ -23,14 +23,6 @@ SETOK_INLINE void finish(T* tile, const T* row_norm, const T* column_norm, T* to
   }
 }
 
-template <class T>
-SETOK_INLINE void mirror(const T* tile, T* to, index_t ld) {
-  for (index_t c = 0; c < kPanel; ++c) {
-#pragma omp simd
-    for (index_t r = 0; r < kPanel; ++r) to[c * ld + r] = tile[r * kPanel + c];
-  }
-}
-
 // Upper bound of the k-th smallest: the k-th smallest of the minima of `lanes` groups.
 template <class T, index_t lanes>
 SETOK_INLINE T bound_of_nearest(const T* row, index_t width, index_t k) {
@@ -56,11 +48,9 @@ SETOK_INLINE T bound_of_nearest(const T* row, index_t width, index_t k) {
   return bound;
 }
 
-constexpr index_t kRanked = 32;
-
-// The k nearest of at most kRanked candidates in ascending order of index, by counting for each
+// The k nearest of at most `kRanked` candidates in ascending order of index, by counting for each
 // how many come before it. Returns how many there are.
-template <class T>
+template <class T, index_t kRanked>
 SETOK_INLINE index_t rank_candidates(const T* row, const int32_t* candidate, index_t count,
                                      index_t k, index_t* knn) {
   T distance[kRanked], before[kRanked], number[kRanked];
@@ -83,19 +73,21 @@ SETOK_INLINE index_t rank_candidates(const T* row, const int32_t* candidate, ind
   return std::min(count, k);
 }
 
+constexpr index_t kRanked = 32;
+
 #define SETOK_DENSITY(T)                                                                         \
   SETOK_CLONES void finish_of(T* tile, const T* row_norm, const T* column_norm, T* to,           \
                               index_t ld) {                                                      \
     finish(tile, row_norm, column_norm, to, ld);                                                 \
   }                                                                                              \
-  SETOK_CLONES void mirror_of(const T* tile, T* to, index_t ld) { mirror(tile, to, ld); }        \
   SETOK_CLONES T bound_of(const T* row, index_t width, index_t k) {                              \
     if (k <= 12) return bound_of_nearest<T, 16>(row, width, k);                                  \
     return k <= 48 ? bound_of_nearest<T, 64>(row, width, k) : kFar<T>;                           \
   }                                                                                              \
   SETOK_CLONES index_t rank_of(const T* row, const int32_t* candidate, index_t count, index_t k, \
                                index_t* knn) {                                                   \
-    return rank_candidates(row, candidate, count, k, knn);                                       \
+    if (count <= 16) return rank_candidates<T, 16>(row, candidate, count, k, knn);               \
+    return rank_candidates<T, kRanked>(row, candidate, count, k, knn);                           \
   }
 SETOK_DENSITY(float)
 SETOK_DENSITY(double)
@@ -155,7 +147,7 @@ void distance_matrix(const Features<T>& tokens, bool all_zero, T* distance, inde
       const index_t left = q * kPanel;
       multiply_panels(panel(p), panel(q), dim, tile);
       finish_of(tile, norm + top, norm + left, distance + top * ld + left, ld);
-      mirror_of(tile, distance + left * ld + top, ld);
+      transpose_tile(tile, distance + left * ld + top, ld);
     }
   });
 }

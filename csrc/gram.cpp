@@ -1,11 +1,21 @@
 #include "gram.h"
 
 #include <algorithm>
+#include <cstring>
+#include <string>
+#include <type_traits>
 
 #include "build_info.h"
 
 namespace setok {
 namespace {
+
+template <class T>
+struct PanelKernels {
+  void (*pack)(const T* x, index_t count, index_t dim, T* packed);
+  void (*multiply)(const T* a, const T* b, index_t dim, T* tile);
+  void (*transpose)(const T* tile, T* to, index_t ld);
+};
 
 #ifdef SETOK_CLONED
 #define SETOK_ISA v4
@@ -26,26 +36,16 @@ namespace {
 #include "gram_kernel.h"
 
 template <class T>
-using Multiply = void (*)(const T*, const T*, index_t, T*);
-
-template <class T>
-Multiply<T> multiply_of_this_processor() {
+const PanelKernels<T>& kernels() {
 #ifdef SETOK_CLONED
-  const std::string isa = cpu_isa();
-  if (isa == "avx512") return v4::multiply_panels<T>;
-  if (isa == "avx2") return v3::multiply_panels<T>;
+  static const std::string isa = cpu_isa();
+  static const PanelKernels<T>& best = isa == "avx512" ? v4::kKernels<T>
+                                       : isa == "avx2" ? v3::kKernels<T>
+                                                       : baseline::kKernels<T>;
+  return best;
+#else
+  return baseline::kKernels<T>;
 #endif
-  return baseline::multiply_panels<T>;
-}
-
-template <class T>
-SETOK_INLINE void pack(const T* x, index_t count, index_t dim, T* packed) {
-  if (count < kPanel) std::fill_n(packed, kPanel * dim, T{0});
-  for (index_t k = 0; k < dim; k += kLanes) {
-    const index_t depth = dim - k < kLanes ? dim - k : kLanes;
-    for (index_t i = 0; i < count; ++i)
-      for (index_t j = k; j < k + depth; ++j) packed[j * kPanel + i] = x[i * dim + j];
-  }
 }
 
 // ||a - b||^2 over fixed lanes: the same bits for the same numbers, whatever surrounds them.
@@ -96,20 +96,26 @@ double squared_distance(const double* a, const double* b, index_t dim) {
   return distance_of(a, b, dim);
 }
 
-void pack_panel(const float* x, index_t count, index_t dim, float* packed) {
-  pack(x, count, dim, packed);
-}
-void pack_panel(const double* x, index_t count, index_t dim, double* packed) {
-  pack(x, count, dim, packed);
+template <class T>
+void pack_panel(const T* x, index_t count, index_t dim, T* packed) {
+  kernels<T>().pack(x, count, dim, packed);
 }
 
-void multiply_panels(const float* a, const float* b, index_t dim, float* tile) {
-  static const Multiply<float> multiply = multiply_of_this_processor<float>();
-  multiply(a, b, dim, tile);
+template <class T>
+void multiply_panels(const T* a, const T* b, index_t dim, T* tile) {
+  kernels<T>().multiply(a, b, dim, tile);
 }
-void multiply_panels(const double* a, const double* b, index_t dim, double* tile) {
-  static const Multiply<double> multiply = multiply_of_this_processor<double>();
-  multiply(a, b, dim, tile);
+
+template <class T>
+void transpose_tile(const T* tile, T* to, index_t ld) {
+  kernels<T>().transpose(tile, to, ld);
 }
+
+#define SETOK_INSTANTIATE(T)                                      \
+  template void pack_panel(const T*, index_t, index_t, T*);       \
+  template void multiply_panels(const T*, const T*, index_t, T*); \
+  template void transpose_tile(const T*, T*, index_t);
+SETOK_INSTANTIATE(float)
+SETOK_INSTANTIATE(double)
 
 }  // namespace setok

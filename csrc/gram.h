@@ -11,14 +11,18 @@ constexpr index_t kPanel = 32;
 inline index_t panels_of(index_t n) { return (n + kPanel - 1) / kPanel; }
 
 // packed (dim, kPanel), 64-byte aligned, from x (count, dim); tokens behind the last are 0.
-void pack_panel(const float* x, index_t count, index_t dim, float* packed);
-void pack_panel(const double* x, index_t count, index_t dim, double* packed);
+template <class T>
+void pack_panel(const T* x, index_t count, index_t dim, T* packed);
 
 // tile[r * kPanel + c] = inner product of token r of `a` and token c of `b`; all 64-byte aligned.
 // Every product is summed in the same order over the features, so a pair of tokens gives the same
 // bits wherever the two stand, and so does a pair of others equal to them.
-void multiply_panels(const float* a, const float* b, index_t dim, float* tile);
-void multiply_panels(const double* a, const double* b, index_t dim, double* tile);
+template <class T>
+void multiply_panels(const T* a, const T* b, index_t dim, T* tile);
+
+// to[c * ld + r] = tile[r * kPanel + c].
+template <class T>
+void transpose_tile(const T* tile, T* to, index_t ld);
 
 // (n, ld) squared distances by the differences: more exact, and less work for few numbers.
 void small_distances(const float* x, index_t n, index_t dim, float* out, index_t ld);

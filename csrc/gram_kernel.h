@@ -1,15 +1,68 @@
-// The inner products of two panels, for one instruction set. gram.cpp includes this file once for
-// each of them and defines SETOK_ISA (a namespace), SETOK_TARGET (an attribute), SETOK_BYTES of a
-// vector and SETOK_ROWS of a block: vector types are lowered before functions are cloned, so
-// SETOK_CLONES would not do here.
+// Panels of tokens and their inner products, for one instruction set. gram.cpp includes this file
+// once for each of them and defines SETOK_ISA (a namespace), SETOK_TARGET (an attribute),
+// SETOK_BYTES of a vector and SETOK_ROWS of a block: vector types are lowered before functions are
+// cloned, so SETOK_CLONES would not do here.
 
 namespace SETOK_ISA {
 
 template <class T>
 struct Vector {
+  using integer = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
   typedef T type __attribute__((vector_size(SETOK_BYTES)));
+  typedef integer index __attribute__((vector_size(SETOK_BYTES)));
   static constexpr index_t kWidth = SETOK_BYTES / sizeof(T);
 };
+
+// to[c * to_ld + r] = from[r * from_ld + c] for as many rows and columns as a vector is wide.
+template <class T>
+SETOK_TARGET void transpose_block(const T* from, index_t from_ld, T* to, index_t to_ld) {
+  using Lanes = typename Vector<T>::type;
+  constexpr index_t kWidth = Vector<T>::kWidth;
+#ifdef __clang__
+  for (index_t c = 0; c < kWidth; ++c)
+    for (index_t r = 0; r < kWidth; ++r) to[c * to_ld + r] = from[r * from_ld + c];
+#else
+  Lanes rows[kWidth];
+  for (index_t r = 0; r < kWidth; ++r) std::memcpy(&rows[r], from + r * from_ld, sizeof(Lanes));
+  // Blocks of half the size change places, down to single numbers.
+#pragma GCC unroll 4
+  for (index_t half = kWidth / 2; half > 0; half /= 2) {
+    typename Vector<T>::index upper, lower;
+    for (index_t lane = 0; lane < kWidth; ++lane) {
+      upper[lane] = lane & half ? lane - half + kWidth : lane;
+      lower[lane] = lane & half ? lane + kWidth : lane + half;
+    }
+#pragma GCC unroll 16
+    for (index_t r = 0; r < kWidth; ++r) {
+      if (r & half) continue;
+      const Lanes a = rows[r], b = rows[r + half];
+      rows[r] = __builtin_shuffle(a, b, upper);
+      rows[r + half] = __builtin_shuffle(a, b, lower);
+    }
+  }
+  for (index_t r = 0; r < kWidth; ++r) std::memcpy(to + r * to_ld, &rows[r], sizeof(Lanes));
+#endif
+}
+
+template <class T>
+SETOK_TARGET void transpose_tile(const T* tile, T* to, index_t ld) {
+  constexpr index_t kWidth = Vector<T>::kWidth;
+  for (index_t r = 0; r < kPanel; r += kWidth)
+    for (index_t c = 0; c < kPanel; c += kWidth)
+      transpose_block(tile + r * kPanel + c, kPanel, to + c * ld + r, ld);
+}
+
+template <class T>
+SETOK_TARGET void pack_panel(const T* x, index_t count, index_t dim, T* packed) {
+  constexpr index_t kWidth = Vector<T>::kWidth;
+  const index_t rows = count / kWidth * kWidth, columns = dim / kWidth * kWidth;
+  if (count < kPanel) std::fill_n(packed, kPanel * dim, T{0});
+  for (index_t k = 0; k < columns; k += kWidth)
+    for (index_t i = 0; i < rows; i += kWidth)
+      transpose_block(x + i * dim + k, dim, packed + k * kPanel + i, kPanel);
+  for (index_t i = 0; i < count; ++i)
+    for (index_t k = i < rows ? columns : 0; k < dim; ++k) packed[k * kPanel + i] = x[i * dim + k];
+}
 
 // out (SETOK_ROWS, two vectors), rows kPanel apart, from `depth` features; added to where `more`.
 template <class T>
@@ -48,6 +101,9 @@ SETOK_TARGET void multiply_panels(const T* a, const T* b, index_t dim, T* tile) 
         multiply_block(a + k * kPanel + r, b + k * kPanel + c, depth, k > 0, tile + r * kPanel + c);
   }
 }
+
+template <class T>
+constexpr PanelKernels<T> kKernels{pack_panel<T>, multiply_panels<T>, transpose_tile<T>};
 
 }  // namespace SETOK_ISA
 

@@ -19,17 +19,18 @@ constexpr index_t kBlock = 32;
 // Padded vectors over the tokens that take part, one after the other in a scratch buffer.
 template <class T>
 struct Vectors {
-  T *density, *delta, *score, *number, *scope, *next, *mask, *eligible, *best, *label;
+  T *density, *delta, *score, *number, *threshold, *scope, *next, *mask, *eligible, *best, *label;
   index_t *parent, *compact;
 
   Vectors(index_t width, index_t tokens, Scratch& scratch) {
-    T* at = scratch.get<T>(Scratch::vectors, 10 * width);
-    for (T** vector :
-         {&density, &delta, &score, &number, &scope, &next, &mask, &eligible, &best, &label}) {
+    T* at = scratch.get<T>(Scratch::vectors, 11 * width);
+    for (T** vector : {&density, &delta, &score, &number, &threshold, &scope, &next, &mask,
+                       &eligible, &best, &label}) {
       *vector = at;
       std::fill_n(at, width, T{0});
       at += width;
     }
+    for (index_t i = 0; i < width; ++i) number[i] = static_cast<T>(i);
     parent = scratch.get<index_t>(Scratch::lists, width + tokens);
     compact = parent + width;
   }
@@ -93,7 +94,6 @@ void find_delta(const Job<T>& job) {
   index_t* parent = job.v.parent;
   const bool replay = job.known.knn != nullptr, dense = job.rows.matrix != nullptr;
   std::fill(job.v.density + n, job.v.density + width, T{-1});
-  for (index_t i = 0; i < width; ++i) job.v.number[i] = static_cast<T>(i);
   if (!replay && !dense) stream_parents(tokens, job.rows.all_zero, job.v.density, parent);
   parallel_blocks(n, kBlock, [&](index_t begin, index_t end) {
     for (index_t i = begin; i < end; ++i) {
@@ -143,20 +143,11 @@ ScopeState<T> initial_scope(const Job<T>& job) {
   std::fill_n(job.v.scope, n, T{1});
   std::fill_n(job.v.eligible, n, T{1});
   std::fill_n(job.v.best, width, T{-1});
-  return ScopeState<T>{width,
-                       job.tokens.sigma,
-                       std::sqrt(std::numeric_limits<T>::max()),
-                       static_cast<T>(options.bandwidth),
-                       static_cast<T>(options.beta),
-                       static_cast<T>(options.temperature),
-                       static_cast<T>(options.offset),
-                       job.v.score,
-                       job.v.scope,
-                       job.v.next,
-                       job.v.mask,
-                       job.v.eligible,
-                       job.v.best,
-                       job.v.label};
+  ScopeState<T> state{width,           job.tokens.sigma, job.v.number, job.v.score,
+                      job.v.threshold, job.v.scope,      job.v.next,   job.v.mask,
+                      job.v.eligible,  job.v.best,       job.v.label};
+  set_options(state, options);
+  return state;
 }
 
 // Chooses the seeds and writes their masks; returns how many there are.
@@ -165,10 +156,10 @@ index_t choose_seeds(const Job<T>& job, ScopeState<T>& state) {
   const Options& options = job.options;
   index_t count = 0;
   Priority<T> most = priority(state);
-  while (count < options.max_clusters && most.largest >= 0) {
-    const index_t seed = token_of(state, most.largest);
-    scope_step(state, options.kernel, options.alpha, job.rows.row(seed));
-    if (options.min_mass > 0 && !(mask_mass(state) >= static_cast<T>(options.min_mass))) break;
+  while (count < options.max_clusters && most.token >= 0) {
+    const index_t seed = most.token;
+    const T mass = scope_step(state, options.kernel, options.alpha, job.rows.row(seed));
+    if (options.min_mass > 0 && !(mass >= static_cast<T>(options.min_mass))) break;
     write_mask(job, count, state.mask);
     commit(state, count);
     job.out.seeds[count++] = job.tokens.place(seed);

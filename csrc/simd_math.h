@@ -16,49 +16,50 @@ SETOK_INLINE To bits_as(From from) {
   return to;
 }
 
-// exp(x) for x below 88; 0 from -87 down (subnormal results are flushed).
-SETOK_INLINE float vexp(float x) {
-  constexpr float kLowest = -87.0f, kMagic = 12582912.0f;  // 1.5 * 2**23: rounds to an integer
+// 2**x for x below 127; 0 from -126 down (subnormal results are flushed).
+SETOK_INLINE float vexp2(float x) {
+  constexpr float kLowest = -126.0f, kMagic = 12582912.0f;  // 1.5 * 2**23: rounds to an integer
   const float c = x < kLowest ? kLowest : x;
-  const float shifted = c * 1.44269504088896341f + kMagic;
-  const float n = shifted - kMagic;
-  const float r = (c - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.0f / 5040;
-  p = p * r + 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  const float y = (p * r) * r + r + 1.0f;
-  // The low bits of `shifted` hold n.
+  const float shifted = c + kMagic;
+  const float r = c - (shifted - kMagic);
+  // Taylor series of exp(r ln 2), |r| <= 1/2.
+  float p = 1.5252734e-5f;
+  p = p * r + 1.5403530e-4f;
+  p = p * r + 1.3333558e-3f;
+  p = p * r + 9.6181291e-3f;
+  p = p * r + 5.5504109e-2f;
+  p = p * r + 2.4022651e-1f;
+  p = p * r + 6.9314718e-1f;
+  const float y = p * r + 1.0f;
+  // The low bits of `shifted` hold the integer.
   const uint32_t power = (bits_as<uint32_t>(shifted) << 23) + 0x3f800000u;
   const float result = y * bits_as<float>(power);
-  return x < kLowest ? 0.0f : result;
+  return x <= kLowest ? 0.0f : result;
 }
 
-// exp(x) for x below 709; 0 from -708 down.
-SETOK_INLINE double vexp(double x) {
-  constexpr double kLowest = -708.0, kMagic = 6755399441055744.0;  // 1.5 * 2**52
+// 2**x for x below 1023; 0 from -1022 down.
+SETOK_INLINE double vexp2(double x) {
+  constexpr double kLowest = -1022.0, kMagic = 6755399441055744.0;  // 1.5 * 2**52
   const double c = x < kLowest ? kLowest : x;
-  const double shifted = c * 1.44269504088896340736 + kMagic;
-  const double n = shifted - kMagic;
-  const double r = (c - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6;
-  double p = 1.0 / 6227020800.0;
-  p = p * r + 1.0 / 479001600.0;
-  p = p * r + 1.0 / 39916800.0;
-  p = p * r + 1.0 / 3628800.0;
-  p = p * r + 1.0 / 362880.0;
-  p = p * r + 1.0 / 40320.0;
-  p = p * r + 1.0 / 5040.0;
-  p = p * r + 1.0 / 720.0;
-  p = p * r + 1.0 / 120.0;
-  p = p * r + 1.0 / 24.0;
-  p = p * r + 1.0 / 6.0;
-  p = p * r + 0.5;
-  const double y = (p * r) * r + r + 1.0;
+  const double shifted = c + kMagic;
+  const double r = c - (shifted - kMagic);
+  double p = 1.3691488853904128e-12;
+  p = p * r + 2.5678435993488206e-11;
+  p = p * r + 4.4455382718708116e-10;
+  p = p * r + 7.054911620801123e-09;
+  p = p * r + 1.01780860092397e-07;
+  p = p * r + 1.321548679014431e-06;
+  p = p * r + 1.5252733804059841e-05;
+  p = p * r + 0.0001540353039338161;
+  p = p * r + 0.0013333558146428443;
+  p = p * r + 0.009618129107628477;
+  p = p * r + 0.05550410866482158;
+  p = p * r + 0.24022650695910072;
+  p = p * r + 0.6931471805599453;
+  const double y = p * r + 1.0;
   const uint64_t power = (bits_as<uint64_t>(shifted) << 52) + 0x3ff0000000000000ull;
   const double result = y * bits_as<double>(power);
-  return x < kLowest ? 0.0 : result;
+  return x <= kLowest ? 0.0 : result;
 }
 
 }  // namespace setok
