@@ -23,7 +23,9 @@ def can_run_cpp(device: torch.device, raise_error: bool = False) -> bool:
 
 def can_run_triton(device: torch.device, raise_error: bool = False) -> bool:
     """Whether the Triton kernels can take tensors on `device`."""
-    if not torch.cuda.is_available():
+    if device.type != "cuda":
+        reason = f"takes CUDA tensors, got {device}; use backend='reference'"
+    elif not torch.cuda.is_available():
         reason = "needs a CUDA device and this torch sees none; use backend='reference'"
     else:
         reason = "has no clustering kernels in this version; use backend='reference'"
@@ -63,10 +65,9 @@ def select_backend(name: str, device: torch.device):
 
 def backends() -> dict[str, str | None]:
     """Every backend by name: None if it can run on this machine, else the reason and the remedy."""
-    accelerator = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     status = {}
     for name, (can_run, _) in _BACKENDS.items():
-        device = torch.device("cpu") if name == "cpp" else accelerator
+        device = torch.device("cuda" if name == "triton" else "cpu")
         try:
             can_run(device, raise_error=True)
             status[name] = None

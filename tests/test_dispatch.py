@@ -69,3 +69,9 @@ def test_result_is_a_frozen_record():
     out = sk.cluster_tokens(torch.zeros(1, 4, 2))
     with pytest.raises(dataclasses.FrozenInstanceError):
         out.counts = None
+
+
+def test_triton_takes_cuda_tensors_only():
+    with pytest.raises(RuntimeError, match="takes CUDA tensors, got cpu"):
+        dispatch.can_run_triton(torch.device("cpu"), raise_error=True)
+    assert "needs a CUDA device" in (sk.backends()["triton"] or "needs a CUDA device")
