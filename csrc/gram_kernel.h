@@ -13,6 +13,38 @@ struct Vector {
   static constexpr index_t kWidth = SETOK_BYTES / sizeof(T);
 };
 
+// Which lanes of (a, b) make the new a and the new b where blocks of `half` lanes change places.
+template <class T>
+struct Exchange {
+  typename Vector<T>::integer a[Vector<T>::kWidth], b[Vector<T>::kWidth];
+
+  constexpr explicit Exchange(index_t half) : a{}, b{} {
+    for (index_t lane = 0; lane < Vector<T>::kWidth; ++lane) {
+      a[lane] = lane & half ? lane - half + Vector<T>::kWidth : lane;
+      b[lane] = lane & half ? lane + Vector<T>::kWidth : lane + half;
+    }
+  }
+};
+
+// Transposes blocks of `half` lanes, then those within them.
+template <class T, index_t half>
+SETOK_TARGET __attribute__((always_inline)) inline void exchange(typename Vector<T>::type* rows) {
+  if constexpr (half > 0) {
+    static constexpr Exchange<T> kLanesOf(half);
+    typename Vector<T>::index a, b;
+    std::memcpy(&a, kLanesOf.a, sizeof(a));
+    std::memcpy(&b, kLanesOf.b, sizeof(b));
+#pragma GCC unroll 16
+    for (index_t r = 0; r < Vector<T>::kWidth; ++r) {
+      if (r & half) continue;
+      const auto first = rows[r], second = rows[r + half];
+      rows[r] = __builtin_shuffle(first, second, a);
+      rows[r + half] = __builtin_shuffle(first, second, b);
+    }
+    exchange<T, half / 2>(rows);
+  }
+}
+
 // to[c * to_ld + r] = from[r * from_ld + c] for as many rows and columns as a vector is wide.
 template <class T>
 SETOK_TARGET void transpose_block(const T* from, index_t from_ld, T* to, index_t to_ld) {
@@ -24,22 +56,7 @@ SETOK_TARGET void transpose_block(const T* from, index_t from_ld, T* to, index_t
 #else
   Lanes rows[kWidth];
   for (index_t r = 0; r < kWidth; ++r) std::memcpy(&rows[r], from + r * from_ld, sizeof(Lanes));
-  // Blocks of half the size change places, down to single numbers.
-#pragma GCC unroll 4
-  for (index_t half = kWidth / 2; half > 0; half /= 2) {
-    typename Vector<T>::index upper, lower;
-    for (index_t lane = 0; lane < kWidth; ++lane) {
-      upper[lane] = lane & half ? lane - half + kWidth : lane;
-      lower[lane] = lane & half ? lane + kWidth : lane + half;
-    }
-#pragma GCC unroll 16
-    for (index_t r = 0; r < kWidth; ++r) {
-      if (r & half) continue;
-      const Lanes a = rows[r], b = rows[r + half];
-      rows[r] = __builtin_shuffle(a, b, upper);
-      rows[r + half] = __builtin_shuffle(a, b, lower);
-    }
-  }
+  exchange<T, kWidth / 2>(rows);
   for (index_t r = 0; r < kWidth; ++r) std::memcpy(to + r * to_ld, &rows[r], sizeof(Lanes));
 #endif
 }
