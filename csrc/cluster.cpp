@@ -61,12 +61,7 @@ void run(const Tensor& x, const bool* valid, const Batch& batch, const Options& 
     cluster_image<T>(image, options, decisions, dense_limit, out);
     Scratch::of_this_thread().trim();
   };
-  // With fewer images than threads, the threads share the work of each image.
-  if (batch.images >= num_threads()) {
-    parallel_tasks(batch.images, one);
-  } else {
-    for (index_t b = 0; b < batch.images; ++b) one(b);
-  }
+  parallel_images(batch.images, one);
 }
 
 // x (B, N, D), or (T, D) with cu_seqlens; contiguous, as are all others. The four decisions come

@@ -65,6 +65,14 @@ void parallel_blocks(index_t count, index_t block, const F& f) {
 
 index_t num_threads();
 
+// Calls f(b) for every image: side by side, or with fewer images than threads one after the other,
+// so that the threads share the work of each.
+template <class F>
+void parallel_images(index_t images, const F& f) {
+  if (images >= num_threads()) return parallel_tasks(images, f);
+  for (index_t b = 0; b < images; ++b) f(b);
+}
+
 // Buffers of one thread, kept between calls: fresh memory costs a page fault for every 4 KB.
 class Scratch {
  public:

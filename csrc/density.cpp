@@ -135,7 +135,7 @@ void distance_matrix(const Features<T>& tokens, bool all_zero, T* distance, inde
   parallel_tasks(panels, [&](index_t p) {
     alignas(64) T tile[kPanel * kPanel];
     const index_t top = p * kPanel, count = std::min(kPanel, n - top);
-    pack_panel(tokens.x + top * dim, count, dim, panel(p));
+    pack_panel(tokens.x + top * dim, dim, count, dim, panel(p));
     multiply_panels(panel(p), panel(p), dim, tile);
     norms_of_panel(tile, count, norm + top);
     finish_of(tile, norm + top, norm + top, distance + top * ld + top, ld);

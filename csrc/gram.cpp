@@ -12,8 +12,8 @@ namespace {
 
 template <class T>
 struct PanelKernels {
-  void (*pack)(const T* x, index_t count, index_t dim, T* packed);
-  void (*multiply)(const T* a, const T* b, index_t dim, T* tile);
+  void (*pack)(const T* x, index_t ld, index_t count, index_t dim, T* packed);
+  void (*multiply)(const T* a, const T* b, index_t dim, T* tile, index_t rows);
   void (*transpose)(const T* tile, T* to, index_t ld);
 };
 
@@ -97,13 +97,13 @@ double squared_distance(const double* a, const double* b, index_t dim) {
 }
 
 template <class T>
-void pack_panel(const T* x, index_t count, index_t dim, T* packed) {
-  kernels<T>().pack(x, count, dim, packed);
+void pack_panel(const T* x, index_t ld, index_t count, index_t dim, T* packed) {
+  kernels<T>().pack(x, ld, count, dim, packed);
 }
 
 template <class T>
-void multiply_panels(const T* a, const T* b, index_t dim, T* tile) {
-  kernels<T>().multiply(a, b, dim, tile);
+void multiply_panels(const T* a, const T* b, index_t dim, T* tile, index_t rows) {
+  kernels<T>().multiply(a, b, dim, tile, rows);
 }
 
 template <class T>
@@ -111,9 +111,9 @@ void transpose_tile(const T* tile, T* to, index_t ld) {
   kernels<T>().transpose(tile, to, ld);
 }
 
-#define SETOK_INSTANTIATE(T)                                      \
-  template void pack_panel(const T*, index_t, index_t, T*);       \
-  template void multiply_panels(const T*, const T*, index_t, T*); \
+#define SETOK_INSTANTIATE(T)                                               \
+  template void pack_panel(const T*, index_t, index_t, index_t, T*);       \
+  template void multiply_panels(const T*, const T*, index_t, T*, index_t); \
   template void transpose_tile(const T*, T*, index_t);
 SETOK_INSTANTIATE(float)
 SETOK_INSTANTIATE(double)

@@ -10,15 +10,17 @@ namespace setok {
 constexpr index_t kPanel = 32;
 inline index_t panels_of(index_t n) { return (n + kPanel - 1) / kPanel; }
 
-// packed (dim, kPanel), 64-byte aligned, from x (count, dim); tokens behind the last are 0.
+// packed (dim, kPanel), 64-byte aligned, from x (count, dim) with rows `ld` apart; tokens behind
+// the last are 0.
 template <class T>
-void pack_panel(const T* x, index_t count, index_t dim, T* packed);
+void pack_panel(const T* x, index_t ld, index_t count, index_t dim, T* packed);
 
 // tile[r * kPanel + c] = inner product of token r of `a` and token c of `b`; all 64-byte aligned.
 // Every product is summed in the same order over the features, so a pair of tokens gives the same
-// bits wherever the two stand, and so does a pair of others equal to them.
+// bits wherever the two stand, and so does a pair of others equal to them. Only `rows` of the tile
+// are wanted, the others undefined.
 template <class T>
-void multiply_panels(const T* a, const T* b, index_t dim, T* tile);
+void multiply_panels(const T* a, const T* b, index_t dim, T* tile, index_t rows = kPanel);
 
 // to[c * ld + r] = tile[r * kPanel + c].
 template <class T>

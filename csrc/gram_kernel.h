@@ -70,15 +70,15 @@ SETOK_TARGET void transpose_tile(const T* tile, T* to, index_t ld) {
 }
 
 template <class T>
-SETOK_TARGET void pack_panel(const T* x, index_t count, index_t dim, T* packed) {
+SETOK_TARGET void pack_panel(const T* x, index_t ld, index_t count, index_t dim, T* packed) {
   constexpr index_t kWidth = Vector<T>::kWidth;
   const index_t rows = count / kWidth * kWidth, columns = dim / kWidth * kWidth;
   if (count < kPanel) std::fill_n(packed, kPanel * dim, T{0});
   for (index_t k = 0; k < columns; k += kWidth)
     for (index_t i = 0; i < rows; i += kWidth)
-      transpose_block(x + i * dim + k, dim, packed + k * kPanel + i, kPanel);
+      transpose_block(x + i * ld + k, ld, packed + k * kPanel + i, kPanel);
   for (index_t i = 0; i < count; ++i)
-    for (index_t k = i < rows ? columns : 0; k < dim; ++k) packed[k * kPanel + i] = x[i * dim + k];
+    for (index_t k = i < rows ? columns : 0; k < dim; ++k) packed[k * kPanel + i] = x[i * ld + k];
 }
 
 // out (SETOK_ROWS, two vectors), rows kPanel apart, from `depth` features; added to where `more`.
@@ -107,13 +107,13 @@ SETOK_TARGET void multiply_block(const T* a, const T* b, index_t depth, bool mor
 }
 
 template <class T>
-SETOK_TARGET void multiply_panels(const T* a, const T* b, index_t dim, T* tile) {
+SETOK_TARGET void multiply_panels(const T* a, const T* b, index_t dim, T* tile, index_t rows) {
   // Sums of so many products are added up one by one: half of an L1 cache, and rounding errors
   // that grow with the depth of a block, not with dim.
   constexpr index_t kDepth = 384;
   for (index_t k = 0; k == 0 || k < dim; k += kDepth) {
     const index_t depth = dim - k < kDepth ? dim - k : kDepth;
-    for (index_t r = 0; r < kPanel; r += SETOK_ROWS)
+    for (index_t r = 0; r < rows; r += SETOK_ROWS)
       for (index_t c = 0; c < kPanel; c += 2 * Vector<T>::kWidth)
         multiply_block(a + k * kPanel + r, b + k * kPanel + c, depth, k > 0, tile + r * kPanel + c);
   }

@@ -34,8 +34,8 @@ struct Strip {
     for (index_t p = 0; p < kPanels; ++p) {
       const index_t top = strip * kStrip + p * kPanel;
       if (top < tokens.n)
-        pack_panel(tokens.x + top * tokens.dim, std::min(kPanel, tokens.n - top), tokens.dim,
-                   panel(p, tokens.dim));
+        pack_panel(tokens.x + top * tokens.dim, tokens.dim, std::min(kPanel, tokens.n - top),
+                   tokens.dim, panel(p, tokens.dim));
     }
   }
 
@@ -52,7 +52,7 @@ T* norms_of_tokens(const Features<T>& tokens, index_t strips) {
     alignas(64) T tile[kPanel * kPanel];
     T* packed = Scratch::of_this_thread().get<T>(Scratch::packed, kPanel * dim);
     const index_t top = p * kPanel, count = std::min(kPanel, n - top);
-    pack_panel(tokens.x + top * dim, count, dim, packed);
+    pack_panel(tokens.x + top * dim, dim, count, dim, packed);
     multiply_panels(packed, packed, dim, tile);
     norms_of_panel(tile, count, norm + top);
   });

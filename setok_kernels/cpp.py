@@ -73,30 +73,31 @@ def _cluster(x, valid, cu_seqlens, config, decisions) -> Clusters:
 
 
 def merge(x: Tensor, out: Clusters, mode: str, weights: Tensor | None, eps: float) -> Tensor:
-    """Tokens to clusters; the arguments are those of `reference.merge`.
-
-    Soft merging is one matrix product, which torch has.
-    """
-    if mode == "soft" or _needs_gradient(x, weights):
+    """Tokens to clusters; the arguments are those of `reference.merge`."""
+    if _needs_gradient(x, weights, *_masks_of(out, mode)):
         return reference.merge(x, out, mode, weights, eps)
     dtype = out.masks.dtype
     if weights is not None:
         weights = weights.detach().to(dtype).contiguous()
-    merged = _ops.merge_hard(
-        x.detach().to(dtype).contiguous(),
-        out.labels.contiguous(),
-        weights,
-        out.cu_seqlens,
-        out.num_rows,
-    )
+    tokens, labels = x.detach().to(dtype).contiguous(), out.labels.contiguous()
+    if mode == "hard":
+        merged = _ops.merge_hard(tokens, labels, weights, _offsets(out), out.num_rows)
+    else:
+        masks = out.masks.detach().contiguous()
+        merged = _ops.merge_soft(tokens, masks, labels, weights, _offsets(out), eps)
     return merged.to(x.dtype)
 
 
 def unmerge(tokens: Tensor, out: Clusters, mode: str) -> Tensor:
     """Clusters back to tokens; the arguments are those of `reference.unmerge`."""
-    if mode == "soft" or _needs_gradient(tokens):
+    if _needs_gradient(tokens, *_masks_of(out, mode)):
         return reference.unmerge(tokens, out, mode)
-    return _ops.unmerge_hard(tokens.detach().contiguous(), out.labels.contiguous(), out.cu_seqlens)
+    values, labels = tokens.detach(), out.labels.contiguous()
+    if mode == "hard":
+        return _ops.unmerge_hard(values.contiguous(), labels, _offsets(out))
+    masks = out.masks.detach().contiguous()
+    spread = _ops.unmerge_soft(values.to(masks.dtype).contiguous(), masks, labels, _offsets(out))
+    return spread.to(tokens.dtype)
 
 
 def assign(x: Tensor, valid: Tensor | None, centres: Tensor) -> Tensor:
@@ -120,3 +121,12 @@ def _needs_gradient(*values) -> bool:
     return torch.is_grad_enabled() and any(
         isinstance(v, Tensor) and v.requires_grad for v in values
     )
+
+
+def _masks_of(out: Clusters, mode: str) -> tuple[Tensor, ...]:
+    """What a merge differentiates besides the tokens."""
+    return (out.masks,) if mode == "soft" else ()
+
+
+def _offsets(out: Clusters) -> Tensor | None:
+    return None if out.cu_seqlens is None else out.cu_seqlens.contiguous()

@@ -138,6 +138,38 @@ def test_packed_images_of_many_sizes(config):
     testing.check_backend("cpp", padded, config, token_mask=mask, exact=True)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dim", [1, 37, 96, 200])
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+def test_merging_many_tokens(mode, dim, weighted, threads):
+    """Several panels of tokens, features and rows, ragged at every end; any number of threads."""
+    packed, cu_seqlens, padded, mask = testing.ragged_batch([300, 0, 1, 45, 120], dim)
+    padded[0, 7] = packed[7] = torch.nan
+    generator = torch.Generator().manual_seed(0)
+    for x, kwargs in ((packed, {"cu_seqlens": cu_seqlens}), (padded, {"token_mask": mask})):
+        out = cluster(x, sk.ClusterConfig(max_clusters=40, stop_residual=0.0), **kwargs)
+        weights = torch.rand(x.shape[:-1], generator=generator) if weighted else None
+        merged = sk.merge_tokens(x, out, mode, weights, backend="cpp")
+        expected = sk.merge_tokens(x, out, mode, weights, backend="reference")
+        torch.testing.assert_close(merged, expected)
+        spread = sk.unmerge_tokens(merged, out, mode, backend="cpp")
+        expected = sk.unmerge_tokens(merged, out, mode, backend="reference")
+        torch.testing.assert_close(spread, expected)
+        threads(1)
+        assert torch.equal(sk.merge_tokens(x, out, mode, weights, backend="cpp"), merged)
+        assert torch.equal(sk.unmerge_tokens(merged, out, mode, backend="cpp"), spread)
+        threads(2)
+
+
+def test_gradients_of_soft_merging_reach_the_masks():
+    x = testing.vit_like_tokens(1, 40, 8)
+    out = cluster(x, sk.ClusterConfig(max_clusters=6))
+    masks = out.masks.clone().requires_grad_()
+    out = dataclasses.replace(out, masks=masks)
+    sk.unmerge_tokens(sk.merge_tokens(x, out, "soft"), out, "soft").square().sum().backward()
+    assert (masks.grad != 0).any()
+
+
 def test_replayed_decisions_that_no_clustering_makes():
     """Absent seeds in the middle, seeds behind the residual: as the reference has it."""
     x = testing.planted_clusters(1, 40, 6, 3, noise=0.3)[0]
