@@ -3,7 +3,17 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp)
 
-.PHONY: demo test lint format bench mutants clean
+# What the compiled module runs through.
+NATIVE_TESTS := $(addprefix tests/test_,cpp.py edge_cases.py errors.py invariants.py merge.py oracle.py)
+NATIVE_BUILDS := sanitized avx2 baseline
+sanitized_flags := -march=native -g -fno-omit-frame-pointer -fsanitize=address,undefined \
+	-fno-sanitize-recover=undefined
+avx2_flags := -march=x86-64-v3
+# Python itself knows nothing of the sanitizers, and leaks on purpose.
+sanitized_env := ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)"
+
+.PHONY: demo test lint format bench mutants clean test-threads $(NATIVE_BUILDS:%=test-%)
 
 demo: $(INSTALLED)
 	$(BIN)/python bench/demo.py --out demo_out
@@ -23,6 +33,18 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python bench/run.py --out bench_out/run.json
+
+# The compiled module once more, with other flags and beside the installed one.
+$(NATIVE_BUILDS:%=test-%): test-%: $(INSTALLED)
+	mkdir -p build
+	CXXFLAGS="-DSETOK_NO_CLONES $($*_flags)" LDFLAGS="$(filter -fsanitize%,$($*_flags))" \
+		$(BIN)/python setup.py -q build --build-base build/$* >build/$*.log 2>&1
+	cd build/$*/lib.* && $($*_env) PYTHONPATH=. $(abspath $(BIN))/python -c "\
+	import setok_kernels._C as c; print(c.__file__, i := c.build_info()); assert '/build/$*/' in c.__file__ and not i['clones']"
+	PYTHONPATH=$$(echo build/$*/lib.*) $($*_env) $(BIN)/pytest -q $(NATIVE_TESTS)
+
+test-threads: $(INSTALLED)
+	for threads in 1 2 4; do OMP_NUM_THREADS=$$threads $(BIN)/pytest -q $(NATIVE_TESTS) || exit 1; done
 
 mutants: $(INSTALLED)
 	$(BIN)/pip install --quiet -c constraints.txt mutmut

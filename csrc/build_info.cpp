@@ -1,5 +1,7 @@
 #include "build_info.h"
 
+#include "common.h"
+
 namespace setok {
 
 BuildInfo build_info() {
@@ -28,6 +30,11 @@ BuildInfo build_info() {
   info.isa = "avx2";
 #else
   info.isa = "baseline";
+#endif
+#ifdef SETOK_CLONED
+  info.clones = true;
+#else
+  info.clones = false;
 #endif
   return info;
 }

@@ -11,6 +11,7 @@ struct BuildInfo {
   long cxx_standard;     // value of __cplusplus, e.g. 201703
   bool openmp;           // compiled with OpenMP
   std::string isa;       // instruction set the whole file may use: avx512, avx2 or baseline
+  bool clones;           // whether kernels have clones for better ones, chosen when it is loaded
 };
 
 BuildInfo build_info();

@@ -29,10 +29,20 @@ struct PanelKernels {
 #define SETOK_ROWS 4
 #include "gram_kernel.h"
 #endif
+// What the whole file may use.
 #define SETOK_ISA baseline
 #define SETOK_TARGET
+#if defined(__AVX512F__)
+#define SETOK_BYTES 64
+#define SETOK_ROWS 8
+#else
+#if defined(__AVX2__)
+#define SETOK_BYTES 32
+#else
 #define SETOK_BYTES 16
+#endif
 #define SETOK_ROWS 4
+#endif
 #include "gram_kernel.h"
 
 template <class T>

@@ -16,9 +16,10 @@ PYBIND11_MODULE(_C, m) {
         fields["cxx_standard"] = info.cxx_standard;
         fields["openmp"] = info.openmp;
         fields["isa"] = info.isa;
+        fields["clones"] = info.clones;
         return fields;
       },
-      "Compiler, C++ standard, OpenMP and instruction set this module was built with.");
+      "Compiler, C++ standard, OpenMP, instruction set and clones for others of this module.");
 
   m.def("cpu_isa", &setok::cpu_isa,
         "Best of avx512, avx2 and baseline that this processor supports.");

@@ -1,6 +1,6 @@
 #include "select.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(SETOK_CLONED) || defined(__AVX512F__)
 #define SETOK_COMPRESS 1
 #include <immintrin.h>
 #endif

@@ -35,7 +35,13 @@ def test_loaded_or_reasoned():
     if reason is None:
         module = _native.load()
         assert module.cpu_isa() in ("avx512", "avx2", "baseline")
-        assert set(module.build_info()) == {"compiler", "cxx_standard", "openmp", "isa"}
+        assert set(module.build_info()) == {
+            "compiler",
+            "cxx_standard",
+            "openmp",
+            "isa",
+            "clones",
+        }
         assert _native.load() is module
     else:
         assert "pip install --no-build-isolation -e ." in reason
