@@ -14,6 +14,7 @@ import ast
 import json
 import math
 import platform
+import random
 import statistics
 import subprocess
 import time
@@ -38,11 +39,14 @@ def time_in_turns(
     """Raw samples in seconds, each until the device has finished, by the name of the call."""
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     samples = {name: [] for name in calls}
+    # In a new order each time: what runs after a large neighbour finds its caches cold.
+    order, shuffle = list(calls), random.Random(0).shuffle
     for repeat in range(-warmup, repeats):
-        for name, call in calls.items():
+        shuffle(order)
+        for name in order:
             synchronize()
             start = time.perf_counter()
-            call()
+            calls[name]()
             synchronize()
             if repeat >= 0:
                 samples[name].append(time.perf_counter() - start)

@@ -55,11 +55,12 @@ def select_backend(name: str, device: torch.device):
         RuntimeError: the named backend cannot run here; says why and what to do.
     """
     if name == "auto":
-        name = next(n for n, (can_run, _) in _BACKENDS.items() if can_run(device))
-    if name not in _BACKENDS:
+        module = next(module for can_run, module in _BACKENDS.values() if can_run(device))
+    elif name in _BACKENDS:
+        can_run, module = _BACKENDS[name]
+        can_run(device, raise_error=True)
+    else:
         raise ValueError(f"backend: expected one of auto, {', '.join(_BACKENDS)}, got {name!r}")
-    can_run, module = _BACKENDS[name]
-    can_run(device, raise_error=True)
     return importlib.import_module(module) if isinstance(module, str) else module
 
 
