@@ -13,7 +13,7 @@ avx2_flags := -march=x86-64-v3
 sanitized_env := ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)"
 
-.PHONY: demo test lint format bench mutants clean test-threads $(NATIVE_BUILDS:%=test-%)
+.PHONY: demo test lint format bench compile-report mutants clean test-threads $(NATIVE_BUILDS:%=test-%)
 
 demo: $(INSTALLED)
 	$(BIN)/python bench/demo.py --out demo_out
@@ -45,6 +45,9 @@ $(NATIVE_BUILDS:%=test-%): test-%: $(INSTALLED)
 
 test-threads: $(INSTALLED)
 	for threads in 1 2 4; do OMP_NUM_THREADS=$$threads $(BIN)/pytest -q $(NATIVE_TESTS) || exit 1; done
+
+compile-report: $(INSTALLED)
+	$(BIN)/python bench/compile_report.py --out bench_out/triton-compile.json
 
 mutants: $(INSTALLED)
 	$(BIN)/pip install --quiet -c constraints.txt mutmut

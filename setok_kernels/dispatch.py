@@ -1,6 +1,8 @@
 """Which backend runs: one predicate per backend decides both the choice and the error message."""
 
 import importlib
+import importlib.util
+import os
 
 import torch
 
@@ -22,13 +24,20 @@ def can_run_cpp(device: torch.device, raise_error: bool = False) -> bool:
 
 
 def can_run_triton(device: torch.device, raise_error: bool = False) -> bool:
-    """Whether the Triton kernels can take tensors on `device`."""
-    if device.type != "cuda":
+    """Whether the Triton kernels can take tensors on `device`, or be interpreted on the CPU."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    # A folder named triton on the path is found too, but has no origin.
+    found = importlib.util.find_spec("triton")
+    if found is None or found.origin is None:
+        reason = "the package triton is not installed; use backend='reference'"
+    elif device.type == "cpu" and interpreted:
+        reason = None
+    elif device.type != "cuda":
         reason = f"takes CUDA tensors, got {device}; use backend='reference'"
     elif not torch.cuda.is_available():
         reason = "needs a CUDA device and this torch sees none; use backend='reference'"
     else:
-        reason = "has no clustering kernels in this version; use backend='reference'"
+        reason = None
     return _verdict("triton", reason, raise_error)
 
 
@@ -38,12 +47,12 @@ def _verdict(name: str, reason: str | None, raise_error: bool) -> bool:
     return reason is None
 
 
-# Fastest first: the order in which backend="auto" asks. A module, or the name of one that loads
-# compiled code and is imported when first chosen.
+# The order in which backend="auto" asks: fastest first, but the Triton kernels, which have not run
+# on a GPU yet, only when named. A module, or the name of one that is imported when first chosen.
 _BACKENDS = {
-    "triton": (can_run_triton, None),
     "cpp": (can_run_cpp, "setok_kernels.cpp"),
     "reference": (can_run_reference, reference),
+    "triton": (can_run_triton, "setok_triton.backend"),
 }
 
 

@@ -44,7 +44,7 @@ def test_reference_runs_everywhere():
 
 
 def test_names_in_order_of_preference():
-    assert list(sk.backends()) == ["triton", "cpp", "reference"]
+    assert list(sk.backends()) == ["cpp", "reference", "triton"]
 
 
 def test_defaults_of_merge_and_unmerge():
@@ -59,10 +59,16 @@ def test_defaults_of_merge_and_unmerge():
     assert torch.equal(sk.unmerge_tokens(merged, out), sk.unmerge_tokens(merged, out, "hard"))
 
 
-def test_triton_without_kernels_says_so_even_with_a_gpu(monkeypatch):
+def test_auto_leaves_triton_out_until_it_has_run_on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(RuntimeError, match="backend='triton' cannot run: has no clustering"):
-        dispatch.can_run_triton(torch.device("cuda"), raise_error=True)
+    assert dispatch.can_run_triton(torch.device("cuda"), raise_error=True)
+    assert dispatch.select_backend("auto", torch.device("cuda")) is reference
+
+
+def test_triton_without_the_package(monkeypatch):
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="the package triton is not installed"):
+        dispatch.can_run_triton(torch.device("cpu"), raise_error=True)
 
 
 def test_result_is_a_frozen_record():
@@ -71,7 +77,10 @@ def test_result_is_a_frozen_record():
         out.counts = None
 
 
-def test_triton_takes_cuda_tensors_only():
+def test_triton_takes_cuda_tensors_unless_interpreted(monkeypatch):
+    assert dispatch.can_run_triton(torch.device("cpu"))
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(RuntimeError, match="takes CUDA tensors, got cpu"):
         dispatch.can_run_triton(torch.device("cpu"), raise_error=True)
-    assert "needs a CUDA device" in (sk.backends()["triton"] or "needs a CUDA device")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "needs a CUDA device" in sk.backends()["triton"]

@@ -1,106 +1,215 @@
-"""Kernels of the local density (SeTok, Eq. 1)."""
+"""Kernels of the nearest neighbours and the local density (SeTok, Eq. 1)."""
 
-from dataclasses import dataclass
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class SquaredNormsConfig:
-    """Launch configuration of `squared_norms_fwd_kernel`."""
-
-    block_n: int
-    block_d: int
-    num_warps: int
+from setok_triton.chunk import Chunk
+from setok_triton.common import FAR_INDEX, distance_tile, locate, pair_distance
+from setok_triton.configs import dot_precision, row_tile_config, tile_config, token_config
 
 
-def squared_norms_config(element_size: int) -> SquaredNormsConfig:
-    """Chooses the launch configuration.
+@triton.jit
+def take_nearest(
+    b_list,  # (BLOCK_M, BLOCK_K) distances, infinite where empty
+    b_index,  # (BLOCK_M, BLOCK_K) their tokens
+    b_d,  # (BLOCK_M, BLOCK_N) candidates, all of higher index than those in the list
+    o_n,
+    K,
+    BLOCK_K: tl.constexpr,
+):
+    """The K nearest of the list and the candidates, in no order; ties go to the lowest index."""
+    o_k = tl.arange(0, BLOCK_K)
+    m_k = (o_k < K)[None, :]
+    b_worst = tl.max(tl.where(m_k, b_list, -float("inf")), axis=1)
+    b_least = tl.min(b_d, axis=1)
+    # Most tiles hold nothing nearer for any row.
+    while tl.max((b_least < b_worst).to(tl.int32), axis=0) > 0:
+        m_take = b_least < b_worst
+        m_least = b_d == b_least[:, None]
+        b_column = tl.min(tl.where(m_least, o_n[None, :], FAR_INDEX), axis=1)
+        # Of the farthest in the list the one of the highest index goes; the slot tells empty ones
+        # apart.
+        m_worst = (b_list == b_worst[:, None]) & m_k
+        b_rank = tl.where(m_worst, b_index.to(tl.int64) * BLOCK_K + o_k[None, :], -1)
+        m_slot = (b_rank == tl.max(b_rank, axis=1)[:, None]) & m_worst & m_take[:, None]
+        b_list = tl.where(m_slot, b_least[:, None], b_list)
+        b_index = tl.where(m_slot, b_column[:, None], b_index)
+        b_d = tl.where((o_n[None, :] == b_column[:, None]) & m_take[:, None], float("inf"), b_d)
+        b_worst = tl.max(tl.where(m_k, b_list, -float("inf")), axis=1)
+        b_least = tl.min(b_d, axis=1)
+    return b_list, b_index
 
-    It depends on the size of an element only, so no shape compiles a kernel of its own.
 
-    Args:
-        element_size: bytes per feature.
-    """
-    num_warps = 4
-    # 32 lanes of 16 bytes: one warp reads its part of a row in one widest load.
-    return SquaredNormsConfig(
-        block_n=4 * num_warps, block_d=32 * 16 // element_size, num_warps=num_warps
-    )
-
-
-# The strides keep their specialisation (on 1 and on multiples of 16), a handful of variants for all
-# shapes: without it rows are not known to be aligned and are loaded element by element.
-@triton.jit(do_not_specialize=["N", "D"])
-def squared_norms_fwd_kernel(
-    p_x,  # (B, N, D), any strides
-    p_norms,  # (B, N), contiguous
-    N,
+@triton.jit(do_not_specialize=["D", "K", "L"])
+def neighbours_fwd_kernel(
+    p_x,
+    p_norm,
+    p_ok,
+    p_offsets,
+    p_factor,
+    p_distance,
+    p_knn,  # (T, K) int64
     D,
-    stride_b,
+    K,
+    L,
+    blocks_per_image,
     stride_n,
     stride_d,
+    INCLUDE_SELF: tl.constexpr,
+    DENSE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """The K nearest tokens of BLOCK_M tokens, ascending, ties lowest index, -1 where absent."""
+    i_b, i_m, start, n = locate(p_offsets, blocks_per_image)
+    o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_k = tl.arange(0, BLOCK_K)
+    factor = tl.load(p_factor + i_b)
+    b_list = tl.full((BLOCK_M, BLOCK_K), float("inf"), dtype=tl.float32)
+    b_index = tl.full((BLOCK_M, BLOCK_K), 0, dtype=tl.int32)
+    if i_m * BLOCK_M < n:
+        for i_n in range(0, n, BLOCK_N):
+            o_n = i_n + tl.arange(0, BLOCK_N)
+            b_d = distance_tile(
+                p_x,
+                p_norm,
+                p_ok,
+                p_distance,
+                start,
+                i_b,
+                o_m,
+                o_n,
+                n,
+                factor,
+                D,
+                L,
+                stride_n,
+                stride_d,
+                DENSE,
+                PRECISION,
+                BLOCK_D,
+            )
+            if not INCLUDE_SELF:
+                b_d = tl.where(o_m[:, None] == o_n[None, :], float("inf"), b_d)
+            b_list, b_index = take_nearest(b_list, b_index, b_d, o_n, K, BLOCK_K)
+    b_list = tl.where((o_k < K)[None, :], b_list, float("inf"))
+    p_out = p_knn + (start + o_m) * K
+    for i_k in range(K):
+        b_least = tl.min(b_list, axis=1)
+        m_least = (b_list == b_least[:, None]) & (b_list < float("inf"))
+        b_first = tl.min(tl.where(m_least, b_index, FAR_INDEX), axis=1)
+        b_out = tl.where(b_least < float("inf"), b_first, -1)
+        tl.store(p_out + i_k, b_out.to(tl.int64), mask=o_m < n)
+        b_list = tl.where(m_least & (b_index == b_first[:, None]), float("inf"), b_list)
+
+
+@triton.jit(do_not_specialize=["D", "K", "L"])
+def density_fwd_kernel(
+    p_x,
+    p_ok,
+    p_offsets,
+    p_factor,
+    p_sigma,
+    p_distance,
+    p_knn,
+    p_density,  # (T,) float32
+    D,
+    K,
+    L,
+    blocks_per_image,
+    stride_n,
+    stride_d,
+    DENSE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Writes ‖x_n‖² for BLOCK_N rows of one image, accumulated in the type of `p_norms`."""
-    # One grid dimension: the others end at 65535, which a batch may exceed.
-    blocks_per_image = tl.cdiv(N, BLOCK_N)
-    i_b = (tl.program_id(0) // blocks_per_image).to(tl.int64)
-    i_n = tl.program_id(0) % blocks_per_image
-
-    o_n = i_n.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)  # (BLOCK_N,)
-    m_n = o_n < N
-    p_rows = p_x + i_b * stride_b + o_n * stride_n
-
-    b_sums = tl.zeros((BLOCK_N, BLOCK_D), dtype=p_norms.dtype.element_ty)
-    o_d = tl.arange(0, BLOCK_D).to(tl.int64)  # (BLOCK_D,)
-    # Whole blocks without a mask over D, which would break the widest loads apart; then the rest.
-    i_rest = D // BLOCK_D * BLOCK_D
-    for i_d in range(0, i_rest, BLOCK_D):
-        p_block = p_rows[:, None] + ((i_d + o_d) * stride_d)[None, :]
-        b_x = tl.load(p_block, mask=m_n[:, None], other=0.0).to(b_sums.dtype)
-        b_sums += b_x * b_x
-    if i_rest < D:
-        p_block = p_rows[:, None] + ((i_rest + o_d) * stride_d)[None, :]
-        m_x = m_n[:, None] & (i_rest + o_d < D)[None, :]
-        b_x = tl.load(p_block, mask=m_x, other=0.0).to(b_sums.dtype)
-        b_sums += b_x * b_x
-
-    tl.store(p_norms + i_b * N + o_n, tl.sum(b_sums, axis=1), mask=m_n)
-
-
-def squared_norms(x: Tensor) -> Tensor:
-    """Computes the squared Euclidean norm of every token.
-
-    Not differentiable by itself; the density op that calls it defines the gradient.
-
-    Args:
-        x: (B, N, D), floating point, any strides, on a CUDA device (or on the CPU under
-            `TRITON_INTERPRET=1`).
-
-    Returns:
-        (B, N), float32, or float64 if x is float64; accumulated in that type. Zero when D = 0.
-    """
-    assert x.is_floating_point() and x.dim() == 3
-    B, N, D = x.shape
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    norms = torch.empty((B, N), dtype=dtype, device=x.device)
-    if norms.numel() == 0:
-        return norms
-    config = squared_norms_config(x.element_size())
-    with torch.cuda.device_of(x):
-        squared_norms_fwd_kernel[(B * triton.cdiv(N, config.block_n),)](
-            x,
-            norms,
-            N,
+    """Rho = exp(-sigma * mean distance to the neighbours); 1 without any, 0 where not `ok`."""
+    i_b, i_n, start, n = locate(p_offsets, blocks_per_image)
+    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_n = o_n < n
+    factor, sigma = tl.load(p_factor + i_b), tl.load(p_sigma + i_b)
+    b_sum = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    b_found = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    for i_k in range(K):
+        b_other = tl.load(p_knn + (start + o_n) * K + i_k, mask=m_n, other=-1)
+        m_pair = m_n & (b_other >= 0)
+        b_other = tl.where(m_pair, b_other, 0)
+        b_sum += pair_distance(
+            p_x,
+            p_distance,
+            start,
+            i_b,
+            o_n,
+            b_other,
+            m_pair,
+            factor,
             D,
-            *x.stride(),
-            BLOCK_N=config.block_n,
-            BLOCK_D=config.block_d,
-            num_warps=config.num_warps,
+            L,
+            stride_n,
+            stride_d,
+            DENSE,
+            BLOCK_D,
         )
-    return norms
+        b_found += m_pair.to(tl.float32)
+    # Scaling the sum, not the terms, keeps sums of small integers exact and their ties ties.
+    b_density = tl.exp(-sigma * (b_sum / tl.maximum(b_found, 1.0)))
+    m_ok = tl.load(p_ok + start + o_n, mask=m_n, other=0) != 0
+    tl.store(p_density + start + o_n, tl.where(m_ok, b_density, 0.0), mask=m_n)
+
+
+def neighbours(x: Tensor, norm: Tensor, chunk: Chunk, knn: Tensor, include_self: bool) -> None:
+    """Writes the nearest tokens of the chunk into `knn` (T, K) int64."""
+    config = row_tile_config(16) if chunk.dense else tile_config(x.dtype)
+    blocks = triton.cdiv(chunk.longest, config.block_m)
+    neighbours_fwd_kernel[(chunk.images * blocks,)](
+        x,
+        norm,
+        chunk.ok,
+        chunk.offsets,
+        chunk.factor,
+        chunk.rows,
+        knn,
+        x.shape[1],
+        knn.shape[1],
+        chunk.longest,
+        blocks,
+        *x.stride(),
+        INCLUDE_SELF=include_self,
+        DENSE=chunk.dense,
+        PRECISION=dot_precision(x.dtype),
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+        BLOCK_D=config.block_d,
+        BLOCK_K=max(2, triton.next_power_of_2(knn.shape[1])),
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+
+
+def density(x: Tensor, chunk: Chunk, knn: Tensor, out: Tensor) -> None:
+    """Writes the density that known neighbours give into `out` (T,)."""
+    config = token_config(x.dtype)
+    blocks = triton.cdiv(chunk.longest, config.block_n)
+    density_fwd_kernel[(chunk.images * blocks,)](
+        x,
+        chunk.ok,
+        chunk.offsets,
+        chunk.factor,
+        chunk.sigma,
+        chunk.rows,
+        knn,
+        out,
+        x.shape[1],
+        knn.shape[1],
+        chunk.longest,
+        blocks,
+        *x.stride(),
+        DENSE=chunk.dense,
+        BLOCK_N=config.block_n,
+        BLOCK_D=config.block_d,
+        num_warps=config.num_warps,
+    )

@@ -1,0 +1,225 @@
+"""Compiles every Triton kernel, as it would be launched, on a machine without a GPU.
+
+The launchers run on fake tensors, so nothing may depend on data; each launch is recorded instead of
+made, compiled for the named targets, and ptxas says what it needs.
+
+    python bench/compile_report.py --targets 80 90 100 --out bench_out/compile.json
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+os.environ.pop("TRITON_INTERPRET", None)
+
+import torch
+import triton
+from torch._subclasses.fake_tensor import FakeTensorMode
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+import setok_kernels as sk
+
+TYPES = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+}
+# Registers of 32 bits and bytes of shared memory of a multiprocessor, and threads it holds.
+MULTIPROCESSOR = {80: (65536, 167936, 2048), 90: (65536, 233472, 2048), 100: (65536, 233472, 2048)}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What one launch compiles to: the same key, the same machine code."""
+
+    kernel: JITFunction = field(compare=False)
+    name: str
+    signature: tuple
+    constants: tuple
+    multiples_of_16: tuple
+    num_warps: int
+    num_stages: int
+
+
+def describe(kernel, arguments: dict, options: dict) -> Launch:
+    """The specialisation that Triton's launcher would choose."""
+    signature, constants, multiples = {}, {}, []
+    for parameter in kernel.params:
+        value, name = arguments[parameter.name], parameter.name
+        specialised = not parameter.do_not_specialize
+        if parameter.is_constexpr or (specialised and isinstance(value, int) and value == 1):
+            signature[name], constants[name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[name] = "*" + TYPES[value.dtype]
+            multiples.append(name)
+        elif isinstance(value, int):
+            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if specialised and value % 16 == 0:
+                multiples.append(name)
+        else:
+            signature[name] = "fp32"
+    return Launch(
+        kernel,
+        kernel.fn.__name__,
+        tuple(signature.items()),
+        tuple(constants.items()),
+        tuple(multiples),
+        options.get("num_warps", 4),
+        options.get("num_stages", 3),
+    )
+
+
+def record_launches(call) -> list[Launch]:
+    """The launches that `call` makes, none of them carried out."""
+    seen = {}
+
+    def run(self, *args, grid, warmup, **kwargs):
+        assert all(isinstance(size, int) for size in grid), "a grid that depends on data"
+        names = {p.name for p in self.params}
+        arguments = dict(zip((p.name for p in self.params), args, strict=False))
+        arguments |= {k: v for k, v in kwargs.items() if k in names}
+        launch = describe(self, arguments, {k: v for k, v in kwargs.items() if k not in names})
+        seen.setdefault(launch, launch)
+
+    plain = JITFunction.run
+    JITFunction.run = run
+    try:
+        call()
+    finally:
+        JITFunction.run = plain
+    return list(seen)
+
+
+def cluster_launches(dtype: torch.dtype, tokens: int, dim: int, k: int = 8) -> list[Launch]:
+    """Launches of a padded, masked batch; `tokens` decides the regime."""
+    from setok_triton import backend
+
+    with FakeTensorMode():
+        x = torch.empty(4, tokens, dim, dtype=dtype)
+        mask = torch.empty(4, tokens, dtype=torch.bool)
+        config = sk.ClusterConfig(k=k)
+        return record_launches(lambda: backend.cluster(x, mask, None, None, config, None))
+
+
+def compile_launch(launch: Launch, capability: int) -> dict:
+    """Resources and instructions of one launch on one target."""
+    kernel = launch.kernel
+    attributes = {
+        (kernel.arg_names.index(name),): [["tt.divisibility", 16]]
+        for name in launch.multiples_of_16
+    }
+    source = ASTSource(
+        fn=kernel,
+        signature=dict(launch.signature),
+        constexprs=dict(launch.constants),
+        attrs=attributes,
+    )
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    ptx = compiled.asm["ptx"]
+    said = assemble(ptx, capability)
+
+    def number(pattern):
+        found = re.search(pattern, said)
+        return int(found[1]) if found else 0
+
+    threads, shared = 32 * launch.num_warps, compiled.metadata.shared
+    registers = number(r"Used (\d+) registers")
+    return {
+        "kernel": launch.name,
+        "sm": capability,
+        "constants": {k: v for k, v in launch.constants if not k.startswith("stride")},
+        "num_warps": launch.num_warps,
+        "registers": registers,
+        "stack": number(r"(\d+) bytes stack frame"),
+        "spills": number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"),
+        "shared": shared,
+        "programs_per_multiprocessor": occupancy(capability, threads, registers, shared),
+        "tensor_cores": tensor_cores(ptx),
+    }
+
+
+def assemble(ptx: str, capability: int) -> str:
+    """What `ptxas -v` says."""
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    ptxas = tools / ("ptxas-blackwell" if capability >= 100 else "ptxas")
+    suffix = "a" if capability >= 90 else ""
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        command = [ptxas, "-v", f"--gpu-name=sm_{capability}{suffix}", file.name, "-o", "/dev/null"]
+        return subprocess.run(command, text=True, capture_output=True, check=True).stderr
+
+
+def tensor_cores(ptx: str) -> str | None:
+    """The kind of tensor-core instruction in the code."""
+    kinds = {"wgmma": "wgmma.mma_async", "tcgen05": "tcgen05.mma", "mma": "mma.sync"}
+    return next((kind for kind, text in kinds.items() if text in ptx), None)
+
+
+def occupancy(capability: int, threads: int, registers: int, shared: int) -> int:
+    """Programs that fit on a multiprocessor at once."""
+    all_registers, all_shared, all_threads = MULTIPROCESSOR[capability]
+    # Registers are handed out in groups of 8 to each thread; 1 KB of shared memory is the system's.
+    by_registers = all_registers // (max(8, -(-registers // 8) * 8) * threads)
+    return min(by_registers, all_shared // (shared + 1024), all_threads // threads)
+
+
+def main() -> None:
+    """Compiles, prints a table and writes the report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--targets", nargs="+", type=int, default=[80, 90, 100])
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float16", "float32"])
+    parser.add_argument("--precisions", nargs="+", default=["highest", "high", "medium"])
+    parser.add_argument("--tokens", nargs="+", type=int, default=[729, 16384])
+    parser.add_argument("--dim", type=int, default=1152)
+    parser.add_argument("--k", nargs="+", type=int, default=[8])
+    parser.add_argument("--out", type=Path, help="JSON file for the report")
+    args = parser.parse_args()
+
+    jobs = {}
+    for dtype in args.dtypes:
+        for precision in args.precisions if dtype == "float32" else ["highest"]:
+            torch.set_float32_matmul_precision(precision)
+            for tokens in args.tokens:
+                for k in args.k:
+                    for launch in cluster_launches(getattr(torch, dtype), tokens, args.dim, k):
+                        for target in args.targets:
+                            jobs.setdefault((launch, target), (dtype, tokens, k))
+
+    def work(item):
+        (launch, target), (dtype, tokens, k) = item
+        return {"dtype": dtype, "tokens": tokens, "k": k} | compile_launch(launch, target)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        rows = list(pool.map(work, jobs.items()))
+    print(
+        f"{'kernel':24} {'dtype':9} {'N':>6} {'sm':>4} {'regs':>5} {'spill':>6} {'shared':>7} "
+        f"{'fit':>4}  tensor cores"
+    )
+    for r in rows:
+        print(
+            f"{r['kernel'].removesuffix('_kernel'):24} {r['dtype']:9} {r['tokens']:6} {r['sm']:4} "
+            f"{r['registers']:5} {r['spills'] + r['stack']:6} {r['shared']:7} "
+            f"{r['programs_per_multiprocessor']:4}  {r['tensor_cores'] or ''}"
+        )
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The Triton backend on a GPU, at real sizes: `TRITON_INTERPRET=0 pytest -m gpu`."""
+
+import os
+
+import pytest
+import torch
+
+import setok_kernels as sk
+from setok_kernels import testing
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available() or os.environ["TRITON_INTERPRET"] != "0",
+        reason="needs a CUDA device and TRITON_INTERPRET=0",
+    ),
+]
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+CONFIGS = {
+    "default": sk.ClusterConfig(),
+    "paper": sk.ClusterConfig.paper(),
+    "kernel": sk.ClusterConfig(k=3, kernel="laplacian", alpha="kernel", include_self=True),
+    "mass": sk.ClusterConfig(k=64, kernel="epanechnikov", min_mass=0.5, distance_scale=2.0),
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("tokens", [729, 2916])
+def test_exact_tokens(config, tokens):
+    for x in (
+        testing.integer_tokens(2, tokens, 65).cuda(),
+        testing.duplicate_tokens(2, tokens, 1152, distinct=99).cuda(),
+        testing.one_hot_tokens(2, tokens, 40).cuda(),
+    ):
+        testing.check_backend("triton", x, config, exact=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tokens", [729, 2916])
+def test_real_tokens(dtype, tokens):
+    x = testing.vit_like_tokens(3, tokens, 1152).to(dtype).cuda()
+    mask = torch.rand(3, tokens, generator=torch.Generator().manual_seed(0)).cuda() > 0.2
+    out = testing.check_backend("triton", x, CONFIGS["default"], token_mask=mask)
+    again = sk.cluster_tokens(
+        x, CONFIGS["default"], token_mask=mask, decisions=out.decisions, backend="triton"
+    )
+    assert torch.equal(again.masks, out.masks) and torch.equal(again.score, out.score)
+
+
+def test_very_many_tokens():
+    """The reference would need 1 GB for its matrix and more for its sort: float64 is left out."""
+    x = testing.vit_like_tokens(1, 16384, 1152).cuda()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    out = sk.cluster_tokens(x, CONFIGS["default"], backend="triton")
+    assert torch.cuda.max_memory_allocated() - before < 64 * 2**20
+    testing.assert_invariants(x, out, CONFIGS["default"])
+    norm = x.square().sum(2)
+    for i in (0, 5000, 16383):
+        d = norm[0] + norm[0, i] - 2 * (x[0] @ x[0, i])
+        d[i] = torch.inf
+        nearest = out.decisions.knn[0, i]
+        assert d[nearest].max() <= d.topk(8, largest=False).values.max() * (1 + 1e-3)
+
+
+def test_the_host_never_waits():
+    x = torch.randn(4, 729, 1152, device="cuda", dtype=torch.bfloat16)
+    sk.cluster_tokens(x, backend="triton")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        sk.cluster_tokens(x, backend="triton")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("tokens", [729, 2916])
+def test_graph_replays_on_new_tokens(tokens):
+    x = testing.vit_like_tokens(2, tokens, 64).cuda()
+    sk.cluster_tokens(x, backend="triton")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = sk.cluster_tokens(x, backend="triton")
+    x.copy_(testing.vit_like_tokens(2, tokens, 64, seed=1))
+    graph.replay()
+    expected = sk.cluster_tokens(x.clone(), backend="triton")
+    assert torch.equal(out.masks, expected.masks) and torch.equal(out.labels, expected.labels)

@@ -1,0 +1,195 @@
+"""The Triton backend in the interpreter: small shapes, several tiles, both regimes."""
+
+import dataclasses
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("triton", exc_type=ImportError)
+if os.environ["TRITON_INTERPRET"] != "1":
+    pytest.skip("these run in the interpreter; -m gpu has those for a GPU", allow_module_level=True)
+
+import interpreter
+
+import setok_kernels as sk
+from setok_kernels import testing
+from setok_triton import configs
+
+interpreter.repair_bfloat16_dot()
+# NumPy warns of what the kernels mask away.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+CONFIGS = {
+    "default": sk.ClusterConfig(max_clusters=6),
+    "paper": sk.ClusterConfig.paper(max_clusters=5),
+    "kernel": sk.ClusterConfig(
+        max_clusters=5, k=3, kernel="laplacian", alpha="kernel", include_self=True
+    ),
+    "mass": sk.ClusterConfig(
+        max_clusters=5, k=20, kernel="epanechnikov", min_mass=0.5, distance_scale=2.0
+    ),
+}
+# Every precision of a float32 product is exact in the interpreter.
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(params=CONFIGS)
+def config(request):
+    return CONFIGS[request.param]
+
+
+@pytest.fixture(params=["dense", "streaming"])
+def regime(request, monkeypatch):
+    if request.param == "streaming":
+        monkeypatch.setattr(configs, "DENSE_LIMIT", 0)
+    return request.param
+
+
+def cluster(x, config, **kwargs):
+    return sk.cluster_tokens(x, config, backend="triton", **kwargs)
+
+
+def assert_bit_equal(a, b):
+    for name in ("masks", "labels", "density", "delta", "score"):
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
+
+
+@pytest.mark.parametrize("kind", ["integers", "duplicates", "one hot", "equal"])
+def test_exact_tokens(regime, config, kind):
+    """Two tiles of rows and columns, ragged at the end: the reference's decisions, bit for bit."""
+    x = {
+        "integers": lambda: testing.integer_tokens(2, 70, 5),
+        "duplicates": lambda: testing.duplicate_tokens(2, 70, 9, distinct=20),
+        "one hot": lambda: testing.one_hot_tokens(2, 40, 12),
+        "equal": lambda: torch.full((2, 20, 3), 0.1),
+    }[kind]()
+    mask = torch.rand(x.shape[:2], generator=torch.Generator().manual_seed(0)) > 0.2
+    for token_mask in (None, mask):
+        testing.check_backend("triton", x, config, token_mask=token_mask, exact=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("images, tokens, dim", [(2, 37, 130), (2, 140, 17), (8, 5, 64)])
+def test_real_tokens(regime, dtype, images, tokens, dim):
+    x = testing.vit_like_tokens(images, tokens, dim).to(dtype)
+    out = testing.check_backend("triton", x, CONFIGS["default"])
+    assert_bit_equal(cluster(x, CONFIGS["default"], decisions=out.decisions), out)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_precisions_of_float32(precision):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        x = testing.vit_like_tokens(1, 70, 33)
+        testing.check_backend("triton", x, CONFIGS["default"])
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_ragged_batches(regime, config):
+    packed, cu_seqlens, padded, mask = testing.ragged_batch([20, 0, 1, 70, 3], 17, exact=True)
+    for offsets in (cu_seqlens, cu_seqlens.long()):
+        testing.check_backend("triton", packed, config, cu_seqlens=offsets, exact=True)
+    testing.check_backend("triton", padded, config, token_mask=mask, exact=True)
+
+
+def test_a_chunk_is_a_part_of_the_batch(monkeypatch):
+    """As many images as share the cache go together; the last chunk is smaller."""
+    x = testing.vit_like_tokens(5, 30, 8)
+    config = CONFIGS["default"]
+    out = cluster(x, config)
+    monkeypatch.setattr(configs, "DENSE_BYTES", 2 * 4 * 30 * 30)
+    assert configs.dense_images(5, 30) == 2
+    assert_bit_equal(cluster(x, config), out)
+    packed, cu_seqlens = x.flatten(0, 1), torch.arange(6) * 30
+    assert torch.equal(cluster(packed, config, cu_seqlens=cu_seqlens).labels, out.labels.flatten())
+
+
+def test_non_finite_tokens(regime):
+    x = testing.integer_tokens(2, 30, 5)
+    x[0, 3, 1], x[0, 0, 0], x[1, :] = torch.nan, torch.inf, torch.nan
+    testing.check_backend("triton", x, CONFIGS["default"], exact=True)
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1e-5, 1e10, 1e37])
+def test_magnitudes(scale):
+    x = testing.integer_tokens(2, 30, 5) * scale
+    testing.check_backend("triton", x, CONFIGS["default"])
+
+
+@pytest.mark.parametrize("view", ["features first", "steps", "expanded"])
+def test_strides(view):
+    x = testing.integer_tokens(3, 30, 12)
+    x = {
+        "features first": lambda: x.transpose(1, 2),
+        "steps": lambda: x[:, ::2, ::3],
+        "expanded": lambda: x[:1].expand(3, -1, -1),
+    }[view]()
+    assert_bit_equal(cluster(x, CONFIGS["default"]), cluster(x.contiguous(), CONFIGS["default"]))
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (0, 0, 3), (1, 1, 1)], ids=str)
+def test_few_tokens_or_none(regime, shape):
+    out = testing.check_backend("triton", torch.zeros(shape), CONFIGS["default"])
+    assert out.masks.shape == (shape[0], 7, shape[1])
+    packed, cu_seqlens = torch.zeros(0, 3), torch.zeros(4, dtype=torch.int32)
+    testing.check_backend("triton", packed, CONFIGS["default"], cu_seqlens=cu_seqlens)
+
+
+def test_replayed_decisions_that_no_clustering_makes(regime):
+    """Absent seeds in the middle, seeds behind the residual: as the reference has it."""
+    x = testing.planted_clusters(1, 40, 6, 3, noise=0.3)[0]
+    config = sk.ClusterConfig(max_clusters=5)
+    d = cluster(x, config).decisions
+    for seeds, count in (([3, -1, 7, -1, -1], 4), ([3, 4, 5, 6, 7], 2), ([-1] * 5, 0)):
+        forced = dataclasses.replace(
+            d,
+            seeds=torch.tensor([seeds]),
+            counts=torch.tensor([count]),
+            parent=torch.full_like(d.parent, -1),
+        )
+        out = cluster(x, config, decisions=forced)
+        expected = sk.cluster_tokens(x, config, decisions=forced, backend="reference")
+        for name in ("masks", "density", "delta", "score"):
+            torch.testing.assert_close(getattr(out, name), getattr(expected, name))
+        assert torch.equal(out.masks.argmax(1), out.labels)
+
+
+def test_gradients_follow_the_decisions_of_the_forward():
+    x = testing.vit_like_tokens(1, 30, 8).requires_grad_()
+    beta = torch.tensor(0.1, requires_grad=True)
+    config = sk.ClusterConfig(max_clusters=4, beta=beta)
+    out = cluster(x, config)
+    with torch.no_grad():
+        plain = cluster(x, config)
+    assert torch.equal(out.decisions.seeds, plain.decisions.seeds)
+    out.masks.square().sum().backward()
+    assert (x.grad != 0).any() and beta.grad != 0
+
+
+def test_merge_and_unmerge():
+    x = testing.integer_tokens(2, 30, 5)
+    out = cluster(x, CONFIGS["default"])
+    merged = sk.merge_tokens(x, out, backend="triton")
+    assert torch.equal(merged, sk.merge_tokens(x, out, backend="reference"))
+    assert sk.unmerge_tokens(merged, out, backend="triton").shape == x.shape
+
+
+def test_float64_says_what_to_do():
+    with pytest.raises(RuntimeError, match=r"takes float32, bfloat16 and float16.*reference"):
+        cluster(torch.zeros(1, 4, 2, dtype=torch.float64), CONFIGS["default"])
+
+
+@pytest.mark.parametrize("tokens, images", [(1, 64), (729, 11), (1024, 6), (2048, 1), (2049, 0)])
+def test_chunks_fit_the_cache(tokens, images):
+    assert configs.dense_images(64, tokens) == images
+    assert images <= 1 or 4 * images * tokens**2 <= configs.DENSE_BYTES
+
+
+def test_configurations():
+    """A step fills 128 bytes; programs over all tokens share code up to a power of two."""
+    assert configs.tile_config(torch.bfloat16).block_d * 2 == 128
+    assert configs.row_config(513) == configs.row_config(1024)
+    assert configs.row_config(1025).block_n == 2048

@@ -1,0 +1,59 @@
+"""Images that go through the kernels together."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some images of a batch. Tensors over tokens are those of the whole batch.
+
+    Attributes:
+        ok: (T,) int8, tokens that take part.
+        offsets: (images + 1,) int64 start of each image among all tokens.
+        factor: (images,) power of two that brings the tokens into range.
+        sigma: (images,) scale of the squared distances of tokens in range.
+        taking_part: (images,) int32 number of tokens that take part.
+        longest: most tokens of an image.
+        distances: (images, longest, longest) squared distances, or None where they are not kept.
+    """
+
+    ok: Tensor
+    offsets: Tensor
+    factor: Tensor
+    sigma: Tensor
+    taking_part: Tensor
+    longest: int
+    distances: Tensor | None = None
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return self.offsets.shape[0] - 1
+
+    @property
+    def dense(self) -> bool:
+        """Whether the rows of distances are kept."""
+        return self.distances is not None
+
+    @property
+    def rows(self) -> Tensor:
+        """The distances, or a tensor that no kernel reads."""
+        return self.factor if self.distances is None else self.distances
+
+    def keeping(self, distances: Tensor) -> "Chunk":
+        """With rows of distances."""
+        return dataclasses.replace(self, distances=distances)
+
+    def part(self, first: int, images: int) -> "Chunk":
+        """The images from `first` on."""
+        cut = slice(first, first + images)
+        return dataclasses.replace(
+            self,
+            offsets=self.offsets[first : first + images + 1],
+            factor=self.factor[cut],
+            sigma=self.sigma[cut],
+            taking_part=self.taking_part[cut],
+        )

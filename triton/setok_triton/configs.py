@@ -1,0 +1,75 @@
+"""Launch configurations: frozen, chosen by a pure rule of dtype, sizes and options."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+
+# Of one chunk of images: what stays in the 50 MB L2 cache of an H100 beside the features.
+DENSE_BYTES = 24 * 2**20
+# Images of more tokens keep no rows of distances.
+DENSE_LIMIT = 2048
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    """Of the kernels that walk tiles of inner products or distances."""
+
+    block_m: int
+    block_n: int
+    block_d: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class TokenConfig:
+    """Of the kernels that give each token a lane, and walk its features."""
+
+    block_n: int
+    block_d: int
+    num_warps: int
+
+
+def tile_config(dtype: torch.dtype) -> TileConfig:
+    """Tiles of 64 x 128 products; the features of a step fill one swizzled row of shared memory.
+
+    float32 takes half of that: emulated on tensor cores it needs the registers. Without them a
+    quarter of the tile is what they hold.
+    """
+    if dtype == torch.float32 and dot_precision(dtype) == "ieee":
+        return TileConfig(block_m=32, block_n=64, block_d=16, num_warps=4, num_stages=3)
+    block_d = 16 if dtype == torch.float32 else 128 // dtype.itemsize
+    return TileConfig(block_m=64, block_n=128, block_d=block_d, num_warps=8, num_stages=3)
+
+
+def row_tile_config(rows: int) -> TileConfig:
+    """Tiles of distances that are read, not made: few rows, all of a tile in registers."""
+    return TileConfig(block_m=rows, block_n=128, block_d=16, num_warps=4, num_stages=2)
+
+
+def token_config(dtype: torch.dtype) -> TokenConfig:
+    """32 lanes of 16 bytes: a warp reads its part of a row in one widest load."""
+    return TokenConfig(block_n=16, block_d=32 * 16 // dtype.itemsize, num_warps=4)
+
+
+def row_config(tokens: int) -> TokenConfig:
+    """One program holds a vector over all tokens of an image."""
+    block = max(16, triton.next_power_of_2(tokens))
+    return TokenConfig(block_n=block, block_d=1, num_warps=min(16, max(4, block // 256)))
+
+
+def dense_images(images: int, tokens: int) -> int:
+    """How many images share a chunk whose rows of distances are kept; 0 where none are."""
+    if tokens > DENSE_LIMIT:
+        return 0
+    return max(1, min(images, DENSE_BYTES // max(1, 4 * tokens * tokens)))
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """How float32 inner products are made, by `torch.get_float32_matmul_precision()`."""
+    if dtype != torch.float32:
+        return "ieee"
+    return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[
+        torch.get_float32_matmul_precision()
+    ]

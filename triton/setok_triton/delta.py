@@ -1,0 +1,256 @@
+"""Kernels of the order of the tokens, the seed distance (SeTok, Eq. 2) and the seed score."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from setok_triton.chunk import Chunk
+from setok_triton.common import FAR_INDEX, distance_tile, locate, pair_distance
+from setok_triton.configs import dot_precision, row_tile_config, tile_config, token_config
+
+
+@triton.jit(do_not_specialize=["D", "L"])
+def parents_fwd_kernel(
+    p_x,
+    p_norm,
+    p_ok,
+    p_offsets,
+    p_factor,
+    p_distance,
+    p_density,
+    p_parent,  # (T,) int64
+    D,
+    L,
+    blocks_per_image,
+    stride_n,
+    stride_d,
+    DENSE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Nearest token of higher density, or equal density and lower index; -1 for the top token."""
+    i_b, i_m, start, n = locate(p_offsets, blocks_per_image)
+    o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    factor = tl.load(p_factor + i_b)
+    b_own = tl.load(p_density + start + o_m, mask=o_m < n, other=0.0)
+    b_best = tl.full((BLOCK_M,), float("inf"), dtype=tl.float32)
+    b_parent = tl.full((BLOCK_M,), -1, dtype=tl.int32)
+    if i_m * BLOCK_M < n:
+        for i_n in range(0, n, BLOCK_N):
+            o_n = i_n + tl.arange(0, BLOCK_N)
+            b_d = distance_tile(
+                p_x,
+                p_norm,
+                p_ok,
+                p_distance,
+                start,
+                i_b,
+                o_m,
+                o_n,
+                n,
+                factor,
+                D,
+                L,
+                stride_n,
+                stride_d,
+                DENSE,
+                PRECISION,
+                BLOCK_D,
+            )
+            b_other = tl.load(p_density + start + o_n, mask=o_n < n, other=-1.0)
+            m_higher = b_other[None, :] > b_own[:, None]
+            m_tied = (b_other[None, :] == b_own[:, None]) & (o_n[None, :] < o_m[:, None])
+            b_d = tl.where(m_higher | m_tied, b_d, float("inf"))
+            b_least = tl.min(b_d, axis=1)
+            m_least = b_d == b_least[:, None]
+            b_first = tl.min(tl.where(m_least, o_n[None, :], FAR_INDEX), axis=1)
+            # Columns ascend: an equal distance found later has a higher index.
+            b_parent = tl.where(b_least < b_best, b_first, b_parent)
+            b_best = tl.minimum(b_best, b_least)
+    tl.store(p_parent + start + o_m, b_parent.to(tl.int64), mask=o_m < n)
+
+
+@triton.jit(do_not_specialize=["D", "L"])
+def delta_fwd_kernel(
+    p_x,
+    p_ok,
+    p_offsets,
+    p_factor,
+    p_sigma,
+    p_distance,
+    p_parent,
+    p_delta,  # (T,) float32
+    D,
+    L,
+    blocks_per_image,
+    stride_n,
+    stride_d,
+    DENSE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Delta = d(i, parent); for a token without one the largest distance of its row."""
+    i_b, i_n, start, n = locate(p_offsets, blocks_per_image)
+    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_n = o_n < n
+    factor, sigma = tl.load(p_factor + i_b), tl.load(p_sigma + i_b)
+    b_parent = tl.load(p_parent + start + o_n, mask=m_n, other=0)
+    m_ok = m_n & (tl.load(p_ok + start + o_n, mask=m_n, other=0) != 0)
+    m_pair = m_ok & (b_parent >= 0)
+    b_delta = pair_distance(
+        p_x,
+        p_distance,
+        start,
+        i_b,
+        o_n,
+        tl.where(m_pair, b_parent, 0),
+        m_pair,
+        factor,
+        D,
+        L,
+        stride_n,
+        stride_d,
+        DENSE,
+        BLOCK_D,
+    )
+    # Mostly none, and one in an image; a replay may have more.
+    m_top = m_ok & (b_parent < 0)
+    top = tl.max(tl.where(m_top, o_n, -1), axis=0)
+    while top >= 0:
+        b_farthest = tl.zeros((BLOCK_N,), dtype=tl.float32)
+        for i_j in range(0, n, BLOCK_N):
+            o_j = i_j + tl.arange(0, BLOCK_N)
+            m_j = (o_j < n) & (tl.load(p_ok + start + o_j, mask=o_j < n, other=0) != 0)
+            b_d = pair_distance(
+                p_x,
+                p_distance,
+                start,
+                i_b,
+                tl.zeros((BLOCK_N,), dtype=tl.int32) + top,
+                o_j,
+                m_j,
+                factor,
+                D,
+                L,
+                stride_n,
+                stride_d,
+                DENSE,
+                BLOCK_D,
+            )
+            b_farthest = tl.maximum(b_farthest, tl.where(m_j, b_d, 0.0))
+        b_delta = tl.where(o_n == top, tl.max(b_farthest, axis=0), b_delta)
+        m_top = m_top & (o_n != top)
+        top = tl.max(tl.where(m_top, o_n, -1), axis=0)
+    # An infinite delta at density 0 would make the score NaN.
+    b_delta = tl.minimum(sigma * b_delta, 3.4028234663852886e38)
+    tl.store(p_delta + start + o_n, tl.where(m_ok, b_delta, 0.0), mask=m_n)
+
+
+@triton.jit
+def score_fwd_kernel(
+    p_offsets,
+    p_density,
+    p_delta,
+    p_seeds,  # (B, seeds) of a replay
+    p_score,  # (T,) float32
+    stride_seeds,
+    NORMALISE: tl.constexpr,
+    REPLAY: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """S = rho * delta, divided by the image's largest; a replay knows which token has it."""
+    i_b, _, start, n = locate(p_offsets, 1)
+    o_n = tl.arange(0, BLOCK_N)
+    largest = 1.0
+    if NORMALISE:
+        b_largest = tl.zeros((BLOCK_N,), dtype=tl.float32)
+        for i_n in range(0, n, BLOCK_N):
+            m_n = i_n + o_n < n
+            b_rho = tl.load(p_density + start + i_n + o_n, mask=m_n, other=0.0)
+            b_delta = tl.load(p_delta + start + i_n + o_n, mask=m_n, other=0.0)
+            b_largest = tl.maximum(b_largest, b_rho * b_delta)
+        largest = tl.max(b_largest, axis=0)
+        if REPLAY:
+            top = tl.load(p_seeds + i_b * stride_seeds)
+            m_top = top >= 0
+            rho = tl.load(p_density + start + top, mask=m_top, other=0.0)
+            delta = tl.load(p_delta + start + top, mask=m_top, other=0.0)
+            largest = tl.where(m_top, rho * delta, largest)
+        # A subnormal maximum counts as 0: its reciprocal is not finite.
+        largest = tl.where(largest >= 1.1754943508222875e-38, largest, 1.0)
+    for i_n in range(0, n, BLOCK_N):
+        m_n = i_n + o_n < n
+        b_rho = tl.load(p_density + start + i_n + o_n, mask=m_n, other=0.0)
+        b_delta = tl.load(p_delta + start + i_n + o_n, mask=m_n, other=0.0)
+        tl.store(p_score + start + i_n + o_n, b_rho * b_delta / largest, mask=m_n)
+
+
+def parents(x: Tensor, norm: Tensor, chunk: Chunk, density: Tensor, parent: Tensor) -> None:
+    """Writes the nearest tokens of higher order of the chunk into `parent` (T,) int64."""
+    config = row_tile_config(8) if chunk.dense else tile_config(x.dtype)
+    blocks = triton.cdiv(chunk.longest, config.block_m)
+    parents_fwd_kernel[(chunk.images * blocks,)](
+        x,
+        norm,
+        chunk.ok,
+        chunk.offsets,
+        chunk.factor,
+        chunk.rows,
+        density,
+        parent,
+        x.shape[1],
+        chunk.longest,
+        blocks,
+        *x.stride(),
+        DENSE=chunk.dense,
+        PRECISION=dot_precision(x.dtype),
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+        BLOCK_D=config.block_d,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+
+
+def delta(x: Tensor, chunk: Chunk, parent: Tensor, out: Tensor) -> None:
+    """Writes the distances to known parents into `out` (T,)."""
+    config = token_config(x.dtype)
+    blocks = triton.cdiv(chunk.longest, config.block_n)
+    delta_fwd_kernel[(chunk.images * blocks,)](
+        x,
+        chunk.ok,
+        chunk.offsets,
+        chunk.factor,
+        chunk.sigma,
+        chunk.rows,
+        parent,
+        out,
+        x.shape[1],
+        chunk.longest,
+        blocks,
+        *x.stride(),
+        DENSE=chunk.dense,
+        BLOCK_N=config.block_n,
+        BLOCK_D=config.block_d,
+        num_warps=config.num_warps,
+    )
+
+
+def score(
+    offsets: Tensor, density: Tensor, delta: Tensor, seeds: Tensor | None, out: Tensor, norm: bool
+) -> None:
+    """Writes the seed score of all images into `out` (T,); `seeds` (B, C) are those of a replay."""
+    images = offsets.shape[0] - 1
+    score_fwd_kernel[(images,)](
+        offsets,
+        density,
+        delta,
+        offsets if seeds is None else seeds,
+        out,
+        0 if seeds is None else seeds.stride(0),
+        NORMALISE=norm,
+        REPLAY=seeds is not None,
+        BLOCK_N=1024,
+    )

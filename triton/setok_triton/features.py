@@ -1,0 +1,249 @@
+"""Kernels that look at the features alone: which tokens take part, their range, the scale."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from setok_triton.common import FAR_INDEX, locate, products
+from setok_triton.configs import dot_precision, tile_config, token_config
+
+
+@triton.jit(do_not_specialize=["D"])
+def token_state_fwd_kernel(
+    p_x,
+    p_valid,
+    p_offsets,
+    p_ok,  # (T,) int8: valid and finite
+    p_largest,  # (B,) int32, bits of the largest magnitude, 0 before
+    D,
+    blocks_per_image,
+    stride_n,
+    stride_d,
+    HAS_VALID: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Whether each token takes part, and the largest magnitude of those of an image that do."""
+    i_b, i_n, start, n = locate(p_offsets, blocks_per_image)
+    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_n = o_n < n
+    o_d = tl.arange(0, BLOCK_D).to(tl.int64)
+    b_largest = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
+    b_finite = tl.full((BLOCK_N, BLOCK_D), 1, dtype=tl.int32)
+    for i_d in range(0, D, BLOCK_D):
+        p_block = p_x + ((start + o_n) * stride_n)[:, None] + ((i_d + o_d) * stride_d)[None, :]
+        m_x = m_n[:, None] & (i_d + o_d < D)[None, :]
+        b_x = tl.abs(tl.load(p_block, mask=m_x, other=0.0).to(tl.float32))
+        b_finite &= (b_x < float("inf")).to(tl.int32)
+        b_largest = tl.maximum(b_largest, b_x)
+    m_ok = m_n & (tl.min(b_finite, axis=1) != 0)
+    if HAS_VALID:
+        m_ok &= tl.load(p_valid + start + o_n, mask=m_n, other=0) != 0
+    tl.store(p_ok + start + o_n, m_ok.to(tl.int8), mask=m_n)
+    largest = tl.max(tl.where(m_ok, tl.max(b_largest, axis=1), 0.0), axis=0)
+    # The bits of numbers of one sign order like the numbers; a maximum has no order of summation.
+    tl.atomic_max(p_largest + i_b, largest.to(tl.int32, bitcast=True))
+
+
+@triton.jit(do_not_specialize=["D"])
+def variance_fwd_kernel(
+    p_x,
+    p_ok,
+    p_offsets,
+    p_sums,  # (B, blocks of features, 2) float64
+    D,
+    blocks_per_image,
+    stride_n,
+    stride_d,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """sum_i ||y_i||^2 and ||sum_i y_i||^2 of a block of features, y relative to the first token.
+
+    All-equal tokens give 0 exactly, and float64 sums of small integers do not depend on the order.
+    """
+    _, i_d, start, n = locate(p_offsets, blocks_per_image)
+    o_n = tl.arange(0, BLOCK_N)
+    o_d = i_d * BLOCK_D + tl.arange(0, BLOCK_D).to(tl.int64)
+    m_d = o_d < D
+    first = FAR_INDEX
+    for i_n in range(0, n, BLOCK_N):
+        m_ok = tl.load(p_ok + start + i_n + o_n, mask=i_n + o_n < n, other=0) != 0
+        first = tl.minimum(first, tl.min(tl.where(m_ok, i_n + o_n, FAR_INDEX), axis=0))
+    m_any = first < n
+    p_first = p_x + (start + first) * stride_n + o_d * stride_d
+    b_origin = tl.load(p_first, mask=m_d & m_any, other=0.0).to(tl.float64)
+    b_total = tl.zeros((BLOCK_D,), dtype=tl.float64)
+    b_square = tl.zeros((BLOCK_D,), dtype=tl.float64)
+    for i_n in range(0, n, BLOCK_N):
+        m_ok = tl.load(p_ok + start + i_n + o_n, mask=i_n + o_n < n, other=0) != 0
+        p_block = p_x + ((start + i_n + o_n) * stride_n)[:, None] + (o_d * stride_d)[None, :]
+        m_x = m_ok[:, None] & m_d[None, :]
+        b_x = tl.load(p_block, mask=m_x, other=0.0).to(tl.float64) - b_origin[None, :]
+        b_x = tl.where(m_x, b_x, 0.0)
+        b_total += tl.sum(b_x, axis=0)
+        b_square += tl.sum(b_x * b_x, axis=0)
+    p_out = p_sums + tl.program_id(0).to(tl.int64) * 2
+    tl.store(p_out, tl.sum(b_square, axis=0))
+    tl.store(p_out + 1, tl.sum(b_total * b_total, axis=0))
+
+
+@triton.jit
+def scale_fwd_kernel(
+    p_ok,
+    p_offsets,
+    p_largest,
+    p_sums,
+    p_factor,  # (B,) float32 power of two that brings the tokens into range; 0: all are equal
+    p_sigma,  # (B,) float32 scale of the distances of the tokens in range
+    p_taking_part,  # (B,) int32
+    sigma,  # where the scale is fixed
+    parts,
+    VARIANCE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Range and scale of each image."""
+    i_b, _, start, n = locate(p_offsets, 1)
+    o_n = tl.arange(0, BLOCK_N)
+    b_count = tl.zeros((BLOCK_N,), dtype=tl.int32)
+    for i_n in range(0, n, BLOCK_N):
+        b_count += tl.load(p_ok + start + i_n + o_n, mask=i_n + o_n < n, other=0).to(tl.int32)
+    count = tl.sum(b_count, axis=0)
+    tl.store(p_taking_part + i_b, count)
+
+    # Scaling by a power of two changes no bit unless a square leaves the range of float32, which it
+    # cannot for magnitudes from 2**-4 to 2**20.
+    bits = tl.load(p_largest + i_b)
+    exponent = (bits >> 23) - 126
+    exponent = tl.minimum(tl.maximum(exponent, -126), 126)
+    keep = (bits == 0) | ((exponent >= -3) & (exponent <= 20))
+    exponent = tl.where(keep, 0, exponent)
+    factor = ((127 - exponent) << 23).to(tl.float32, bitcast=True)
+    undo = ((exponent + 127).to(tl.int32) << 23).to(tl.float32, bitcast=True).to(tl.float64)
+    if VARIANCE:
+        squares = tl.zeros((), dtype=tl.float64)
+        total = tl.zeros((), dtype=tl.float64)
+        for i in range(parts):
+            p_part = p_sums + (i_b * parts + i) * 2
+            squares += tl.load(p_part)
+            total += tl.load(p_part + 1)
+        c = count.to(tl.float64)
+        variance = c * squares - total
+        positive = variance > 0
+        scale = tl.where(positive, 0.5 * c * c / tl.where(positive, variance, 1.0), 0.0)
+        factor = tl.where(positive, factor, 0.0)
+    else:
+        scale = tl.zeros((), dtype=tl.float64) + sigma
+    scale = tl.minimum(scale * undo * undo, 3.4028234663852886e38)
+    tl.store(p_factor + i_b, factor)
+    tl.store(p_sigma + i_b, scale.to(tl.float32))
+
+
+@triton.jit(do_not_specialize=["D"])
+def norms_fwd_kernel(
+    p_x,
+    p_offsets,
+    p_factor,
+    p_norm,  # (T,) float32
+    D,
+    blocks_per_image,
+    stride_n,
+    stride_d,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Squared norms: the diagonal of the same product that the distances come from."""
+    i_b, i_m, start, n = locate(p_offsets, blocks_per_image)
+    o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    m_m = o_m < n
+    p_rows = p_x + (start + o_m) * stride_n
+    factor = tl.load(p_factor + i_b)
+    b_dot = products(p_rows, p_rows, m_m, m_m, factor, D, stride_d, PRECISION, BLOCK_D)
+    m_diagonal = o_m[:, None] == o_m[None, :]
+    tl.store(p_norm + start + o_m, tl.sum(tl.where(m_diagonal, b_dot, 0.0), axis=1), mask=m_m)
+
+
+def scales(
+    x: Tensor, valid: Tensor | None, offsets: Tensor, longest: int, sigma: float | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Launches the kernels of this file up to the scale.
+
+    Args:
+        x: (T, D) tokens of all images.
+        valid: (T,) bool or None.
+        offsets: (B + 1,) int64.
+        longest: most tokens of an image.
+        sigma: fixed scale of the squared distances; None for that of the variance.
+
+    Returns:
+        ok (T,) int8, factor (B,), sigma (B,), taking_part (B,) int32.
+    """
+    total, dim = x.shape
+    images = offsets.shape[0] - 1
+    config = token_config(x.dtype)
+    ok = x.new_zeros(total, dtype=torch.int8)
+    largest = x.new_zeros(images, dtype=torch.int32)
+    blocks = triton.cdiv(longest, config.block_n)
+    launch = dict(BLOCK_N=config.block_n, BLOCK_D=config.block_d, num_warps=config.num_warps)
+    if images * blocks:
+        token_state_fwd_kernel[(images * blocks,)](
+            x,
+            x if valid is None else valid,
+            offsets,
+            ok,
+            largest,
+            dim,
+            blocks,
+            *x.stride(),
+            HAS_VALID=valid is not None,
+            **launch,
+        )
+    parts = triton.cdiv(dim, config.block_d)
+    sums = x.new_empty(images, parts, 2, dtype=torch.float64)
+    factor, scale = (x.new_empty(images, dtype=torch.float32) for _ in range(2))
+    taking_part = x.new_empty(images, dtype=torch.int32)
+    if images and sigma is None:
+        variance_fwd_kernel[(images * parts,)](
+            x, ok, offsets, sums, dim, parts, *x.stride(), **launch
+        )
+    if images:
+        scale_fwd_kernel[(images,)](
+            ok,
+            offsets,
+            largest,
+            sums,
+            factor,
+            scale,
+            taking_part,
+            0.0 if sigma is None else sigma,
+            parts,
+            VARIANCE=sigma is None,
+            BLOCK_N=1024,
+        )
+    return ok, factor, scale, taking_part
+
+
+def norms(x: Tensor, offsets: Tensor, longest: int, factor: Tensor) -> Tensor:
+    """(T,) squared norms of the tokens in range; arguments as in `scales`."""
+    config = tile_config(x.dtype)
+    out = x.new_empty(x.shape[0], dtype=torch.float32)
+    blocks = triton.cdiv(longest, config.block_m)
+    images = offsets.shape[0] - 1
+    if images * blocks:
+        norms_fwd_kernel[(images * blocks,)](
+            x,
+            offsets,
+            factor,
+            out,
+            x.shape[1],
+            blocks,
+            *x.stride(),
+            PRECISION=dot_precision(x.dtype),
+            BLOCK_M=config.block_m,
+            BLOCK_D=config.block_d,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+        )
+    return out
