@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 import triton
 
-# Of one chunk of images: what stays in the 50 MB L2 cache of an H100 beside the features.
-DENSE_BYTES = 24 * 2**20
+# Of the rows of distances of one chunk of images. More than the L2 cache holds: chunks wait for one
+# another's scope loops, which costs more than reading the rows from memory.
+DENSE_BYTES = 512 * 2**20
 # Images of more tokens keep no rows of distances.
 DENSE_LIMIT = 2048
 
