@@ -94,3 +94,12 @@ def test_a_command_is_required(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert sk.__version__ in capsys.readouterr().out
+
+
+def test_a_reader_that_has_seen_enough():
+    code = "import sys; from setok_kernels.cli.main import main; sys.exit(main(['doctor']))"
+    command = [sys.executable, "-c", code]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child.stdout.close()
+    said = child.stderr.read()
+    assert child.wait() == 0 and said == ""
