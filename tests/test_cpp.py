@@ -58,9 +58,9 @@ def assert_bit_equal(a, b):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("tokens, dim", [(300, 64), (729, 96), (1100, 37)])
+@pytest.mark.parametrize("tokens, dim", [(300, 64), (729, 96), (1100, 37), (120, 800)])
 def test_many_tokens(regime, config, dtype, tokens, dim):
-    """Several panels and tiles, the last one ragged; replays and threads change no bit."""
+    """Several panels, tiles and blocks of features, the last ragged; a replay changes no bit."""
     x = testing.planted_clusters(2, tokens, dim, 9, noise=0.3, dtype=dtype)[0]
     out = testing.check_backend("cpp", x, config)
     assert_bit_equal(cluster(x, config, decisions=out.decisions), out)
