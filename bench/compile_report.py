@@ -103,15 +103,25 @@ def record_launches(call) -> list[Launch]:
     return list(seen)
 
 
-def cluster_launches(dtype: torch.dtype, tokens: int, dim: int, k: int = 8) -> list[Launch]:
-    """Launches of a padded, masked batch; `tokens` decides the regime."""
+def launches(dtype: torch.dtype, tokens: int, dim: int, k: int = 8) -> list[Launch]:
+    """Launches of every operation on a padded, masked batch; `tokens` decides the regime."""
     from setok_triton import backend
 
     with FakeTensorMode():
         x = torch.empty(4, tokens, dim, dtype=dtype)
         mask = torch.empty(4, tokens, dtype=torch.bool)
         config = sk.ClusterConfig(k=k)
-        return record_launches(lambda: backend.cluster(x, mask, None, None, config, None))
+        weights = torch.empty(4, tokens)
+        centres = torch.empty(4, 20, dtype=torch.int64)
+
+        def call():
+            out = backend.cluster(x, mask, None, None, config, None)
+            for mode in ("hard", "soft"):
+                merged = backend.merge(x, out, mode, weights, 1e-6)
+                backend.unmerge(merged, out, mode)
+            backend.assign(x, mask, centres)
+
+        return record_launches(call)
 
 
 def compile_launch(launch: Launch, capability: int) -> dict:
@@ -196,7 +206,7 @@ def main() -> None:
             torch.set_float32_matmul_precision(precision)
             for tokens in args.tokens:
                 for k in args.k:
-                    for launch in cluster_launches(getattr(torch, dtype), tokens, args.dim, k):
+                    for launch in launches(getattr(torch, dtype), tokens, args.dim, k):
                         for target in args.targets:
                             jobs.setdefault((launch, target), (dtype, tokens, k))
 

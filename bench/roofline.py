@@ -118,6 +118,23 @@ def kernels(shape: Shape) -> dict[str, Work]:
     return work
 
 
+def merging(shape: Shape) -> dict[str, Work]:
+    """The work of merging and unmerging by as many clusters as there may be, not in a forward."""
+    total, dim, rows = shape.images * shape.tokens, shape.features, shape.clusters + 1
+    x, out = (n * dim * shape.dtype.itemsize for n in (total, shape.images * rows))
+    # bfloat16 tokens are multiplied with both halves of a float32 share.
+    products = 2 if shape.dtype == torch.bfloat16 else 1
+    flops, masks = products * 2 * rows * total * dim, 4 * rows * total
+    return {
+        "token_state": Work(x + total),
+        "merge_soft": Work(x + masks + out, flops, expected=2.0),
+        # Sorted labels, and their order; the largest cluster is walked by one program.
+        "merge_hard": Work(x + 24 * total + out, expected=2.5),
+        "unmerge_soft": Work(x + masks + out, flops, expected=2.0),
+        "unmerge_hard": Work(x + 8 * total + out),
+    }
+
+
 def product(shape: Shape) -> Work:
     """`torch.bmm(x, x.mT)` of the same tokens, which the whole forward pass is compared with."""
     x = shape.images * shape.tokens * shape.features * shape.dtype.itemsize
@@ -128,6 +145,16 @@ def product(shape: Shape) -> Work:
 def parse_shape(text: str) -> Shape:
     """Reads "BxNxD"."""
     return Shape(*map(int, text.split("x")))
+
+
+def print_rows(work: dict[str, Work], device: Device) -> None:
+    """A line for each kernel."""
+    for name, w in work.items():
+        floor = w.floor(device) * 1e6
+        print(
+            f"{name:12} {w.bytes / 1e6:10.2f} {w.flops / 1e9:10.1f} {floor:10.1f} "
+            f"{floor * w.expected:12.1f}"
+        )
 
 
 def main() -> None:
@@ -149,17 +176,14 @@ def main() -> None:
         print(f"\n{shape.images} x {shape.tokens} x {shape.features}, {regime}")
         print(f"{'kernel':12} {'MB':>10} {'GFLOP':>10} {'floor us':>10} {'expected us':>12}")
         work = kernels(shape)
-        for name, w in work.items():
-            floor = w.floor(device) * 1e6
-            print(
-                f"{name:12} {w.bytes / 1e6:10.2f} {w.flops / 1e9:10.1f} {floor:10.1f} "
-                f"{floor * w.expected:12.1f}"
-            )
+        print_rows(work, device)
         floor = sum(w.floor(device) for w in work.values()) * 1e6
         expected = sum(w.floor(device) * w.expected for w in work.values()) * 1e6
         bmm = product(shape).floor(device) * 1e6
         print(f"{'all':12} {'':21} {floor:10.1f} {expected:12.1f}")
         print(f"{'bmm':12} {'':21} {bmm:10.1f}   expected / floor of bmm {expected / bmm:.1f}")
+        print("merging, beside it")
+        print_rows(merging(shape), device)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from setok_kernels import _native, reference
 from setok_kernels.config import ALPHAS, KERNELS, LEARNABLE, ClusterConfig
+from setok_kernels.gradient import masks_of, needs_gradient
 from setok_kernels.result import Clusters, Decisions
 
 _native.load()
@@ -27,7 +28,7 @@ def cluster(
 ) -> Clusters:
     """Cluster padded or packed tokens; the arguments are those of `reference.cluster`."""
     learnable = [getattr(config, name) for name in LEARNABLE]
-    if _needs_gradient(x, *learnable):
+    if needs_gradient(x, *learnable):
         if decisions is None:
             decisions = _cluster(x.detach(), valid, cu_seqlens, config, None).decisions
         return reference.cluster(x, valid, cu_seqlens, max_seqlen, config, decisions)
@@ -74,7 +75,7 @@ def _cluster(x, valid, cu_seqlens, config, decisions) -> Clusters:
 
 def merge(x: Tensor, out: Clusters, mode: str, weights: Tensor | None, eps: float) -> Tensor:
     """Tokens to clusters; the arguments are those of `reference.merge`."""
-    if _needs_gradient(x, weights, *_masks_of(out, mode)):
+    if needs_gradient(x, weights, *masks_of(out, mode)):
         return reference.merge(x, out, mode, weights, eps)
     dtype = out.masks.dtype
     if weights is not None:
@@ -90,7 +91,7 @@ def merge(x: Tensor, out: Clusters, mode: str, weights: Tensor | None, eps: floa
 
 def unmerge(tokens: Tensor, out: Clusters, mode: str) -> Tensor:
     """Clusters back to tokens; the arguments are those of `reference.unmerge`."""
-    if _needs_gradient(tokens, *_masks_of(out, mode)):
+    if needs_gradient(tokens, *masks_of(out, mode)):
         return reference.unmerge(tokens, out, mode)
     values, labels = tokens.detach(), out.labels.contiguous()
     if mode == "hard":
@@ -115,17 +116,6 @@ def assign(x: Tensor, valid: Tensor | None, centres: Tensor) -> Tensor:
     return _ops.assign(
         x.contiguous(), None if valid is None else valid.contiguous(), centres.contiguous()
     )
-
-
-def _needs_gradient(*values) -> bool:
-    return torch.is_grad_enabled() and any(
-        isinstance(v, Tensor) and v.requires_grad for v in values
-    )
-
-
-def _masks_of(out: Clusters, mode: str) -> tuple[Tensor, ...]:
-    """What a merge differentiates besides the tokens."""
-    return (out.masks,) if mode == "soft" else ()
 
 
 def _offsets(out: Clusters) -> Tensor | None:

@@ -48,6 +48,26 @@ def test_real_tokens(dtype, tokens):
     assert torch.equal(again.masks, out.masks) and torch.equal(again.score, out.score)
 
 
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tokens", [729, 16384])
+def test_merging(tokens, dtype, mode):
+    x = testing.vit_like_tokens(2, tokens, 1152).to(dtype).cuda()
+    out = sk.cluster_tokens(x, sk.ClusterConfig(max_clusters=100), backend="triton")
+    weights = torch.rand(2, tokens, device="cuda", generator=torch.Generator("cuda"))
+    for w in (None, weights):
+        merged = sk.merge_tokens(x, out, mode, w, backend="triton")
+        wide = sk.merge_tokens(x.double(), out, mode, w, backend="reference")
+        torch.testing.assert_close(
+            merged.double(), wide, rtol=2 * torch.finfo(dtype).eps, atol=1e-4
+        )
+        spread = sk.unmerge_tokens(merged, out, mode, backend="triton")
+        wide = sk.unmerge_tokens(merged.double(), out, mode, backend="reference")
+        torch.testing.assert_close(
+            spread.double(), wide, rtol=2 * torch.finfo(dtype).eps, atol=1e-4
+        )
+
+
 def test_very_many_tokens():
     """The reference would need 1 GB for its matrix and more for its sort: float64 is left out."""
     x = testing.vit_like_tokens(1, 16384, 1152).cuda()
@@ -69,7 +89,9 @@ def test_the_host_never_waits():
     sk.cluster_tokens(x, backend="triton")
     torch.cuda.set_sync_debug_mode("error")
     try:
-        sk.cluster_tokens(x, backend="triton")
+        out = sk.cluster_tokens(x, backend="triton")
+        for mode in ("soft", "hard"):
+            sk.unmerge_tokens(sk.merge_tokens(x, out, mode, backend="triton"), out, mode)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -14,7 +14,7 @@ import interpreter
 
 import setok_kernels as sk
 from setok_kernels import testing
-from setok_triton import configs
+from setok_triton import backend, configs
 
 interpreter.repair_bfloat16_dot()
 # NumPy warns of what the kernels mask away.
@@ -169,17 +169,99 @@ def test_gradients_follow_the_decisions_of_the_forward():
     assert (x.grad != 0).any() and beta.grad != 0
 
 
-def test_merge_and_unmerge():
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+@pytest.mark.parametrize("dim, clusters", [(1, 3), (150, 70)])
+def test_merging(mode, dim, clusters, dtype, weighted):
+    """Several tiles of tokens, features and rows, ragged at every end; a NaN in one token."""
+    packed, cu_seqlens, padded, mask = testing.ragged_batch([70, 0, 1, 40], dim)
+    packed, padded = packed.to(dtype), padded.to(dtype)
+    padded[0, 7] = packed[7] = torch.nan
+    config = sk.ClusterConfig(max_clusters=clusters, stop_residual=0.0)
+    generator = torch.Generator().manual_seed(0)
+    for x, kwargs in ((packed, {"cu_seqlens": cu_seqlens}), (padded, {"token_mask": mask})):
+        out = sk.cluster_tokens(x, config, backend="reference", **kwargs)
+        weights = 5 * torch.rand(x.shape[:-1], generator=generator) if weighted else None
+        merged = sk.merge_tokens(x, out, mode, weights, backend="triton")
+        expected = sk.merge_tokens(x, out, mode, weights, backend="reference")
+        # The interpreter cuts float32 off to bfloat16 instead of rounding it.
+        close = dict(rtol=2 * torch.finfo(dtype).eps, atol=1e-5)
+        torch.testing.assert_close(merged, expected, **close)
+        spread = sk.unmerge_tokens(expected, out, mode, backend="triton")
+        again = sk.unmerge_tokens(expected, out, mode, backend="reference")
+        torch.testing.assert_close(spread, again, **close)
+
+
+def test_merging_integers_is_exact():
     x = testing.integer_tokens(2, 30, 5)
     out = cluster(x, CONFIGS["default"])
     merged = sk.merge_tokens(x, out, backend="triton")
     assert torch.equal(merged, sk.merge_tokens(x, out, backend="reference"))
-    assert sk.unmerge_tokens(merged, out, backend="triton").shape == x.shape
+    assert torch.equal(
+        sk.unmerge_tokens(merged, out, backend="triton"), sk.unmerge_tokens(merged, out)
+    )
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3)], ids=str)
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+def test_merging_few_tokens_or_none(mode, shape):
+    out = cluster(torch.zeros(shape), CONFIGS["default"])
+    merged = sk.merge_tokens(torch.zeros(shape), out, mode, backend="triton")
+    assert torch.equal(merged, torch.zeros(shape[0], 7, 3))
+    assert sk.unmerge_tokens(merged, out, mode, backend="triton").shape == shape
+
+
+def test_merging_other_strides():
+    x = testing.integer_tokens(2, 30, 12)
+    out = cluster(x, CONFIGS["default"])
+    for mode in ("soft", "hard"):
+        expected = sk.merge_tokens(x[:, :, ::3].contiguous(), out, mode, backend="triton")
+        got = sk.merge_tokens(x[:, :, ::3], out, mode, backend="triton")
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_assign_to_the_nearest_centre(dtype):
+    """Two tiles of centres; duplicates, absent ones; ties go to the lowest number."""
+    x = testing.integer_tokens(2, 90, 5, dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.stack([torch.randperm(90, generator=generator)[:70] for _ in range(2)])
+    centres[0, 5], centres[1, 9:] = -1, -1
+    valid = torch.arange(90).expand(2, -1) != 13
+    got = backend.assign(x, valid, centres)
+    for b in range(2):
+        far = torch.cdist(x[b].double(), x[b, centres[b]].double()).square().round()
+        far[:, (centres[b] < 0) | (centres[b] == 13)] = torch.inf
+        expected = far.argmin(1)
+        for c, token in enumerate(centres[b].tolist()):
+            if token >= 0:
+                expected[token] = c
+        expected[13] = -1
+        assert torch.equal(got[b], expected)
+    assert (backend.assign(x, None, torch.full((2, 3), -1)) == -1).all()
+    assert backend.assign(x[:, :0], None, centres[:, :0]).shape == (2, 0)
+
+
+def test_offsets_beyond_31_bits():
+    """Features more than 2**31 numbers apart; only the pages that are touched take memory."""
+    stride = 2**27
+    x = torch.empty(19 * stride + 5, dtype=torch.bfloat16).as_strided((1, 20, 5), (0, stride, 1))
+    x.copy_(testing.integer_tokens(1, 20, 5))
+    config = CONFIGS["default"]
+    out = cluster(x, config)
+    assert_bit_equal(out, cluster(x.contiguous(), config))
+    for mode in ("soft", "hard"):
+        merged = sk.merge_tokens(x, out, mode, backend="triton")
+        assert torch.equal(merged, sk.merge_tokens(x.contiguous(), out, mode, backend="triton"))
 
 
 def test_float64_says_what_to_do():
     with pytest.raises(RuntimeError, match=r"takes float32, bfloat16 and float16.*reference"):
         cluster(torch.zeros(1, 4, 2, dtype=torch.float64), CONFIGS["default"])
+    out = cluster(torch.zeros(1, 4, 2), CONFIGS["default"])
+    with pytest.raises(RuntimeError, match=r"takes float32, bfloat16 and float16.*reference"):
+        sk.merge_tokens(torch.zeros(1, 4, 2, dtype=torch.float64), out, backend="triton")
 
 
 @pytest.mark.parametrize("tokens, images", [(1, 64), (729, 64), (2048, 32), (2049, 0)])

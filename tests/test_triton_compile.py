@@ -13,7 +13,9 @@ pytest.importorskip("triton", exc_type=ImportError)
 
 KERNELS = Path(__file__).parent.parent / "triton/setok_triton"
 REPORT = Path(__file__).parent.parent / "bench/compile_report.py"
-DOTS = {"norms_fwd_kernel", "distances_fwd_kernel"}
+DOTS = {
+    f"{name}_fwd_kernel" for name in ("norms", "distances", "assign", "merge_soft", "unmerge_soft")
+}
 # These make their tiles by a dot where no rows are kept, and read them elsewhere.
 WALKS = {"neighbours_fwd_kernel", "parents_fwd_kernel"}
 # Bytes that one program may have on an H100, and on the smallest GPUs with its instructions.
@@ -24,7 +26,8 @@ MOST_SHARED = 227 * 1024
 def rows(tmp_path_factory):
     """In a process of its own: one that runs kernels in the interpreter cannot compile them."""
     out = tmp_path_factory.mktemp("report") / "compile.json"
-    command = [sys.executable, REPORT, "--targets", "90", "--k", "8", "64", "--out", out]
+    command = [sys.executable, REPORT, "--targets", "90", "--k", "8", "64"]
+    command += ["--tokens", "729", "16384", "65536", "--out", out]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     child = subprocess.run(command, text=True, capture_output=True, env=environment, check=False)
     assert child.returncode == 0, child.stderr

@@ -1,7 +1,7 @@
 """The Triton backend: decisions and values in kernels, gradients through the reference.
 
 Where a gradient is wanted, the kernels decide and the reference evaluates the decisions. Nothing
-here reads a value on the host. Merging is the reference's: matrix products that torch has.
+here reads a value on the host.
 """
 
 import torch
@@ -9,8 +9,10 @@ from torch import Tensor
 
 from setok_kernels import reference
 from setok_kernels.config import LEARNABLE, ClusterConfig
-from setok_kernels.reference import merge, unmerge
+from setok_kernels.gradient import masks_of, needs_gradient
 from setok_kernels.result import Clusters, Decisions
+from setok_triton import assign as nearest
+from setok_triton import merge as merging
 from setok_triton.chunk import Chunk
 from setok_triton.configs import dense_images
 from setok_triton.delta import delta, parents, score
@@ -19,8 +21,6 @@ from setok_triton.distances import distances
 from setok_triton.features import norms, scales
 from setok_triton.scope import labels, scope
 from setok_triton.stream import stream_scope
-
-__all__ = ["cluster", "merge", "unmerge"]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -38,19 +38,93 @@ def cluster(
     Raises:
         RuntimeError: x is float64.
     """
-    if x.dtype not in DTYPES:
-        raise RuntimeError(
-            "backend='triton' cannot run: takes float32, bfloat16 and float16, "
-            f"got {x.dtype}; use backend='reference'"
-        )
+    _check_dtype(x)
     learnable = [getattr(config, name) for name in LEARNABLE]
     with torch.no_grad():
         out = _cluster(x.detach(), valid, cu_seqlens, max_seqlen, config, decisions)
-    if torch.is_grad_enabled() and any(
-        isinstance(v, Tensor) and v.requires_grad for v in (x, *learnable)
-    ):
+    if needs_gradient(x, *learnable):
         return reference.cluster(x, valid, cu_seqlens, max_seqlen, config, out.decisions)
     return out
+
+
+def merge(x: Tensor, out: Clusters, mode: str, weights: Tensor | None, eps: float) -> Tensor:
+    """Tokens to clusters; the arguments are those of `reference.merge`.
+
+    Raises:
+        RuntimeError: x or the masks are float64.
+    """
+    _check_dtype(x, out.masks)
+    if needs_gradient(x, weights, *masks_of(out, mode)):
+        return reference.merge(x, out, mode, weights, eps)
+    tokens, labels = x.detach().reshape(-1, x.shape[-1]), out.labels.reshape(-1)
+    if weights is not None:
+        weights = weights.detach().reshape(-1).float().contiguous()
+    offsets, longest = _offsets_of(out)
+    if mode == "hard":
+        return merging.merge_hard(tokens, labels, weights, out.num_rows, offsets, longest)
+    masks = out.masks.detach().contiguous()
+    return merging.merge_soft(tokens, labels, weights, masks, out.counts, offsets, longest, eps)
+
+
+def unmerge(tokens: Tensor, out: Clusters, mode: str) -> Tensor:
+    """Clusters back to tokens; the arguments are those of `reference.unmerge`.
+
+    Raises:
+        RuntimeError: tokens or masks are float64.
+    """
+    _check_dtype(tokens, out.masks)
+    if needs_gradient(tokens, *masks_of(out, mode)):
+        return reference.unmerge(tokens, out, mode)
+    values, labels = tokens.detach().contiguous(), out.labels
+    offsets, longest = _offsets_of(out)
+    if mode == "hard":
+        spread = merging.unmerge_hard(values, labels.reshape(-1), offsets, longest)
+    else:
+        masks = out.masks.detach().contiguous()
+        spread = merging.unmerge_soft(values, masks, out.counts, offsets, longest, labels.numel())
+    return spread.view(*labels.shape, tokens.shape[-1])
+
+
+def assign(x: Tensor, valid: Tensor | None, centres: Tensor) -> Tensor:
+    """Number of the nearest centre of every token, ties lowest number; a centre is its own.
+
+    Args:
+        x: (B, N, D) float32, bfloat16 or float16; finite.
+        valid: (B, N) bool or None.
+        centres: (B, C) int64 tokens, -1 where there is none.
+
+    Returns:
+        (B, N) int64, -1 for masked tokens and in images without a centre.
+
+    Raises:
+        RuntimeError: x is float64.
+    """
+    _check_dtype(x)
+    images, tokens = x.shape[:2]
+    offsets = torch.arange(images + 1, device=x.device) * tokens
+    x, flags = x.detach().reshape(-1, x.shape[2]), _flags(valid)
+    return nearest.assign(x, flags, centres, offsets, tokens).view(images, tokens)
+
+
+def _flags(valid: Tensor | None) -> Tensor | None:
+    return None if valid is None else valid.reshape(-1).contiguous().view(torch.uint8)
+
+
+def _check_dtype(*tensors: Tensor) -> None:
+    for tensor in tensors:
+        if tensor.dtype not in DTYPES:
+            raise RuntimeError(
+                "backend='triton' cannot run: takes float32, bfloat16 and float16, "
+                f"got {tensor.dtype}; use backend='reference'"
+            )
+
+
+def _offsets_of(out: Clusters) -> tuple[Tensor, int]:
+    """Where each image starts among all tokens, and the most tokens of one."""
+    if out.cu_seqlens is not None:
+        return out.cu_seqlens.long(), out.max_seqlen
+    images, tokens = out.labels.shape
+    return torch.arange(images + 1, device=out.labels.device) * tokens, tokens
 
 
 def _cluster(x, valid, cu_seqlens, max_seqlen, config, decisions) -> Clusters:
@@ -74,7 +148,7 @@ def _cluster(x, valid, cu_seqlens, max_seqlen, config, decisions) -> Clusters:
         knn, parent = offsets.new_empty(total, config.k), offsets.new_empty(total)
         seeds, counts = offsets.new_full((images, steps), -1), offsets.new_zeros(images)
     if total > 0:
-        flags = None if valid is None else valid.reshape(-1).contiguous().view(torch.uint8)
+        flags = _flags(valid)
         whole = Chunk(*_scales(x, flags, offsets, longest, config), longest)
         norm = norms(x, offsets, longest, whole.factor)
         learnable = torch.stack([_on_device(getattr(config, n), rho) for n in LEARNABLE])

@@ -44,6 +44,17 @@ def tile_config(dtype: torch.dtype) -> TileConfig:
     return TileConfig(block_m=64, block_n=128, block_d=block_d, num_warps=8, num_stages=3)
 
 
+def merge_config(dtype: torch.dtype) -> TileConfig:
+    """Tiles of 64 clusters or tokens by 128 features, summed over `block_d` of the others.
+
+    Without tensor cores half of that.
+    """
+    if share_precision(dtype) == "ieee" and dtype != torch.bfloat16:
+        return TileConfig(block_m=64, block_n=64, block_d=16, num_warps=4, num_stages=3)
+    block_d = 32 if dtype == torch.bfloat16 else 16
+    return TileConfig(block_m=64, block_n=128, block_d=block_d, num_warps=8, num_stages=3)
+
+
 def row_tile_config(rows: int) -> TileConfig:
     """Tiles of distances that are read, not made: few rows, all of a tile in registers."""
     return TileConfig(block_m=rows, block_n=128, block_d=16, num_warps=4, num_stages=2)
@@ -65,6 +76,11 @@ def dense_images(images: int, tokens: int) -> int:
     if tokens > DENSE_LIMIT:
         return 0
     return max(1, min(images, DENSE_BYTES // max(1, 4 * tokens * tokens)))
+
+
+def share_precision(dtype: torch.dtype) -> str:
+    """How float32 shares are multiplied with tokens that are no bfloat16; float16 fits in tf32."""
+    return "tf32x3" if dtype == torch.float16 else dot_precision(dtype)
 
 
 def dot_precision(dtype: torch.dtype) -> str:

@@ -165,6 +165,39 @@ def norms_fwd_kernel(
     tl.store(p_norm + start + o_m, tl.sum(tl.where(m_diagonal, b_dot, 0.0), axis=1), mask=m_m)
 
 
+def token_states(
+    x: Tensor, valid: Tensor | None, offsets: Tensor, longest: int
+) -> tuple[Tensor, Tensor]:
+    """Which tokens are valid and finite: (T,) int8; bits of each image's largest: (B,) int32.
+
+    Args:
+        x: (T, D) tokens of all images.
+        valid: (T,) uint8 or None.
+        offsets: (B + 1,) int64.
+        longest: most tokens of an image.
+    """
+    images, config = offsets.shape[0] - 1, token_config(x.dtype)
+    ok = x.new_zeros(x.shape[0], dtype=torch.int8)
+    largest = x.new_zeros(images, dtype=torch.int32)
+    blocks = triton.cdiv(longest, config.block_n)
+    if images * blocks:
+        token_state_fwd_kernel[(images * blocks,)](
+            x,
+            ok if valid is None else valid,
+            offsets,
+            ok,
+            largest,
+            x.shape[1],
+            blocks,
+            *x.stride(),
+            HAS_VALID=valid is not None,
+            BLOCK_N=config.block_n,
+            BLOCK_D=config.block_d,
+            num_warps=config.num_warps,
+        )
+    return ok, largest
+
+
 def scales(
     x: Tensor, valid: Tensor | None, offsets: Tensor, longest: int, sigma: float | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -172,7 +205,7 @@ def scales(
 
     Args:
         x: (T, D) tokens of all images.
-        valid: (T,) bool or None.
+        valid: (T,) uint8 or None.
         offsets: (B + 1,) int64.
         longest: most tokens of an image.
         sigma: fixed scale of the squared distances; None for that of the variance.
@@ -180,33 +213,24 @@ def scales(
     Returns:
         ok (T,) int8, factor (B,), sigma (B,), taking_part (B,) int32.
     """
-    total, dim = x.shape
-    images = offsets.shape[0] - 1
-    config = token_config(x.dtype)
-    ok = x.new_zeros(total, dtype=torch.int8)
-    largest = x.new_zeros(images, dtype=torch.int32)
-    blocks = triton.cdiv(longest, config.block_n)
-    launch = dict(BLOCK_N=config.block_n, BLOCK_D=config.block_d, num_warps=config.num_warps)
-    if images * blocks:
-        token_state_fwd_kernel[(images * blocks,)](
-            x,
-            x if valid is None else valid,
-            offsets,
-            ok,
-            largest,
-            dim,
-            blocks,
-            *x.stride(),
-            HAS_VALID=valid is not None,
-            **launch,
-        )
+    dim, images, config = x.shape[1], offsets.shape[0] - 1, token_config(x.dtype)
+    ok, largest = token_states(x, valid, offsets, longest)
     parts = triton.cdiv(dim, config.block_d)
     sums = x.new_empty(images, parts, 2, dtype=torch.float64)
     factor, scale = (x.new_empty(images, dtype=torch.float32) for _ in range(2))
     taking_part = x.new_empty(images, dtype=torch.int32)
     if images and sigma is None:
         variance_fwd_kernel[(images * parts,)](
-            x, ok, offsets, sums, dim, parts, *x.stride(), **launch
+            x,
+            ok,
+            offsets,
+            sums,
+            dim,
+            parts,
+            *x.stride(),
+            BLOCK_N=config.block_n,
+            BLOCK_D=config.block_d,
+            num_warps=config.num_warps,
         )
     if images:
         scale_fwd_kernel[(images,)](

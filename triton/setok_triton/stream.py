@@ -228,7 +228,7 @@ def stream_scope(
             BLOCK_N=block,
             BLOCK_D=launch.block_d // 8,
             BLOCK_P=triton.next_power_of_2(blocks),
-            num_warps=launch.num_warps,
+            num_warps=2 * launch.num_warps,
         )
     scope_end_fwd_kernel[(chunk.images * blocks,)](
         chunk.offsets,
