@@ -4,7 +4,7 @@ INSTALLED := .venv/.installed
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp)
 
 # What the compiled module runs through.
-NATIVE_TESTS := $(addprefix tests/test_,cpp.py edge_cases.py errors.py invariants.py merge.py oracle.py)
+NATIVE_TESTS := $(addprefix tests/test_,cpp.py cpp_backward.py edge_cases.py errors.py invariants.py merge.py oracle.py)
 NATIVE_BUILDS := sanitized avx2 baseline
 sanitized_flags := -march=native -g -fno-omit-frame-pointer -fsanitize=address,undefined \
 	-fno-sanitize-recover=undefined
@@ -59,7 +59,7 @@ mutants: $(INSTALLED)
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(CXX_SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt setuptools wheel pybind11 ninja torch numpy
-	$(BIN)/pip install --quiet --no-build-isolation -c constraints.txt -e ".[cli,model,dev]"
+	$(BIN)/pip install --quiet --no-build-isolation -c constraints.txt -e ".[cli,model,onnx,dev]"
 	touch $@
 
 clean:

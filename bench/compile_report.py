@@ -26,6 +26,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 import setok_kernels as sk
+from setok_kernels.compiled import Compiled
 
 TYPES = {
     torch.float64: "fp64",
@@ -103,10 +104,19 @@ def record_launches(call) -> list[Launch]:
     return list(seen)
 
 
+class Kernels(Compiled):
+    """The Triton kernels themselves, behind no operation: fake tensors would stop there."""
+
+    @property
+    def _ops(self):
+        from setok_triton import backend
+
+        return backend
+
+
 def launches(dtype: torch.dtype, tokens: int, dim: int, k: int = 8) -> list[Launch]:
     """Launches of every operation on a padded, masked batch; `tokens` decides the regime."""
-    from setok_triton import backend
-
+    triton_ops = Kernels("triton")
     with FakeTensorMode():
         x = torch.empty(4, tokens, dim, dtype=dtype)
         mask = torch.empty(4, tokens, dtype=torch.bool)
@@ -115,11 +125,21 @@ def launches(dtype: torch.dtype, tokens: int, dim: int, k: int = 8) -> list[Laun
         centres = torch.empty(4, 20, dtype=torch.int64)
 
         def call():
-            out = backend.cluster(x, mask, None, None, config, None)
+            out = triton_ops.cluster(x, mask, None, None, config, None)
+            d, ops, images = out.decisions, triton_ops._ops, (None, tokens)
+            values = (out.masks, out.density, out.delta, out.score)
+            ops.cluster_backward(
+                *(x, mask, *images, d.knn, d.parent, d.seeds, d.counts, *values, *values),
+                *(None, 0, 0, 0.5, 0.1, 0.1, 0.5, 0, 0.0, True),
+            )
             for mode in ("hard", "soft"):
-                merged = backend.merge(x, out, mode, weights, 1e-6)
-                backend.unmerge(merged, out, mode)
-            backend.assign(x, mask, centres)
+                merged = triton_ops.merge(x, out, mode, weights, 1e-6)
+                triton_ops.unmerge(merged, out, mode)
+                soft = mode == "soft"
+                shares = (out.masks if soft else None, out.labels, out.counts)
+                ops.merge_backward(merged, x, *shares, weights, *images, 1e-6, soft)
+                ops.unmerge_backward(x, merged, *shares, *images, soft)
+            triton_ops.assign(x, mask, centres)
 
         return record_launches(call)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from setok_kernels.compiled import DENSE_LIMITS
 from setok_triton import configs
 
 
@@ -50,7 +51,7 @@ class Shape:
     @property
     def dense(self) -> bool:
         """Whether rows of distances are kept."""
-        return configs.dense_images(self.images, self.tokens) > 0
+        return self.tokens <= DENSE_LIMITS["triton"]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-// The operation `setok_cpu::assign`: the nearest centre of every token.
+// The operation `setok::assign`: the nearest centre of every token.
 
 #include <torch/csrc/stable/library.h>
 
@@ -63,8 +63,4 @@ Tensor assign(const Tensor& x, std::optional<Tensor> valid, const Tensor& centre
 }  // namespace
 }  // namespace setok
 
-STABLE_TORCH_LIBRARY_FRAGMENT(setok_cpu, m) {
-  m.def("assign(Tensor x, Tensor? valid, Tensor centres) -> Tensor");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(setok_cpu, CPU, m) { m.impl("assign", TORCH_BOX(&setok::assign)); }
+STABLE_TORCH_LIBRARY_IMPL(setok, CPU, m) { m.impl("assign", TORCH_BOX(&setok::assign)); }

@@ -89,6 +89,13 @@ class Scratch {
     tile,
     lists,
     candidate,
+    seeds,
+    columns,
+    products,
+    edges,
+    partners,
+    weights,
+    output,
     kSlots
   };
 

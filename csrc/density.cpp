@@ -75,6 +75,9 @@ SETOK_INLINE index_t rank_candidates(const T* row, const int32_t* candidate, ind
 
 constexpr index_t kRanked = 32;
 
+// So few products are fewer still by the differences.
+constexpr index_t kSmall = 1 << 17;
+
 #define SETOK_DENSITY(T)                                                                         \
   SETOK_CLONES void finish_of(T* tile, const T* row_norm, const T* column_norm, T* to,           \
                               index_t ld) {                                                      \
@@ -120,7 +123,6 @@ template <class T>
 void distance_matrix(const Features<T>& tokens, bool all_zero, T* distance, index_t ld,
                      Scratch& scratch) {
   const index_t n = tokens.n, dim = tokens.dim, panels = panels_of(n);
-  constexpr index_t kSmall = 1 << 17;
   if (all_zero || n * n * dim <= kSmall) {
     if (!all_zero) small_distances(tokens.x, n, dim, distance, ld);
     for (index_t i = 0; i < n; ++i) {
@@ -148,6 +150,44 @@ void distance_matrix(const Features<T>& tokens, bool all_zero, T* distance, inde
       multiply_panels(panel(p), panel(q), dim, tile);
       finish_of(tile, norm + top, norm + left, distance + top * ld + left, ld);
       transpose_tile(tile, distance + left * ld + top, ld);
+    }
+  });
+}
+
+template <class T>
+void distance_rows(const Features<T>& tokens, bool all_zero, const T* x, index_t count, T* distance,
+                   index_t ld, Scratch& scratch) {
+  const index_t n = tokens.n, dim = tokens.dim, panels = panels_of(count);
+  if (all_zero || n * n * dim <= kSmall) {
+    for (index_t c = 0; c < count; ++c) {
+      T* row = distance + c * ld;
+      std::fill(std::fill_n(row, n, T{0}), row + ld, kFar<T>);
+      for (index_t i = 0; !all_zero && i < n; ++i)
+        row[i] = squared_distance(x + c * dim, tokens.x + i * dim, dim);
+    }
+    return;
+  }
+  T* packed = scratch.get<T>(Scratch::packed, panels * kPanel * dim);
+  T* norm = scratch.get<T>(Scratch::norm, panels * kPanel);
+  const auto panel = [=](index_t p) { return packed + p * kPanel * dim; };
+  for (index_t p = 0; p < panels; ++p) {
+    alignas(64) T tile[kPanel * kPanel];
+    const index_t top = p * kPanel, rows = std::min(kPanel, count - top);
+    pack_panel(x + top * dim, dim, rows, dim, panel(p));
+    multiply_panels(panel(p), panel(p), dim, tile);
+    norms_of_panel(tile, rows, norm + top);
+  }
+  parallel_tasks(panels_of(n), [&](index_t q) {
+    alignas(64) T tile[kPanel * kPanel], own[kPanel];
+    T* columns = Scratch::of_this_thread().get<T>(Scratch::tile, kPanel * dim);
+    const index_t left = q * kPanel, width = std::min(kPanel, n - left);
+    pack_panel(tokens.x + left * dim, dim, width, dim, columns);
+    multiply_panels(columns, columns, dim, tile);
+    norms_of_panel(tile, width, own);
+    for (index_t p = 0; p < panels; ++p) {
+      const index_t top = p * kPanel;
+      multiply_panels(panel(p), columns, dim, tile, std::min(kPanel, count - top));
+      finish_of(tile, norm + top, own, distance + top * ld + left, ld);
     }
   });
 }
@@ -184,6 +224,10 @@ template void norms_of_panel(const float*, index_t, float*);
 template void norms_of_panel(const double*, index_t, double*);
 template void distance_matrix(const Features<float>&, bool, float*, index_t, Scratch&);
 template void distance_matrix(const Features<double>&, bool, double*, index_t, Scratch&);
+template void distance_rows(const Features<float>&, bool, const float*, index_t, float*, index_t,
+                            Scratch&);
+template void distance_rows(const Features<double>&, bool, const double*, index_t, double*, index_t,
+                            Scratch&);
 template void nearest_in_row(const float*, index_t, index_t, index_t, bool, index_t*, int32_t*);
 template void nearest_in_row(const double*, index_t, index_t, index_t, bool, index_t*, int32_t*);
 

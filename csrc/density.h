@@ -43,6 +43,12 @@ template <class T>
 void distance_matrix(const Features<T>& tokens, bool all_zero, T* distance, index_t ld,
                      Scratch& scratch);
 
+// Rows `ld` apart of distances from x (count, dim), some of the tokens, with the bits they have in
+// the matrix; `distance` has room for whole panels of rows.
+template <class T>
+void distance_rows(const Features<T>& tokens, bool all_zero, const T* x, index_t count, T* distance,
+                   index_t ld, Scratch& scratch);
+
 // Neighbours of token i into knn (k,), -1 behind the last. `row` is its row of distances, and
 // `candidate` has room for padded(n) + kLanes.
 template <class T>

@@ -4,29 +4,11 @@
 #include <cmath>
 #include <cstring>
 
+#include "convert.h"
 #include "simd_math.h"
 
 namespace setok {
 namespace {
-
-SETOK_INLINE float from_half(uint16_t half) {
-  const uint32_t w = static_cast<uint32_t>(half) << 16, twice = w + w;
-  const float normal = bits_as<float>((twice >> 4) + (0xE0u << 23)) * 0x1.0p-112f;
-  const float subnormal = bits_as<float>((twice >> 17) | (126u << 23)) - 0.5f;
-  const uint32_t magnitude = bits_as<uint32_t>(twice < (1u << 27) ? subnormal : normal);
-  return bits_as<float>((w & 0x80000000u) | magnitude);
-}
-
-SETOK_CLONES void convert(const uint16_t* from, bool half, float* to, index_t count) {
-  if (half) {
-#pragma omp simd
-    for (index_t i = 0; i < count; ++i) to[i] = from_half(from[i]);
-  } else {
-#pragma omp simd
-    for (index_t i = 0; i < count; ++i)
-      to[i] = bits_as<float>(static_cast<uint32_t>(from[i]) << 16);
-  }
-}
 
 // The bits of a float order like its magnitude, and those of the non-finite come last.
 template <class T>
@@ -161,6 +143,15 @@ void gather_rows(const ImageInput& image, const index_t* position, index_t n, T*
   });
 }
 
+// sigma * 2**-exponent, which may be in range where sigma is not.
+template <class T>
+T slope_of(const Options& options, T sigma, int exponent) {
+  const bool variance = options.scale == Scale::variance;
+  const double slope = variance ? std::ldexp(static_cast<double>(sigma), -exponent)
+                                : std::ldexp(options.factor, exponent);
+  return static_cast<T>(std::min(slope, static_cast<double>(std::numeric_limits<T>::max())));
+}
+
 template <class T>
 T scale_of(const Options& options, double variance, index_t n, int exponent) {
   const T most = std::numeric_limits<T>::max();
@@ -183,7 +174,7 @@ Features<T> load_features(const ImageInput& image, const Options& options, Scrat
   index_t n = 0;
   for (index_t i = 0; i < image.tokens; ++i)
     if (image.valid == nullptr || image.valid[i]) position[n++] = i;
-  Features<T> out{static_cast<const T*>(image.x), n, dim, nullptr, 0};
+  Features<T> out{static_cast<const T*>(image.x), n, dim, nullptr, 0, 0};
   if (n < image.tokens) out.position = position;
   if (n == 0) return out;
 
@@ -217,6 +208,7 @@ Features<T> load_features(const ImageInput& image, const Options& options, Scrat
     found = statistics(out.x, n, dim, scratch);
   }
   out.sigma = scale_of<T>(options, found.variance, n, exponent);
+  out.slope = slope_of<T>(options, out.sigma, exponent);
   return out;
 }
 

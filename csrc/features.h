@@ -25,6 +25,8 @@ struct Features {
   index_t n, dim;
   const index_t* position;  // (n,) place of each token in the image; null where it is the same
   T sigma;                  // scale of the squared distances
+  T slope;                  // of scaled distances: their gradient by the tokens of the image is
+                            // slope times that of the squared distances by these tokens
 
   index_t place(index_t i) const { return position == nullptr ? i : position[i]; }
 };

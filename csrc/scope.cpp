@@ -4,7 +4,7 @@
 #include <cmath>
 #include <utility>
 
-#include "simd_math.h"
+#include "similarity.h"
 
 namespace setok {
 namespace {
@@ -19,15 +19,6 @@ SETOK_INLINE T total(const T* lanes) {
   return sum[0];
 }
 
-// `slope` is -log2(e) / bandwidth: one product in place of two and a division.
-template <class T, Kernel kernel>
-SETOK_INLINE T similarity(T distance, T bandwidth, T slope) {
-  if constexpr (kernel == Kernel::gaussian) return vexp2(distance * slope);
-  if constexpr (kernel == Kernel::laplacian) return vexp2(std::sqrt(distance) * slope);
-  const T phi = 1 - distance / bandwidth;
-  return phi > 0 ? phi : 0;
-}
-
 template <class T, Kernel kernel, Alpha form>
 SETOK_INLINE T step(const ScopeState<T>& state, const T* row) {
   const T sigma = state.sigma, far = state.far, bandwidth = state.bandwidth, beta = state.beta;
@@ -37,8 +28,7 @@ SETOK_INLINE T step(const ScopeState<T>& state, const T* row) {
   const T* scope = state.scope;
   T* mask = state.mask;
   T* next = state.next;
-  // 0.9 log2(max), as in the reference: the exponential stays in range.
-  const T limit = sizeof(T) == 8 ? T(921.6) : T(115.2);
+  const T limit = kLevelLimit<T>;
   const index_t width = state.width;
   T mass[kLanes] = {};
   for (index_t block = 0; block < width; block += kLanes) {

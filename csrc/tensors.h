@@ -5,6 +5,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "common.h"
@@ -42,14 +44,97 @@ inline torch::stable::Tensor empty_index(const std::vector<int64_t>& shape) {
   return empty_cpu(shape, ScalarType::Long);
 }
 
+inline torch::stable::Tensor empty_as(const torch::stable::Tensor& tensor) {
+  return empty_cpu({tensor.sizes().begin(), tensor.sizes().end()}, tensor.scalar_type());
+}
+
 // (B + 1,) int32 or int64 offsets.
-inline std::vector<index_t> offsets_of(const torch::stable::Tensor& cu_seqlens) {
+inline std::vector<index_t> offsets_of(const torch::stable::Tensor& cu_seqlens, index_t tokens) {
   std::vector<index_t> offsets(cu_seqlens.numel());
   for (size_t i = 0; i < offsets.size(); ++i)
     offsets[i] = cu_seqlens.scalar_type() == ScalarType::Long
                      ? static_cast<const int64_t*>(cu_seqlens.const_data_ptr())[i]
                      : static_cast<const int32_t*>(cu_seqlens.const_data_ptr())[i];
+  // In a compiled call nobody has looked at them before.
+  const bool fit = !offsets.empty() && offsets.front() == 0 && offsets.back() == tokens &&
+                   std::is_sorted(offsets.begin(), offsets.end());
+  STD_TORCH_CHECK(fit, "cu_seqlens: expected non-decreasing offsets from 0 to ", tokens);
   return offsets;
+}
+
+// How sigma is given to an operation; `factor` goes with the last.
+enum class GivenScale : int64_t { variance, dim, number };
+
+// The options that masks depend on. `learnable` (4,), where there is one, replaces the numbers.
+struct MaskOptions {
+  int64_t kernel, alpha;
+  double bandwidth, beta, temperature, offset;
+  int64_t scale;
+  double factor;
+  bool score_norm_max;
+
+  Options options(index_t dim, const std::optional<torch::stable::Tensor>& learnable) const {
+    double numbers[4] = {bandwidth, beta, temperature, offset};
+    if (learnable) {
+      const bool wide = dtype_of(*learnable) == Dtype::f64;
+      for (index_t i = 0; i < 4; ++i)
+        numbers[i] = wide ? static_cast<const double*>(learnable->const_data_ptr())[i]
+                          : static_cast<const float*>(learnable->const_data_ptr())[i];
+    }
+    Options out{};
+    out.kernel = static_cast<Kernel>(kernel);
+    out.alpha = static_cast<Alpha>(alpha);
+    out.bandwidth = numbers[0];
+    out.beta = numbers[1];
+    out.temperature = numbers[2];
+    out.offset = numbers[3];
+    const auto given = static_cast<GivenScale>(scale);
+    out.scale = given == GivenScale::variance ? Scale::variance : Scale::fixed;
+    out.factor = given == GivenScale::dim ? 1.0 / static_cast<double>(dim) : factor;
+    out.score_norm_max = score_norm_max;
+    return out;
+  }
+};
+
+// The images of a result: where each starts among all tokens, and how far apart its masks are.
+struct Layout {
+  std::vector<index_t> start;
+  bool packed;
+
+  Layout(const torch::stable::Tensor& labels,
+         const std::optional<torch::stable::Tensor>& cu_seqlens)
+      : packed(cu_seqlens.has_value()) {
+    if (packed) {
+      start = offsets_of(*cu_seqlens, labels.size(0));
+      return;
+    }
+    for (index_t b = 0; b <= labels.size(0); ++b) start.push_back(b * labels.size(1));
+  }
+
+  index_t images() const { return static_cast<index_t>(start.size()) - 1; }
+  index_t tokens(index_t b) const { return start[b + 1] - start[b]; }
+  index_t mask_stride(index_t b) const { return packed ? start.back() : tokens(b); }
+  // Of masks (B, rows, N) or (rows, T).
+  index_t mask_offset(index_t b, index_t rows) const { return packed ? start[b] : rows * start[b]; }
+};
+
+// f(double{}) or f(float{}), in whose type the results of `x` are.
+template <class F>
+void for_type_of(const torch::stable::Tensor& x, const F& f) {
+  if (dtype_of(x) == Dtype::f64)
+    f(double{});
+  else
+    f(float{});
+}
+
+template <class T>
+const T* values(const torch::stable::Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <class T>
+const T* values(const std::optional<torch::stable::Tensor>& tensor, index_t offset) {
+  return tensor ? values<T>(*tensor) + offset : nullptr;
 }
 
 }  // namespace setok

@@ -82,11 +82,12 @@ def check_packing(x: Tensor, cu_seqlens, max_seqlen, token_mask) -> int:
     check_device("cu_seqlens", cu_seqlens, x.device)
     if max_seqlen is not None and (not isinstance(max_seqlen, int) or max_seqlen < 0):
         raise ValueError(f"max_seqlen: expected an int of at least 0, got {max_seqlen!r}")
-    if cu_seqlens.device.type != "cpu":
+    if not _readable(cu_seqlens):
         if max_seqlen is None:
             raise ValueError(
                 "max_seqlen: expected the longest image's token count (an int), got None; "
-                f"reading it from cu_seqlens on {cu_seqlens.device} would wait for the device"
+                f"reading it from cu_seqlens on {cu_seqlens.device} would wait for the device or "
+                "break the graph"
             )
         return max_seqlen
     offsets = cu_seqlens.tolist()
@@ -128,7 +129,7 @@ def check_decisions(
         if value.dtype != torch.int64:
             raise TypeError(f"{label}: expected dtype torch.int64, got {value.dtype}")
         check_device(label, value, device)
-        if value.device.type != "cpu" or value.numel() == 0:
+        if not _readable(value) or value.numel() == 0:
             continue
         low, high = (0, config.max_clusters) if name == "counts" else (-1, longest - 1)
         least, most = value.min().item(), value.max().item()
@@ -136,6 +137,11 @@ def check_decisions(
             raise ValueError(
                 f"{label}: expected values from {low} to {high}, got {least} to {most}"
             )
+
+
+def _readable(value: Tensor) -> bool:
+    """Whether values can be read without waiting for a device or breaking a traced graph."""
+    return value.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def check_finite_tokens(x: Tensor, valid: Tensor | None, cu_seqlens: Tensor | None) -> None:

@@ -133,7 +133,8 @@ def _check_choice(name, value, known):
 def _check_number(name, value, *, above=None, least=None, most=None):
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(_message(name, "a real number", value))
-    if not math.isfinite(value):
+    # Traced numbers compare, but math.isfinite takes them not.
+    if not abs(value) < math.inf:
         raise ValueError(_message(name, "a finite number", value))
     if above is not None and not value > above:
         raise ValueError(_message(name, f"more than {above}", value))

@@ -1,12 +1,12 @@
 """Which backend runs: one predicate per backend decides both the choice and the error message."""
 
-import importlib
 import importlib.util
 import os
 
 import torch
 
 from setok_kernels import _native, reference
+from setok_kernels.compiled import Compiled
 
 
 def can_run_reference(device: torch.device, raise_error: bool = False) -> bool:
@@ -19,26 +19,41 @@ def can_run_cpp(device: torch.device, raise_error: bool = False) -> bool:
     if device.type != "cpu":
         reason = f"takes CPU tensors, got {device}; use backend='reference'"
     else:
-        reason = _native.why_missing()
+        reason = _why_no_cpp()
     return _verdict("cpp", reason, raise_error)
 
 
 def can_run_triton(device: torch.device, raise_error: bool = False) -> bool:
     """Whether the Triton kernels can take tensors on `device`, or be interpreted on the CPU."""
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    reason = _why_no_triton()
+    if reason is None and not (device.type == "cpu" and _interpreted()):
+        if device.type != "cuda":
+            reason = f"takes CUDA tensors, got {device}; use backend='reference'"
+        elif not torch.cuda.is_available():
+            reason = "needs a CUDA device and this torch sees none; use backend='reference'"
+    return _verdict("triton", reason, raise_error)
+
+
+# What follows does not change while a program runs, and a compiler need not look inside.
+
+
+@torch.compiler.assume_constant_result
+def _why_no_cpp() -> str | None:
+    return _native.why_missing()
+
+
+@torch.compiler.assume_constant_result
+def _why_no_triton() -> str | None:
     # A folder named triton on the path is found too, but has no origin.
     found = importlib.util.find_spec("triton")
     if found is None or found.origin is None:
-        reason = "the package triton is not installed; use backend='reference'"
-    elif device.type == "cpu" and interpreted:
-        reason = None
-    elif device.type != "cuda":
-        reason = f"takes CUDA tensors, got {device}; use backend='reference'"
-    elif not torch.cuda.is_available():
-        reason = "needs a CUDA device and this torch sees none; use backend='reference'"
-    else:
-        reason = None
-    return _verdict("triton", reason, raise_error)
+        return "the package triton is not installed; use backend='reference'"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _verdict(name: str, reason: str | None, raise_error: bool) -> bool:
@@ -47,30 +62,35 @@ def _verdict(name: str, reason: str | None, raise_error: bool) -> bool:
     return reason is None
 
 
+def _triton_on(device: torch.device) -> Compiled:
+    # In the interpreter the kernels take CPU tensors, which in `setok` are C++'s.
+    return Compiled("triton", "setok_interpreted" if device.type == "cpu" else "setok")
+
+
 # The order in which backend="auto" asks: fastest first, but the Triton kernels, which have not run
-# on a GPU yet, only when named. A module, or the name of one that is imported when first chosen.
+# on a GPU yet, only when named. A predicate, and what runs on a device.
 _BACKENDS = {
-    "cpp": (can_run_cpp, "setok_kernels.cpp"),
-    "reference": (can_run_reference, reference),
-    "triton": (can_run_triton, "setok_triton.backend"),
+    "cpp": (can_run_cpp, lambda device: Compiled("cpp")),
+    "reference": (can_run_reference, lambda device: reference),
+    "triton": (can_run_triton, _triton_on),
 }
 
 
 def select_backend(name: str, device: torch.device):
-    """The module that runs, for `backend=name` and tensors on `device`.
+    """The backend that runs, for `backend=name` and tensors on `device`.
 
     Raises:
         ValueError: no backend has this name.
         RuntimeError: the named backend cannot run here; says why and what to do.
     """
     if name == "auto":
-        module = next(module for can_run, module in _BACKENDS.values() if can_run(device))
+        make = next(make for can_run, make in _BACKENDS.values() if can_run(device))
     elif name in _BACKENDS:
-        can_run, module = _BACKENDS[name]
+        can_run, make = _BACKENDS[name]
         can_run(device, raise_error=True)
     else:
         raise ValueError(f"backend: expected one of auto, {', '.join(_BACKENDS)}, got {name!r}")
-    return importlib.import_module(module) if isinstance(module, str) else module
+    return make(device)
 
 
 def backends() -> dict[str, str | None]:

@@ -315,7 +315,7 @@ def test_wrong_gradient_is_caught(case, monkeypatch):
             masks = out.masks + 0.01 * (out.masks - out.masks.detach())
             return dataclasses.replace(out, masks=masks)
 
-    monkeypatch.setitem(dispatch._BACKENDS, "off", (dispatch.can_run_reference, Off))
+    monkeypatch.setitem(dispatch._BACKENDS, "off", (dispatch.can_run_reference, lambda device: Off))
     testing.assert_replayed_gradients(x, CONFIG, "reference")
     testing.assert_replayed_values(x, sk.cluster_tokens(x, CONFIG, backend="off"), CONFIG)
     with fails("gradient of x: error"):
@@ -342,7 +342,9 @@ def test_check_backend_catches_a_backend_that_breaks_ties(monkeypatch):
             d = sk.Decisions(**turned, counts=flip.counts)
             return reference.cluster(x, valid, cu_seqlens, max_seqlen, config, d)
 
-    monkeypatch.setitem(dispatch._BACKENDS, "last", (dispatch.can_run_reference, LastWins))
+    monkeypatch.setitem(
+        dispatch._BACKENDS, "last", (dispatch.can_run_reference, lambda device: LastWins)
+    )
     exact = testing.duplicate_tokens(2, 20, 3)
     real = testing.planted_clusters(2, 20, 8, 3, noise=0.3)[0]
     testing.check_backend("last", real, CONFIG)

@@ -1,5 +1,6 @@
 """The Triton backend on a GPU, at real sizes: `TRITON_INTERPRET=0 pytest -m gpu`."""
 
+import dataclasses
 import os
 
 import pytest
@@ -84,14 +85,57 @@ def test_very_many_tokens():
         assert d[nearest].max() <= d.topk(8, largest=False).values.max() * (1 + 1e-3)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_gradients(config, dtype):
+    x = testing.vit_like_tokens(2, 729, 1152).to(dtype).cuda()
+    testing.assert_replayed_gradients(x, config, "triton")
+
+
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+@pytest.mark.parametrize("tokens", [729, 16384])
+def test_gradients_of_merging(tokens, mode):
+    x = testing.vit_like_tokens(1, tokens, 1152).cuda()
+    out = sk.cluster_tokens(x, CONFIGS["default"], backend="triton")
+    found = {}
+    for dtype, backend in ((torch.float32, "triton"), (torch.float64, "reference")):
+        leaves = [t.to(dtype).requires_grad_() for t in (x, out.masks)]
+        given = dataclasses.replace(out, masks=leaves[1])
+        merged = sk.merge_tokens(leaves[0], given, mode, backend=backend)
+        spread = sk.unmerge_tokens(merged, given, mode, backend=backend)
+        loss = spread.square().mean()
+        found[dtype] = torch.autograd.grad(loss, leaves, allow_unused=True)
+    for got, truth in zip(*found.values(), strict=True):
+        if truth is not None and got is not None:
+            error = (got.double() - truth).abs().max()
+            assert error <= 1e-4 * truth.abs().max()
+
+
+def test_gradients_of_very_many_tokens_repeat():
+    x = testing.vit_like_tokens(1, 16384, 1152).cuda().requires_grad_()
+    sk.cluster_tokens(x[:, :64], CONFIGS["default"], backend="triton").masks.sum().backward()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    out = sk.cluster_tokens(x, CONFIGS["default"], backend="triton")
+    (first,) = torch.autograd.grad(out.masks.square().sum(), x, retain_graph=True)
+    # The gradient, the masks with theirs, the seeds' rows and mixtures; an N x N buffer is 1 GB.
+    assert torch.cuda.max_memory_allocated() - before < 512 * 2**20
+    for _ in range(9):
+        assert torch.equal(
+            torch.autograd.grad(out.masks.square().sum(), x, retain_graph=True)[0], first
+        )
+
+
 def test_the_host_never_waits():
-    x = torch.randn(4, 729, 1152, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(4, 729, 1152, device="cuda", dtype=torch.bfloat16).requires_grad_()
     sk.cluster_tokens(x, backend="triton")
     torch.cuda.set_sync_debug_mode("error")
     try:
         out = sk.cluster_tokens(x, backend="triton")
         for mode in ("soft", "hard"):
-            sk.unmerge_tokens(sk.merge_tokens(x, out, mode, backend="triton"), out, mode)
+            merged = sk.merge_tokens(x, out, mode, backend="triton")
+            spread = sk.unmerge_tokens(merged, out, mode, backend="triton")
+            spread.sum().backward(retain_graph=True)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -55,10 +55,41 @@ def test_gradcheck(backend, kernel, alpha, norm, layout):
     assert decisions.counts.max() > 1
     function = replayed(config, decisions, **arguments)
     inputs = leaves(config, x)
-    if alpha == "kernel":
+    if alpha == "sigmoid":
+        torch.autograd.gradcheck(function, inputs)
+    elif backend == "reference":
         # The straight-through gradient differs from the true one where the clamp is active.
-        function = unclamped(function, config)
-    torch.autograd.gradcheck(function, inputs)
+        torch.autograd.gradcheck(unclamped(function, config), inputs)
+    else:
+        reference = replayed(config, decisions, **(arguments | dict(backend="reference")))
+        for got, expected in zip(
+            random_gradients(function, inputs), random_gradients(reference, inputs), strict=True
+        ):
+            torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
+def random_gradients(function, inputs):
+    """Gradients of a random combination of what the function returns."""
+    generator = torch.Generator().manual_seed(0)
+    out = function(*inputs)
+    loss = sum((t * torch.randn(t.shape, generator=generator, dtype=t.dtype)).sum() for t in out)
+    return torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_gradcheck_where_no_clamp_is_active(backend, kernel):
+    """Scores between 0.05 and 0.6, similarities above 0.4: alpha="kernel" stays off its bounds."""
+    config = sk.ClusterConfig(
+        k=2, max_clusters=3, kernel=kernel, alpha="kernel", score_norm=None, distance_scale=0.1,
+        bandwidth=8.0, beta=0.4, stop_residual=0.0,
+    )  # fmt: skip
+    x = testing.planted_clusters(1, 7, 3, 7, noise=0.5, dtype=torch.float64)[0]
+    out = sk.cluster_tokens(x, config, backend=backend)
+    scope = 1 - out.masks[0, :3].cumsum(0) + out.masks[0, :3]
+    alpha = out.masks[0, :3] / scope
+    assert alpha.min() > 0.011 and alpha.max() < 0.989
+    function = replayed(config, out.decisions, backend=backend)
+    torch.autograd.gradcheck(function, leaves(config, x))
 
 
 def unclamped(function, config):

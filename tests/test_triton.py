@@ -13,8 +13,8 @@ if os.environ["TRITON_INTERPRET"] != "1":
 import interpreter
 
 import setok_kernels as sk
-from setok_kernels import testing
-from setok_triton import backend, configs
+from setok_kernels import compiled, testing
+from setok_triton import configs
 
 interpreter.repair_bfloat16_dot()
 # NumPy warns of what the kernels mask away.
@@ -30,6 +30,7 @@ CONFIGS = {
         max_clusters=5, k=20, kernel="epanechnikov", min_mass=0.5, distance_scale=2.0
     ),
 }
+TRITON = compiled.Compiled("triton", "setok_interpreted")
 # Every precision of a float32 product is exact in the interpreter.
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -42,7 +43,7 @@ def config(request):
 @pytest.fixture(params=["dense", "streaming"])
 def regime(request, monkeypatch):
     if request.param == "streaming":
-        monkeypatch.setattr(configs, "DENSE_LIMIT", 0)
+        monkeypatch.setitem(compiled.DENSE_LIMITS, "triton", 0)
     return request.param
 
 
@@ -101,7 +102,7 @@ def test_a_chunk_is_a_part_of_the_batch(monkeypatch):
     config = CONFIGS["default"]
     out = cluster(x, config)
     monkeypatch.setattr(configs, "DENSE_BYTES", 2 * 4 * 30 * 30)
-    assert configs.dense_images(5, 30) == 2
+    assert configs.dense_images(5, 30, 30) == 2
     assert_bit_equal(cluster(x, config), out)
     packed, cu_seqlens = x.flatten(0, 1), torch.arange(6) * 30
     assert torch.equal(cluster(packed, config, cu_seqlens=cu_seqlens).labels, out.labels.flatten())
@@ -155,6 +156,23 @@ def test_replayed_decisions_that_no_clustering_makes(regime):
         for name in ("masks", "density", "delta", "score"):
             torch.testing.assert_close(getattr(out, name), getattr(expected, name))
         assert torch.equal(out.masks.argmax(1), out.labels)
+
+
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+def test_operations_pass_opcheck(mode):
+    """Fakes, schemas and autograd formulas are shared with C++; these kernels must fit them too."""
+    x = testing.vit_like_tokens(2, 12, 6).requires_grad_()
+    out = cluster(x, sk.ClusterConfig(max_clusters=3, k=2, stop_residual=0.0))
+    ops, share = torch.ops.setok_interpreted, out.masks.detach() if mode == "soft" else None
+    images = (out.labels, out.counts)
+    weights = torch.rand(2, 12)
+    merge = (x.detach().requires_grad_(), share, *images, weights, None, 12, 4, 1e-6)
+    torch.library.opcheck(ops.merge.default, merge)
+    tokens = torch.rand(2, 4, 6).requires_grad_()
+    torch.library.opcheck(ops.unmerge.default, (tokens, share, *images, None, 12))
+    numbers = (None, 0, 0, 0.5, 0.1, 0.1, 0.5, 0, 0.0, True, 2, 3, True, False, 0.0, 0.0, 2048)
+    arguments = (x.detach().requires_grad_(), None, None, 12, *[None] * 4, *numbers)
+    torch.library.opcheck(ops.cluster.default, arguments)
 
 
 def test_gradients_follow_the_decisions_of_the_forward():
@@ -229,7 +247,7 @@ def test_assign_to_the_nearest_centre(dtype):
     centres = torch.stack([torch.randperm(90, generator=generator)[:70] for _ in range(2)])
     centres[0, 5], centres[1, 9:] = -1, -1
     valid = torch.arange(90).expand(2, -1) != 13
-    got = backend.assign(x, valid, centres)
+    got = TRITON.assign(x, valid, centres)
     for b in range(2):
         far = torch.cdist(x[b].double(), x[b, centres[b]].double()).square().round()
         far[:, (centres[b] < 0) | (centres[b] == 13)] = torch.inf
@@ -239,8 +257,8 @@ def test_assign_to_the_nearest_centre(dtype):
                 expected[token] = c
         expected[13] = -1
         assert torch.equal(got[b], expected)
-    assert (backend.assign(x, None, torch.full((2, 3), -1)) == -1).all()
-    assert backend.assign(x[:, :0], None, centres[:, :0]).shape == (2, 0)
+    assert (TRITON.assign(x, None, torch.full((2, 3), -1)) == -1).all()
+    assert TRITON.assign(x[:, :0], None, centres[:, :0]).shape == (2, 0)
 
 
 def test_offsets_beyond_31_bits():
@@ -266,7 +284,7 @@ def test_float64_says_what_to_do():
 
 @pytest.mark.parametrize("tokens, images", [(1, 64), (729, 64), (2048, 32), (2049, 0)])
 def test_chunks_fit_their_memory(tokens, images):
-    assert configs.dense_images(64, tokens) == images
+    assert configs.dense_images(64, tokens, 2048) == images
     assert images <= 1 or 4 * images * tokens**2 <= configs.DENSE_BYTES
 
 

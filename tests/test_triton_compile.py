@@ -14,7 +14,17 @@ pytest.importorskip("triton", exc_type=ImportError)
 KERNELS = Path(__file__).parent.parent / "triton/setok_triton"
 REPORT = Path(__file__).parent.parent / "bench/compile_report.py"
 DOTS = {
-    f"{name}_fwd_kernel" for name in ("norms", "distances", "assign", "merge_soft", "unmerge_soft")
+    f"{name}_kernel"
+    for name in (
+        "norms_fwd",
+        "distances_fwd",
+        "assign_fwd",
+        "merge_soft_fwd",
+        "unmerge_soft_fwd",
+        "seed_rows_bwd",
+        "pull_sums_bwd",
+        "row_products_bwd",
+    )
 }
 # These make their tiles by a dot where no rows are kept, and read them elsewhere.
 WALKS = {"neighbours_fwd_kernel", "parents_fwd_kernel"}
@@ -62,7 +72,7 @@ def test_dots_run_on_tensor_cores(rows):
 
 @pytest.mark.slow
 def test_no_kernel_is_left_out(rows):
-    defined = set()
+    pattern, defined = r"^def (\w+_(?:fwd|bwd)_kernel)\(", set()
     for source in KERNELS.glob("*.py"):
-        defined |= set(re.findall(r"^def (\w+_fwd_kernel)\(", source.read_text(), re.MULTILINE))
+        defined |= set(re.findall(pattern, source.read_text(), re.MULTILINE))
     assert {r["kernel"] for r in rows} == defined

@@ -5,9 +5,11 @@ from torch import Tensor
 
 from setok_kernels.config import ClusterConfig
 from setok_kernels.reference import delta, density, layout, scope
+from setok_kernels.reference.precision import own_dtype
 from setok_kernels.result import Clusters, Decisions
 
 
+@own_dtype
 def cluster(
     x: Tensor,
     valid: Tensor | None,

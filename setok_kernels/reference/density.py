@@ -14,9 +14,11 @@ def normalise_range(x: Tensor) -> tuple[Tensor, Tensor]:
         x: (B, N, D) finite.
 
     Returns:
-        (B, N, D) with magnitudes at most 1, and `exponent` (B,): x = result * 2**exponent.
+        (B, N, D) with magnitudes of at most about 1, and `exponent` (B,): x = result * 2**exponent.
     """
-    exponent = torch.frexp(x.detach().abs().amax((1, 2))).exponent
+    largest = x.detach().abs().amax((1, 2))
+    # Of frexp, which ONNX does not have; where log2 rounds up to an integer, twice as large.
+    exponent = torch.where(largest > 0, largest.log2().floor() + 1, 0).int()
     # 2**-exponent alone may leave the range of the dtype; its two halves do not.
     half = exponent // 2
     for part in (half, exponent - half):
@@ -66,9 +68,12 @@ def nearest_neighbours(distance: Tensor, ok: Tensor, k: int, include_self: bool)
     candidate = ok[:, None, :] & ok[:, :, None]
     if not include_self:
         candidate = candidate & ~torch.eye(ok.shape[1], dtype=torch.bool, device=ok.device)
-    order = distance.masked_fill(~candidate, torch.inf).sort(dim=2, stable=True).indices[..., :k]
-    knn = order.masked_fill(~candidate.gather(2, order), -1)
-    return torch.nn.functional.pad(knn, (0, k - knn.shape[2]), value=-1)
+    left, knn = distance.masked_fill(~candidate, torch.inf), []
+    for _ in range(k):
+        nearest = left.argmin(2, keepdim=True)
+        knn.append(torch.where(left.gather(2, nearest) < torch.inf, nearest, -1))
+        left = left.scatter(2, nearest, torch.inf)
+    return torch.cat(knn, 2)
 
 
 def local_density(distance: Tensor, knn: Tensor, sigma: Tensor, ok: Tensor) -> Tensor:

@@ -4,9 +4,11 @@ import torch
 from torch import Tensor
 
 from setok_kernels.reference import layout
+from setok_kernels.reference.precision import own_dtype
 from setok_kernels.result import Clusters
 
 
+@own_dtype
 def merge(x: Tensor, out: Clusters, mode: str, weights: Tensor | None, eps: float) -> Tensor:
     """(B, N, D) or (T, D) to (B, C + 1, D); the arguments are those of `merge_tokens`, checked."""
     share = _assignment(out, mode)
@@ -28,6 +30,7 @@ def merge(x: Tensor, out: Clusters, mode: str, weights: Tensor | None, eps: floa
     return (torch.bmm(share, x) / mass).to(dtype)
 
 
+@own_dtype
 def unmerge(tokens: Tensor, out: Clusters, mode: str) -> Tensor:
     """(B, C + 1, D) to (B, N, D) or (T, D): the transposed assignment; 0 where masked."""
     share = _assignment(out, mode)

@@ -1,19 +1,20 @@
-"""The Triton backend: decisions and values in kernels, gradients through the reference.
+"""The CUDA kernels of the operations `setok::…` (setok_kernels/ops.py); arguments are theirs.
 
-Where a gradient is wanted, the kernels decide and the reference evaluates the decisions. Nothing
-here reads a value on the host.
+Nothing here reads a value on the host.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from setok_kernels import reference
-from setok_kernels.config import LEARNABLE, ClusterConfig
-from setok_kernels.gradient import masks_of, needs_gradient
-from setok_kernels.result import Clusters, Decisions
+from setok_kernels.config import ALPHAS, KERNELS, LEARNABLE
+from setok_kernels.ops import SCALES
 from setok_triton import assign as nearest
 from setok_triton import merge as merging
+from setok_triton import merge_backward as merging_backward
 from setok_triton.chunk import Chunk
+from setok_triton.cluster_backward import Forward, gradients
 from setok_triton.configs import dense_images
 from setok_triton.delta import delta, parents, score
 from setok_triton.density import density, neighbours
@@ -25,172 +26,220 @@ from setok_triton.stream import stream_scope
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+@dataclass(frozen=True)
+class MaskOptions:
+    """What density, score and masks depend on; the numbers give way to a tensor of learnables."""
+
+    kernel: str
+    alpha: str
+    sigma: float | None  # None: by the variance
+    score_norm_max: bool
+    learnable: Tensor  # (4,) float32
+
+    @classmethod
+    def of(cls, x: Tensor, learnable, kernel, alpha, *numbers) -> "MaskOptions":
+        """From the arguments of an operation, beginning with `learnable`."""
+        *values, scale, factor, score_norm_max = numbers
+        sigma = {"variance": None, "dim": 1 / x.shape[-1], "number": factor}[SCALES[scale]]
+        if learnable is None:
+            # Fills, not a copy from the host, which would wait for the device.
+            learnable = x.new_empty(len(LEARNABLE), dtype=torch.float32)
+            for i, value in enumerate(values):
+                learnable[i].fill_(value)
+        return cls(KERNELS[kernel], ALPHAS[alpha], sigma, score_norm_max, learnable.float())
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """Of the scope loop."""
+
+    k: int
+    max_clusters: int
+    distinct_seeds: bool
+    include_self: bool
+    stop_residual: float
+    min_mass: float
+
+
 def cluster(
-    x: Tensor,
-    valid: Tensor | None,
-    cu_seqlens: Tensor | None,
-    max_seqlen: int | None,
-    config: ClusterConfig,
-    decisions: Decisions | None,
-) -> Clusters:
-    """Cluster padded or packed tokens; the arguments are those of `reference.cluster`.
+    x, valid, cu_seqlens, max_seqlen, knn, parent, seeds, counts, learnable, *numbers
+) -> tuple[Tensor, ...]:
+    """`setok::cluster`.
 
     Raises:
         RuntimeError: x is float64.
     """
     _check_dtype(x)
-    learnable = [getattr(config, name) for name in LEARNABLE]
-    with torch.no_grad():
-        out = _cluster(x.detach(), valid, cu_seqlens, max_seqlen, config, decisions)
-    if needs_gradient(x, *learnable):
-        return reference.cluster(x, valid, cu_seqlens, max_seqlen, config, out.decisions)
-    return out
-
-
-def merge(x: Tensor, out: Clusters, mode: str, weights: Tensor | None, eps: float) -> Tensor:
-    """Tokens to clusters; the arguments are those of `reference.merge`.
-
-    Raises:
-        RuntimeError: x or the masks are float64.
-    """
-    _check_dtype(x, out.masks)
-    if needs_gradient(x, weights, *masks_of(out, mode)):
-        return reference.merge(x, out, mode, weights, eps)
-    tokens, labels = x.detach().reshape(-1, x.shape[-1]), out.labels.reshape(-1)
-    if weights is not None:
-        weights = weights.detach().reshape(-1).float().contiguous()
-    offsets, longest = _offsets_of(out)
-    if mode == "hard":
-        return merging.merge_hard(tokens, labels, weights, out.num_rows, offsets, longest)
-    masks = out.masks.detach().contiguous()
-    return merging.merge_soft(tokens, labels, weights, masks, out.counts, offsets, longest, eps)
-
-
-def unmerge(tokens: Tensor, out: Clusters, mode: str) -> Tensor:
-    """Clusters back to tokens; the arguments are those of `reference.unmerge`.
-
-    Raises:
-        RuntimeError: tokens or masks are float64.
-    """
-    _check_dtype(tokens, out.masks)
-    if needs_gradient(tokens, *masks_of(out, mode)):
-        return reference.unmerge(tokens, out, mode)
-    values, labels = tokens.detach().contiguous(), out.labels
-    offsets, longest = _offsets_of(out)
-    if mode == "hard":
-        spread = merging.unmerge_hard(values, labels.reshape(-1), offsets, longest)
-    else:
-        masks = out.masks.detach().contiguous()
-        spread = merging.unmerge_soft(values, masks, out.counts, offsets, longest, labels.numel())
-    return spread.view(*labels.shape, tokens.shape[-1])
-
-
-def assign(x: Tensor, valid: Tensor | None, centres: Tensor) -> Tensor:
-    """Number of the nearest centre of every token, ties lowest number; a centre is its own.
-
-    Args:
-        x: (B, N, D) float32, bfloat16 or float16; finite.
-        valid: (B, N) bool or None.
-        centres: (B, C) int64 tokens, -1 where there is none.
-
-    Returns:
-        (B, N) int64, -1 for masked tokens and in images without a centre.
-
-    Raises:
-        RuntimeError: x is float64.
-    """
-    _check_dtype(x)
-    images, tokens = x.shape[:2]
-    offsets = torch.arange(images + 1, device=x.device) * tokens
-    x, flags = x.detach().reshape(-1, x.shape[2]), _flags(valid)
-    return nearest.assign(x, flags, centres, offsets, tokens).view(images, tokens)
-
-
-def _flags(valid: Tensor | None) -> Tensor | None:
-    return None if valid is None else valid.reshape(-1).contiguous().view(torch.uint8)
-
-
-def _check_dtype(*tensors: Tensor) -> None:
-    for tensor in tensors:
-        if tensor.dtype not in DTYPES:
-            raise RuntimeError(
-                "backend='triton' cannot run: takes float32, bfloat16 and float16, "
-                f"got {tensor.dtype}; use backend='reference'"
-            )
-
-
-def _offsets_of(out: Clusters) -> tuple[Tensor, int]:
-    """Where each image starts among all tokens, and the most tokens of one."""
-    if out.cu_seqlens is not None:
-        return out.cu_seqlens.long(), out.max_seqlen
-    images, tokens = out.labels.shape
-    return torch.arange(images + 1, device=out.labels.device) * tokens, tokens
-
-
-def _cluster(x, valid, cu_seqlens, max_seqlen, config, decisions) -> Clusters:
-    steps, replay = config.max_clusters, decisions is not None
+    *mask_numbers, k, max_clusters, distinct, include_self, stop, min_mass, limit = numbers
+    options = MaskOptions.of(x, learnable, *mask_numbers)
+    loop = LoopOptions(k, max_clusters, distinct, include_self, stop, min_mass)
+    replay = knn is not None
+    leading, images = tuple(x.shape[:-1]), _images(x, cu_seqlens)
+    offsets, longest = _offsets(x, cu_seqlens, images), max_seqlen
     if cu_seqlens is None:
-        leading, longest = tuple(x.shape[:2]), x.shape[1]
-        offsets = torch.arange(leading[0] + 1, device=x.device) * longest
-        masks = x.new_empty(leading[0], steps + 1, longest, dtype=torch.float32)
+        masks = x.new_empty(images, max_clusters + 1, longest, dtype=torch.float32)
     else:
-        leading, longest = (x.shape[0],), max_seqlen
-        offsets = cu_seqlens.long()
-        masks = x.new_empty(steps + 1, x.shape[0], dtype=torch.float32)
+        masks = x.new_empty(max_clusters + 1, x.shape[0], dtype=torch.float32)
     x = x.reshape(-1, x.shape[-1])
-    total, images = x.shape[0], offsets.shape[0] - 1
+    total = x.shape[0]
     rho, dlt, s, left = (x.new_empty(total, dtype=torch.float32) for _ in range(4))
     label = offsets.new_empty(total)
     if replay:
-        knn, parent = (t.reshape(total, -1).contiguous() for t in (decisions.knn, decisions.parent))
-        seeds, counts = decisions.seeds.contiguous(), decisions.counts.contiguous()
+        made = tuple(offsets.new_empty(0) for _ in range(4))
+        knn, parent = knn.reshape(total, k), parent.reshape(total)
     else:
-        knn, parent = offsets.new_empty(total, config.k), offsets.new_empty(total)
-        seeds, counts = offsets.new_full((images, steps), -1), offsets.new_zeros(images)
+        knn, parent = offsets.new_empty(total, k), offsets.new_empty(total)
+        seeds, counts = offsets.new_full((images, max_clusters), -1), offsets.new_zeros(images)
+        made = (knn.view(*leading, k), parent.view(leading), seeds, counts)
     if total > 0:
         flags = _flags(valid)
-        whole = Chunk(*_scales(x, flags, offsets, longest, config), longest)
-        norm = norms(x, offsets, longest, whole.factor)
-        learnable = torch.stack([_on_device(getattr(config, n), rho) for n in LEARNABLE])
-        size = dense_images(images, longest)
+        ok, factor, sigma, taking_part = scales(x, flags, offsets, longest, options.sigma)
+        whole = Chunk(ok, offsets, factor, sigma, taking_part, longest)
+        norm = norms(x, offsets, longest, factor)
+        size = dense_images(images, longest, limit)
         for first in range(0, images, size or images):
             cut = slice(first, first + (size or images))
             chunk = whole.part(first, min(size or images, images - first))
             if size:
                 chunk = chunk.keeping(distances(x, norm, chunk))
             if not replay:
-                neighbours(x, norm, chunk, knn, config.include_self)
+                neighbours(x, norm, chunk, knn, include_self)
             density(x, chunk, knn, rho)
             if not replay:
                 parents(x, norm, chunk, rho, parent)
             delta(x, chunk, parent, dlt)
             known = seeds[cut] if replay else None
-            score(chunk.offsets, rho, dlt, known, s, config.score_norm == "max")
+            score(chunk.offsets, rho, dlt, known, s, options.score_norm_max)
             part = masks[cut] if cu_seqlens is None else masks
-            arguments = (chunk, s, learnable, config, part, left, seeds[cut], counts[cut], replay)
+            arguments = (chunk, s, options, loop, part, left, seeds[cut], counts[cut], replay)
             if size:
                 scope(*arguments)
             else:
                 stream_scope(x, *arguments)
             labels(chunk, flags, left, seeds[cut], counts[cut], part, label)
-    choices = decisions
-    if not replay:
-        choices = Decisions(knn.view(*leading, config.k), parent.view(leading), seeds, counts)
-    per_token = (t.view(leading) for t in (label, rho, dlt, s))
-    return Clusters(masks, choices.counts, *per_token, choices)
+    return masks, *(t.view(leading) for t in (label, rho, dlt, s)), *made
 
 
-def _scales(x, flags, offsets, longest, config):
-    """ok, offsets, factor, sigma, taking_part: the first fields of a `Chunk`."""
-    fixed = {"variance": None, "dim": 1 / x.shape[-1]}
-    sigma = config.distance_scale
-    sigma = fixed[sigma] if isinstance(sigma, str) else sigma
-    ok, factor, scale, taking_part = scales(x, flags, offsets, longest, sigma)
-    return ok, offsets, factor, scale, taking_part
+def cluster_backward(x, valid, cu_seqlens, max_seqlen, *rest) -> tuple[Tensor, Tensor]:
+    """`setok::cluster_backward`.
+
+    Raises:
+        RuntimeError: x is float64.
+    """
+    _check_dtype(x)
+    forward, grads, learnable, numbers = Forward(*rest[:8]), rest[8:12], rest[12], rest[13:]
+    options = MaskOptions.of(x, learnable, *numbers)
+    if x.numel() == 0:
+        return torch.zeros_like(x), torch.zeros_like(options.learnable)
+    offsets = _offsets(x, cu_seqlens, _images(x, cu_seqlens))
+    tokens = x.reshape(-1, x.shape[-1])
+    ok, factor, sigma, part = scales(tokens, _flags(valid), offsets, max_seqlen, options.sigma)
+    chunk = Chunk(ok, offsets, factor, sigma, part, max_seqlen)
+    grad_x, grad_learnable = gradients(tokens, chunk, options, forward, grads)
+    return grad_x.view(x.shape), grad_learnable
 
 
-def _on_device(value, like: Tensor) -> Tensor:
-    # A fill, not a copy from the host, which would wait for the device.
-    if isinstance(value, Tensor):
-        return value.detach().to(like)
-    return like.new_full((), value)
+def merge(x, masks, label, counts, weights, cu_seqlens, max_seqlen, rows, eps) -> Tensor:
+    """`setok::merge`.
+
+    Raises:
+        RuntimeError: x or the masks are float64.
+    """
+    _check_dtype(x, masks)
+    offsets = _offsets(x, cu_seqlens, counts.shape[0])
+    x, label = x.reshape(-1, x.shape[-1]), label.reshape(-1)
+    weights = None if weights is None else weights.reshape(-1)
+    if masks is None:
+        return merging.merge_hard(x, label, weights, rows, offsets, max_seqlen)
+    return merging.merge_soft(x, label, weights, masks, counts, offsets, max_seqlen, eps)
+
+
+def merge_backward(
+    grad, x, masks, label, counts, weights, cu_seqlens, max_seqlen, eps, need_masks
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`setok::merge_backward`.
+
+    Raises:
+        RuntimeError: x or the masks are float64.
+    """
+    _check_dtype(x, masks)
+    offsets = _offsets(x, cu_seqlens, counts.shape[0])
+    tokens, flat = x.reshape(-1, x.shape[-1]), None if weights is None else weights.reshape(-1)
+    found = merging_backward.merge_backward(
+        grad, tokens, masks, label.reshape(-1), flat, counts, offsets, max_seqlen, eps, need_masks
+    )
+    grad_x, grad_masks, grad_weights = found
+    return (
+        grad_x.view(x.shape),
+        x.new_empty(0) if grad_masks is None else grad_masks,
+        x.new_empty(0) if grad_weights is None else grad_weights.view(weights.shape),
+    )
+
+
+def unmerge_backward(
+    grad, tokens, masks, label, counts, cu_seqlens, max_seqlen, need_masks
+) -> tuple[Tensor, Tensor]:
+    """`setok::unmerge_backward`.
+
+    Raises:
+        RuntimeError: tokens or masks are float64.
+    """
+    _check_dtype(tokens, masks)
+    offsets, flat = _offsets(grad, cu_seqlens, counts.shape[0]), grad.reshape(-1, grad.shape[-1])
+    grad_tokens, grad_masks = merging_backward.unmerge_backward(
+        flat, tokens, masks, label.reshape(-1), counts, offsets, max_seqlen, need_masks
+    )
+    return grad_tokens, tokens.new_empty(0) if grad_masks is None else grad_masks
+
+
+def unmerge(tokens, masks, label, counts, cu_seqlens, max_seqlen) -> Tensor:
+    """`setok::unmerge`.
+
+    Raises:
+        RuntimeError: tokens or masks are float64.
+    """
+    _check_dtype(tokens, masks)
+    offsets = _offsets(label[..., None], cu_seqlens, counts.shape[0])
+    if masks is None:
+        spread = merging.unmerge_hard(tokens, label.reshape(-1), offsets, max_seqlen)
+    else:
+        total = label.numel()
+        spread = merging.unmerge_soft(tokens, masks, counts, offsets, max_seqlen, total)
+    return spread.view(*label.shape, tokens.shape[-1])
+
+
+def assign(x, valid, centres) -> Tensor:
+    """`setok::assign`.
+
+    Raises:
+        RuntimeError: x is float64.
+    """
+    _check_dtype(x)
+    images, tokens = x.shape[:2]
+    offsets = _offsets(x, None, images)
+    x = x.reshape(-1, x.shape[2])
+    return nearest.assign(x, _flags(valid), centres, offsets, tokens).view(images, tokens)
+
+
+def _images(x: Tensor, cu_seqlens: Tensor | None) -> int:
+    return x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+
+
+def _offsets(x: Tensor, cu_seqlens: Tensor | None, images: int) -> Tensor:
+    """(B + 1,) int64: where each image starts among all tokens of `x` (B, N, D) or (T, D)."""
+    if cu_seqlens is not None:
+        return cu_seqlens.long()
+    return torch.arange(images + 1, device=x.device) * x.shape[1]
+
+
+def _flags(valid: Tensor | None) -> Tensor | None:
+    return None if valid is None else valid.reshape(-1).contiguous().view(torch.uint8)
+
+
+def _check_dtype(*tensors: Tensor | None) -> None:
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype not in DTYPES:
+            raise RuntimeError(
+                "backend='triton' cannot run: takes float32, bfloat16 and float16, "
+                f"got {tensor.dtype}; use backend='reference'"
+            )

@@ -8,8 +8,6 @@ import triton
 # Of the rows of distances of one chunk of images. More than the L2 cache holds: chunks wait for one
 # another's scope loops, which costs more than reading the rows from memory.
 DENSE_BYTES = 512 * 2**20
-# Images of more tokens keep no rows of distances.
-DENSE_LIMIT = 2048
 
 
 @dataclass(frozen=True)
@@ -71,9 +69,15 @@ def row_config(tokens: int) -> TokenConfig:
     return TokenConfig(block_n=block, block_d=1, num_warps=min(16, max(4, block // 256)))
 
 
-def dense_images(images: int, tokens: int) -> int:
-    """How many images share a chunk whose rows of distances are kept; 0 where none are."""
-    if tokens > DENSE_LIMIT:
+def dense_images(images: int, tokens: int, limit: int) -> int:
+    """How many images share a chunk whose rows of distances are kept; 0 where none are.
+
+    Args:
+        images: of the batch.
+        tokens: most of an image.
+        limit: most tokens of an image whose rows are kept.
+    """
+    if tokens > limit:
         return 0
     return max(1, min(images, DENSE_BYTES // max(1, 4 * tokens * tokens)))
 

@@ -9,23 +9,8 @@ from setok_triton.common import locate
 from setok_triton.configs import merge_config, share_precision, token_config
 from setok_triton.features import token_states
 from setok_triton.scope import MaskLayout
-
-
-@triton.jit
-def share_dot(b_share, b_x, b_out, PRECISION: tl.constexpr):
-    """`b_out` + shares (float32) times tokens.
-
-    A share keeps 16 bits beside bfloat16 tokens: its rounded part and the rest of it, both exact
-    in the product. The bits of float16 tokens fit into tf32.
-    """
-    if b_x.dtype == tl.bfloat16:
-        b_high = b_share.to(tl.bfloat16)
-        b_low = (b_share - b_high.to(tl.float32)).to(tl.bfloat16)
-        b_out = tl.dot(b_high, b_x, b_out)
-        b_out = tl.dot(b_low, b_x, b_out)
-    else:
-        b_out = tl.dot(b_share, b_x.to(tl.float32), b_out, input_precision=PRECISION)
-    return b_out
+from setok_triton.segments import segments
+from setok_triton.shares import share_dot, share_sums
 
 
 @triton.jit(do_not_specialize=["rows", "D"])
@@ -48,37 +33,47 @@ def merge_soft_fwd_kernel(
     stride_row,
     stride_start,
     WEIGHTED: tl.constexpr,
+    MEANS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """sum_i w_i M_ci x_i / (sum_i w_i M_ci + eps) for a block of clusters and one of features."""
+    """sum_i w_i M_ci x_i for a block of clusters and one of features.
+
+    MEANS divides it by sum_i w_i M_ci + eps.
+    """
     i_b, i_tile, start, n = locate(p_offsets, row_blocks * feature_blocks)
-    o_c = i_tile // feature_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    i_c = i_tile // feature_blocks * BLOCK_C
+    o_c = i_c + tl.arange(0, BLOCK_C)
     o_d = i_tile % feature_blocks * BLOCK_D + tl.arange(0, BLOCK_D)
     # Rows behind the residual are 0.
-    m_c = o_c <= tl.load(p_counts + i_b)
-    m_d = o_d < D
-    p_shares = p_masks + i_b * stride_image + start * stride_start
-    p_shares += o_c.to(tl.int64)[:, None] * stride_row
-    b_sum = tl.zeros((BLOCK_C, BLOCK_D), dtype=tl.float32)
-    b_mass = tl.zeros((BLOCK_C,), dtype=tl.float32)
-    if i_tile // feature_blocks * BLOCK_C <= tl.load(p_counts + i_b):
-        for i_n in range(0, n, BLOCK_N):
-            o_n = i_n + tl.arange(0, BLOCK_N)
-            m_n = (o_n < n) & (tl.load(p_usable + start + o_n, mask=o_n < n, other=0) != 0)
-            b_share = tl.load(p_shares + o_n[None, :], mask=m_c[:, None] & m_n[None, :], other=0.0)
-            if WEIGHTED:
-                b_share *= tl.load(p_weights + start + o_n, mask=m_n, other=0.0)[None, :]
-            p_block = p_x + ((start + o_n) * stride_n)[:, None] + (o_d.to(tl.int64) * stride_d)
-            b_x = tl.load(p_block, mask=m_n[:, None] & m_d[None, :], other=0.0)
-            b_sum = share_dot(b_share, b_x, b_sum, PRECISION)
-            b_mass += tl.sum(b_share, axis=1)
-    b_out = b_sum / (b_mass + eps)[:, None]
+    count = tl.load(p_counts + i_b)
+    m_c = o_c <= count
+    p_shares = p_masks + i_b * stride_image + start * stride_start + o_c.to(tl.int64) * stride_row
+    b_out, b_mass = share_sums(
+        p_x,
+        p_usable,
+        p_weights,
+        p_shares,
+        m_c,
+        o_d,
+        start,
+        tl.where(i_c <= count, n, 0),
+        1.0,
+        D,
+        stride_n,
+        stride_d,
+        WEIGHTED,
+        False,
+        PRECISION,
+        BLOCK_N,
+    )
+    if MEANS:
+        b_out = b_out / (b_mass + eps)[:, None]
     p_rows = p_out + (i_b * rows + o_c)[:, None] * D + o_d[None, :]
     b_out = tl.where(m_c[:, None], b_out, 0.0).to(p_out.dtype.element_ty)
-    tl.store(p_rows, b_out, mask=(o_c < rows)[:, None] & m_d[None, :])
+    tl.store(p_rows, b_out, mask=(o_c < rows)[:, None] & (o_d < D)[None, :])
 
 
 @triton.jit(do_not_specialize=["rows", "D"])
@@ -95,10 +90,11 @@ def merge_hard_fwd_kernel(
     stride_n,
     stride_d,
     WEIGHTED: tl.constexpr,
+    MEANS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Weighted mean of the members of one cluster, for a block of features."""
+    """Weighted mean or sum of the members of one cluster, for a block of features."""
     # Masked tokens have a segment of their own behind the rows of an image.
     i_q = (tl.program_id(0) // feature_blocks).to(tl.int64)
     i_segment = i_q // rows * (rows + 1) + i_q % rows
@@ -120,8 +116,10 @@ def merge_hard_fwd_kernel(
         b_x = tl.load(p_block, mask=m_n[:, None] & m_d[None, :], other=0.0).to(tl.float32)
         b_sum += b_w[:, None] * b_x
         b_mass += b_w
-    mass = tl.sum(b_mass, axis=0)
-    b_out = tl.sum(b_sum, axis=0) / tl.where(mass > 0, mass, 1.0)
+    b_out = tl.sum(b_sum, axis=0)
+    if MEANS:
+        mass = tl.sum(b_mass, axis=0)
+        b_out = b_out / tl.where(mass > 0, mass, 1.0)
     tl.store(p_out + i_q * D + o_d, b_out.to(p_out.dtype.element_ty), mask=m_d)
 
 
@@ -131,6 +129,8 @@ def unmerge_soft_fwd_kernel(
     p_offsets,
     p_counts,
     p_masks,
+    p_mass,  # (B, rows) float32
+    p_weights,  # (T,) float32
     p_out,  # (T, D)
     rows,
     D,
@@ -139,12 +139,13 @@ def unmerge_soft_fwd_kernel(
     stride_image,
     stride_row,
     stride_start,
+    MEANS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """sum_c M_ci t_c for a block of tokens and one of features."""
+    """sum_c M_ci t_c for a block of tokens and one of features; MEANS: M_ci w_i / mass_c for M."""
     i_b, i_tile, start, n = locate(p_offsets, token_blocks * feature_blocks)
     o_n = i_tile // feature_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
     o_d = i_tile % feature_blocks * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -159,6 +160,9 @@ def unmerge_soft_fwd_kernel(
         b_share = tl.load(
             p_shares + o_c[None, :] * stride_row, mask=m_n[:, None] & m_c[None, :], other=0.0
         )
+        if MEANS:
+            b_share /= tl.load(p_mass + i_b * rows + o_c, mask=m_c, other=1.0)[None, :]
+            b_share *= tl.load(p_weights + start + o_n, mask=m_n, other=0.0)[:, None]
         b_t = tl.load(p_rows + o_c[:, None] * D, mask=m_c[:, None] & m_d[None, :], other=0.0)
         b_out = share_dot(b_share, b_t, b_out, PRECISION)
     p_block = p_out + (start + o_n)[:, None] * D + o_d[None, :]
@@ -170,14 +174,16 @@ def unmerge_hard_fwd_kernel(
     p_tokens,  # (B, rows, D)
     p_offsets,
     p_labels,  # (T,) int64
+    p_weights,  # (T,) float32
     p_out,  # (T, D)
     rows,
     D,
     blocks_per_image,
+    WEIGHTED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The token of each token's label, 0 where it has none."""
+    """The token of each token's label, times its weight; 0 where it has no label."""
     i_b, i_n, start, n = locate(p_offsets, blocks_per_image)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
@@ -187,6 +193,9 @@ def unmerge_hard_fwd_kernel(
         m_d = (o_d < D)[None, :]
         p_rows = p_tokens + ((i_b * rows + b_label) * D)[:, None] + o_d[None, :]
         b_t = tl.load(p_rows, mask=(b_label >= 0)[:, None] & m_d, other=0.0)
+        if WEIGHTED:
+            b_w = tl.load(p_weights + start + o_n, mask=m_n, other=0.0)
+            b_t = (b_t * b_w[:, None]).to(b_t.dtype)
         p_block = p_out + (start + o_n)[:, None] * D + o_d[None, :]
         tl.store(p_block, b_t, mask=m_n[:, None] & m_d)
 
@@ -200,6 +209,7 @@ def merge_soft(
     offsets: Tensor,
     longest: int,
     eps: float,
+    means: bool = True,
 ) -> Tensor:
     """Means of the tokens weighed by the masks.
 
@@ -212,6 +222,7 @@ def merge_soft(
         offsets: (B + 1,) int64.
         longest: most tokens of an image.
         eps: added to the sum of the weights.
+        means: False for the plain sums, which let non-finite tokens through.
 
     Returns:
         (B, rows, D) in the dtype of `x`.
@@ -219,7 +230,7 @@ def merge_soft(
     images, rows, dim = counts.shape[0], masks.shape[-2], x.shape[1]
     config, layout = merge_config(x.dtype), MaskLayout.of(masks)
     out = x.new_empty(images, rows, dim)
-    usable, _ = token_states(x, (labels >= 0).view(torch.uint8), offsets, longest)
+    usable = _usable(x, labels, offsets, longest, means)
     row_blocks = triton.cdiv(rows, config.block_m)
     feature_blocks = triton.cdiv(dim, config.block_n)
     if images * feature_blocks:
@@ -241,6 +252,7 @@ def merge_soft(
             layout.row,
             layout.start,
             WEIGHTED=weights is not None,
+            MEANS=means,
             PRECISION=share_precision(x.dtype),
             BLOCK_C=config.block_m,
             BLOCK_N=config.block_d,
@@ -258,12 +270,13 @@ def merge_hard(
     rows: int,
     offsets: Tensor,
     longest: int,
+    means: bool = True,
 ) -> Tensor:
     """Means of the members of each label; arguments as in `merge_soft`."""
     images, dim = offsets.shape[0] - 1, x.shape[1]
     config = token_config(x.dtype)
     out = x.new_empty(images, rows, dim)
-    usable, _ = token_states(x, (labels >= 0).view(torch.uint8), offsets, longest)
+    usable = _usable(x, labels, offsets, longest, means)
     order, bounds = segments(labels, offsets, rows)
     feature_blocks = triton.cdiv(dim, config.block_d)
     if images * feature_blocks:
@@ -279,6 +292,7 @@ def merge_hard(
             feature_blocks,
             *x.stride(),
             WEIGHTED=weights is not None,
+            MEANS=means,
             BLOCK_N=config.block_n,
             BLOCK_D=config.block_d,
             num_warps=config.num_warps,
@@ -286,28 +300,43 @@ def merge_hard(
     return out
 
 
-def segments(labels: Tensor, offsets: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Members of each label of each image, one label after the other, tokens ascending.
-
-    Returns:
-        (T,) int64 tokens, and (B (rows + 1) + 1,) int64 where each label begins among them; label
-        `rows` of an image are its masked tokens.
-    """
-    token = torch.arange(labels.shape[0], device=labels.device)
-    image = torch.searchsorted(offsets[1:], token, right=True)
-    label = torch.where(labels < 0, rows, labels)
-    key, order = (image * (rows + 1) + label).to(torch.int32).sort(stable=True)
-    segment = torch.arange((offsets.shape[0] - 1) * (rows + 1) + 1, device=labels.device)
-    return order, torch.searchsorted(key, segment.to(torch.int32))
+def _usable(x, labels, offsets, longest, finite) -> Tensor:
+    labelled = labels >= 0
+    if not finite:
+        return labelled.view(torch.int8)
+    return token_states(x, labelled.view(torch.uint8), offsets, longest)[0]
 
 
 def unmerge_soft(
-    tokens: Tensor, masks: Tensor, counts: Tensor, offsets: Tensor, longest: int, total: int
+    tokens: Tensor,
+    masks: Tensor,
+    counts: Tensor,
+    offsets: Tensor,
+    longest: int,
+    total: int,
+    mass: Tensor | None = None,
+    weights: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """(total, D) mixtures of `tokens` (B, rows, D) by the masks; see `merge_soft`."""
+    """Mixtures of tokens by the masks.
+
+    Args:
+        tokens: (B, rows, D), contiguous.
+        masks: (B, rows or more, N), or packed (rows or more, T), float32.
+        counts: (B,) int64 last row of each image.
+        offsets: (B + 1,) int64.
+        longest: most tokens of an image.
+        total: number of tokens of all images.
+        mass: (B, rows) float32 that divides the masks of a row; with `weights`.
+        weights: (T,) float32 that multiplies those of a token; with `mass`.
+        dtype: of the result; None for that of `tokens`.
+
+    Returns:
+        (total, D).
+    """
     images, rows, dim = tokens.shape
     config, layout = merge_config(tokens.dtype), MaskLayout.of(masks)
-    out = tokens.new_empty(total, dim)
+    out = tokens.new_empty(total, dim, dtype=dtype)
     token_blocks = triton.cdiv(longest, config.block_m)
     feature_blocks = triton.cdiv(dim, config.block_n)
     if images * token_blocks * feature_blocks:
@@ -316,6 +345,8 @@ def unmerge_soft(
             offsets,
             counts,
             masks,
+            tokens if mass is None else mass,
+            tokens if weights is None else weights,
             out,
             rows,
             dim,
@@ -324,6 +355,7 @@ def unmerge_soft(
             layout.image,
             layout.row,
             layout.start,
+            MEANS=mass is not None,
             PRECISION=share_precision(tokens.dtype),
             BLOCK_C=config.block_d,
             BLOCK_N=config.block_m,
@@ -334,8 +366,14 @@ def unmerge_soft(
     return out
 
 
-def unmerge_hard(tokens: Tensor, labels: Tensor, offsets: Tensor, longest: int) -> Tensor:
-    """(T, D) token of each label (T,), of `tokens` (B, rows, D)."""
+def unmerge_hard(
+    tokens: Tensor,
+    labels: Tensor,
+    offsets: Tensor,
+    longest: int,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """(T, D) token of each label (T,), of `tokens` (B, rows, D), times the weights (T,) if any."""
     images, rows, dim = tokens.shape
     config = token_config(tokens.dtype)
     out = tokens.new_empty(labels.shape[0], dim)
@@ -345,10 +383,12 @@ def unmerge_hard(tokens: Tensor, labels: Tensor, offsets: Tensor, longest: int) 
             tokens,
             offsets,
             labels,
+            tokens if weights is None else weights,
             out,
             rows,
             dim,
             blocks,
+            WEIGHTED=weights is not None,
             BLOCK_N=config.block_n,
             BLOCK_D=config.block_d,
             num_warps=config.num_warps,

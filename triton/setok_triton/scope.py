@@ -10,6 +10,23 @@ from setok_triton.chunk import Chunk
 from setok_triton.common import FAR_INDEX, locate
 from setok_triton.configs import row_config
 
+# Scaled distances end here, far beyond the reach of any kernel.
+FARTHEST = tl.constexpr(1.8446742974197924e19)
+# Levels of the sigmoid end below at minus this.
+DEEPEST = tl.constexpr(79.85)
+
+
+@triton.jit
+def similarity(b_d, bandwidth, KERNEL: tl.constexpr):
+    """Phi of distances to the seed that end at `FARTHEST`."""
+    if KERNEL == "gaussian":
+        b_phi = tl.exp(-b_d / bandwidth)
+    elif KERNEL == "laplacian":
+        b_phi = tl.exp(-tl.sqrt(b_d) / bandwidth)
+    else:
+        b_phi = tl.maximum(1.0 - b_d / bandwidth, 0.0)
+    return b_phi
+
 
 @triton.jit
 def alpha_mask(
@@ -21,18 +38,11 @@ def alpha_mask(
 ):
     """Alpha from the distance to the seed and the token's own score."""
     bandwidth, beta = tl.load(p_learnable), tl.load(p_learnable + 1)
-    # Far beyond the reach of any kernel.
-    b_d = tl.minimum(b_d, 1.8446742974197924e19)
-    if KERNEL == "gaussian":
-        b_phi = tl.exp(-b_d / bandwidth)
-    elif KERNEL == "laplacian":
-        b_phi = tl.exp(-tl.sqrt(b_d) / bandwidth)
-    else:
-        b_phi = tl.maximum(1.0 - b_d / bandwidth, 0.0)
+    b_phi = similarity(tl.minimum(b_d, FARTHEST), bandwidth, KERNEL)
     if SIGMOID:
         temperature, offset = tl.load(p_learnable + 2), tl.load(p_learnable + 3)
         b_level = (b_phi - offset - beta * b_s) / temperature
-        b_alpha = 1.0 / (1.0 + tl.exp(tl.minimum(-b_level, 79.85)))
+        b_alpha = 1.0 / (1.0 + tl.exp(tl.minimum(-b_level, DEEPEST)))
     else:
         b_alpha = tl.minimum(tl.maximum(b_phi - beta * b_s, 0.01), 0.99)
     return b_alpha
@@ -184,8 +194,8 @@ class MaskLayout:
 def scope(
     chunk: Chunk,
     score: Tensor,
-    learnable: Tensor,
-    config,
+    options,
+    loop,
     masks: Tensor,
     left: Tensor,
     seeds: Tensor,
@@ -197,8 +207,8 @@ def scope(
     Args:
         chunk: the images.
         score: (T,).
-        learnable: (4,) float32 bandwidth, beta, temperature, offset.
-        config: the `ClusterConfig`.
+        options: the `MaskOptions`.
+        loop: the `LoopOptions`.
         masks: written; (images, C + 1, N) of the chunk, or packed (C + 1, T).
         left: written; (T,) scope in the end.
         seeds: (images, C) int64, written (-1 before) or replayed.
@@ -213,22 +223,22 @@ def scope(
         chunk.sigma,
         chunk.taking_part,
         chunk.rows,
-        learnable,
+        options.learnable,
         masks,
         left,
         seeds,
         counts,
-        config.max_clusters,
+        loop.max_clusters,
         chunk.longest,
-        config.stop_residual,
-        config.min_mass,
+        loop.stop_residual,
+        loop.min_mass,
         layout.image,
         layout.row,
         layout.start,
         seeds.stride(0),
-        KERNEL=config.kernel,
-        SIGMOID=config.alpha == "sigmoid",
-        DISTINCT=config.distinct_seeds,
+        KERNEL=options.kernel,
+        SIGMOID=options.alpha == "sigmoid",
+        DISTINCT=loop.distinct_seeds,
         REPLAY=replay,
         BLOCK_N=launch.block_n,
         num_warps=launch.num_warps,

@@ -177,8 +177,8 @@ def stream_scope(
     x: Tensor,
     chunk: Chunk,
     score: Tensor,
-    learnable: Tensor,
-    config,
+    options,
+    loop,
     masks: Tensor,
     left: Tensor,
     seeds: Tensor,
@@ -187,7 +187,7 @@ def stream_scope(
 ) -> None:
     """Runs the loop of all images step by step; arguments as in `setok_triton.scope.scope`."""
     launch, layout = token_config(x.dtype), MaskLayout.of(masks)
-    block, total, steps = 8 * launch.block_n, x.shape[0], config.max_clusters
+    block, total, steps = 8 * launch.block_n, x.shape[0], loop.max_clusters
     blocks = triton.cdiv(chunk.longest, block)
     halves = score.new_empty(2, total)
     eligible = torch.empty_like(chunk.ok)
@@ -202,7 +202,7 @@ def stream_scope(
             chunk.factor,
             chunk.sigma,
             chunk.taking_part,
-            learnable,
+            options.learnable,
             masks,
             halves,
             eligible,
@@ -213,17 +213,17 @@ def stream_scope(
             step,
             steps,
             total,
-            config.stop_residual,
-            config.min_mass,
+            loop.stop_residual,
+            loop.min_mass,
             blocks,
             *x.stride(),
             layout.image,
             layout.row,
             layout.start,
             seeds.stride(0),
-            KERNEL=config.kernel,
-            SIGMOID=config.alpha == "sigmoid",
-            DISTINCT=config.distinct_seeds,
+            KERNEL=options.kernel,
+            SIGMOID=options.alpha == "sigmoid",
+            DISTINCT=loop.distinct_seeds,
             REPLAY=replay,
             BLOCK_N=block,
             BLOCK_D=launch.block_d // 8,

@@ -1,0 +1,87 @@
+// The operation `setok::cluster_backward`: gradients of every image, and their sums.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "image_backward.h"
+#include "tensors.h"
+
+namespace setok {
+namespace {
+
+using torch::stable::Tensor;
+
+template <class T>
+ImageValues<T> values_of(const std::optional<Tensor> (&tensors)[4], const Layout& layout, index_t b,
+                         index_t rows) {
+  const index_t start = layout.start[b];
+  return {values<T>(tensors[0], layout.mask_offset(b, rows)), layout.mask_stride(b),
+          values<T>(tensors[1], start), values<T>(tensors[2], start), values<T>(tensors[3], start)};
+}
+
+// x, decisions and values as `cluster` took and returned them, all contiguous; gradients are of
+// the dtype of the values, and zero where absent.
+std::tuple<Tensor, Tensor> cluster_backward(
+    const Tensor& x, std::optional<Tensor> valid, std::optional<Tensor> cu_seqlens,
+    int64_t /*max_seqlen*/, const Tensor& knn, const Tensor& parent, const Tensor& seeds,
+    const Tensor& counts, const Tensor& masks, const Tensor& density, const Tensor& delta,
+    const Tensor& score, std::optional<Tensor> grad_masks, std::optional<Tensor> grad_density,
+    std::optional<Tensor> grad_delta, std::optional<Tensor> grad_score,
+    std::optional<Tensor> learnable, int64_t kernel, int64_t alpha, double bandwidth, double beta,
+    double temperature, double offset, int64_t scale, double factor, bool score_norm_max) {
+  const MaskOptions given{kernel, alpha, bandwidth, beta,          temperature,
+                          offset, scale, factor,    score_norm_max};
+  Options options = given.options(x.size(-1), learnable);
+  options.k = knn.size(-1);
+  options.max_clusters = seeds.size(-1);
+  STD_TORCH_CHECK(x.dim() == (cu_seqlens ? 2 : 3), "x: wrong rank");
+  STD_TORCH_CHECK(x.is_contiguous(), "x: expected a contiguous tensor");
+  const std::optional<Tensor> saved[4] = {masks, density, delta, score};
+  const std::optional<Tensor> grads[4] = {grad_masks, grad_density, grad_delta, grad_score};
+  for (const auto* group : {&saved, &grads})
+    for (const std::optional<Tensor>& tensor : *group)
+      STD_TORCH_CHECK(
+          !tensor || (tensor->is_contiguous() && tensor->scalar_type() == masks.scalar_type()),
+          "values and gradients: expected contiguous tensors of one dtype");
+
+  const Layout layout(parent, cu_seqlens);
+  const index_t dim = x.size(-1), rows = options.max_clusters + 1;
+  const Dtype dtype = dtype_of(x);
+  const size_t width = dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2;
+  Tensor grad_x = empty_as(x);
+  Tensor grad_learnable = empty_cpu({4}, masks.scalar_type());
+  std::vector<double> sums(4 * layout.images(), 0.0);
+  for_type_of(x, [&](auto zero) {
+    using T = decltype(zero);
+    parallel_images(layout.images(), [&](index_t b) {
+      const index_t start = layout.start[b];
+      const ImageInput image{static_cast<const char*>(x.const_data_ptr()) + start * dim * width,
+                             dtype, valid ? values<bool>(*valid) + start : nullptr,
+                             layout.tokens(b), dim};
+      const KnownDecisions decisions{
+          values<index_t>(knn) + start * options.k, values<index_t>(parent) + start,
+          values<index_t>(seeds) + b * (rows - 1), values<index_t>(counts) + b};
+      cluster_image_backward<T>(image, options, decisions, values_of<T>(saved, layout, b, rows),
+                                values_of<T>(grads, layout, b, rows),
+                                data<char>(grad_x) + start * dim * width, sums.data() + 4 * b);
+      Scratch::of_this_thread().trim();
+    });
+    for (index_t option = 0; option < 4; ++option) {
+      double sum = 0;
+      for (index_t b = 0; b < layout.images(); ++b) sum += sums[4 * b + option];
+      data<T>(grad_learnable)[option] = static_cast<T>(sum);
+    }
+  });
+  return {grad_x, grad_learnable};
+}
+
+}  // namespace
+}  // namespace setok
+
+STABLE_TORCH_LIBRARY_IMPL(setok, CPU, m) {
+  m.impl("cluster_backward", TORCH_BOX(&setok::cluster_backward));
+}

@@ -1,0 +1,55 @@
+// Weighted pairs of tokens, as a list for each of the two: gradients of single distances.
+
+#pragma once
+
+#include <algorithm>
+
+#include "common.h"
+
+namespace setok {
+
+// Partners of token i are those from start[i] to start[i + 1].
+template <class T>
+struct Edges {
+  const index_t* start;  // (n + 1,)
+  const index_t* partner;
+  const T* weight;
+};
+
+// for_each(f) calls f(i, j, weight) for every pair, in the same order each time; the lists keep it.
+template <class T, class F>
+Edges<T> collect_edges(index_t n, const F& for_each, Scratch& scratch) {
+  // While the lists grow, next[i + 1] is where that of token i goes on: in the end, where the next
+  // one starts.
+  auto* next = scratch.get<index_t>(Scratch::edges, n + 2);
+  std::fill_n(next, n + 2, index_t{0});
+  for_each([&](index_t i, index_t j, T) {
+    ++next[i + 2];
+    ++next[j + 2];
+  });
+  for (index_t i = 1; i < n + 2; ++i) next[i] += next[i - 1];
+  auto* partner = scratch.get<index_t>(Scratch::partners, next[n + 1]);
+  T* weight = scratch.get<T>(Scratch::weights, next[n + 1]);
+  const auto append = [&](index_t i, index_t j, T w) {
+    const index_t at = next[i + 1]++;
+    partner[at] = j;
+    weight[at] = w;
+  };
+  for_each([&](index_t i, index_t j, T w) {
+    append(i, j, w);
+    append(j, i, w);
+  });
+  return {next, partner, weight};
+}
+
+// sum (dim,) = sum of weight * (x_i - x_j) over the `count` partners j of token i.
+void sum_differences(const float* x, index_t dim, index_t i, const index_t* partner,
+                     const float* weight, index_t count, float* sum);
+void sum_differences(const double* x, index_t dim, index_t i, const index_t* partner,
+                     const double* weight, index_t count, double* sum);
+
+// sum += a * x - y.
+void add_scaled(float a, const float* x, const float* y, index_t dim, float* sum);
+void add_scaled(double a, const double* x, const double* y, index_t dim, double* sum);
+
+}  // namespace setok

@@ -1,0 +1,26 @@
+// Gradients of the clustering of one image by its tokens and by the options.
+
+#pragma once
+
+#include "common.h"
+#include "image.h"
+
+namespace setok {
+
+// Values of one image, or their gradients, which may be absent (null). Rows of the masks are
+// `mask_stride` apart.
+template <class T>
+struct ImageValues {
+  const T* masks;
+  index_t mask_stride;
+  const T *density, *delta, *score;
+};
+
+// Writes grad_x (tokens, dim) in the dtype of the image, and the gradients of bandwidth, beta,
+// temperature and offset.
+template <class T>
+void cluster_image_backward(const ImageInput& image, const Options& options,
+                            const KnownDecisions& decisions, const ImageValues<T>& values,
+                            const ImageValues<T>& grad, void* grad_x, double* grad_learnable);
+
+}  // namespace setok

@@ -1,0 +1,266 @@
+// The operations `setok::merge_backward` and `unmerge_backward`.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "columns.h"
+#include "merge.h"
+#include "tensors.h"
+
+namespace setok {
+namespace {
+
+using torch::stable::Tensor;
+
+// Tokens of one block of a sum over the rows.
+constexpr index_t kBlock = 256;
+
+// One image; masks and their gradients have `rows` rows `mask_stride` apart.
+template <class T>
+struct Merge {
+  const T *grad, *x, *masks;  // masks are null where a token belongs to its label alone
+  const index_t* labels;
+  const T* weights;  // null where all are 1
+  index_t tokens, dim, rows, mask_stride;
+  T eps;
+  T *grad_x, *grad_masks, *grad_weights;  // null where not wanted, but for grad_x
+};
+
+// Usable tokens, and the weight of each, which is 0 where it is not.
+template <class T>
+void find_shares(const Merge<T>& m, bool* usable, T* share) {
+  parallel_blocks(m.tokens, 64, [&](index_t begin, index_t end) {
+    for (index_t i = begin; i < end; ++i) {
+      usable[i] = m.labels[i] >= 0 && is_finite(m.x + i * m.dim, m.dim);
+      share[i] = !usable[i] ? T{0} : m.weights == nullptr ? T{1} : m.weights[i];
+    }
+  });
+}
+
+template <class T>
+SETOK_INLINE double product(const T* a, const T* b, index_t count) {
+  double sum[kLanes] = {};
+  const index_t whole = count / kLanes * kLanes;
+  for (index_t j = 0; j < whole; j += kLanes) {
+#pragma omp simd
+    for (index_t lane = 0; lane < kLanes; ++lane)
+      sum[lane] += static_cast<double>(a[j + lane]) * static_cast<double>(b[j + lane]);
+  }
+  for (index_t j = whole; j < count; ++j)
+    sum[j - whole] += static_cast<double>(a[j]) * static_cast<double>(b[j]);
+  double total = 0;
+  for (index_t lane = 0; lane < kLanes; ++lane) total += sum[lane];
+  return total;
+}
+
+// The same for three factors.
+template <class T>
+SETOK_INLINE double product_of_three(const T* a, const T* b, const T* c, index_t count) {
+  double sum[kLanes] = {};
+  const index_t whole = count / kLanes * kLanes;
+  for (index_t j = 0; j < whole; j += kLanes) {
+#pragma omp simd
+    for (index_t lane = 0; lane < kLanes; ++lane)
+      sum[lane] +=
+          static_cast<double>(a[j + lane] * b[j + lane]) * static_cast<double>(c[j + lane]);
+  }
+  for (index_t j = whole; j < count; ++j)
+    sum[j - whole] += static_cast<double>(a[j] * b[j]) * static_cast<double>(c[j]);
+  double total = 0;
+  for (index_t lane = 0; lane < kLanes; ++lane) total += sum[lane];
+  return total;
+}
+
+#define SETOK_PRODUCTS(T)                                                             \
+  SETOK_CLONES double product_of(const T* a, const T* b, index_t count) {             \
+    return product(a, b, count);                                                      \
+  }                                                                                   \
+  SETOK_CLONES double product_of(const T* a, const T* b, const T* c, index_t count) { \
+    return product_of_three(a, b, c, count);                                          \
+  }
+SETOK_PRODUCTS(float)
+SETOK_PRODUCTS(double)
+#undef SETOK_PRODUCTS
+
+template <class T>
+void merge_masks_backward(const Merge<T>& m) {
+  Scratch& scratch = Scratch::of_this_thread();
+  const index_t tokens = m.tokens, dim = m.dim, rows = m.rows;
+  bool* usable = scratch.get<bool>(Scratch::finite, tokens);
+  T* share = scratch.get<T>(Scratch::vectors, tokens);
+  find_shares(m, usable, share);
+  // The gradient of each row, divided as the row was.
+  T* scaled = scratch.get<T>(Scratch::seeds, rows * dim);
+  double* mass = scratch.get<double>(Scratch::totals, 2 * rows);
+  double* shift = mass + rows;
+  parallel_tasks(rows, [&](index_t row) {
+    mass[row] =
+        product_of(m.masks + row * m.mask_stride, share, tokens) + static_cast<double>(m.eps);
+    for (index_t j = 0; j < dim; ++j)
+      scaled[row * dim + j] = m.grad[row * dim + j] / static_cast<T>(mass[row]);
+  });
+  unmerge_masks(scaled, m.masks, m.mask_stride, tokens, dim, rows, m.grad_x);
+  parallel_blocks(tokens, kBlock, [&](index_t begin, index_t end) {
+    for (index_t i = begin; i < end; ++i) {
+      T* row = m.grad_x + i * dim;
+      if (!usable[i])
+        std::fill_n(row, dim, T{0});
+      else if (m.weights != nullptr)
+        for (index_t j = 0; j < dim; ++j) row[j] *= share[i];
+    }
+  });
+  if (m.grad_masks == nullptr && m.grad_weights == nullptr) return;
+
+  // What each row gains by a token in place of its mean.
+  const bool masks_wanted = m.grad_masks != nullptr;
+  T* gain = masks_wanted ? m.grad_masks : scratch.get<T>(Scratch::distances, rows * tokens);
+  const index_t ld = masks_wanted ? m.mask_stride : tokens;
+  row_products(scaled, m.x, usable, rows, tokens, dim, gain, ld);
+  parallel_tasks(rows, [&](index_t row) {
+    shift[row] =
+        product_of(m.masks + row * m.mask_stride, share, gain + row * ld, tokens) / mass[row];
+  });
+  parallel_blocks(tokens, kBlock, [&](index_t begin, index_t end) {
+    double of_weight[kBlock] = {};
+    for (index_t row = 0; row < rows; ++row) {
+      const T *mask = m.masks + row * m.mask_stride, mean = static_cast<T>(shift[row]);
+      T* to = gain + row * ld;
+      for (index_t i = begin; i < end; ++i) {
+        const T above = to[i] - mean;
+        of_weight[i - begin] += static_cast<double>(mask[i] * above);
+        to[i] = above * share[i];
+      }
+    }
+    for (index_t i = begin; m.grad_weights != nullptr && i < end; ++i)
+      m.grad_weights[i] = usable[i] ? static_cast<T>(of_weight[i - begin]) : T{0};
+  });
+}
+
+template <class T>
+void merge_members_backward(const Merge<T>& m) {
+  Scratch& scratch = Scratch::of_this_thread();
+  const index_t tokens = m.tokens, dim = m.dim, rows = m.rows;
+  bool* usable = scratch.get<bool>(Scratch::finite, tokens);
+  T* share = scratch.get<T>(Scratch::vectors, tokens);
+  find_shares(m, usable, share);
+  std::vector<double> mass(rows, 0.0), mean(rows, 0.0);
+  for (index_t i = 0; i < tokens; ++i)
+    if (usable[i]) mass[m.labels[i]] += static_cast<double>(share[i]);
+  // A row without mass was not divided.
+  const auto divisor = [&](index_t row) { return mass[row] > 0 ? mass[row] : 1.0; };
+  parallel_blocks(tokens, kBlock, [&](index_t begin, index_t end) {
+    for (index_t i = begin; i < end; ++i) {
+      T* to = m.grad_x + i * dim;
+      std::fill_n(to, dim, T{0});
+      if (usable[i])
+        accumulate(to, m.grad + m.labels[i] * dim,
+                   static_cast<T>(static_cast<double>(share[i]) / divisor(m.labels[i])), dim);
+    }
+  });
+  if (m.grad_weights == nullptr) return;
+  double* gain = scratch.get<double>(Scratch::weights, tokens);
+  parallel_blocks(tokens, kBlock, [&](index_t begin, index_t end) {
+    for (index_t i = begin; i < end; ++i)
+      gain[i] = !usable[i] ? 0 : product_of(m.grad + m.labels[i] * dim, m.x + i * dim, dim);
+  });
+  for (index_t i = 0; i < tokens; ++i)
+    if (usable[i] && mass[m.labels[i]] > 0)
+      mean[m.labels[i]] += static_cast<double>(share[i]) * gain[i] / mass[m.labels[i]];
+  for (index_t i = 0; i < tokens; ++i) {
+    const index_t row = usable[i] ? m.labels[i] : 0;
+    m.grad_weights[i] = usable[i] ? static_cast<T>((gain[i] - mean[row]) / divisor(row)) : T{0};
+  }
+}
+
+// grad (B, rows, D), x (..., D), masks (B, rows, N) or (rows, T) and weights (...) in float32 or
+// float64; without masks the gradients of `merge_hard`. What is not wanted is empty.
+std::tuple<Tensor, Tensor, Tensor> merge_backward(
+    const Tensor& grad, const Tensor& x, std::optional<Tensor> masks, const Tensor& labels,
+    const Tensor& /*counts*/, std::optional<Tensor> weights, std::optional<Tensor> cu_seqlens,
+    int64_t /*max_seqlen*/, double eps, bool need_masks) {
+  const Layout layout(labels, cu_seqlens);
+  const index_t dim = x.size(-1), rows = grad.size(1);
+  need_masks = need_masks && masks.has_value();
+  const Tensor none = empty_cpu({0}, x.scalar_type());
+  const Tensor grad_x = empty_as(x), grad_masks = need_masks ? empty_as(*masks) : none;
+  const Tensor grad_weights = weights ? empty_as(*weights) : none;
+  for_type_of(x, [&](auto zero) {
+    using T = decltype(zero);
+    parallel_images(layout.images(), [&](index_t b) {
+      const index_t start = layout.start[b], at = layout.mask_offset(b, rows);
+      const Merge<T> image{values<T>(grad) + b * rows * dim,
+                           values<T>(x) + start * dim,
+                           values<T>(masks, at),
+                           values<index_t>(labels) + start,
+                           values<T>(weights, start),
+                           layout.tokens(b),
+                           dim,
+                           rows,
+                           layout.mask_stride(b),
+                           static_cast<T>(eps),
+                           data<T>(grad_x) + start * dim,
+                           need_masks ? data<T>(grad_masks) + at : nullptr,
+                           weights ? data<T>(grad_weights) + start : nullptr};
+      if (masks)
+        merge_masks_backward(image);
+      else
+        merge_members_backward(image);
+    });
+  });
+  return {grad_x, grad_masks, grad_weights};
+}
+
+// grad (..., D), tokens (B, rows, D) and masks in float32 or float64; without masks the gradient of
+// `unmerge_hard`. What is not wanted is empty.
+std::tuple<Tensor, Tensor> unmerge_backward(const Tensor& grad, const Tensor& tokens,
+                                            std::optional<Tensor> masks, const Tensor& labels,
+                                            const Tensor& /*counts*/,
+                                            std::optional<Tensor> cu_seqlens,
+                                            int64_t /*max_seqlen*/, bool need_masks) {
+  const Layout layout(labels, cu_seqlens);
+  const index_t dim = tokens.size(-1), rows = tokens.size(1);
+  need_masks = need_masks && masks.has_value();
+  const Tensor grad_tokens = empty_as(tokens);
+  const Tensor grad_masks = need_masks ? empty_as(*masks) : empty_cpu({0}, tokens.scalar_type());
+  for_type_of(tokens, [&](auto zero) {
+    using T = decltype(zero);
+    parallel_images(layout.images(), [&](index_t b) {
+      const index_t start = layout.start[b], count = layout.tokens(b);
+      const T* g = values<T>(grad) + start * dim;
+      T* out = data<T>(grad_tokens) + b * rows * dim;
+      if (!masks) {
+        const index_t* label = values<index_t>(labels) + start;
+        std::fill_n(out, rows * dim, T{0});
+        for (index_t i = 0; i < count; ++i)
+          if (label[i] >= 0) accumulate(out + label[i] * dim, g + i * dim, T{1}, dim);
+        return;
+      }
+      const index_t at = layout.mask_offset(b, rows), stride = layout.mask_stride(b);
+      const T* mask = values<T>(*masks) + at;
+      const bool* all = nullptr;
+      T* shares =
+          Scratch::of_this_thread().get<T>(Scratch::packed, panels_of(rows) * kPanel * count);
+      for (index_t top = 0; top < rows; top += kPanel)
+        pack_panel(mask + top * stride, stride, std::min(kPanel, rows - top), count,
+                   shares + top * count);
+      multiply_shares(shares, g, all, count, dim, rows, out);
+      if (need_masks)
+        row_products(values<T>(tokens) + b * rows * dim, g, all, rows, count, dim,
+                     data<T>(grad_masks) + at, stride);
+    });
+  });
+  return {grad_tokens, grad_masks};
+}
+
+}  // namespace
+}  // namespace setok
+
+STABLE_TORCH_LIBRARY_IMPL(setok, CPU, m) {
+  m.impl("merge_backward", TORCH_BOX(&setok::merge_backward));
+  m.impl("unmerge_backward", TORCH_BOX(&setok::unmerge_backward));
+}

@@ -1,0 +1,24 @@
+// What the scope loop and its gradient have in common.
+
+#pragma once
+
+#include <cmath>
+
+#include "simd_math.h"
+
+namespace setok {
+
+// 0.9 log2(max), as in the reference: the exponential of the sigmoid stays in range.
+template <class T>
+constexpr T kLevelLimit = sizeof(T) == 8 ? T(921.6) : T(115.2);
+
+// `slope` is -log2(e) / bandwidth: one product in place of two and a division.
+template <class T, Kernel kernel>
+SETOK_INLINE T similarity(T distance, T bandwidth, T slope) {
+  if constexpr (kernel == Kernel::gaussian) return vexp2(distance * slope);
+  if constexpr (kernel == Kernel::laplacian) return vexp2(std::sqrt(distance) * slope);
+  const T phi = 1 - distance / bandwidth;
+  return phi > 0 ? phi : 0;
+}
+
+}  // namespace setok

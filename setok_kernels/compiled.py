@@ -1,0 +1,134 @@
+"""The compiled backends, behind the functions that the reference has too."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from setok_kernels.config import ALPHAS, KERNELS, LEARNABLE, ClusterConfig
+from setok_kernels.ops import SCALES, wide_dtype
+from setok_kernels.result import Clusters, Decisions
+
+# Images of more tokens keep no rows of distances, but make the inner products twice.
+DENSE_LIMITS = {"cpp": 3072, "triton": 2048}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One of them.
+
+    Attributes:
+        backend: "cpp" or "triton".
+        namespace: of its operations.
+    """
+
+    backend: str
+    namespace: str = "setok"
+
+    def cluster(
+        self,
+        x: Tensor,
+        valid: Tensor | None,
+        cu_seqlens: Tensor | None,
+        max_seqlen: int | None,
+        config: ClusterConfig,
+        decisions: Decisions | None,
+    ) -> Clusters:
+        """Cluster padded or packed tokens; the arguments are those of `reference.cluster`."""
+        known = [None] * 4
+        if decisions is not None:
+            known = [decisions.knn, decisions.parent, decisions.seeds, decisions.counts]
+        learnable = [getattr(config, name) for name in LEARNABLE]
+        tensors, numbers = None, learnable
+        if any(isinstance(v, Tensor) for v in learnable):
+            dtype = wide_dtype(x)
+            tensors = torch.stack([_on_device(v, x.device, dtype) for v in learnable])
+            numbers = [0.0] * 4
+        scale = config.distance_scale
+        named = isinstance(scale, str)
+        masks, labels, density, delta, score, *made = self._ops.cluster(
+            x.contiguous(),
+            _contiguous(valid),
+            _contiguous(cu_seqlens),
+            x.shape[1] if cu_seqlens is None else max_seqlen,
+            *map(_contiguous, known),
+            tensors,
+            KERNELS.index(config.kernel),
+            ALPHAS.index(config.alpha),
+            *(float(v) for v in numbers),
+            SCALES.index(scale if named else "number"),
+            0.0 if named else float(scale),
+            config.score_norm == "max",
+            config.k,
+            config.max_clusters,
+            config.distinct_seeds,
+            config.include_self,
+            float(config.stop_residual),
+            float(config.min_mass),
+            DENSE_LIMITS[self.backend],
+        )
+        decisions = Decisions(*made) if decisions is None else decisions
+        return Clusters(masks, decisions.counts, labels, density, delta, score, decisions)
+
+    def merge(
+        self, x: Tensor, out: Clusters, mode: str, weights: Tensor | None, eps: float
+    ) -> Tensor:
+        """Tokens to clusters; the arguments are those of `reference.merge`."""
+        share, dtype = self._shares(out, mode), x.dtype
+        if weights is not None:
+            weights = weights.to(out.masks.dtype).contiguous()
+        merged = self._ops.merge(
+            self._accumulated(x, out), *share[:3], weights, *share[3:], out.num_rows, eps
+        )
+        return merged.to(dtype)
+
+    def unmerge(self, tokens: Tensor, out: Clusters, mode: str) -> Tensor:
+        """Clusters back to tokens; the arguments are those of `reference.unmerge`."""
+        spread = self._ops.unmerge(self._accumulated(tokens, out), *self._shares(out, mode))
+        return spread.to(tokens.dtype)
+
+    def assign(self, x: Tensor, valid: Tensor | None, centres: Tensor) -> Tensor:
+        """Number of the nearest centre of every token, ties lowest number; a centre is its own.
+
+        Args:
+            x: (B, N, D), finite.
+            valid: (B, N) bool or None.
+            centres: (B, C) int64 tokens, -1 where there is none.
+
+        Returns:
+            (B, N) int64, -1 for masked tokens and in images without a centre.
+        """
+        x = x.detach()
+        if self.backend == "cpp":
+            x = x.to(wide_dtype(x))
+        return self._ops.assign(x.contiguous(), _contiguous(valid), centres.contiguous())
+
+    @property
+    def _ops(self):
+        return getattr(torch.ops, self.namespace)
+
+    def _accumulated(self, x: Tensor, out: Clusters) -> Tensor:
+        # The C++ kernels multiply in one dtype; those in Triton read 16 bits as they are.
+        return (x.to(out.masks.dtype) if self.backend == "cpp" else x).contiguous()
+
+    def _shares(self, out: Clusters, mode: str) -> tuple:
+        """Masks (None when hard), labels, counts, cu_seqlens and max_seqlen of the operations."""
+        packed = out.cu_seqlens is not None
+        return (
+            out.masks.contiguous() if mode == "soft" else None,
+            out.labels.contiguous(),
+            out.counts.contiguous(),
+            _contiguous(out.cu_seqlens),
+            out.max_seqlen if packed else out.labels.shape[1],
+        )
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _on_device(value, device: torch.device, dtype: torch.dtype) -> Tensor:
+    # A fill, not a copy from the host, which would wait for the device.
+    if isinstance(value, Tensor):
+        return value.to(device, dtype)
+    return torch.full((), value, device=device, dtype=dtype)

@@ -1,0 +1,88 @@
+"""The clustering as a module whose hyper-parameters learn."""
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor, nn
+
+from setok_kernels.config import LEARNABLE, ClusterConfig
+from setok_kernels.functional import cluster_tokens
+from setok_kernels.result import Clusters, Decisions
+
+# These must stay positive, so what is learnt is their logarithm.
+_POSITIVE = ("bandwidth", "temperature")
+
+
+class TokenClustering(nn.Module):
+    """`cluster_tokens` with learnable bandwidth, beta, temperature and offset (Algorithm 1).
+
+    Learnable ones are 0-dim float32 parameters, in the state dict as `log_bandwidth`, `beta`,
+    `log_temperature` and `offset`; the logarithm keeps the first and the third positive. The others
+    keep the value of `config`.
+
+    Args:
+        config: options; None means `ClusterConfig()`. Tensors in it give the initial values.
+        learnable: which of the four learn.
+        backend: as in `cluster_tokens`.
+
+    Raises:
+        ValueError: `learnable` names something else.
+    """
+
+    def __init__(
+        self,
+        config: ClusterConfig | None = None,
+        learnable: tuple[str, ...] = LEARNABLE,
+        backend: str = "auto",
+    ):
+        super().__init__()
+        config = ClusterConfig() if config is None else config
+        unknown = [name for name in learnable if name not in LEARNABLE]
+        if unknown:
+            raise ValueError(
+                f"learnable: expected some of {', '.join(LEARNABLE)}, got {unknown[0]!r}"
+            )
+        values = config.to_dict()
+        self.config = ClusterConfig(**values)
+        self.learnable = tuple(name for name in LEARNABLE if name in learnable)
+        self.backend = backend
+        for name in self.learnable:
+            value = math.log(values[name]) if name in _POSITIVE else values[name]
+            self.register_parameter(_parameter_name(name), nn.Parameter(torch.tensor(value)))
+
+    def current_config(self) -> ClusterConfig:
+        """The config with the learnable numbers as tensors, which carry gradient."""
+        learnt = {}
+        for name in self.learnable:
+            value = getattr(self, _parameter_name(name))
+            learnt[name] = value.exp() if name in _POSITIVE else value
+        return dataclasses.replace(self.config, **learnt)
+
+    def forward(
+        self,
+        x: Tensor,
+        token_mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        decisions: Decisions | None = None,
+    ) -> Clusters:
+        """Cluster the tokens of each image; arguments and result are those of `cluster_tokens`."""
+        return cluster_tokens(
+            x,
+            self.current_config(),
+            token_mask=token_mask,
+            cu_seqlens=cu_seqlens,
+            max_seqlen=max_seqlen,
+            decisions=decisions,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        """The options, and which of them learn."""
+        options = [f"{name}={value!r}" for name, value in self.config.to_dict().items()]
+        return ", ".join([*options, f"learnable={self.learnable!r}", f"backend={self.backend!r}"])
+
+
+def _parameter_name(name: str) -> str:
+    return f"log_{name}" if name in _POSITIVE else name

@@ -1,0 +1,248 @@
+"""The operations `setok::…`: schemas, shapes, autograd formulas, and the kernels of each device.
+
+CPU kernels are C++ (csrc/), CUDA kernels Triton; both forward and backward are functional. Autocast
+has nothing to cast: every kernel takes the dtype that its tensors have and accumulates in float32
+or wider, so the result is the same inside and outside.
+"""
+
+import os
+
+import torch
+from torch import Tensor
+
+from setok_kernels import _native
+from setok_kernels.config import LEARNABLE
+
+# What `scale` of the schemas counts; `factor` goes with the last.
+SCALES = ("variance", "dim", "number")
+
+_IMAGES = "Tensor? cu_seqlens, SymInt max_seqlen"
+_DECISIONS = "Tensor knn, Tensor parent, Tensor seeds, Tensor counts"
+_MASK_OPTIONS = (
+    "int kernel, int alpha, float bandwidth, float beta, float temperature, float offset, "
+    "int scale, float factor, bool score_norm_max"
+)
+_VALUES = "Tensor masks, Tensor density, Tensor delta, Tensor score"
+
+# `learnable` (4,) holds bandwidth, beta, temperature and offset in place of the numbers.
+SCHEMAS = {
+    "cluster": f"(Tensor x, Tensor? valid, {_IMAGES}, {_DECISIONS.replace('Tensor', 'Tensor?')}, "
+    f"Tensor? learnable, {_MASK_OPTIONS}, int k, int max_clusters, bool distinct_seeds, "
+    "bool include_self, float stop_residual, float min_mass, int dense_limit) -> "
+    "(Tensor masks, Tensor labels, Tensor density, Tensor delta, Tensor score, "
+    "Tensor knn, Tensor parent, Tensor seeds, Tensor counts)",
+    "cluster_backward": f"(Tensor x, Tensor? valid, {_IMAGES}, {_DECISIONS}, {_VALUES}, "
+    f"{_VALUES.replace('Tensor ', 'Tensor? grad_')}, Tensor? learnable, {_MASK_OPTIONS}) -> "
+    "(Tensor grad_x, Tensor grad_learnable)",
+    "merge": f"(Tensor x, Tensor? masks, Tensor labels, Tensor counts, Tensor? weights, {_IMAGES}, "
+    "SymInt rows, float eps) -> Tensor",
+    "merge_backward": "(Tensor grad, Tensor x, Tensor? masks, Tensor labels, Tensor counts, "
+    f"Tensor? weights, {_IMAGES}, float eps, bool need_masks) -> "
+    "(Tensor grad_x, Tensor grad_masks, Tensor grad_weights)",
+    "unmerge": f"(Tensor tokens, Tensor? masks, Tensor labels, Tensor counts, {_IMAGES}) -> Tensor",
+    "unmerge_backward": "(Tensor grad, Tensor tokens, Tensor? masks, Tensor labels, Tensor counts, "
+    f"{_IMAGES}, bool need_masks) -> (Tensor grad_tokens, Tensor grad_masks)",
+    "assign": "(Tensor x, Tensor? valid, Tensor centres) -> Tensor",
+}
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """In which the kernels accumulate and return masks, density, delta and score."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+# Shapes.
+
+
+def _cluster_fake(x, valid, cu_seqlens, max_seqlen, knn, parent, seeds, counts, learnable, *rest):
+    k, max_clusters = rest[len(_MASK_OPTIONS.split(",")) :][:2]
+    leading = x.shape[:-1]
+    images = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    wide = x.new_empty(leading, dtype=wide_dtype(x))
+    rows = max_clusters + 1
+    masks = (rows, x.shape[0]) if cu_seqlens is not None else (images, rows, x.shape[1])
+    shapes = [(*leading, k), leading, (images, max_clusters), (images,)]
+    if knn is not None:
+        shapes = [(0,)] * 4
+    return (
+        wide.new_empty(masks),
+        x.new_empty(leading, dtype=torch.int64),
+        wide,
+        torch.empty_like(wide),
+        torch.empty_like(wide),
+        *(x.new_empty(shape, dtype=torch.int64) for shape in shapes),
+    )
+
+
+def _cluster_backward_fake(x, *rest):
+    return x.new_empty(x.shape), x.new_empty(len(LEARNABLE), dtype=wide_dtype(x))
+
+
+def _merge_fake(x, masks, labels, counts, weights, cu_seqlens, max_seqlen, rows, eps):
+    return x.new_empty(counts.shape[0], rows, x.shape[-1])
+
+
+def _merge_backward_fake(
+    grad, x, masks, labels, counts, weights, cu_seqlens, max_seqlen, eps, need_masks
+):
+    return (
+        x.new_empty(x.shape),
+        masks.new_empty(masks.shape) if need_masks else x.new_empty(0),
+        x.new_empty(0) if weights is None else weights.new_empty(weights.shape),
+    )
+
+
+def _unmerge_fake(tokens, masks, labels, counts, cu_seqlens, max_seqlen):
+    return tokens.new_empty(*labels.shape, tokens.shape[-1])
+
+
+def _unmerge_backward_fake(grad, tokens, masks, labels, counts, cu_seqlens, max_seqlen, need_masks):
+    return (
+        tokens.new_empty(tokens.shape),
+        masks.new_empty(masks.shape) if need_masks else tokens.new_empty(0),
+    )
+
+
+def _assign_fake(x, valid, centres):
+    return x.new_empty(x.shape[:2], dtype=torch.int64)
+
+
+# Autograd. Decisions are constants; x, the learnable numbers, masks, weights are differentiated.
+
+
+def _cluster_setup(ctx, inputs, output):
+    x, valid, cu_seqlens, max_seqlen, *known, learnable = inputs[:9]
+    masks, _, density, delta, score, *made = output
+    decisions = made if known[0] is None else known
+    ctx.save_for_backward(x, valid, cu_seqlens, *decisions, masks, density, delta, score, learnable)
+    ctx.max_seqlen = max_seqlen
+    ctx.mask_options = inputs[9 : 9 + len(_MASK_OPTIONS.split(","))]
+    ctx.set_materialize_grads(False)
+
+
+def _cluster_backward(ops):
+    def backward(ctx, *grads):
+        x, valid, cu_seqlens, *values, learnable = ctx.saved_tensors
+        wanted = [grads[0], *grads[2:5]]
+        grad_x = grad_learnable = None
+        if any(g is not None for g in wanted):
+            wanted = [None if g is None else g.contiguous() for g in wanted]
+            grad_x, grad_learnable = ops.cluster_backward(
+                x,
+                valid,
+                cu_seqlens,
+                ctx.max_seqlen,
+                *values,
+                *wanted,
+                learnable,
+                *ctx.mask_options,
+            )
+        if learnable is None:
+            grad_learnable = None
+        return grad_x, *[None] * 7, grad_learnable, *[None] * (len(ctx.needs_input_grad) - 9)
+
+    return backward
+
+
+def _merge_setup(ctx, inputs, output):
+    x, masks, labels, counts, weights, cu_seqlens, ctx.max_seqlen, _, ctx.eps = inputs
+    ctx.save_for_backward(x, masks, labels, counts, weights, cu_seqlens)
+
+
+def _merge_backward(ops):
+    def backward(ctx, grad):
+        need_masks = ctx.needs_input_grad[1]
+        *tensors, cu_seqlens = ctx.saved_tensors
+        grad_x, grad_masks, grad_weights = ops.merge_backward(
+            grad.contiguous(), *tensors, cu_seqlens, ctx.max_seqlen, ctx.eps, need_masks
+        )
+        weighted = ctx.needs_input_grad[4]
+        return (
+            grad_x,
+            grad_masks if need_masks else None,
+            None,
+            None,
+            grad_weights if weighted else None,
+            *[None] * 4,
+        )
+
+    return backward
+
+
+def _unmerge_setup(ctx, inputs, output):
+    *tensors, ctx.max_seqlen = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _unmerge_backward(ops):
+    def backward(ctx, grad):
+        need_masks = ctx.needs_input_grad[1]
+        grad_tokens, grad_masks = ops.unmerge_backward(
+            grad.contiguous(), *ctx.saved_tensors, ctx.max_seqlen, need_masks
+        )
+        return grad_tokens, grad_masks if need_masks else None, *[None] * 4
+
+    return backward
+
+
+def _once_differentiable(name):
+    def backward(ctx, *grads):
+        raise RuntimeError(
+            f"{name}: second derivatives are not there; use backend='reference' for them"
+        )
+
+    return backward
+
+
+_FAKES = {
+    "cluster": _cluster_fake,
+    "cluster_backward": _cluster_backward_fake,
+    "merge": _merge_fake,
+    "merge_backward": _merge_backward_fake,
+    "unmerge": _unmerge_fake,
+    "unmerge_backward": _unmerge_backward_fake,
+    "assign": _assign_fake,
+}
+_FORMULAS = {
+    "cluster": (_cluster_backward, _cluster_setup),
+    "merge": (_merge_backward, _merge_setup),
+    "unmerge": (_unmerge_backward, _unmerge_setup),
+}
+
+
+def _define(namespace: str, triton_key: str) -> torch.library.Library:
+    """Registers everything under a namespace, the Triton kernels for one dispatch key."""
+    library = torch.library.Library(namespace, "DEF")
+    ops = getattr(torch.ops, namespace)
+    for name, schema in SCHEMAS.items():
+        qualified = f"{namespace}::{name}"
+        library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.register_fake(qualified, _FAKES[name], lib=library)
+        library.impl(name, _triton_kernel(name), triton_key)
+        if name in _FORMULAS:
+            backward, setup = _FORMULAS[name]
+            torch.library.register_autograd(
+                qualified, backward(ops), setup_context=setup, lib=library
+            )
+        elif name.endswith("backward"):
+            torch.library.register_autograd(qualified, _once_differentiable(qualified), lib=library)
+    return library
+
+
+def _triton_kernel(name: str):
+    def kernel(*args):
+        # Imported with the first call: triton is slow to import, and not everywhere.
+        from setok_triton import backend
+
+        return getattr(backend, name)(*args)
+
+    return kernel
+
+
+# The C++ kernels register themselves when their module loads; where it does not, the CPU has none
+# and dispatch.py says why.
+_native.why_missing()
+# The interpreter's kernels take CPU tensors, which in `setok` are C++'s.
+_LIBRARIES = [_define("setok", "CUDA")]
+if os.environ.get("TRITON_INTERPRET") == "1":
+    _LIBRARIES.append(_define("setok_interpreted", "CPU"))

@@ -1,0 +1,317 @@
+"""Backward passes of merging and unmerging, and the kernels that only they need."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from setok_triton.common import locate
+from setok_triton.configs import token_config
+from setok_triton.features import token_states
+from setok_triton.merge import merge_hard, merge_soft, unmerge_hard, unmerge_soft
+from setok_triton.row_products import row_products
+from setok_triton.scope import MaskLayout
+from setok_triton.segments import segments
+
+
+@triton.jit(do_not_specialize=["rows"])
+def row_sums_bwd_kernel(
+    p_masks,
+    p_products,  # like the masks, where PRODUCTS
+    p_weights,  # (T,) float32
+    p_offsets,
+    p_mass,  # (B, rows) float32
+    p_mean,  # (B, rows) float32
+    rows,
+    eps,
+    stride_image,
+    stride_row,
+    stride_start,
+    PRODUCTS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """m_c = sum_i w_i M_ci + eps, and the mean sum_i w_i M_ci E_ci / m_c, of one row."""
+    i_b, i_c, start, n = locate(p_offsets, rows)
+    o_row = i_b * stride_image + start * stride_start + i_c.to(tl.int64) * stride_row
+    b_mass = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    b_mean = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    for i_n in range(0, n, BLOCK_N):
+        o_n = i_n + tl.arange(0, BLOCK_N)
+        b_share = tl.load(p_masks + o_row + o_n, mask=o_n < n, other=0.0)
+        b_share *= tl.load(p_weights + start + o_n, mask=o_n < n, other=0.0)
+        b_mass += b_share
+        if PRODUCTS:
+            b_mean += b_share * tl.load(p_products + o_row + o_n, mask=o_n < n, other=0.0)
+    mass = tl.sum(b_mass, axis=0) + eps
+    tl.store(p_mass + tl.program_id(0), mass)
+    tl.store(p_mean + tl.program_id(0), tl.sum(b_mean, axis=0) / mass)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def merge_masks_bwd_kernel(
+    p_masks,
+    p_products,  # E before, the gradient of the masks after
+    p_weights,
+    p_usable,
+    p_offsets,
+    p_counts,
+    p_mass,
+    p_mean,
+    p_grad_weights,  # (T,) float32
+    rows,
+    blocks_per_image,
+    stride_image,
+    stride_row,
+    stride_start,
+    BLOCK_N: tl.constexpr,
+):
+    """dA_ci = (E_ci - q_c) / m_c; dM_ci = w_i dA_ci, and dw_i = sum_c M_ci dA_ci."""
+    i_b, i_n, start, n = locate(p_offsets, blocks_per_image)
+    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_n = o_n < n
+    m_usable = m_n & (tl.load(p_usable + start + o_n, mask=m_n, other=0) != 0)
+    b_w = tl.load(p_weights + start + o_n, mask=m_n, other=0.0)
+    b_sum = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    count = tl.load(p_counts + i_b).to(tl.int32)
+    o_row = i_b * stride_image + start * stride_start + o_n
+    for i_c in range(rows):
+        # Rows behind the residual stay 0.
+        m_c = m_usable & (o_n < tl.where(i_c <= count, n, 0))
+        mass, mean = tl.load(p_mass + i_b * rows + i_c), tl.load(p_mean + i_b * rows + i_c)
+        b_grad = tl.load(p_products + o_row, mask=m_c, other=0.0) - mean
+        b_grad = tl.where(m_c, b_grad / mass, 0.0)
+        b_sum += b_grad * tl.load(p_masks + o_row, mask=m_c, other=0.0)
+        tl.store(p_products + o_row, b_w * b_grad, mask=m_n)
+        o_row += stride_row
+    tl.store(p_grad_weights + start + o_n, b_sum, mask=m_n)
+
+
+@triton.jit(do_not_specialize=["rows", "D"])
+def label_products_bwd_kernel(
+    p_tokens,  # (B, rows, D)
+    p_x,  # (T, D)
+    p_usable,
+    p_labels,
+    p_offsets,
+    p_out,  # (T,) float32
+    rows,
+    D,
+    blocks_per_image,
+    stride_n,  # as in `row_products_bwd_kernel`
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """t_label(i) . x_i, 0 where unusable."""
+    i_b, i_n, start, n = locate(p_offsets, blocks_per_image)
+    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_n = o_n < n
+    m_usable = m_n & (tl.load(p_usable + start + o_n, mask=m_n, other=0) != 0)
+    b_label = tl.load(p_labels + start + o_n, mask=m_usable, other=0)
+    b_sum = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
+    for i_d in range(0, D, BLOCK_D):
+        o_d = i_d + tl.arange(0, BLOCK_D)
+        m_tile = m_usable[:, None] & (o_d < D)[None, :]
+        p_rows = p_tokens + ((i_b * rows + b_label) * stride_n)[:, None] + o_d[None, :]
+        p_block = p_x + ((start + o_n) * stride_n)[:, None] + o_d[None, :]
+        b_t = tl.load(p_rows, mask=m_tile, other=0.0).to(tl.float32)
+        b_sum += b_t * tl.load(p_block, mask=m_tile, other=0.0).to(tl.float32)
+    tl.store(p_out + start + o_n, tl.sum(b_sum, axis=1), mask=m_n)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def label_sums_bwd_kernel(
+    p_products,  # (T,) float32, where PRODUCTS
+    p_weights,  # (T,) float32
+    p_order,
+    p_bounds,
+    p_mass,  # (B, rows) float32
+    p_mean,  # (B, rows) float32
+    rows,
+    PRODUCTS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Mass of the members of one label, 1 without any, and their mean product."""
+    i_q = tl.program_id(0).to(tl.int64)
+    p_bound = p_bounds + i_q // rows * (rows + 1) + i_q % rows
+    end = tl.load(p_bound + 1)
+    b_mass = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    b_mean = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    for i_n in range(tl.load(p_bound), end, BLOCK_N):
+        o_member = i_n + tl.arange(0, BLOCK_N)
+        m_n = o_member < end
+        o_n = tl.load(p_order + o_member, mask=m_n, other=0)
+        b_w = tl.load(p_weights + o_n, mask=m_n, other=0.0)
+        b_mass += b_w
+        if PRODUCTS:
+            b_mean += b_w * tl.load(p_products + o_n, mask=m_n, other=0.0)
+    mass = tl.sum(b_mass, axis=0)
+    mass = tl.where(mass > 0, mass, 1.0)
+    tl.store(p_mass + i_q, mass)
+    tl.store(p_mean + i_q, tl.sum(b_mean, axis=0) / mass)
+
+
+def merge_backward(
+    grad: Tensor,
+    x: Tensor,
+    masks: Tensor | None,
+    labels: Tensor,
+    weights: Tensor | None,
+    counts: Tensor,
+    offsets: Tensor,
+    longest: int,
+    eps: float,
+    need_masks: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of `merge_soft`, or of `merge_hard` where there are no masks.
+
+    Args:
+        grad: (B, rows, D) in the dtype of x.
+        x: (T, D) tokens of all images.
+        masks: (B, rows, N), or packed (rows, T), float32; None when hard.
+        labels: (T,) int64, -1 for masked tokens.
+        weights: (T,) float32 or None.
+        counts: (B,) int64.
+        offsets: (B + 1,) int64.
+        longest: most tokens of an image.
+        eps: added to the sum of the weights when soft.
+        need_masks: whether the gradient of the masks is wanted.
+
+    Returns:
+        (T, D) gradient of x in its dtype; float32 gradients of the masks, 0 in the rows behind the
+        residual, and of the weights, each None where it has no place.
+    """
+    grad, x = grad.contiguous(), x.contiguous()
+    usable, _ = token_states(x, (labels >= 0).view(torch.uint8), offsets, longest)
+    flags = usable != 0
+    share = flags.float() if weights is None else torch.where(flags, weights, 0)
+    if masks is None:
+        return _merge_hard_backward(
+            grad, x, labels, share, usable, offsets, longest, weights is not None
+        )
+    images, rows, _ = grad.shape
+    masks, layout = masks.contiguous(), MaskLayout.of(masks.contiguous())
+    strides = (layout.image, layout.row, layout.start)
+    mass, mean = (x.new_empty(images, rows, dtype=torch.float32) for _ in range(2))
+    grad_masks = grad_weights = None
+    if need_masks or weights is not None:
+        grad_masks = row_products(grad, x, usable, masks, counts, offsets, longest)
+    if images * rows:
+        row_sums_bwd_kernel[(images * rows,)](
+            masks,
+            masks if grad_masks is None else grad_masks,
+            share,
+            offsets,
+            mass,
+            mean,
+            rows,
+            eps,
+            *strides,
+            PRODUCTS=grad_masks is not None,
+            BLOCK_N=1024,
+        )
+    if grad_masks is not None:
+        block, grad_weights = 128, torch.empty_like(share)
+        blocks = triton.cdiv(longest, block)
+        if images * blocks:
+            merge_masks_bwd_kernel[(images * blocks,)](
+                masks,
+                grad_masks,
+                share,
+                usable,
+                offsets,
+                counts,
+                mass,
+                mean,
+                grad_weights,
+                rows,
+                blocks,
+                *strides,
+                BLOCK_N=block,
+                num_warps=4,
+            )
+    total = x.shape[0]
+    grad_x = unmerge_soft(grad, masks, counts, offsets, longest, total, mass, share)
+    return grad_x, grad_masks if need_masks else None, None if weights is None else grad_weights
+
+
+def _merge_hard_backward(grad, x, labels, share, usable, offsets, longest, weighted):
+    images, rows, dim = grad.shape
+    config, blocks = token_config(x.dtype), triton.cdiv(longest, token_config(x.dtype).block_n)
+    product = torch.zeros_like(share)
+    if weighted and images * blocks:
+        label_products_bwd_kernel[(images * blocks,)](
+            grad,
+            x,
+            usable,
+            labels,
+            offsets,
+            product,
+            rows,
+            dim,
+            blocks,
+            dim,
+            BLOCK_N=config.block_n,
+            BLOCK_D=config.block_d,
+            num_warps=config.num_warps,
+        )
+    order, bounds = segments(labels, offsets, rows)
+    mass, mean = (share.new_empty(images, rows) for _ in range(2))
+    if images * rows:
+        label_sums_bwd_kernel[(images * rows,)](
+            product,
+            share,
+            order,
+            bounds,
+            mass,
+            mean,
+            rows,
+            PRODUCTS=weighted,
+            BLOCK_N=256,
+        )
+    token = torch.arange(labels.shape[0], device=labels.device)
+    row = torch.searchsorted(offsets[1:], token, right=True) * rows + labels.clamp(min=0)
+    mass = mass.flatten()[row] if images else share
+    grad_x = unmerge_hard(grad, labels, offsets, longest, share / mass)
+    if not weighted:
+        return grad_x, None, None
+    mean = mean.flatten()[row] if images else share
+    return grad_x, None, torch.where(usable != 0, (product - mean) / mass, 0)
+
+
+def unmerge_backward(
+    grad: Tensor,
+    tokens: Tensor,
+    masks: Tensor | None,
+    labels: Tensor,
+    counts: Tensor,
+    offsets: Tensor,
+    longest: int,
+    need_masks: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of `unmerge_soft`, or of `unmerge_hard` where there are no masks.
+
+    Args:
+        grad: (T, D) in the dtype of the tokens.
+        tokens: (B, rows, D).
+        masks: (B, rows, N), or packed (rows, T), float32; None when hard.
+        labels: (T,) int64, -1 for masked tokens.
+        counts: (B,) int64.
+        offsets: (B + 1,) int64.
+        longest: most tokens of an image.
+        need_masks: whether the gradient of the masks is wanted.
+
+    Returns:
+        (B, rows, D) gradient of the tokens in their dtype, and that of the masks, float32, 0 in the
+        rows behind the residual and at masked tokens; None where it has no place.
+    """
+    grad = grad.contiguous()
+    if masks is None:
+        rows = tokens.shape[1]
+        return merge_hard(grad, labels, None, rows, offsets, longest, means=False), None
+    masks, grad_masks = masks.contiguous(), None
+    if need_masks:
+        usable = (labels >= 0).view(torch.int8)
+        tokens = tokens.contiguous()
+        grad_masks = row_products(tokens, grad, usable, masks, counts, offsets, longest)
+    sums = merge_soft(grad, labels, None, masks, counts, offsets, longest, 0.0, means=False)
+    return sums, grad_masks

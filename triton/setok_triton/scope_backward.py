@@ -1,0 +1,397 @@
+"""Kernels of the gradients of masks and score: from the masks to distances, scores and options."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from setok_triton.chunk import Chunk
+from setok_triton.common import FAR_INDEX, distance_tile, locate
+from setok_triton.configs import dot_precision, tile_config
+from setok_triton.scope import DEEPEST, FARTHEST, MaskLayout, alpha_mask, similarity
+
+
+@triton.jit(do_not_specialize=["D", "C"])
+def seed_rows_bwd_kernel(
+    p_x,
+    p_norm,
+    p_ok,
+    p_offsets,
+    p_factor,
+    p_seeds,  # (B, C) int64
+    p_live,  # (B,) int64 one more than the number of the last seed
+    p_rows,  # (C + 1, ...) float32 rows stride_row apart
+    D,
+    C,
+    row_blocks,
+    token_blocks,
+    stride_n,
+    stride_d,
+    stride_image,
+    stride_row,
+    stride_start,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Squared distances from BLOCK_M seeds to BLOCK_N tokens."""
+    i_b, i_tile, start, n = locate(p_offsets, row_blocks * token_blocks)
+    i_c, i_n = i_tile // token_blocks * BLOCK_M, i_tile % token_blocks * BLOCK_N
+    live = tl.load(p_live + i_b).to(tl.int32)
+    if (i_c < live) & (i_n < n):
+        o_c, o_n = i_c + tl.arange(0, BLOCK_M), i_n + tl.arange(0, BLOCK_N)
+        b_seed = tl.load(p_seeds + i_b * C + o_c, mask=o_c < live, other=-1).to(tl.int32)
+        b_d = distance_tile(
+            p_x,
+            p_norm,
+            p_ok,
+            p_x,
+            start,
+            i_b,
+            tl.where(b_seed >= 0, b_seed, FAR_INDEX),
+            o_n,
+            n,
+            tl.load(p_factor + i_b),
+            D,
+            0,
+            stride_n,
+            stride_d,
+            False,
+            PRECISION,
+            BLOCK_D,
+        )
+        p_image = p_rows + i_b * stride_image + start * stride_start
+        p_tile = p_image + o_c.to(tl.int64)[:, None] * stride_row + o_n[None, :]
+        tl.store(p_tile, b_d, mask=(o_c < live)[:, None] & (o_n < n)[None, :])
+
+
+@triton.jit
+def scope_before(
+    p_image,  # (BLOCK_N,) first row of distances
+    p_seeds,  # of the image
+    p_learnable,
+    b_s,
+    m_ok,
+    sigma,
+    step,
+    stride_row,
+    KERNEL: tl.constexpr,
+    SIGMOID: tl.constexpr,
+):
+    """What the steps before `step` left of the scope."""
+    b_scope = m_ok.to(tl.float32)
+    for _ in range(step):
+        b_d = sigma * tl.load(p_image, mask=m_ok, other=0.0)
+        b_alpha = alpha_mask(b_d, b_s, p_learnable, KERNEL, SIGMOID)
+        b_scope = tl.where(tl.load(p_seeds) >= 0, b_scope * (1.0 - b_alpha), b_scope)
+        p_image += stride_row
+        p_seeds += 1
+    return b_scope
+
+
+@triton.jit(do_not_specialize=["C"])
+def scope_bwd_kernel(
+    p_offsets,
+    p_ok,
+    p_score,
+    p_sigma,
+    p_learnable,
+    p_masks,  # (C + 1, ...) rows stride_row apart, like p_grad and p_rows
+    p_grad,
+    p_rows,  # squared distances before, their gradients after
+    p_seeds,  # (B, C)
+    p_counts,
+    p_live,
+    p_grad_score,  # (T,) float32, added to
+    p_pull,  # (T,) float32 sum of the gradients over the seeds
+    p_partial,  # (programs, 4) float64 gradients of the options
+    C,
+    blocks_per_image,
+    stride_image,
+    stride_row,
+    stride_start,
+    KERNEL: tl.constexpr,
+    SIGMOID: tl.constexpr,
+    SHORT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """The scope loop backwards for a block of tokens.
+
+    SHORT rounds the gradients to the 16 bits that their products with bfloat16 tokens keep: a seed
+    then pulls as much at a token as the token at the seed, and a common offset cancels.
+    """
+    i_b, i_n, start, n = locate(p_offsets, blocks_per_image)
+    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_n = o_n < n
+    m_ok = m_n & (tl.load(p_ok + start + o_n, mask=m_n, other=0) != 0)
+    b_s = tl.load(p_score + start + o_n, mask=m_n, other=0.0)
+    sigma = tl.load(p_sigma + i_b)
+    bandwidth, beta = tl.load(p_learnable), tl.load(p_learnable + 1)
+    temperature, offset = tl.load(p_learnable + 2), tl.load(p_learnable + 3)
+    count, live = tl.load(p_counts + i_b).to(tl.int32), tl.load(p_live + i_b).to(tl.int32)
+    o_image = i_b * stride_image + start * stride_start + o_n
+    o_residual = o_image + count.to(tl.int64) * stride_row
+    b_later = tl.load(p_grad + o_residual, mask=m_ok, other=0.0)
+    b_scope = tl.load(p_masks + o_residual, mask=m_ok, other=0.0)
+    b_pull = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    b_slope = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    b_alone = tl.zeros((BLOCK_N,), dtype=tl.float64)
+    b_level_sum = tl.zeros((BLOCK_N,), dtype=tl.float64)
+    b_score_sum = tl.zeros((BLOCK_N,), dtype=tl.float64)
+    b_reach_sum = tl.zeros((BLOCK_N,), dtype=tl.float64)
+    for i in range(live):
+        step = live - 1 - i
+        seed = tl.load(p_seeds + i_b * C + step).to(tl.int32)
+        o_row = o_image + step.to(tl.int64) * stride_row
+        m_row = m_ok & (o_n < tl.where(seed >= 0, n, 0))
+        # The residual stands where the mask of seed `count` would be.
+        m_own = m_row & (o_n < tl.where(step == count, 0, n))
+        b_scaled = sigma * tl.load(p_rows + o_row, mask=m_row, other=0.0)
+        b_mask = tl.load(p_masks + o_row, mask=m_own, other=0.0)
+        b_grad = tl.load(p_grad + o_row, mask=m_own, other=0.0)
+        b_d = tl.minimum(b_scaled, FARTHEST)
+        b_phi = similarity(b_d, bandwidth, KERNEL)
+        b_alpha = alpha_mask(b_d, b_s, p_learnable, KERNEL, SIGMOID)
+        if step == count:
+            b_scope = scope_before(
+                p_rows + o_image,
+                p_seeds + i_b * C,
+                p_learnable,
+                b_s,
+                m_ok,
+                sigma,
+                step,
+                stride_row,
+                KERNEL,
+                SIGMOID,
+            )
+            b_mask = b_scope * b_alpha
+        else:
+            # A sum of what the steps from here on took and left: mask / alpha would magnify the
+            # error of a small alpha.
+            b_scope += b_mask
+        b_apart = b_grad - b_later
+        if SIGMOID:
+            # Finite, so that no slope times no gradient is a number.
+            b_level = (b_phi - offset - beta * b_s) / temperature
+            b_level = tl.minimum(tl.maximum(b_level, -1e38), 1e38)
+            # 1 - alpha without the cancellation.
+            b_rest = tl.exp(tl.minimum(-b_level, DEEPEST)) * b_alpha
+            b_g = tl.where(-b_level > DEEPEST, 0.0, b_mask * b_rest * b_apart) / temperature
+        else:
+            b_rest = 1.0 - b_alpha
+            b_g = b_scope * b_apart
+        b_g = tl.where(m_row, b_g, 0.0)
+        b_later = tl.where(m_row, b_alpha * b_grad + b_rest * b_later, b_later)
+        b_slope += b_g
+        b_score_sum += (b_g * b_s).to(tl.float64)
+        if SIGMOID:
+            b_alone += b_g.to(tl.float64)
+            b_level_sum += (b_g * b_level).to(tl.float64)
+        b_away = b_d
+        if KERNEL == "epanechnikov":
+            b_fall = tl.where(1.0 - b_d / bandwidth >= 0, b_g, 0.0)
+        else:
+            b_fall = b_g * b_phi
+        if KERNEL == "laplacian":
+            b_away = tl.sqrt(b_d)
+        b_reach_sum += (b_fall * b_away).to(tl.float64)
+        b_fall = -b_fall / bandwidth
+        if KERNEL == "laplacian":
+            # The root has no slope at 0.
+            b_fall = tl.where(b_d > 0, 0.5 * b_fall / tl.where(b_d > 0, b_away, 1.0), 0.0)
+        # A seed does not pull at itself, and rounding shall not make it.
+        m_pull = m_row & (b_scaled <= FARTHEST) & (o_n != seed)
+        b_fall = tl.where(m_pull, sigma * b_fall, 0.0)
+        if SHORT:
+            b_high = b_fall.to(tl.bfloat16).to(tl.float32)
+            b_fall = b_high + (b_fall - b_high).to(tl.bfloat16).to(tl.float32)
+        b_pull += b_fall
+        tl.store(p_rows + o_row, b_fall, mask=m_n)
+    tl.store(p_pull + start + o_n, b_pull, mask=m_n)
+    b_before = tl.load(p_grad_score + start + o_n, mask=m_n, other=0.0)
+    tl.store(p_grad_score + start + o_n, b_before - beta * b_slope, mask=m_n)
+    p_out = p_partial + tl.program_id(0).to(tl.int64) * 4
+    h = bandwidth.to(tl.float64)
+    tl.store(p_out, tl.sum(b_reach_sum, axis=0) / (h * h))
+    tl.store(p_out + 1, -tl.sum(b_score_sum, axis=0))
+    tl.store(p_out + 2, -tl.sum(b_level_sum, axis=0))
+    tl.store(p_out + 3, -tl.sum(b_alone, axis=0))
+
+
+@triton.jit
+def score_bwd_kernel(
+    p_offsets,
+    p_density,
+    p_delta,
+    p_score,
+    p_seeds,
+    p_grad_score,
+    p_grad_density,  # (T,) float32, added to
+    p_grad_delta,  # (T,) float32, added to
+    stride_seeds,
+    NORMALISE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Gradients of the score to density and delta, of one image."""
+    i_b, _, start, n = locate(p_offsets, 1)
+    o_n = tl.arange(0, BLOCK_N)
+    top, share, largest = -1, 0.0, 1.0
+    if NORMALISE:
+        b_share = tl.zeros((BLOCK_N,), dtype=tl.float32)
+        b_largest = tl.full((BLOCK_N,), -1.0, dtype=tl.float32)
+        b_first = tl.full((BLOCK_N,), FAR_INDEX, dtype=tl.int32)
+        for i_n in range(0, n, BLOCK_N):
+            p_n, m_n = start + i_n + o_n, i_n + o_n < n
+            b_grad = tl.load(p_grad_score + p_n, mask=m_n, other=0.0)
+            b_share += b_grad * tl.load(p_score + p_n, mask=m_n, other=0.0)
+            b_raw = tl.load(p_density + p_n, mask=m_n, other=-1.0)
+            b_raw *= tl.load(p_delta + p_n, mask=m_n, other=1.0)
+            b_first = tl.where(b_raw > b_largest, i_n + o_n, b_first)
+            b_largest = tl.maximum(b_largest, b_raw)
+        highest = tl.max(b_largest, axis=0)
+        first = tl.min(tl.where(b_largest == highest, b_first, FAR_INDEX), axis=0)
+        seed = tl.load(p_seeds + i_b * stride_seeds).to(tl.int32)
+        top = tl.where(seed >= 0, seed, first)
+        rho = tl.load(p_density + start + top, mask=top < n, other=0.0)
+        largest = rho * tl.load(p_delta + start + top, mask=top < n, other=0.0)
+        # As in the forward pass, a subnormal maximum counts as 0 and divides nothing.
+        normal = largest >= 1.1754943508222875e-38
+        top = tl.where(normal, top, -1)
+        largest = tl.where(normal, largest, 1.0)
+        share = tl.sum(b_share, axis=0) / largest
+    for i_n in range(0, n, BLOCK_N):
+        p_n, m_n = start + i_n + o_n, i_n + o_n < n
+        b_rho = tl.load(p_density + p_n, mask=m_n, other=0.0)
+        b_delta = tl.load(p_delta + p_n, mask=m_n, other=0.0)
+        b_raw = tl.load(p_grad_score + p_n, mask=m_n, other=0.0) / largest
+        b_raw = tl.where(i_n + o_n == top, b_raw - share, b_raw)
+        b_grad = tl.load(p_grad_density + p_n, mask=m_n, other=0.0)
+        tl.store(p_grad_density + p_n, b_grad + b_raw * b_delta, mask=m_n)
+        b_grad = tl.load(p_grad_delta + p_n, mask=m_n, other=0.0)
+        tl.store(p_grad_delta + p_n, b_grad + b_raw * b_rho, mask=m_n)
+
+
+def seed_rows(x: Tensor, norm: Tensor, chunk: Chunk, seeds: Tensor, live: Tensor, rows: Tensor):
+    """Writes the squared distances from the seeds to all tokens.
+
+    Args:
+        x: (T, D) tokens of all images.
+        norm: (T,) their squared norms.
+        chunk: the images.
+        seeds: (B, C) int64, contiguous.
+        live: (B,) int64 one more than the number of the last seed; rows from there on are left.
+        rows: written; (B, C + 1, N) or packed (C + 1, T) float32.
+    """
+    config, layout, count = tile_config(x.dtype), MaskLayout.of(rows), seeds.shape[1]
+    row_blocks = triton.cdiv(count, config.block_m)
+    token_blocks = triton.cdiv(chunk.longest, config.block_n)
+    seed_rows_bwd_kernel[(chunk.images * row_blocks * token_blocks,)](
+        x,
+        norm,
+        chunk.ok,
+        chunk.offsets,
+        chunk.factor,
+        seeds,
+        live,
+        rows,
+        x.shape[1],
+        count,
+        row_blocks,
+        token_blocks,
+        *x.stride(),
+        layout.image,
+        layout.row,
+        layout.start,
+        PRECISION=dot_precision(x.dtype),
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+        BLOCK_D=config.block_d,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+
+
+def scope_backward(
+    chunk: Chunk,
+    out,
+    live: Tensor,
+    options,
+    grad_masks: Tensor,
+    rows: Tensor,
+    grad_score: Tensor,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the masks to distances, scores and options.
+
+    Args:
+        chunk: the images.
+        out: decisions and values of the forward pass, a `Forward`.
+        live: (B,) int64, see `seed_rows`.
+        options: the `MaskOptions`.
+        grad_masks: like the masks, float32, contiguous.
+        rows: what `seed_rows` wrote; overwritten with the gradients of these distances.
+        grad_score: (T,) float32, added to.
+        dtype: of the tokens.
+
+    Returns:
+        (T,) sums of these gradients over the seeds, and (4,) gradients of the learnable numbers.
+    """
+    layout, seeds, block = MaskLayout.of(rows), out.seeds, 128
+    blocks = triton.cdiv(chunk.longest, block)
+    programs = chunk.images * blocks
+    pull = torch.empty_like(grad_score)
+    partial = grad_score.new_empty(programs, 4, dtype=torch.float64)
+    scope_bwd_kernel[(programs,)](
+        chunk.offsets,
+        chunk.ok,
+        out.score,
+        chunk.sigma,
+        options.learnable,
+        out.masks,
+        grad_masks,
+        rows,
+        seeds,
+        out.counts,
+        live,
+        grad_score,
+        pull,
+        partial,
+        seeds.shape[1],
+        blocks,
+        layout.image,
+        layout.row,
+        layout.start,
+        KERNEL=options.kernel,
+        SIGMOID=options.alpha == "sigmoid",
+        SHORT=dtype == torch.bfloat16,
+        BLOCK_N=block,
+        num_warps=4,
+    )
+    return pull, partial.sum(0).float()
+
+
+def score_backward(chunk: Chunk, out, grads: tuple[Tensor, Tensor, Tensor], normalise: bool):
+    """Adds to the gradients of density and delta what those of the score give.
+
+    Args:
+        chunk: the images.
+        out: decisions and values of the forward pass, a `Forward`.
+        grads: (T,) float32 gradients of density and delta, written, and of the score.
+        normalise: whether the scores were divided by the image's largest.
+    """
+    seeds, (grad_density, grad_delta, grad_score) = out.seeds, grads
+    score_bwd_kernel[(chunk.images,)](
+        chunk.offsets,
+        out.density,
+        out.delta,
+        out.score,
+        seeds,
+        grad_score,
+        grad_density,
+        grad_delta,
+        seeds.shape[1],
+        NORMALISE=normalise,
+        BLOCK_N=1024,
+    )
