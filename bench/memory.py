@@ -46,13 +46,25 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=1152)
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--images", type=int, default=1)
+    parser.add_argument("--backward", action="store_true", help="with the gradient of the tokens")
     args = parser.parse_args()
 
     config = sk.ClusterConfig(stop_residual=0.0)
-    x = torch.randn(1, args.tokens, args.features, generator=torch.Generator().manual_seed(0))
-    sk.cluster_tokens(x[:, :64], config, backend=args.backend)
+    shape = (args.images, args.tokens, args.features)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    x.requires_grad_(args.backward)
+
+    def run(x):
+        out = sk.cluster_tokens(x, config, backend=args.backend)
+        if args.backward:
+            # A gradient of the masks without memory of its own, as a sum gives it.
+            x.grad = torch.autograd.grad(out.masks, x, torch.ones(()).expand_as(out.masks))[0]
+        return out
+
+    run(x.detach()[:, :64].clone().requires_grad_(args.backward))
     before = peak_mib()
-    out = sk.cluster_tokens(x, config, backend=args.backend)
+    out = run(x)
     grown = peak_mib() - before
     tensors = [
         out.masks,
@@ -62,16 +74,19 @@ def main() -> None:
         out.score,
         *vars(out.decisions).values(),
     ]
+    if args.backward:
+        tensors.append(x.grad)
     held = sum(t.numel() * t.element_size() for t in tensors) / 2**20
     print(f"{args.tokens} tokens, {args.features} features, {torch.get_num_threads()} threads")
     print(f"input {x.numel() * 4 / 2**20:.0f} MiB, result {held:.1f} MiB")
     print(f"peak grew by {grown:.1f} MiB, {grown - held:.1f} MiB beyond the result")
     ours, product = [], []
     for _ in range(args.repeats):
-        ours.append(seconds(lambda: sk.cluster_tokens(x, config, backend=args.backend)))
-        product.append(seconds(lambda: product_in_strips(x[0])))
+        ours.append(seconds(lambda: run(x)))
+        product.append(seconds(lambda: [product_in_strips(image) for image in x.detach()]))
     ours, product = statistics.median(ours), statistics.median(product)
-    print(f"cluster_tokens {ours:.2f} s, product {product:.2f} s, ratio {ours / product:.2f}")
+    what = "forward and backward" if args.backward else "cluster_tokens"
+    print(f"{what} {ours:.2f} s, product {product:.2f} s, ratio {ours / product:.2f}")
 
 
 if __name__ == "__main__":

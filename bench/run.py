@@ -78,6 +78,15 @@ def load_peer(text: str) -> tuple[str, Callable]:
     return name, names["cluster_dpc_knn"]
 
 
+def with_backward(x: torch.Tensor, config: sk.ClusterConfig, backend: str) -> Callable:
+    """Forward, and from a gradient of the masks back to tokens and hyper-parameters."""
+    x = x.detach().requires_grad_()
+    module = sk.TokenClustering(config, backend=backend).to(x.device)
+    grad = torch.randn(x.shape[0], config.max_clusters + 1, x.shape[1], device=x.device)
+    leaves = [x, *module.parameters()]
+    return lambda: torch.autograd.grad(module(x).masks, leaves, grad)
+
+
 def measure(shape, dtype: torch.dtype, device: torch.device, args: argparse.Namespace) -> dict:
     """One row of the report."""
     batch, tokens, features = shape
@@ -89,6 +98,10 @@ def measure(shape, dtype: torch.dtype, device: torch.device, args: argparse.Name
         "cluster_tokens": lambda: sk.cluster_tokens(x, config, backend=args.backend),
         "bmm": lambda: torch.bmm(x, x.mT),
     }
+    if args.backward:
+        calls["with_backward"] = with_backward(x, config, args.backend)
+    if args.backward and args.reference:
+        calls["reference_with_backward"] = with_backward(x, config, "reference")
     if args.reference:
         calls["reference"] = lambda: sk.cluster_tokens(x, config, backend="reference")
     for name, cluster in args.peer:
@@ -162,6 +175,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--reference", action="store_true", help="time the reference too")
+    parser.add_argument("--backward", action="store_true", help="time forward and backward too")
     parser.add_argument(
         "--peer",
         action="append",
