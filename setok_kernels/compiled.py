@@ -38,27 +38,13 @@ class Compiled:
         known = [None] * 4
         if decisions is not None:
             known = [decisions.knn, decisions.parent, decisions.seeds, decisions.counts]
-        learnable = [getattr(config, name) for name in LEARNABLE]
-        tensors, numbers = None, learnable
-        if any(isinstance(v, Tensor) for v in learnable):
-            dtype = wide_dtype(x)
-            tensors = torch.stack([_on_device(v, x.device, dtype) for v in learnable])
-            numbers = [0.0] * 4
-        scale = config.distance_scale
-        named = isinstance(scale, str)
         masks, labels, density, delta, score, *made = self._ops.cluster(
             x.contiguous(),
             _contiguous(valid),
             _contiguous(cu_seqlens),
             x.shape[1] if cu_seqlens is None else max_seqlen,
             *map(_contiguous, known),
-            tensors,
-            KERNELS.index(config.kernel),
-            ALPHAS.index(config.alpha),
-            *(float(v) for v in numbers),
-            SCALES.index(scale if named else "number"),
-            0.0 if named else float(scale),
-            config.score_norm == "max",
+            *mask_options(config, x),
             config.k,
             config.max_clusters,
             config.distinct_seeds,
@@ -121,6 +107,26 @@ class Compiled:
             _contiguous(out.cu_seqlens),
             out.max_seqlen if packed else out.labels.shape[1],
         )
+
+
+def mask_options(config: ClusterConfig, x: Tensor) -> tuple:
+    """The arguments of `setok::cluster` and its backward from `learnable` to `score_norm_max`."""
+    learnable = [getattr(config, name) for name in LEARNABLE]
+    tensors, numbers = None, learnable
+    if any(isinstance(v, Tensor) for v in learnable):
+        tensors = torch.stack([_on_device(v, x.device, wide_dtype(x)) for v in learnable])
+        numbers = [0.0] * len(LEARNABLE)
+    scale = config.distance_scale
+    named = isinstance(scale, str)
+    return (
+        tensors,
+        KERNELS.index(config.kernel),
+        ALPHAS.index(config.alpha),
+        *(float(v) for v in numbers),
+        SCALES.index(scale if named else "number"),
+        0.0 if named else float(scale),
+        config.score_norm == "max",
+    )
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:

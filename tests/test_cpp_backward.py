@@ -7,8 +7,8 @@ import torch
 
 import setok_kernels as sk
 from setok_kernels import reference, testing
+from setok_kernels.compiled import mask_options
 from setok_kernels.config import ALPHAS, KERNELS, LEARNABLE
-from setok_kernels.ops import SCALES
 
 pytestmark = pytest.mark.skipif(
     sk.backends()["cpp"] is not None, reason="the compiled module is not there"
@@ -45,7 +45,6 @@ class Case:
     def native(self, x=None):
         """Gradients of x and of the four hyper-parameters, from C++."""
         config, out = self.config, self.out
-        named = isinstance(config.distance_scale, str)
         return torch.ops.setok.cluster_backward(
             self.x if x is None else x,
             self.valid,
@@ -54,13 +53,7 @@ class Case:
             *(getattr(out.decisions, n) for n in ("knn", "parent", "seeds", "counts")),
             *(getattr(out, n).contiguous() for n in VALUES),
             *self.grads,
-            None,
-            KERNELS.index(config.kernel),
-            ALPHAS.index(config.alpha),
-            *(float(getattr(config, n)) for n in LEARNABLE),
-            SCALES.index(config.distance_scale if named else "number"),
-            0.0 if named else config.distance_scale,
-            config.score_norm == "max",
+            *mask_options(config, self.x),
         )
 
     def plain(self, dtype=None):

@@ -15,8 +15,8 @@ import interpreter
 
 import setok_kernels as sk
 from setok_kernels import testing
-from setok_kernels.config import ALPHAS, KERNELS, LEARNABLE
-from setok_kernels.ops import SCALES
+from setok_kernels.compiled import mask_options
+from setok_kernels.config import LEARNABLE
 
 interpreter.repair_bfloat16_dot()
 # NumPy warns of what the kernels mask away.
@@ -31,7 +31,7 @@ FLOOR = 16
 
 def triton_gradients(x, config, out, grads, token_mask=None):
     """Gradients of x and of the learnable options by the operation, in the interpreter."""
-    d, named = out.decisions, isinstance(config.distance_scale, str)
+    d = out.decisions
     wide = [None if g is None else g.contiguous() for g in grads]
     return OPS.cluster_backward(
         x,
@@ -41,13 +41,7 @@ def triton_gradients(x, config, out, grads, token_mask=None):
         *(t.contiguous() for t in (d.knn, d.parent, d.seeds, d.counts)),
         *(getattr(out, name).contiguous() for name in VALUES),
         *wide,
-        None,
-        KERNELS.index(config.kernel),
-        ALPHAS.index(config.alpha),
-        *(float(getattr(config, name)) for name in LEARNABLE),
-        SCALES.index(config.distance_scale if named else "number"),
-        0.0 if named else config.distance_scale,
-        config.score_norm == "max",
+        *mask_options(config, x),
     )
 
 
