@@ -3,9 +3,15 @@
 from setok_kernels import testing
 from setok_kernels.config import ClusterConfig
 from setok_kernels.dispatch import backends
-from setok_kernels.functional import cluster_tokens, merge_tokens, unmerge_tokens
+from setok_kernels.functional import (
+    cluster_tokens,
+    dpc_knn,
+    merge_tokens,
+    threshold_greedy,
+    unmerge_tokens,
+)
 from setok_kernels.modules import TokenClustering
-from setok_kernels.result import Clusters, Decisions
+from setok_kernels.result import Clusters, Decisions, DensityPeaks, HardClusters
 
 __version__ = "0.1.0"
 
@@ -13,11 +19,15 @@ __all__ = [
     "ClusterConfig",
     "Clusters",
     "Decisions",
+    "DensityPeaks",
+    "HardClusters",
     "TokenClustering",
     "__version__",
     "backends",
     "cluster_tokens",
+    "dpc_knn",
     "merge_tokens",
     "testing",
+    "threshold_greedy",
     "unmerge_tokens",
 ]

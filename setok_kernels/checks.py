@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from setok_kernels.config import ClusterConfig
-from setok_kernels.result import Clusters, Decisions
+from setok_kernels.result import Clusters, Decisions, HardClusters
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _DTYPE_NAMES = "float64, float32, bfloat16 or float16"
@@ -161,13 +161,23 @@ def check_finite_tokens(x: Tensor, valid: Tensor | None, cu_seqlens: Tensor | No
     )
 
 
-def check_clusters(out) -> None:
-    """`out` is the result of `cluster_tokens`."""
-    if not isinstance(out, Clusters):
-        raise TypeError(f"out: expected the Clusters of cluster_tokens, got {type(out).__name__}")
+def check_noise(noise, x: Tensor) -> None:
+    """`noise` is floating point with the shape of `x` without its features."""
+    check_float("noise", noise)
+    check_shape("noise", noise, x.shape[:-1])
+    check_device("noise", noise, x.device)
 
 
-def check_mode(mode) -> None:
-    """`mode` is "hard" or "soft"."""
+def check_clusters(out, mode) -> None:
+    """`out` is a result that knows `mode`: "hard", or "soft" where it has masks."""
+    if not isinstance(out, Clusters | HardClusters):
+        raise TypeError(
+            "out: expected the Clusters of cluster_tokens or HardClusters, "
+            f"got {type(out).__name__}"
+        )
     if mode not in ("hard", "soft"):
         raise ValueError(f"mode: expected 'hard' or 'soft', got {mode!r}")
+    if mode == "soft" and not isinstance(out, Clusters):
+        raise ValueError(
+            f"mode: expected 'hard' for {type(out).__name__}, which has no masks, got 'soft'"
+        )

@@ -1,13 +1,14 @@
 """The compiled backends, behind the functions that the reference has too."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from setok_kernels.config import ALPHAS, KERNELS, LEARNABLE, ClusterConfig
+from setok_kernels.config import ALPHAS, KERNELS, LEARNABLE, ClusterConfig, DPCOptions
 from setok_kernels.ops import SCALES, wide_dtype
-from setok_kernels.result import Clusters, Decisions
+from setok_kernels.result import Clusters, Decisions, DensityPeaks, HardClusters
 
 # Images of more tokens keep no rows of distances, but make the inner products twice.
 DENSE_LIMITS = {"cpp": 3072, "triton": 2048}
@@ -57,47 +58,92 @@ class Compiled:
         return Clusters(masks, decisions.counts, labels, density, delta, score, decisions)
 
     def merge(
-        self, x: Tensor, out: Clusters, mode: str, weights: Tensor | None, eps: float
+        self,
+        x: Tensor,
+        out: Clusters | HardClusters,
+        mode: str,
+        weights: Tensor | None,
+        eps: float,
     ) -> Tensor:
         """Tokens to clusters; the arguments are those of `reference.merge`."""
         share, dtype = self._shares(out, mode), x.dtype
+        wide = out.masks.dtype if mode == "soft" else wide_dtype(x)
         if weights is not None:
-            weights = weights.to(out.masks.dtype).contiguous()
+            weights = weights.to(wide).contiguous()
         merged = self._ops.merge(
-            self._accumulated(x, out), *share[:3], weights, *share[3:], out.num_rows, eps
+            self._accumulated(x, wide), *share[:3], weights, *share[3:], out.num_rows, eps
         )
         return merged.to(dtype)
 
-    def unmerge(self, tokens: Tensor, out: Clusters, mode: str) -> Tensor:
+    def unmerge(self, tokens: Tensor, out: Clusters | HardClusters, mode: str) -> Tensor:
         """Clusters back to tokens; the arguments are those of `reference.unmerge`."""
-        spread = self._ops.unmerge(self._accumulated(tokens, out), *self._shares(out, mode))
+        wide = out.masks.dtype if mode == "soft" else wide_dtype(tokens)
+        spread = self._ops.unmerge(self._accumulated(tokens, wide), *self._shares(out, mode))
         return spread.to(tokens.dtype)
 
-    def assign(self, x: Tensor, valid: Tensor | None, centres: Tensor) -> Tensor:
-        """Number of the nearest centre of every token, ties lowest number; a centre is its own.
+    def dpc_knn(
+        self,
+        x: Tensor,
+        valid: Tensor | None,
+        cu_seqlens: Tensor | None,
+        max_seqlen: int | None,
+        noise: Tensor | None,
+        options: DPCOptions,
+    ) -> DensityPeaks:
+        """Hard one-shot clustering; the arguments are those of `reference.dpc_knn`."""
+        longest = x.shape[1] if cu_seqlens is None else max_seqlen
+        labels, centres, counts, density, delta, score, knn, parent = self._ops.dpc_knn(
+            x.detach().contiguous(),
+            _contiguous(valid),
+            _contiguous(cu_seqlens),
+            longest,
+            None if noise is None else noise.detach().to(wide_dtype(x)).contiguous(),
+            options.k,
+            longest if options.num_clusters is None else options.num_clusters,
+            -math.inf if options.threshold is None else float(options.threshold),
+            options.min_clusters,
+            options.order == "index",
+            options.cap == "eccentricity",
+            DENSE_LIMITS[self.backend],
+        )
+        return DensityPeaks(
+            labels=labels,
+            centres=centres,
+            counts=counts,
+            density=density,
+            delta=delta,
+            score=score,
+            knn=knn,
+            parent=parent,
+        )
 
-        Args:
-            x: (B, N, D), finite.
-            valid: (B, N) bool or None.
-            centres: (B, C) int64 tokens, -1 where there is none.
-
-        Returns:
-            (B, N) int64, -1 for masked tokens and in images without a centre.
-        """
-        x = x.detach()
-        if self.backend == "cpp":
-            x = x.to(wide_dtype(x))
-        return self._ops.assign(x.contiguous(), _contiguous(valid), centres.contiguous())
+    def threshold_greedy(
+        self,
+        x: Tensor,
+        valid: Tensor | None,
+        cu_seqlens: Tensor | None,
+        max_seqlen: int | None,
+        threshold: float,
+    ) -> HardClusters:
+        """Greedy clustering; the arguments are those of `reference.threshold_greedy`."""
+        labels, centres, counts = self._ops.threshold_greedy(
+            x.detach().contiguous(),
+            _contiguous(valid),
+            _contiguous(cu_seqlens),
+            x.shape[1] if cu_seqlens is None else max_seqlen,
+            float(threshold),
+        )
+        return HardClusters(labels=labels, centres=centres, counts=counts)
 
     @property
     def _ops(self):
         return getattr(torch.ops, self.namespace)
 
-    def _accumulated(self, x: Tensor, out: Clusters) -> Tensor:
+    def _accumulated(self, x: Tensor, wide: torch.dtype) -> Tensor:
         # The C++ kernels multiply in one dtype; those in Triton read 16 bits as they are.
-        return (x.to(out.masks.dtype) if self.backend == "cpp" else x).contiguous()
+        return (x.to(wide) if self.backend == "cpp" else x).contiguous()
 
-    def _shares(self, out: Clusters, mode: str) -> tuple:
+    def _shares(self, out: Clusters | HardClusters, mode: str) -> tuple:
         """Masks (None when hard), labels, counts, cu_seqlens and max_seqlen of the operations."""
         packed = out.cu_seqlens is not None
         return (

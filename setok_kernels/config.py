@@ -1,4 +1,4 @@
-"""Options of the clustering: one frozen record, validated when it is made."""
+"""Options of the clusterings: frozen records, validated when they are made."""
 
 import dataclasses
 import math
@@ -13,6 +13,8 @@ KERNELS = ("gaussian", "laplacian", "epanechnikov")
 ALPHAS = ("sigmoid", "kernel")
 DISTANCE_SCALES = ("variance", "dim")
 SCORE_NORMS = ("max", None)
+ORDERS = ("score", "index")
+CAPS = ("diameter", "eccentricity")
 
 # The hyper-parameters that may be tensors and receive a gradient.
 LEARNABLE = ("bandwidth", "beta", "temperature", "offset")
@@ -75,12 +77,12 @@ class ClusterConfig:
         if isinstance(self.distance_scale, str):
             _check_choice("distance_scale", self.distance_scale, (*DISTANCE_SCALES, "a number"))
         else:
-            _check_number("distance_scale", self.distance_scale, above=0)
+            check_number("distance_scale", self.distance_scale, above=0)
         for name in ("distinct_seeds", "include_self"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(_message(name, "a bool", getattr(self, name)))
-        _check_number("stop_residual", self.stop_residual, least=0, most=1)
-        _check_number("min_mass", self.min_mass, least=0)
+        check_number("stop_residual", self.stop_residual, least=0, most=1)
+        check_number("min_mass", self.min_mass, least=0)
         for name in LEARNABLE:
             above = 0 if name in ("bandwidth", "temperature") else None
             _check_learnable(name, getattr(self, name), above)
@@ -113,6 +115,41 @@ class ClusterConfig:
         return {n: v.item() if isinstance(v, Tensor) else v for n, v in fields.items()}
 
 
+@dataclass(frozen=True)
+class DPCOptions:
+    """Options of `dpc_knn`; see there for what they mean.
+
+    Attributes:
+        k: neighbours in the density, the token itself included, at least 1.
+        num_clusters: most centres per image, at least 1; None for one per token.
+        threshold: a centre has a higher score than this; None for no threshold.
+        min_clusters: centres where no score is higher than the threshold, at least 1.
+        order: of the rows, "score" (descending) or "index" (ascending token).
+        cap: of the seed distance, "diameter" or "eccentricity".
+
+    Raises:
+        TypeError, ValueError: as for `ClusterConfig`.
+    """
+
+    k: int = 5
+    num_clusters: int | None = None
+    threshold: float | None = None
+    min_clusters: int = 1
+    order: Literal["score", "index"] = "score"
+    cap: Literal["diameter", "eccentricity"] = "diameter"
+
+    def __post_init__(self):
+        if self.num_clusters is None and self.threshold is None:
+            raise ValueError("num_clusters: expected an int, or else a threshold, got neither")
+        for name in ("k", "num_clusters", "min_clusters"):
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name))
+        if self.threshold is not None:
+            check_number("threshold", self.threshold)
+        _check_choice("order", self.order, ORDERS)
+        _check_choice("cap", self.cap, CAPS)
+
+
 def _message(name, expected, got) -> str:
     return f"{name}: expected {expected}, got {got!r}"
 
@@ -130,7 +167,8 @@ def _check_choice(name, value, known):
         raise ValueError(_message(name, f"one of {choices}", value))
 
 
-def _check_number(name, value, *, above=None, least=None, most=None):
+def check_number(name, value, *, above=None, least=None, most=None) -> None:
+    """`value` is a finite real number within the bounds."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(_message(name, "a real number", value))
     # Traced numbers compare, but math.isfinite takes them not.
@@ -146,11 +184,11 @@ def _check_number(name, value, *, above=None, least=None, most=None):
 
 def _check_learnable(name, value, above):
     if not isinstance(value, Tensor):
-        return _check_number(name, value, above=above)
+        return check_number(name, value, above=above)
     if value.dim() != 0 or not value.dtype.is_floating_point:
         got = f"shape {tuple(value.shape)}, {value.dtype}"
         raise ValueError(f"{name}: expected a 0-dim floating-point tensor, got {got}")
     # Reading a value on another device would synchronise with it; reading one while tracing
     # would break the graph.
     if value.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check_number(name, value.item(), above=above)
+        check_number(name, value.item(), above=above)

@@ -1,13 +1,14 @@
 """The public functions: validate, call a backend, wrap."""
 
 import dataclasses
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from setok_kernels import checks
-from setok_kernels.config import ClusterConfig
+from setok_kernels.config import ClusterConfig, DPCOptions, check_number
 from setok_kernels.dispatch import select_backend
-from setok_kernels.result import Clusters, Decisions
+from setok_kernels.result import Clusters, Decisions, DensityPeaks, HardClusters
 
 
 def cluster_tokens(
@@ -49,34 +50,125 @@ def cluster_tokens(
     """
     config = ClusterConfig() if config is None else config
     checks.check_config(config)
-    packed = cu_seqlens is not None
-    checks.check_x(x, packed)
-    grid, valid = None, None
-    if packed:
-        max_seqlen = checks.check_packing(x, cu_seqlens, max_seqlen, token_mask)
-        tokens, images, longest = (x.shape[0],), cu_seqlens.shape[0] - 1, max_seqlen
-    else:
-        if max_seqlen is not None:
-            raise ValueError(f"max_seqlen: expected None without cu_seqlens, got {max_seqlen!r}")
-        if x.dim() == 4:
-            grid = tuple(x.shape[1:3])
-        if token_mask is not None:
-            checks.check_mask(token_mask, x)
-            valid = token_mask.flatten(1)
-        x = x.flatten(1, -2)
-        tokens, images, longest = tuple(x.shape[:2]), x.shape[0], x.shape[1]
+    batch = _Batch.of(x, token_mask, cu_seqlens, max_seqlen)
     if decisions is not None:
-        checks.check_decisions(decisions, tokens, images, longest, config, x.device)
+        checks.check_decisions(
+            decisions, tuple(batch.x.shape[:-1]), batch.images, batch.longest, config, x.device
+        )
     if check_finite:
-        checks.check_finite_tokens(x, valid, cu_seqlens)
-    chosen = select_backend(backend, x.device)
-    out = chosen.cluster(x, valid, cu_seqlens, max_seqlen, config, decisions)
-    return dataclasses.replace(out, grid=grid, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)
+        checks.check_finite_tokens(batch.x, batch.valid, cu_seqlens)
+    out = select_backend(backend, x.device).cluster(*batch.arguments, config, decisions)
+    return dataclasses.replace(out, **batch.layout)
+
+
+def dpc_knn(
+    x: Tensor,
+    num_clusters: int | None = None,
+    threshold: float | None = None,
+    k: int = 5,
+    token_mask: Tensor | None = None,
+    noise: Tensor | None = None,
+    backend: str = "auto",
+    *,
+    cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None,
+    min_clusters: int = 1,
+    order: str = "score",
+    cap: str = "diameter",
+    check_finite: bool = False,
+) -> DensityPeaks:
+    """Hard one-shot clustering by density peaks (DPC-KNN; Du, Ding, Jia 2016).
+
+    With d(i, j) = |x_i - x_j| / sqrt(D): density rho_i = exp(-mean of the k smallest d(i, j)^2, the
+    token itself included), delta_i = distance to the nearest token of higher order (higher density,
+    or equal and lower index), score s_i = rho_i * delta_i. Tokens of high score are centres, every
+    token goes to the nearest one. Deterministic: ties go to the lowest index, or row.
+
+    Args:
+        x: (B, N, D) or (B, H, W, D), or (T, D) with `cu_seqlens`; float64, float32, bfloat16 or
+            float16 (accumulated in float32), any strides.
+        num_clusters: most centres per image; those of highest score. An image has fewer where it
+            has fewer tokens.
+        threshold: centres have a higher score than this. With `num_clusters` both hold; without,
+            the result has as many rows as the longest image has tokens.
+        k: neighbours in the density, the token itself included.
+        token_mask: (B, N) or (B, H, W) bool, True for tokens that exist; padded input only.
+        noise: (B, N), (B, H, W) or (T,) added to the density, as other implementations do to break
+            ties; None for none.
+        backend: as in `cluster_tokens`.
+        cu_seqlens: (B + 1,) int32 offsets of the images in packed input.
+        max_seqlen: as in `cluster_tokens`.
+        min_clusters: centres of an image where no score exceeds `threshold`.
+        order: of the rows, "score" (descending) or "index" (ascending token).
+        cap: upper bound of delta, which the top token takes: "diameter", the largest distance of
+            the image, or "eccentricity", the least among the tokens of no higher order (the token
+            itself included) of their distance to the token farthest from them.
+        check_finite: as in `cluster_tokens`. Without it a non-finite token has label -1 and is no
+            neighbour, parent or centre.
+
+    Returns:
+        `DensityPeaks`; see there for shapes. Nothing carries gradient: `merge_tokens` does.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message names it.
+        RuntimeError: the named backend cannot run here; the message says why.
+    """
+    options = DPCOptions(k, num_clusters, threshold, min_clusters, order, cap)
+    batch = _Batch.of(x, token_mask, cu_seqlens, max_seqlen)
+    if noise is not None:
+        checks.check_noise(noise, x)
+        noise = noise.reshape(batch.x.shape[:-1])
+    if check_finite:
+        checks.check_finite_tokens(batch.x, batch.valid, cu_seqlens)
+    out = select_backend(backend, x.device).dpc_knn(*batch.arguments, noise, options)
+    return dataclasses.replace(out, **batch.layout)
+
+
+def threshold_greedy(
+    x: Tensor,
+    threshold: float,
+    token_mask: Tensor | None = None,
+    backend: str = "auto",
+    *,
+    cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None,
+    check_finite: bool = False,
+) -> HardClusters:
+    """Greedy clustering by cosine similarity (DiVT, CVPR 2026).
+
+    Neighbours of a token are those whose similarity to it is above the threshold, and itself. The
+    token with the most neighbours is a centre and claims them; of the tokens left, the one that had
+    the most in the beginning is the next (ties lowest index), until none is left. Then every token
+    goes to the centre it is most similar to (ties lowest centre). Terminates for every input: a
+    token is always similar to itself, a zero vector to nothing else.
+
+    Args:
+        x: as in `dpc_knn`.
+        threshold: of the cosine similarity; from 1 on every token is a centre.
+        token_mask: as in `dpc_knn`.
+        backend: as in `cluster_tokens`.
+        cu_seqlens: as in `dpc_knn`.
+        max_seqlen: as in `cluster_tokens`.
+        check_finite: as in `dpc_knn`.
+
+    Returns:
+        `HardClusters` with one row per token of the longest image, centres in ascending order.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message names it.
+        RuntimeError: the named backend cannot run here; the message says why.
+    """
+    check_number("threshold", threshold)
+    batch = _Batch.of(x, token_mask, cu_seqlens, max_seqlen)
+    if check_finite:
+        checks.check_finite_tokens(batch.x, batch.valid, cu_seqlens)
+    out = select_backend(backend, x.device).threshold_greedy(*batch.arguments, threshold)
+    return dataclasses.replace(out, **batch.layout)
 
 
 def merge_tokens(
     x: Tensor,
-    out: Clusters,
+    out: Clusters | HardClusters,
     mode: str = "hard",
     weights: Tensor | None = None,
     eps: float = 1e-6,
@@ -87,23 +179,23 @@ def merge_tokens(
     Args:
         x: the tokens that `out` came from, or others of the same layout with any feature
             dimension.
-        out: result of `cluster_tokens`.
+        out: result of `cluster_tokens`, `dpc_knn` or `threshold_greedy`.
         mode: "hard" averages the members of each label (A_ci = 1 where label_i = c); "soft"
-            weighs every token by its mask (A = masks) and adds `eps` to the denominator.
+            weighs every token by its mask (A = masks, of `cluster_tokens` only) and adds `eps` to
+            the denominator.
         weights: non-negative weight of each token, (B, N), (B, H, W) or (T,); None means 1.
         eps: see `mode`.
         backend: as in `cluster_tokens`.
 
     Returns:
-        (B, max_clusters + 1, D) in the dtype of `x`; rows without members (hard) or beyond the
+        (B, out.num_rows, D) in the dtype of `x`; rows without members (hard) or beyond the
         residual (soft) are 0. A non-finite token has weight 0. Differentiable with respect to
         `x`, `weights` and, when soft, the masks. `out.pack` makes it ragged.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
     """
-    checks.check_clusters(out)
-    checks.check_mode(mode)
+    checks.check_clusters(out, mode)
     checks.check_float("x", x)
     leading = _leading_shape(out, x)
     checks.check_shape("x", x, (*leading, x.shape[-1] if x.dim() else 1))
@@ -119,13 +211,13 @@ def merge_tokens(
 
 
 def unmerge_tokens(
-    tokens: Tensor, out: Clusters, mode: str = "hard", backend: str = "auto"
+    tokens: Tensor, out: Clusters | HardClusters, mode: str = "hard", backend: str = "auto"
 ) -> Tensor:
     """Give every token its cluster's token back: y_i = sum_c A_ci t_c, the transpose of the merge.
 
     Args:
-        tokens: (B, max_clusters + 1, D), as `merge_tokens` returns them.
-        out: result of `cluster_tokens`.
+        tokens: (B, out.num_rows, D), as `merge_tokens` returns them.
+        out: result of `cluster_tokens`, `dpc_knn` or `threshold_greedy`.
         mode: "hard" takes the token of the label, "soft" mixes by the masks.
         backend: as in `cluster_tokens`.
 
@@ -136,8 +228,7 @@ def unmerge_tokens(
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
     """
-    checks.check_clusters(out)
-    checks.check_mode(mode)
+    checks.check_clusters(out, mode)
     checks.check_float("tokens", tokens)
     expected = (out.counts.shape[0], out.num_rows, tokens.shape[-1] if tokens.dim() else 1)
     checks.check_shape("tokens", tokens, expected)
@@ -146,8 +237,55 @@ def unmerge_tokens(
     return spread if out.grid is None else spread.unflatten(1, out.grid)
 
 
-def _leading_shape(out: Clusters, x: Tensor) -> tuple[int, ...]:
+def _leading_shape(out: Clusters | HardClusters, x: Tensor) -> tuple[int, ...]:
     """Shape of `x` without features: that of the labels, or the grid where `x` has one."""
     if out.grid is not None and x.dim() == 4:
         return (out.labels.shape[0], *out.grid)
     return tuple(out.labels.shape)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Checked tokens of several images, padded or packed.
+
+    Attributes:
+        x: (B, N, D) or (T, D).
+        valid: (B, N) bool or None.
+        images: B.
+        longest: most tokens of an image.
+        layout: `grid`, `cu_seqlens` and `max_seqlen` of the result.
+    """
+
+    x: Tensor
+    valid: Tensor | None
+    images: int
+    longest: int
+    layout: dict
+
+    @classmethod
+    def of(cls, x, token_mask, cu_seqlens, max_seqlen) -> "_Batch":
+        """From the arguments of a public function."""
+        packed, grid, valid = cu_seqlens is not None, None, None
+        checks.check_x(x, packed)
+        if packed:
+            longest = max_seqlen = checks.check_packing(x, cu_seqlens, max_seqlen, token_mask)
+            images = cu_seqlens.shape[0] - 1
+        else:
+            if max_seqlen is not None:
+                raise ValueError(
+                    f"max_seqlen: expected None without cu_seqlens, got {max_seqlen!r}"
+                )
+            if x.dim() == 4:
+                grid = tuple(x.shape[1:3])
+            if token_mask is not None:
+                checks.check_mask(token_mask, x)
+                valid = token_mask.flatten(1)
+            x = x.flatten(1, -2)
+            images, longest = x.shape[:2]
+        layout = dict(grid=grid, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)
+        return cls(x, valid, images, longest, layout)
+
+    @property
+    def arguments(self) -> tuple:
+        """The first four of every backend."""
+        return self.x, self.valid, self.layout["cu_seqlens"], self.layout["max_seqlen"]

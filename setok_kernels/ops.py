@@ -42,7 +42,14 @@ SCHEMAS = {
     "unmerge": f"(Tensor tokens, Tensor? masks, Tensor labels, Tensor counts, {_IMAGES}) -> Tensor",
     "unmerge_backward": "(Tensor grad, Tensor tokens, Tensor? masks, Tensor labels, Tensor counts, "
     f"{_IMAGES}, bool need_masks) -> (Tensor grad_tokens, Tensor grad_masks)",
-    "assign": "(Tensor x, Tensor? valid, Tensor centres) -> Tensor",
+    # `threshold` is -inf for none; with `by_index` the rows are in the order of their tokens; with
+    # `capped` the eccentricity bounds delta, else the diameter.
+    "dpc_knn": f"(Tensor x, Tensor? valid, {_IMAGES}, Tensor? noise, int k, SymInt num_clusters, "
+    "float threshold, int min_clusters, bool by_index, bool capped, int dense_limit) -> "
+    "(Tensor labels, Tensor centres, Tensor counts, Tensor density, Tensor delta, Tensor score, "
+    "Tensor knn, Tensor parent)",
+    "threshold_greedy": f"(Tensor x, Tensor? valid, {_IMAGES}, float threshold) -> "
+    "(Tensor labels, Tensor centres, Tensor counts)",
 }
 
 
@@ -103,8 +110,20 @@ def _unmerge_backward_fake(grad, tokens, masks, labels, counts, cu_seqlens, max_
     )
 
 
-def _assign_fake(x, valid, centres):
-    return x.new_empty(x.shape[:2], dtype=torch.int64)
+def _hard_fake(x, cu_seqlens, num_clusters):
+    images = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    shapes = (x.shape[:-1], (images, num_clusters), (images,))
+    return tuple(x.new_empty(shape, dtype=torch.int64) for shape in shapes)
+
+
+def _dpc_knn_fake(x, valid, cu_seqlens, max_seqlen, noise, k, num_clusters, *rest):
+    labels, centres, counts = _hard_fake(x, cu_seqlens, num_clusters)
+    values = (x.new_empty(labels.shape, dtype=wide_dtype(x)) for _ in range(3))
+    return labels, centres, counts, *values, labels.new_empty(*labels.shape, k), labels.clone()
+
+
+def _threshold_greedy_fake(x, valid, cu_seqlens, max_seqlen, threshold):
+    return _hard_fake(x, cu_seqlens, max_seqlen)
 
 
 # Autograd. Decisions are constants; x, the learnable numbers, masks, weights are differentiated.
@@ -202,7 +221,8 @@ _FAKES = {
     "merge_backward": _merge_backward_fake,
     "unmerge": _unmerge_fake,
     "unmerge_backward": _unmerge_backward_fake,
-    "assign": _assign_fake,
+    "dpc_knn": _dpc_knn_fake,
+    "threshold_greedy": _threshold_greedy_fake,
 }
 _FORMULAS = {
     "cluster": (_cluster_backward, _cluster_setup),

@@ -1,9 +1,10 @@
-"""What the clustering returns: masks and statistics, and the decisions behind them."""
+"""What the functions return: labels or masks, statistics, and the decisions behind them."""
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+
+from setok_kernels.packing import Rows
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Decisions:
 
 
 @dataclass(frozen=True)
-class Clusters:
+class Clusters(Rows):
     """Result of `cluster_tokens`. Packed input has (T,) in place of (B, N).
 
     `masks`, `density`, `delta` and `score` are float32 (float64 for float64 input) and carry
@@ -65,49 +66,70 @@ class Clusters:
         """Rows of the masks: max_clusters + 1."""
         return self.masks.shape[-2]
 
-    def occupied(self) -> Tensor:
-        """Which rows have members: (B, max_clusters + 1) bool, True where some label names it."""
-        batch, rows = self.counts.shape[0], self.num_rows
-        labels = self.labels
-        if self.cu_seqlens is None:
-            image = torch.arange(batch, device=labels.device)[:, None].expand_as(labels)
-        else:
-            position = torch.arange(labels.shape[0], device=labels.device)
-            image = torch.searchsorted(self.cu_seqlens[1:].long(), position, right=True)
-        # One extra column takes the masked tokens (label -1) and is cut off again.
-        column = torch.where(labels < 0, rows, labels)
-        hit = torch.zeros(batch, rows + 1, dtype=torch.bool, device=labels.device)
-        hit[image.reshape(-1), column.reshape(-1)] = True
-        return hit[:, :rows]
+    @property
+    def centres(self) -> Tensor:
+        """(B, max_clusters) seed of each row, -1 where there is none: `decisions.seeds`."""
+        return self.decisions.seeds
 
-    def pack(self, tokens: Tensor, drop_empty: bool = True) -> tuple[Tensor, Tensor]:
-        """Merged tokens of all images one after the other, as a language model reads them.
+    @property
+    def last_row(self) -> Tensor:
+        """(B,) row of the residual: `counts`."""
+        return self.counts
 
-        The one function here that waits for the device: the number of tokens is data.
 
-        Args:
-            tokens: (B, max_clusters + 1, D) from `merge_tokens`.
-            drop_empty: keep only rows that are some token's label; otherwise every seed's row and
-                the residual row.
+@dataclass(frozen=True, kw_only=True)
+class HardClusters(Rows):
+    """A clustering whose tokens belong to one centre each. All are int64, without gradient.
 
-        Returns:
-            packed: (sum, D) in image order, rows ascending; carries gradient.
-            cu_seqlens: (B + 1,) int32 offsets of the images.
+    Packed input has (T,) in place of (B, N). C is `num_clusters`, or without it the most tokens of
+    an image.
 
-        Raises:
-            ValueError: the first two dimensions of `tokens` do not fit.
-        """
-        expected = (self.counts.shape[0], self.num_rows)
-        if tokens.dim() != 3 or tokens.shape[:2] != expected:
-            raise ValueError(
-                f"tokens: expected shape ({expected[0]}, {expected[1]}, D), "
-                f"got {tuple(tokens.shape)}"
-            )
-        if drop_empty:
-            keep = self.occupied()
-        else:
-            row = torch.arange(self.num_rows, device=tokens.device)
-            keep = row <= self.counts[:, None]
-        cu_seqlens = torch.zeros(expected[0] + 1, dtype=torch.int32, device=tokens.device)
-        cu_seqlens[1:] = keep.sum(1).cumsum(0)
-        return tokens[keep], cu_seqlens
+    Attributes:
+        labels: (B, N) row of each token's centre; -1 for masked and non-finite tokens, and in
+            images without a centre.
+        centres: (B, C) token that is the centre of each row, local to its image; -1 where there is
+            none.
+        counts: (B,) number of centres.
+        grid: (H, W) for input (B, H, W, D), else None; N = H * W in raster order.
+        cu_seqlens: (B + 1,) offsets of the images for packed input, else None.
+        max_seqlen: longest image of packed input, else None.
+    """
+
+    labels: Tensor
+    centres: Tensor
+    counts: Tensor
+    grid: tuple[int, int] | None = None
+    cu_seqlens: Tensor | None = None
+    max_seqlen: int | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """C."""
+        return self.centres.shape[1]
+
+    @property
+    def last_row(self) -> Tensor:
+        """(B,) row of the last centre, -1 where there is none."""
+        return self.counts - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class DensityPeaks(HardClusters):
+    """Result of `dpc_knn`. Values are float32 (float64 for float64 input), without gradient.
+
+    Tokens that take no part (masked or non-finite) have density, delta and score 0.
+
+    Attributes:
+        density: (B, N) exp(-mean squared distance to the k nearest, the token itself included), and
+            the noise where some was given.
+        delta: (B, N) distance to the nearest token of higher order, at most the cap.
+        score: (B, N) density * delta.
+        knn: (B, N, k) nearest tokens by ascending distance, ties lowest index, -1 where absent.
+        parent: (B, N) nearest token of higher order; -1 for the top token of each image.
+    """
+
+    density: Tensor
+    delta: Tensor
+    score: Tensor
+    knn: Tensor
+    parent: Tensor

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from setok_kernels import layout
 from setok_kernels.config import ClusterConfig
-from setok_kernels.reference import delta, density, layout, scope
+from setok_kernels.reference import delta, density, scope
 from setok_kernels.reference.precision import own_dtype
 from setok_kernels.result import Clusters, Decisions
 

@@ -3,15 +3,17 @@
 import torch
 from torch import Tensor
 
-from setok_kernels.reference import layout
+from setok_kernels import layout
 from setok_kernels.reference.precision import own_dtype
-from setok_kernels.result import Clusters
+from setok_kernels.result import Clusters, HardClusters
 
 
 @own_dtype
-def merge(x: Tensor, out: Clusters, mode: str, weights: Tensor | None, eps: float) -> Tensor:
-    """(B, N, D) or (T, D) to (B, C + 1, D); the arguments are those of `merge_tokens`, checked."""
-    share = _assignment(out, mode)
+def merge(
+    x: Tensor, out: Clusters | HardClusters, mode: str, weights: Tensor | None, eps: float
+) -> Tensor:
+    """(B, N, D) or (T, D) to (B, rows, D); the arguments are those of `merge_tokens`, checked."""
+    share = _assignment(out, mode, x.dtype)
     dtype, x = x.dtype, x.to(share.dtype)
     if weights is not None:
         weights = weights.to(share.dtype)
@@ -31,22 +33,24 @@ def merge(x: Tensor, out: Clusters, mode: str, weights: Tensor | None, eps: floa
 
 
 @own_dtype
-def unmerge(tokens: Tensor, out: Clusters, mode: str) -> Tensor:
-    """(B, C + 1, D) to (B, N, D) or (T, D): the transposed assignment; 0 where masked."""
-    share = _assignment(out, mode)
+def unmerge(tokens: Tensor, out: Clusters | HardClusters, mode: str) -> Tensor:
+    """(B, rows, D) to (B, N, D) or (T, D): the transposed assignment; 0 where masked."""
+    share = _assignment(out, mode, tokens.dtype)
     spread = torch.bmm(share.mT, tokens.to(share.dtype)).to(tokens.dtype)
     if out.cu_seqlens is None:
         return spread
     return layout.unpad(spread, out.cu_seqlens, out.labels.shape[0])
 
 
-def _assignment(out: Clusters, mode: str) -> Tensor:
-    """(B, C + 1, N) share of each token in each row: the masks, or 1 at the token's label."""
-    masks, labels = out.masks, out.labels
-    if out.cu_seqlens is not None:
-        masks = layout.pad(masks.mT, out.cu_seqlens, out.max_seqlen).mT
-        labels = layout.pad(labels, out.cu_seqlens, out.max_seqlen, fill=-1)
+def _assignment(out: Clusters | HardClusters, mode: str, dtype: torch.dtype) -> Tensor:
+    """(B, rows, N) share of each token in each row: the masks, or 1 at the token's label."""
     if mode == "soft":
-        return masks
+        masks = out.masks
+        if out.cu_seqlens is None:
+            return masks
+        return layout.pad(masks.mT, out.cu_seqlens, out.max_seqlen).mT
+    labels = out.labels
+    if out.cu_seqlens is not None:
+        labels = layout.pad(labels, out.cu_seqlens, out.max_seqlen, fill=-1)
     row = torch.arange(out.num_rows, device=labels.device)
-    return (labels[:, None] == row[:, None]).to(masks.dtype)
+    return (labels[:, None] == row[:, None]).to(torch.promote_types(dtype, torch.float32))

@@ -1,0 +1,138 @@
+"""Hard one-shot clustering: the tokens of highest score are centres (DPC-KNN)."""
+
+import torch
+from torch import Tensor
+
+from setok_kernels import layout
+from setok_kernels.config import DPCOptions
+from setok_kernels.reference import delta, density
+from setok_kernels.reference.precision import own_dtype
+from setok_kernels.result import DensityPeaks
+
+
+@own_dtype
+@torch.no_grad()
+def dpc_knn(
+    x: Tensor,
+    valid: Tensor | None,
+    cu_seqlens: Tensor | None,
+    max_seqlen: int | None,
+    noise: Tensor | None,
+    options: DPCOptions,
+) -> DensityPeaks:
+    """Cluster padded or packed tokens; the arguments are those of `dpc_knn`, checked."""
+    total = x.shape[0]
+    if cu_seqlens is not None:
+        x, valid = (
+            layout.pad(x, cu_seqlens, max_seqlen),
+            layout.valid_tokens(cu_seqlens, max_seqlen),
+        )
+        noise = None if noise is None else layout.pad(noise, cu_seqlens, max_seqlen)
+    labels, centres, counts, *statistics = _dpc_knn_padded(x, valid, noise, options)
+    if cu_seqlens is not None:
+        labels, *statistics = (layout.unpad(t, cu_seqlens, total) for t in (labels, *statistics))
+    names = ("density", "delta", "score", "knn", "parent")
+    return DensityPeaks(
+        labels=labels, centres=centres, counts=counts, **dict(zip(names, statistics, strict=True))
+    )
+
+
+def _dpc_knn_padded(x, valid, noise, options):
+    batch, tokens, dim = x.shape
+    columns = tokens if options.num_clusters is None else options.num_clusters
+    if tokens == 0:
+        empty = torch.full((batch, 0), -1, device=x.device)
+        value = x.new_empty(batch, 0, dtype=torch.promote_types(x.dtype, torch.float32))
+        knn = empty[:, :, None].expand(-1, -1, options.k)
+        centres, counts = empty.new_full((batch, columns), -1), empty.new_zeros(batch)
+        return empty, centres, counts, value, value, value, knn, empty
+    x, ok = usable_tokens(x, valid)
+    x, exponent = density.normalise_range(x)
+    squared = density.squared_distances(x)
+    sigma = density.fixed_scale(x, exponent, 1 / dim)
+    knn = density.nearest_neighbours(squared, ok, options.k, include_self=True)
+    rho = density.local_density(squared, knn, sigma, ok)
+    if noise is not None:
+        rho = torch.where(ok, rho + noise, 0)
+    parent = delta.nearest_higher(squared, rho, ok)
+    near = torch.where(
+        parent >= 0, squared.gather(2, parent.clamp(min=0)[:, :, None])[:, :, 0], torch.inf
+    )
+    capped = torch.minimum(near, _cap(squared, rho, ok, options.cap))
+    # sqrt(sigma * d); an infinite product at density 0 would make the score NaN.
+    dlt = (sigma[:, None] * capped).clamp(max=torch.finfo(x.dtype).max).sqrt()
+    dlt = torch.where(ok, dlt, 0)
+    score = rho * dlt
+    centres, counts = choose_centres(score, ok, columns, options)
+    labels = nearest_centre(squared, ok, centres)
+    return labels, centres, counts, rho, dlt, score, knn, parent
+
+
+def usable_tokens(x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(B, N, D) wide tokens, 0 where masked or not finite, and (B, N) bool which are neither."""
+    ok = x.isfinite().all(2)
+    if valid is not None:
+        ok = ok & valid
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return torch.where(ok[:, :, None], x, 0), ok
+
+
+def _cap(squared: Tensor, rho: Tensor, ok: Tensor, kind: str) -> Tensor:
+    """(B, N) bound of the squared seed distance.
+
+    "diameter" is the largest distance of the image. "eccentricity" is the least among tokens of no
+    higher order, the token itself included, of their distance to the token farthest from them.
+    """
+    pair = ok[:, :, None] & ok[:, None, :]
+    eccentricity = squared.masked_fill(~pair, 0).amax(2)
+    if kind == "diameter":
+        return eccentricity.amax(1, keepdim=True)
+    own, other = rho[:, :, None], rho[:, None, :]
+    index = torch.arange(rho.shape[1], device=rho.device)
+    precedes = (other > own) | ((other == own) & (index[None, :] < index[:, None]))
+    return torch.where(pair & ~precedes, eccentricity[:, None, :], torch.inf).amin(2)
+
+
+def choose_centres(
+    score: Tensor, ok: Tensor, columns: int, options: DPCOptions
+) -> tuple[Tensor, Tensor]:
+    """(B, columns) centres, -1 where absent, and (B,) how many, from scores (B, N).
+
+    The tokens of highest score, ties lowest index: those above the threshold, or where there are
+    none the first `min_clusters`.
+    """
+    threshold = -torch.inf if options.threshold is None else options.threshold
+    # Tokens that take no part come last.
+    ranked = torch.where(ok, score, -torch.inf).sort(dim=1, descending=True, stable=True)
+    most = ok.sum(1).clamp(max=columns)
+    passed = (ok & (score > threshold)).sum(1).minimum(most)
+    counts = torch.where(passed > 0, passed, most.clamp(max=options.min_clusters))
+    order = torch.nn.functional.pad(ranked.indices, (0, max(0, columns - score.shape[1])))
+    rank = torch.arange(columns, device=score.device)
+    centres = torch.where(rank < counts[:, None], order[:, :columns], -1)
+    if options.order == "index":
+        last = score.shape[1]
+        centres = torch.where(centres < 0, last, centres).sort(dim=1).values
+        centres = torch.where(centres == last, -1, centres)
+    return centres, counts
+
+
+def nearest_centre(distance: Tensor, ok: Tensor, centres: Tensor) -> Tensor:
+    """(B, N) number of the nearest centre, ties lowest number; a centre is its own.
+
+    -1 where not `ok`, and in images without a centre.
+
+    Args:
+        distance: (B, N, N), of any kind.
+        ok: (B, N) bool.
+        centres: (B, C), -1 where there is none.
+    """
+    live = centres >= 0
+    if centres.shape[1] == 0:
+        return torch.full_like(ok, -1, dtype=torch.int64)
+    rows = centres.clamp(min=0)[:, :, None].expand(-1, -1, distance.shape[2])
+    token = torch.arange(distance.shape[2], device=distance.device)
+    # Even where another centre equals it.
+    far = distance.gather(1, rows).masked_fill(centres[:, :, None] == token, -torch.inf)
+    labels = far.masked_fill(~live[:, :, None], torch.inf).argmin(1)
+    return torch.where(ok & live.any(1, keepdim=True), labels, -1)
