@@ -10,9 +10,7 @@ the loop are run: the slow case.
 """
 
 import argparse
-import ast
 import json
-import math
 import platform
 import random
 import statistics
@@ -23,6 +21,7 @@ from pathlib import Path
 
 import numpy
 import torch
+from peers import load_functions
 
 import setok_kernels as sk
 
@@ -65,17 +64,9 @@ def summarise(seconds: list[float]) -> dict:
 
 
 def load_peer(text: str) -> tuple[str, Callable]:
-    """Reads "NAME=FILE": the hard `cluster_dpc_knn` of another project, from a copy of its source.
-
-    Only that function and the helper it calls are executed, as those files import much else.
-    """
+    """Reads "NAME=FILE": `cluster_dpc_knn` of TCFormer or Chat-UniVi, in a copy of its source."""
     name, _, path = text.partition("=")
-    wanted = {"cluster_dpc_knn", "index_points"}
-    tree = ast.parse(Path(path).read_text())
-    tree.body = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name in wanted]
-    names = {"torch": torch, "math": math}
-    exec(compile(tree, path, "exec"), names)
-    return name, names["cluster_dpc_knn"]
+    return name, load_functions(name, Path(path))["cluster_dpc_knn"]
 
 
 def with_backward(x: torch.Tensor, config: sk.ClusterConfig, backend: str) -> Callable:

@@ -1,6 +1,6 @@
 """Dynamic token clustering (Algorithm 1 of SeTok, ICLR 2025) as one exact, batched operation."""
 
-from setok_kernels import testing
+from setok_kernels import compat, testing
 from setok_kernels.config import ClusterConfig
 from setok_kernels.dispatch import backends
 from setok_kernels.functional import (
@@ -25,6 +25,7 @@ __all__ = [
     "__version__",
     "backends",
     "cluster_tokens",
+    "compat",
     "dpc_knn",
     "merge_tokens",
     "testing",

@@ -168,6 +168,21 @@ def check_noise(noise, x: Tensor) -> None:
     check_device("noise", noise, x.device)
 
 
+def check_labels(name: str, labels: Tensor, rows: int) -> None:
+    """`labels` are int64 in [0, rows). A GPU finds out later, without waiting."""
+    if labels.dtype != torch.int64:
+        raise TypeError(f"{name}: expected dtype torch.int64, got {labels.dtype}")
+    if labels.numel() == 0:
+        return
+    if _readable(labels):
+        least, most = labels.min().item(), labels.max().item()
+        if least < 0 or most >= rows:
+            raise ValueError(f"{name}: expected values from 0 to {rows - 1}, got {least} to {most}")
+    else:
+        fit = (labels >= 0) & (labels < rows)
+        torch._assert_async(fit.all(), f"{name}: expected values from 0 to {rows - 1}")
+
+
 def check_clusters(out, mode) -> None:
     """`out` is a result that knows `mode`: "hard", or "soft" where it has masks."""
     if not isinstance(out, Clusters | HardClusters):

@@ -21,8 +21,8 @@ class Rows:
         """(B,) last row in use, -1 where there is none."""
         raise NotImplementedError
 
-    def occupied(self) -> Tensor:
-        """Which rows have members: (B, num_rows) bool, True where some label names it."""
+    def sizes(self) -> Tensor:
+        """(B, num_rows) int64 number of tokens whose label names the row."""
         batch, rows = self.counts.shape[0], self.num_rows
         labels = self.labels
         if self.cu_seqlens is None:
@@ -31,10 +31,14 @@ class Rows:
             position = torch.arange(labels.shape[0], device=labels.device)
             image = torch.searchsorted(self.cu_seqlens[1:].long(), position, right=True)
         # One extra column takes the masked tokens (label -1) and is cut off again.
-        column = torch.where(labels < 0, rows, labels)
-        hit = torch.zeros(batch, rows + 1, dtype=torch.bool, device=labels.device)
-        hit[image.reshape(-1), column.reshape(-1)] = True
-        return hit[:, :rows]
+        column = image * (rows + 1) + torch.where(labels < 0, rows, labels)
+        size = labels.new_zeros(batch * (rows + 1))
+        size.index_add_(0, column.reshape(-1), torch.ones_like(labels).reshape(-1))
+        return size.view(batch, rows + 1)[:, :rows]
+
+    def occupied(self) -> Tensor:
+        """Which rows have members: (B, num_rows) bool, True where some label names it."""
+        return self.sizes() > 0
 
     def pack(self, tokens: Tensor, drop_empty: bool = True) -> tuple[Tensor, Tensor]:
         """Merged tokens of all images one after the other, as a language model reads them.

@@ -1,0 +1,64 @@
+"""The public code of SeTok (ICLR 2025; `SetokTokenizer.cluster_dpc_knn`)."""
+
+from torch import Tensor
+
+from setok_kernels import checks
+from setok_kernels.functional import dpc_knn
+
+
+def cluster_dpc_knn(
+    x: Tensor,
+    k: int,
+    token_mask: Tensor | None = None,
+    threshold: float = 0.53,
+    *,
+    min_cluster_num: int = 64,
+    noise: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cluster the tokens of one image by density peaks above a score.
+
+    In the original the seed distance of a token is at most the least, over the tokens of no higher
+    density, of their distance to the token farthest from them (`cap="eccentricity"` of `dpc_knn`);
+    so it is here. Different on purpose:
+
+    - Deterministic. The original adds `1e-6 * torch.rand(N)` to the density in every call, and
+      five calls find five numbers of clusters; pass that very tensor as `noise` to get its result.
+    - A token that `token_mask` leaves out has no influence at all.
+    - Fewer tokens than `k` or `min_cluster_num` is no error.
+
+    Waits for the device: the number of clusters is data. `dpc_knn` does not.
+
+    Args:
+        x: (N, C); float64, float32, bfloat16 or float16 (clustered by sums in float32).
+        k: neighbours in the local density, the token itself included.
+        token_mask: (N,), above 0 where a token exists.
+        threshold: a centre has a higher score.
+        min_cluster_num: centres where no score is higher; an attribute of the original's module.
+        noise: (N,) added to the density; None for none.
+
+    Returns:
+        index_down: (M,) int64 centres, ascending.
+        idx_cluster: (N,) int64 position in `index_down` of each token's centre; 0 for padding, as
+            in the original.
+        score: (1, N) in the dtype of x, 0 for padding.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message names it.
+    """
+    checks.check_float("x", x)
+    if x.dim() != 2:
+        raise ValueError(f"x: expected shape (N, C), got {tuple(x.shape)}")
+    for name, value in (("token_mask", token_mask), ("noise", noise)):
+        if value is not None:
+            checks.check_shape(name, value, x.shape[:1])
+    out = dpc_knn(
+        x[None],
+        threshold=threshold,
+        k=k,
+        token_mask=None if token_mask is None else token_mask[None] > 0,
+        noise=None if noise is None else noise[None],
+        min_clusters=min_cluster_num,
+        order="index",
+        cap="eccentricity",
+    )
+    return out.centres[0, : int(out.counts)], out.labels[0].clamp(min=0), out.score.to(x.dtype)

@@ -1,0 +1,104 @@
+"""What the drop-ins for TCFormer and Chat-UniVi share: both take a `token_dict`."""
+
+import torch
+from torch import Tensor
+
+from setok_kernels import checks
+from setok_kernels.functional import dpc_knn
+from setok_kernels.functional import merge_tokens as merge_rows
+from setok_kernels.result import HardClusters
+
+
+def cluster_dpc_knn(
+    token_dict: dict,
+    cluster_num: int,
+    k: int = 5,
+    token_mask: Tensor | None = None,
+    *,
+    noise: Tensor | None = None,
+) -> tuple[Tensor, int]:
+    """Cluster tokens by density peaks; the cluster numbers follow descending score.
+
+    Different from the original on purpose:
+
+    - Deterministic. The original adds `1e-6 * torch.rand(B, N)` to the density in every call; pass
+      that very tensor as `noise` to get its result.
+    - Padding is never a centre, nor does it change the result: the original takes the largest
+      distance of the batch, padding and its features included, for padded tokens. Where an image
+      has fewer tokens than `cluster_num` its last clusters stay empty.
+    - Fewer tokens than `k` is no error: the density is the mean over those there are.
+    - 16-bit tokens are clustered by sums in float32.
+
+    Args:
+        token_dict: its "x" is (B, N, C); float64, float32, bfloat16 or float16.
+        cluster_num: clusters of every image, at least 1.
+        k: neighbours in the local density, the token itself included.
+        token_mask: (B, N), above 0 where a token exists.
+        noise: (B, N) added to the density; None for none.
+
+    Returns:
+        idx_cluster: (B, N) int64 cluster of each token in [0, cluster_num); 0 for padding, as in
+            the original.
+        cluster_num: as given.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message names it.
+    """
+    x = _tokens(token_dict)
+    if token_mask is not None:
+        checks.check_tensor("token_mask", token_mask)
+        token_mask = token_mask > 0
+    out = dpc_knn(x, cluster_num, k=k, token_mask=token_mask, noise=noise)
+    return out.labels.clamp(min=0), cluster_num
+
+
+def merge_tokens(
+    token_dict: dict, idx_cluster: Tensor, cluster_num: int, token_weight: Tensor | None
+) -> dict:
+    """Entries "x", "token_num", "idx_token" and "agg_weight" of the merged tokens.
+
+    x_c = sum_i w_i x_i / (sum_i w_i + 1e-6) over the members i of cluster c. Differentiable with
+    respect to x and `token_weight`.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message names it.
+    """
+    x = _tokens(token_dict)
+    batch, tokens, _ = x.shape
+    checks.check_shape("idx_cluster", idx_cluster, (batch, tokens))
+    checks.check_device("idx_cluster", idx_cluster, x.device)
+    checks.check_labels("idx_cluster", idx_cluster, cluster_num)
+    if token_weight is None:
+        token_weight = x.new_ones(batch, tokens, 1)
+    checks.check_float("token_weight", token_weight)
+    checks.check_shape("token_weight", token_weight, (batch, tokens, 1))
+    # Padding is often given a logit of -inf where a weight is meant.
+    token_weight = token_weight.masked_fill(token_weight == -torch.inf, 0)
+    out = HardClusters(
+        labels=idx_cluster,
+        centres=idx_cluster.new_full((batch, cluster_num), -1),
+        counts=idx_cluster.new_full((batch,), cluster_num),
+    )
+    mean = merge_rows(x, out, weights=token_weight[..., 0])
+    # Sums through means of members: they are deterministic on every device.
+    mass = merge_rows(token_weight, out) * out.sizes()[..., None]
+    share = (token_weight / (mass + 1e-6).gather(1, idx_cluster[..., None])).to(token_weight.dtype)
+    idx_token = token_dict["idx_token"]
+    return {
+        "x": (mean * (mass / (mass + 1e-6))).to(x.dtype),
+        "token_num": cluster_num,
+        "idx_token": idx_cluster.gather(1, idx_token),
+        "agg_weight": token_dict["agg_weight"] * share.gather(1, idx_token[..., None]),
+    }
+
+
+def _tokens(token_dict: dict) -> Tensor:
+    if not isinstance(token_dict, dict) or "x" not in token_dict:
+        got = sorted(token_dict) if isinstance(token_dict, dict) else type(token_dict).__name__
+        raise TypeError(f"token_dict: expected a dict with a tensor 'x', got {got}")
+    checks.check_float("token_dict['x']", token_dict["x"])
+    if token_dict["x"].dim() != 3:
+        raise ValueError(
+            f"token_dict['x']: expected shape (B, N, C), got {tuple(token_dict['x'].shape)}"
+        )
+    return token_dict["x"]
