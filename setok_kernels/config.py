@@ -70,7 +70,7 @@ class ClusterConfig:
 
     def __post_init__(self):
         for name in ("k", "max_clusters"):
-            _check_count(name, getattr(self, name))
+            check_count(name, getattr(self, name))
         _check_choice("kernel", self.kernel, KERNELS)
         _check_choice("alpha", self.alpha, ALPHAS)
         _check_choice("score_norm", self.score_norm, SCORE_NORMS)
@@ -98,7 +98,7 @@ class ClusterConfig:
             **overrides: fields of `ClusterConfig` to set on top of the preset.
         """
         max_clusters = overrides.get("max_clusters", cls.max_clusters)
-        _check_count("max_clusters", max_clusters)
+        check_count("max_clusters", max_clusters)
         preset = dict(
             distance_scale="dim",
             score_norm=None,
@@ -143,7 +143,7 @@ class DPCOptions:
             raise ValueError("num_clusters: expected an int, or else a threshold, got neither")
         for name in ("k", "num_clusters", "min_clusters"):
             if getattr(self, name) is not None:
-                _check_count(name, getattr(self, name))
+                check_count(name, getattr(self, name))
         if self.threshold is not None:
             check_number("threshold", self.threshold)
         _check_choice("order", self.order, ORDERS)
@@ -154,7 +154,8 @@ def _message(name, expected, got) -> str:
     return f"{name}: expected {expected}, got {got!r}"
 
 
-def _check_count(name, value):
+def check_count(name, value) -> None:
+    """`value` is an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(_message(name, "an int", value))
     if value < 1:

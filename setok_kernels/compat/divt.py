@@ -8,7 +8,7 @@ from setok_kernels.functional import threshold_greedy as cluster
 
 
 def threshold_greedy(
-    query: Tensor, features: Tensor, threshold: float
+    query: Tensor, features: Tensor, threshold: float, *, backend: str = "auto"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Cluster tokens by cosine similarity and take one query token per cluster.
 
@@ -25,6 +25,7 @@ def threshold_greedy(
         query: (B, N, D) features from which the queries are taken.
         features: (B, N, F) features that are clustered; float64, float32, bfloat16 or float16.
         threshold: of the cosine similarity.
+        backend: as in `sk.cluster_tokens`.
 
     Returns:
         query_tokens: (B, Q, D) those of the centres, ascending by token; Q is the most of an image,
@@ -44,7 +45,7 @@ def threshold_greedy(
         expected = f"({features.shape[0]}, {features.shape[1]}, D)"
         raise ValueError(f"query: expected shape {expected}, got {tuple(query.shape)}")
     checks.check_device("query", query, features.device)
-    out = cluster(features, threshold)
+    out = cluster(features, threshold, backend=backend)
     most = int(out.counts.max()) if out.counts.numel() else 0
     centres = out.centres[:, :most]
     index = centres.clamp(min=0)[:, :, None].expand(-1, -1, query.shape[2])

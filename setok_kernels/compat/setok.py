@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from setok_kernels import checks
+from setok_kernels.config import check_count
 from setok_kernels.functional import dpc_knn
 
 
@@ -14,6 +15,7 @@ def cluster_dpc_knn(
     *,
     min_cluster_num: int = 64,
     noise: Tensor | None = None,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Cluster the tokens of one image by density peaks above a score.
 
@@ -35,6 +37,7 @@ def cluster_dpc_knn(
         threshold: a centre has a higher score.
         min_cluster_num: centres where no score is higher; an attribute of the original's module.
         noise: (N,) added to the density; None for none.
+        backend: as in `sk.cluster_tokens`.
 
     Returns:
         index_down: (M,) int64 centres, ascending.
@@ -45,6 +48,7 @@ def cluster_dpc_knn(
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
     """
+    check_count("min_cluster_num", min_cluster_num)
     checks.check_float("x", x)
     if x.dim() != 2:
         raise ValueError(f"x: expected shape (N, C), got {tuple(x.shape)}")
@@ -60,5 +64,6 @@ def cluster_dpc_knn(
         min_clusters=min_cluster_num,
         order="index",
         cap="eccentricity",
+        backend=backend,
     )
     return out.centres[0, : int(out.counts)], out.labels[0].clamp(min=0), out.score.to(x.dtype)

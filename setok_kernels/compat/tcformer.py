@@ -9,7 +9,12 @@ __all__ = ["cluster_dpc_knn", "merge_tokens"]
 
 
 def merge_tokens(
-    token_dict: dict, idx_cluster: Tensor, cluster_num: int, token_weight: Tensor | None = None
+    token_dict: dict,
+    idx_cluster: Tensor,
+    cluster_num: int,
+    token_weight: Tensor | None = None,
+    *,
+    backend: str = "auto",
 ) -> dict:
     """Average the tokens of each cluster: x_c = sum_i w_i x_i / (sum_i w_i + 1e-6).
 
@@ -22,6 +27,7 @@ def merge_tokens(
         idx_cluster: (B, N) int64 in [0, cluster_num).
         cluster_num: clusters of every image.
         token_weight: (B, N, 1) weight of each token; None means 1.
+        backend: as in `sk.cluster_tokens`.
 
     Returns:
         dict: "x" (B, cluster_num, C) in the dtype of x, 0 in clusters without members; "token_num"
@@ -32,5 +38,5 @@ def merge_tokens(
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
     """
-    merged = shared.merge_tokens(token_dict, idx_cluster, cluster_num, token_weight)
+    merged = shared.merge_tokens(token_dict, idx_cluster, cluster_num, token_weight, backend)
     return merged | {name: token_dict[name] for name in ("map_size", "init_grid_size")}

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from setok_kernels import checks
+from setok_kernels.config import check_count
 from setok_kernels.functional import dpc_knn
 from setok_kernels.functional import merge_tokens as merge_rows
 from setok_kernels.result import HardClusters
@@ -16,6 +17,7 @@ def cluster_dpc_knn(
     token_mask: Tensor | None = None,
     *,
     noise: Tensor | None = None,
+    backend: str = "auto",
 ) -> tuple[Tensor, int]:
     """Cluster tokens by density peaks; the cluster numbers follow descending score.
 
@@ -35,6 +37,7 @@ def cluster_dpc_knn(
         k: neighbours in the local density, the token itself included.
         token_mask: (B, N), above 0 where a token exists.
         noise: (B, N) added to the density; None for none.
+        backend: as in `sk.cluster_tokens`.
 
     Returns:
         idx_cluster: (B, N) int64 cluster of each token in [0, cluster_num); 0 for padding, as in
@@ -45,15 +48,20 @@ def cluster_dpc_knn(
         TypeError, ValueError: an argument does not fit; the message names it.
     """
     x = _tokens(token_dict)
+    check_count("cluster_num", cluster_num)
     if token_mask is not None:
         checks.check_tensor("token_mask", token_mask)
         token_mask = token_mask > 0
-    out = dpc_knn(x, cluster_num, k=k, token_mask=token_mask, noise=noise)
+    out = dpc_knn(x, cluster_num, k=k, token_mask=token_mask, noise=noise, backend=backend)
     return out.labels.clamp(min=0), cluster_num
 
 
 def merge_tokens(
-    token_dict: dict, idx_cluster: Tensor, cluster_num: int, token_weight: Tensor | None
+    token_dict: dict,
+    idx_cluster: Tensor,
+    cluster_num: int,
+    token_weight: Tensor | None,
+    backend: str,
 ) -> dict:
     """Entries "x", "token_num", "idx_token" and "agg_weight" of the merged tokens.
 
@@ -64,6 +72,7 @@ def merge_tokens(
         TypeError, ValueError: an argument does not fit; the message names it.
     """
     x = _tokens(token_dict)
+    check_count("cluster_num", cluster_num)
     batch, tokens, _ = x.shape
     checks.check_shape("idx_cluster", idx_cluster, (batch, tokens))
     checks.check_device("idx_cluster", idx_cluster, x.device)
@@ -79,9 +88,9 @@ def merge_tokens(
         centres=idx_cluster.new_full((batch, cluster_num), -1),
         counts=idx_cluster.new_full((batch,), cluster_num),
     )
-    mean = merge_rows(x, out, weights=token_weight[..., 0])
+    mean = merge_rows(x, out, weights=token_weight[..., 0], backend=backend)
     # Sums through means of members: they are deterministic on every device.
-    mass = merge_rows(token_weight, out) * out.sizes()[..., None]
+    mass = merge_rows(token_weight, out, backend=backend) * out.sizes()[..., None]
     share = (token_weight / (mass + 1e-6).gather(1, idx_cluster[..., None])).to(token_weight.dtype)
     idx_token = token_dict["idx_token"]
     return {
