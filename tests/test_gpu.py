@@ -129,6 +129,8 @@ def test_gradients_of_very_many_tokens_repeat():
 def test_the_host_never_waits():
     x = torch.randn(4, 729, 1152, device="cuda", dtype=torch.bfloat16).requires_grad_()
     sk.cluster_tokens(x, backend="triton")
+    sk.dpc_knn(x, 64, backend="triton")
+    sk.threshold_greedy(x, 0.5, backend="triton")
     torch.cuda.set_sync_debug_mode("error")
     try:
         out = sk.cluster_tokens(x, backend="triton")
@@ -136,6 +138,8 @@ def test_the_host_never_waits():
             merged = sk.merge_tokens(x, out, mode, backend="triton")
             spread = sk.unmerge_tokens(merged, out, mode, backend="triton")
             spread.sum().backward(retain_graph=True)
+        sk.dpc_knn(x, 64, backend="triton")
+        sk.threshold_greedy(x, 0.5, backend="triton")
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -151,3 +155,42 @@ def test_graph_replays_on_new_tokens(tokens):
     graph.replay()
     expected = sk.cluster_tokens(x.clone(), backend="triton")
     assert torch.equal(out.masks, expected.masks) and torch.equal(out.labels, expected.labels)
+
+
+HARD = {
+    "clusters": dict(num_clusters=64, k=5),
+    "threshold": dict(threshold=0.3, k=8, order="index", cap="eccentricity", min_clusters=9),
+}
+
+
+@pytest.mark.parametrize("options", HARD.values(), ids=HARD)
+@pytest.mark.parametrize("tokens", [729, 2916])
+def test_density_peaks(tokens, options):
+    for x in (
+        testing.integer_tokens(2, tokens, 65).cuda(),
+        testing.duplicate_tokens(2, tokens, 1152, distinct=99).cuda(),
+    ):
+        out = sk.dpc_knn(x, **options, backend="triton")
+        expected = sk.dpc_knn(x, **options, backend="reference")
+        testing.assert_same_hard_clusters(out, expected)
+    for dtype in DTYPES:
+        x = testing.vit_like_tokens(3, tokens, 1152).to(dtype).cuda()
+        mask = torch.rand(3, tokens, generator=torch.Generator().manual_seed(0)).cuda() > 0.2
+        out = sk.dpc_knn(x, **options, token_mask=mask, backend="triton")
+        testing.assert_valid_density_peaks(x, out, **options, token_mask=mask)
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.65, 0.9])
+@pytest.mark.parametrize("tokens", [729, 16384])
+def test_threshold_greedy(tokens, threshold):
+    x = testing.one_hot_tokens(2, tokens, 300).cuda()
+    x[0, :50] = 0
+    out = sk.threshold_greedy(x, threshold, backend="triton")
+    expected = sk.threshold_greedy(x[:, :729], threshold, backend="reference")
+    first = sk.threshold_greedy(x[:, :729], threshold, backend="triton")
+    testing.assert_same_hard_clusters(first, expected)
+    directions = [int(image.any(0).sum()) for image in x]
+    assert out.counts.tolist() == [directions[0] + 50, directions[1]]
+    x = testing.vit_like_tokens(2, 729, 1152).cuda()
+    out = sk.threshold_greedy(x, threshold, backend="triton")
+    testing.assert_valid_threshold_greedy(x, out, threshold)
