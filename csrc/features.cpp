@@ -126,7 +126,7 @@ void scale_range(const T* from, T* to, index_t count, int exponent) {
 template <class T>
 void gather_rows(const ImageInput& image, const index_t* position, index_t n, T* to) {
   const index_t dim = image.dim;
-  const size_t width = image.dtype == Dtype::f64 ? 8 : image.dtype == Dtype::f32 ? 4 : 2;
+  const size_t width = bytes_of(image.dtype);
   parallel_blocks(n, 64, [&](index_t begin, index_t end) {
     for (index_t i = begin; i < end; ++i) {
       const index_t row = position == nullptr ? i : position[i];

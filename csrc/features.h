@@ -8,6 +8,9 @@
 namespace setok {
 
 enum class Dtype { f64, f32, bf16, f16 };
+inline size_t bytes_of(Dtype dtype) {
+  return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2;
+}
 
 // One image of the input: `tokens` rows of `dim` contiguous numbers.
 struct ImageInput {
