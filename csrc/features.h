@@ -34,6 +34,10 @@ struct Features {
   index_t place(index_t i) const { return position == nullptr ? i : position[i]; }
 };
 
+// Token `row` of the image, converted.
+template <class T>
+void load_row(const ImageInput& image, index_t row, T* to);
+
 template <class T>
 Features<T> load_features(const ImageInput& image, const Options& options, Scratch& scratch);
 
