@@ -19,12 +19,10 @@ using torch::stable::Tensor;
 using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class T>
-void run(const Tensor& x, const bool* valid, const Layout& layout, const Options& options,
-         const std::optional<Tensor> (&known)[4], index_t dense_limit, const Results& results) {
-  const auto* input = static_cast<const char*>(x.const_data_ptr());
-  const index_t dim = x.size(-1), rows = options.max_clusters + 1, k = options.k;
-  const Dtype dtype = dtype_of(x);
-  const size_t width = dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2;
+void run(const Tensor& x, const std::optional<Tensor>& valid, const Layout& layout,
+         const Options& options, const std::optional<Tensor> (&known)[4], index_t dense_limit,
+         const Results& results) {
+  const index_t rows = options.max_clusters + 1, k = options.k;
   const auto index_of = [&](const std::optional<Tensor>& tensor) {
     return tensor ? static_cast<const index_t*>(tensor->const_data_ptr()) : nullptr;
   };
@@ -34,9 +32,8 @@ void run(const Tensor& x, const bool* valid, const Layout& layout, const Options
   static const index_t kNothing[1] = {-1};
 
   const auto one = [&](index_t b) {
-    const index_t start = layout.start[b], tokens = layout.tokens(b);
-    const ImageInput image{input + start * dim * width, dtype,
-                           valid == nullptr ? nullptr : valid + start, tokens, dim};
+    const index_t start = layout.start[b];
+    const ImageInput image = image_of(x, valid, layout, b);
     KnownDecisions decisions{nullptr, nullptr, nullptr, nullptr};
     if (replay)
       decisions = {knn == nullptr ? kNothing : knn + start * k, parent + start,
@@ -45,12 +42,11 @@ void run(const Tensor& x, const bool* valid, const Layout& layout, const Options
     const ImageOutput<T> out{
         masks + layout.mask_offset(b, rows),
         layout.mask_stride(b),
-        data<T>(std::get<2>(results)) + start,
-        data<T>(std::get<3>(results)) + start,
-        data<T>(std::get<4>(results)) + start,
+        {data<T>(std::get<2>(results)) + start, data<T>(std::get<3>(results)) + start,
+         data<T>(std::get<4>(results)) + start,
+         replay ? nullptr : data<index_t>(std::get<5>(results)) + start * k,
+         replay ? nullptr : data<index_t>(std::get<6>(results)) + start},
         data<index_t>(std::get<1>(results)) + start,
-        replay ? nullptr : data<index_t>(std::get<5>(results)) + start * k,
-        replay ? nullptr : data<index_t>(std::get<6>(results)) + start,
         replay ? nullptr : data<index_t>(std::get<7>(results)) + b * (rows - 1),
         replay ? nullptr : data<index_t>(std::get<8>(results)) + b};
     cluster_image<T>(image, options, decisions, dense_limit, out);
@@ -115,11 +111,10 @@ Results cluster(const Tensor& x, std::optional<Tensor> valid, std::optional<Tens
       floats(masks),   empty_index(leading), floats(leading), floats(leading),
       floats(leading), made(neighbours),     made(leading),   made({images, max_clusters}),
       made({images})};
-  const bool* mask = valid ? static_cast<const bool*>(valid->const_data_ptr()) : nullptr;
   const std::optional<Tensor> known[4] = {knn, parent, seeds, counts};
   if (replay) check_decisions(layout, known, k, max_clusters);
   for_type_of(x, [&](auto zero) {
-    run<decltype(zero)>(x, mask, layout, options, known, dense_limit, results);
+    run<decltype(zero)>(x, valid, layout, options, known, dense_limit, results);
   });
   return results;
 }

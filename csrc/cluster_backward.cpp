@@ -50,8 +50,7 @@ std::tuple<Tensor, Tensor> cluster_backward(
 
   const Layout layout(parent, cu_seqlens);
   const index_t dim = x.size(-1), rows = options.max_clusters + 1;
-  const Dtype dtype = dtype_of(x);
-  const size_t width = dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2;
+  const size_t width = bytes_of(dtype_of(x));
   Tensor grad_x = empty_as(x);
   Tensor grad_learnable = empty_cpu({4}, masks.scalar_type());
   std::vector<double> sums(4 * layout.images(), 0.0);
@@ -59,9 +58,7 @@ std::tuple<Tensor, Tensor> cluster_backward(
     using T = decltype(zero);
     parallel_images(layout.images(), [&](index_t b) {
       const index_t start = layout.start[b];
-      const ImageInput image{static_cast<const char*>(x.const_data_ptr()) + start * dim * width,
-                             dtype, valid ? values<bool>(*valid) + start : nullptr,
-                             layout.tokens(b), dim};
+      const ImageInput image = image_of(x, valid, layout, b);
       const KnownDecisions decisions{
           values<index_t>(knn) + start * options.k, values<index_t>(parent) + start,
           values<index_t>(seeds) + b * (rows - 1), values<index_t>(counts) + b};

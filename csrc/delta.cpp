@@ -38,11 +38,27 @@ SETOK_INLINE index_t search(const T* row, const T* density, const T* number, ind
   return -1;
 }
 
+template <class T>
+SETOK_INLINE T largest(const T* row, index_t n) {
+  T most[kLanes] = {};
+  const index_t whole = n / kLanes * kLanes;
+  for (index_t block = 0; block < whole; block += kLanes) {
+#pragma omp simd
+    for (index_t lane = 0; lane < kLanes; ++lane)
+      most[lane] = row[block + lane] > most[lane] ? row[block + lane] : most[lane];
+  }
+  for (index_t j = whole; j < n; ++j) most[0] = row[j] > most[0] ? row[j] : most[0];
+  for (index_t lane = 1; lane < kLanes; ++lane)
+    most[0] = most[lane] > most[0] ? most[lane] : most[0];
+  return most[0];
+}
+
 #define SETOK_SEARCH(T)                                                                      \
   SETOK_CLONES index_t search_of(const T* row, const T* density, const T* number, index_t n, \
                                  index_t i) {                                                \
     return search(row, density, number, n, i);                                               \
-  }
+  }                                                                                          \
+  SETOK_CLONES T most_of(const T* row, index_t n) { return largest(row, n); }
 SETOK_SEARCH(float)
 SETOK_SEARCH(double)
 #undef SETOK_SEARCH
@@ -57,5 +73,8 @@ index_t nearest_higher(const double* row, const double* density, const double* n
                        index_t i) {
   return search_of(row, density, number, n, i);
 }
+
+float largest_of(const float* row, index_t n) { return most_of(row, n); }
+double largest_of(const double* row, index_t n) { return most_of(row, n); }
 
 }  // namespace setok

@@ -125,21 +125,9 @@ void scale_range(const T* from, T* to, index_t count, int exponent) {
 // Copies the tokens at `position` and converts them.
 template <class T>
 void gather_rows(const ImageInput& image, const index_t* position, index_t n, T* to) {
-  const index_t dim = image.dim;
-  const size_t width = image.dtype == Dtype::f64 ? 8 : image.dtype == Dtype::f32 ? 4 : 2;
   parallel_blocks(n, 64, [&](index_t begin, index_t end) {
-    for (index_t i = begin; i < end; ++i) {
-      const index_t row = position == nullptr ? i : position[i];
-      const auto* from = static_cast<const char*>(image.x) + row * dim * width;
-      if constexpr (sizeof(T) == 4) {
-        if (width == 2) {
-          convert(reinterpret_cast<const uint16_t*>(from), image.dtype == Dtype::f16, to + i * dim,
-                  dim);
-          continue;
-        }
-      }
-      std::memcpy(to + i * dim, from, dim * width);
-    }
+    for (index_t i = begin; i < end; ++i)
+      load_row(image, position == nullptr ? i : position[i], to + i * image.dim);
   });
 }
 
@@ -165,6 +153,18 @@ T scale_of(const Options& options, double variance, index_t n, int exponent) {
 }
 
 }  // namespace
+
+template <class T>
+void load_row(const ImageInput& image, index_t row, T* to) {
+  const index_t dim = image.dim;
+  const size_t width = bytes_of(image.dtype);
+  const auto* from = static_cast<const char*>(image.x) + row * dim * width;
+  if constexpr (sizeof(T) == 4) {
+    if (width == 2)
+      return convert(reinterpret_cast<const uint16_t*>(from), image.dtype == Dtype::f16, to, dim);
+  }
+  std::memcpy(to, from, dim * width);
+}
 
 template <class T>
 Features<T> load_features(const ImageInput& image, const Options& options, Scratch& scratch) {
@@ -212,6 +212,8 @@ Features<T> load_features(const ImageInput& image, const Options& options, Scrat
   return out;
 }
 
+template void load_row(const ImageInput&, index_t, float*);
+template void load_row(const ImageInput&, index_t, double*);
 template Features<float> load_features(const ImageInput&, const Options&, Scratch&);
 template Features<double> load_features(const ImageInput&, const Options&, Scratch&);
 

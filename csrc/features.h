@@ -8,6 +8,9 @@
 namespace setok {
 
 enum class Dtype { f64, f32, bf16, f16 };
+inline size_t bytes_of(Dtype dtype) {
+  return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2;
+}
 
 // One image of the input: `tokens` rows of `dim` contiguous numbers.
 struct ImageInput {
@@ -30,6 +33,10 @@ struct Features {
 
   index_t place(index_t i) const { return position == nullptr ? i : position[i]; }
 };
+
+// Token `row` of the image, converted.
+template <class T>
+void load_row(const ImageInput& image, index_t row, T* to);
 
 template <class T>
 Features<T> load_features(const ImageInput& image, const Options& options, Scratch& scratch);

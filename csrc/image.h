@@ -3,7 +3,7 @@
 #pragma once
 
 #include "common.h"
-#include "features.h"
+#include "peaks.h"
 
 namespace setok {
 
@@ -12,8 +12,8 @@ template <class T>
 struct ImageOutput {
   T* masks;
   index_t mask_stride;
-  T *density, *delta, *score;
-  index_t *labels, *knn, *parent, *seeds, *count;
+  PeakOutput<T> peaks;
+  index_t *labels, *seeds, *count;
 };
 
 // Known decisions of one image; knn is null where they are to be made.

@@ -195,7 +195,7 @@ void cluster_image_backward(const ImageInput& image, const Options& options,
   Scratch& scratch = Scratch::of_this_thread();
   const Features<T> tokens = load_features<T>(image, options, scratch);
   const bool all_zero = options.scale == Scale::variance && tokens.sigma == 0;
-  const size_t width = image.dtype == Dtype::f64 ? 8 : image.dtype == Dtype::f32 ? 4 : 2;
+  const size_t width = bytes_of(image.dtype);
   if (tokens.position != nullptr || all_zero)
     std::memset(grad_x, 0, width * static_cast<size_t>(image.tokens * image.dim));
   if (tokens.n == 0) return;

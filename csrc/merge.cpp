@@ -188,7 +188,7 @@ Tensor unmerge_hard(const Tensor& tokens, const Tensor& labels, std::optional<Te
   const index_t dim = tokens.size(-1);
   Tensor out = empty_cpu(spread_shape(labels, dim), tokens.scalar_type());
   const Dtype dtype = dtype_of(tokens);
-  const index_t width = dim * (dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2);
+  const index_t width = dim * static_cast<index_t>(bytes_of(dtype));
   const auto* from = static_cast<const char*>(tokens.const_data_ptr());
   const auto* label = static_cast<const index_t*>(labels.const_data_ptr());
   auto* to = static_cast<char*>(out.mutable_data_ptr());

@@ -105,19 +105,24 @@ void merge_masks_backward(const Merge<T>& m) {
       scaled[row * dim + j] = m.grad[row * dim + j] / static_cast<T>(mass[row]);
   });
   unmerge_masks(scaled, m.masks, m.mask_stride, tokens, dim, rows, m.grad_x);
+  // The gain of a token's weight over all rows, in one product: those of single rows may be so
+  // large, where there is hardly any mass but eps, that their rounding errors are more than the
+  // sum.
+  const bool masks_wanted = m.grad_masks != nullptr, weights_wanted = m.grad_weights != nullptr;
+  double* of_weight = scratch.get<double>(Scratch::weights, tokens);
   parallel_blocks(tokens, kBlock, [&](index_t begin, index_t end) {
     for (index_t i = begin; i < end; ++i) {
       T* row = m.grad_x + i * dim;
+      of_weight[i] = usable[i] && weights_wanted ? product_of(row, m.x + i * dim, dim) : 0;
       if (!usable[i])
         std::fill_n(row, dim, T{0});
       else if (m.weights != nullptr)
         for (index_t j = 0; j < dim; ++j) row[j] *= share[i];
     }
   });
-  if (m.grad_masks == nullptr && m.grad_weights == nullptr) return;
+  if (!masks_wanted && !weights_wanted) return;
 
   // What each row gains by a token in place of its mean.
-  const bool masks_wanted = m.grad_masks != nullptr;
   T* gain = masks_wanted ? m.grad_masks : scratch.get<T>(Scratch::distances, rows * tokens);
   const index_t ld = masks_wanted ? m.mask_stride : tokens;
   row_products(scaled, m.x, usable, rows, tokens, dim, gain, ld);
@@ -126,18 +131,16 @@ void merge_masks_backward(const Merge<T>& m) {
         product_of(m.masks + row * m.mask_stride, share, gain + row * ld, tokens) / mass[row];
   });
   parallel_blocks(tokens, kBlock, [&](index_t begin, index_t end) {
-    double of_weight[kBlock] = {};
     for (index_t row = 0; row < rows; ++row) {
       const T *mask = m.masks + row * m.mask_stride, mean = static_cast<T>(shift[row]);
       T* to = gain + row * ld;
       for (index_t i = begin; i < end; ++i) {
-        const T above = to[i] - mean;
-        of_weight[i - begin] += static_cast<double>(mask[i] * above);
-        to[i] = above * share[i];
+        of_weight[i] -= static_cast<double>(mask[i]) * shift[row];
+        to[i] = (to[i] - mean) * share[i];
       }
     }
-    for (index_t i = begin; m.grad_weights != nullptr && i < end; ++i)
-      m.grad_weights[i] = usable[i] ? static_cast<T>(of_weight[i - begin]) : T{0};
+    for (index_t i = begin; weights_wanted && i < end; ++i)
+      m.grad_weights[i] = usable[i] ? static_cast<T>(of_weight[i]) : T{0};
   });
 }
 

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <vector>
 
+#include "delta.h"
 #include "density.h"
 #include "gram.h"
 
@@ -192,6 +193,18 @@ SETOK_INLINE void take_parents(Higher<T>& higher, const Tile<T>& tile, const T* 
   }
 }
 
+// Adds a row of a tile to the largest distances that one worker has met, (n + kStrip,).
+template <class T>
+SETOK_INLINE void take_farthest(T* farthest, const Tile<T>& tile, index_t r) {
+  const T* d = tile.distance + r * kStrip;
+  T* own = farthest + tile.top + r;
+  *own = std::max(*own, largest_of(d, tile.columns));
+  if (tile.diagonal) return;
+  T* other = farthest + tile.left;
+#pragma omp simd
+  for (index_t c = 0; c < padded(tile.columns); ++c) other[c] = d[c] > other[c] ? d[c] : other[c];
+}
+
 #define SETOK_STREAM(T)                                                                       \
   SETOK_CLONES void take_row_of(Lists<T>& lists, const Tile<T>& tile, index_t r) {            \
     take_row(lists, tile, r);                                                                 \
@@ -199,6 +212,9 @@ SETOK_INLINE void take_parents(Higher<T>& higher, const Tile<T>& tile, const T* 
   SETOK_CLONES void take_parents_of(Higher<T>& higher, const Tile<T>& tile, const T* density, \
                                     index_t r) {                                              \
     take_parents(higher, tile, density, r);                                                   \
+  }                                                                                           \
+  SETOK_CLONES void take_farthest_of(T* farthest, const Tile<T>& tile, index_t r) {           \
+    take_farthest(farthest, tile, r);                                                         \
   }
 SETOK_STREAM(float)
 SETOK_STREAM(double)
@@ -237,20 +253,28 @@ void stream_neighbours(const Features<T>& tokens, bool all_zero, index_t k, bool
 }
 
 template <class T>
-void stream_parents(const Features<T>& tokens, bool all_zero, const T* density, index_t* parent) {
+void stream_parents(const Features<T>& tokens, bool all_zero, const T* density, index_t* parent,
+                    T* farthest) {
   const index_t n = tokens.n;
+  if (farthest != nullptr) std::fill_n(farthest, n, T{0});
   if (all_zero) {
     std::fill_n(parent, n, index_t{0});
     parent[0] = -1;
     return;
   }
   // Columns behind the last token precede nothing.
-  std::vector<T> order(n + kStrip, T{-1});
+  std::vector<T> order(n + kStrip, -std::numeric_limits<T>::infinity());
   std::copy_n(density, n, order.begin());
   std::vector<Higher<T>> higher(num_threads(), Higher<T>(n));
+  std::vector<std::vector<T>> most(farthest == nullptr ? 0 : num_threads(),
+                                   std::vector<T>(n + kStrip, T{0}));
   walk(tokens, true, [&](index_t worker, const Tile<T>& tile) {
     for (index_t r = 0; r < tile.rows; ++r) take_parents_of(higher[worker], tile, order.data(), r);
+    for (index_t r = 0; r < tile.rows && !most.empty(); ++r)
+      take_farthest_of(most[worker].data(), tile, r);
   });
+  for (const std::vector<T>& met : most)
+    for (index_t i = 0; i < n; ++i) farthest[i] = std::max(farthest[i], met[i]);
   for (index_t i = 0; i < n; ++i) {
     T distance = std::numeric_limits<T>::infinity();
     parent[i] = -1;
@@ -265,7 +289,7 @@ void stream_parents(const Features<T>& tokens, bool all_zero, const T* density, 
 
 template void stream_neighbours(const Features<float>&, bool, index_t, bool, index_t*);
 template void stream_neighbours(const Features<double>&, bool, index_t, bool, index_t*);
-template void stream_parents(const Features<float>&, bool, const float*, index_t*);
-template void stream_parents(const Features<double>&, bool, const double*, index_t*);
+template void stream_parents(const Features<float>&, bool, const float*, index_t*, float*);
+template void stream_parents(const Features<double>&, bool, const double*, index_t*, double*);
 
 }  // namespace setok

@@ -13,8 +13,10 @@ template <class T>
 void stream_neighbours(const Features<T>& tokens, bool all_zero, index_t k, bool include_self,
                        index_t* knn);
 
-// parent (n,): nearest token of higher order, -1 for the top token.
+// parent (n,): nearest token of higher order, -1 for the top token. `farthest` (n,), unless null,
+// is filled with the largest distance of each token.
 template <class T>
-void stream_parents(const Features<T>& tokens, bool all_zero, const T* density, index_t* parent);
+void stream_parents(const Features<T>& tokens, bool all_zero, const T* density, index_t* parent,
+                    T* farthest);
 
 }  // namespace setok

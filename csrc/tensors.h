@@ -118,6 +118,17 @@ struct Layout {
   index_t mask_offset(index_t b, index_t rows) const { return packed ? start[b] : rows * start[b]; }
 };
 
+// Tokens of image b of x (B, N, D) or (T, D).
+inline ImageInput image_of(const torch::stable::Tensor& x,
+                           const std::optional<torch::stable::Tensor>& valid, const Layout& layout,
+                           index_t b) {
+  const index_t start = layout.start[b], dim = x.size(-1);
+  const auto* from = static_cast<const char*>(x.const_data_ptr());
+  const bool* mask = valid ? static_cast<const bool*>(valid->const_data_ptr()) + start : nullptr;
+  const Dtype dtype = dtype_of(x);
+  return {from + start * dim * bytes_of(dtype), dtype, mask, layout.tokens(b), dim};
+}
+
 // f(double{}) or f(float{}), in whose type the results of `x` are.
 template <class F>
 void for_type_of(const torch::stable::Tensor& x, const F& f) {

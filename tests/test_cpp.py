@@ -176,20 +176,3 @@ def test_only_cpu_tensors():
     assert not dispatch.can_run_cpp(torch.device("meta"))
     with pytest.raises(RuntimeError, match="takes CPU tensors, got meta"):
         dispatch.can_run_cpp(torch.device("meta"), raise_error=True)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_assign_to_the_nearest_centre(dtype):
-    x = testing.integer_tokens(2, 50, 5, dtype=dtype)
-    centres = torch.tensor([[3, 9, -1, 20], [49, 0, 7, -1]])
-    valid = torch.arange(50).expand(2, -1) != 13
-    got = compiled.Compiled("cpp").assign(x, valid, centres)
-    for b in range(2):
-        far = torch.cdist(x[b].double(), x[b, centres[b]].double()).square().round()
-        far[:, centres[b] < 0] = torch.inf
-        expected = far.argmin(1)
-        for c, token in enumerate(centres[b].tolist()):
-            if token >= 0:
-                expected[token] = c
-        expected[13] = -1
-        assert torch.equal(got[b], expected)

@@ -1,0 +1,209 @@
+// The operation `setok::dpc_knn`: the tokens of highest score are centres, and every token goes to
+// the nearest.
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "centres.h"
+#include "density.h"
+#include "peaks.h"
+#include "tensors.h"
+
+namespace setok {
+namespace {
+
+using torch::stable::Tensor;
+using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// Tokens that one task gives labels to, and centres whose rows are computed at a time.
+constexpr index_t kBlock = 256, kRows = 64;
+
+struct Choice {
+  index_t columns;  // of the centres
+  double threshold;
+  index_t min_clusters;
+  bool by_index, capped;
+};
+
+// Places in the results of one image.
+template <class T>
+struct HardOutput {
+  PeakOutput<T> peaks;
+  index_t *labels, *centres, *count;
+};
+
+// Whether a comes before b by falling value, ties by index. NaN is where torch sorts it: first.
+template <class T>
+bool ranks_before(const T* value, index_t a, index_t b) {
+  const T first = value[a], second = value[b];
+  if (std::isnan(first) || std::isnan(second))
+    return std::isnan(first) && (!std::isnan(second) || a < b);
+  return first > second || (first == second && a < b);
+}
+
+// cap (n,): the least of `farthest` among the tokens that do not precede the token, itself
+// included.
+template <class T>
+void find_eccentricity_cap(const T* density, const T* farthest, index_t n, T* cap) {
+  std::vector<index_t> order(n);
+  std::iota(order.begin(), order.end(), index_t{0});
+  std::sort(order.begin(), order.end(),
+            [=](index_t a, index_t b) { return ranks_before(density, a, b); });
+  // A token of density NaN precedes none and none precedes it.
+  const auto ordered =
+      std::find_if(order.begin(), order.end(), [=](index_t i) { return !std::isnan(density[i]); });
+  T least = std::numeric_limits<T>::infinity();
+  for (auto i = order.begin(); i != ordered; ++i) least = std::min(least, farthest[*i]);
+  for (auto i = order.end(); i != ordered;) {
+    --i;
+    cap[*i] = least = std::min(least, farthest[*i]);
+  }
+  for (auto i = order.begin(); i != ordered; ++i) cap[*i] = least;
+}
+
+// Adds the noise to the density, and fills in delta and score.
+template <class T>
+void find_score(const Peaks<T>& peaks, const T* noise, bool capped) {
+  const index_t n = peaks.tokens.n;
+  for (index_t i = 0; noise != nullptr && i < n; ++i)
+    peaks.density[i] += noise[peaks.tokens.place(i)];
+  T *farthest = peaks.more, *cap = farthest + peaks.width;
+  find_parents<T>(peaks, nullptr, farthest);
+  if (capped)
+    find_eccentricity_cap(peaks.density, farthest, n, cap);
+  else
+    std::fill_n(cap, n, *std::max_element(farthest, farthest + n));
+  for (index_t i = 0; i < n; ++i) {
+    const T bounded = peaks.parent[i] < 0 ? cap[i] : std::min(peaks.delta[i], cap[i]);
+    // An infinite delta at density 0 would make the score NaN.
+    const T squared = std::min(peaks.tokens.sigma * bounded, std::numeric_limits<T>::max());
+    peaks.delta[i] = std::sqrt(squared);
+    peaks.score[i] = peaks.density[i] * peaks.delta[i];
+  }
+}
+
+template <class T>
+std::vector<index_t> choose_centres(const Peaks<T>& peaks, const Choice& choice) {
+  const index_t n = peaks.tokens.n, most = std::min(n, choice.columns);
+  const T *score = peaks.score, threshold = static_cast<T>(choice.threshold);
+  const index_t above = std::count_if(score, score + n, [=](T value) { return value > threshold; });
+  const index_t count = std::min(most, above > 0 ? above : choice.min_clusters);
+  const auto before = [=](index_t a, index_t b) { return ranks_before(score, a, b); };
+  std::vector<index_t> centres(n);
+  std::iota(centres.begin(), centres.end(), index_t{0});
+  std::nth_element(centres.begin(), centres.begin() + count, centres.end(), before);
+  centres.resize(count);
+  if (choice.by_index)
+    std::sort(centres.begin(), centres.end());
+  else
+    std::sort(centres.begin(), centres.end(), before);
+  return centres;
+}
+
+// nearest (n,): the centre of each token, as a number of the same width as the distances.
+template <class T>
+void find_nearest(const Peaks<T>& peaks, const std::vector<index_t>& centres, T* least,
+                  T* nearest) {
+  const Features<T>& tokens = peaks.tokens;
+  const index_t count = static_cast<index_t>(centres.size()), ld = peaks.rows.ld;
+  const index_t rows = peaks.dense() ? count : kRows;
+  Scratch& scratch = Scratch::of_this_thread();
+  std::fill_n(least, tokens.n, std::numeric_limits<T>::infinity());
+  for (index_t first = 0; first < count; first += rows) {
+    const index_t last = std::min(first + rows, count);
+    T* computed = nullptr;
+    if (!peaks.dense()) {
+      T* x = scratch.get<T>(Scratch::seeds, rows * tokens.dim);
+      for (index_t c = first; c < last; ++c)
+        std::copy_n(tokens.x + centres[c] * tokens.dim, tokens.dim, x + (c - first) * tokens.dim);
+      computed = scratch.get<T>(Scratch::distances, rows * ld);
+      distance_rows(tokens, peaks.rows.all_zero, x, last - first, computed, ld, scratch);
+    }
+    parallel_blocks(tokens.n, kBlock, [&](index_t begin, index_t end) {
+      for (index_t c = first; c < last; ++c) {
+        const T* row = peaks.dense() ? peaks.rows.row(centres[c]) : computed + (c - first) * ld;
+        take_centre(row + begin, end - begin, c, least + begin, nearest + begin);
+      }
+    });
+  }
+}
+
+template <class T>
+void cluster_image(const ImageInput& image, const Options& options, const Choice& choice,
+                   const T* noise, index_t dense_limit, const HardOutput<T>& out) {
+  const Peaks<T> peaks(image, options, dense_limit, 2);
+  const Features<T>& tokens = peaks.tokens;
+  std::fill_n(out.labels, image.tokens, index_t{-1});
+  std::fill_n(out.centres, choice.columns, index_t{-1});
+  *out.count = 0;
+  if (tokens.n > 0) {
+    find_density(peaks, options, nullptr, out.peaks.knn);
+    find_score(peaks, noise, choice.capped);
+    const std::vector<index_t> centres = choose_centres(peaks, choice);
+    T *least = peaks.more, *nearest = least + peaks.width;
+    find_nearest(peaks, centres, least, nearest);
+    *out.count = static_cast<index_t>(centres.size());
+    for (index_t i = 0; i < tokens.n && !centres.empty(); ++i)
+      out.labels[tokens.place(i)] = static_cast<index_t>(nearest[i]);
+    // A centre is its own, even where another one equals it.
+    for (index_t c = 0; c < *out.count; ++c)
+      out.labels[out.centres[c] = tokens.place(centres[c])] = c;
+  }
+  write_statistics(peaks, options.k, out.peaks);
+}
+
+// x (B, N, D), or (T, D) with cu_seqlens, and noise as `ops.py` says; all contiguous.
+Results dpc_knn(const Tensor& x, std::optional<Tensor> valid, std::optional<Tensor> cu_seqlens,
+                int64_t /*max_seqlen*/, std::optional<Tensor> noise, int64_t k,
+                int64_t num_clusters, double threshold, int64_t min_clusters, bool by_index,
+                bool capped, int64_t dense_limit) {
+  STD_TORCH_CHECK(x.dim() == (cu_seqlens ? 2 : 3), "x: wrong rank");
+  STD_TORCH_CHECK(x.is_contiguous(), "x: expected a contiguous tensor");
+  const Layout layout(x, cu_seqlens);
+  const std::vector<int64_t> leading(x.sizes().begin(), x.sizes().end() - 1);
+  const ScalarType wide = dtype_of(x) == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
+  STD_TORCH_CHECK(!noise || (noise->is_contiguous() && noise->scalar_type() == wide &&
+                             noise->numel() == layout.start.back()),
+                  "noise: expected a contiguous number per token, of the dtype of the results");
+  Options options{};
+  options.k = k;
+  options.scale = Scale::fixed;
+  options.factor = 1.0 / static_cast<double>(x.size(-1));
+  options.include_self = true;
+  const Choice choice{num_clusters, threshold, min_clusters, by_index, capped};
+  std::vector<int64_t> neighbours = leading;
+  neighbours.push_back(k);
+  const index_t images = layout.images();
+  const Results results{empty_index(leading),     empty_index({images, num_clusters}),
+                        empty_index({images}),    empty_cpu(leading, wide),
+                        empty_cpu(leading, wide), empty_cpu(leading, wide),
+                        empty_index(neighbours),  empty_index(leading)};
+  for_type_of(x, [&](auto zero) {
+    using T = decltype(zero);
+    parallel_images(images, [&](index_t b) {
+      const index_t start = layout.start[b];
+      const HardOutput<T> out{
+          {data<T>(std::get<3>(results)) + start, data<T>(std::get<4>(results)) + start,
+           data<T>(std::get<5>(results)) + start, data<index_t>(std::get<6>(results)) + start * k,
+           data<index_t>(std::get<7>(results)) + start},
+          data<index_t>(std::get<0>(results)) + start,
+          data<index_t>(std::get<1>(results)) + b * num_clusters,
+          data<index_t>(std::get<2>(results)) + b};
+      cluster_image(image_of(x, valid, layout, b), options, choice, values<T>(noise, start),
+                    dense_limit, out);
+      Scratch::of_this_thread().trim();
+    });
+  });
+  return results;
+}
+
+}  // namespace
+}  // namespace setok
+
+STABLE_TORCH_LIBRARY_IMPL(setok, CPU, m) { m.impl("dpc_knn", TORCH_BOX(&setok::dpc_knn)); }

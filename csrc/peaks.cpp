@@ -1,0 +1,143 @@
+#include "peaks.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "delta.h"
+#include "density.h"
+#include "stream.h"
+
+namespace setok {
+namespace {
+
+// Rows of tokens for one task.
+constexpr index_t kBlock = 32;
+
+template <class T>
+bool all_equal(const Features<T>& tokens, const Options& options) {
+  return options.scale == Scale::variance && tokens.sigma == 0;
+}
+
+}  // namespace
+
+template <class T>
+Peaks<T>::Peaks(const ImageInput& image, const Options& options, index_t dense_limit, index_t more)
+    : image(image),
+      tokens(load_features<T>(image, options, Scratch::of_this_thread())),
+      width(padded(tokens.n)),
+      rows{tokens, all_equal(tokens, options), nullptr, panels_of(tokens.n) * kPanel, nullptr} {
+  Scratch& scratch = Scratch::of_this_thread();
+  const index_t n = tokens.n;
+  density = scratch.get<T>(Scratch::vectors, (4 + more) * width);
+  std::fill_n(density, (4 + more) * width, T{0});
+  delta = density + width;
+  score = delta + width;
+  number = score + width;
+  this->more = number + width;
+  for (index_t i = 0; i < width; ++i) number[i] = static_cast<T>(i);
+  parent = scratch.get<index_t>(Scratch::lists, width + image.tokens);
+  compact_of = parent + width;
+  if (tokens.position != nullptr) {
+    std::fill_n(compact_of, image.tokens, index_t{-1});
+    for (index_t i = 0; i < n; ++i) compact_of[tokens.position[i]] = i;
+  }
+  if (n <= dense_limit) {
+    T* matrix = scratch.get<T>(Scratch::distances, rows.ld * rows.ld);
+    distance_matrix(tokens, rows.all_zero, matrix, rows.ld, scratch);
+    rows.matrix = matrix;
+  } else {
+    rows.buffer = scratch.get<T>(Scratch::row, width);
+  }
+}
+
+template <class T>
+void find_density(const Peaks<T>& peaks, const Options& options, const index_t* known,
+                  index_t* knn) {
+  const index_t k = options.k;
+  const Features<T>& tokens = peaks.tokens;
+  const bool replay = known != nullptr;
+  if (!replay && !peaks.dense())
+    stream_neighbours(tokens, peaks.rows.all_zero, k, options.include_self, knn);
+  parallel_blocks(tokens.n, kBlock, [&](index_t begin, index_t end) {
+    auto* candidate =
+        Scratch::of_this_thread().get<int32_t>(Scratch::candidate, padded(tokens.n) + kLanes);
+    for (index_t i = begin; i < end; ++i) {
+      const index_t* chosen = replay ? known + tokens.place(i) * k : knn + i * k;
+      if (!replay && peaks.dense())
+        nearest_in_row(peaks.rows.row(i), tokens.n, i, k, options.include_self, knn + i * k,
+                       candidate);
+      T sum = 0;
+      index_t found = 0;
+      for (index_t slot = 0; slot < k; ++slot) {
+        const index_t j = replay ? peaks.compact(chosen[slot]) : chosen[slot];
+        if (j < 0) continue;
+        sum += peaks.rows.pair(i, j);
+        ++found;
+      }
+      peaks.density[i] = local_density(sum, found, tokens.sigma);
+    }
+  });
+}
+
+template <class T>
+void find_parents(const Peaks<T>& peaks, const index_t* known, T* farthest) {
+  const Features<T>& tokens = peaks.tokens;
+  const index_t n = tokens.n;
+  const bool replay = known != nullptr;
+  // What precedes no token, however low its density.
+  std::fill(peaks.density + n, peaks.density + peaks.width, -std::numeric_limits<T>::infinity());
+  if (!replay && !peaks.dense())
+    stream_parents(tokens, peaks.rows.all_zero, peaks.density, peaks.parent, farthest);
+  parallel_blocks(n, kBlock, [&](index_t begin, index_t end) {
+    for (index_t i = begin; i < end; ++i) {
+      if (replay) {
+        peaks.parent[i] = peaks.compact(known[tokens.place(i)]);
+      } else if (peaks.dense()) {
+        const T* row = peaks.rows.row(i);
+        peaks.parent[i] = nearest_higher(row, peaks.density, peaks.number, n, i);
+        if (farthest != nullptr) farthest[i] = largest_of(row, n);
+      }
+      if (peaks.parent[i] >= 0) peaks.delta[i] = peaks.rows.pair(i, peaks.parent[i]);
+    }
+  });
+}
+
+template <class T>
+void write_statistics(const Peaks<T>& peaks, index_t k, const PeakOutput<T>& out) {
+  const Features<T>& tokens = peaks.tokens;
+  index_t next = tokens.n - 1;
+  // Backwards, so that rows may move within knn.
+  for (index_t place = peaks.image.tokens - 1; place >= 0; --place) {
+    const bool here = next >= 0 && tokens.place(next) == place;
+    out.density[place] = here ? peaks.density[next] : 0;
+    out.delta[place] = here ? peaks.delta[next] : 0;
+    out.score[place] = here ? peaks.score[next] : 0;
+    if (out.knn != nullptr) {
+      index_t* knn = out.knn + place * k;
+      if (here) {
+        const index_t parent = peaks.parent[next];
+        out.parent[place] = parent < 0 ? -1 : tokens.place(parent);
+        if (tokens.position != nullptr) {
+          std::memmove(knn, out.knn + next * k, k * sizeof(index_t));
+          for (index_t slot = 0; slot < k; ++slot)
+            if (knn[slot] >= 0) knn[slot] = tokens.position[knn[slot]];
+        }
+      } else {
+        out.parent[place] = -1;
+        std::fill_n(knn, k, index_t{-1});
+      }
+    }
+    if (here) --next;
+  }
+}
+
+#define SETOK_INSTANTIATE(T)                                                             \
+  template struct Peaks<T>;                                                              \
+  template void find_density(const Peaks<T>&, const Options&, const index_t*, index_t*); \
+  template void find_parents(const Peaks<T>&, const index_t*, T*);                       \
+  template void write_statistics(const Peaks<T>&, index_t, const PeakOutput<T>&);
+SETOK_INSTANTIATE(float)
+SETOK_INSTANTIATE(double)
+#undef SETOK_INSTANTIATE
+
+}  // namespace setok

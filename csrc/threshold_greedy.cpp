@@ -1,0 +1,303 @@
+// The operation `setok::threshold_greedy`: greedy clustering by a threshold of the cosine
+// similarity. Distances are negative similarities here.
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "centres.h"
+#include "gram.h"
+#include "merge.h"
+#include "tensors.h"
+
+namespace setok {
+namespace {
+
+using torch::stable::Tensor;
+
+// Images of more tokens keep a bit per pair, but no distances.
+constexpr index_t kDense = 3072;
+// Panels of a strip, two of which stay in an L2 cache, and of centres that are packed at a time.
+constexpr index_t kStrip = 4, kGroup = 8;
+
+// Bits of a pair of panels: those of a panel's tokens are a word.
+using Word = uint32_t;
+static_assert(sizeof(Word) * 8 == kPanel);
+
+// Divides a token by its norm. By a power of two first: neither squares nor the norm leave the
+// range. The zero vector stays as it is.
+template <class T>
+SETOK_INLINE void normalise(T* x, index_t dim) {
+  T largest = 0;
+#pragma omp simd reduction(max : largest)
+  for (index_t j = 0; j < dim; ++j) largest = std::max(largest, std::abs(x[j]));
+  if (largest == 0) return;
+  const int exponent = std::ilogb(largest), half = exponent / 2;
+  // 2**-exponent may leave the range where its halves do not.
+  const T a = std::ldexp(T{1}, -half), b = std::ldexp(T{1}, half - exponent);
+  double squares[kLanes] = {};
+  const index_t whole = dim / kLanes * kLanes;
+  for (index_t block = 0; block < whole; block += kLanes) {
+#pragma omp simd
+    for (index_t lane = 0; lane < kLanes; ++lane) {
+      const T value = x[block + lane] = x[block + lane] * a * b;
+      squares[lane] += static_cast<double>(value) * static_cast<double>(value);
+    }
+  }
+  for (index_t j = whole; j < dim; ++j) {
+    x[j] = x[j] * a * b;
+    squares[j - whole] += static_cast<double>(x[j]) * static_cast<double>(x[j]);
+  }
+  double sum = 0;
+  for (index_t lane = 0; lane < kLanes; ++lane) sum += squares[lane];
+  const T norm = static_cast<T>(std::sqrt(sum));
+#pragma omp simd
+  for (index_t j = 0; j < dim; ++j) x[j] /= norm;
+}
+
+// Turns a tile of products into distances; those below the bound are set in `row`, where a bit is
+// a column, and in `column`, where it is a row.
+template <class T>
+SETOK_INLINE void find_near(T* tile, T bound, Word* row, Word* column) {
+  std::fill_n(column, kPanel, Word{0});
+  for (index_t r = 0; r < kPanel; ++r) {
+    T* d = tile + r * kPanel;
+    const Word own = Word{1} << r;
+    Word bits = 0;
+#pragma omp simd reduction(| : bits)
+    for (index_t c = 0; c < kPanel; ++c) {
+      d[c] = -d[c];
+      const bool near = d[c] < bound;
+      bits |= near ? Word{1} << c : Word{0};
+      column[c] |= near ? own : Word{0};
+    }
+    row[r] = bits;
+  }
+}
+
+SETOK_CLONES index_t count_bits(const Word* words, index_t count) {
+  index_t bits = 0;
+  for (index_t w = 0; w < count; ++w) bits += __builtin_popcount(words[w]);
+  return bits;
+}
+
+#define SETOK_GREEDY(T)                                                       \
+  SETOK_CLONES void normalise_of(T* x, index_t dim) { normalise(x, dim); }    \
+  SETOK_CLONES void find_near_of(T* tile, T bound, Word* row, Word* column) { \
+    find_near(tile, bound, row, column);                                      \
+  }
+SETOK_GREEDY(float)
+SETOK_GREEDY(double)
+#undef SETOK_GREEDY
+
+// The tokens that take part, normalised and in panels, and which of them are near each other.
+template <class T>
+struct Job {
+  index_t n, dim, panels;
+  const index_t* position;  // (n,) place of each in the image
+  T* packed;
+  Word* near;   // (n, panels)
+  T* distance;  // (panels * kPanel, panels * kPanel), null where none are kept
+
+  T* panel(index_t p) const { return packed + p * kPanel * dim; }
+  index_t ld() const { return panels * kPanel; }
+  index_t tokens_of(index_t p) const { return std::min(kPanel, n - p * kPanel); }
+};
+
+// Places of the tokens that are valid and finite; returns how many there are.
+template <class T>
+index_t find_usable(const ImageInput& image, index_t* position) {
+  bool* usable = Scratch::of_this_thread().get<bool>(Scratch::finite, image.tokens);
+  parallel_blocks(image.tokens, 64, [&](index_t begin, index_t end) {
+    T* row = Scratch::of_this_thread().get<T>(Scratch::tile, image.dim);
+    for (index_t i = begin; i < end; ++i) {
+      usable[i] = image.valid == nullptr || image.valid[i];
+      if (!usable[i]) continue;
+      load_row(image, i, row);
+      usable[i] = is_finite(row, image.dim);
+    }
+  });
+  index_t n = 0;
+  for (index_t i = 0; i < image.tokens; ++i)
+    if (usable[i]) position[n++] = i;
+  return n;
+}
+
+template <class T>
+void load_panels(const ImageInput& image, const Job<T>& job) {
+  parallel_tasks(job.panels, [&](index_t p) {
+    T* rows = Scratch::of_this_thread().get<T>(Scratch::tile, kPanel * job.dim);
+    const index_t count = job.tokens_of(p);
+    for (index_t r = 0; r < count; ++r) {
+      load_row(image, job.position[p * kPanel + r], rows + r * job.dim);
+      normalise_of(rows + r * job.dim, job.dim);
+    }
+    pack_panel(rows, job.dim, count, job.dim, job.panel(p));
+  });
+}
+
+template <class T>
+void compare_panels(const Job<T>& job, T bound, index_t p, index_t q) {
+  alignas(64) T tile[kPanel * kPanel];
+  Word row[kPanel], column[kPanel];
+  multiply_panels(job.panel(p), job.panel(q), job.dim, tile);
+  find_near_of(tile, bound, row, column);
+  // Behind the last token are zeros, which a negative threshold takes for neighbours.
+  const index_t rows = job.tokens_of(p), columns = job.tokens_of(q);
+  const auto first = [](index_t count) { return ~Word{0} >> (kPanel - count); };
+  Word *of_rows = job.near + p * kPanel * job.panels,
+       *of_columns = job.near + q * kPanel * job.panels;
+  for (index_t c = 0; c < columns; ++c) of_columns[c * job.panels + p] = column[c] & first(rows);
+  for (index_t r = 0; r < rows; ++r) of_rows[r * job.panels + q] = row[r] & first(columns);
+  for (index_t r = 0; p == q && r < rows; ++r) of_rows[r * job.panels + p] |= Word{1} << r;
+  if (job.distance == nullptr) return;
+  T* to = job.distance + p * kPanel * job.ld() + q * kPanel;
+  for (index_t r = 0; r < kPanel; ++r) std::copy_n(tile + r * kPanel, kPanel, to + r * job.ld());
+  if (p != q) transpose_tile(tile, job.distance + q * kPanel * job.ld() + p * kPanel, job.ld());
+}
+
+// Strip by strip of the upper triangle: panels are read again while they are in the cache.
+template <class T>
+void compare_all(const Job<T>& job, T bound) {
+  const index_t strips = (job.panels + kStrip - 1) / kStrip;
+  parallel_tasks(strips * (strips + 1) / 2, [&](index_t pair) {
+    index_t above = 0, right = pair;
+    while (right >= strips - above) right -= strips - above++;
+    const index_t bottom = std::min(job.panels, (above + 1) * kStrip),
+                  left = (above + right) * kStrip;
+    for (index_t p = above * kStrip; p < bottom; ++p)
+      for (index_t q = std::max(p, left); q < std::min(job.panels, left + kStrip); ++q)
+        compare_panels(job, bound, p, q);
+  });
+}
+
+// The token with the most neighbours claims them, then again the one of those left.
+template <class T>
+std::vector<index_t> claim(const Job<T>& job) {
+  std::vector<index_t> neighbours(job.n), order(job.n), centres;
+  parallel_blocks(job.n, 256, [&](index_t begin, index_t end) {
+    for (index_t i = begin; i < end; ++i)
+      neighbours[i] = count_bits(job.near + i * job.panels, job.panels);
+  });
+  // Neighbours are counted once, so the tokens come in one order for all.
+  std::iota(order.begin(), order.end(), index_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](index_t a, index_t b) { return neighbours[a] > neighbours[b]; });
+  std::vector<Word> left(job.panels, ~Word{0});
+  for (const index_t i : order) {
+    if ((left[i / kPanel] >> i % kPanel & 1) == 0) continue;
+    centres.push_back(i);
+    const Word* near = job.near + i * job.panels;
+    for (index_t w = 0; w < job.panels; ++w) left[w] &= ~near[w];
+  }
+  std::sort(centres.begin(), centres.end());
+  return centres;
+}
+
+// Panels of centres [first, last), negated: their products are distances.
+template <class T>
+T* pack_centres(const Job<T>& job, const std::vector<index_t>& centres, index_t first,
+                index_t last) {
+  T* packed = Scratch::of_this_thread().get<T>(Scratch::columns, kGroup * kPanel * job.dim);
+  parallel_tasks(panels_of(last - first), [&](index_t q) {
+    T* to = packed + q * kPanel * job.dim;
+    for (index_t r = 0; r < std::min(kPanel, last - first - q * kPanel); ++r) {
+      const index_t centre = centres[first + q * kPanel + r];
+      const T* from = job.panel(centre / kPanel) + centre % kPanel;
+      for (index_t j = 0; j < job.dim; ++j) to[j * kPanel + r] = -from[j * kPanel];
+    }
+  });
+  return packed;
+}
+
+// nearest (panels * kPanel,): the centre of each token, as a number of the width of the distances.
+template <class T>
+void find_nearest(const Job<T>& job, const std::vector<index_t>& centres, T* least, T* nearest) {
+  const auto count = static_cast<index_t>(centres.size());
+  const bool dense = job.distance != nullptr;
+  const index_t group = dense ? count : kGroup * kPanel;
+  std::fill_n(least, job.ld(), std::numeric_limits<T>::infinity());
+  for (index_t first = 0; first < count; first += group) {
+    const index_t last = std::min(first + group, count);
+    const T* packed = dense ? nullptr : pack_centres(job, centres, first, last);
+    parallel_tasks(job.panels, [&](index_t p) {
+      alignas(64) T tile[kPanel * kPanel];
+      const index_t at = p * kPanel;
+      for (index_t c = first; c < last; ++c) {
+        const index_t r = (c - first) % kPanel;
+        if (!dense && r == 0)
+          multiply_panels(packed + (c - first) * job.dim, job.panel(p), job.dim, tile,
+                          std::min(kPanel, last - c));
+        const T* row = dense ? job.distance + centres[c] * job.ld() + at : tile + r * kPanel;
+        take_centre(row, kPanel, c, least + at, nearest + at);
+      }
+    });
+  }
+}
+
+// labels (tokens,), centres (columns,) with -1 behind the last; returns how many there are.
+template <class T>
+index_t cluster_image(const ImageInput& image, double threshold, index_t columns, index_t* labels,
+                      index_t* centres) {
+  std::fill_n(labels, image.tokens, index_t{-1});
+  std::fill_n(centres, columns, index_t{-1});
+  Scratch& scratch = Scratch::of_this_thread();
+  auto* position = scratch.get<index_t>(Scratch::position, image.tokens);
+  const index_t n = find_usable<T>(image, position), panels = panels_of(n), ld = panels * kPanel;
+  const Job<T> job{n,
+                   image.dim,
+                   panels,
+                   position,
+                   scratch.get<T>(Scratch::packed, ld * image.dim),
+                   scratch.get<Word>(Scratch::lists, n * panels),
+                   n <= kDense ? scratch.get<T>(Scratch::distances, ld * ld) : nullptr};
+  load_panels(image, job);
+  // Products of equal tokens may round to more than 1, and are not above a threshold of 1.
+  compare_all(job,
+              threshold < 1 ? static_cast<T>(-threshold) : -std::numeric_limits<T>::infinity());
+  const std::vector<index_t> chosen = claim(job);
+  const auto count = static_cast<index_t>(chosen.size());
+  T *least = scratch.get<T>(Scratch::vectors, 2 * ld), *nearest = least + ld;
+  if (count < n) find_nearest(job, chosen, least, nearest);
+  for (index_t i = 0; count < n && i < n; ++i)
+    labels[position[i]] = static_cast<index_t>(nearest[i]);
+  // A centre is its own, even where another one is as near.
+  for (index_t c = 0; c < count; ++c) labels[centres[c] = position[chosen[c]]] = c;
+  return count;
+}
+
+// x (B, N, D), or (T, D) with cu_seqlens; all contiguous. Labels, centres and counts.
+std::tuple<Tensor, Tensor, Tensor> threshold_greedy(const Tensor& x, std::optional<Tensor> valid,
+                                                    std::optional<Tensor> cu_seqlens,
+                                                    int64_t max_seqlen, double threshold) {
+  STD_TORCH_CHECK(x.dim() == (cu_seqlens ? 2 : 3), "x: wrong rank");
+  STD_TORCH_CHECK(x.is_contiguous(), "x: expected a contiguous tensor");
+  const Layout layout(x, cu_seqlens);
+  const index_t images = layout.images();
+  for (index_t b = 0; b < images; ++b)
+    STD_TORCH_CHECK(layout.tokens(b) <= max_seqlen, "max_seqlen: expected at least ",
+                    layout.tokens(b), ", got ", max_seqlen);
+  const Tensor labels = empty_index({x.sizes().begin(), x.sizes().end() - 1});
+  const Tensor centres = empty_index({images, max_seqlen}), counts = empty_index({images});
+  for_type_of(x, [&](auto zero) {
+    parallel_images(images, [&](index_t b) {
+      data<index_t>(counts)[b] = cluster_image<decltype(zero)>(
+          image_of(x, valid, layout, b), threshold, max_seqlen,
+          data<index_t>(labels) + layout.start[b], data<index_t>(centres) + b * max_seqlen);
+      Scratch::of_this_thread().trim();
+    });
+  });
+  return {labels, centres, counts};
+}
+
+}  // namespace
+}  // namespace setok
+
+STABLE_TORCH_LIBRARY_IMPL(setok, CPU, m) {
+  m.impl("threshold_greedy", TORCH_BOX(&setok::threshold_greedy));
+}
