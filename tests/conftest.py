@@ -42,3 +42,11 @@ CPU_BACKENDS = [
 def backend(request):
     """Every backend that runs on this machine's CPU."""
     return request.param
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of torch's threads; restores it."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

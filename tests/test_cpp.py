@@ -36,14 +36,6 @@ def regime(request, monkeypatch):
     return request.param
 
 
-@pytest.fixture
-def threads():
-    """Sets the number of torch's threads; restores it."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def cluster(x, config, **kwargs):
     return sk.cluster_tokens(x, config, backend="cpp", **kwargs)
 

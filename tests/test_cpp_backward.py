@@ -20,14 +20,6 @@ SOFT = sk.ClusterConfig(
 )
 
 
-@pytest.fixture
-def threads():
-    """Sets the number of torch's threads; restores it."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def longest(out):
     return out.max_seqlen if out.cu_seqlens is not None else out.labels.shape[1]
 
