@@ -40,7 +40,8 @@ def cosine_similarity(x: Tensor) -> Tensor:
     largest = x.abs().amax(2, keepdim=True)
     x = x / torch.exp2(torch.where(largest > 0, largest, 1).log2().floor())
     x = x / x.norm(dim=2, keepdim=True).clamp(min=1e-12)
-    similarity = torch.bmm(x, x.mT)
+    # Rounded up, equal tokens would be above a threshold of 1.
+    similarity = torch.bmm(x, x.mT).clamp(-1, 1)
     diagonal = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
     return similarity.masked_fill(diagonal, 1)
 
