@@ -211,7 +211,7 @@ def _replay(
     x, valid, knn, parent, order, noise = tensors
     if x.numel() == 0:
         return {}
-    x, ok = usable_tokens(x, valid)
+    x, ok = usable_tokens(x, valid.bool())
     x, exponent = plain.normalise_range(x)
     squared, dim = plain.squared_distances(x), x.shape[2]
     sigma = plain.fixed_scale(x, exponent, 1 / dim)

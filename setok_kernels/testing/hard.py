@@ -61,14 +61,18 @@ def pair_agreement(labels_a: Tensor, labels_b: Tensor) -> Tensor:
         )
     both = (labels_a >= 0) & (labels_b >= 0)
     image = both.nonzero()[:, 0]
-    a, b = labels_a[both], labels_b[both]
+    # The ids of others may be any numbers.
+    a, b = (labels[both].unique(return_inverse=True)[1] for labels in (labels_a, labels_b))
 
     def pairs(*keys):
         # Pairs of tokens that share all the keys, per image.
-        cell, size = torch.stack([image, *keys], 1).unique(dim=0, return_counts=True)
+        cell, cells = image, 1
+        for key in keys:
+            cell, cells = cell * image.shape[0] + key, cells * image.shape[0]
+        cell, size = cell.unique(return_counts=True)
         inside = size.double() * (size - 1) / 2
         total = torch.zeros(both.shape[0], dtype=torch.float64, device=both.device)
-        return total.index_add(0, cell[:, 0], inside)
+        return total.index_add(0, cell // max(cells, 1), inside)
 
     every = pairs()
     agreed = every + 2 * pairs(a, b) - pairs(a) - pairs(b)
