@@ -142,7 +142,7 @@ class DPCOptions:
         if self.num_clusters is None and self.threshold is None:
             raise ValueError("num_clusters: expected an int, or else a threshold, got neither")
         for name in ("k", "num_clusters", "min_clusters"):
-            if getattr(self, name) is not None:
+            if name != "num_clusters" or self.num_clusters is not None:
                 check_count(name, getattr(self, name))
         if self.threshold is not None:
             check_number("threshold", self.threshold)

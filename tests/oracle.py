@@ -10,7 +10,8 @@ from fractions import Fraction
 import torch
 
 
-def _exp(value):
+def exp(value):
+    """That of torch."""
     return torch.tensor(value, dtype=torch.float64).exp().item()
 
 
@@ -38,9 +39,9 @@ def alpha_of(d, score, config):
     """alpha for scaled distance d."""
     h = config.bandwidth
     if config.kernel == "gaussian":
-        phi = _exp(-d / h)
+        phi = exp(-d / h)
     elif config.kernel == "laplacian":
-        phi = _exp(-math.sqrt(d) / h)
+        phi = exp(-math.sqrt(d) / h)
     else:
         phi = max(0.0, 1 - d / h)
     if config.alpha == "kernel":
@@ -71,7 +72,7 @@ def cluster(tokens, config, forced_seeds=None):
         near = others[: config.k]
         knn.append(near)
         mean = sum(exact[i][j] for j in near) / len(near) if near else Fraction(0)
-        density.append(_exp(-sigma * float(mean)))
+        density.append(exp(-sigma * float(mean)))
 
     parent, delta = [], []
     for i in range(n):

@@ -55,3 +55,51 @@ def real_tokens(draw, dtype=torch.float32, max_tokens=24):
     if draw(st.booleans()):
         return testing.vit_like_tokens(batch, tokens, dim, seed, huge=1, dtype=dtype)
     return testing.planted_clusters(batch, tokens, dim, 4, seed, 0.2, dtype)[0]
+
+
+# Of scores and cosines, some of which are these numbers.
+thresholds = st.sampled_from([0.5, 0.0, 0.25, -0.5, 0.1, 1.0, -1.0, 2.0])
+
+
+@st.composite
+def peak_options(draw):
+    """Arguments of `dpc_knn`."""
+    counted = draw(st.booleans())
+    return dict(
+        num_clusters=draw(st.integers(1, 7)) if counted else None,
+        threshold=None if counted and draw(st.booleans()) else draw(thresholds),
+        k=draw(st.integers(1, 5)),
+        min_clusters=draw(st.integers(1, 4)),
+        order=draw(st.sampled_from(["score", "index"])),
+        cap=draw(st.sampled_from(["diameter", "eccentricity"])),
+    )
+
+
+@st.composite
+def exact_noise(draw, shape, dtype=torch.float64):
+    """Eighths, or none: their sum with a density is the same in every order."""
+    if draw(st.booleans()):
+        return None
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    return (torch.randint(-4, 5, shape, generator=generator) / 8).to(dtype)
+
+
+@st.composite
+def exact_directions(draw, dtype=torch.float64, max_tokens=10):
+    """(B, N, 4) tokens whose norms are powers of two, or 0: quotients and cosines are exact."""
+    batch, tokens = draw(st.integers(1, 3)), draw(st.integers(1, max_tokens))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    signs = torch.randint(2, (batch, tokens, 4), generator=generator) * 2 - 1
+    hot = torch.nn.functional.one_hot(torch.randint(4, (batch, tokens), generator=generator), 4)
+    kind, size = torch.randint(5, (2, batch, tokens, 1), generator=generator)
+    x = signs * torch.where(kind < 2, 1, hot) * (kind < 4)
+    return (x * 2.0 ** (size - 2)).to(dtype)
+
+
+@st.composite
+def token_masks(draw, x):
+    """(B, N) bool; all tokens of the first image."""
+    batch, tokens = x.shape[:2]
+    return torch.tensor(
+        [[draw(st.booleans()) if b else True for _ in range(tokens)] for b in range(batch)]
+    )

@@ -167,7 +167,11 @@ GRID = sk.cluster_tokens(X.reshape(2, 5, 1, 3), sk.ClusterConfig(max_clusters=4)
 @pytest.mark.parametrize(
     "arguments, error, match",
     [
-        (dict(out=3), TypeError, r"out: expected the Clusters of cluster_tokens, got int"),
+        (
+            dict(out=3),
+            TypeError,
+            r"out: expected the Clusters of cluster_tokens or HardClusters, got int",
+        ),
         (dict(mode="mean"), ValueError, r"mode: expected 'hard' or 'soft', got 'mean'"),
         (dict(x=X.int()), TypeError, r"x: expected dtype float64, .*got torch.int32"),
         (dict(x=X[:, :4]), ValueError, r"x: expected shape \(2, 5, 3\), got \(2, 4, 3\)"),
@@ -196,7 +200,11 @@ def test_merge_tokens(arguments, error, match):
 @pytest.mark.parametrize(
     "arguments, error, match",
     [
-        (dict(out=None), TypeError, r"out: expected the Clusters of cluster_tokens, got NoneType"),
+        (
+            dict(out=None),
+            TypeError,
+            r"out: expected the Clusters of .* or HardClusters, got NoneType",
+        ),
         (dict(mode=0), ValueError, r"mode: expected 'hard' or 'soft', got 0"),
         (
             dict(tokens=torch.zeros(2, 4, 3)),

@@ -62,9 +62,12 @@ def test_opcheck(layout, learn, mode, monkeypatch):
         weights = torch.rand(x.shape[:-1]).requires_grad_()
         merged = sk.merge_tokens(x, out, mode, weights, backend="cpp")
         sk.unmerge_tokens(merged, out, mode, backend="cpp")
-        centres = out.decisions.seeds[:, :3]
-        if layout != "packed":
-            Compiled("cpp").assign(x.nan_to_num(), arguments.get("token_mask"), centres)
+    assert set(calls) == {"cluster", "merge", "unmerge"}
+    check_calls(calls)
+
+
+def check_calls(calls):
+    """`opcheck` of every operation that was called."""
     for name, call in calls.items():
         # Each alone: its inputs are leaves.
         leaves = [t.detach().clone() if isinstance(t, torch.Tensor) else t for t in call]
@@ -72,6 +75,24 @@ def test_opcheck(layout, learn, mode, monkeypatch):
             if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
                 leaf.requires_grad_()
         torch.library.opcheck(getattr(torch.ops.setok, name).default, leaves)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("by_threshold", [False, True])
+def test_opcheck_of_the_hard_clusterings(layout, by_threshold, monkeypatch):
+    x, arguments = inputs(layout)
+    noise = torch.rand(x.shape[:-1]) if by_threshold else None
+    options = (
+        dict(threshold=0.3, min_clusters=2, order="index", cap="eccentricity")
+        if by_threshold
+        else dict(num_clusters=4)
+    )
+    with recorded(monkeypatch) as calls:
+        sk.dpc_knn(x, **options, noise=noise, backend="cpp", **arguments)
+        out = sk.threshold_greedy(x, 0.3, backend="cpp", **arguments)
+        sk.unmerge_tokens(sk.merge_tokens(x, out, backend="cpp"), out, backend="cpp")
+    assert set(calls) == {"dpc_knn", "threshold_greedy", "merge", "unmerge"}
+    check_calls(calls)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -155,6 +176,32 @@ def test_compile_in_one_graph_for_all_sizes(compiler, layout, dtype):
             assert torch.equal(a, b)
         for a, b in zip(gradients(got, leaves), gradients(expected, leaves), strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("operation", ["peaks", "capped peaks", "greedy"])
+def test_compile_hard_clusterings_in_one_graph_for_all_sizes(compiler, layout, dtype, operation):
+    def run(x, **arguments):
+        if operation == "greedy":
+            out = sk.threshold_greedy(x, 0.3, backend="cpp", **arguments)
+        elif operation == "peaks":
+            out = sk.dpc_knn(x, 4, backend="cpp", **arguments)
+        else:
+            out = sk.dpc_knn(
+                x, threshold=0.3, order="index", cap="eccentricity", backend="cpp", **arguments
+            )
+        merged = sk.merge_tokens(x, out, backend="cpp")
+        spread = sk.unmerge_tokens(merged, out, backend="cpp")
+        return merged, spread, out.labels, out.centres, out.counts
+
+    compiled = compiler(run, dynamic=True)
+    for tokens in ([30, 12], [17, 40, 5], [8, 9, 10, 11]):
+        x, arguments = inputs(layout, dtype, tokens)
+        got, expected = compiled(x, **arguments), run(x, **arguments)
+        for a, b in zip(got, expected, strict=True):
+            assert torch.equal(a, b)
+        assert torch.equal(*(gradients(outputs, [x])[0] for outputs in (got, expected)))
 
 
 def test_compile_with_inductor():

@@ -49,19 +49,11 @@ def _dpc_knn_padded(x, valid, noise, options):
     x, ok = usable_tokens(x, valid)
     x, exponent = density.normalise_range(x)
     squared = density.squared_distances(x)
-    sigma = density.fixed_scale(x, exponent, 1 / dim)
     knn = density.nearest_neighbours(squared, ok, options.k, include_self=True)
-    rho = density.local_density(squared, knn, sigma, ok)
-    if noise is not None:
-        rho = torch.where(ok, rho + noise, 0)
+    sigma = density.fixed_scale(x, exponent, 1 / dim)
+    rho = noisy_density(squared, knn, sigma, ok, noise)
     parent = delta.nearest_higher(squared, rho, ok)
-    near = torch.where(
-        parent >= 0, squared.gather(2, parent.clamp(min=0)[:, :, None])[:, :, 0], torch.inf
-    )
-    capped = torch.minimum(near, _cap(squared, rho, ok, options.cap))
-    # sqrt(sigma * d); an infinite product at density 0 would make the score NaN.
-    dlt = (sigma[:, None] * capped).clamp(max=torch.finfo(x.dtype).max).sqrt()
-    dlt = torch.where(ok, dlt, 0)
+    dlt = capped_distance(squared, parent, rho, exponent, dim, ok, options.cap)
     score = rho * dlt
     centres, counts = choose_centres(score, ok, columns, options)
     labels = nearest_centre(squared, ok, centres)
@@ -75,6 +67,47 @@ def usable_tokens(x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         ok = ok & valid
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     return torch.where(ok[:, :, None], x, 0), ok
+
+
+def noisy_density(
+    squared: Tensor, knn: Tensor, sigma: Tensor, ok: Tensor, noise: Tensor | None
+) -> Tensor:
+    """(B, N) local density and the noise (B, N), in the dtype of the distances."""
+    rho = density.local_density(squared, knn, sigma, ok)
+    return rho if noise is None else torch.where(ok, rho + noise.to(rho.dtype), 0)
+
+
+def capped_distance(
+    squared: Tensor,
+    parent: Tensor,
+    rho: Tensor,
+    exponent: Tensor,
+    dim: int,
+    ok: Tensor,
+    kind: str,
+) -> Tensor:
+    """(B, N) delta: distance to the parent, at most the cap, which the top token takes.
+
+    Args:
+        squared: (B, N, N) squared distances of the range-normalised tokens.
+        parent: (B, N), -1 for the top token.
+        rho: (B, N) density, for the order of the tokens.
+        exponent: (B,) of the range of the tokens.
+        dim: features of a token.
+        ok: (B, N) bool; delta is 0 elsewhere.
+        kind: of the cap.
+    """
+    near = squared.gather(2, parent.clamp(min=0)[:, :, None])[:, :, 0]
+    near = torch.where(parent >= 0, near, torch.inf)
+    capped = torch.minimum(near, _cap(squared, rho, ok, kind))
+    # The range comes back after the root: its square may not be representable where it is.
+    share = density.fixed_scale(squared, torch.zeros_like(exponent), 1 / dim)
+    dlt = (share[:, None] * capped).sqrt()
+    half = exponent // 2
+    for part in (half, exponent - half):
+        dlt = dlt * torch.exp2(part.to(dlt.dtype))[:, None]
+    # An infinite delta at density 0 would make the score NaN.
+    return torch.where(ok, dlt.clamp(max=torch.finfo(dlt.dtype).max), 0)
 
 
 def _cap(squared: Tensor, rho: Tensor, ok: Tensor, kind: str) -> Tensor:

@@ -35,12 +35,13 @@ def threshold_greedy(
 
 
 def cosine_similarity(x: Tensor) -> Tensor:
-    """(B, N, D) to (B, N, N); a zero vector is similar to nothing but itself."""
+    """(B, N, D) to (B, N, N), at most 1; a zero vector is similar to nothing but itself."""
     # Scaled by a power of two first: neither squares nor the smallest norm leave the range.
     largest = x.abs().amax(2, keepdim=True)
     x = x / torch.exp2(torch.where(largest > 0, largest, 1).log2().floor())
     x = x / x.norm(dim=2, keepdim=True).clamp(min=1e-12)
-    similarity = torch.bmm(x, x.mT)
+    # Rounding may carry equal tokens above 1.
+    similarity = torch.bmm(x, x.mT).clamp(max=1)
     diagonal = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
     return similarity.masked_fill(diagonal, 1)
 

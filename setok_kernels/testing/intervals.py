@@ -41,7 +41,9 @@ class Interval:
         return Interval(function(self.lo), function(self.hi))
 
 
-def squared_distance_bounds(x: Tensor, roundoff: float, input_roundoff: float) -> Interval:
+def squared_distance_bounds(
+    x: Tensor, roundoff: float, input_roundoff: float, tiny: float = 0.0
+) -> Interval:
     """(N, D) float64 to (N, N) bounds of ||x_i - x_j||^2 computed through a Gram matrix.
 
     A dot product of D terms with unit roundoff u errs by at most g * |x_i| |x_j| with
@@ -52,6 +54,8 @@ def squared_distance_bounds(x: Tensor, roundoff: float, input_roundoff: float) -
         x: tokens.
         roundoff: u of the accumulation.
         input_roundoff: relative rounding of the inputs of the product (tf32: 2**-11), else 0.
+        tiny: smallest normal number of the accumulation, where products may underflow; the largest
+            feature is then about 1.
     """
     # This computation in float64 makes the same kind of error; the bound covers both.
     steps = (x.shape[1] + 3) * (roundoff + 2.0**-53)
@@ -60,10 +64,33 @@ def squared_distance_bounds(x: Tensor, roundoff: float, input_roundoff: float) -
     square = gram.diagonal()
     norm = square.sqrt()
     distance = (square[:, None] + square[None, :] - 2 * gram).clamp(min=0)
-    error = bound * (norm[:, None] + norm[None, :]).square()
+    # Four products of D terms; those who scale by a power of two may have a fourth of each.
+    lost = 16 * x.shape[1] * tiny
+    error = bound * (norm[:, None] + norm[None, :]).square() + lost
     bounds = Interval((distance - error).clamp(min=0), distance + error)
     for end in (bounds.lo, bounds.hi):
         end.fill_diagonal_(0)
+    return bounds
+
+
+def cosine_bounds(x: Tensor, roundoff: float, input_roundoff: float) -> Interval:
+    """(N, D) float64 to (N, N) bounds of the cosine similarity, whatever is normalised first.
+
+    A norm of D terms errs by D/2 + 1 roundings, a quotient by one, a product of D terms by D. A
+    zero vector is similar to nothing, and a token exactly to itself.
+    """
+    largest = x.abs().amax(1, keepdim=True)
+    x = x / torch.where(largest > 0, largest, 1)
+    norm = x.norm(dim=1, keepdim=True)
+    zero = norm == 0
+    x = x / torch.where(zero, 1, norm)
+    steps = (2 * x.shape[1] + 8) * (roundoff + 2.0**-53)
+    bound = steps / (1 - steps) + 2 * input_roundoff + input_roundoff**2
+    error = torch.where(zero | zero.T, 0, bound)
+    similarity = x @ x.T
+    bounds = Interval(similarity - error, similarity + error).clamp(-1, 1)
+    for end in (bounds.lo, bounds.hi):
+        end.fill_diagonal_(1)
     return bounds
 
 

@@ -35,7 +35,7 @@ def assert_replayed_values(
     with torch.no_grad():
         truth, plain, ratio = _truth_and_plain(x, out, config, token_mask)
         for name in _VALUES:
-            _assert_error(
+            assert_error(
                 name, getattr(out, name), getattr(truth, name), getattr(plain[0], name),
                 getattr(plain[1], name), ratio,
             )  # fmt: skip
@@ -87,10 +87,10 @@ def assert_replayed_gradients(
 
     got = gradients(x, backend)
     truth = gradients(x.double(), "reference")
-    low, ratio = _lower(x)
+    low, ratio = lower_input(x)
     plain, plain_truth = gradients(low, "reference"), gradients(low.double(), "reference")
     for values in zip(("x", *LEARNABLE), got, truth, plain, plain_truth, strict=True):
-        _assert_error(f"gradient of {values[0]}", *values[1:], ratio)
+        assert_error(f"gradient of {values[0]}", *values[1:], ratio)
 
 
 def assert_invariants(
@@ -188,7 +188,7 @@ def _replay(x, out: Clusters, config, token_mask, backend="reference") -> Cluste
     )
 
 
-def _lower(x: Tensor) -> tuple[Tensor, float]:
+def lower_input(x: Tensor) -> tuple[Tensor, float]:
     """The input on which plain PyTorch's error is measured, and the factor to apply to it."""
     if x.dtype == torch.float64:
         return x.float(), 2.0**-53 / 2.0**-24
@@ -196,13 +196,13 @@ def _lower(x: Tensor) -> tuple[Tensor, float]:
 
 
 def _truth_and_plain(x, out, config, token_mask):
-    low, ratio = _lower(x)
+    low, ratio = lower_input(x)
     truth = _replay(x.double(), out, config, token_mask)
     plain = [_replay(v, out, config, token_mask) for v in (low, low.double())]
     return truth, plain, ratio
 
 
-def _assert_error(name, got, truth, plain, plain_truth, ratio) -> None:
+def assert_error(name, got, truth, plain, plain_truth, ratio) -> None:
     """|got - truth| <= 2 |plain - plain_truth|, by the maximum over all elements."""
     if truth.numel() == 0:
         return

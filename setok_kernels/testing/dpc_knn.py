@@ -1,0 +1,224 @@
+"""The judge of `dpc_knn`."""
+
+import torch
+from torch import Tensor
+
+from setok_kernels import layout
+from setok_kernels.config import DPCOptions
+from setok_kernels.reference import density as plain
+from setok_kernels.reference.dpc_knn import capped_distance, noisy_density, usable_tokens
+from setok_kernels.result import DensityPeaks
+from setok_kernels.testing.hard import assert_hard_invariants, judge_labels
+from setok_kernels.testing.images import Image, images, usable
+from setok_kernels.testing.intervals import Interval, squared_distance_bounds
+from setok_kernels.testing.peaks import density_bounds, judge_neighbours, judge_parents
+from setok_kernels.testing.values import assert_error, lower_input
+
+# Orders of the features in which plain PyTorch's error is measured: that of a few short sums in one
+# order is a matter of luck.
+_DRAWS = 4
+
+
+def assert_valid_density_peaks(
+    x: Tensor,
+    out: DensityPeaks,
+    k: int = 5,
+    num_clusters: int | None = None,
+    threshold: float | None = None,
+    token_mask: Tensor | None = None,
+    noise: Tensor | None = None,
+    min_clusters: int = 1,
+    order: str = "score",
+    cap: str = "diameter",
+    input_roundoff: float = 0.0,
+) -> None:
+    """Every decision of `out` is optimal in float64 within the rounding error bound, values too.
+
+    Each decision is judged given those before it: neighbours, parents, centres, labels; the
+    tolerance is that of `assert_valid_decisions`. Density, delta and score err at most twice as
+    much as plain PyTorch in the dtype of `x`; the truth is float64 with the neighbours, parents
+    and order of the densities of `out`.
+
+    Args:
+        x: the input of the clustering, any layout.
+        out: its result.
+        k: this and the rest as they were given to `dpc_knn`.
+        num_clusters: see there.
+        threshold: see there.
+        token_mask: see there.
+        noise: see there.
+        min_clusters: see there.
+        order: see there.
+        cap: see there.
+        input_roundoff: see `assert_valid_decisions`.
+
+    Raises:
+        AssertionError: names the image, the token and the decision, or the value and its error.
+    """
+    options = DPCOptions(k, num_clusters, threshold, min_clusters, order, cap)
+    assert_hard_invariants(x, out, token_mask)
+    longest = out.labels.shape[1] if out.cu_seqlens is None else out.max_seqlen
+    for name, got, expected in (
+        ("knn", out.knn.shape[-1], k),
+        ("centres", out.num_rows, longest if num_clusters is None else num_clusters),
+    ):
+        assert got == expected, f"{name}: {got} columns, expected {expected}"
+    if noise is not None:
+        noise = noise.detach().reshape(out.labels.shape).to(out.density.dtype)
+    for image in images(x, out, token_mask):
+        with image.named():
+            if image.ok.any():
+                _judge_image(image, out, noise, options, input_roundoff)
+    _judge_values(x, out, noise, token_mask, cap)
+
+
+def _judge_image(
+    image: Image, out: DensityPeaks, noise: Tensor | None, options: DPCOptions, input_roundoff
+) -> None:
+    ok, roundoff = image.ok, image.roundoff
+    knn, parent = (
+        image.compact(name, getattr(out, name)[image.span][ok]) for name in ("knn", "parent")
+    )
+    x = image.x[ok]
+    magnitude = x.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
+    distance = squared_distance_bounds(x / magnitude, roundoff, input_roundoff, image.tiny)
+    judge_neighbours(image, distance, knn, include_self=True)
+    # Beyond this every density is 0.
+    sigma = magnitude.clamp(max=1e100).square() / x.shape[1]
+    scaled = (distance * Interval(sigma, sigma)).widen(4 * roundoff)
+    density = density_bounds(scaled, knn, roundoff)
+    if noise is not None:
+        added = noise[image.span][ok].double()
+        density = Interval(density.lo + added, density.hi + added).widen(roundoff)
+    judge_parents(image, distance, density, parent)
+
+    nearer = _delta_bounds(distance, density, parent, options.cap)
+    delta = nearer.rising(lambda d: (d / x.shape[1]).sqrt() * magnitude)
+    delta = delta.widen(4 * roundoff, image.tiny).clamp(0, torch.finfo(out.delta.dtype).max)
+    # The density may be negative with noise.
+    score = Interval(
+        density.lo * torch.where(density.lo < 0, delta.hi, delta.lo),
+        density.hi * torch.where(density.hi < 0, delta.lo, delta.hi),
+    ).widen(4 * roundoff, image.tiny)
+    count = int(out.counts[image.index])
+    centres = image.compact("centres", out.centres[image.index, :count])
+    _judge_centres(image, score, centres, options, out.num_rows)
+    judge_labels(image, distance, centres, out.labels[image.span][ok])
+
+
+def _delta_bounds(distance: Interval, density: Interval, parent: Tensor, cap: str) -> Interval:
+    """Squared distance to the parent, at most the cap, which the top token takes."""
+    row = torch.arange(parent.shape[0], device=parent.device)
+
+    def to_parent(end):
+        return torch.where(parent < 0, torch.inf, end[row, parent.clamp(min=0)])
+
+    near = distance.rising(to_parent)
+    farthest = distance.rising(lambda end: end.amax(1))
+    if cap == "diameter":
+        limit = farthest.rising(lambda end: end.max())
+    else:
+        # (n, n): the other token is of no higher order; of equal tokens either may come first.
+        surely = density.hi[None, :] < density.lo[:, None]
+        surely.fill_diagonal_(True)
+        possibly = density.lo[None, :] <= density.hi[:, None]
+        limit = Interval(
+            farthest.lo.expand_as(possibly).masked_fill(~possibly, torch.inf).amin(1),
+            farthest.hi.expand_as(surely).masked_fill(~surely, torch.inf).amin(1),
+        )
+    return Interval(torch.minimum(near.lo, limit.lo), torch.minimum(near.hi, limit.hi))
+
+
+def _judge_centres(
+    image: Image, score: Interval, centres: Tensor, options: DPCOptions, columns: int
+) -> None:
+    """The centres (c,) are those of highest score, as many as asked for, in the right order."""
+    position, tokens, count = image.position, score.lo.shape[0], centres.shape[0]
+    most = min(tokens, columns)
+    chosen = torch.zeros(tokens, dtype=torch.bool, device=centres.device)
+    chosen[centres] = True
+    if options.threshold is None:
+        assert count == most, f"counts is {count}, expected {most}"
+    else:
+        _judge_count(image, score, chosen, options, most)
+    if count < tokens:
+        left = score.lo.masked_fill(chosen, -torch.inf)
+        worse = chosen & (score.hi < left.max())
+        assert not worse.any(), (
+            f"centre {image.first(worse)} has a lower score than {int(position[left.argmax()])}, "
+            "which is none"
+        )
+    if options.order == "index":
+        assert (centres.diff() > 0).all(), "centres do not ascend"
+        return
+    later = score.lo[centres].flip(0).cummax(0).values.flip(0)
+    late = score.hi[centres[:-1]] < later[1:]
+    assert not late.any(), (
+        f"centre {int(position[centres[:-1][late][0]])} comes before one of higher score"
+    )
+
+
+def _judge_count(
+    image: Image, score: Interval, chosen: Tensor, options: DPCOptions, most: int
+) -> None:
+    """The chosen tokens (n,) are all that pass the threshold, or without any the first few."""
+    # It may have been rounded to the dtype of the score.
+    doubt = abs(options.threshold) * image.roundoff
+    sure = score.lo > options.threshold + doubt
+    possible = score.hi > options.threshold - doubt
+    count = int(chosen.sum())
+    if not sure.any() and count == min(options.min_clusters, most):
+        return
+    low = chosen & ~possible
+    assert not low.any(), f"centre {image.first(low)} has no score above the threshold"
+    missing = sure & ~chosen
+    assert count == most or not missing.any(), (
+        f"token {image.first(missing)} has a score above the threshold and is no centre"
+    )
+
+
+def _judge_values(
+    x: Tensor, out: DensityPeaks, noise: Tensor | None, token_mask: Tensor | None, cap: str
+) -> None:
+    x = x.detach().reshape(*out.labels.shape, x.shape[-1])
+    low, ratio = lower_input(x)
+    with torch.no_grad():
+        truth = _replay(x.double(), out, noise, token_mask, cap)
+        generator = torch.Generator().manual_seed(0)
+        draws = [low]
+        for _ in range(_DRAWS - 1):
+            draws.append(low[..., torch.randperm(x.shape[-1], generator=generator).to(x.device)])
+        measured = [
+            [_replay(wide, out, noise, token_mask, cap) for wide in (draw, draw.double())]
+            for draw in draws
+        ]
+    for name, expected in truth.items():
+        pairs = [[replay[name].double() for replay in pair] for pair in measured]
+        plain_value, plain_truth = (torch.stack(values) for values in zip(*pairs, strict=True))
+        assert_error(name, getattr(out, name), expected, plain_value, plain_truth, ratio)
+
+
+def _replay(
+    x: Tensor, out: DensityPeaks, noise: Tensor | None, token_mask: Tensor | None, cap: str
+) -> dict[str, Tensor]:
+    """Density, delta and score of plain PyTorch in the dtype of `x`, the choices of `out` given."""
+    valid = usable(x, out, token_mask)
+    tensors = [x, valid, out.knn, out.parent, out.density, noise]
+    if out.cu_seqlens is not None:
+        tensors = [
+            None if t is None else layout.pad(t, out.cu_seqlens, out.max_seqlen) for t in tensors
+        ]
+    x, valid, knn, parent, order, noise = tensors
+    if x.numel() == 0:
+        return {}
+    x, ok = usable_tokens(x, valid.bool())
+    x, exponent = plain.normalise_range(x)
+    squared, dim = plain.squared_distances(x), x.shape[2]
+    sigma = plain.fixed_scale(x, exponent, 1 / dim)
+    density = noisy_density(squared, knn, sigma, ok, noise)
+    delta = capped_distance(squared, parent, order, exponent, dim, ok, cap)
+    values = dict(density=density, delta=delta, score=density * delta)
+    if out.cu_seqlens is None:
+        return values
+    total = out.labels.shape[0]
+    return {n: layout.unpad(v, out.cu_seqlens, total) for n, v in values.items()}
