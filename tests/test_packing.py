@@ -494,16 +494,15 @@ def test_the_residual_of_cut_decisions_has_no_seed(backend):
 def test_centroids_are_exact_in_long_lines():
     """The sums exceed 2**24, where float32 stops counting."""
     generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(-1, 3, (1, 40000), generator=generator)
-    out = sk.HardClusters(
-        labels=labels, centres=torch.tensor([[0, 1, 2]]), counts=torch.tensor([3])
-    )
+    labels = torch.randint(-1, 9, (1, 40000), generator=generator)
+    centres = torch.arange(9)[None]
+    out = sk.HardClusters(labels=labels, centres=centres, counts=torch.tensor([9]))
+    members = [(labels[0] == row).nonzero()[:, 0] for row in range(9)]
     for grids, width in ((None, 40000), ([(2, 20000)], 20000)):
-        packed = out.pack(torch.zeros(1, 3, 1), grids=grids)
-        for row in range(3):
-            members = (labels[0] == row).nonzero()[:, 0].tolist()
-            places = zip(*(divmod(i, width) for i in members), strict=True)
-            mean = [float(Fraction(sum(axis), len(members))) for axis in places]
+        packed = out.pack(torch.zeros(1, 9, 1), grids=grids)
+        for row, tokens in enumerate(members):
+            sums = int((tokens // width).sum()), int((tokens % width).sum())
+            mean = [float(Fraction(total, len(tokens))) for total in sums]
             assert torch.equal(packed.centroids[row], torch.tensor(mean))
 
 
