@@ -11,6 +11,7 @@ from setok_kernels.functional import (
     unmerge_tokens,
 )
 from setok_kernels.modules import TokenClustering
+from setok_kernels.packing import Packed
 from setok_kernels.result import Clusters, Decisions, DensityPeaks, HardClusters
 
 __version__ = "0.1.0"
@@ -21,6 +22,7 @@ __all__ = [
     "Decisions",
     "DensityPeaks",
     "HardClusters",
+    "Packed",
     "TokenClustering",
     "__version__",
     "backends",

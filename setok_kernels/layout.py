@@ -11,7 +11,7 @@ def pad(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int, fill=0) -> Tensor:
         return packed.new_full((*valid.shape, *packed.shape[1:]), fill)
     padded = packed[start.clamp(max=packed.shape[0] - 1)]
     keep = valid.reshape(*valid.shape, *[1] * (packed.dim() - 1))
-    return torch.where(keep, padded, fill)
+    return padded.masked_fill(~keep, fill)
 
 
 def unpad(padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:

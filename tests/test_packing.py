@@ -1,0 +1,660 @@
+"""pack and what it returns, on the results of every method, against plain loops."""
+
+import dataclasses
+import itertools
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import setok_kernels as sk
+from setok_kernels import testing
+
+FIELDS = (
+    "tokens",
+    "cu_seqlens",
+    "images",
+    "rows",
+    "sizes",
+    "seeds",
+    "seed_positions",
+    "centroids",
+)
+PER_ROW = tuple(name for name in FIELDS if name != "cu_seqlens")
+ORDERS = ("seed", "raster", "size")
+# Every property runs on each method.
+SOME = settings(max_examples=25)
+METHODS = {
+    "cluster": lambda x, **layout: sk.cluster_tokens(x, sk.ClusterConfig(max_clusters=5), **layout),
+    "paper": lambda x, **layout: sk.cluster_tokens(
+        x, sk.ClusterConfig.paper(max_clusters=4), backend="reference", **layout
+    ),
+    "dpc_knn": lambda x, **layout: sk.dpc_knn(x, 4, k=3, backend="reference", **layout),
+    "threshold_greedy": lambda x, **layout: sk.threshold_greedy(
+        x, 0.43, backend="reference", **layout
+    ),
+}
+
+
+@pytest.fixture(params=METHODS.values(), ids=METHODS, scope="session")
+def method(request):
+    return request.param
+
+
+@st.composite
+def ragged(draw):
+    """Images of different (H, W), some of them empty, the same ones packed and padded."""
+    side = st.tuples(st.integers(1, 5), st.integers(1, 5))
+    grids = draw(st.lists(st.one_of(st.just((0, 0)), side, side), max_size=4))
+    lengths = [h * w for h, w in grids]
+    seed, kind = draw(st.integers(0, 2**16)), draw(st.booleans())
+    return grids, testing.ragged_batch(lengths, 3, seed, exact=kind)
+
+
+def both(method, batch):
+    """Tokens and result of the packed and of the padded images, with the same labels."""
+    packed, cu_seqlens, padded, mask = batch
+    one = method(packed, cu_seqlens=cu_seqlens)
+    two = method(padded, token_mask=mask)
+    # Rounding may depend on the layout; what is tested here starts from equal labels.
+    labels = torch.full_like(two.labels, -1)
+    labels[mask] = one.labels
+    change = dict(labels=labels, counts=one.counts)
+    if isinstance(two, sk.Clusters):
+        change["decisions"] = dataclasses.replace(two.decisions, seeds=one.centres)
+    else:
+        change["centres"] = one.centres
+    return (packed, one), (padded, dataclasses.replace(two, **change))
+
+
+def image_alone(out, b, grid):
+    """Image `b` of a packed result as a padded result of its own."""
+    start, end = out.cu_seqlens[b : b + 2].tolist()
+    labels, counts = out.labels[None, start:end], out.counts[b : b + 1]
+    layout = dict(grid=grid, cu_seqlens=None, max_seqlen=None)
+    if isinstance(out, sk.Clusters):
+        choices = dataclasses.replace(out.decisions, seeds=out.decisions.seeds[b : b + 1])
+        return dataclasses.replace(out, labels=labels, counts=counts, decisions=choices, **layout)
+    centres = out.centres[b : b + 1]
+    return sk.HardClusters(labels=labels, counts=counts, centres=centres, **layout)
+
+
+def plain(out, labels, b, tokens, drop_empty, order, width):
+    """The rows of image `b` from lists and fractions, one dict each."""
+    residual = int(out.counts[b]) if isinstance(out, sk.Clusters) else None
+    last = int(out.counts[b]) - (residual is None)
+    found = []
+    for row in range(last + 1):
+        members = [i for i, label in enumerate(labels) if label == row]
+        if drop_empty and not members:
+            continue
+        seed = -1 if row == residual else int(out.centres[b, row])
+        seat = (-1, -1) if seed < 0 else divmod(seed, width)
+        mean = seat
+        if members:
+            places = [divmod(i, width) for i in members]
+            mean = [float(Fraction(sum(axis), len(members))) for axis in zip(*places, strict=True)]
+        found.append(
+            dict(
+                tokens=tokens[b, row],
+                images=torch.tensor(b),
+                rows=torch.tensor(row),
+                sizes=torch.tensor(len(members)),
+                seeds=torch.tensor(seed),
+                seed_positions=torch.tensor(seat, dtype=torch.float32),
+                centroids=torch.tensor(mean, dtype=torch.float32),
+            )
+        )
+    if order == "raster":
+        found.sort(key=lambda r: (round(r["centroids"][0].item()), r["centroids"][1].item()))
+    elif order == "size":
+        found.sort(key=lambda r: -int(r["sizes"]))
+    return found
+
+
+def assert_plain(packed, images):
+    """`packed` has these rows (a list of dicts for each image) and nothing else."""
+    rows = [row for image in images for row in image]
+    assert len(packed.rows) == len(rows)
+    for name in PER_ROW:
+        got = getattr(packed, name)
+        if rows:
+            expected = torch.stack([row[name] for row in rows])
+            assert got.dtype == expected.dtype and torch.equal(got, expected), name
+        else:
+            assert got.shape[0] == 0
+    offsets = [0, *itertools.accumulate(len(image) for image in images)]
+    assert packed.cu_seqlens.dtype == torch.int32 and packed.cu_seqlens.tolist() == offsets
+    assert packed.max_seqlen == max((len(image) for image in images), default=0)
+
+
+def assert_same(a, b, fields=FIELDS):
+    for name in fields:
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
+    assert a.max_seqlen == b.max_seqlen and a.num_rows == b.num_rows
+
+
+def rows_of(out, dim=2, seed=0):
+    """Arbitrary tokens for all rows of a result."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(out.counts.shape[0], out.num_rows, dim, generator=generator)
+
+
+@SOME
+@given(case=ragged(), drop_empty=st.booleans(), order=st.sampled_from(ORDERS), own=st.booleans())
+def test_all_fields_are_those_of_a_plain_loop(method, case, drop_empty, order, own):
+    grids, batch = case
+    widths = [w for _, w in grids] if own else [10**6] * len(grids)
+    passed = torch.tensor(grids).reshape(-1, 2).long() if own else None
+    (_, one), (_, two) = both(method, batch)
+    tokens = rows_of(one)
+    labels = [image.tolist() for image in one.labels.split(one.cu_seqlens.diff().tolist())]
+    expected = [
+        plain(one, labels[b], b, tokens, drop_empty, order, width) for b, width in enumerate(widths)
+    ]
+    assert_plain(one.pack(tokens, drop_empty, order, passed), expected)
+    assert one.num_rows == two.num_rows
+    assert_plain(two.pack(tokens, drop_empty, order, passed), expected)
+
+
+@SOME
+@given(case=ragged(), drop_empty=st.booleans(), order=st.sampled_from(ORDERS))
+def test_packed_equals_padded_equals_loop(method, case, drop_empty, order):
+    grids, batch = case
+    (x, one), (y, two) = both(method, batch)
+    a, b = (
+        o.pack(sk.merge_tokens(t, o), drop_empty, order, grids) for t, o in ((x, one), (y, two))
+    )
+    torch.testing.assert_close(a.tokens, b.tokens, rtol=1e-5, atol=1e-6)
+    assert_same(a, b, FIELDS[1:])
+    tokens = sk.merge_tokens(x, one)
+    for i, grid in enumerate(grids):
+        alone = image_alone(one, i, grid).pack(tokens[i : i + 1], drop_empty, order)
+        assert (alone.images == 0).all()
+        for name in PER_ROW:
+            if name != "images":
+                assert torch.equal(getattr(alone, name), getattr(a, name)[a.images == i]), name
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@SOME
+@given(height=st.integers(1, 5), width=st.integers(1, 5), seed=st.integers(0, 999), data=st.data())
+def test_the_grid_of_the_input_is_the_default(method, mask, height, width, seed, data):
+    x = testing.planted_clusters(2, height * width, 3, 4, seed)[0].unflatten(1, (height, width))
+    layout = {}
+    if mask:
+        bits = st.lists(st.booleans(), min_size=height * width, max_size=height * width)
+        layout["token_mask"] = torch.tensor([data.draw(bits), data.draw(bits)]).view(x.shape[:-1])
+    out = method(x, **layout)
+    tokens = rows_of(out)
+    expected = [
+        plain(out, out.labels[b].tolist(), b, tokens, True, "raster", width) for b in range(2)
+    ]
+    assert_plain(out.pack(tokens, order="raster"), expected)
+    flat = dataclasses.replace(out, grid=None)
+    given_grids = flat.pack(tokens, order="raster", grids=[(height, width)] * 2)
+    assert_same(given_grids, out.pack(tokens, order="raster"))
+    assert (flat.pack(tokens).centroids[:, 0] == 0).all(), "without a grid all are in one line"
+
+
+@SOME
+@given(case=ragged(), drop_empty=st.booleans())
+def test_orders_are_permutations_with_all_fields_moving_together(method, case, drop_empty):
+    grids, batch = case
+    for _, out in both(method, batch):
+        packed = {name: out.pack(rows_of(out), drop_empty, name, grids) for name in ORDERS}
+        first = packed["seed"]
+        identity = first.images * out.num_rows + first.rows
+        assert (identity.diff() > 0).all()
+        for name in ORDERS:
+            other = packed[name]
+            assert torch.equal(other.cu_seqlens, first.cu_seqlens)
+            assert torch.equal(other.images, first.images), "images stay where they are"
+            back = (other.images * out.num_rows + other.rows).argsort()
+            for field in PER_ROW:
+                assert torch.equal(getattr(other, field)[back], getattr(first, field)), field
+            assert torch.equal(other.unpack(), first.unpack())
+        keys = {
+            "raster": lambda p: [p.centroids[:, 0].round(), p.centroids[:, 1], p.rows],
+            "size": lambda p: [-p.sizes, p.rows],
+        }
+        for name, key in keys.items():
+            columns = [packed[name].images, *key(packed[name])]
+            listed = list(zip(*(c.tolist() for c in columns), strict=True))
+            assert listed == sorted(listed)
+
+
+@SOME
+@given(case=ragged(), order=st.sampled_from(ORDERS))
+def test_unpack_is_the_inverse(method, case, order):
+    grids, batch = case
+    for x, out in both(method, batch):
+        hard = sk.merge_tokens(x, out)
+        packed = out.pack(hard, True, order, grids)
+        assert torch.equal(packed.unpack(), hard)
+        assert torch.equal(out.pack(hard, False, order, grids).unpack(), hard)
+        assert torch.equal(packed.tokens, out.pack(packed.unpack(), True, order, grids).tokens)
+        if isinstance(out, sk.Clusters):
+            soft = sk.merge_tokens(x, out, "soft")
+            assert torch.equal(out.pack(soft, False, order, grids).unpack(), soft)
+        kept = torch.zeros(hard.shape[:2], dtype=torch.bool)
+        kept[packed.images, packed.rows] = True
+        assert torch.equal(kept, out.occupied())
+        tokens = rows_of(out)
+        expected = torch.where(kept[:, :, None], tokens, 0)
+        assert torch.equal(out.pack(tokens, True, order, grids).unpack(), expected)
+
+
+@SOME
+@given(case=ragged(), order=st.sampled_from(ORDERS))
+def test_answers_reach_the_patches(method, case, order):
+    """One new token for each packed row: every patch gets that of its cluster."""
+    grids, batch = case
+    for x, out in both(method, batch):
+        packed = out.pack(sk.merge_tokens(x, out), order=order, grids=grids)
+        new = torch.arange(1.0, len(packed.rows) + 1)[:, None]
+        spread = sk.unmerge_tokens(packed.unpack(new), out).flatten()
+        number = {
+            pair: n + 1
+            for n, pair in enumerate(zip(packed.images.tolist(), packed.rows.tolist(), strict=True))
+        }
+        if out.cu_seqlens is None:
+            image = torch.arange(len(grids))[:, None].expand_as(out.labels)
+        else:
+            image = torch.arange(len(grids)).repeat_interleave(out.cu_seqlens.diff())
+        pairs = zip(image.flatten().tolist(), out.labels.flatten().tolist(), strict=True)
+        assert spread.tolist() == [number.get(pair, 0) for pair in pairs]
+
+
+@SOME
+@given(case=ragged(), drop_empty=st.booleans())
+def test_sizes_sum_to_the_labelled_tokens(method, case, drop_empty):
+    grids, batch = case
+    for _, out in both(method, batch):
+        packed = out.pack(rows_of(out), drop_empty, "size", grids)
+        assert packed.sizes.sum() == (out.labels >= 0).sum()
+        assert (packed.sizes > 0).all() or not drop_empty
+        assert torch.equal(packed.seeds < 0, (packed.seed_positions < 0).all(1))
+        if isinstance(out, sk.Clusters):
+            assert torch.equal(packed.seeds < 0, packed.rows == out.counts[packed.images])
+        else:
+            assert (packed.seeds >= 0).all(), "every row has a centre"
+
+
+@SOME
+@given(case=ragged(), order=st.sampled_from(ORDERS))
+def test_padded(method, case, order):
+    grids, batch = case
+    for x, out in both(method, batch):
+        packed = out.pack(sk.merge_tokens(x, out), order=order, grids=grids)
+        shape = (len(grids), packed.max_seqlen)
+        padded, mask = packed.padded()
+        assert padded.shape == (*shape, 3) and mask.shape == shape and mask.dtype == torch.bool
+        assert torch.equal(mask.sum(1), packed.cu_seqlens.diff().long())
+        assert torch.equal(padded[mask], packed.tokens) and (padded[~mask] == 0).all()
+        for b, (start, end) in enumerate(itertools.pairwise(packed.cu_seqlens.tolist())):
+            assert torch.equal(padded[b, : end - start], packed.tokens[start:end])
+        rows, same = packed.padded(packed.rows)
+        assert rows.shape == shape and torch.equal(rows[mask], packed.rows)
+        assert torch.equal(same, mask)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64, torch.bool])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 4)])
+def test_unpack_and_padded_take_any_features(method, shape, dtype):
+    x = testing.planted_clusters(2, 9, 3, 3)[0]
+    out = method(x)
+    packed = out.pack(sk.merge_tokens(x, out), order="size")
+    new = torch.ones(len(packed.rows), *shape, dtype=dtype)
+    unpacked, (padded, mask) = packed.unpack(new), packed.padded(new)
+    assert unpacked.dtype == padded.dtype == dtype
+    assert unpacked.shape == (2, out.num_rows, *shape)
+    assert (unpacked[out.occupied()] == 1).all() and (unpacked[~out.occupied()] == 0).all()
+    assert padded.shape == (2, packed.max_seqlen, *shape)
+    assert (padded[mask] == 1).all() and (padded[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_gradients(method, order):
+    x, cu_seqlens, _, _ = testing.ragged_batch([12, 0, 20], 3)
+    out = method(x, cu_seqlens=cu_seqlens)
+    tokens = rows_of(out).requires_grad_()
+    packed = out.pack(tokens, order=order, grids=[(3, 4), (0, 0), (5, 4)])
+    assert packed.cu_seqlens.diff().tolist()[1] == 0 and len(packed.rows) >= 2
+    weight = torch.arange(1.0, packed.tokens.numel() + 1).view_as(packed.tokens)
+    expected = torch.zeros_like(tokens).index_put((packed.images, packed.rows), weight)
+    padded, mask = packed.padded()
+    # Garbage in padding and in rows that were dropped gives no gradient.
+    spread = torch.full_like(padded, 1e9).masked_scatter(mask[:, :, None], weight)
+    rows = expected.masked_fill(~out.occupied()[:, :, None], 1e9)
+    for value, grad in ((packed.tokens, weight), (padded, spread), (packed.unpack(), rows)):
+        (got,) = torch.autograd.grad(value, tokens, grad, retain_graph=True)
+        assert torch.equal(got, expected)
+    for name in PER_ROW[1:]:
+        assert not getattr(packed, name).requires_grad, name
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_gradient_from_the_answers_to_the_input(method, order):
+    x = testing.planted_clusters(2, 12, 3, 3)[0].double().requires_grad_()
+    out = method(x)
+    packed = out.pack(sk.merge_tokens(x, out), order=order)
+    new = packed.tokens.square()
+    spread = sk.unmerge_tokens(packed.unpack(new), out)
+    (got,) = torch.autograd.grad(spread.sum(), x)
+    # The sum is that of n_c * |mean_c|^2, whose gradient by a member is 2 mean_c.
+    mean = sk.unmerge_tokens(packed.unpack(), out)
+    torch.testing.assert_close(got, 2 * mean)
+
+
+@pytest.mark.parametrize("drop_empty", [True, False])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    "shape, grids",
+    [
+        ((0, 6, 3), []),
+        ((0, 2, 3, 3), None),
+        ((2, 0, 3), [(0, 0), (0, 7)]),
+        ((2, 0, 4, 3), None),
+        ((2, 4, 0, 3), None),
+    ],
+)
+def test_nothing_to_pack(method, shape, grids, order, drop_empty):
+    x = torch.zeros(shape, requires_grad=True)
+    out = method(x)
+    packed = out.pack(sk.merge_tokens(x, out), drop_empty, order, grids)
+    # An image without tokens still has a residual, which is row 0.
+    images = shape[0] if isinstance(out, sk.Clusters) and not drop_empty else 0
+    assert_residuals(packed, images, shape[0], out.num_rows)
+    packed.unpack().sum().backward()
+    assert x.grad.shape == shape
+
+
+@pytest.mark.parametrize("drop_empty", [True, False])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("grids", [None, [(2, 2), (0, 0)], torch.tensor([[1, 4], [2, 2]])])
+def test_all_masked(method, grids, order, drop_empty):
+    x = testing.integer_tokens(2, 4, 3)
+    out = method(x, token_mask=torch.zeros(2, 4, dtype=torch.bool))
+    packed = out.pack(sk.merge_tokens(x, out), drop_empty, order, grids)
+    images = 2 if isinstance(out, sk.Clusters) and not drop_empty else 0
+    assert_residuals(packed, images, 2, out.num_rows)
+
+
+@pytest.mark.parametrize("lengths", [[], [0], [0, 0, 0]])
+@pytest.mark.parametrize("order", ORDERS)
+def test_nothing_to_pack_in_packed_input(method, lengths, order):
+    x, cu_seqlens, _, _ = testing.ragged_batch(lengths, 3)
+    out = method(x, cu_seqlens=cu_seqlens)
+    packed = out.pack(sk.merge_tokens(x, out), order=order, grids=[(0, 0)] * len(lengths))
+    assert_residuals(packed, 0, len(lengths), out.num_rows)
+
+
+def assert_residuals(packed, images, batch, num_rows):
+    """Nothing is packed but the residual, without members, of the first `images` images."""
+    assert packed.tokens.shape == (images, 3) and (packed.tokens == 0).all()
+    assert packed.images.tolist() == list(range(images)) and (packed.rows == 0).all()
+    assert (packed.sizes == 0).all() and (packed.seeds == -1).all()
+    assert packed.seed_positions.shape == packed.centroids.shape == (images, 2)
+    assert (packed.seed_positions == -1).all() and (packed.centroids == -1).all()
+    assert packed.cu_seqlens.shape == (batch + 1,) and packed.max_seqlen == min(images, 1)
+    assert packed.unpack().shape == (batch, num_rows, 3)
+    padded, mask = packed.padded()
+    assert padded.shape == (batch, packed.max_seqlen, 3)
+    assert mask.shape == padded.shape[:2] and mask.sum() == images
+
+
+@pytest.mark.parametrize("name", ["cluster", "dpc_knn", "threshold_greedy"])
+def test_a_hundred_images_of_mixed_resolution(name):
+    method, generator = METHODS[name], torch.Generator().manual_seed(0)
+    grids = torch.randint(1, 10, (100, 2), generator=generator)
+    x, cu_seqlens, _, _ = testing.ragged_batch(grids.prod(1).tolist(), 16, exact=True)
+    out = method(x, cu_seqlens=cu_seqlens)
+    packed = out.pack(sk.merge_tokens(x, out), order="raster", grids=grids)
+    assert packed.max_seqlen > 3 and (packed.centroids[:, 0] > 0).any()
+    for b, ((h, w), image) in enumerate(
+        zip(grids.tolist(), x.split(grids.prod(1).tolist()), strict=True)
+    ):
+        own = method(image.reshape(1, h, w, 16))
+        alone = own.pack(sk.merge_tokens(image.reshape(1, h, w, 16), own), order="raster")
+        mine = packed.images == b
+        torch.testing.assert_close(alone.tokens, packed.tokens[mine], rtol=1e-6, atol=1e-6)
+        for field in ("rows", "sizes", "seeds", "seed_positions", "centroids"):
+            assert torch.equal(getattr(alone, field), getattr(packed, field)[mine]), field
+
+
+def test_a_small_picture_by_hand():
+    # Image 0 is 0 0 1 above 2 1 1, image 1 is a column of two.
+    out = sk.HardClusters(
+        labels=torch.tensor([0, 0, 1, 2, 1, 1, 1, 0]),
+        centres=torch.tensor([[1, 5, 3], [1, 0, -1]]),
+        counts=torch.tensor([3, 2]),
+        cu_seqlens=torch.tensor([0, 6, 8], dtype=torch.int32),
+        max_seqlen=6,
+    )
+    tokens = torch.arange(6.0).view(2, 3, 1)
+    packed = out.pack(tokens, order="raster", grids=[(2, 3), (2, 1)])
+    third = 5 / 3
+    assert packed.rows.tolist() == [0, 2, 1, 1, 0]
+    assert packed.images.tolist() == [0, 0, 0, 1, 1]
+    assert packed.tokens.flatten().tolist() == [0, 2, 1, 4, 3]
+    assert packed.sizes.tolist() == [2, 1, 3, 1, 1]
+    assert packed.seeds.tolist() == [1, 3, 5, 0, 1]
+    assert packed.seed_positions.tolist() == [[0, 1], [1, 0], [1, 2], [0, 0], [1, 0]]
+    expected = torch.tensor([[0, 0.5], [1, 0], [2 / 3, third], [0, 0], [1, 0]])
+    assert torch.equal(packed.centroids, expected)
+    assert out.pack(tokens, order="size").rows.tolist() == [1, 0, 2, 0, 1]
+    assert packed.max_seqlen == 3 and packed.num_rows == 3
+
+
+def test_raster_order_goes_by_the_line_that_holds_the_centroid():
+    # Rows 1, 2 and 3 have y = 1.5, 2.5 and 2.5, all in line 2 (halves to even), and x = 2, 1 and 1.
+    labels = torch.full((4, 3), -1)
+    labels[0, 1] = labels[1, 1] = 0
+    labels[1, 2] = labels[2, 2] = 1
+    labels[2, 1] = labels[3, 1] = 2
+    labels[2, 0] = labels[3, 2] = 3
+    out = sk.HardClusters(
+        labels=labels.view(1, 12),
+        centres=torch.tensor([[1, 5, 7, 8]]),
+        counts=torch.tensor([4]),
+        grid=(4, 3),
+    )
+    packed = out.pack(torch.zeros(1, 4, 1), order="raster")
+    assert packed.centroids.tolist() == [[0.5, 1], [2.5, 1], [2.5, 1], [1.5, 2]]
+    assert packed.rows.tolist() == [0, 2, 3, 1], "equal places stay in the order of the rows"
+    swapped = dataclasses.replace(out, labels=torch.tensor([3, 2, 1, 0, -1])[out.labels])
+    assert swapped.pack(torch.zeros(1, 4, 1), order="raster").rows.tolist() == [3, 0, 1, 2]
+
+
+def test_rows_without_members_are_where_their_seed_is():
+    out = sk.cluster_tokens(testing.planted_clusters(1, 12, 3, 3)[0].view(1, 3, 4, 3))
+    count = int(out.counts)
+    out = dataclasses.replace(out, labels=torch.full_like(out.labels, -1))
+    packed = out.pack(rows_of(out), drop_empty=False)
+    assert count > 1 and packed.rows.tolist() == list(range(count + 1))
+    assert (packed.sizes == 0).all() and torch.equal(packed.centroids, packed.seed_positions)
+    seeds = out.decisions.seeds[0, :count].tolist()
+    assert packed.seed_positions.tolist() == [*(list(divmod(s, 4)) for s in seeds), [-1, -1]]
+
+
+def test_the_residual_of_cut_decisions_has_no_seed(backend):
+    """A replay may stop earlier than the decisions' own list of seeds."""
+    x = testing.planted_clusters(2, 12, 3, 4)[0]
+    out = sk.cluster_tokens(x, backend=backend)
+    fewer = dataclasses.replace(out.decisions, counts=out.counts - 1)
+    again = sk.cluster_tokens(x, decisions=fewer, backend=backend)
+    packed = again.pack(rows_of(again), drop_empty=False)
+    assert (again.centres.gather(1, again.counts[:, None]) >= 0).all(), "a seed is left over"
+    assert torch.equal(packed.seeds < 0, packed.rows == again.counts[packed.images])
+
+
+def test_centroids_are_exact_in_long_lines():
+    """The sums exceed 2**24, where float32 stops counting."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(-1, 9, (1, 40000), generator=generator)
+    centres = torch.arange(9)[None]
+    out = sk.HardClusters(labels=labels, centres=centres, counts=torch.tensor([9]))
+    members = [(labels[0] == row).nonzero()[:, 0] for row in range(9)]
+    for grids, width in ((None, 40000), ([(2, 20000)], 20000)):
+        packed = out.pack(torch.zeros(1, 9, 1), grids=grids)
+        for row, tokens in enumerate(members):
+            sums = int((tokens // width).sum()), int((tokens % width).sum())
+            mean = [float(Fraction(total, len(tokens))) for total in sums]
+            assert torch.equal(packed.centroids[row], torch.tensor(mean))
+
+
+def test_two_names_and_all_fields():
+    x = testing.planted_clusters(2, 9, 3, 3)[0]
+    out = sk.cluster_tokens(x)
+    packed = out.pack(sk.merge_tokens(x, out))
+    tokens, cu_seqlens = packed
+    assert tokens is packed.tokens and cu_seqlens is packed.cu_seqlens
+    assert isinstance(packed, sk.Packed)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        packed.max_seqlen = 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@SOME
+@given(case=ragged(), drop_empty=st.booleans(), order=st.sampled_from(ORDERS))
+def test_the_same_on_a_gpu(method, case, drop_empty, order):
+    grids, batch = case
+    for _, out in both(method, batch):
+        tokens = rows_of(out)
+        here = out.pack(tokens, drop_empty, order, grids)
+        there = on_gpu(out).pack(tokens.cuda(), drop_empty, order, grids)
+        for name in FIELDS:
+            got = getattr(there, name)
+            assert got.device.type == "cuda" and torch.equal(got.cpu(), getattr(here, name)), name
+        assert there.max_seqlen == here.max_seqlen
+        assert torch.equal(there.unpack().cpu(), here.unpack())
+        for a, b in zip(there.padded(), here.padded(), strict=True):
+            assert torch.equal(a.cpu(), b)
+
+
+def on_gpu(value):
+    if isinstance(value, torch.Tensor):
+        return value.cuda()
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+        return dataclasses.replace(value, **{n: on_gpu(getattr(value, n)) for n in names})
+    return value
+
+
+PADDED = sk.HardClusters(
+    labels=torch.tensor([[0, 0, 1, -1], [0, -1, -1, -1], [-1, -1, -1, -1]]),
+    centres=torch.tensor([[0, 2], [0, -1], [-1, -1]]),
+    counts=torch.tensor([2, 1, 0]),
+)
+PACKED = sk.HardClusters(
+    labels=torch.tensor([0, 0, 1, 0]),
+    centres=PADDED.centres,
+    counts=PADDED.counts,
+    cu_seqlens=torch.tensor([0, 3, 4, 4], dtype=torch.int32),
+    max_seqlen=3,
+)
+GOOD = [(1, 3), (1, 1), (0, 0)]
+
+
+@pytest.mark.parametrize("out", [PADDED, PACKED], ids=["padded", "packed"])
+@pytest.mark.parametrize(
+    "arguments, error, match",
+    [
+        (dict(tokens=[1.0]), TypeError, r"tokens: expected a torch.Tensor, got list"),
+        (
+            dict(tokens=torch.zeros(3, 3, 1)),
+            ValueError,
+            r"tokens: expected shape \(3, 2, D\), got \(3, 3, 1\)",
+        ),
+        (
+            dict(tokens=torch.zeros(3, 2)),
+            ValueError,
+            r"tokens: expected shape \(3, 2, D\), got \(3, 2\)",
+        ),
+        (
+            dict(tokens=torch.zeros(3, 2, 1, device="meta")),
+            ValueError,
+            r"tokens: expected device cpu like the labels, got meta",
+        ),
+        (dict(order="rows"), ValueError, r"order: expected one of seed, raster, size, got 'rows'"),
+        (dict(order=None), ValueError, r"order: expected one of seed, raster, size, got None"),
+        (
+            dict(grids=7),
+            TypeError,
+            r"grids: expected a \(B, 2\) tensor or a list of \(H, W\), got 7",
+        ),
+        (
+            dict(grids=[(1, 3), (1,), (0, 0)]),
+            TypeError,
+            r"grids: expected a .* list of \(H, W\), got \[",
+        ),
+        (
+            dict(grids=[(1, 3), (1, None), (0, 0)]),
+            TypeError,
+            r"grids: expected a .* list of \(H, W\), got \[",
+        ),
+        (dict(grids=[]), ValueError, r"grids: expected shape \(3, 2\), got \(0, 2\)"),
+        (dict(grids=GOOD[:2]), ValueError, r"grids: expected shape \(3, 2\), got \(2, 2\)"),
+        (
+            dict(grids=torch.ones(6).long()),
+            ValueError,
+            r"grids: expected shape \(3, 2\), got \(6,\)",
+        ),
+        (
+            dict(grids=torch.ones(3, 2)),
+            TypeError,
+            r"grids: expected dtype torch.int64, got torch.float32",
+        ),
+        (
+            dict(grids=[(-1, -3), *GOOD[1:]]),
+            ValueError,
+            r"grids: expected sides of at least 1 for image 0, got \(-1, -3\)",
+        ),
+        (
+            dict(grids=[GOOD[0], (0, 1), GOOD[2]]),
+            ValueError,
+            r"grids: expected sides of at least 1 for image 1, got \(0, 1\)",
+        ),
+        (
+            dict(grids=[*GOOD[:2], (0, -1)]),
+            ValueError,
+            r"grids: expected sides of at least 0 for image 2, got \(0, -1\)",
+        ),
+    ],
+)
+def test_pack_errors(out, arguments, error, match):
+    out.pack(torch.zeros(3, 2, 1), order="raster", grids=GOOD)
+    with pytest.raises(error, match=match):
+        out.pack(**(dict(tokens=torch.zeros(3, 2, 1)) | arguments))
+
+
+def test_grids_hold_all_tokens():
+    tokens = torch.zeros(3, 2, 1)
+    with pytest.raises(ValueError, match=r"grids: expected H \* W = 3 for image 0, got \(2, 2\)"):
+        PACKED.pack(tokens, grids=[(2, 2), (1, 1), (0, 0)])
+    with pytest.raises(ValueError, match=r"grids: expected H \* W = 0 for image 2, got \(1, 1\)"):
+        PACKED.pack(tokens, grids=[(1, 3), (1, 1), (1, 1)])
+    # Padding may follow a grid, so that it may be larger, but no token lies outside.
+    PADDED.pack(tokens, grids=[(2, 2), (1, 1), (9, 9)])
+    with pytest.raises(
+        ValueError, match=r"grids: expected H \* W of at least 3 for image 0, got \(2, 1\)"
+    ):
+        PADDED.pack(tokens, grids=[(2, 1), (1, 1), (0, 0)])
+
+
+@pytest.mark.parametrize("name", ["unpack", "padded"])
+def test_unpack_errors(name):
+    packed = PADDED.pack(torch.zeros(3, 2, 1))
+    function = getattr(packed, name)
+    with pytest.raises(TypeError, match=r"tokens: expected a torch.Tensor, got list"):
+        function([1.0])
+    with pytest.raises(ValueError, match=r"tokens: expected shape \(3, \.\.\.\), got \(4, 2\)"):
+        function(torch.zeros(4, 2))
+    with pytest.raises(ValueError, match=r"tokens: expected shape \(3, \.\.\.\), got \(\)"):
+        function(torch.tensor(0.0))
+    with pytest.raises(ValueError, match=r"tokens: expected device cpu like the labels, got meta"):
+        function(torch.zeros(3, 2, device="meta"))
