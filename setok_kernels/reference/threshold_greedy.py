@@ -7,6 +7,7 @@ from setok_kernels import layout
 from setok_kernels.reference.dpc_knn import nearest_centre, usable_tokens
 from setok_kernels.reference.precision import own_dtype
 from setok_kernels.result import HardClusters
+from setok_kernels.selection import ascending
 
 
 @own_dtype
@@ -35,12 +36,13 @@ def threshold_greedy(
 
 
 def cosine_similarity(x: Tensor) -> Tensor:
-    """(B, N, D) to (B, N, N); a zero vector is similar to nothing but itself."""
+    """(B, N, D) to (B, N, N), at most 1; a zero vector is similar to nothing but itself."""
     # Scaled by a power of two first: neither squares nor the smallest norm leave the range.
     largest = x.abs().amax(2, keepdim=True)
     x = x / torch.exp2(torch.where(largest > 0, largest, 1).log2().floor())
     x = x / x.norm(dim=2, keepdim=True).clamp(min=1e-12)
-    similarity = torch.bmm(x, x.mT)
+    # Rounding may carry equal tokens above 1.
+    similarity = torch.bmm(x, x.mT).clamp(max=1)
     diagonal = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
     return similarity.masked_fill(diagonal, 1)
 
@@ -64,5 +66,4 @@ def claim(similarity: Tensor, ok: Tensor, threshold: float) -> tuple[Tensor, Ten
         chosen[image, centre] |= live
         left &= ~(near[image, centre] & live[:, None])
     token = torch.arange(tokens, device=ok.device)
-    ranked = torch.where(chosen, token, tokens).sort(dim=1).values
-    return torch.where(ranked == tokens, -1, ranked), chosen.sum(1)
+    return ascending(torch.where(chosen, token, -1), tokens), chosen.sum(1)
