@@ -104,10 +104,11 @@ def claim_fwd_kernel(
             tl.store(p_left + start + o_n, b_left, mask=m_n)
             b_token = tl.where(b_left > b_most, o_n, b_token)
             b_most = tl.maximum(b_most, b_left)
-        # Every lane reads again what it wrote; the reductions wait for all.
         most = tl.max(b_most, axis=0)
         centre = tl.min(tl.where(b_most == most, b_token, FAR_INDEX), axis=0)
         tl.store(p_centres + i_b * L + count, centre, mask=most > 0)
+        # Few tokens are held by several lanes each, of which one writes for all.
+        tl.debug_barrier()
     tl.store(p_counts + i_b, count)
 
 
