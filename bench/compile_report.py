@@ -27,6 +27,7 @@ from triton.runtime.jit import JITFunction
 
 import setok_kernels as sk
 from setok_kernels.compiled import Compiled
+from setok_kernels.config import DPCOptions
 
 TYPES = {
     torch.float64: "fp64",
@@ -122,7 +123,7 @@ def launches(dtype: torch.dtype, tokens: int, dim: int, k: int = 8) -> list[Laun
         mask = torch.empty(4, tokens, dtype=torch.bool)
         config = sk.ClusterConfig(k=k)
         weights = torch.empty(4, tokens)
-        centres = torch.empty(4, 20, dtype=torch.int64)
+        noise = torch.empty(4, tokens)
 
         def call():
             out = triton_ops.cluster(x, mask, None, None, config, None)
@@ -139,7 +140,10 @@ def launches(dtype: torch.dtype, tokens: int, dim: int, k: int = 8) -> list[Laun
                 shares = (out.masks if soft else None, out.labels, out.counts)
                 ops.merge_backward(merged, x, *shares, weights, *images, 1e-6, soft)
                 ops.unmerge_backward(x, merged, *shares, *images, soft)
-            triton_ops.assign(x, mask, centres)
+            for given, cap in ((None, "diameter"), (noise, "eccentricity")):
+                options = DPCOptions(k, num_clusters=20, cap=cap)
+                triton_ops.dpc_knn(x, mask, None, None, given, options)
+            triton_ops.threshold_greedy(x, mask, None, None, 0.5)
 
         return record_launches(call)
 

@@ -30,7 +30,6 @@ CONFIGS = {
         max_clusters=5, k=20, kernel="epanechnikov", min_mass=0.5, distance_scale=2.0
     ),
 }
-TRITON = compiled.Compiled("triton", "setok_interpreted")
 # Every precision of a float32 product is exact in the interpreter.
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -237,28 +236,6 @@ def test_merging_other_strides():
         expected = sk.merge_tokens(x[:, :, ::3].contiguous(), out, mode, backend="triton")
         got = sk.merge_tokens(x[:, :, ::3], out, mode, backend="triton")
         assert torch.equal(got, expected)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_assign_to_the_nearest_centre(dtype):
-    """Two tiles of centres; duplicates, absent ones; ties go to the lowest number."""
-    x = testing.integer_tokens(2, 90, 5, dtype=dtype)
-    generator = torch.Generator().manual_seed(0)
-    centres = torch.stack([torch.randperm(90, generator=generator)[:70] for _ in range(2)])
-    centres[0, 5], centres[1, 9:] = -1, -1
-    valid = torch.arange(90).expand(2, -1) != 13
-    got = TRITON.assign(x, valid, centres)
-    for b in range(2):
-        far = torch.cdist(x[b].double(), x[b, centres[b]].double()).square().round()
-        far[:, (centres[b] < 0) | (centres[b] == 13)] = torch.inf
-        expected = far.argmin(1)
-        for c, token in enumerate(centres[b].tolist()):
-            if token >= 0:
-                expected[token] = c
-        expected[13] = -1
-        assert torch.equal(got[b], expected)
-    assert (TRITON.assign(x, None, torch.full((2, 3), -1)) == -1).all()
-    assert TRITON.assign(x[:, :0], None, centres[:, :0]).shape == (2, 0)
 
 
 def test_offsets_beyond_31_bits():

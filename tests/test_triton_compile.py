@@ -18,6 +18,7 @@ DOTS = {
     for name in (
         "norms_fwd",
         "distances_fwd",
+        "adjacency_fwd",
         "assign_fwd",
         "merge_soft_fwd",
         "unmerge_soft_fwd",

@@ -8,6 +8,7 @@ from setok_kernels.config import DPCOptions
 from setok_kernels.reference import delta, density
 from setok_kernels.reference.precision import own_dtype
 from setok_kernels.result import DensityPeaks
+from setok_kernels.selection import choose_centres
 
 
 @own_dtype
@@ -55,7 +56,10 @@ def _dpc_knn_padded(x, valid, noise, options):
     parent = delta.nearest_higher(squared, rho, ok)
     dlt = capped_distance(squared, parent, rho, exponent, dim, ok, options.cap)
     score = rho * dlt
-    centres, counts = choose_centres(score, ok, columns, options)
+    threshold = -torch.inf if options.threshold is None else options.threshold
+    centres, counts = choose_centres(
+        score, ok, columns, threshold, options.min_clusters, options.order == "index"
+    )
     labels = nearest_centre(squared, ok, centres)
     return labels, centres, counts, rho, dlt, score, knn, parent
 
@@ -124,30 +128,6 @@ def _cap(squared: Tensor, rho: Tensor, ok: Tensor, kind: str) -> Tensor:
     index = torch.arange(rho.shape[1], device=rho.device)
     precedes = (other > own) | ((other == own) & (index[None, :] < index[:, None]))
     return torch.where(pair & ~precedes, eccentricity[:, None, :], torch.inf).amin(2)
-
-
-def choose_centres(
-    score: Tensor, ok: Tensor, columns: int, options: DPCOptions
-) -> tuple[Tensor, Tensor]:
-    """(B, columns) centres, -1 where absent, and (B,) how many, from scores (B, N).
-
-    The tokens of highest score, ties lowest index: those above the threshold, or where there are
-    none the first `min_clusters`.
-    """
-    threshold = -torch.inf if options.threshold is None else options.threshold
-    # Tokens that take no part come last.
-    ranked = torch.where(ok, score, -torch.inf).sort(dim=1, descending=True, stable=True)
-    most = ok.sum(1).clamp(max=columns)
-    passed = (ok & (score > threshold)).sum(1).minimum(most)
-    counts = torch.where(passed > 0, passed, most.clamp(max=options.min_clusters))
-    order = torch.nn.functional.pad(ranked.indices, (0, max(0, columns - score.shape[1])))
-    rank = torch.arange(columns, device=score.device)
-    centres = torch.where(rank < counts[:, None], order[:, :columns], -1)
-    if options.order == "index":
-        last = score.shape[1]
-        centres = torch.where(centres < 0, last, centres).sort(dim=1).values
-        centres = torch.where(centres == last, -1, centres)
-    return centres, counts
 
 
 def nearest_centre(distance: Tensor, ok: Tensor, centres: Tensor) -> Tensor:

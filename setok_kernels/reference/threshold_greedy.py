@@ -7,6 +7,7 @@ from setok_kernels import layout
 from setok_kernels.reference.dpc_knn import nearest_centre, usable_tokens
 from setok_kernels.reference.precision import own_dtype
 from setok_kernels.result import HardClusters
+from setok_kernels.selection import ascending
 
 
 @own_dtype
@@ -65,5 +66,4 @@ def claim(similarity: Tensor, ok: Tensor, threshold: float) -> tuple[Tensor, Ten
         chosen[image, centre] |= live
         left &= ~(near[image, centre] & live[:, None])
     token = torch.arange(tokens, device=ok.device)
-    ranked = torch.where(chosen, token, tokens).sort(dim=1).values
-    return torch.where(ranked == tokens, -1, ranked), chosen.sum(1)
+    return ascending(torch.where(chosen, token, -1), tokens), chosen.sum(1)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from setok_kernels.config import ALPHAS, KERNELS, LEARNABLE
 from setok_kernels.ops import SCALES
-from setok_triton import assign as nearest
+from setok_triton import dpc_knn as peaks
 from setok_triton import merge as merging
 from setok_triton import merge_backward as merging_backward
+from setok_triton import threshold_greedy as greedy
 from setok_triton.chunk import Chunk
 from setok_triton.cluster_backward import Forward, gradients
 from setok_triton.configs import dense_images
@@ -97,9 +98,7 @@ def cluster(
         whole = Chunk(ok, offsets, factor, sigma, taking_part, longest)
         norm = norms(x, offsets, longest, factor)
         size = dense_images(images, longest, limit)
-        for first in range(0, images, size or images):
-            cut = slice(first, first + (size or images))
-            chunk = whole.part(first, min(size or images, images - first))
+        for cut, chunk in whole.parts(size):
             if size:
                 chunk = chunk.keeping(distances(x, norm, chunk))
             if not replay:
@@ -208,17 +207,35 @@ def unmerge(tokens, masks, label, counts, cu_seqlens, max_seqlen) -> Tensor:
     return spread.view(*label.shape, tokens.shape[-1])
 
 
-def assign(x, valid, centres) -> Tensor:
-    """`setok::assign`.
+def dpc_knn(x, valid, cu_seqlens, max_seqlen, noise, *options) -> tuple[Tensor, ...]:
+    """`setok::dpc_knn`.
 
     Raises:
         RuntimeError: x is float64.
     """
     _check_dtype(x)
-    images, tokens = x.shape[:2]
-    offsets = _offsets(x, None, images)
-    x = x.reshape(-1, x.shape[2])
-    return nearest.assign(x, _flags(valid), centres, offsets, tokens).view(images, tokens)
+    leading, offsets = x.shape[:-1], _offsets(x, cu_seqlens, _images(x, cu_seqlens))
+    tokens, noise = x.reshape(-1, x.shape[-1]), None if noise is None else noise.reshape(-1)
+    labels, centres, counts, *values, knn, parent = peaks.dpc_knn(
+        tokens, _flags(valid), cu_seqlens, offsets, max_seqlen, noise, *options
+    )
+    labels, parent, *values = (t.view(leading) for t in (labels, parent, *values))
+    return labels, centres, counts, *values, knn.view(*leading, knn.shape[1]), parent
+
+
+def threshold_greedy(x, valid, cu_seqlens, max_seqlen, threshold) -> tuple[Tensor, Tensor, Tensor]:
+    """`setok::threshold_greedy`.
+
+    Raises:
+        RuntimeError: x is float64.
+    """
+    _check_dtype(x)
+    offsets = _offsets(x, cu_seqlens, _images(x, cu_seqlens))
+    tokens = x.reshape(-1, x.shape[-1])
+    labels, centres, counts = greedy.threshold_greedy(
+        tokens, _flags(valid), offsets, max_seqlen, threshold
+    )
+    return labels.view(x.shape[:-1]), centres, counts
 
 
 def _images(x: Tensor, cu_seqlens: Tensor | None) -> int:

@@ -1,6 +1,7 @@
 """Images that go through the kernels together."""
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -47,13 +48,18 @@ class Chunk:
         """With rows of distances."""
         return dataclasses.replace(self, distances=distances)
 
-    def part(self, first: int, images: int) -> "Chunk":
-        """The images from `first` on."""
-        cut = slice(first, first + images)
-        return dataclasses.replace(
-            self,
-            offsets=self.offsets[first : first + images + 1],
-            factor=self.factor[cut],
-            sigma=self.sigma[cut],
-            taking_part=self.taking_part[cut],
-        )
+    def parts(self, size: int) -> Iterator[tuple[slice, "Chunk"]]:
+        """Of `size` images each, the last of fewer; of all images at once where it is 0."""
+        size = size or self.images
+        for first in range(0, self.images, size):
+            cut = slice(first, first + size)
+            yield (
+                cut,
+                dataclasses.replace(
+                    self,
+                    offsets=self.offsets[first : first + size + 1],
+                    factor=self.factor[cut],
+                    sigma=self.sigma[cut],
+                    taking_part=self.taking_part[cut],
+                ),
+            )

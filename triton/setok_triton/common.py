@@ -24,19 +24,29 @@ def locate(p_offsets, blocks_per_image):
 
 
 @triton.jit
+def locate_tile(i_tile):
+    """Row i and column j >= i of a tile of the triangle; its number is j (j + 1) / 2 + i."""
+    i_n = ((tl.sqrt(8.0 * i_tile.to(tl.float32) + 1.0) - 1.0) * 0.5).to(tl.int32)
+    i_n = tl.where(i_n * (i_n + 1) // 2 > i_tile, i_n - 1, i_n)
+    i_n = tl.where((i_n + 1) * (i_n + 2) // 2 <= i_tile, i_n + 1, i_n)
+    return i_tile - i_n * (i_n + 1) // 2, i_n
+
+
+@triton.jit
 def dot_tile(
     p_rows,  # (BLOCK_M,) first feature of each row
     p_columns,  # (BLOCK_N,)
     m_rows,
     m_columns,
-    factor,
+    row_factor,  # one for all, or (BLOCK_M, 1)
+    column_factor,  # one for all, or (1, BLOCK_N)
     D,
     stride_d,
     SCALED: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """(BLOCK_M, BLOCK_N) inner products of scaled tokens; `factor` is a power of two or 0."""
+    """(BLOCK_M, BLOCK_N) inner products of scaled tokens; factors are powers of two or 0."""
     o_d = tl.arange(0, BLOCK_D).to(tl.int64)
     b_dot = tl.zeros((p_rows.shape[0], p_columns.shape[0]), dtype=tl.float32)
     # Whole blocks without a mask over D, which would break the widest loads apart; then the rest.
@@ -46,8 +56,8 @@ def dot_tile(
         b_a = tl.load(p_rows[:, None] + o_f[None, :], mask=m_rows[:, None], other=0.0)
         b_b = tl.load(p_columns[None, :] + o_f[:, None], mask=m_columns[None, :], other=0.0)
         if SCALED:
-            b_a = (b_a * factor).to(b_a.dtype)
-            b_b = (b_b * factor).to(b_b.dtype)
+            b_a = (b_a * row_factor).to(b_a.dtype)
+            b_b = (b_b * column_factor).to(b_b.dtype)
         b_dot = tl.dot(b_a, b_b, b_dot, input_precision=PRECISION)
     if i_rest < D:
         o_f = (i_rest + o_d) * stride_d
@@ -56,8 +66,8 @@ def dot_tile(
         b_a = tl.load(p_rows[:, None] + o_f[None, :], mask=m_a, other=0.0)
         b_b = tl.load(p_columns[None, :] + o_f[:, None], mask=m_b, other=0.0)
         if SCALED:
-            b_a = (b_a * factor).to(b_a.dtype)
-            b_b = (b_b * factor).to(b_b.dtype)
+            b_a = (b_a * row_factor).to(b_a.dtype)
+            b_b = (b_b * column_factor).to(b_b.dtype)
         b_dot = tl.dot(b_a, b_b, b_dot, input_precision=PRECISION)
     return b_dot
 
@@ -77,11 +87,31 @@ def products(
     """`dot_tile`, without scaling where the factor is 1: operands then go to the dot as loaded."""
     if factor == 1.0:
         b_dot = dot_tile(
-            p_rows, p_columns, m_rows, m_columns, factor, D, stride_d, False, PRECISION, BLOCK_D
+            p_rows,
+            p_columns,
+            m_rows,
+            m_columns,
+            factor,
+            factor,
+            D,
+            stride_d,
+            False,
+            PRECISION,
+            BLOCK_D,
         )
     else:
         b_dot = dot_tile(
-            p_rows, p_columns, m_rows, m_columns, factor, D, stride_d, True, PRECISION, BLOCK_D
+            p_rows,
+            p_columns,
+            m_rows,
+            m_columns,
+            factor,
+            factor,
+            D,
+            stride_d,
+            True,
+            PRECISION,
+            BLOCK_D,
         )
     return b_dot
 
@@ -163,3 +193,50 @@ def pair_distance(
             b_d += b_apart * b_apart
         b_sum = tl.sum(b_d, axis=1)
     return b_sum
+
+
+@triton.jit
+def farthest(
+    p_x,
+    p_ok,
+    p_distance,
+    start,
+    i_b,
+    token,
+    n,
+    factor,
+    D,
+    L,
+    stride_n,
+    stride_d,
+    DENSE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Squared distance to the farthest token, and which it is, ties lowest index."""
+    b_farthest = tl.full((BLOCK_N,), -1.0, dtype=tl.float32)
+    b_first = tl.full((BLOCK_N,), FAR_INDEX, dtype=tl.int32)
+    for i_j in range(0, n, BLOCK_N):
+        o_j = i_j + tl.arange(0, BLOCK_N)
+        m_j = (o_j < n) & (tl.load(p_ok + start + o_j, mask=o_j < n, other=0) != 0)
+        b_d = pair_distance(
+            p_x,
+            p_distance,
+            start,
+            i_b,
+            tl.zeros((BLOCK_N,), dtype=tl.int32) + token,
+            o_j,
+            m_j,
+            factor,
+            D,
+            L,
+            stride_n,
+            stride_d,
+            DENSE,
+            BLOCK_D,
+        )
+        b_d = tl.where(m_j, b_d, -1.0)
+        b_first = tl.where(b_d > b_farthest, o_j, b_first)
+        b_farthest = tl.maximum(b_farthest, b_d)
+    largest = tl.max(b_farthest, axis=0)
+    return largest, tl.min(tl.where(b_farthest == largest, b_first, FAR_INDEX), axis=0)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 import triton
 
-# Of the rows of distances of one chunk of images. More than the L2 cache holds: chunks wait for one
-# another's scope loops, which costs more than reading the rows from memory.
+# Of the rows of distances, or of bits, of one chunk of images. More than the L2 cache holds: chunks
+# wait for one another's loops, which costs more than reading the rows from memory.
 DENSE_BYTES = 512 * 2**20
 
 
@@ -67,6 +67,16 @@ def row_config(tokens: int) -> TokenConfig:
     """One program holds a vector over all tokens of an image."""
     block = max(16, triton.next_power_of_2(tokens))
     return TokenConfig(block_n=block, block_d=1, num_warps=min(16, max(4, block // 256)))
+
+
+def claim_config(tokens: int) -> TokenConfig:
+    """One program walks the tokens of an image; 8 to a lane, and all in one step where they fit."""
+    return row_config(min(tokens, 4096))
+
+
+def adjacency_images(images: int, tokens: int) -> int:
+    """How many images share a chunk whose neighbours are kept as bits; arguments as below."""
+    return max(1, min(images, DENSE_BYTES // max(1, 4 * tokens * triton.cdiv(tokens, 32))))
 
 
 def dense_images(images: int, tokens: int, limit: int) -> int:

@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from setok_triton.chunk import Chunk
-from setok_triton.common import FAR_INDEX, distance_tile, locate, pair_distance
+from setok_triton.common import FAR_INDEX, distance_tile, farthest, locate, pair_distance
 from setok_triton.configs import dot_precision, row_tile_config, tile_config, token_config
 
 
@@ -18,12 +18,15 @@ def parents_fwd_kernel(
     p_factor,
     p_distance,
     p_density,
+    p_farthest,  # (T,) float32 squared distance to the token farthest away, where CAPPED
     p_parent,  # (T,) int64
+    p_cap,  # (T,) float32 least of these among tokens of no higher order, where CAPPED
     D,
     L,
     blocks_per_image,
     stride_n,
     stride_d,
+    CAPPED: tl.constexpr,
     DENSE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -37,6 +40,7 @@ def parents_fwd_kernel(
     b_own = tl.load(p_density + start + o_m, mask=o_m < n, other=0.0)
     b_best = tl.full((BLOCK_M,), float("inf"), dtype=tl.float32)
     b_parent = tl.full((BLOCK_M,), -1, dtype=tl.int32)
+    b_cap = tl.full((BLOCK_M,), float("inf"), dtype=tl.float32)
     if i_m * BLOCK_M < n:
         for i_n in range(0, n, BLOCK_N):
             o_n = i_n + tl.arange(0, BLOCK_N)
@@ -62,7 +66,13 @@ def parents_fwd_kernel(
             b_other = tl.load(p_density + start + o_n, mask=o_n < n, other=-1.0)
             m_higher = b_other[None, :] > b_own[:, None]
             m_tied = (b_other[None, :] == b_own[:, None]) & (o_n[None, :] < o_m[:, None])
-            b_d = tl.where(m_higher | m_tied, b_d, float("inf"))
+            m_precedes = m_higher | m_tied
+            if CAPPED:
+                b_far = tl.load(p_farthest + start + o_n, mask=o_n < n, other=0.0)
+                m_pair = (b_d < float("inf")) & ~m_precedes
+                b_far = tl.where(m_pair, b_far[None, :], float("inf"))
+                b_cap = tl.minimum(b_cap, tl.min(b_far, axis=1))
+            b_d = tl.where(m_precedes, b_d, float("inf"))
             b_least = tl.min(b_d, axis=1)
             m_least = b_d == b_least[:, None]
             b_first = tl.min(tl.where(m_least, o_n[None, :], FAR_INDEX), axis=1)
@@ -70,6 +80,8 @@ def parents_fwd_kernel(
             b_parent = tl.where(b_least < b_best, b_first, b_parent)
             b_best = tl.minimum(b_best, b_least)
     tl.store(p_parent + start + o_m, b_parent.to(tl.int64), mask=o_m < n)
+    if CAPPED:
+        tl.store(p_cap + start + o_m, b_cap, mask=o_m < n)
 
 
 @triton.jit(do_not_specialize=["D", "L"])
@@ -119,28 +131,24 @@ def delta_fwd_kernel(
     m_top = m_ok & (b_parent < 0)
     top = tl.max(tl.where(m_top, o_n, -1), axis=0)
     while top >= 0:
-        b_farthest = tl.zeros((BLOCK_N,), dtype=tl.float32)
-        for i_j in range(0, n, BLOCK_N):
-            o_j = i_j + tl.arange(0, BLOCK_N)
-            m_j = (o_j < n) & (tl.load(p_ok + start + o_j, mask=o_j < n, other=0) != 0)
-            b_d = pair_distance(
-                p_x,
-                p_distance,
-                start,
-                i_b,
-                tl.zeros((BLOCK_N,), dtype=tl.int32) + top,
-                o_j,
-                m_j,
-                factor,
-                D,
-                L,
-                stride_n,
-                stride_d,
-                DENSE,
-                BLOCK_D,
-            )
-            b_farthest = tl.maximum(b_farthest, tl.where(m_j, b_d, 0.0))
-        b_delta = tl.where(o_n == top, tl.max(b_farthest, axis=0), b_delta)
+        largest, _ = farthest(
+            p_x,
+            p_ok,
+            p_distance,
+            start,
+            i_b,
+            top,
+            n,
+            factor,
+            D,
+            L,
+            stride_n,
+            stride_d,
+            DENSE,
+            BLOCK_N,
+            BLOCK_D,
+        )
+        b_delta = tl.where(o_n == top, largest, b_delta)
         m_top = m_top & (o_n != top)
         top = tl.max(tl.where(m_top, o_n, -1), axis=0)
     # An infinite delta at density 0 would make the score NaN.
@@ -187,8 +195,20 @@ def score_fwd_kernel(
         tl.store(p_score + start + i_n + o_n, b_rho * b_delta / largest, mask=m_n)
 
 
-def parents(x: Tensor, norm: Tensor, chunk: Chunk, density: Tensor, parent: Tensor) -> None:
-    """Writes the nearest tokens of higher order of the chunk into `parent` (T,) int64."""
+def parents(
+    x: Tensor,
+    norm: Tensor,
+    chunk: Chunk,
+    density: Tensor,
+    parent: Tensor,
+    farthest: Tensor | None = None,
+    cap: Tensor | None = None,
+) -> None:
+    """Writes the nearest tokens of higher order of the chunk into `parent` (T,) int64.
+
+    And the least of `farthest` (T,) among the tokens of no higher order, the token itself included,
+    into `cap` (T,), where these are given.
+    """
     config = row_tile_config(8) if chunk.dense else tile_config(x.dtype)
     blocks = triton.cdiv(chunk.longest, config.block_m)
     parents_fwd_kernel[(chunk.images * blocks,)](
@@ -199,11 +219,14 @@ def parents(x: Tensor, norm: Tensor, chunk: Chunk, density: Tensor, parent: Tens
         chunk.factor,
         chunk.rows,
         density,
+        density if cap is None else farthest,
         parent,
+        density if cap is None else cap,
         x.shape[1],
         chunk.longest,
         blocks,
         *x.stride(),
+        CAPPED=cap is not None,
         DENSE=chunk.dense,
         PRECISION=dot_precision(x.dtype),
         BLOCK_M=config.block_m,

@@ -1,5 +1,7 @@
 """Kernels of the nearest neighbours and the local density (SeTok, Eq. 1)."""
 
+import dataclasses
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -50,6 +52,7 @@ def neighbours_fwd_kernel(
     p_factor,
     p_distance,
     p_knn,  # (T, K) int64
+    p_farthest,  # (T,) float32 squared distance to the token farthest away, where FARTHEST
     D,
     K,
     L,
@@ -57,6 +60,7 @@ def neighbours_fwd_kernel(
     stride_n,
     stride_d,
     INCLUDE_SELF: tl.constexpr,
+    FARTHEST: tl.constexpr,
     DENSE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -71,6 +75,7 @@ def neighbours_fwd_kernel(
     factor = tl.load(p_factor + i_b)
     b_list = tl.full((BLOCK_M, BLOCK_K), float("inf"), dtype=tl.float32)
     b_index = tl.full((BLOCK_M, BLOCK_K), 0, dtype=tl.int32)
+    b_farthest = tl.zeros((BLOCK_M,), dtype=tl.float32)
     if i_m * BLOCK_M < n:
         for i_n in range(0, n, BLOCK_N):
             o_n = i_n + tl.arange(0, BLOCK_N)
@@ -93,9 +98,14 @@ def neighbours_fwd_kernel(
                 PRECISION,
                 BLOCK_D,
             )
+            if FARTHEST:
+                b_far = tl.max(tl.where(b_d < float("inf"), b_d, 0.0), axis=1)
+                b_farthest = tl.maximum(b_farthest, b_far)
             if not INCLUDE_SELF:
                 b_d = tl.where(o_m[:, None] == o_n[None, :], float("inf"), b_d)
             b_list, b_index = take_nearest(b_list, b_index, b_d, o_n, K, BLOCK_K)
+    if FARTHEST:
+        tl.store(p_farthest + start + o_m, b_farthest, mask=o_m < n)
     b_list = tl.where((o_k < K)[None, :], b_list, float("inf"))
     p_out = p_knn + (start + o_m) * K
     for i_k in range(K):
@@ -116,6 +126,7 @@ def density_fwd_kernel(
     p_sigma,
     p_distance,
     p_knn,
+    p_noise,  # (T,) float32, where NOISE
     p_density,  # (T,) float32
     D,
     K,
@@ -123,6 +134,7 @@ def density_fwd_kernel(
     blocks_per_image,
     stride_n,
     stride_d,
+    NOISE: tl.constexpr,
     DENSE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -157,13 +169,29 @@ def density_fwd_kernel(
         b_found += m_pair.to(tl.float32)
     # Scaling the sum, not the terms, keeps sums of small integers exact and their ties ties.
     b_density = tl.exp(-sigma * (b_sum / tl.maximum(b_found, 1.0)))
+    if NOISE:
+        b_density += tl.load(p_noise + start + o_n, mask=m_n, other=0.0)
     m_ok = tl.load(p_ok + start + o_n, mask=m_n, other=0) != 0
     tl.store(p_density + start + o_n, tl.where(m_ok, b_density, 0.0), mask=m_n)
 
 
-def neighbours(x: Tensor, norm: Tensor, chunk: Chunk, knn: Tensor, include_self: bool) -> None:
-    """Writes the nearest tokens of the chunk into `knn` (T, K) int64."""
+def neighbours(
+    x: Tensor,
+    norm: Tensor,
+    chunk: Chunk,
+    knn: Tensor,
+    include_self: bool,
+    farthest: Tensor | None = None,
+) -> None:
+    """Writes the nearest tokens of the chunk into `knn` (T, K) int64.
+
+    And the squared distances to the tokens farthest away into `farthest` (T,), where it is given.
+    """
+    slots = max(2, triton.next_power_of_2(knn.shape[1]))
     config = row_tile_config(16) if chunk.dense else tile_config(x.dtype)
+    if farthest is not None and slots >= 64 and not chunk.dense:
+        # A long list leaves no registers for a second look at a whole tile.
+        config = dataclasses.replace(config, block_n=config.block_n // 2)
     blocks = triton.cdiv(chunk.longest, config.block_m)
     neighbours_fwd_kernel[(chunk.images * blocks,)](
         x,
@@ -173,25 +201,27 @@ def neighbours(x: Tensor, norm: Tensor, chunk: Chunk, knn: Tensor, include_self:
         chunk.factor,
         chunk.rows,
         knn,
+        chunk.factor if farthest is None else farthest,
         x.shape[1],
         knn.shape[1],
         chunk.longest,
         blocks,
         *x.stride(),
         INCLUDE_SELF=include_self,
+        FARTHEST=farthest is not None,
         DENSE=chunk.dense,
         PRECISION=dot_precision(x.dtype),
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
         BLOCK_D=config.block_d,
-        BLOCK_K=max(2, triton.next_power_of_2(knn.shape[1])),
+        BLOCK_K=slots,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
 
 
-def density(x: Tensor, chunk: Chunk, knn: Tensor, out: Tensor) -> None:
-    """Writes the density that known neighbours give into `out` (T,)."""
+def density(x: Tensor, chunk: Chunk, knn: Tensor, out: Tensor, noise: Tensor | None = None) -> None:
+    """Writes the density that known neighbours give, plus the noise (T,), into `out` (T,)."""
     config = token_config(x.dtype)
     blocks = triton.cdiv(chunk.longest, config.block_n)
     density_fwd_kernel[(chunk.images * blocks,)](
@@ -202,12 +232,14 @@ def density(x: Tensor, chunk: Chunk, knn: Tensor, out: Tensor) -> None:
         chunk.sigma,
         chunk.rows,
         knn,
+        chunk.factor if noise is None else noise,
         out,
         x.shape[1],
         knn.shape[1],
         chunk.longest,
         blocks,
         *x.stride(),
+        NOISE=noise is not None,
         DENSE=chunk.dense,
         BLOCK_N=config.block_n,
         BLOCK_D=config.block_d,

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from setok_triton.chunk import Chunk
-from setok_triton.common import distance_tile, locate
+from setok_triton.common import distance_tile, locate, locate_tile
 from setok_triton.configs import dot_precision, tile_config
 
 
@@ -29,11 +29,7 @@ def distances_fwd_kernel(
 ):
     """One tile on or above the diagonal, written to its mirror image as well."""
     i_b, i_tile, start, n = locate(p_offsets, blocks_per_image)
-    # Tiles are numbered along the rows of the triangle: tile (i, j) has number j (j + 1) / 2 + i.
-    i_n = ((tl.sqrt(8.0 * i_tile.to(tl.float32) + 1.0) - 1.0) * 0.5).to(tl.int32)
-    i_n = tl.where(i_n * (i_n + 1) // 2 > i_tile, i_n - 1, i_n)
-    i_n = tl.where((i_n + 1) * (i_n + 2) // 2 <= i_tile, i_n + 1, i_n)
-    i_m = i_tile - i_n * (i_n + 1) // 2
+    i_m, i_n = locate_tile(i_tile)
     if i_n * BLOCK < n:
         o_m = i_m * BLOCK + tl.arange(0, BLOCK)
         o_n = i_n * BLOCK + tl.arange(0, BLOCK)

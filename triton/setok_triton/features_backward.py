@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from setok_triton.chunk import Chunk
-from setok_triton.common import FAR_INDEX, locate, pair_distance
+from setok_triton.common import farthest, locate
 from setok_triton.configs import merge_config, share_precision, token_config
 from setok_triton.scope import MaskLayout
 from setok_triton.shares import share_sums
@@ -59,32 +59,23 @@ def edges_bwd_kernel(
     m_top = m_ok & (b_target < 0)
     top = tl.max(tl.where(m_top, o_n, -1), axis=0)
     while top >= 0:
-        b_farthest = tl.full((BLOCK_N,), -1.0, dtype=tl.float32)
-        b_first = tl.full((BLOCK_N,), FAR_INDEX, dtype=tl.int32)
-        for i_j in range(0, n, BLOCK_N):
-            o_j = i_j + tl.arange(0, BLOCK_N)
-            m_j = (o_j < n) & (tl.load(p_ok + start + o_j, mask=o_j < n, other=0) != 0)
-            b_d = pair_distance(
-                p_x,
-                p_x,
-                start,
-                i_b,
-                tl.zeros((BLOCK_N,), dtype=tl.int32) + top,
-                o_j,
-                m_j,
-                factor,
-                D,
-                0,
-                stride_n,
-                stride_d,
-                False,
-                BLOCK_D,
-            )
-            b_d = tl.where(m_j, b_d, -1.0)
-            b_first = tl.where(b_d > b_farthest, o_j, b_first)
-            b_farthest = tl.maximum(b_farthest, b_d)
-        m_far = b_farthest == tl.max(b_farthest, axis=0)
-        far = tl.min(tl.where(m_far, b_first, FAR_INDEX), axis=0)
+        _, far = farthest(
+            p_x,
+            p_ok,
+            p_x,
+            start,
+            i_b,
+            top,
+            n,
+            factor,
+            D,
+            0,
+            stride_n,
+            stride_d,
+            False,
+            BLOCK_N,
+            BLOCK_D,
+        )
         b_target = tl.where(o_n == top, far.to(tl.int64), b_target)
         m_top = m_top & (o_n != top)
         top = tl.max(tl.where(m_top, o_n, -1), axis=0)

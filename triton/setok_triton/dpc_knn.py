@@ -1,0 +1,180 @@
+"""Hard one-shot clustering: the kernel of its scores, and the launches of all its stages."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from setok_kernels import layout
+from setok_kernels.selection import choose_centres
+from setok_triton.assign import assign
+from setok_triton.chunk import Chunk
+from setok_triton.common import locate, pair_distance
+from setok_triton.configs import dense_images, token_config
+from setok_triton.delta import parents
+from setok_triton.density import density, neighbours
+from setok_triton.distances import distances
+from setok_triton.features import norms, scales
+
+
+@triton.jit(do_not_specialize=["D", "L"])
+def peaks_fwd_kernel(
+    p_x,
+    p_ok,
+    p_offsets,
+    p_factor,
+    p_sigma,
+    p_distance,
+    p_density,
+    p_parent,
+    p_cap,  # (images of the chunk,) float32, or (T,) where CAPPED
+    p_delta,  # (T,) float32
+    p_score,  # (T,) float32
+    D,
+    L,
+    blocks_per_image,
+    stride_n,
+    stride_d,
+    CAPPED: tl.constexpr,
+    DENSE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Delta, the distance to the parent but at most the cap, and the score rho * delta."""
+    i_b, i_n, start, n = locate(p_offsets, blocks_per_image)
+    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_n = o_n < n
+    factor, sigma = tl.load(p_factor + i_b), tl.load(p_sigma + i_b)
+    m_ok = m_n & (tl.load(p_ok + start + o_n, mask=m_n, other=0) != 0)
+    b_parent = tl.load(p_parent + start + o_n, mask=m_n, other=-1)
+    m_pair = m_ok & (b_parent >= 0)
+    b_near = pair_distance(
+        p_x,
+        p_distance,
+        start,
+        i_b,
+        o_n,
+        tl.where(m_pair, b_parent, 0),
+        m_pair,
+        factor,
+        D,
+        L,
+        stride_n,
+        stride_d,
+        DENSE,
+        BLOCK_D,
+    )
+    b_cap = tl.load(p_cap + start + o_n, mask=m_n, other=0) if CAPPED else tl.load(p_cap + i_b)
+    b_near = tl.minimum(tl.where(m_pair, b_near, float("inf")), b_cap)
+    # An infinite delta at density 0 would make the score NaN.
+    b_delta = tl.sqrt_rn(tl.minimum(sigma * b_near, 3.4028234663852886e38))
+    b_delta = tl.where(m_ok, b_delta, 0.0)
+    b_density = tl.load(p_density + start + o_n, mask=m_n, other=0.0)
+    tl.store(p_delta + start + o_n, b_delta, mask=m_n)
+    tl.store(p_score + start + o_n, b_density * b_delta, mask=m_n)
+
+
+def peaks(
+    x: Tensor,
+    chunk: Chunk,
+    density: Tensor,
+    parent: Tensor,
+    cap: Tensor,
+    capped: bool,
+    delta: Tensor,
+    score: Tensor,
+) -> None:
+    """Writes the values of the chunk into `delta` and `score` (T,).
+
+    `cap` bounds the squared distances: (T,) where `capped`, else one for each image of the chunk.
+    """
+    config = token_config(x.dtype)
+    blocks = triton.cdiv(chunk.longest, config.block_n)
+    peaks_fwd_kernel[(chunk.images * blocks,)](
+        x,
+        chunk.ok,
+        chunk.offsets,
+        chunk.factor,
+        chunk.sigma,
+        chunk.rows,
+        density,
+        parent,
+        cap,
+        delta,
+        score,
+        x.shape[1],
+        chunk.longest,
+        blocks,
+        *x.stride(),
+        CAPPED=capped,
+        DENSE=chunk.dense,
+        BLOCK_N=config.block_n,
+        BLOCK_D=config.block_d,
+        num_warps=config.num_warps,
+    )
+
+
+def dpc_knn(
+    x: Tensor,
+    valid: Tensor | None,
+    cu_seqlens: Tensor | None,
+    offsets: Tensor,
+    longest: int,
+    noise: Tensor | None,
+    k: int,
+    columns: int,
+    threshold: float,
+    min_clusters: int,
+    by_index: bool,
+    capped: bool,
+    limit: int,
+) -> tuple[Tensor, ...]:
+    """Launches the kernels of `setok::dpc_knn`.
+
+    Args:
+        x: (T, D) tokens of all images.
+        valid: (T,) uint8 or None.
+        cu_seqlens: (B + 1,), None where every image has `longest` tokens.
+        offsets: (B + 1,) int64.
+        longest: most tokens of an image.
+        noise: (T,) float32 or None.
+        k: neighbours in the density.
+        columns: most centres of an image.
+        threshold: of the score, minus infinity for none.
+        min_clusters: centres of an image where no score exceeds it.
+        by_index: centres by ascending token, not by falling score.
+        capped: delta is bounded by the eccentricity, not by the diameter.
+        limit: most tokens of an image whose rows of distances are kept.
+
+    Returns:
+        What the operation does, with (T,) in place of (B, N).
+    """
+    images, total = offsets.shape[0] - 1, x.shape[0]
+    rho, dlt, s, far, cap = (x.new_empty(total, dtype=torch.float32) for _ in range(5))
+    knn, parent = offsets.new_empty(total, k), offsets.new_empty(total)
+    if total == 0:
+        centres, counts = offsets.new_full((images, columns), -1), offsets.new_zeros(images)
+        return parent.clone(), centres, counts, rho, dlt, s, knn, parent
+
+    def padded(values):
+        if cu_seqlens is None:
+            return values.view(images, longest)
+        return layout.pad(values, offsets, longest)
+
+    ok, factor, sigma, taking_part = scales(x, valid, offsets, longest, 1 / x.shape[1])
+    whole = Chunk(ok, offsets, factor, sigma, taking_part, longest)
+    norm = norms(x, offsets, longest, factor)
+    size = dense_images(images, longest, limit)
+    for cut, chunk in whole.parts(size):
+        if size:
+            chunk = chunk.keeping(distances(x, norm, chunk))
+        neighbours(x, norm, chunk, knn, True, far)
+        density(x, chunk, knn, rho, noise)
+        parents(x, norm, chunk, rho, parent, *((far, cap) if capped else ()))
+        bound = cap if capped else padded(far)[cut].amax(1)
+        peaks(x, chunk, rho, parent, bound, capped, dlt, s)
+    centres, counts = choose_centres(
+        padded(s), padded(ok) != 0, columns, threshold, min_clusters, by_index
+    )
+    labels = assign(x, norm, ok, factor, offsets, longest, centres, counts)
+    return labels, centres, counts, rho, dlt, s, knn, parent
