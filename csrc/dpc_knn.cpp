@@ -67,9 +67,9 @@ void find_eccentricity_cap(const T* density, const T* farthest, index_t n, T* ca
   for (auto i = order.begin(); i != ordered; ++i) cap[*i] = least;
 }
 
-// Adds the noise to the density, and fills in delta and score.
+// Adds the noise to the density, and fills in delta and score; `factor` is that of the distances.
 template <class T>
-void find_score(const Peaks<T>& peaks, const T* noise, bool capped) {
+void find_score(const Peaks<T>& peaks, const T* noise, bool capped, T factor) {
   const index_t n = peaks.tokens.n;
   for (index_t i = 0; noise != nullptr && i < n; ++i)
     peaks.density[i] += noise[peaks.tokens.place(i)];
@@ -81,9 +81,10 @@ void find_score(const Peaks<T>& peaks, const T* noise, bool capped) {
     std::fill_n(cap, n, *std::max_element(farthest, farthest + n));
   for (index_t i = 0; i < n; ++i) {
     const T bounded = peaks.parent[i] < 0 ? cap[i] : std::min(peaks.delta[i], cap[i]);
-    // An infinite delta at density 0 would make the score NaN.
-    const T squared = std::min(peaks.tokens.sigma * bounded, std::numeric_limits<T>::max());
-    peaks.delta[i] = std::sqrt(squared);
+    // The range comes back after the root: its square may not be representable where it is. An
+    // infinite delta at density 0 would make the score NaN.
+    const T delta = std::ldexp(std::sqrt(factor * bounded), peaks.tokens.exponent);
+    peaks.delta[i] = std::min(delta, std::numeric_limits<T>::max());
     peaks.score[i] = peaks.density[i] * peaks.delta[i];
   }
 }
@@ -144,7 +145,7 @@ void cluster_image(const ImageInput& image, const Options& options, const Choice
   *out.count = 0;
   if (tokens.n > 0) {
     find_density(peaks, options, nullptr, out.peaks.knn);
-    find_score(peaks, noise, choice.capped);
+    find_score(peaks, noise, choice.capped, static_cast<T>(options.factor));
     const std::vector<index_t> centres = choose_centres(peaks, choice);
     T *least = peaks.more, *nearest = least + peaks.width;
     find_nearest(peaks, centres, least, nearest);

@@ -174,7 +174,7 @@ Features<T> load_features(const ImageInput& image, const Options& options, Scrat
   index_t n = 0;
   for (index_t i = 0; i < image.tokens; ++i)
     if (image.valid == nullptr || image.valid[i]) position[n++] = i;
-  Features<T> out{static_cast<const T*>(image.x), n, dim, nullptr, 0, 0};
+  Features<T> out{static_cast<const T*>(image.x), n, dim, nullptr, 0, 0, 0};
   if (n < image.tokens) out.position = position;
   if (n == 0) return out;
 
@@ -207,6 +207,7 @@ Features<T> load_features(const ImageInput& image, const Options& options, Scrat
     scale_range(from, own, n * dim, exponent);
     found = statistics(out.x, n, dim, scratch);
   }
+  out.exponent = exponent;
   out.sigma = scale_of<T>(options, found.variance, n, exponent);
   out.slope = slope_of<T>(options, out.sigma, exponent);
   return out;

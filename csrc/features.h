@@ -28,6 +28,7 @@ struct Features {
   index_t n, dim;
   const index_t* position;  // (n,) place of each token in the image; null where it is the same
   T sigma;                  // scale of the squared distances
+  int exponent;             // tokens of the image are x times 2**exponent
   T slope;                  // of scaled distances: their gradient by the tokens of the image is
                             // slope times that of the squared distances by these tokens
 
