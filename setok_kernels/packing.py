@@ -66,7 +66,7 @@ class Packed:
         tokens = self._checked(tokens)
         images = self.cu_seqlens.shape[0] - 1
         spread = tokens.new_zeros(images * self.num_rows, *tokens.shape[1:])
-        spread = spread.index_copy(0, self.images * self.num_rows + self.rows, tokens)
+        spread.index_copy_(0, self.images * self.num_rows + self.rows, tokens)
         return spread.unflatten(0, (images, self.num_rows))
 
     def padded(self, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:

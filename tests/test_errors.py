@@ -229,7 +229,116 @@ def test_unmerge_tokens(arguments, error, match):
         sk.unmerge_tokens(**(dict(tokens=torch.zeros(2, 5, 3), out=GRID) | arguments))
 
 
-def test_pack():
-    for bad in (torch.zeros(2, 4, 3), torch.zeros(2, 5), torch.zeros(1, 5, 3)):
-        with raises(ValueError, r"tokens: expected shape \(2, 5, D\), got"):
-            GRID.pack(bad)
+PADDED = sk.HardClusters(
+    labels=torch.tensor([[0, 0, 1, -1], [0, -1, -1, -1], [-1, -1, -1, -1]]),
+    centres=torch.tensor([[0, 2], [0, -1], [-1, -1]]),
+    counts=torch.tensor([2, 1, 0]),
+)
+PACKED = sk.HardClusters(
+    labels=torch.tensor([0, 0, 1, 0]),
+    centres=PADDED.centres,
+    counts=PADDED.counts,
+    cu_seqlens=torch.tensor([0, 3, 4, 4], dtype=torch.int32),
+    max_seqlen=3,
+)
+GOOD = [(1, 3), (1, 1), (0, 0)]
+
+
+@pytest.mark.parametrize("out", [PADDED, PACKED], ids=["padded", "packed"])
+@pytest.mark.parametrize(
+    "arguments, error, match",
+    [
+        (dict(tokens=[1.0]), TypeError, r"tokens: expected a torch.Tensor, got list"),
+        (
+            dict(tokens=torch.zeros(3, 3, 1)),
+            ValueError,
+            r"tokens: expected shape \(3, 2, D\), got \(3, 3, 1\)",
+        ),
+        (
+            dict(tokens=torch.zeros(3, 2)),
+            ValueError,
+            r"tokens: expected shape \(3, 2, D\), got \(3, 2\)",
+        ),
+        (
+            dict(tokens=torch.zeros(3, 2, 1, device="meta")),
+            ValueError,
+            r"tokens: expected device cpu like the labels, got meta",
+        ),
+        (dict(order="rows"), ValueError, r"order: expected one of seed, raster, size, got 'rows'"),
+        (dict(order=None), ValueError, r"order: expected one of seed, raster, size, got None"),
+        (
+            dict(grids=7),
+            TypeError,
+            r"grids: expected a \(B, 2\) tensor or a list of \(H, W\), got 7",
+        ),
+        (
+            dict(grids=[(1, 3), (1,), (0, 0)]),
+            TypeError,
+            r"grids: expected a .* list of \(H, W\), got \[",
+        ),
+        (
+            dict(grids=[(1, 3), (1, None), (0, 0)]),
+            TypeError,
+            r"grids: expected a .* list of \(H, W\), got \[",
+        ),
+        (dict(grids=[]), ValueError, r"grids: expected shape \(3, 2\), got \(0, 2\)"),
+        (dict(grids=GOOD[:2]), ValueError, r"grids: expected shape \(3, 2\), got \(2, 2\)"),
+        (
+            dict(grids=torch.ones(6).long()),
+            ValueError,
+            r"grids: expected shape \(3, 2\), got \(6,\)",
+        ),
+        (
+            dict(grids=torch.ones(3, 2)),
+            TypeError,
+            r"grids: expected dtype torch.int64, got torch.float32",
+        ),
+        (
+            dict(grids=[(-1, -3), *GOOD[1:]]),
+            ValueError,
+            r"grids: expected sides of at least 1 for image 0, got \(-1, -3\)",
+        ),
+        (
+            dict(grids=[GOOD[0], (0, 1), GOOD[2]]),
+            ValueError,
+            r"grids: expected sides of at least 1 for image 1, got \(0, 1\)",
+        ),
+        (
+            dict(grids=[*GOOD[:2], (0, -1)]),
+            ValueError,
+            r"grids: expected sides of at least 0 for image 2, got \(0, -1\)",
+        ),
+    ],
+)
+def test_pack_errors(out, arguments, error, match):
+    out.pack(torch.zeros(3, 2, 1), order="raster", grids=GOOD)
+    with pytest.raises(error, match=match):
+        out.pack(**(dict(tokens=torch.zeros(3, 2, 1)) | arguments))
+
+
+def test_grids_hold_all_tokens():
+    tokens = torch.zeros(3, 2, 1)
+    with pytest.raises(ValueError, match=r"grids: expected H \* W = 3 for image 0, got \(2, 2\)"):
+        PACKED.pack(tokens, grids=[(2, 2), (1, 1), (0, 0)])
+    with pytest.raises(ValueError, match=r"grids: expected H \* W = 0 for image 2, got \(1, 1\)"):
+        PACKED.pack(tokens, grids=[(1, 3), (1, 1), (1, 1)])
+    # Padding may follow a grid, so that it may be larger, but no token lies outside.
+    PADDED.pack(tokens, grids=[(2, 2), (1, 1), (9, 9)])
+    with pytest.raises(
+        ValueError, match=r"grids: expected H \* W of at least 3 for image 0, got \(2, 1\)"
+    ):
+        PADDED.pack(tokens, grids=[(2, 1), (1, 1), (0, 0)])
+
+
+@pytest.mark.parametrize("name", ["unpack", "padded"])
+def test_unpack_errors(name):
+    packed = PADDED.pack(torch.zeros(3, 2, 1))
+    function = getattr(packed, name)
+    with pytest.raises(TypeError, match=r"tokens: expected a torch.Tensor, got list"):
+        function([1.0])
+    with pytest.raises(ValueError, match=r"tokens: expected shape \(3, \.\.\.\), got \(4, 2\)"):
+        function(torch.zeros(4, 2))
+    with pytest.raises(ValueError, match=r"tokens: expected shape \(3, \.\.\.\), got \(\)"):
+        function(torch.tensor(0.0))
+    with pytest.raises(ValueError, match=r"tokens: expected device cpu like the labels, got meta"):
+        function(torch.zeros(3, 2, device="meta"))

@@ -12,17 +12,9 @@ from hypothesis import strategies as st
 import setok_kernels as sk
 from setok_kernels import testing
 
-FIELDS = (
-    "tokens",
-    "cu_seqlens",
-    "images",
-    "rows",
-    "sizes",
-    "seeds",
-    "seed_positions",
-    "centroids",
-)
-PER_ROW = tuple(name for name in FIELDS if name != "cu_seqlens")
+STATISTICS = ("images", "rows", "sizes", "seeds", "seed_positions", "centroids")
+PER_ROW = ("tokens", *STATISTICS)
+FIELDS = ("cu_seqlens", *PER_ROW)
 ORDERS = ("seed", "raster", "size")
 # Every property runs on each method.
 SOME = settings(max_examples=25)
@@ -168,14 +160,13 @@ def test_packed_equals_padded_equals_loop(method, case, drop_empty, order):
         o.pack(sk.merge_tokens(t, o), drop_empty, order, grids) for t, o in ((x, one), (y, two))
     )
     torch.testing.assert_close(a.tokens, b.tokens, rtol=1e-5, atol=1e-6)
-    assert_same(a, b, FIELDS[1:])
+    assert_same(a, b, ("cu_seqlens", *STATISTICS))
     tokens = sk.merge_tokens(x, one)
     for i, grid in enumerate(grids):
         alone = image_alone(one, i, grid).pack(tokens[i : i + 1], drop_empty, order)
         assert (alone.images == 0).all()
-        for name in PER_ROW:
-            if name != "images":
-                assert torch.equal(getattr(alone, name), getattr(a, name)[a.images == i]), name
+        for name in ("tokens", *STATISTICS[1:]):
+            assert torch.equal(getattr(alone, name), getattr(a, name)[a.images == i]), name
 
 
 @pytest.mark.parametrize("mask", [False, True])
@@ -256,10 +247,8 @@ def test_answers_reach_the_patches(method, case, order):
         packed = out.pack(sk.merge_tokens(x, out), order=order, grids=grids)
         new = torch.arange(1.0, len(packed.rows) + 1)[:, None]
         spread = sk.unmerge_tokens(packed.unpack(new), out).flatten()
-        number = {
-            pair: n + 1
-            for n, pair in enumerate(zip(packed.images.tolist(), packed.rows.tolist(), strict=True))
-        }
+        kept = torch.stack([packed.images, packed.rows], 1).tolist()
+        number = {tuple(pair): n for n, pair in enumerate(kept, 1)}
         if out.cu_seqlens is None:
             image = torch.arange(len(grids))[:, None].expand_as(out.labels)
         else:
@@ -332,7 +321,7 @@ def test_gradients(method, order):
     for value, grad in ((packed.tokens, weight), (padded, spread), (packed.unpack(), rows)):
         (got,) = torch.autograd.grad(value, tokens, grad, retain_graph=True)
         assert torch.equal(got, expected)
-    for name in PER_ROW[1:]:
+    for name in STATISTICS:
         assert not getattr(packed, name).requires_grad, name
 
 
@@ -421,100 +410,8 @@ def test_a_hundred_images_of_mixed_resolution(name):
         alone = own.pack(sk.merge_tokens(image.reshape(1, h, w, 16), own), order="raster")
         mine = packed.images == b
         torch.testing.assert_close(alone.tokens, packed.tokens[mine], rtol=1e-6, atol=1e-6)
-        for field in ("rows", "sizes", "seeds", "seed_positions", "centroids"):
+        for field in STATISTICS[1:]:
             assert torch.equal(getattr(alone, field), getattr(packed, field)[mine]), field
-
-
-def test_a_small_picture_by_hand():
-    # Image 0 is 0 0 1 above 2 1 1, image 1 is a column of two.
-    out = sk.HardClusters(
-        labels=torch.tensor([0, 0, 1, 2, 1, 1, 1, 0]),
-        centres=torch.tensor([[1, 5, 3], [1, 0, -1]]),
-        counts=torch.tensor([3, 2]),
-        cu_seqlens=torch.tensor([0, 6, 8], dtype=torch.int32),
-        max_seqlen=6,
-    )
-    tokens = torch.arange(6.0).view(2, 3, 1)
-    packed = out.pack(tokens, order="raster", grids=[(2, 3), (2, 1)])
-    third = 5 / 3
-    assert packed.rows.tolist() == [0, 2, 1, 1, 0]
-    assert packed.images.tolist() == [0, 0, 0, 1, 1]
-    assert packed.tokens.flatten().tolist() == [0, 2, 1, 4, 3]
-    assert packed.sizes.tolist() == [2, 1, 3, 1, 1]
-    assert packed.seeds.tolist() == [1, 3, 5, 0, 1]
-    assert packed.seed_positions.tolist() == [[0, 1], [1, 0], [1, 2], [0, 0], [1, 0]]
-    expected = torch.tensor([[0, 0.5], [1, 0], [2 / 3, third], [0, 0], [1, 0]])
-    assert torch.equal(packed.centroids, expected)
-    assert out.pack(tokens, order="size").rows.tolist() == [1, 0, 2, 0, 1]
-    assert packed.max_seqlen == 3 and packed.num_rows == 3
-
-
-def test_raster_order_goes_by_the_line_that_holds_the_centroid():
-    # Rows 1, 2 and 3 have y = 1.5, 2.5 and 2.5, all in line 2 (halves to even), and x = 2, 1 and 1.
-    labels = torch.full((4, 3), -1)
-    labels[0, 1] = labels[1, 1] = 0
-    labels[1, 2] = labels[2, 2] = 1
-    labels[2, 1] = labels[3, 1] = 2
-    labels[2, 0] = labels[3, 2] = 3
-    out = sk.HardClusters(
-        labels=labels.view(1, 12),
-        centres=torch.tensor([[1, 5, 7, 8]]),
-        counts=torch.tensor([4]),
-        grid=(4, 3),
-    )
-    packed = out.pack(torch.zeros(1, 4, 1), order="raster")
-    assert packed.centroids.tolist() == [[0.5, 1], [2.5, 1], [2.5, 1], [1.5, 2]]
-    assert packed.rows.tolist() == [0, 2, 3, 1], "equal places stay in the order of the rows"
-    swapped = dataclasses.replace(out, labels=torch.tensor([3, 2, 1, 0, -1])[out.labels])
-    assert swapped.pack(torch.zeros(1, 4, 1), order="raster").rows.tolist() == [3, 0, 1, 2]
-
-
-def test_rows_without_members_are_where_their_seed_is():
-    out = sk.cluster_tokens(testing.planted_clusters(1, 12, 3, 3)[0].view(1, 3, 4, 3))
-    count = int(out.counts)
-    out = dataclasses.replace(out, labels=torch.full_like(out.labels, -1))
-    packed = out.pack(rows_of(out), drop_empty=False)
-    assert count > 1 and packed.rows.tolist() == list(range(count + 1))
-    assert (packed.sizes == 0).all() and torch.equal(packed.centroids, packed.seed_positions)
-    seeds = out.decisions.seeds[0, :count].tolist()
-    assert packed.seed_positions.tolist() == [*(list(divmod(s, 4)) for s in seeds), [-1, -1]]
-
-
-def test_the_residual_of_cut_decisions_has_no_seed(backend):
-    """A replay may stop earlier than the decisions' own list of seeds."""
-    x = testing.planted_clusters(2, 12, 3, 4)[0]
-    out = sk.cluster_tokens(x, backend=backend)
-    fewer = dataclasses.replace(out.decisions, counts=out.counts - 1)
-    again = sk.cluster_tokens(x, decisions=fewer, backend=backend)
-    packed = again.pack(rows_of(again), drop_empty=False)
-    assert (again.centres.gather(1, again.counts[:, None]) >= 0).all(), "a seed is left over"
-    assert torch.equal(packed.seeds < 0, packed.rows == again.counts[packed.images])
-
-
-def test_centroids_are_exact_in_long_lines():
-    """The sums exceed 2**24, where float32 stops counting."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(-1, 9, (1, 40000), generator=generator)
-    centres = torch.arange(9)[None]
-    out = sk.HardClusters(labels=labels, centres=centres, counts=torch.tensor([9]))
-    members = [(labels[0] == row).nonzero()[:, 0] for row in range(9)]
-    for grids, width in ((None, 40000), ([(2, 20000)], 20000)):
-        packed = out.pack(torch.zeros(1, 9, 1), grids=grids)
-        for row, tokens in enumerate(members):
-            sums = int((tokens // width).sum()), int((tokens % width).sum())
-            mean = [float(Fraction(total, len(tokens))) for total in sums]
-            assert torch.equal(packed.centroids[row], torch.tensor(mean))
-
-
-def test_two_names_and_all_fields():
-    x = testing.planted_clusters(2, 9, 3, 3)[0]
-    out = sk.cluster_tokens(x)
-    packed = out.pack(sk.merge_tokens(x, out))
-    tokens, cu_seqlens = packed
-    assert tokens is packed.tokens and cu_seqlens is packed.cu_seqlens
-    assert isinstance(packed, sk.Packed)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        packed.max_seqlen = 0
 
 
 @pytest.mark.gpu
@@ -543,118 +440,3 @@ def on_gpu(value):
         names = [field.name for field in dataclasses.fields(value)]
         return dataclasses.replace(value, **{n: on_gpu(getattr(value, n)) for n in names})
     return value
-
-
-PADDED = sk.HardClusters(
-    labels=torch.tensor([[0, 0, 1, -1], [0, -1, -1, -1], [-1, -1, -1, -1]]),
-    centres=torch.tensor([[0, 2], [0, -1], [-1, -1]]),
-    counts=torch.tensor([2, 1, 0]),
-)
-PACKED = sk.HardClusters(
-    labels=torch.tensor([0, 0, 1, 0]),
-    centres=PADDED.centres,
-    counts=PADDED.counts,
-    cu_seqlens=torch.tensor([0, 3, 4, 4], dtype=torch.int32),
-    max_seqlen=3,
-)
-GOOD = [(1, 3), (1, 1), (0, 0)]
-
-
-@pytest.mark.parametrize("out", [PADDED, PACKED], ids=["padded", "packed"])
-@pytest.mark.parametrize(
-    "arguments, error, match",
-    [
-        (dict(tokens=[1.0]), TypeError, r"tokens: expected a torch.Tensor, got list"),
-        (
-            dict(tokens=torch.zeros(3, 3, 1)),
-            ValueError,
-            r"tokens: expected shape \(3, 2, D\), got \(3, 3, 1\)",
-        ),
-        (
-            dict(tokens=torch.zeros(3, 2)),
-            ValueError,
-            r"tokens: expected shape \(3, 2, D\), got \(3, 2\)",
-        ),
-        (
-            dict(tokens=torch.zeros(3, 2, 1, device="meta")),
-            ValueError,
-            r"tokens: expected device cpu like the labels, got meta",
-        ),
-        (dict(order="rows"), ValueError, r"order: expected one of seed, raster, size, got 'rows'"),
-        (dict(order=None), ValueError, r"order: expected one of seed, raster, size, got None"),
-        (
-            dict(grids=7),
-            TypeError,
-            r"grids: expected a \(B, 2\) tensor or a list of \(H, W\), got 7",
-        ),
-        (
-            dict(grids=[(1, 3), (1,), (0, 0)]),
-            TypeError,
-            r"grids: expected a .* list of \(H, W\), got \[",
-        ),
-        (
-            dict(grids=[(1, 3), (1, None), (0, 0)]),
-            TypeError,
-            r"grids: expected a .* list of \(H, W\), got \[",
-        ),
-        (dict(grids=[]), ValueError, r"grids: expected shape \(3, 2\), got \(0, 2\)"),
-        (dict(grids=GOOD[:2]), ValueError, r"grids: expected shape \(3, 2\), got \(2, 2\)"),
-        (
-            dict(grids=torch.ones(6).long()),
-            ValueError,
-            r"grids: expected shape \(3, 2\), got \(6,\)",
-        ),
-        (
-            dict(grids=torch.ones(3, 2)),
-            TypeError,
-            r"grids: expected dtype torch.int64, got torch.float32",
-        ),
-        (
-            dict(grids=[(-1, -3), *GOOD[1:]]),
-            ValueError,
-            r"grids: expected sides of at least 1 for image 0, got \(-1, -3\)",
-        ),
-        (
-            dict(grids=[GOOD[0], (0, 1), GOOD[2]]),
-            ValueError,
-            r"grids: expected sides of at least 1 for image 1, got \(0, 1\)",
-        ),
-        (
-            dict(grids=[*GOOD[:2], (0, -1)]),
-            ValueError,
-            r"grids: expected sides of at least 0 for image 2, got \(0, -1\)",
-        ),
-    ],
-)
-def test_pack_errors(out, arguments, error, match):
-    out.pack(torch.zeros(3, 2, 1), order="raster", grids=GOOD)
-    with pytest.raises(error, match=match):
-        out.pack(**(dict(tokens=torch.zeros(3, 2, 1)) | arguments))
-
-
-def test_grids_hold_all_tokens():
-    tokens = torch.zeros(3, 2, 1)
-    with pytest.raises(ValueError, match=r"grids: expected H \* W = 3 for image 0, got \(2, 2\)"):
-        PACKED.pack(tokens, grids=[(2, 2), (1, 1), (0, 0)])
-    with pytest.raises(ValueError, match=r"grids: expected H \* W = 0 for image 2, got \(1, 1\)"):
-        PACKED.pack(tokens, grids=[(1, 3), (1, 1), (1, 1)])
-    # Padding may follow a grid, so that it may be larger, but no token lies outside.
-    PADDED.pack(tokens, grids=[(2, 2), (1, 1), (9, 9)])
-    with pytest.raises(
-        ValueError, match=r"grids: expected H \* W of at least 3 for image 0, got \(2, 1\)"
-    ):
-        PADDED.pack(tokens, grids=[(2, 1), (1, 1), (0, 0)])
-
-
-@pytest.mark.parametrize("name", ["unpack", "padded"])
-def test_unpack_errors(name):
-    packed = PADDED.pack(torch.zeros(3, 2, 1))
-    function = getattr(packed, name)
-    with pytest.raises(TypeError, match=r"tokens: expected a torch.Tensor, got list"):
-        function([1.0])
-    with pytest.raises(ValueError, match=r"tokens: expected shape \(3, \.\.\.\), got \(4, 2\)"):
-        function(torch.zeros(4, 2))
-    with pytest.raises(ValueError, match=r"tokens: expected shape \(3, \.\.\.\), got \(\)"):
-        function(torch.tensor(0.0))
-    with pytest.raises(ValueError, match=r"tokens: expected device cpu like the labels, got meta"):
-        function(torch.zeros(3, 2, device="meta"))
