@@ -87,7 +87,7 @@ def assert_replayed_gradients(
 
     got = gradients(x, backend)
     truth = gradients(x.double(), "reference")
-    low, ratio = lower_input(x)
+    low, ratio = _lower(x)
     plain, plain_truth = gradients(low, "reference"), gradients(low.double(), "reference")
     for values in zip(("x", *LEARNABLE), got, truth, plain, plain_truth, strict=True):
         assert_error(f"gradient of {values[0]}", *values[1:], ratio)
@@ -188,7 +188,7 @@ def _replay(x, out: Clusters, config, token_mask, backend="reference") -> Cluste
     )
 
 
-def lower_input(x: Tensor) -> tuple[Tensor, float]:
+def _lower(x: Tensor) -> tuple[Tensor, float]:
     """The input on which plain PyTorch's error is measured, and the factor to apply to it."""
     if x.dtype == torch.float64:
         return x.float(), 2.0**-53 / 2.0**-24
@@ -196,7 +196,7 @@ def lower_input(x: Tensor) -> tuple[Tensor, float]:
 
 
 def _truth_and_plain(x, out, config, token_mask):
-    low, ratio = lower_input(x)
+    low, ratio = _lower(x)
     truth = _replay(x.double(), out, config, token_mask)
     plain = [_replay(v, out, config, token_mask) for v in (low, low.double())]
     return truth, plain, ratio
