@@ -21,12 +21,10 @@ SOME = settings(max_examples=25)
 METHODS = {
     "cluster": lambda x, **layout: sk.cluster_tokens(x, sk.ClusterConfig(max_clusters=5), **layout),
     "paper": lambda x, **layout: sk.cluster_tokens(
-        x, sk.ClusterConfig.paper(max_clusters=4), backend="reference", **layout
+        x, sk.ClusterConfig.paper(max_clusters=4), **layout
     ),
-    "dpc_knn": lambda x, **layout: sk.dpc_knn(x, 4, k=3, backend="reference", **layout),
-    "threshold_greedy": lambda x, **layout: sk.threshold_greedy(
-        x, 0.43, backend="reference", **layout
-    ),
+    "dpc_knn": lambda x, **layout: sk.dpc_knn(x, 4, k=3, **layout),
+    "threshold_greedy": lambda x, **layout: sk.threshold_greedy(x, 0.43, **layout),
 }
 
 
