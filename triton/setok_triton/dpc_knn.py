@@ -17,13 +17,12 @@ from setok_triton.distances import distances
 from setok_triton.features import norms, scales
 
 
-@triton.jit(do_not_specialize=["D", "L"])
+@triton.jit(do_not_specialize=["D", "L", "share"])
 def peaks_fwd_kernel(
     p_x,
     p_ok,
     p_offsets,
     p_factor,
-    p_sigma,
     p_distance,
     p_density,
     p_parent,
@@ -32,6 +31,7 @@ def peaks_fwd_kernel(
     p_score,  # (T,) float32
     D,
     L,
+    share,  # of the squared distances: 1 / D
     blocks_per_image,
     stride_n,
     stride_d,
@@ -44,7 +44,7 @@ def peaks_fwd_kernel(
     i_b, i_n, start, n = locate(p_offsets, blocks_per_image)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
-    factor, sigma = tl.load(p_factor + i_b), tl.load(p_sigma + i_b)
+    factor = tl.load(p_factor + i_b)
     m_ok = m_n & (tl.load(p_ok + start + o_n, mask=m_n, other=0) != 0)
     b_parent = tl.load(p_parent + start + o_n, mask=m_n, other=-1)
     m_pair = m_ok & (b_parent >= 0)
@@ -66,9 +66,10 @@ def peaks_fwd_kernel(
     )
     b_cap = tl.load(p_cap + start + o_n, mask=m_n, other=0) if CAPPED else tl.load(p_cap + i_b)
     b_near = tl.minimum(tl.where(m_pair, b_near, float("inf")), b_cap)
-    # An infinite delta at density 0 would make the score NaN.
-    b_delta = tl.sqrt_rn(tl.minimum(sigma * b_near, 3.4028234663852886e38))
-    b_delta = tl.where(m_ok, b_delta, 0.0)
+    # The range comes back after the root: its square may not be representable where it is. An
+    # infinite delta at density 0 would make the score NaN.
+    b_delta = tl.div_rn(tl.sqrt_rn(share * b_near), tl.where(factor > 0, factor, 1.0))
+    b_delta = tl.where(m_ok, tl.minimum(b_delta, 3.4028234663852886e38), 0.0)
     b_density = tl.load(p_density + start + o_n, mask=m_n, other=0.0)
     tl.store(p_delta + start + o_n, b_delta, mask=m_n)
     tl.store(p_score + start + o_n, b_density * b_delta, mask=m_n)
@@ -95,7 +96,6 @@ def peaks(
         chunk.ok,
         chunk.offsets,
         chunk.factor,
-        chunk.sigma,
         chunk.rows,
         density,
         parent,
@@ -104,6 +104,7 @@ def peaks(
         score,
         x.shape[1],
         chunk.longest,
+        1 / x.shape[1],
         blocks,
         *x.stride(),
         CAPPED=capped,
