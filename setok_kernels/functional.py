@@ -140,7 +140,7 @@ def threshold_greedy(
     token with the most neighbours is a centre and claims them; of the tokens left, the one that had
     the most in the beginning is the next (ties lowest index), until none is left. Then every token
     goes to the centre it is most similar to (ties lowest centre). Terminates for every input: a
-    token is always similar to itself, a zero vector to nothing else.
+    token is always its own neighbour. The similarity of a zero vector to any other token is 0.
 
     Args:
         x: as in `dpc_knn`.

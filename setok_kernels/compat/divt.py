@@ -15,8 +15,8 @@ def threshold_greedy(
     Different from the original on purpose:
 
     - It ends for every input. The original loops for ever on a zero vector with a threshold of 0 or
-      more, and on every input with one of 1 or more; here a token is always similar to itself, a
-      zero vector to nothing else.
+      more, and on every input with one of 1 or more; here a token is always its own neighbour. The
+      similarity of a zero vector to any other token is 0.
     - A token with a non-finite feature is attended to by nobody.
 
     Waits for the device once: the number of queries is data. `sk.threshold_greedy` does not.

@@ -36,7 +36,7 @@ def threshold_greedy(
 
 
 def cosine_similarity(x: Tensor) -> Tensor:
-    """(B, N, D) to (B, N, N), at most 1; a zero vector is similar to nothing but itself."""
+    """(B, N, D) to (B, N, N), at most 1; 0 between a zero vector and any other token."""
     # Scaled by a power of two first: neither squares nor the smallest norm leave the range.
     largest = x.abs().amax(2, keepdim=True)
     x = x / torch.exp2(torch.where(largest > 0, largest, 1).log2().floor())
