@@ -150,10 +150,9 @@ void compare_panels(const Job<T>& job, T bound, index_t p, index_t q) {
   const index_t rows = job.tokens_of(p), columns = job.tokens_of(q);
   Word* of_rows = job.near + p * kPanel * job.panels + q;
   Word* of_columns = job.near + q * kPanel * job.panels + p;
-  // Behind the last token are zeros, which a negative threshold takes for neighbours.
-  const Word there = ~Word{0} >> (kPanel - columns);
+  // Behind the last token are zeros: neighbours of all tokens or of none, so no order changes.
   for (index_t r = 0; r < rows; ++r)
-    of_rows[r * job.panels] = (row[r] & there) | (p == q ? Word{1} << r : Word{0});
+    of_rows[r * job.panels] = row[r] | (p == q ? Word{1} << r : Word{0});
   // Above the diagonal the rows are a whole panel.
   for (index_t c = 0; p != q && c < columns; ++c) of_columns[c * job.panels] = column[c];
   if (job.distance == nullptr) return;
