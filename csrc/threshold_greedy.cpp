@@ -147,14 +147,14 @@ void compare_panels(const Job<T>& job, T bound, index_t p, index_t q) {
   Word row[kPanel], column[kPanel];
   multiply_panels(job.panel(p), job.panel(q), job.dim, tile);
   find_near_of(tile, bound, row, column);
-  // Behind the last token are zeros, which a negative threshold takes for neighbours.
   const index_t rows = job.tokens_of(p), columns = job.tokens_of(q);
-  const auto first = [](index_t count) { return ~Word{0} >> (kPanel - count); };
-  Word *of_rows = job.near + p * kPanel * job.panels,
-       *of_columns = job.near + q * kPanel * job.panels;
-  for (index_t c = 0; c < columns; ++c) of_columns[c * job.panels + p] = column[c] & first(rows);
-  for (index_t r = 0; r < rows; ++r) of_rows[r * job.panels + q] = row[r] & first(columns);
-  for (index_t r = 0; p == q && r < rows; ++r) of_rows[r * job.panels + p] |= Word{1} << r;
+  Word* of_rows = job.near + p * kPanel * job.panels + q;
+  Word* of_columns = job.near + q * kPanel * job.panels + p;
+  // Behind the last token are zeros: neighbours of all tokens or of none, so no order changes.
+  for (index_t r = 0; r < rows; ++r)
+    of_rows[r * job.panels] = row[r] | (p == q ? Word{1} << r : Word{0});
+  // Above the diagonal the rows are a whole panel.
+  for (index_t c = 0; p != q && c < columns; ++c) of_columns[c * job.panels] = column[c];
   if (job.distance == nullptr) return;
   T* to = job.distance + p * kPanel * job.ld() + q * kPanel;
   for (index_t r = 0; r < kPanel; ++r) std::copy_n(tile + r * kPanel, kPanel, to + r * job.ld());

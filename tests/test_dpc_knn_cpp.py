@@ -103,6 +103,14 @@ def test_noise_changes_the_order(regime, options, special):
     assert not torch.equal(out.parent, plain.parent)
 
 
+@pytest.mark.parametrize("low", [-7.0, -torch.inf])
+def test_noise_that_puts_all_tokens_below_absent_ones(regime, options, low):
+    """What stands behind the last token is the parent of none."""
+    x = testing.integer_tokens(1, 130, 8)
+    out = assert_like_reference(x, noise=torch.full((1, 130), low), **options)
+    assert (out.parent == -1).sum() == 1 and out.delta.isfinite().all()
+
+
 def test_noise_of_a_packed_batch_and_of_another_dtype():
     packed, cu_seqlens, padded, mask = testing.ragged_batch([40, 0, 9], 6, exact=True)
     noise = torch.randint(0, 5, packed.shape[:1], generator=torch.Generator().manual_seed(0)) / 8
