@@ -136,6 +136,28 @@ def merging(shape: Shape) -> dict[str, Work]:
     }
 
 
+def one_shot(shape: Shape) -> dict[str, Work]:
+    """The work of `dpc_knn` that `kernels` has not, and of `threshold_greedy`, for C centres."""
+    tile, total = configs.tile_config(shape.dtype), shape.images * shape.tokens
+    x = total * shape.features * shape.dtype.itemsize
+    blocks, edge = -(-shape.tokens // tile.block_m), tile.block_m
+    triangle = blocks * (blocks + 1) // 2
+    bits, row = 4 * total * -(-shape.tokens // 32), 4 * -(-shape.tokens // 32)
+    labels = Work(
+        x + 12 * total, 2 * total * 64 * -(-shape.clusters // 64) * shape.features, expected=2.0
+    )
+    # Square tiles, as for the distances; a bit for each pair goes out, not a number.
+    flops = 2 * shape.images * triangle * edge**2 * shape.features
+    claimed = shape.images * shape.clusters * row
+    return {
+        "peaks": Work(28 * total, expected=4.0),
+        "assign": labels,
+        "directions": Work(x + 9 * total, expected=1.7),
+        "adjacency": Work(x + bits, flops, expected=2.0),
+        "claim": Work(claimed + 4 * total, steps=shape.clusters, expected=2.0),
+    }
+
+
 def product(shape: Shape) -> Work:
     """`torch.bmm(x, x.mT)` of the same tokens, which the whole forward pass is compared with."""
     x = shape.images * shape.tokens * shape.features * shape.dtype.itemsize
@@ -185,6 +207,8 @@ def main() -> None:
         print(f"{'bmm':12} {'':21} {bmm:10.1f}   expected / floor of bmm {expected / bmm:.1f}")
         print("merging, beside it")
         print_rows(merging(shape), device)
+        print("dpc_knn and threshold_greedy, beside it")
+        print_rows(one_shot(shape), device)
 
 
 if __name__ == "__main__":

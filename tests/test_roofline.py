@@ -36,6 +36,15 @@ def test_streaming_reads_the_features_for_every_seed(roofline):
     assert work["parents"].flops == roofline.product(shape).flops
 
 
+def test_neighbours_leave_as_bits(roofline):
+    work = roofline.one_shot(roofline.Shape(64, 729, 1152))
+    x = 64 * 729 * 1152 * 2
+    assert work["adjacency"].bytes == x + 64 * 729 * 23 * 4
+    assert work["adjacency"].flops == 64 * 78 * 64 * 64 * 1152 * 2
+    assert work["claim"].bytes == 64 * 64 * 23 * 4 + 64 * 729 * 4
+    assert work["assign"].flops == 2 * 64 * 729 * 64 * 1152
+
+
 def test_the_floor_is_what_takes_longest(roofline):
     device = roofline.Device(copy=10.0, matmul=100.0, step=3.0, measured=False)
     assert roofline.Work(bytes=50, flops=100).floor(device) == 5.0
