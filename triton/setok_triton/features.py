@@ -9,6 +9,37 @@ from setok_triton.common import FAR_INDEX, locate, products
 from setok_triton.configs import dot_precision, tile_config, token_config
 
 
+@triton.jit
+def usable(
+    p_x,
+    p_valid,
+    start,
+    o_n,
+    m_n,
+    D,
+    stride_n,
+    stride_d,
+    HAS_VALID: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Which tokens are valid and finite, and their largest magnitudes, 0 of the others."""
+    o_d = tl.arange(0, BLOCK_D).to(tl.int64)
+    p_rows = p_x + ((start + o_n) * stride_n)[:, None]
+    b_largest = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
+    b_finite = tl.full((BLOCK_N, BLOCK_D), 1, dtype=tl.int32)
+    for i_d in range(0, D, BLOCK_D):
+        m_x = m_n[:, None] & (i_d + o_d < D)[None, :]
+        b_x = tl.load(p_rows + ((i_d + o_d) * stride_d)[None, :], mask=m_x, other=0.0)
+        b_x = tl.abs(b_x.to(tl.float32))
+        b_finite &= (b_x < float("inf")).to(tl.int32)
+        b_largest = tl.maximum(b_largest, b_x)
+    m_ok = m_n & (tl.min(b_finite, axis=1) != 0)
+    if HAS_VALID:
+        m_ok &= tl.load(p_valid + start + o_n, mask=m_n, other=0) != 0
+    return m_ok, tl.where(m_ok, tl.max(b_largest, axis=1), 0.0)
+
+
 @triton.jit(do_not_specialize=["D"])
 def token_state_fwd_kernel(
     p_x,
@@ -28,20 +59,11 @@ def token_state_fwd_kernel(
     i_b, i_n, start, n = locate(p_offsets, blocks_per_image)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
-    o_d = tl.arange(0, BLOCK_D).to(tl.int64)
-    b_largest = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
-    b_finite = tl.full((BLOCK_N, BLOCK_D), 1, dtype=tl.int32)
-    for i_d in range(0, D, BLOCK_D):
-        p_block = p_x + ((start + o_n) * stride_n)[:, None] + ((i_d + o_d) * stride_d)[None, :]
-        m_x = m_n[:, None] & (i_d + o_d < D)[None, :]
-        b_x = tl.abs(tl.load(p_block, mask=m_x, other=0.0).to(tl.float32))
-        b_finite &= (b_x < float("inf")).to(tl.int32)
-        b_largest = tl.maximum(b_largest, b_x)
-    m_ok = m_n & (tl.min(b_finite, axis=1) != 0)
-    if HAS_VALID:
-        m_ok &= tl.load(p_valid + start + o_n, mask=m_n, other=0) != 0
+    m_ok, b_largest = usable(
+        p_x, p_valid, start, o_n, m_n, D, stride_n, stride_d, HAS_VALID, BLOCK_N, BLOCK_D
+    )
     tl.store(p_ok + start + o_n, m_ok.to(tl.int8), mask=m_n)
-    largest = tl.max(tl.where(m_ok, tl.max(b_largest, axis=1), 0.0), axis=0)
+    largest = tl.max(b_largest, axis=0)
     # The bits of numbers of one sign order like the numbers; a maximum has no order of summation.
     tl.atomic_max(p_largest + i_b, largest.to(tl.int32, bitcast=True))
 

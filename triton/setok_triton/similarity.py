@@ -7,6 +7,7 @@ from torch import Tensor
 
 from setok_triton.common import dot_tile, locate
 from setok_triton.configs import token_config
+from setok_triton.features import usable
 
 # Exponents of the largest feature of a token, up or down, that need no scaling: what products of
 # such tokens lose by leaving the range of float32 is far below the rounding of their sum.
@@ -36,18 +37,10 @@ def directions_fwd_kernel(
     m_n = o_n < n
     o_d = tl.arange(0, BLOCK_D).to(tl.int64)
     p_rows = p_x + ((start + o_n) * stride_n)[:, None]
-    b_most = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
-    b_finite = tl.full((BLOCK_N, BLOCK_D), 1, dtype=tl.int32)
-    for i_d in range(0, D, BLOCK_D):
-        m_x = m_n[:, None] & (i_d + o_d < D)[None, :]
-        b_x = tl.load(p_rows + ((i_d + o_d) * stride_d)[None, :], mask=m_x, other=0.0)
-        b_x = tl.abs(b_x.to(tl.float32))
-        b_finite &= (b_x < float("inf")).to(tl.int32)
-        b_most = tl.maximum(b_most, b_x)
-    m_ok = m_n & (tl.min(b_finite, axis=1) != 0)
-    if HAS_VALID:
-        m_ok &= tl.load(p_valid + start + o_n, mask=m_n, other=0) != 0
-    b_bits = tl.where(m_ok, tl.max(b_most, axis=1), 0.0).to(tl.int32, bitcast=True)
+    m_ok, b_largest = usable(
+        p_x, p_valid, start, o_n, m_n, D, stride_n, stride_d, HAS_VALID, BLOCK_N, BLOCK_D
+    )
+    b_bits = b_largest.to(tl.int32, bitcast=True)
     b_exponent = tl.minimum(tl.maximum((b_bits >> 23) - 127, -126), 126)
     m_keep = (b_bits == 0) | ((b_exponent >= -KEPT_EXPONENT) & (b_exponent <= KEPT_EXPONENT))
     b_exponent = tl.where(m_keep, 0, b_exponent)
