@@ -1,6 +1,5 @@
 """Ragged rows of a clustering: what a language model reads, and the way back."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,7 @@ ORDERS = ("seed", "raster", "size")
 class Packed:
     """Rows of all images one after the other; what `pack` of every result returns.
 
-    Iterating gives `tokens` and `cu_seqlens`, the two that attention over packed sequences reads:
+    As a sequence it is the pair that attention over packed tokens reads:
     `tokens, cu_seqlens = out.pack(merged)`.
 
     S is the number of rows kept in all images. Only `tokens` carry gradient. Positions are in units
@@ -46,10 +45,12 @@ class Packed:
     centroids: Tensor
     num_rows: int
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __len__(self) -> int:
         # Not every field: callers name these two, and further fields must not break them.
-        yield self.tokens
-        yield self.cu_seqlens
+        return 2
+
+    def __getitem__(self, index):
+        return (self.tokens, self.cu_seqlens)[index]
 
     def unpack(self, tokens: Tensor | None = None) -> Tensor:
         """Every row back in its place, as `unmerge_tokens` reads them: the inverse of `pack`.
