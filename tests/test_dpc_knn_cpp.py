@@ -6,7 +6,7 @@ import torch
 import setok_kernels as sk
 from setok_kernels import compiled, testing
 from setok_kernels.config import DPCOptions
-from setok_kernels.reference.dpc_knn import choose_centres
+from setok_kernels.selection import choose_centres
 
 pytestmark = pytest.mark.skipif(
     sk.backends()["cpp"] is not None, reason="the compiled module is not there"
@@ -154,8 +154,14 @@ def test_many_tokens(regime, options, dtype, tokens, dim):
     assert ((out.delta[0].double().square() - torch.minimum(nearest, cap)).abs() <= error).all()
 
     assert torch.equal(out.score, out.density * out.delta)
-    columns = chosen.num_clusters or tokens
-    centres, counts = choose_centres(out.score, torch.ones(1, tokens).bool(), columns, chosen)
+    centres, counts = choose_centres(
+        out.score,
+        torch.ones(1, tokens, dtype=torch.bool),
+        chosen.num_clusters or tokens,
+        -torch.inf if chosen.threshold is None else chosen.threshold,
+        chosen.min_clusters,
+        chosen.order == "index",
+    )
     assert torch.equal(out.centres, centres) and torch.equal(out.counts, counts)
     live = centres[0, : counts[0]]
     assert torch.equal(out.labels[0, live], torch.arange(len(live)))

@@ -49,6 +49,31 @@ def test_real_tokens(dtype, tokens):
     assert torch.equal(again.masks, out.masks) and torch.equal(again.score, out.score)
 
 
+@pytest.mark.parametrize("tokens", [40, 729, 2916, 5000])
+def test_hard_clusterings_of_exact_tokens(tokens):
+    x = testing.integer_tokens(2, tokens, 65).cuda()
+    mask = torch.rand(2, tokens, generator=torch.Generator().manual_seed(0)).cuda() > 0.2
+    for options in (
+        dict(num_clusters=min(100, tokens)),
+        dict(threshold=0.5, order="index", cap="eccentricity"),
+    ):
+        out, expected = (
+            sk.dpc_knn(x, token_mask=mask, backend=name, **options)
+            for name in ("triton", "reference")
+        )
+        for name in ("labels", "centres", "counts", "knn", "parent"):
+            assert torch.equal(getattr(out, name), getattr(expected, name)), name
+        torch.testing.assert_close(out.score, expected.score, rtol=1e-5, atol=0)
+    # The cosine of two unit vectors of the standard basis is exact.
+    x = testing.one_hot_tokens(2, tokens, 40).cuda()
+    out, expected = (
+        sk.threshold_greedy(x, 0.5, token_mask=mask, backend=name)
+        for name in ("triton", "reference")
+    )
+    for name in ("labels", "centres", "counts"):
+        assert torch.equal(getattr(out, name), getattr(expected, name)), name
+
+
 @pytest.mark.parametrize("mode", ["soft", "hard"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("tokens", [729, 16384])
@@ -128,18 +153,23 @@ def test_gradients_of_very_many_tokens_repeat():
 
 def test_the_host_never_waits():
     x = torch.randn(4, 729, 1152, device="cuda", dtype=torch.bfloat16).requires_grad_()
-    sk.cluster_tokens(x, backend="triton")
-    sk.dpc_knn(x, 64, backend="triton")
-    sk.threshold_greedy(x, 0.5, backend="triton")
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    packed, offsets = x.detach().flatten(0, 1), torch.arange(5, device="cuda").int() * 729
+
+    def run():
         out = sk.cluster_tokens(x, backend="triton")
         for mode in ("soft", "hard"):
             merged = sk.merge_tokens(x, out, mode, backend="triton")
             spread = sk.unmerge_tokens(merged, out, mode, backend="triton")
             spread.sum().backward(retain_graph=True)
-        sk.dpc_knn(x, 64, backend="triton")
-        sk.threshold_greedy(x, 0.5, backend="triton")
+        given = dict(cu_seqlens=offsets, max_seqlen=729, backend="triton")
+        sk.dpc_knn(packed, threshold=0.5, cap="eccentricity", order="index", **given)
+        sk.dpc_knn(packed, num_clusters=64, **given)
+        sk.threshold_greedy(packed, 0.5, **given)
+
+    run()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -82,14 +82,17 @@ def test_peaks_of_exact_tokens(regime, options, kind):
     x = {
         "integers": lambda: testing.integer_tokens(2, 70, 5),
         "duplicates": lambda: testing.duplicate_tokens(2, 35, 9, distinct=12),
-        "one hot": lambda: testing.one_hot_tokens(2, 35, 12),
+        "one hot": lambda: testing.one_hot_tokens(2, 20, 12),
         "equal": lambda: torch.full((2, 20, 3), 0.1),
     }[kind]()
     check_dpc(x, token_mask=some_masked(x), **options)
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "dtype, options",
+    list(zip(DTYPES, [*OPTIONS.values(), OPTIONS["count"]], strict=True)),
+    ids=str,
+)
 def test_peaks_of_real_tokens(regime, dtype, options):
     """Wider tiles, and features that end within a block."""
     x = testing.planted_clusters(1, 140, 37, 6, noise=0.3)[0].to(dtype)
@@ -104,7 +107,7 @@ def test_peaks_of_real_tokens(regime, dtype, options):
 @pytest.mark.parametrize(
     "options",
     [
-        dict(num_clusters=30, k=25),
+        dict(num_clusters=15, k=14),
         dict(threshold=1e9, min_clusters=3),
         dict(threshold=1e9, min_clusters=50, num_clusters=4, order="index"),
         dict(threshold=-1.0),
@@ -114,8 +117,8 @@ def test_peaks_of_real_tokens(regime, dtype, options):
 )
 def test_numbers_of_centres(options):
     """More neighbours and centres than tokens; a threshold that none passes, one that all do."""
-    x = testing.integer_tokens(2, 20, 4)
-    mask = torch.arange(20) < torch.tensor([[20], [3]])
+    x = testing.integer_tokens(2, 12, 4)
+    mask = torch.arange(12) < torch.tensor([[12], [3]])
     check_dpc(x, token_mask=mask, **options)
 
 
@@ -131,9 +134,9 @@ def test_more_centres_than_a_tile():
 
 @pytest.mark.parametrize("cap", ["diameter", "eccentricity"])
 def test_noise_breaks_ties(regime, cap):
-    x = testing.one_hot_tokens(2, 30, 4)
+    x = testing.one_hot_tokens(2, 14, 4)
     mask = some_masked(x)
-    noise = 1e-2 * torch.rand(2, 30, generator=torch.Generator().manual_seed(1)) - 5e-3
+    noise = 1e-2 * torch.rand(2, 14, generator=torch.Generator().manual_seed(1)) - 5e-3
     # A density below 0 is still above that of a token that takes no part.
     noise[0, 3] = -2.0
     plain = check_dpc(x, num_clusters=5, token_mask=mask, cap=cap)
@@ -170,7 +173,7 @@ def test_a_chunk_is_a_part_of_the_batch(monkeypatch):
 
 
 def test_non_finite_tokens(regime):
-    x = testing.integer_tokens(2, 30, 5)
+    x = testing.integer_tokens(2, 12, 5)
     x[0, 3, 1], x[0, 0, 0], x[1, :] = torch.nan, torch.inf, torch.nan
     for options in OPTIONS.values():
         out = check_dpc(x, **options)
@@ -179,15 +182,19 @@ def test_non_finite_tokens(regime):
     assert out.counts[1] == 0 and out.labels[0, [0, 3]].tolist() == [-1, -1]
 
 
-@pytest.mark.parametrize("scale", [2.0**-140, 2.0**-60, 2.0**-20, 2.0**40, 2.0**123])
+@pytest.mark.parametrize("scale", [2.0**-140, 2.0**-20, 2.0**40, 2.0**123])
 def test_peaks_of_any_magnitude(regime, scale):
-    x = testing.integer_tokens(2, 30, 5) * scale
+    x = testing.integer_tokens(1, 12, 5) * scale
     for options in OPTIONS.values():
         check_dpc(x, **options)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("threshold", [-1.0, -0.25, 0.0, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize(
+    "threshold, dtype",
+    [(t, torch.float32) for t in (-1.0, -0.25, 0.0, 0.25, 0.5, 1.0)]
+    + [(0.25, torch.bfloat16), (0.25, torch.float16)],
+    ids=str,
+)
 def test_greedy_on_exact_tokens(threshold, dtype):
     """Three tiles, cosines that equal the threshold, zero vectors, a mask."""
     x = sign_tokens(2, 70, 20, dtype=dtype)
@@ -240,10 +247,19 @@ def test_greedy_walks_blocks_of_many_tokens(monkeypatch):
     assert configs.claim_config(65536).block_n == 4096
 
 
-@pytest.mark.parametrize("view", ["features first", "steps", "expanded", "far apart"])
-def test_strides(view):
+@pytest.mark.parametrize(
+    "view, limit",
+    [
+        ("features first", 0),
+        ("steps", 2048),
+        ("expanded", 0),
+        ("far apart", 0),
+        ("far apart", 2048),
+    ],
+)
+def test_strides(view, limit):
     """Of the operations themselves: the public functions make their input contiguous."""
-    x = sign_tokens(2, 20, 20, dtype=torch.bfloat16)
+    x = sign_tokens(2, 18, 18, dtype=torch.bfloat16)
     x = {
         "features first": lambda: x.transpose(1, 2),
         "steps": lambda: x[:, ::2, ::3],
@@ -251,10 +267,9 @@ def test_strides(view):
         "far apart": lambda: interpreter.far_apart(x[:1]),
     }[view]()
     tokens, plain = x.shape[1], x.contiguous()
-    for limit in (0, 2048):
-        rest = (None, None, tokens, None, 3, 5, -torch.inf, 1, False, True, limit)
-        for a, b in zip(OPS.dpc_knn(x, *rest), OPS.dpc_knn(plain, *rest), strict=True):
-            assert torch.equal(a, b)
+    rest = (None, None, tokens, None, 3, 5, -torch.inf, 1, False, True, limit)
+    for a, b in zip(OPS.dpc_knn(x, *rest), OPS.dpc_knn(plain, *rest), strict=True):
+        assert torch.equal(a, b)
     rest = (None, None, tokens, 0.2)
     for a, b in zip(
         OPS.threshold_greedy(x, *rest), OPS.threshold_greedy(plain, *rest), strict=True
