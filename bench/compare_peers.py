@@ -3,7 +3,8 @@ r"""Compares the drop-ins of `setok_kernels.compat` with the functions they stan
 The other projects' sources are not part of this one: give a copy of each. Only the functions named
 below are executed. Cases are drawn at random; both sides get the same tokens and the same noise.
 Where float32 results differ, both sides run again in float64: equal there means that a tie at
-rounding level parted them, and the report says which side kept the float64 result. Then the same
+rounding level parted them. The report says which side kept the float64 result, and ours is judged:
+every decision must be optimal within the rounding error bound of its distances. Then the same
 call is timed on both sides in turns, and 16-bit labels are compared with float32 ones.
 
     python bench/compare_peers.py --tcformer TCFormer/tcformer_module/tcformer_utils.py \
@@ -22,6 +23,7 @@ import torch
 from peers import PAIRS, PEERS, Case, load_functions, token_dict_pair, uniform_noise
 from run import provenance, summarise, time_in_turns
 
+import setok_kernels as sk
 from setok_kernels import compat, testing
 
 
@@ -56,6 +58,23 @@ def same(a: tuple, b: tuple) -> bool:
     return all(x.shape == y.shape and torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+def within_rounding(name: str, case: Case) -> bool:
+    """Whether every decision of ours in float32 is one that exact numbers leave open.
+
+    Judged in float64: each is optimal within the rounding error bound of its own distances.
+    """
+    x = case.x[:1] if name == "setok" else case.x
+    options = dict(k=case.k, noise=uniform_noise(case, x.shape[:2], torch.float32))
+    if name == "setok":
+        options |= dict(threshold=case.threshold, min_clusters=64, order="index")
+        options |= dict(cap="eccentricity")
+    else:
+        mask = None if case.mask is None else case.mask > 0
+        options |= dict(num_clusters=case.clusters, token_mask=mask)
+    testing.assert_valid_density_peaks(x, sk.dpc_knn(x, **options), **options)
+    return True
+
+
 def compare(name: str, functions: dict, exact_functions: dict, cases: int) -> dict:
     """Counts of equal results, and every mismatch with what float64 says of it."""
     make, ours, batch, threshold = PAIRS[name]
@@ -80,6 +99,7 @@ def compare(name: str, functions: dict, exact_functions: dict, cases: int) -> di
                 "threshold": case.threshold,
                 "masked": case.mask is not None,
                 "equal_in_float64": same(exact_theirs, exact_own),
+                "ours_is_within_rounding": within_rounding(name, case),
                 "ours_is_float64s": same(own, exact_own),
                 "theirs_is_float64s": same(theirs, exact_theirs),
             }
