@@ -19,8 +19,10 @@ sanitized_env := ASAN_OPTIONS=detect_leaks=0 \
 demo: $(INSTALLED)
 	$(BIN)/python bench/demo.py --out demo_out
 
+# A worker per core, each with one thread: two threads each would wait for one another.
 test: $(INSTALLED)
-	$(BIN)/pytest -q -m "not gpu" --cov=setok_kernels --cov-fail-under=95
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not gpu" --cov=setok_kernels --cov-fail-under=95 \
+		--numprocesses=auto --maxprocesses=8 --dist=loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
