@@ -1,5 +1,6 @@
 """Ragged rows of a clustering: what a language model reads, and the way back."""
 
+import abc
 from dataclasses import dataclass
 
 import torch
@@ -99,7 +100,7 @@ class Packed:
         return tokens
 
 
-class Rows:
+class Rows(abc.ABC):
     """What every result has: rows of clusters, of which each image uses its first ones.
 
     Classes that inherit have `labels`, `counts`, `centres`, `grid`, `cu_seqlens` and `max_seqlen`
@@ -107,14 +108,14 @@ class Rows:
     """
 
     @property
+    @abc.abstractmethod
     def num_rows(self) -> int:
         """Rows of every image, used or not."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def last_row(self) -> Tensor:
         """(B,) last row in use, -1 where there is none."""
-        raise NotImplementedError
 
     def sizes(self) -> Tensor:
         """(B, num_rows) int64 number of tokens whose label names the row."""
