@@ -14,6 +14,15 @@ def pad(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int, fill=0) -> Tensor:
     return padded.masked_fill(~keep, fill)
 
 
+def pad_tokens(
+    x: Tensor, valid: Tensor | None, cu_seqlens: Tensor | None, max_seqlen: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """Tokens (B, N, D) and which exist (B, N), from padded ones as they are or packed ones."""
+    if cu_seqlens is None:
+        return x, valid
+    return pad(x, cu_seqlens, max_seqlen), valid_tokens(cu_seqlens, max_seqlen)
+
+
 def unpad(padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
     """(B, L, ...) to (total, ...): the inverse of `pad`."""
     cu_seqlens = cu_seqlens.long()

@@ -140,15 +140,18 @@ def test_merge_keeps_dtypes(dtype, backend):
     assert merged["x"].dtype == merged["agg_weight"].dtype == dtype
 
 
-def test_padding_of_chatunivi_makes_no_nan(backend):
+@pytest.mark.parametrize("padding", [0.0, 7.0, torch.nan])
+def test_padding_of_chatunivi_makes_no_nan(padding, backend):
     """Its CTM gives padding the weight -inf, and its merge then divides -inf by -inf."""
     token_dict, _, weight = merge_input()
     mask = torch.arange(30) < torch.tensor([[20], [30]])
-    token_dict["x"] = torch.where(mask[..., None], token_dict["x"], torch.nan)
+    token_dict["x"] = torch.where(mask[..., None], token_dict["x"], padding)
     ids, _ = chatunivi.cluster_dpc_knn(token_dict, 6, 3, mask.long(), backend=backend)
     weight = weight.masked_fill(~mask[..., None], -torch.inf)
     merged = chatunivi.merge_tokens(token_dict, ids, 6, weight, backend=backend)
     assert merged["x"].isfinite().all()
+    assert merged["agg_weight"].isfinite().all()
+    assert (merged["agg_weight"][0, token_dict["idx_token"][0] >= 20] == 0).all()
     alone = {"x": token_dict["x"][:1, :20]}
     ids_alone, _ = chatunivi.cluster_dpc_knn(alone, 6, 3, backend=backend)
     assert torch.equal(ids[:1, :20], ids_alone)

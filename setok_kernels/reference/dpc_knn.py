@@ -23,12 +23,9 @@ def dpc_knn(
 ) -> DensityPeaks:
     """Cluster padded or packed tokens; the arguments are those of `dpc_knn`, checked."""
     total = x.shape[0]
-    if cu_seqlens is not None:
-        x, valid = (
-            layout.pad(x, cu_seqlens, max_seqlen),
-            layout.valid_tokens(cu_seqlens, max_seqlen),
-        )
-        noise = None if noise is None else layout.pad(noise, cu_seqlens, max_seqlen)
+    x, valid = layout.pad_tokens(x, valid, cu_seqlens, max_seqlen)
+    if cu_seqlens is not None and noise is not None:
+        noise = layout.pad(noise, cu_seqlens, max_seqlen)
     labels, centres, counts, *statistics = _dpc_knn_padded(x, valid, noise, options)
     if cu_seqlens is not None:
         labels, *statistics = (layout.unpad(t, cu_seqlens, total) for t in (labels, *statistics))

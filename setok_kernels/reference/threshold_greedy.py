@@ -21,11 +21,7 @@ def threshold_greedy(
 ) -> HardClusters:
     """Cluster padded or packed tokens; the arguments are those of `threshold_greedy`, checked."""
     total = x.shape[0]
-    if cu_seqlens is not None:
-        x, valid = (
-            layout.pad(x, cu_seqlens, max_seqlen),
-            layout.valid_tokens(cu_seqlens, max_seqlen),
-        )
+    x, valid = layout.pad_tokens(x, valid, cu_seqlens, max_seqlen)
     x, ok = usable_tokens(x, valid)
     similarity = cosine_similarity(x)
     centres, counts = claim(similarity, ok, threshold)
