@@ -14,10 +14,11 @@ avx2_flags := -march=x86-64-v3
 sanitized_env := ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)"
 
-.PHONY: demo test lint format bench compile-report mutants clean test-threads $(NATIVE_BUILDS:%=test-%)
+.PHONY: demo test lint format bench bench-docs compile-report mutants clean test-threads $(NATIVE_BUILDS:%=test-%)
 
 demo: $(INSTALLED)
 	$(BIN)/python bench/demo.py --out demo_out
+	$(BIN)/setok bench --out demo_out/bench.json
 
 # A worker per core, each with one thread: two threads each would wait for one another.
 test: $(INSTALLED)
@@ -34,8 +35,15 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
+# Clones of the peers below PEER_ROOT are measured too: make bench PEER_ROOT=clones
 bench: $(INSTALLED)
-	$(BIN)/python bench/run.py --out bench_out/run.json
+	$(BIN)/python bench/run.py --suite cpu --out bench_out/cpu.json \
+		$(if $(PEER_ROOT),--peer-root $(PEER_ROOT))
+	$(BIN)/python bench/run.py --suite pipeline --device cpu --out bench_out/pipeline.json
+	$(BIN)/python bench/report.py bench_out/cpu.json bench_out/pipeline.json --out bench_out/report
+
+bench-docs: $(INSTALLED)
+	$(BIN)/python bench/report.py --docs
 
 # The compiled module once more, with other flags and beside the installed one.
 $(NATIVE_BUILDS:%=test-%): test-%: $(INSTALLED)
@@ -62,7 +70,7 @@ mutants: $(INSTALLED)
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(CXX_SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt setuptools wheel pybind11 ninja torch numpy
-	$(BIN)/pip install --quiet --no-build-isolation -c constraints.txt -e ".[cli,model,onnx,dev]"
+	$(BIN)/pip install --quiet --no-build-isolation -c constraints.txt -e ".[cli,model,bench,peers,onnx,dev]"
 	touch $@
 
 clean:

@@ -34,6 +34,7 @@ PACKAGES = [
     *find_packages("triton", include=["setok_triton", "setok_triton.*"]),
     "setokim",
     *(f"setokim.{name}" for name in find_packages("model")),
+    "setok_bench",
 ]
 
 
@@ -138,7 +139,7 @@ class OptionalBuildExt(build_ext):
 
 setup(
     packages=PACKAGES,
-    package_dir={"setok_triton": "triton/setok_triton", "setokim": "model"},
+    package_dir={"setok_triton": "triton/setok_triton", "setokim": "model", "setok_bench": "bench"},
     ext_modules=[
         Extension(
             NATIVE_MODULE,

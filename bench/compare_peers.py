@@ -1,16 +1,14 @@
-r"""Compares the drop-ins of `setok_kernels.compat` with the functions they stand for.
+"""Compares the drop-ins of `setok_kernels.compat` with the functions they stand for.
 
-The other projects' sources are not part of this one: give a copy of each. Only the functions named
-below are executed. Cases are drawn at random; both sides get the same tokens and the same noise.
-Where float32 results differ, both sides run again in float64: equal there means that a tie at
-rounding level parted them. The report says which side kept the float64 result, and ours is judged:
-every decision must be optimal within the rounding error bound of its distances. Then the same
-call is timed on both sides in turns, and 16-bit labels are compared with float32 ones.
+The other projects' sources are not part of this one: clone those that are to be compared into one
+folder. Only the functions named in `peers.py` are executed. Cases are drawn at random; both sides
+get the same tokens and the same noise. Where float32 results differ, both sides run again in
+float64: equal there means that a tie at rounding level parted them. The report says which side kept
+the float64 result, and ours is judged: every decision must be optimal within the rounding error
+bound of its distances. Then 16-bit labels are compared with float32 ones. How long both sides take
+is what `run.py --peer-root` measures.
 
-    python bench/compare_peers.py --tcformer TCFormer/tcformer_module/tcformer_utils.py \
-        --chatunivi Chat-UniVi/ChatUniVi/model/cluster.py \
-        --setok SeTok/src/model/setok/tokenizer.py \
-        --divt DiVT/llava/model/multimodal_projector/builder.py --out bench_out/peers.json
+    python bench/compare_peers.py --peer-root peers --out bench_out/peers.json
 """
 
 import argparse
@@ -20,14 +18,22 @@ from pathlib import Path
 
 import numpy
 import torch
-from peers import PAIRS, PEERS, Case, load_functions, token_dict_pair, uniform_noise
-from run import provenance, summarise, time_in_turns
 
 import setok_kernels as sk
+from setok_bench.peers import (
+    PAIRS,
+    PEERS,
+    PeerCase,
+    find_peer,
+    load_functions,
+    token_dict_pair,
+    uniform_noise,
+)
+from setok_bench.provenance import provenance
 from setok_kernels import compat, testing
 
 
-def draw_case(seed: int, batch: int, threshold: tuple[float, float], masked: bool) -> Case:
+def draw_case(seed: int, batch: int, threshold: tuple[float, float], masked: bool) -> PeerCase:
     """B up to `batch`, N 16 to 729, C 8 to 1152, k 1 to 16; normal tokens or groups of them.
 
     A mask leaves at least as many tokens as k and as clusters: with fewer the peers take padding.
@@ -50,7 +56,8 @@ def draw_case(seed: int, batch: int, threshold: tuple[float, float], masked: boo
         length = torch.randint(least, tokens + 1, (batch, 1), generator=g)
         mask = (torch.arange(tokens) < length).float()
     low, high = threshold
-    return Case(x, k, clusters, low + (high - low) * float(torch.rand((), generator=g)), mask, seed)
+    threshold = low + (high - low) * float(torch.rand((), generator=g))
+    return PeerCase(x, k, clusters, threshold, mask, seed)
 
 
 def same(a: tuple, b: tuple) -> bool:
@@ -58,7 +65,7 @@ def same(a: tuple, b: tuple) -> bool:
     return all(x.shape == y.shape and torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def within_rounding(name: str, case: Case) -> bool:
+def within_rounding(name: str, case: PeerCase) -> bool:
     """Whether every decision of ours in float32 is one that exact numbers leave open.
 
     Judged in float64: each is optimal within the rounding error bound of its own distances.
@@ -107,29 +114,6 @@ def compare(name: str, functions: dict, exact_functions: dict, cases: int) -> di
     return {"cases": cases, "with_mask": masks, "equal": equal, "mismatches": mismatches}
 
 
-def measure(name: str, functions: dict, repeats: int) -> list[dict]:
-    """Medians of both sides for 1 and 8 images of 729 tokens of 1152 features, 64 groups."""
-    make, ours, batch, _ = PAIRS[name]
-    peer, mine = make(functions, ours)
-    rows = []
-    for images in (1, 8):
-        x, _ = testing.planted_clusters(images, 729, 1152, 64, noise=0.5)
-        # SeTok's code takes one image.
-        parts = [x] if batch > 1 else x.split(1)
-        cases = [Case(part, 8, 64, 0.5, None, 0) for part in parts]
-        calls = {
-            "peer": lambda cases=cases: [peer(case, torch.float32) for case in cases],
-            "ours": lambda cases=cases: [mine(case, torch.float32) for case in cases],
-        }
-        timings = {
-            side: summarise(seconds)
-            for side, seconds in time_in_turns(calls, torch.device("cpu"), 2, repeats).items()
-        }
-        ratio = timings["peer"]["p50_ms"] / timings["ours"]["p50_ms"]
-        rows.append({"images": images, "peer_over_ours": ratio, "timings": timings})
-    return rows
-
-
 def agreement_in_bfloat16(functions: dict) -> dict:
     """Pairs of tokens on which bfloat16 and float32 labels agree, for both sides of TCFormer.
 
@@ -139,7 +123,7 @@ def agreement_in_bfloat16(functions: dict) -> dict:
     shares = {"peer": [], "ours": []}
     for seed in range(20):
         x, _ = testing.planted_clusters(1, 720, 256, 20, seed=seed, noise=0.3)
-        case = Case(x.bfloat16(), 8, 20, 0.0, None, seed)
+        case = PeerCase(x.bfloat16(), 8, 20, 0.0, None, seed)
         for side, call in (("peer", peer), ("ours", mine)):
             low, high = (call(case, dtype)[0] for dtype in (torch.bfloat16, torch.float32))
             shares[side].append(float(testing.pair_agreement(low, high)))
@@ -168,7 +152,7 @@ def write_fixtures(path: Path, functions: dict[str, dict], exact: dict[str, dict
             mask = None if case.mask is None else torch.ones_like(case.mask[:, :tokens])
             if mask is not None:
                 mask[:, max(k, clusters, tokens // 2) :] = 0
-            case = Case(x / 8, k, clusters, case.threshold, mask, seed)
+            case = PeerCase(x / 8, k, clusters, case.threshold, mask, seed)
             answer = peer(case, torch.float32)
             if kept == 12 or not same(answer, exact_peer(case, torch.float64)):
                 continue
@@ -180,7 +164,10 @@ def write_fixtures(path: Path, functions: dict[str, dict], exact: dict[str, dict
             arrays |= {f"{name}/{kept}/{key}": value.numpy() for key, value in entry.items()}
             said[f"{name}/{kept}"] = {"k": k, "clusters": clusters, "threshold": case.threshold}
             kept += 1
-    source = {name: {"file": peer.file, "commit": peer.commit} for name, peer in PEERS.items()}
+    source = {
+        name: {"file": f"{peer.repository}: {peer.file}", "commit": peer.commit}
+        for name, peer in PEERS.items()
+    }
     versions = provenance(torch.device("cpu"))["versions"]
     about = {"made_by": "bench/compare_peers.py", "from": source, "versions": versions}
     arrays["about"] = numpy.array(json.dumps(about | {"cases": said}))
@@ -190,15 +177,18 @@ def write_fixtures(path: Path, functions: dict[str, dict], exact: dict[str, dict
 def main() -> None:
     """Compares every project whose source is given, prints the counts and writes the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in PEERS:
-        parser.add_argument(f"--{name}", type=Path, help=f"copy of {PEERS[name].file}")
+    parser.add_argument("--peer-root", type=Path, required=True, help="folder of the clones")
     parser.add_argument("--cases", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=15, help="of the timings; 0 for none")
     parser.add_argument("--out", type=Path, help="JSON file for the report")
     parser.add_argument("--fixtures", type=Path, help="npz file of small cases, for the tests")
     args = parser.parse_args()
     report = provenance(torch.device("cpu")) | {"peers": {}}
-    paths = {name: getattr(args, name) for name in PEERS if getattr(args, name) is not None}
+    paths = {}
+    for name in PEERS:
+        try:
+            paths[name] = find_peer(args.peer_root, name)
+        except FileNotFoundError as error:
+            print(f"{name}: left out, {error}")
     functions = {name: load_functions(name, path) for name, path in paths.items()}
     exact = {name: load_functions(name, path, double=True) for name, path in paths.items()}
     for name in paths:
@@ -215,14 +205,6 @@ def main() -> None:
         if name == "tcformer":
             found["bfloat16_agreement"] = agreement_in_bfloat16(functions[name])
             print("    bfloat16 against float32 labels:", found["bfloat16_agreement"])
-        if args.repeats:
-            found["timings"] = measure(name, functions[name], args.repeats)
-            for row in found["timings"]:
-                peer, ours = (row["timings"][side]["p50_ms"] for side in ("peer", "ours"))
-                print(
-                    f"    {row['images']} x 729 x 1152: peer {peer:.2f} ms, ours {ours:.2f} ms, "
-                    f"ratio {row['peer_over_ours']:.1f}"
-                )
     if args.fixtures:
         write_fixtures(args.fixtures, functions, exact)
     if args.out:

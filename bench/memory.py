@@ -1,116 +1,193 @@
-"""Peak memory and time of clustering very many tokens, in a process of its own.
+"""Peak memory of one call, and the largest input that fits into a limit.
 
-A drop-in or, from a copy of its source, the function of another project (`--peer`) is measured the
-same way.
-
-Peak memory is the growth of the largest resident set over that of a small call, less what the
-result itself holds. Time is compared with the product of all pairs of tokens, made in strips so
-that it needs no more memory.
-
-    python bench/memory.py --tokens 16384 --features 1152
-    python bench/memory.py --drop-in tcformer
-    python bench/memory.py --peer tcformer=TCFormer/tcformer_module/tcformer_utils.py
+On a CPU the call is made in a process of its own: memory that an earlier call has given back to the
+allocator would hide what this one takes.
 """
 
+from __future__ import annotations
+
 import argparse
+import dataclasses
+import json
+import math
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import torch
-from peers import PAIRS, Case, load_functions
+from torch import Tensor
 
-import setok_kernels as sk
+from setok_bench.registry import Case, Unavailable
+from setok_bench.suites import ENTRIES, LargestJob
+from setok_bench.work import Shape, dtype_name
 
-STRIP = 1024
-
-
-def peak_mib() -> float:
-    """Largest resident set of this process so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+# Tokens of the call that loads libraries and starts threads.
+_FIRST = 128
+_STEP = 128
 
 
-def product_in_strips(x: torch.Tensor) -> None:
-    """Inner products of all rows of (N, D), a strip of rows at a time."""
-    for strip in x.split(STRIP):
-        strip @ x.mT
+class MemoryFailure(Exception):
+    """The call could not be made."""
 
 
-def seconds(call) -> float:
-    """Wall-clock time of one call."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+def measure_peak(
+    op: str, contender: str, shape: Shape, device: torch.device, peer_root: Path | None = None
+) -> dict:
+    """What one call takes beside its input.
+
+    Returns:
+        `input_bytes`; `peak_bytes`, the most that was held beside the input at once; `result_bytes`
+        of it, which the result still holds; `seconds` of that one call.
+
+    Raises:
+        MemoryFailure: the call is not available here, or failed.
+    """
+    if device.type == "cuda":
+        measured = _peak_on_gpu(op, contender, shape, device, peer_root)
+    else:
+        measured = _peak_in_child(op, contender, shape, peer_root)
+    return {
+        "op": op,
+        "contender": contender,
+        "shape": shape.to_dict(),
+        "input_bytes": shape.input_bytes,
+        **measured,
+    }
 
 
-def hard_clustering(drop_in: str | None, peer: str | None):
-    """One side of a pair of `peers.py`: x to a tuple of tensors, for k = 8 and 64 clusters."""
-    name, _, path = (peer or drop_in).partition("=")
-    make, ours, _, _ = PAIRS[name]
-    pair = make(load_functions(name, Path(path)) if peer else {}, ours)
-    call = pair[0] if peer else pair[1]
-    return lambda x: call(Case(x, 8, 64, 0.5, None, 0), x.dtype)
+def largest_input(job: LargestJob, dtype: torch.dtype, device: torch.device) -> dict:
+    """The most tokens of one image that `cluster_tokens` takes within the limit.
+
+    Returns:
+        `tokens`, and whether that is "searched" (measured to within 128 tokens) or "extrapolated"
+        by a line through the measured `points`, where the limit was not reached; each point has
+        its tokens and bytes in all.
+    """
+    points = {}
+
+    def total(tokens: int) -> int:
+        if tokens not in points:
+            shape = Shape(1, tokens, job.features, dtype=dtype)
+            found = measure_peak("cluster_tokens", job.contender, shape, device)
+            points[tokens] = found["input_bytes"] + found["peak_bytes"]
+        return points[tokens]
+
+    fits, too_many = 0, None
+    for tokens in job.tokens:
+        if total(tokens) > job.limit_bytes:
+            too_many = tokens
+            break
+        fits = tokens
+    if too_many is None:
+        slope, start = statistics.linear_regression(*zip(*points.items(), strict=True))
+        tokens, how = math.floor((job.limit_bytes - start) / slope), "extrapolated"
+    else:
+        while too_many - fits > _STEP:
+            middle = (fits + too_many) // (2 * _STEP) * _STEP
+            if middle <= fits:
+                break
+            fits, too_many = (
+                (middle, too_many) if total(middle) <= job.limit_bytes else (fits, middle)
+            )
+        tokens, how = fits, "searched"
+    return {
+        "contender": job.contender,
+        "features": job.features,
+        "limit_bytes": job.limit_bytes,
+        "tokens": tokens,
+        "how": how,
+        "points": [{"tokens": n, "bytes": b} for n, b in sorted(points.items())],
+    }
 
 
-def tensors_of(out) -> list[torch.Tensor]:
-    """What the result holds."""
-    if isinstance(out, tuple):
-        return list(out)
-    values = [out.masks, out.labels, out.density, out.delta, out.score]
-    return [*values, *vars(out.decisions).values()]
+def held_bytes(value) -> int:
+    """Of the tensors in a result, each counted once."""
+    tensors = {t.data_ptr(): t.numel() * t.element_size() for t in _tensors(value)}
+    return sum(tensors.values())
+
+
+def _tensors(value):
+    if isinstance(value, Tensor):
+        yield value
+    elif dataclasses.is_dataclass(value):
+        for f in dataclasses.fields(value):
+            yield from _tensors(getattr(value, f.name))
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _tensors(part)
+
+
+def _make(op: str, contender: str, shape: Shape, device: torch.device, peer_root: Path | None):
+    made = ENTRIES[op].only((contender,)).contenders[0]
+    return made.make(Case(shape, device, peer_root))
+
+
+def _peak_on_gpu(op, contender, shape, device, peer_root) -> dict:
+    try:
+        _make(op, contender, dataclasses.replace(shape, tokens=_FIRST), device, peer_root)()
+        call = _make(op, contender, shape, device, peer_root)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before, start = torch.cuda.memory_allocated(), time.perf_counter()
+        result = call()
+        torch.cuda.synchronize()
+    except (RuntimeError, Unavailable) as error:
+        raise MemoryFailure(str(error)) from error
+    seconds = time.perf_counter() - start
+    peak = torch.cuda.max_memory_allocated() - before
+    return {"peak_bytes": peak, "result_bytes": held_bytes(result), "seconds": seconds}
+
+
+def _peak_in_child(op, contender, shape, peer_root) -> dict:
+    command = [sys.executable, "-m", "setok_bench.memory", op, contender, str(shape)]
+    command += [dtype_name(shape.dtype)]
+    if peer_root is not None:
+        command += ["--peer-root", str(peer_root)]
+    child = subprocess.run(command, text=True, capture_output=True, check=False)
+    if child.returncode != 0:
+        said = child.stderr.strip().splitlines()
+        raise MemoryFailure(said[-1] if said else f"exit code {child.returncode}")
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def _resident(field: str) -> int:
+    """Bytes of this process: VmRSS now, VmHWM at most so far.
+
+    `ru_maxrss` would be that of the parent too, where that was larger.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak << 10
+    line = next(line for line in status.read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) << 10
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Makes one call on the CPU and prints what it took, as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=16384)
-    parser.add_argument("--features", type=int, default=1152)
-    parser.add_argument("--backend", default="auto")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--images", type=int, default=1)
-    parser.add_argument("--backward", action="store_true", help="with the gradient of the tokens")
-    parser.add_argument("--drop-in", choices=PAIRS, help="instead of cluster_tokens")
-    parser.add_argument("--peer", metavar="NAME=FILE", help="likewise, a copy of its source")
+    parser.add_argument("op")
+    parser.add_argument("contender")
+    parser.add_argument("shape")
+    parser.add_argument("dtype")
+    parser.add_argument("--peer-root", type=Path)
     args = parser.parse_args()
-    hard = args.drop_in or args.peer
-
-    config = sk.ClusterConfig(stop_residual=0.0)
-    shape = (args.images, args.tokens, args.features)
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    x.requires_grad_(args.backward)
-
-    def run(x):
-        if hard:
-            return hard_clustering(args.drop_in, args.peer)(x)
-        out = sk.cluster_tokens(x, config, backend=args.backend)
-        if args.backward:
-            # A gradient of the masks without memory of its own, as a sum gives it.
-            x.grad = torch.autograd.grad(out.masks, x, torch.ones(()).expand_as(out.masks))[0]
-        return out
-
-    run(x.detach()[:, :128].clone().requires_grad_(args.backward))
-    before = peak_mib()
-    out = run(x)
-    grown = peak_mib() - before
-    tensors = tensors_of(out)
-    if args.backward:
-        tensors.append(x.grad)
-    held = sum(t.numel() * t.element_size() for t in tensors) / 2**20
-    print(f"{args.tokens} tokens, {args.features} features, {torch.get_num_threads()} threads")
-    print(f"input {x.numel() * 4 / 2**20:.0f} MiB, result {held:.1f} MiB")
-    print(f"peak grew by {grown:.1f} MiB, {grown - held:.1f} MiB beyond the result")
-    ours, product = [], []
-    for _ in range(args.repeats):
-        ours.append(seconds(lambda: run(x)))
-        product.append(seconds(lambda: [product_in_strips(image) for image in x.detach()]))
-    ours, product = statistics.median(ours), statistics.median(product)
-    what = args.peer or args.drop_in or "cluster_tokens"
-    if args.backward:
-        what = "forward and backward"
-    print(f"{what} {ours:.2f} s, product {product:.2f} s, ratio {ours / product:.2f}")
+    shape = Shape.parse(args.shape, getattr(torch, args.dtype))
+    where = (torch.device("cpu"), args.peer_root)
+    first = dataclasses.replace(shape, tokens=min(shape.tokens, _FIRST))
+    _make(args.op, args.contender, first, *where)()
+    call = _make(args.op, args.contender, shape, *where)
+    reset = Path("/proc/self/clear_refs")
+    if reset.exists():
+        reset.write_text("5")  # VmHWM starts anew from VmRSS: making the input does not count
+    before, start = _resident("VmHWM"), time.perf_counter()
+    result = call()
+    seconds = time.perf_counter() - start
+    taken = _resident("VmHWM") - before
+    print(json.dumps({"peak_bytes": taken, "result_bytes": held_bytes(result), "seconds": seconds}))
 
 
 if __name__ == "__main__":

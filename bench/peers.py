@@ -19,11 +19,13 @@ class Peer:
     """One project.
 
     Attributes:
-        file: where its repository has the functions.
+        repository: owner and name.
+        file: where that has the functions.
         commit: of the repository at which they were compared.
         functions: what is executed of that file, which imports much else.
     """
 
+    repository: str
     file: str
     commit: str
     functions: tuple[str, ...]
@@ -31,26 +33,43 @@ class Peer:
 
 PEERS = {
     "tcformer": Peer(
-        "zengwang430521/TCFormer: tcformer_module/tcformer_utils.py",
+        "zengwang430521/TCFormer",
+        "tcformer_module/tcformer_utils.py",
         "1ea72a871b0932b51cf22334113a53c6a10d1f1a",
         ("cluster_dpc_knn", "merge_tokens", "index_points"),
     ),
     "chatunivi": Peer(
-        "PKU-YuanGroup/Chat-UniVi: ChatUniVi/model/cluster.py",
+        "PKU-YuanGroup/Chat-UniVi",
+        "ChatUniVi/model/cluster.py",
         "ec0b3db2d98dafb5c6bd72f626f4089f15727273",
         ("cluster_dpc_knn", "merge_tokens", "index_points"),
     ),
     "setok": Peer(
-        "ChocoWu/SeTok: src/model/setok/tokenizer.py",
+        "ChocoWu/SeTok",
+        "src/model/setok/tokenizer.py",
         "55cfc9fa5bdf28955f05bb627df3e300a5693afb",
         ("cluster_dpc_knn",),
     ),
     "divt": Peer(
-        "snuviplab/DiVT: llava/model/multimodal_projector/builder.py",
+        "snuviplab/DiVT",
+        "llava/model/multimodal_projector/builder.py",
         "5ebbb162d5808d8ad3efc2514cc990487ac9296a",
         ("clustering",),
     ),
 }
+
+
+def find_peer(root: Path, name: str) -> Path:
+    """The file of a peer below a folder in which its repository was cloned.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    peer = PEERS[name]
+    path = root / peer.repository.partition("/")[2] / peer.file
+    if not path.is_file():
+        raise FileNotFoundError(f"expected {path}, a file of {peer.repository}; it is not there")
+    return path
 
 
 def load_functions(name: str, path: Path, double: bool = False) -> dict:
@@ -75,7 +94,7 @@ def load_functions(name: str, path: Path, double: bool = False) -> dict:
 
 
 @dataclass(frozen=True)
-class Case:
+class PeerCase:
     """Arguments of one comparison; noise and mask may be None."""
 
     x: torch.Tensor  # (B, N, C)
@@ -86,7 +105,7 @@ class Case:
     seed: int
 
 
-def uniform_noise(case: Case, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def uniform_noise(case: PeerCase, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """What the peers add to the density after `torch.manual_seed(case.seed)`, drawn in float32."""
     generator = torch.Generator().manual_seed(case.seed)
     return torch.rand(shape, generator=generator).to(dtype) * 1e-6

@@ -1,71 +1,32 @@
 """Bytes, flops and the least possible time of every Triton kernel, for a shape and a GPU.
 
-The floor of a kernel is max(bytes / copy rate, flops / matmul rate), or its chain of steps that
-wait for one another. Bytes are those that must pass between memory and the chip: inputs read once,
-outputs written once. Rows of distances that stay in the L2 cache are not counted.
+The floor is that of `work.py`. Rows of distances that stay in the L2 cache are not counted.
 
     python bench/roofline.py --shapes 64x729x1152 1x16384x1152 --device H200
 """
 
 import argparse
-from dataclasses import dataclass
 
 import torch
 
+from setok_bench.work import Rates, Shape, Work, product
 from setok_kernels.compiled import DENSE_LIMITS
 from setok_triton import configs
 
-
-@dataclass(frozen=True)
-class Device:
-    """Rates in bytes/s and flop/s, and seconds of one step of the scope loop that waits."""
-
-    copy: float
-    matmul: float
-    step: float
-    measured: bool
-
-
 # A step: a row from L2, three reductions over the program, two exponentials; an estimate.
 DEVICES = {
-    "H200": Device(copy=4.3e12, matmul=790e12, step=1.5e-6, measured=True),
+    "H200": Rates(copy=4.3e12, matmul=790e12, step=1.5e-6, measured=True),
     # The same chip with slower memory; its copy rate is 0.9 of the 3.35 TB/s it is sold with.
-    "H100": Device(copy=3.0e12, matmul=790e12, step=1.5e-6, measured=False),
+    "H100": Rates(copy=3.0e12, matmul=790e12, step=1.5e-6, measured=False),
 }
 
 
 L2_BYTES = 50e6
 
 
-@dataclass(frozen=True)
-class Shape:
-    """B images of N tokens of D features; K neighbours, C clusters at most."""
-
-    images: int
-    tokens: int
-    features: int
-    k: int = 8
-    clusters: int = 64
-    dtype: torch.dtype = torch.bfloat16
-
-    @property
-    def dense(self) -> bool:
-        """Whether rows of distances are kept."""
-        return self.tokens <= DENSE_LIMITS["triton"]
-
-
-@dataclass(frozen=True)
-class Work:
-    """What one kernel cannot do without, and the ratio to the floor that is expected of it."""
-
-    bytes: int
-    flops: int = 0
-    steps: int = 0
-    expected: float = 1.5
-
-    def floor(self, device: Device) -> float:
-        """Seconds."""
-        return max(self.bytes / device.copy, self.flops / device.matmul, self.steps * device.step)
+def is_dense(shape: Shape) -> bool:
+    """Whether rows of distances are kept."""
+    return shape.tokens <= DENSE_LIMITS["triton"]
 
 
 def kernels(shape: Shape) -> dict[str, Work]:
@@ -92,7 +53,7 @@ def kernels(shape: Shape) -> dict[str, Work]:
             x + 4 * total, 2 * shape.images * blocks(tile.block_m) * tile.block_m**2 * dim
         ),
     }
-    if shape.dense:
+    if is_dense(shape):
         triangle = side * (side + 1) // 2
         flops = 2 * shape.images * triangle * tile.block_m**2 * dim
         # Square tiles of 64 use a feature 64 times: the loads, not the tensor cores, set the pace.
@@ -107,7 +68,7 @@ def kernels(shape: Shape) -> dict[str, Work]:
     work["density"] = Work(knn + 4 * total)
     work["delta"] = Work(12 * total, expected=4.0)
     work["score"] = Work(12 * total, expected=8.0)
-    if shape.dense:
+    if is_dense(shape):
         seeds = 4 * shape.clusters * total if rows else 0
         work["scope"] = Work(seeds + masks + 8 * total, steps=shape.clusters)
     else:
@@ -158,19 +119,7 @@ def one_shot(shape: Shape) -> dict[str, Work]:
     }
 
 
-def product(shape: Shape) -> Work:
-    """`torch.bmm(x, x.mT)` of the same tokens, which the whole forward pass is compared with."""
-    x = shape.images * shape.tokens * shape.features * shape.dtype.itemsize
-    out = shape.images * shape.tokens**2 * shape.dtype.itemsize
-    return Work(x + out, 2 * shape.images * shape.tokens**2 * shape.features)
-
-
-def parse_shape(text: str) -> Shape:
-    """Reads "BxNxD"."""
-    return Shape(*map(int, text.split("x")))
-
-
-def print_rows(work: dict[str, Work], device: Device) -> None:
+def print_rows(work: dict[str, Work], device: Rates) -> None:
     """A line for each kernel."""
     for name, w in work.items():
         floor = w.floor(device) * 1e6
@@ -185,7 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     shapes = ["1x729x1152", "64x729x1152", "8x2916x1152", "1x16384x1152"]
     parser.add_argument(
-        "--shapes", nargs="+", type=parse_shape, default=[*map(parse_shape, shapes)]
+        "--shapes", nargs="+", type=Shape.parse, default=[*map(Shape.parse, shapes)]
     )
     parser.add_argument("--device", choices=DEVICES, default="H200")
     args = parser.parse_args()
@@ -195,7 +144,7 @@ def main() -> None:
         f"{args.device}: {device.copy / 1e12:.1f} TB/s, {device.matmul / 1e12:.0f} TFLOP/s ({said})"
     )
     for shape in args.shapes:
-        regime = "dense" if shape.dense else "streaming"
+        regime = "dense" if is_dense(shape) else "streaming"
         print(f"\n{shape.images} x {shape.tokens} x {shape.features}, {regime}")
         print(f"{'kernel':12} {'MB':>10} {'GFLOP':>10} {'floor us':>10} {'expected us':>12}")
         work = kernels(shape)

@@ -1,0 +1,1 @@
+"""Benchmarks: throughput sweeps, peers, the physical floor, and results with provenance."""

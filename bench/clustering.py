@@ -1,0 +1,151 @@
+"""Entries of the clustering itself, of its gradient and of merging."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import torch
+
+import setok_kernels as sk
+from setok_bench import checks, work
+from setok_bench.registry import Case, Contender, Entry, Unavailable
+from setok_bench.timing import Call
+from setok_kernels.dispatch import select_backend
+
+# The kind of device that each backend of ours is for.
+BACKENDS = {"cpp": ("cpu",), "triton": ("cuda",), "reference": ("cpu", "cuda")}
+
+
+def backend_contender(name: str, make, check) -> Contender:
+    """A backend of ours; `make(case, backend)` makes its call."""
+
+    def checked_make(case: Case) -> Call:
+        try:
+            select_backend(name, case.device)
+        except RuntimeError as error:
+            raise Unavailable(str(error)) from error
+        return make(case, name)
+
+    role = "reference" if name == "reference" else "ours"
+    return Contender(name, checked_make, check, role, BACKENDS[name])
+
+
+def backend_contenders(make, check) -> tuple[Contender, ...]:
+    """All backends of ours."""
+    return tuple(backend_contender(name, make, check) for name in BACKENDS)
+
+
+def make_product(case: Case) -> Call:
+    """The yardstick: all pairs of tokens, by one product of the library."""
+    x = case.tokens()
+    return lambda: torch.bmm(x, x.mT)
+
+
+BMM = Contender("bmm", make_product, checks.check_product, "yardstick")
+
+
+def make_cluster(case: Case, backend: str) -> Call:
+    """The whole forward pass."""
+    x, config = case.tokens(), case.config
+    return lambda: sk.cluster_tokens(x, config, backend=backend)
+
+
+def make_compiled(case: Case) -> Call:
+    """The reference through torch.compile: all its steps unrolled into one graph."""
+    x, config = case.tokens(), case.config
+    torch.compiler.reset()
+    cluster = torch.compile(
+        lambda x: sk.cluster_tokens(x, config, backend="reference"), fullgraph=True, dynamic=False
+    )
+    return lambda: cluster(x)
+
+
+def make_backward(case: Case, backend: str) -> Call:
+    """Forward, and from a gradient of the masks back to tokens and hyper-parameters."""
+    x = case.tokens().requires_grad_()
+    module = sk.TokenClustering(case.config, backend=backend).to(x.device)
+    leaves, grad = [x, *module.parameters()], checks.mask_gradient(case)
+
+    def call():
+        out = module(x)
+        return out, torch.autograd.grad(out.masks, leaves, grad)
+
+    return call
+
+
+CLUSTER_TOKENS = Entry(
+    "cluster_tokens",
+    work.cluster_tokens,
+    (
+        *backend_contenders(make_cluster, checks.check_clusters),
+        Contender("compiled_reference", make_compiled, checks.check_clusters, "reference"),
+        BMM,
+    ),
+    yardstick="bmm",
+)
+
+# The forward pass alone is the yardstick: what a gradient costs on top.
+CLUSTER_BACKWARD = Entry(
+    "cluster_backward",
+    work.cluster_backward,
+    (
+        *backend_contenders(make_backward, checks.check_gradients),
+        Contender(
+            "forward",
+            lambda case: make_cluster(case, "triton" if case.device.type == "cuda" else "cpp"),
+            checks.check_clusters,
+            "yardstick",
+        ),
+    ),
+    yardstick="forward",
+)
+
+
+def merge_entry(soft: bool, back: bool) -> Entry:
+    """Merging, or the way back, in one of both modes."""
+    mode = "soft" if soft else "hard"
+
+    @functools.lru_cache(maxsize=1)
+    def inputs(case: Case):
+        x = case.tokens()
+        # One clustering for all contenders and the check.
+        out = sk.cluster_tokens(x, case.config)
+        merged = sk.merge_tokens(x, out, mode, backend="reference")
+        return x, out, merged
+
+    def carry_out(case: Case, backend: str, dtype: torch.dtype):
+        x, out, merged = inputs(case)
+        if dtype == torch.float64:
+            # Soft shares are masks, in whose precision the sums are made.
+            out = dataclasses.replace(out, masks=out.masks.double())
+        if back:
+            return sk.unmerge_tokens(merged.to(dtype), out, mode, backend=backend)
+        return sk.merge_tokens(x.to(dtype), out, mode, backend=backend)
+
+    def make(case: Case, backend: str) -> Call:
+        return lambda: carry_out(case, backend, case.shape.dtype)
+
+    def check(case: Case, result) -> None:
+        checks.check_merged(case, result, lambda dtype: carry_out(case, "reference", dtype))
+
+    def make_bmm(case: Case) -> Call:
+        x, out, merged = inputs(case)
+        shares = out.masks.to(x.dtype)
+        if back:
+            return lambda: torch.bmm(shares.mT, merged)
+        return lambda: torch.bmm(shares, x)
+
+    contenders = backend_contenders(make, check)
+    if soft:
+        # The product alone, without the division by the mass.
+        contenders += (Contender("bmm", make_bmm, lambda case, result: None, "yardstick"),)
+    return Entry(
+        f"{'unmerge' if back else 'merge'}_{mode}",
+        lambda shape: work.merge(shape, soft),
+        contenders,
+        yardstick="bmm" if soft else None,
+    )
+
+
+MERGES = tuple(merge_entry(soft, back) for soft in (True, False) for back in (False, True))

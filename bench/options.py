@@ -1,0 +1,53 @@
+"""Command line of the benchmarks, shared by `setok bench` and `python bench/run.py`.
+
+Imports nothing heavy, so that `setok --help` stays quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+SUITE_HELP = {
+    "quick": "a minute or less",
+    "cpu": "every figure of docs/performance.md for a CPU",
+    "gpu": "every figure for a GPU, in under nine minutes",
+    "pipeline": "encoder, clustering and language model",
+}
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds all options."""
+    suites = "; ".join(f"{name}: {text}" for name, text in SUITE_HELP.items())
+    parser.add_argument("--suite", choices=SUITE_HELP, default="quick", help=suites)
+    parser.add_argument("--device", default="", help="cpu or cuda (default: cuda if there is one)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="OP", help="operations to measure")
+    parser.add_argument(
+        "--shapes", nargs="+", default=[], metavar="BxNxD", help="in place of those of the suite"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, help="in place of that of the suite")
+    parser.add_argument(
+        "--peer-root",
+        type=Path,
+        metavar="DIR",
+        help="a folder with clones of TCFormer, Chat-UniVi, SeTok and DiVT, to time them too",
+    )
+    parser.add_argument("--rounds", type=_positive, default=101, help="most samples of a call")
+    parser.add_argument("--seconds", type=float, help="of timing for each row")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file for the result")
+    parser.add_argument(
+        "--plan",
+        nargs="*",
+        type=Path,
+        metavar="RESULT",
+        help="print the GPU-hours of the paper's training from measured results, and measure "
+        "nothing; without RESULT from estimates",
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
+    return number

@@ -1,0 +1,251 @@
+"""Entries of the whole way from pixels to a language model: what clustering costs, what it saves.
+
+Models have the shapes of the paper's and random weights. Others of fewer layers have the same code
+on a CPU: the number of features chooses one.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+import setok_kernels as sk
+from setok_bench import work
+from setok_bench.registry import Case, Contender, Entry, Unavailable
+from setok_bench.timing import Call
+from setok_bench.work import Shape, Work
+from setok_kernels import testing
+
+PATCH = 14
+# Of a question beside the picture.
+TEXT_TOKENS = 64
+PHOTOGRAPHS = (
+    "astronaut",
+    "camera",
+    "chelsea",
+    "clock",
+    "coffee",
+    "hubble_deep_field",
+    "retina",
+    "rocket",
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """A transformer: layers, heads and width of the MLP."""
+
+    name: str
+    layers: int
+    heads: int
+    hidden: int
+
+
+# By the number of features.
+ENCODERS = {
+    1152: Size("SigLIP-so400m-patch14-384", 27, 16, 4304),
+    384: Size("a small one of SigLIP's kind", 6, 6, 1536),
+}
+LANGUAGE_MODELS = {
+    4096: Size("LLaMA-7B", 32, 32, 11008),
+    512: Size("a small one of LLaMA's kind", 6, 8, 1376),
+}
+
+
+def _size(sizes: dict[int, Size], features: int) -> Size:
+    if features not in sizes:
+        known = ", ".join(map(str, sizes))
+        raise ValueError(f"features: expected one of {known}, got {features}")
+    return sizes[features]
+
+
+@functools.lru_cache(maxsize=1)
+def _model(
+    kind: str, features: int, tokens: int, dtype: torch.dtype, device: torch.device
+) -> nn.Module:
+    try:
+        from transformers import LlamaConfig, LlamaModel, SiglipVisionConfig, SiglipVisionModel
+    except ImportError as error:
+        raise Unavailable(
+            'transformers is not installed; pip install "setok-kernels[model]"'
+        ) from error
+    if kind == "encoder":
+        size, make = _size(ENCODERS, features), SiglipVisionModel
+        config = SiglipVisionConfig(
+            hidden_size=features,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.heads,
+            intermediate_size=size.hidden,
+            image_size=PATCH * math.isqrt(tokens),
+            patch_size=PATCH,
+        )
+    else:
+        size, make = _size(LANGUAGE_MODELS, features), LlamaModel
+        config = LlamaConfig(
+            hidden_size=features,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.heads,
+            intermediate_size=size.hidden,
+        )
+    torch.manual_seed(0)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return make(config).eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(default)
+
+
+def _encode(case: Case):
+    """A function of nothing to (B, N, D) features of the penultimate layer."""
+    s = case.shape
+    if math.isqrt(s.tokens) ** 2 != s.tokens:
+        raise ValueError(f"tokens: expected a square number, got {s.tokens}")
+    model = _model("encoder", s.features, s.tokens, s.dtype, case.device)
+    side = PATCH * math.isqrt(s.tokens)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(s.images, 3, side, side, generator=generator).to(case.device, s.dtype)
+
+    @torch.inference_mode()
+    def encode():
+        return model(pixels, output_hidden_states=True).hidden_states[-2]
+
+    return encode
+
+
+def make_encoder(case: Case) -> Call:
+    """The encoder alone."""
+    return _encode(case)
+
+
+def check_features(case: Case, features) -> None:
+    """Finite, one for each patch."""
+    s = case.shape
+    expected = (s.images, s.tokens, s.features)
+    assert tuple(features.shape) == expected, f"features: {tuple(features.shape)}"
+    assert features.isfinite().all(), "features: not finite"
+
+
+def make_clusters(case: Case) -> Call:
+    """The clustering of the encoder's features, without the encoder."""
+    features, config = _encode(case)().clone(), case.config
+    return lambda: (features, sk.cluster_tokens(features, config))
+
+
+def make_encoder_and_clusters(case: Case) -> Call:
+    """Encoder and clustering, one after the other."""
+    encode, config = _encode(case), case.config
+
+    def call():
+        features = encode()
+        return features, sk.cluster_tokens(features, config)
+
+    return call
+
+
+def check_both(case: Case, result) -> None:
+    """Features, and the decisions made on them."""
+    features, out = result
+    check_features(case, features)
+    testing.assert_invariants(features, out, case.config)
+    testing.assert_valid_decisions(features, out, case.config)
+
+
+@functools.lru_cache(maxsize=1)
+def tokens_of_photographs() -> tuple[int, ...]:
+    """Tokens that the clustering leaves of eight photographs, by the built-in encoder."""
+    try:
+        from PIL import Image
+        from skimage import data
+
+        from setokim import PatchStatisticsEncoder
+    except ImportError as error:
+        raise Unavailable("scikit-image and pillow are not installed") from error
+    photos = [Image.fromarray(getattr(data, name)()).convert("RGB") for name in PHOTOGRAPHS]
+    return tuple(sk.cluster_tokens(PatchStatisticsEncoder()(photos)).counts.tolist())
+
+
+def visual_tokens(case: Case) -> dict[str, int]:
+    """How many visual tokens each way of making them leaves of a picture."""
+    counts = tokens_of_photographs()
+    return {
+        "all_patches": case.shape.tokens,
+        "most_clusters": case.shape.clusters,
+        "clusters_of_photographs": round(sum(counts) / len(counts)),
+    }
+
+
+def make_prefill(name: str):
+    """The language model reads a question and a picture of so many tokens."""
+
+    def make(case: Case) -> Call:
+        s = case.shape
+        model = _model("llm", s.features, s.tokens, s.dtype, case.device)
+        length = TEXT_TOKENS + visual_tokens(case)[name]
+        generator = torch.Generator().manual_seed(0)
+        embeds = torch.randn(s.images, length, s.features, generator=generator)
+        embeds = embeds.to(case.device, s.dtype)
+
+        @torch.inference_mode()
+        def prefill():
+            return model(inputs_embeds=embeds, use_cache=True).last_hidden_state
+
+        return prefill
+
+    return make
+
+
+def check_states(case: Case, states) -> None:
+    """Finite, one for each token."""
+    assert states.shape[0] == case.shape.images and states.shape[2] == case.shape.features
+    assert states.isfinite().all(), "states: not finite"
+
+
+def encoder_work(shape: Shape) -> Work:
+    """Of the encoder; its weights are read once."""
+    size = _size(ENCODERS, shape.features)
+    d, h = shape.features, size.hidden
+    flops = work.transformer(
+        shape.tokens, shape.images, size.layers, d, h, gated=False, causal=False
+    )
+    flops += 2 * shape.total * 3 * PATCH**2 * d  # patch embedding
+    weights = size.layers * (4 * d * d + 2 * d * h) + (3 * PATCH**2 + shape.tokens) * d
+    pixels = 3 * PATCH**2 * shape.total
+    return Work((weights + pixels) * shape.dtype.itemsize + shape.input_bytes, flops)
+
+
+def prefill_work(shape: Shape) -> Work:
+    """Of the language model with all patches."""
+    size = _size(LANGUAGE_MODELS, shape.features)
+    d, h, length = shape.features, size.hidden, shape.tokens + TEXT_TOKENS
+    flops = work.transformer(length, shape.images, size.layers, d, h, gated=True, causal=True)
+    weights = size.layers * (4 * d * d + 3 * d * h)
+    return Work((weights + 2 * shape.images * length * d) * shape.dtype.itemsize, flops)
+
+
+ENCODE = Entry(
+    "encode",
+    encoder_work,
+    (
+        Contender("encoder", make_encoder, check_features, "yardstick"),
+        Contender("encoder_and_clusters", make_encoder_and_clusters, check_both, "ours"),
+        Contender("clusters", make_clusters, check_both, "ours"),
+    ),
+    yardstick="encoder",
+)
+PREFILL = Entry(
+    "prefill",
+    prefill_work,
+    tuple(
+        Contender(
+            name, make_prefill(name), check_states, "yardstick" if name == "all_patches" else "ours"
+        )
+        for name in ("all_patches", "most_clusters", "clusters_of_photographs")
+    ),
+    yardstick="all_patches",
+)

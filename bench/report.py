@@ -1,0 +1,136 @@
+"""Turns results into Markdown and pictures, and keeps the documentation in step with them.
+
+python bench/report.py bench_out/cpu.json --out bench_out/report
+python bench/report.py --docs    # docs/performance.md and the README, from bench/results/
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from setok_bench import plots, tables
+from setok_bench.results import load_result
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+PAGE, PICTURES, README = (
+    ROOT / "docs" / "performance.md",
+    ROOT / "docs" / "performance",
+    ROOT / "README.md",
+)
+BEGIN, END = "<!-- from bench/results: begin -->", "<!-- from bench/results: end -->"
+# Committed results are called DEVICE-SUITE.json; those of other benchmarks have other formats.
+_SUITES = ("cpu", "gpu", "pipeline")
+
+_INTRODUCTION = """\
+# Performance
+
+Made by `python bench/report.py --docs` from the committed results in
+[bench/results](../bench/results), which have the raw samples; `make bench` measures anew. How to
+read it:
+
+- All contenders of a row are timed in turns in one run; ratios are medians of the ratios within a
+  round. Every contender is checked first, and one whose result is wrong is reported, not timed.
+- The input is standard normal and all 64 steps of the loop are run: the slow case. Hard clusterings
+  get 64 planted groups.
+- The *floor* is max(bytes / copy rate, flops / product rate) with both rates measured in the same
+  run. Inputs are read once, outputs written once, pairs of tokens multiplied once. `bmm` is
+  `torch.bmm(x, x.mT)`, which multiplies every pair twice; for merging it is the product with the
+  masks.
+- `reference` is plain PyTorch, `compiled_reference` the same through `torch.compile`. `neighbours`
+  is `cluster_tokens` with one cluster, as there is no smaller call that returns neighbours. The
+  peers' functions are those of their repositories, timed on the input of our drop-ins.
+- Peak memory is that of one call in a fresh process.
+"""
+
+
+def committed_results() -> dict[str, dict]:
+    """Results in the repository by the stem of their file."""
+    files = sorted(p for suite in _SUITES for p in RESULTS.glob(f"*-{suite}.json"))
+    return {path.stem: load_result(path) for path in files}
+
+
+def report(result: dict, stem: str, pictures: list[Path], level: int = 2) -> str:
+    """Markdown of one result: conditions, every table, pictures."""
+    marks = "#" * level
+    title = f"{marks} {result['device']['name']}, suite `{result['suite']}`"
+    parts = [title, tables.conditions(result)]
+    for table in tables.all_tables(result):
+        parts += [f"{marks}# {table.title}", table.markdown().strip()]
+    if result["left_out"]:
+        parts += [f"{marks}# left out", "\n".join(f"- {line}" for line in result["left_out"])]
+    for path in pictures:
+        parts.append(f"![{path.stem}]({path.parent.name}/{path.name})")
+    return "\n\n".join(parts) + "\n"
+
+
+def readme_section(results: dict[str, dict]) -> str:
+    """What the README quotes of every result."""
+    parts = [BEGIN]
+    for result in results.values():
+        parts.append(f"**{result['device']['name']}**: {tables.conditions(result)}")
+        chosen = (
+            tables.summary_table(result),
+            tables.peer_table(result),
+            tables.memory_table(result),
+            tables.saving_table(result),
+            tables.goal_table(result),
+        )
+        parts += [f"*{t.title}*\n\n{t.markdown().strip()}" for t in chosen if t.lines]
+    return "\n\n".join([*parts, END])
+
+
+def documentation(results: dict[str, dict]) -> dict[Path, str]:
+    """The text that each file of the documentation must have."""
+    page = [_INTRODUCTION]
+    for stem, result in results.items():
+        drawn = sorted(PICTURES.glob(f"{stem}-*.png"))
+        page.append(report(result, stem, drawn))
+    readme = README.read_text()
+    section = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
+    if not section.search(readme):
+        raise ValueError(f"README.md: expected {BEGIN!r} and {END!r}, got neither")
+    # A function, as a replacement text would have its backslashes read.
+    return {
+        PAGE: "\n".join(page),
+        README: section.sub(lambda _: readme_section(results), readme),
+    }
+
+
+def main() -> int:
+    """Writes reports, or the documentation."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", nargs="*", type=Path, metavar="RESULT")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the reports go")
+    parser.add_argument("--docs", action="store_true", help="update the documentation instead")
+    args = parser.parse_args()
+    if bool(args.results and args.out) == args.docs:
+        parser.error("expected either RESULT and --out DIR, or --docs")
+    try:
+        if args.docs:
+            results = committed_results()
+            PICTURES.mkdir(exist_ok=True)
+            for stem, result in results.items():
+                plots.draw(result, PICTURES, stem)
+            written = documentation(results)
+        else:
+            args.out.mkdir(parents=True, exist_ok=True)
+            written = {}
+            for path in args.results:
+                result = load_result(path)
+                (args.out / "pictures").mkdir(exist_ok=True)
+                drawn = plots.draw(result, args.out / "pictures", path.stem)
+                written[args.out / f"{path.stem}.md"] = report(result, path.stem, drawn, level=1)
+        for path, text in written.items():
+            path.write_text(text)
+            print(f"written to {path}")
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

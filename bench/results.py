@@ -1,0 +1,60 @@
+"""Results on disk: reading them, and checking them against `schema.json`."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+SCHEMA_FILE = Path(__file__).with_name("schema.json")
+
+
+def load_result(path: Path) -> dict:
+    """Reads a result that `run.py --out` wrote.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no result; the message says where it goes wrong.
+    """
+    try:
+        result = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, got {error}") from error
+    try:
+        validate(result)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return result
+
+
+def validate(result) -> None:
+    """Checks a result against the schema.
+
+    Raises:
+        ValueError: names the place, what was expected and what came.
+    """
+    import jsonschema
+
+    error = jsonschema.exceptions.best_match(_validator().iter_errors(result))
+    if error is not None:
+        where = "/".join(map(str, error.absolute_path)) or "the result"
+        raise ValueError(f"{where}: {error.message}")
+
+
+def row_key(row: dict) -> tuple:
+    """What makes a row the same in two results."""
+    return (row["op"], row["group"], *row["shape"].values())
+
+
+def timed(row: dict) -> dict[str, dict]:
+    """The contenders of a row that were timed."""
+    return {name: c for name, c in row["contenders"].items() if c["status"] == "timed"}
+
+
+@functools.lru_cache(maxsize=1)
+def _validator():
+    import jsonschema
+
+    schema = json.loads(SCHEMA_FILE.read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)

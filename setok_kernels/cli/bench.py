@@ -1,0 +1,37 @@
+"""`setok bench`: how fast the clustering is here, against its peers and the physical floor."""
+
+from __future__ import annotations
+
+import argparse
+
+from setok_bench.options import add_options
+from setok_kernels.cli.errors import UsageError
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the command to the parser of `setok`."""
+    parser = commands.add_parser(
+        "bench",
+        help="measure throughput, memory, and ratios to peers and to the physical floor",
+        description="Checks the result of every contender, times those that are right in turns, "
+        "and prints medians, ratios and conditions.",
+    )
+    add_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the suite; returns 1 if a backend of ours gave a wrong result, else 0.
+
+    Raises:
+        UsageError: the options do not fit, a file cannot be read or written, or a package is not
+            installed.
+    """
+    try:
+        from setok_bench import run as bench
+    except ImportError as error:
+        raise UsageError(f'{error}; pip install "setok-kernels[bench]"') from error
+    try:
+        return bench.run(arguments)
+    except (ValueError, OSError) as error:
+        raise UsageError(str(error)) from error

@@ -1,0 +1,58 @@
+"""An entry whose contenders take as long as they are told."""
+
+import time
+
+import torch
+
+from setok_bench.registry import Contender, Entry, Job, Unavailable
+from setok_bench.runner import Settings, measure_row
+from setok_bench.work import Rates, Shape, product
+
+SHAPE = Shape(2, 16, 4, dtype=torch.float32)
+SETTINGS = Settings(torch.device("cpu"), seconds=1.0, rounds=21, warmup=1)
+RATES = Rates(copy=1e9, matmul=1e9)
+
+
+def spin(seconds):
+    """A call that keeps the processor busy for so long."""
+
+    def call():
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            pass
+        return seconds
+
+    return call
+
+
+def right(case, result):
+    assert isinstance(result, float)
+
+
+def wrong(case, result):
+    raise AssertionError("seed 3 (token 7) was a seed before\nand more")
+
+
+def cannot(case):
+    raise Unavailable("needs a package; pip install it")
+
+
+def crash(case):
+    def call():
+        raise RuntimeError("out of memory")
+
+    return call
+
+
+def entry(**seconds):
+    """Contenders "ours", "peer" and the yardstick "bmm", as far as they are given."""
+    roles = {"ours": "ours", "peer": "peer", "bmm": "yardstick"}
+    contenders = tuple(
+        Contender(name, lambda case, s=s: spin(s), right, roles[name])
+        for name, s in seconds.items()
+    )
+    return Entry("spin", product, contenders, yardstick="bmm")
+
+
+def row(made, settings=SETTINGS):
+    return measure_row(Job(made, (SHAPE,)), SHAPE, settings, RATES)
