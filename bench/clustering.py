@@ -42,7 +42,7 @@ def make_product(case: Case) -> Call:
     return lambda: torch.bmm(x, x.mT)
 
 
-BMM = Contender("bmm", make_product, checks.check_product, "yardstick")
+BMM = Contender("bmm", make_product, checks.check_product, "yardstick", work=work.product)
 
 
 def make_cluster(case: Case, backend: str) -> Call:
@@ -96,6 +96,7 @@ CLUSTER_BACKWARD = Entry(
             lambda case: make_cluster(case, "triton" if case.device.type == "cuda" else "cpp"),
             checks.check_clusters,
             "yardstick",
+            work=work.cluster_tokens,
         ),
     ),
     yardstick="forward",

@@ -170,14 +170,14 @@ def tokens_of_photographs() -> tuple[int, ...]:
     return tuple(sk.cluster_tokens(PatchStatisticsEncoder()(photos)).counts.tolist())
 
 
-def visual_tokens(case: Case) -> dict[str, int]:
-    """How many visual tokens each way of making them leaves of a picture."""
+def visual_tokens(name: str, shape: Shape) -> int:
+    """How many visual tokens a way of making them leaves of a picture."""
+    if name == "all_patches":
+        return shape.tokens
+    if name == "most_clusters":
+        return shape.clusters
     counts = tokens_of_photographs()
-    return {
-        "all_patches": case.shape.tokens,
-        "most_clusters": case.shape.clusters,
-        "clusters_of_photographs": round(sum(counts) / len(counts)),
-    }
+    return round(sum(counts) / len(counts))
 
 
 def make_prefill(name: str):
@@ -186,7 +186,7 @@ def make_prefill(name: str):
     def make(case: Case) -> Call:
         s = case.shape
         model = _model("llm", s.features, s.tokens, s.dtype, case.device)
-        length = TEXT_TOKENS + visual_tokens(case)[name]
+        length = TEXT_TOKENS + visual_tokens(name, s)
         generator = torch.Generator().manual_seed(0)
         embeds = torch.randn(s.images, length, s.features, generator=generator)
         embeds = embeds.to(case.device, s.dtype)
@@ -219,10 +219,11 @@ def encoder_work(shape: Shape) -> Work:
     return Work((weights + pixels) * shape.dtype.itemsize + shape.input_bytes, flops)
 
 
-def prefill_work(shape: Shape) -> Work:
-    """Of the language model with all patches."""
+def prefill_work(shape: Shape, visual: int | None = None) -> Work:
+    """Of the language model with so many visual tokens, or all patches."""
     size = _size(LANGUAGE_MODELS, shape.features)
-    d, h, length = shape.features, size.hidden, shape.tokens + TEXT_TOKENS
+    visual = shape.tokens if visual is None else visual
+    d, h, length = shape.features, size.hidden, visual + TEXT_TOKENS
     flops = work.transformer(length, shape.images, size.layers, d, h, gated=True, causal=True)
     weights = size.layers * (4 * d * d + 3 * d * h)
     return Work((weights + 2 * shape.images * length * d) * shape.dtype.itemsize, flops)
@@ -233,8 +234,14 @@ ENCODE = Entry(
     encoder_work,
     (
         Contender("encoder", make_encoder, check_features, "yardstick"),
-        Contender("encoder_and_clusters", make_encoder_and_clusters, check_both, "ours"),
-        Contender("clusters", make_clusters, check_both, "ours"),
+        Contender(
+            "encoder_and_clusters",
+            make_encoder_and_clusters,
+            check_both,
+            "ours",
+            work=lambda shape: encoder_work(shape) + work.cluster_tokens(shape),
+        ),
+        Contender("clusters", make_clusters, check_both, "ours", work=work.cluster_tokens),
     ),
     yardstick="encoder",
 )
@@ -243,7 +250,11 @@ PREFILL = Entry(
     prefill_work,
     tuple(
         Contender(
-            name, make_prefill(name), check_states, "yardstick" if name == "all_patches" else "ours"
+            name,
+            make_prefill(name),
+            check_states,
+            "yardstick" if name == "all_patches" else "ours",
+            work=lambda shape, name=name: prefill_work(shape, visual_tokens(name, shape)),
         )
         for name in ("all_patches", "most_clusters", "clusters_of_photographs")
     ),

@@ -128,7 +128,9 @@ def measured_costs(result: dict) -> Costs:
     if cluster is None:
         _, _, row = _rate(result, "encode", "clusters")
         cluster = timed(row)["clusters"]["p50_s"] / row["shape"]["images"]
-        said = f"clustering at {shape_text(row['shape'])}"
+        said = (
+            f"clustering measured at {shape_text(row['shape'])}, not the paper's {WIDTH} features"
+        )
     training, training_said = _per_image(result, "cluster_backward")
     if training is None:
         training, training_said = TRAINING * cluster, "its gradient assumed at twice that"
@@ -161,8 +163,12 @@ def device_hours(costs: Costs) -> list[tuple[str, float, str]]:
 
 
 def print_plan(results: list[dict], console: Console) -> None:
-    """A table for each result, or for estimates where there is none."""
-    plans = [(measured_costs(r), conditions(r)) for r in results]
+    """A table for each device with results, or for estimates where there is none."""
+    devices: dict[str, dict] = {}
+    for result in results:
+        known = devices.setdefault(result["device"]["name"], {**result, "rows": []})
+        known["rows"] += result["rows"]
+    plans = [(measured_costs(r), conditions(r)) for r in devices.values()]
     if not plans:
         plans = [(estimated_costs(name), "no measured result was given") for name in ("H100",)]
     for costs, where in plans:

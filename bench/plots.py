@@ -75,10 +75,10 @@ def growth(result: dict):
 def floor_ratios(result: dict):
     """Time of ours over the floor, of every operation."""
     bars = [
-        (f"{row['op']}  {shape_text(row['shape'])}", found["p50_s"] / row["work"]["floor_s"])
+        (f"{row['op']}  {shape_text(row['shape'])}  {name}", found["p50_s"] / found["floor_s"])
         for row in result["rows"]
-        for found in timed(row).values()
-        if row["group"] == "main" and found["role"] == "ours" and row["op"] != "prefill"
+        for name, found in timed(row).items()
+        if row["group"] == "main" and found["role"] in ("ours", "yardstick")
     ]
     return _bars(result, bars, "median over the physical floor", 1.0)
 

@@ -64,6 +64,7 @@ class Contender:
         check: raises `AssertionError` where the result of the call is wrong for the case. What
             fails it is not timed.
         devices: kinds of device it is for.
+        work: bytes and flops of what it does, where that is not what the entry's operation does.
         role: of ours, "ours" and "reference"; a "yardstick" does something else that the time is
             compared with; the rest are peers.
     """
@@ -73,6 +74,7 @@ class Contender:
     check: Callable[[Case, object], None]
     role: Role = "peer"
     devices: tuple[str, ...] = ("cpu", "cuda")
+    work: Callable[[Shape], Work] | None = None
 
 
 @dataclass(frozen=True)

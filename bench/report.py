@@ -39,7 +39,7 @@ read it:
 - The *floor* is max(bytes / copy rate, flops / product rate) with both rates measured in the same
   run. Inputs are read once, outputs written once, pairs of tokens multiplied once. `bmm` is
   `torch.bmm(x, x.mT)`, which multiplies every pair twice; for merging it is the product with the
-  masks.
+  masks. Data that fits into the caches is copied faster than the floor has it.
 - `reference` is plain PyTorch, `compiled_reference` the same through `torch.compile`. `neighbours`
   is `cluster_tokens` with one cluster, as there is no smaller call that returns neighbours. The
   peers' functions are those of their repositories, timed on the input of our drop-ins.

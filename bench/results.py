@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from pathlib import Path
 
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
@@ -25,6 +26,16 @@ def load_result(path: Path) -> dict:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return result
+
+
+def to_json(result: dict) -> str:
+    """For a file, with the samples of a contender in one line."""
+    text = json.dumps(result, indent=1)
+    return re.sub(r"\[\s+([-+.\de,\s]+?)\s+\]", _on_one_line, text) + "\n"
+
+
+def _on_one_line(found: re.Match) -> str:
+    return f"[{' '.join(found[1].split())}]"
 
 
 def validate(result) -> None:

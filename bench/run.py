@@ -11,7 +11,6 @@ The exit code is 1 when a backend of ours gave a wrong result.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 
@@ -24,7 +23,7 @@ from rich.table import Table
 from setok_bench import tables
 from setok_bench.options import add_options
 from setok_bench.plan import print_plan
-from setok_bench.results import load_result, validate
+from setok_bench.results import load_result, to_json, validate
 from setok_bench.runner import Settings, failures, run_suite
 from setok_bench.suites import get_suite, select
 
@@ -61,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     validate(result)
     _print(result, console)
     if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        arguments.out.write_text(to_json(result))
         print(f"written to {arguments.out}")
     wrong = failures(result)
     for line in wrong:

@@ -158,6 +158,10 @@ def measure_row(job: Job, shape: Shape, settings: Settings, rates: Rates) -> dic
         samples = time_in_turns(calls, clock, settings.warmup, settings.rounds, settings.seconds)
         for name, seconds in samples.items():
             contenders[name] |= summarise(seconds, shape)
+    for contender in entry.contenders:
+        if contender.name in calls:
+            floor = (contender.work or entry.work)(shape).floor(rates)
+            contenders[contender.name]["floor_s"] = floor
     work = entry.work(shape)
     return {
         "op": entry.op,
@@ -180,7 +184,7 @@ def summarise(seconds: list[float], shape: Shape) -> dict:
     return found | {
         "images_per_s": shape.images / found["p50_s"],
         "tokens_per_s": shape.total / found["p50_s"],
-        "samples_s": seconds,
+        "samples_s": [round(s, 9) for s in seconds],  # ns
     }
 
 

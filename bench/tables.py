@@ -60,7 +60,7 @@ def row_table(result: dict, op: str, group: str) -> Table:
     for row in result["rows"]:
         if (row["op"], row["group"]) != (op, group):
             continue
-        times, floor = timed(row), row["work"]["floor_s"]
+        times = timed(row)
         yardstick = times.get(row["yardstick"])
         for name, found in row["contenders"].items():
             if found["status"] != "timed":
@@ -69,8 +69,6 @@ def row_table(result: dict, op: str, group: str) -> Table:
             over = "–"
             if yardstick and name != row["yardstick"]:
                 over = f"{paired_ratio(found['samples_s'], yardstick['samples_s']):.2f}"
-            # The floor is that of the operation; a yardstick does something else.
-            over_floor = "–" if found["role"] == "yardstick" else f"{found['p50_s'] / floor:.2f}"
             lines.append(
                 (
                     shape_text(row["shape"]),
@@ -78,7 +76,7 @@ def row_table(result: dict, op: str, group: str) -> Table:
                     duration(found["p50_s"]),
                     f"{duration(found['p20_s'])} – {duration(found['p80_s'])}",
                     over,
-                    over_floor,
+                    f"{found['p50_s'] / found['floor_s']:.2f}",
                     f"{found['images_per_s']:.4g}",
                     f"{found['tokens_per_s']:.3g}",
                 )
@@ -109,7 +107,7 @@ def summary_table(result: dict) -> Table:
                 shape,
                 duration(times[name]["p50_s"]),
                 _over(times, name, "bmm"),
-                f"{times[name]['p50_s'] / row['work']['floor_s']:.2f}",
+                f"{times[name]['p50_s'] / times[name]['floor_s']:.2f}",
                 _over(times, "reference", name),
                 duration(both["p50_s"]) if both else "–",
                 _over(training, name, "forward"),

@@ -83,6 +83,10 @@ class Work:
     steps: int = 0
     expected: float = 1.5
 
+    def __add__(self, other: "Work") -> "Work":
+        """Of one after the other."""
+        return Work(self.bytes + other.bytes, self.flops + other.flops, self.steps + other.steps)
+
     def floor(self, rates: Rates) -> float:
         """Seconds: the longest of the copy, the products, and the chain of steps."""
         return max(self.bytes / rates.copy, self.flops / rates.matmul, self.steps * rates.step)

@@ -53,6 +53,25 @@ def test_rates_come_from_the_largest_measured_models():
     assert found.cluster_training_s == pytest.approx(0.2)
 
 
+def test_results_of_one_device_are_taken_together():
+    encode, prefill = measured(), measured()
+    encode["rows"], prefill["rows"] = encode["rows"][:1], prefill["rows"][1:]
+    more = {
+        "versions": {"torch": "2"},
+        "commit": None,
+        "uncommitted_changes": False,
+        "time": "2026-01-01T00:00:00Z",
+        "rates": {"dtype": "float32", "copy_bytes_per_s": 1e9, "matmul_flops_per_s": 1e9},
+    }
+    for found in (encode, prefill):
+        found.update(more)
+        found["device"] |= {"type": "cpu", "threads": 2}
+    encode["rows"].append(row("cluster_tokens", "cpp", 0.4, 4, 1152))
+    console = Console(record=True, width=200)
+    print_plan([encode, prefill], console)
+    assert "cluster_tokens measured, 4 x 729 x 1152" in console.export_text()
+
+
 def test_without_the_encoder_there_is_no_plan():
     with pytest.raises(ValueError, match="plan: expected a result of the suites gpu or pipeline"):
         measured_costs({"device": {"name": "x"}, "rows": []})

@@ -15,6 +15,10 @@ def test_the_floor_is_what_takes_longest():
     assert Work(bytes=5, flops=100, steps=4).floor(rates) == 12.0
 
 
+def test_works_add_up():
+    assert Work(1, 2, 3) + Work(10, 20, 30) == Work(11, 22, 33)
+
+
 def test_features_of_four_bytes_take_twice_the_bytes():
     half = work.product(Shape(2, 128, 64))
     full = work.product(Shape(2, 128, 64, dtype=torch.float32))
