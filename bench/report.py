@@ -71,7 +71,7 @@ def readme_section(results: dict[str, dict]) -> str:
     """What the README quotes of every result."""
     parts = [BEGIN]
     for result in results.values():
-        parts.append(f"**{result['device']['name']}**: {tables.conditions(result)}")
+        parts.append(f"**Suite `{result['suite']}`**: {tables.conditions(result)}")
         chosen = (
             tables.summary_table(result),
             tables.peer_table(result),
