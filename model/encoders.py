@@ -6,14 +6,17 @@ import contextlib
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from setokim.images import ImageProcessor
-from setokim.patch_statistics import PatchStatisticsEncoder
+from setokim.patch_statistics import PatchStatisticsEncoder, resized
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 PATCH_STATISTICS = "patch-statistics"
 
@@ -40,13 +43,23 @@ class VisionEncoder(Protocol):
     Attributes:
         grid: Rows and columns of the features.
         feature_dim: Number of features per patch.
+        processor: Resizing and normalisation.
+        pixel_size: Height and width that pictures are squeezed to.
     """
 
     grid: tuple[int, int]
     feature_dim: int
+    processor: ImageProcessor
+    pixel_size: tuple[int, int]
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
         """Turns B RGB pictures of any sizes into pixels (B, 3, height, width)."""
+
+    def normalise(self, pictures: Tensor) -> Tensor:
+        """Turns pictures (B, 3, h, w) in [0, 1] into such pixels, with gradient."""
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """As `__call__`, of pixels only and with gradient to them, be the encoder frozen or not."""
 
     def __call__(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
         """Turns pictures, or what `preprocess` made of them, into (B, rows, columns, D) float32."""
@@ -64,33 +77,42 @@ class HFVisionEncoder(nn.Module):
         grid: Rows and columns of the features.
         feature_dim: Number of features per patch.
         processor: Resizing and normalisation of the checkpoint.
+        pixel_size: Height and width that pictures are squeezed to.
         trainable: Whether the backbone receives gradients.
     """
 
     def __init__(
         self,
-        name_or_path: str,
+        name_or_path: str | PretrainedConfig,
         grid: tuple[int, int] | None = None,
         layer: int = -2,
         trainable: bool = False,
+        processor: ImageProcessor | None = None,
     ):
         """Loads the model and finds out, with one blank picture, what it returns.
 
         Args:
-            name_or_path: A name on the Hugging Face hub or a folder with a `config.json`.
+            name_or_path: A name on the Hugging Face hub or a folder with a `config.json`; or the
+                configuration of a vision model, which then gets random weights.
             grid: Rows and columns of patches; the model's own when None. Another grid needs a
                 model that can interpolate its position embedding.
             layer: Which hidden state is taken: -2 is the penultimate layer's, 0 the embedding.
             trainable: Train the backbone; otherwise it stays frozen and in evaluation mode.
+            processor: Resizing and normalisation; the checkpoint's own when None.
 
         Raises:
             ValueError: There is no such model or it cannot be reached, it is no vision model, its
                 weights are incomplete, or it cannot make this grid.
         """
         super().__init__()
-        config = _load_vision_config(name_or_path)
-        self.processor = _load_processor(name_or_path, config.model_type)
-        self.backbone = _load_backbone(name_or_path, config)
+        if isinstance(name_or_path, str):
+            config = _load_vision_config(name_or_path)
+            self.processor = processor or _load_processor(name_or_path, config.model_type)
+            self.backbone = _load_backbone(name_or_path, config)
+        else:
+            config = name_or_path
+            self.processor = processor or _default_processor(config.model_type)
+            self.backbone = _random_backbone(config)
         self.layer = layer
         self.trainable = trainable
         self.backbone.requires_grad_(trainable)
@@ -98,17 +120,17 @@ class HFVisionEncoder(nn.Module):
 
         self._patch = _pair(getattr(config, "patch_size", None) or 1)
         native = _pair(getattr(config, "image_size", None) or 224)
-        self._size = native
+        self.pixel_size = native
         if grid is not None:
-            self._size = (grid[0] * self._patch[0], grid[1] * self._patch[1])
+            self.pixel_size = (grid[0] * self._patch[0], grid[1] * self._patch[1])
         accepted = inspect.signature(self.backbone.forward).parameters
         self._options: dict[str, Any] = {"output_hidden_states": True}
-        if self._size != native and "interpolate_pos_encoding" in accepted:
+        if self.pixel_size != native and "interpolate_pos_encoding" in accepted:
             self._options["interpolate_pos_encoding"] = True
 
         try:
             with torch.no_grad():
-                features = self(torch.zeros(1, 3, *self._size))
+                features = self(torch.zeros(1, 3, *self.pixel_size))
         except (ValueError, RuntimeError, IndexError) as error:
             raise ValueError(
                 f"encoder {name_or_path!r} cannot run with grid={grid}, layer={layer}: {error}"
@@ -123,7 +145,7 @@ class HFVisionEncoder(nn.Module):
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
         """Squeezes and normalises B RGB pictures to (B, 3, height, width), float32."""
-        return self.processor(images, self._size)
+        return self.processor(images, self.pixel_size)
 
     def forward(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
         """Computes the features of every patch.
@@ -135,9 +157,21 @@ class HFVisionEncoder(nn.Module):
             (B, rows, columns, feature_dim), float32; carries gradient only when `trainable`.
         """
         pixels = images if isinstance(images, Tensor) else self.preprocess(images)
-        pixels = pixels.to(next(self.backbone.parameters()).device)
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
-            output = self.backbone(pixels, **self._options)
+            return self.features(pixels)
+
+    def normalise(self, pictures: Tensor) -> Tensor:
+        """Pictures (B, 3, h, w) in [0, 1] as `preprocess` would give them, with gradient."""
+        mean, std = (
+            pictures.new_tensor(values)[:, None, None]
+            for values in (self.processor.mean, self.processor.std)
+        )
+        return (resized(pictures, self.pixel_size) - mean) / std
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """As `forward`, of pixels only; carries gradient to them even where the model is frozen."""
+        weight = next(self.backbone.parameters())
+        output = self.backbone(pixels.to(weight.device, weight.dtype), **self._options)
         return self._to_grid(output, pixels.shape[-2:]).float()
 
     def train(self, mode: bool = True) -> HFVisionEncoder:
@@ -219,6 +253,12 @@ def _load_backbone(name: str, config: Any) -> nn.Module:
     return backbone
 
 
+def _random_backbone(config: PretrainedConfig) -> nn.Module:
+    from transformers import AutoModel
+
+    return AutoModel.from_config(config)
+
+
 @contextlib.contextmanager
 def _quiet_loading():
     """Mutes the report that lists a composite model's text weights as unexpected."""
@@ -239,6 +279,10 @@ def _load_processor(name: str, model_type: str) -> ImageProcessor:
     path = _find_file(name, "preprocessor_config.json")
     if path is not None:
         return ImageProcessor.from_file(path)
+    return _default_processor(model_type)
+
+
+def _default_processor(model_type: str) -> ImageProcessor:
     family = (p for key, p in _PROCESSOR_BY_FAMILY.items() if model_type.startswith(key))
     return next(family, ImageProcessor())
 

@@ -33,6 +33,8 @@ _NEIGHBOURHOOD_WEIGHT = 1.2
 _DEVIATION_WEIGHT = 0.5
 _CONTRAST_WEIGHT = 1.0
 _SCALES = 3
+# Of squared colours: what is less is rounding.
+_FLAT = 1e-12
 _ORIENTATIONS = 4
 # The coarsest scale still has a pixel per patch.
 _MIN_PATCH_SIZE = 2 ** (_SCALES - 1)
@@ -49,9 +51,9 @@ def srgb_to_oklab(rgb: Tensor) -> Tensor:
     """
     linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     cones = torch.einsum("ij,bjhw->bihw", rgb.new_tensor(_RGB_TO_CONES), linear)
-    return torch.einsum(
-        "ij,bjhw->bihw", rgb.new_tensor(_CONES_TO_LAB), cones.clamp(min=0) ** (1 / 3)
-    )
+    # The slope of the root is infinite at black.
+    roots = torch.where(cones > _FLAT, cones.clamp(min=_FLAT) ** (1 / 3), 0)
+    return torch.einsum("ij,bjhw->bihw", rgb.new_tensor(_CONES_TO_LAB), roots)
 
 
 def oriented_contrast(lightness: Tensor, orientations: int) -> Tensor:
@@ -106,12 +108,16 @@ class PatchStatisticsEncoder(nn.Module):
             raise ValueError(f"patch_size: expected at least {_MIN_PATCH_SIZE}, got {patch_size}")
         self.grid = grid
         self.patch_size = patch_size
-        self._processor = ImageProcessor(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        self.processor = ImageProcessor(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+    @property
+    def pixel_size(self) -> tuple[int, int]:
+        """Height and width that pictures are squeezed to."""
+        return self.grid[0] * self.patch_size, self.grid[1] * self.patch_size
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
         """Squeezes B RGB pictures to (B, 3, rows · patch_size, columns · patch_size) in [0, 1]."""
-        rows, columns = self.grid
-        return self._processor(images, (rows * self.patch_size, columns * self.patch_size))
+        return self.processor(images, self.pixel_size)
 
     def forward(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
         """Computes the features of every patch.
@@ -122,18 +128,25 @@ class PatchStatisticsEncoder(nn.Module):
         Returns:
             (B, rows, columns, feature_dim), float32.
         """
-        pixels = images if isinstance(images, Tensor) else self.preprocess(images)
+        return self.features(images if isinstance(images, Tensor) else self.preprocess(images))
+
+    def normalise(self, pictures: Tensor) -> Tensor:
+        """Pictures (B, 3, h, w) in [0, 1] as `preprocess` would give them, with gradient."""
+        return resized(pictures, self.pixel_size)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """As `forward`, of pixels only."""
         lab = srgb_to_oklab(pixels.float())
         lab = lab * lab.new_tensor(_COLOUR_WEIGHTS)[:, None, None]
         mean = F.avg_pool2d(lab, self.patch_size)  # (B, 3, rows, columns)
         square = F.avg_pool2d(lab * lab, self.patch_size)
-        deviation = _smooth((square - mean * mean).clamp(min=0)).sqrt()
+        deviation = _root(_smooth((square - mean * mean).clamp(min=0)))
 
         contrasts, lightness = [], lab[:, :1]
         for _ in range(_SCALES):
             contrast = oriented_contrast(lightness, _ORIENTATIONS)
             pooled = F.adaptive_avg_pool2d(contrast, self.grid)  # (B, orientations, rows, columns)
-            contrasts.append(_smooth(pooled).sqrt() * _CONTRAST_WEIGHT)
+            contrasts.append(_root(_smooth(pooled)) * _CONTRAST_WEIGHT)
             lightness = F.avg_pool2d(lightness, 2)
         parts = [
             mean * _PATCH_WEIGHT,
@@ -142,6 +155,18 @@ class PatchStatisticsEncoder(nn.Module):
             *contrasts,
         ]
         return torch.cat(parts, 1).permute(0, 2, 3, 1).contiguous()
+
+
+def resized(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, h, w) bilinearly at another size, averaged where it is smaller."""
+    if tuple(pictures.shape[-2:]) == size:
+        return pictures
+    return F.interpolate(pictures, size, mode="bilinear", antialias=True)
+
+
+def _root(squares: Tensor) -> Tensor:
+    """Square roots whose gradient is 0, not infinite, where a patch is flat."""
+    return torch.where(squares > _FLAT, squares.clamp(min=_FLAT).sqrt(), 0)
 
 
 def _smooth(maps: Tensor) -> Tensor:

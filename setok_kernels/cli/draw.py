@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import colorsys
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from setokim.colours import palette
 
 if TYPE_CHECKING:
     from setok_kernels.cli.pictures import PictureClusters
@@ -24,22 +25,6 @@ _HATCH_WIDTH = 5
 _TINT = 0.62
 # Lines and rings are drawn this much larger and shrunk, because PIL does not smooth them.
 _OVERSAMPLING = 2
-
-
-def palette(size: int) -> np.ndarray:
-    """Colours that stay apart however many there are.
-
-    Hues step by the golden ratio, which never comes near an earlier hue soon; lightness alternates.
-
-    Returns:
-        (size, 3) uint8.
-    """
-    golden = (math.sqrt(5) - 1) / 2
-    lightness = (0.56, 0.42, 0.68)
-    colours = [
-        colorsys.hls_to_rgb((0.58 + i * golden) % 1.0, lightness[i % 3], 0.72) for i in range(size)
-    ]
-    return np.rint(np.array(colours).reshape(-1, 3) * 255).astype(np.uint8)
 
 
 def draw_map(picture: PictureClusters, size: tuple[int, int]) -> Image.Image:

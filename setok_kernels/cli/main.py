@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from setok_kernels import __version__
-from setok_kernels.cli import bench, cluster, doctor
+from setok_kernels.cli import bench, cluster, doctor, train
 from setok_kernels.cli.errors import UsageError
 
 
@@ -23,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"setok-kernels {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (cluster, bench, doctor):
+    for module in (cluster, train, bench, doctor):
         module.add_parser(commands)
     return parser
 
@@ -49,3 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"setok {arguments.command}: {error}", file=sys.stderr)
         return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

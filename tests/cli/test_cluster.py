@@ -9,9 +9,10 @@ from PIL import Image
 
 import setok_kernels as sk
 from setok_kernels.cli import cluster
-from setok_kernels.cli.draw import draw_contact_sheet, draw_map, fit, palette
+from setok_kernels.cli.draw import draw_contact_sheet, draw_map, fit
 from setok_kernels.cli.main import main
 from setok_kernels.cli.options import FIELD_OPTIONS
+from setokim.colours import palette
 from setok_kernels.cli.pictures import Method, PictureClusters, cluster_batch, result_names
 
 GRID = ["--grid", "6x8"]

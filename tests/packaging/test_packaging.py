@@ -29,14 +29,18 @@ needs_compiler = pytest.mark.skipif(
 
 # Runs in the environment under test: what the names resolve to, as JSON.
 PROBE = """
-import importlib, importlib.util, json
+import importlib, importlib.resources, importlib.util, json
 def probe():
     found = {"triton origin": importlib.util.find_spec("triton").origin}
-    for name in ("triton", "setok_kernels", "setok_triton", "setokim"):
+    for name in ("triton", "setok_kernels", "setok_triton", "setokim", "setok_bench"):
         found[name] = importlib.import_module(name).__file__
     import setok_kernels, triton
     from setok_kernels import _native
     found["version"] = setok_kernels.__version__
+    found["data"] = [
+        importlib.resources.files(package).joinpath(file).is_file()
+        for package, file in (("setok_bench", "schema.json"), ("setokim", "configs/stage1_tiny.yaml"))
+    ]
     found["why_missing"] = _native.why_missing()
     found["real triton"] = hasattr(triton, "jit")
     if found["why_missing"] is None:
@@ -136,7 +140,8 @@ def probe(python, runner, cwd, scratch):
 def assert_all_resolve(found, ours):
     real = importlib.util.find_spec("triton").origin
     assert found["triton"] == found["triton origin"] == real and found["real triton"]
-    for name in ("setok_kernels", "setok_triton", "setokim"):
+    assert found["data"] == [True, True]
+    for name in ("setok_kernels", "setok_triton", "setokim", "setok_bench"):
         assert Path(found[name]).is_relative_to(ours), f"{name} came from {found[name]}"
     assert found["version"] == setok_kernels.__version__
     assert found["why_missing"] is None
@@ -178,6 +183,7 @@ class TestImports:
             assert found["triton"] == importlib.util.find_spec("triton").origin
             assert Path(found["setok_triton"]).is_relative_to(python.parents[1])
             assert Path(found["setokim"]).is_relative_to(python.parents[1])
+            assert Path(found["setok_bench"]).is_relative_to(python.parents[1])
         else:
             assert_all_resolve(found, python.parents[1])
 

@@ -1,0 +1,88 @@
+"""Data sets by the names that settings use, and batches from what guarded ones yield."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from setok_kernels.config import check_count
+from setokim.data.image_folder import ImageFolder
+from setokim.data.samples import Dataset, Reading, Sample, check_index
+from setokim.data.shapes_world import ShapesWorld
+from setokim.data.shards import Shards
+
+KINDS = ("shapes-world", "folder", "shards")
+
+
+class First:
+    """The first samples of a data set.
+
+    Args:
+        dataset: the whole.
+        samples: how many; fewer where there are fewer.
+
+    Raises:
+        TypeError: `samples` is no integer.
+        ValueError: it is less than 1.
+    """
+
+    def __init__(self, dataset: Dataset, samples: int):
+        check_count("samples", samples)
+        self._dataset = dataset
+        self._length = min(samples, len(dataset))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Sample:
+        check_index(index, self._length)
+        return self._dataset[index]
+
+
+def build_dataset(
+    kind: str,
+    path: str | None = None,
+    size: int = 64,
+    seed: int = 0,
+    samples: int | None = None,
+    **options: Any,
+) -> Dataset:
+    """Makes a data set.
+
+    Args:
+        kind: "shapes-world", "folder" or "shards".
+        path: of the folder, or a pattern for the shards.
+        size: side of the pictures of shapes-world, in pixels.
+        seed: of shapes-world.
+        samples: how many to take, in order; None for all.
+        **options: further arguments of the data set's class.
+
+    Raises:
+        ValueError: there is no such kind, or `path` does not fit it.
+        TypeError: an option is unknown.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+    if (path is None) != (kind == "shapes-world"):
+        expected = "None" if kind == "shapes-world" else "a path"
+        raise ValueError(f"path: expected {expected} for kind={kind!r}, got {path!r}")
+    if kind == "shapes-world":
+        dataset = ShapesWorld(seed=seed, size=size, **options)
+    else:
+        dataset = {"folder": ImageFolder, "shards": Shards}[kind](path, **options)
+    return dataset if samples is None else First(dataset, samples)
+
+
+class GuardedCollator:
+    """A collate function for items of `Guarded`: a batch, and the report on how it was read.
+
+    Args:
+        collate: of the samples.
+    """
+
+    def __init__(self, collate: Callable[[Sequence[Sample]], dict]):
+        self._collate = collate
+
+    def __call__(self, items: Sequence[tuple[Sample, Reading]]) -> tuple[dict, Reading]:
+        samples, readings = zip(*items, strict=True)
+        return self._collate(samples), Reading.merge(readings)

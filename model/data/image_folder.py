@@ -1,0 +1,57 @@
+"""A folder of pictures, with captions beside them or without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from setokim.data.samples import BrokenSampleError, Sample, check_index, split_concepts
+from setokim.images import UnreadableImageError, find_images, load_image
+
+
+class ImageFolder:
+    """All pictures of a folder and of those inside it, in sorted order.
+
+    The caption of `NAME.jpg` is the text of `NAME.txt` in the same folder, in UTF-8; without that
+    file it is empty. Concepts are cut out of the caption by `split_concepts`.
+    """
+
+    def __init__(self, root: str | Path, captions: bool = True):
+        """Lists the files; none is opened.
+
+        Args:
+            root: The folder.
+            captions: False leaves all captions empty.
+
+        Raises:
+            ValueError: There is no such folder, or no picture in it.
+        """
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise ValueError(f"root: expected a folder, got {str(root)!r}")
+        self._files = find_images([self.root], recursive=True)
+        if not self._files:
+            raise ValueError(f"root: expected a folder with pictures, got none in {str(root)!r}")
+        self._captions = captions
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Sample:
+        check_index(index, len(self))
+        file = self._files[index]
+        try:
+            image = load_image(file)
+        except UnreadableImageError as error:
+            reason = str(error).removeprefix(f"cannot read {file}: ")
+            raise BrokenSampleError(str(file), reason) from error
+        caption = self._caption(file) if self._captions else ""
+        return Sample(image, caption, split_concepts(caption), None, str(file))
+
+    def _caption(self, file: Path) -> str:
+        text = file.with_suffix(".txt")
+        try:
+            return text.read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise BrokenSampleError(str(file), f"cannot read {text.name}: {error}") from error

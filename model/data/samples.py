@@ -1,0 +1,285 @@
+"""What a data set yields, and what happens to the samples that cannot be read."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from setok_kernels.config import check_count, check_number
+
+_NAMED_IN_MESSAGES = 5
+# A full stop ends a phrase only before a space or at the end, so that "2.5 metres" stays whole.
+_BETWEEN_PHRASES = re.compile(r"[,;\n]|\.(?=\s|$)|\band\b", re.IGNORECASE)
+_ARTICLE = re.compile(r"^(?:an?|the)\s+", re.IGNORECASE)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A picture and what is known about it.
+
+    Attributes:
+        image: H × W pixels, mode RGB.
+        caption: "" where there is none.
+        concepts: Noun phrases of the caption, one per thing shown; may be empty.
+        masks: (H, W), int64: 0 for the background, i for the object of `concepts[i - 1]`. None
+            where nobody knows.
+        source: The file, the file and its member, or the name and number of a drawn sample.
+
+    Raises:
+        ValueError: The picture is not RGB, or the masks have another size.
+    """
+
+    image: Image.Image
+    caption: str
+    concepts: tuple[str, ...]
+    masks: np.ndarray | None
+    source: str
+
+    def __post_init__(self):
+        if self.image.mode != "RGB":
+            raise ValueError(f"image: expected mode RGB, got {self.image.mode}")
+        expected = (self.image.height, self.image.width)
+        if self.masks is not None and self.masks.shape != expected:
+            raise ValueError(f"masks: expected shape {expected}, got {self.masks.shape}")
+
+
+class BrokenSampleError(ValueError):
+    """A sample cannot be read.
+
+    Attributes:
+        source: Which one, as `Sample.source` would name it.
+        reason: Why.
+    """
+
+    def __init__(self, source: str, reason: str):
+        super().__init__(source, reason)
+        self.source = source
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.reason}"
+
+
+class TooManyBrokenError(RuntimeError):
+    """More samples are broken than chance explains; the message names the first of them."""
+
+
+class Dataset(Protocol):
+    """Samples by number; reading one has no effect on any other."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """Reads one sample.
+
+        Raises:
+            BrokenSampleError: It cannot be read.
+            IndexError: There is none of that number.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Broken:
+    """One sample that could not be read: its number, its name and why."""
+
+    index: int
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What reading took: travels with the samples from a worker to the process that counts.
+
+    Attributes:
+        tried: The numbers of all samples that were tried, readable or not.
+        broken: Those of them that could not be read.
+    """
+
+    tried: tuple[int, ...]
+    broken: tuple[Broken, ...]
+
+    @staticmethod
+    def merge(readings: Iterable[Reading]) -> Reading:
+        """One report for a batch, to be called by the collate function."""
+        readings = list(readings)
+        return Reading(
+            tuple(index for reading in readings for index in reading.tried),
+            tuple(broken for reading in readings for broken in reading.broken),
+        )
+
+
+class Guarded:
+    """Replaces broken samples by the next readable ones, and stops when there are too many.
+
+    Reading and counting are two steps, because a `DataLoader` reads in worker processes whose
+    memory nobody sees. An item is the sample with a report on how it was found; the collate
+    function merges the reports of a batch with `Reading.merge`, and the training process hands
+    each merged report to `count`.
+    """
+
+    def __init__(self, dataset: Dataset, max_share: float = 0.01, min_tried: int = 100):
+        """Takes the limits.
+
+        Args:
+            dataset: Whose samples are read.
+            max_share: How many of the samples tried may be broken.
+            min_tried: How many samples have to be tried before `count` judges their share.
+
+        Raises:
+            TypeError: A limit is no number.
+            ValueError: The data set is empty, or a limit makes no sense.
+        """
+        if len(dataset) == 0:
+            raise ValueError("dataset: expected at least one sample, got none")
+        check_number("max_share", max_share, least=0, most=1)
+        check_count("min_tried", min_tried)
+        self._dataset = dataset
+        self._max_share = max_share
+        self._min_tried = min_tried
+        self._tried = _IndexSet()
+        self._broken: dict[int, Broken] = {}
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> tuple[Sample, Reading]:
+        """Reads sample `index`, or the next readable one after it; 0 follows on the last.
+
+        Raises:
+            IndexError: There is no such number.
+            TooManyBrokenError: So many samples in a row are broken that the share of the whole
+                data set is over the limit.
+        """
+        check_index(index, len(self))
+        most = max(self._min_tried, math.floor(self._max_share * len(self)) + 1)
+        tried: list[int] = []
+        broken: list[Broken] = []
+        for step in range(min(most, len(self))):
+            tried.append((index + step) % len(self))
+            try:
+                return self._dataset[tried[-1]], Reading(tuple(tried), tuple(broken))
+            except BrokenSampleError as error:
+                broken.append(Broken(tried[-1], error.source, error.reason))
+        raise TooManyBrokenError(f"no sample was readable: {_describe(broken, len(tried))}")
+
+    def count(self, reading: Reading) -> None:
+        """Adds a report to the record; a sample counts once however often it was tried.
+
+        Raises:
+            TooManyBrokenError: At least `min_tried` samples were tried, and more than `max_share`
+                of them are broken.
+        """
+        for index in reading.tried:
+            self._tried.add(index)
+        for broken in reading.broken:
+            self._broken.setdefault(broken.index, broken)
+        if len(self._tried) >= self._min_tried:
+            self._judge()
+
+    @property
+    def broken(self) -> list[tuple[str, str]]:
+        """Source and reason of each broken sample counted, in the order of their discovery."""
+        return [(broken.source, broken.reason) for broken in self._broken.values()]
+
+    def summary(self) -> str:
+        """A line for the end of a run: how many samples were broken, and the first of them."""
+        return _describe(list(self._broken.values()), len(self._tried))
+
+    def finish(self) -> str:
+        """Judges the whole run, however few samples it tried.
+
+        Returns:
+            The summary.
+
+        Raises:
+            TooManyBrokenError: More than `max_share` of the samples tried are broken.
+        """
+        self._judge()
+        return self.summary()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted, for a run that resumes: a tensor of bits, and plain values."""
+        broken = [[one.index, one.source, one.reason] for one in self._broken.values()]
+        return {"tried": self._tried.state(), "broken": broken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self._tried = _IndexSet(state["tried"])
+        self._broken = {index: Broken(index, *rest) for index, *rest in state["broken"]}
+
+    def _judge(self) -> None:
+        if len(self._broken) > self._max_share * len(self._tried):
+            raise TooManyBrokenError(
+                f"more than {self._max_share:.3g} of the samples are broken: {self.summary()}"
+            )
+
+
+class _IndexSet:
+    """A set of numbers, a bit each: millions of samples are tried in a run."""
+
+    def __init__(self, bits: Tensor | None = None):
+        self._bits = bytearray() if bits is None else bytearray(bits.numpy().tobytes())
+        self._size = sum(byte.bit_count() for byte in self._bits)
+
+    def state(self) -> Tensor:
+        """The bits, uint8."""
+        return torch.from_numpy(np.frombuffer(bytes(self._bits), np.uint8).copy())
+
+    def __len__(self) -> int:
+        return self._size
+
+    def add(self, index: int) -> None:
+        byte, bit = index // 8, 1 << index % 8
+        if byte >= len(self._bits):
+            self._bits.extend(bytes(byte + 1 - len(self._bits)))
+        self._size += not self._bits[byte] & bit
+        self._bits[byte] |= bit
+
+
+def _describe(broken: list[Broken], tried: int) -> str:
+    if not broken:
+        return f"all {tried} samples tried could be read"
+    names = "; ".join(f"{one.source}: {one.reason}" for one in broken[:_NAMED_IN_MESSAGES])
+    more = len(broken) - _NAMED_IN_MESSAGES
+    rest = f"; and {more} more" if more > 0 else ""
+    return f"{len(broken)} of {tried} samples could not be read: {names}{rest}"
+
+
+def check_index(index: int, length: int) -> None:
+    """`index` is one of 0, ..., `length` - 1; an `IndexError` is what ends an iteration."""
+    check_natural("index", index, IndexError)
+    if index >= length:
+        raise IndexError(f"index: expected less than {length}, got {index}")
+
+
+def check_natural(name: str, value: int, error: type[Exception] = ValueError) -> None:
+    """`value` is an integer of at least 0, or else `error`, or `TypeError` for other types."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name}: expected an int, got {value!r}")
+    if value < 0:
+        raise error(f"{name}: expected at least 0, got {value!r}")
+
+
+def split_concepts(caption: str) -> tuple[str, ...]:
+    """Cuts a caption into phrases at commas, semicolons, full stops, line ends and "and".
+
+    A leading article is dropped. No grammar is involved: a caption without any of these is one
+    phrase, and "black and white cat" gives two.
+
+    Returns:
+        The phrases in their order, each once, spelled as in the caption.
+    """
+    phrases = (" ".join(part.split()) for part in _BETWEEN_PHRASES.split(caption))
+    stripped = (_ARTICLE.sub("", phrase) for phrase in phrases)
+    return tuple(dict.fromkeys(phrase for phrase in stripped if phrase))

@@ -1,0 +1,91 @@
+"""Values of all processes, whether there is one process or many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of processes; 1 while torch.distributed is not initialised."""
+    return dist.get_world_size() if _initialised() else 1
+
+
+def rank() -> int:
+    """Number of this process; 0 while torch.distributed is not initialised."""
+    return dist.get_rank() if _initialised() else 0
+
+
+def gather_with_gradient(x: Tensor) -> Tensor:
+    """Puts the tensors of all ranks one after the other.
+
+    Going back, the gradients of all ranks' losses are summed: whatever a rank computes from the
+    sample of another one reaches that sample. All ranks must therefore run the backward pass.
+
+    Args:
+        x: (B, ...), the same shape and dtype on every rank.
+
+    Returns:
+        (world · B, ...) in the order of the ranks; carries gradient.
+
+    Raises:
+        ValueError: `x` has no dimensions.
+    """
+    if x.dim() == 0:
+        raise ValueError("x: expected at least one dimension, got a scalar")
+    return _Gather.apply(x) if world_size() > 1 else x
+
+
+@torch.no_grad()
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """Mean of the tensors of all ranks, the same shape on each; carries no gradient.
+
+    Raises:
+        TypeError: `x` is not floating point.
+    """
+    if not x.is_floating_point():
+        raise TypeError(f"x: expected a floating-point dtype, got {x.dtype}")
+    total = x.detach().clone(memory_format=torch.contiguous_format)
+    if world_size() > 1:
+        dist.all_reduce(total)
+        total /= world_size()
+    return total
+
+
+def sizes_over_ranks(sizes: Sequence[int], device: torch.device) -> list[tuple[int, ...]]:
+    """A few integers of every rank.
+
+    Args:
+        sizes: as many on every rank.
+        device: one that the communication backend can use.
+
+    Returns:
+        One tuple per rank.
+    """
+    own = torch.tensor([sizes], dtype=torch.int64, device=device)  # (1, n)
+    return [tuple(row) for row in gather_with_gradient(own).tolist()]
+
+
+class _Gather(torch.autograd.Function):
+    """Gathers forth, sums back."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        parts = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(parts, x)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, d_gathered: Tensor) -> Tensor:
+        # Not reduce_scatter, which gloo lacks in older releases.
+        total = d_gathered.clone(memory_format=torch.contiguous_format)  # (world · B, ...)
+        dist.all_reduce(total)
+        return total.unflatten(0, (world_size(), -1))[rank()]
+
+
+def _initialised() -> bool:
+    return dist.is_available() and dist.is_initialized()

@@ -1,0 +1,52 @@
+"""`setok train`: SeTok's own training, from a YAML file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from setok_kernels.cli.errors import UsageError
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the command to the parser of `setok`."""
+    parser = commands.add_parser(
+        "train",
+        help="train the tokenizer and the detokenizer",
+        description="Trains from a YAML file; `torchrun --nproc-per-node N -m "
+        "setok_kernels.cli.main train ...` runs N processes. Writes checkpoints, pictures, "
+        "losses.jsonl, model/ and metrics.json.",
+    )
+    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML settings")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where results go")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the newest checkpoint in DIR"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings in place of the file's"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains; returns 0.
+
+    Raises:
+        UsageError: the settings do not fit, a file cannot be read, or a package is not installed.
+    """
+    try:
+        from setokim.training.settings import load_settings
+        from setokim.training.trainer import Trainer
+    except ImportError as error:
+        raise UsageError(f'needs {error.name}: pip install "setok-kernels[cli,model]"') from error
+    try:
+        settings = load_settings(arguments.config, arguments.overrides)
+        trainer = Trainer(settings, arguments.out, arguments.resume)
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
+    metrics = trainer.train()
+    if trainer.main:
+        for name, value in metrics.items():
+            print(f"{name:<26} {value:.4g}" if isinstance(value, float) else f"{name:<26} {value}")
+        print(f"Model, pictures and metrics are in {arguments.out}")
+    return 0

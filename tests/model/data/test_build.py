@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from setokim.data import (
+    ENDLESS,
+    Broken,
+    GuardedCollator,
+    ImageFolder,
+    Reading,
+    Sample,
+    ShapesWorld,
+    build_dataset,
+)
+from setokim.data.build import First
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three pictures, the second with a caption."""
+    for i in range(3):
+        Image.new("RGB", (2, 2), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    (tmp_path / "1.txt").write_text("a dog and a cat")
+    return tmp_path
+
+
+def test_shapes_world_takes_its_settings():
+    dataset = build_dataset("shapes-world", size=16, seed=5, objects=(3, 3), length=9)
+    same = ShapesWorld(5, length=9, size=16, objects=(3, 3))
+    assert len(dataset) == 9
+    assert dataset[4].caption == same[4].caption and len(dataset[4].concepts) == 3
+    assert np.array_equal(dataset[4].image, same[4].image) and dataset[4].image.size == (16, 16)
+    assert len(build_dataset("shapes-world")) == ENDLESS
+    assert build_dataset("shapes-world")[0].image.size == (64, 64)
+
+
+def test_folders_take_their_settings(folder):
+    dataset = build_dataset("folder", str(folder))
+    assert isinstance(dataset, ImageFolder) and len(dataset) == 3
+    assert [dataset[i].concepts for i in range(3)] == [(), ("dog", "cat"), ()]
+    silent = build_dataset("folder", str(folder), captions=False)
+    assert silent[1].concepts == ()
+
+
+def test_the_first_samples(folder):
+    first = build_dataset("folder", str(folder), samples=2)
+    assert len(first) == 2 and first[1].caption == "a dog and a cat"
+    for index in (2, -1):
+        with pytest.raises(IndexError, match=f"index: expected .*, got {index}"):
+            first[index]
+    with pytest.raises(TypeError, match=r"index: expected an int, got 0\.5"):
+        first[0.5]
+    # Going through it ends.
+    assert [sample.caption for sample in first] == ["", "a dog and a cat"]
+    assert len(build_dataset("folder", str(folder), samples=9)) == 3
+    assert len(build_dataset("shapes-world", samples=7)) == 7
+
+
+@pytest.mark.parametrize("samples", [0, -1])
+def test_no_samples_are_refused(folder, samples):
+    with pytest.raises(ValueError, match=f"samples: expected at least 1, got {samples}"):
+        First(ImageFolder(folder), samples)
+    with pytest.raises(TypeError, match="samples: expected an int, got True"):
+        First(ImageFolder(folder), True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        (("movies",), {}, ValueError, "kind: expected one of shapes-world, folder, shards, got 'm"),
+        (("shapes-world", "p"), {}, ValueError, "path: expected None for kind='shapes-world', got"),
+        (("folder",), {}, ValueError, "path: expected a path for kind='folder', got None"),
+        (("shards",), {}, ValueError, "path: expected a path for kind='shards', got None"),
+        (("folder", "/nowhere"), {}, ValueError, "root: expected a folder, got '/nowhere'"),
+        (("shapes-world",), {"size": 0}, ValueError, "size: expected at least 1, got 0"),
+        (("shapes-world",), {"colour": 1}, TypeError, "unexpected keyword argument 'colour'"),
+    ],
+)
+def test_errors(arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        build_dataset(*arguments, **options)
+
+
+def test_batches_come_with_one_report():
+    samples = [Sample(Image.new("RGB", (1, 1)), str(i), (), None, "") for i in range(2)]
+    torn = Broken(3, "3.png", "torn")
+    readings = [Reading((3, 4), (torn,)), Reading((7,), ())]
+    collate = GuardedCollator(lambda batch: {"captions": [sample.caption for sample in batch]})
+    batch, reading = collate(list(zip(samples, readings, strict=True)))
+    assert batch == {"captions": ["0", "1"]}
+    assert reading == Reading((3, 4, 7), (torn,))

@@ -1,0 +1,177 @@
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from setokim.data import BrokenSampleError, ImageFolder, Shards
+
+
+def encoded(colour, kind="png"):
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 3), colour).save(stream, kind)
+    return stream.getvalue()
+
+
+def write_tar(path, members, mode="w"):
+    with tarfile.open(path, mode) as archive:
+        for name, data in members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return path
+
+
+def reasons(dataset):
+    """Caption or reason of every sample, by the end of its source."""
+    found = {}
+    for index in range(len(dataset)):
+        try:
+            sample = dataset[index]
+            found[sample.source] = sample.caption
+        except BrokenSampleError as error:
+            found[error.source] = error
+    return found
+
+
+def test_folders_are_searched_deeply_and_captions_stand_beside_the_pictures(tmp_path):
+    (tmp_path / "b").mkdir()
+    Image.new("RGB", (4, 3), "red").save(tmp_path / "c.png")
+    Image.new("L", (4, 3), 9).save(tmp_path / "b/d.bmp")
+    (tmp_path / "c.txt").write_text("A red card, and a tablé\n", encoding="utf-8")
+    folder = ImageFolder(tmp_path)
+    assert len(folder) == 2
+    grey, red = folder
+    assert grey.source == str(tmp_path / "b/d.bmp") and red.source == str(tmp_path / "c.png")
+    assert (grey.caption, grey.concepts, grey.masks) == ("", (), None)
+    assert red.caption == "A red card, and a tablé" and red.concepts == ("red card", "tablé")
+    assert (np.asarray(red.image) == (255, 0, 0)).all() and red.image.size == (4, 3)
+    assert (np.asarray(grey.image) == 9).all()
+    assert ImageFolder(tmp_path, captions=False)[1].caption == ""
+    with pytest.raises(IndexError):
+        folder[2]
+
+
+def test_broken_files_of_a_folder(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"no picture")
+    Image.new("RGB", (4, 3)).save(tmp_path / "b.png")
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\xff")
+    Image.new("RGB", (4, 3)).save(tmp_path / "c.png")
+    folder = ImageFolder(tmp_path)
+    (tmp_path / "c.png").unlink()
+    found = {name.rsplit("/", 1)[1]: str(error) for name, error in reasons(folder).items()}
+    assert found["a.jpg"] == f"{tmp_path / 'a.jpg'}: not a picture of a known format"
+    assert found["b.png"].startswith(f"{tmp_path / 'b.png'}: cannot read b.txt: 'utf-8'")
+    assert found["c.png"] == f"{tmp_path / 'c.png'}: No such file or directory"
+
+
+def test_folders_without_pictures(tmp_path):
+    with pytest.raises(ValueError, match=r"root: expected a folder, got '.*missing'"):
+        ImageFolder(tmp_path / "missing")
+    with pytest.raises(ValueError, match="root: expected a folder with pictures, got none in"):
+        ImageFolder(tmp_path)
+
+
+def test_shards_give_their_keys_in_order(tmp_path):
+    write_tar(
+        tmp_path / "b.tar",
+        [
+            ("x/000.jpg", encoded("blue", "jpeg")),
+            ("x/000.json", json.dumps({"caption": " a blue card ", "id": 3}).encode()),
+            ("x/001.txt", "a tablé and the owl".encode()),
+            ("x/001.webp", encoded("red", "webp")),
+            ("x/001.seg.png", encoded("green")),
+            ("x/001.json", b"not asked, as there is a text"),
+        ],
+    )
+    write_tar(tmp_path / "a.tar", [("x/000.PNG", encoded("lime")), ("readme", b"?")])
+    shards = Shards(str(tmp_path / "*.tar"))
+    first, second, third = shards
+    assert [s.source for s in (first, second, third)] == [
+        f"{tmp_path}/a.tar: x/000",
+        f"{tmp_path}/b.tar: x/000",
+        f"{tmp_path}/b.tar: x/001",
+    ]
+    assert (first.caption, first.concepts, first.masks) == ("", (), None)
+    assert first.image.getpixel((0, 0)) == (0, 255, 0)
+    assert (second.caption, second.concepts) == ("a blue card", ("blue card",))
+    assert second.image.getpixel((0, 0))[2] > 250
+    assert third.concepts == ("tablé", "owl")
+    assert third.image.getpixel((0, 0))[0] > 240
+    assert [s.source for s in Shards([tmp_path / "b.tar", tmp_path / "a.tar"])] == [
+        second.source,
+        third.source,
+        first.source,
+    ]
+
+
+def test_broken_samples_of_a_shard(tmp_path):
+    path = write_tar(
+        tmp_path / "s.tar",
+        [
+            ("good.png", encoded("red")),
+            ("alone.txt", b"no picture"),
+            ("torn.png", encoded("red")[:40]),
+            ("text.png", encoded("red")),
+            ("text.txt", b"\xff"),
+            ("json.png", encoded("red")),
+            ("json.json", b"{"),
+            ("list.png", encoded("red")),
+            ("list.json", b"[]"),
+            ("none.png", encoded("red")),
+            ("none.json", b'{"caption": 3}'),
+            ("end.png", encoded("red")),
+        ],
+    )
+    found = {name.split(": ")[1]: str(error) for name, error in reasons(Shards(path)).items()}
+    assert found.pop("good") == found.pop("end") == ""
+    assert found.pop("alone") == f"{path}: alone: it has no picture"
+    assert found.pop("torn").startswith(f"{path}: torn: cannot read its .png: ")
+    assert found.pop("text").startswith(f"{path}: text: cannot read its caption: 'utf-8'")
+    assert found.pop("json").startswith(f"{path}: json: cannot read its caption: Expecting")
+    assert found.pop("list") == f'{path}: list: its .json has no text under "caption"'
+    assert found.pop("none") == f'{path}: none: its .json has no text under "caption"'
+    assert not found
+
+
+# Each of the six members has a header and a body of one block of 512 bytes.
+@pytest.mark.parametrize(
+    ("blocks", "whole", "cut"),
+    [
+        (11.5, "ab", "c"),  # in the last body
+        (10.5, "ab", "c"),  # in its header, so that c has a picture and no text
+        (10, "ab", "c"),  # before it
+        (8.5, "a", "b"),  # in a header, after b's text
+        (1.5, "", "a"),
+        (12, "ab", "c"),  # complete, but for the end mark
+        (14, "abc", ""),
+    ],
+)
+def test_an_archive_that_is_cut_off_loses_the_key_it_ends_in(tmp_path, blocks, whole, cut):
+    members = [(f"{k}.{s}", d) for k in "abc" for s, d in (("png", encoded("red")), ("txt", b"t"))]
+    assert all(len(data) <= 512 for _, data in members)
+    path = write_tar(tmp_path / "s.tar", members)
+    path.write_bytes(path.read_bytes()[: int(blocks * 512)])
+    found = {name.split(": ")[1]: str(text) for name, text in reasons(Shards(path)).items()}
+    expected = dict.fromkeys(whole, "t")
+    assert found == expected | {key: f"{path}: {key}: the archive is cut off here" for key in cut}
+
+
+def test_files_that_are_no_shards(tmp_path):
+    members = [("a.png", encoded("red"))]
+    for mode, name in (("w:gz", "gzip"), ("w:bz2", "bzip2"), ("w:xz", "xz")):
+        path = write_tar(tmp_path / "packed.tar", members, mode)
+        with pytest.raises(ValueError, match=f"uncompressed tar archives, got {name} in .*packed"):
+            Shards(path)
+    (tmp_path / "text.tar").write_bytes(b"hello " * 200)
+    with pytest.raises(ValueError, match=r"paths: expected tar archives, got .*text\.tar \("):
+        Shards(tmp_path / "text.tar")
+    with pytest.raises(ValueError, match=r"paths: expected files, got '.*none-\*\.tar'"):
+        Shards(str(tmp_path / "none-*.tar"))
+    with pytest.raises(ValueError, match=r"paths: expected files, got '.*absent'"):
+        Shards([tmp_path / "absent"])
+    write_tar(tmp_path / "other.tar", [("a.pickle", b"")])
+    with pytest.raises(ValueError, match="paths: expected archives with pictures or captions"):
+        Shards(tmp_path / "other.tar")

@@ -1,0 +1,177 @@
+"""Attention within clusters, positions and the merger, against loops over clusters."""
+
+import math
+
+import pytest
+import torch
+
+import setok_kernels as sk
+from setok_kernels import testing
+from setokim.attention import Block, SetAttention, same_cluster
+from setokim.merger import TokenMerger
+from setokim.positions import grid_positions, sincos_encoding, wave_encoding
+
+GRID = (5, 6)
+
+
+@pytest.fixture
+def clustered():
+    torch.manual_seed(0)
+    x, _ = testing.planted_clusters(3, 30, 12, 5, noise=0.2)
+    return x, sk.cluster_tokens(x, sk.ClusterConfig(k=3, max_clusters=7))
+
+
+@pytest.fixture
+def merger():
+    torch.manual_seed(1)
+    return TokenMerger(12, 16, 10, 6, heads=4, intra_layers=2, inter_layers=1)
+
+
+def per_cluster_loop(merger, features, clusters):
+    """The merger without masks: every cluster by itself, every image by itself."""
+    tokens = []
+    places = grid_positions(*GRID)
+    position, waves = sincos_encoding(places, merger.width), wave_encoding(places, 6)
+    for b in range(features.shape[0]):
+        x = merger.project_in(merger.norm_in(features[b])) + position
+        rows, outlines, labels = [], [], clusters.labels[b]
+        for row in range(clusters.num_rows):
+            member = labels == row
+            if not member.any():
+                continue
+            own = x[member][None]
+            for block in merger.intra:
+                own = block(own, own.new_ones(1, 1, own.shape[1], dtype=torch.bool))
+            weight = clusters.masks[b, row, member]
+            weight = weight / weight.sum()
+            mean, outline = weight @ merger.norm_mean(own[0]), weight @ waves[member]
+            outlines.append(outline / outline.norm())
+            area = (member.sum() / 30).log()
+            rows.append(merger.project_mean(torch.cat([mean, outlines[-1], area[None]])))
+        t = torch.stack(rows)[None]
+        for block in merger.inter:
+            t = block(t, t.new_ones(1, 1, t.shape[1], dtype=torch.bool))
+        t = merger.project_out(merger.norm_out(t[0]))
+        tokens.append(torch.cat([t, torch.stack(outlines)], -1))
+    return torch.cat(tokens)
+
+
+def test_block_diagonal_attention_equals_a_loop_over_clusters(merger, clustered):
+    features, clusters = clustered
+    tokens, occupied = merger(features, clusters, GRID)
+    expected = per_cluster_loop(merger, features, clusters)
+    assert occupied.sum() == expected.shape[0] > 3 * 3
+    torch.testing.assert_close(tokens[occupied], expected, atol=1e-5, rtol=0)
+    assert torch.equal(occupied, clusters.occupied())
+    assert (tokens[~occupied] == 0).all()
+
+
+def test_gradient_reaches_the_features_and_the_clustering(merger, clustered):
+    features, _ = clustered
+    features = features.requires_grad_()
+    config = sk.ClusterConfig(k=3, max_clusters=7, bandwidth=torch.tensor(0.5, requires_grad=True))
+    clusters = sk.cluster_tokens(features, config)
+    tokens, _ = merger(features, clusters, GRID)
+    weight = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0))
+    grads = torch.autograd.grad((tokens * weight).sum(), [features, config.bandwidth])
+    assert grads[0].isfinite().all() and (grads[0].abs().sum(-1) > 0).all()
+    assert grads[1].abs() > 0
+
+
+def test_an_image_does_not_see_another(merger, clustered):
+    features, clusters = clustered
+    together, _ = merger(features, clusters, GRID)
+    alone, _ = merger(
+        features[1:2],
+        sk.cluster_tokens(features[1:2], sk.ClusterConfig(k=3, max_clusters=7)),
+        GRID,
+    )
+    torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=0)
+
+
+def test_shares_sum_to_one_and_follow_the_masks(clustered):
+    _, clusters = clustered
+    share = TokenMerger.membership(clusters)
+    used = clusters.occupied()
+    torch.testing.assert_close(share.sum(-1)[used], torch.ones(int(used.sum())))
+    assert (share[~used] == 0).all()
+    row = int(clusters.labels[0, 0])
+    member = clusters.labels[0] == row
+    expected = clusters.masks[0, row] * member / clusters.masks[0, row][member].sum()
+    torch.testing.assert_close(share[0, row], expected)
+
+
+def test_who_sees_nothing_gets_nothing_and_has_a_gradient():
+    torch.manual_seed(0)
+    attention = SetAttention(8, 2)
+    x = torch.randn(1, 3, 8, requires_grad=True)
+    allowed = torch.tensor([[[True, True, False], [False] * 3, [False, False, True]]])
+    out = attention(x, x, allowed)
+    torch.testing.assert_close(out[0, 1], attention.out.bias)
+    out.sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_same_cluster_by_hand():
+    allowed = same_cluster(torch.tensor([[0, 1, 0, -1]]))
+    expected = [[1, 0, 1, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
+    assert allowed[0].int().tolist() == expected
+
+
+def test_cross_attention_sees_only_what_is_there():
+    torch.manual_seed(0)
+    block = Block(8, 2, context_width=6)
+    x, context = torch.randn(1, 4, 8), torch.randn(1, 5, 6)
+    present = torch.tensor([[[True, True, True, False, False]]])
+    everything = torch.ones(1, 1, 4, dtype=torch.bool)
+    with_rest = block(x, everything, context, present)
+    context[:, 3:] = 100.0
+    assert torch.equal(with_rest, block(x, everything, context, present))
+
+
+class TestPositions:
+    def test_grid_by_hand(self):
+        expected = [[0.25, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.75]]
+        assert grid_positions(2, 2).tolist() == expected
+
+    def test_encoding_by_hand(self):
+        y, x = 0.25, 0.5
+        code = sincos_encoding(torch.tensor([y, x]), 8, periods=4)
+        # Half a period over the picture, and four periods.
+        angles = [[math.pi * p * f for f in (1, 8)] for p in (y, x)]
+        expected = [*map(math.sin, angles[0]), *map(math.cos, angles[0])]
+        expected += [*map(math.sin, angles[1]), *map(math.cos, angles[1])]
+        torch.testing.assert_close(code, torch.tensor(expected), atol=1e-5, rtol=0)
+
+    def test_places_differ(self):
+        code = sincos_encoding(grid_positions(27, 27), 64)
+        distance = torch.cdist(code, code) + 100 * torch.eye(729)
+        assert distance.min() > 0.5
+
+    def test_waves_by_hand(self):
+        # The four longest: half a period along each axis, then both diagonals.
+        code = wave_encoding(torch.tensor([0.25, 0.5]), 8)
+        angles = [math.pi * a for a in (0.5, 0.25, 0.5 - 0.25, 0.5 + 0.25)]
+        expected = [*map(math.sin, angles), *map(math.cos, angles)]
+        torch.testing.assert_close(code, torch.tensor(expected), atol=1e-6, rtol=0)
+        with pytest.raises(ValueError, match="width: expected a multiple of 2, got 7"):
+            wave_encoding(torch.zeros(2), 7)
+
+    def test_the_mean_of_waves_is_the_outline(self):
+        """An L of patches, from the mean of its encodings."""
+        places = grid_positions(12, 12)
+        inside = torch.zeros(12, 12, dtype=torch.bool)
+        inside[2:10, 2:5] = inside[7:10, 2:10] = True
+        code = wave_encoding(places, 256)
+        outline = code @ code[inside.flatten()].mean(0)
+        best = outline.topk(int(inside.sum())).indices
+        assert inside.flatten()[best].float().mean() > 0.9
+
+    def test_width(self):
+        with pytest.raises(ValueError, match="width: expected a multiple of 4, got 10"):
+            sincos_encoding(torch.zeros(2), 10)
+
+
+def test_heads_divide_the_width():
+    with pytest.raises(ValueError, match="heads: expected a divisor of the width 10, got 4"):
+        SetAttention(10, 4)

@@ -1,0 +1,123 @@
+"""Stage 1 at its smallest, and a script that runs it in processes of its own."""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from setokim.training.settings import Settings, load_settings
+from setokim.training.trainer import Trainer
+
+TINY = {
+    "steps": 4,
+    "batch_size": 4,
+    "accumulation": 1,
+    "precision": "no",
+    "model": {
+        "grid": [6, 6],
+        "patch_size": 4,
+        "cluster": {"max_clusters": 4, "k": 4, "bandwidth": 1.2, "beta": 0.0, "min_mass": 2.0},
+        "width": 16,
+        "heads": 2,
+        "intra_layers": 1,
+        "inter_layers": 1,
+        "token_dim": 24,
+        "outline_dim": 8,
+        "decoder_width": 16,
+        "decoder_cross_layers": 1,
+        "decoder_layers": 1,
+        "decoder_grid": [4, 4],
+        "decoder_patch_size": 8,
+        "mlp_ratio": 2.0,
+        "concept_dim": 8,
+    },
+    "discriminator_width": 4,
+    "data": {"size": 32, "seed": 0},
+    "held_out": {"size": 32, "seed": 1, "samples": 6},
+    "optimizer": {"lr": 1.0e-3, "warmup": 2},
+    "discriminator": {"lr": 1.0e-3, "warmup": 2},
+    "every": {"log": 0, "checkpoint": 0, "evaluation": 0, "pictures": 0},
+    "ema": 0.9,
+    "workers": 0,
+}
+
+
+def tiny_file(folder: Path) -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return path
+
+
+def tiny_settings(folder: Path, *overrides: str) -> Settings:
+    return load_settings(tiny_file(folder), overrides)
+
+
+def losses_of(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "losses.jsonl").read_text().splitlines()]
+
+
+def run_in_processes(
+    folder: Path, out: Path, *overrides: str, world: int = 1, die_at: int = -1
+) -> subprocess.CompletedProcess:
+    """Trains in `world` new processes, which kill themselves in the middle of step `die_at`."""
+    launcher = [sys.executable]
+    if world > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"]
+    script = [__file__, str(tiny_file(folder)), str(out), *overrides]
+    # Into files: the workers of a killed run hold its pipes for some seconds more.
+    files = [folder / "stdout.txt", folder / "stderr.txt"]
+    with files[0].open("w") as stdout, files[1].open("w") as stderr:
+        done = subprocess.run(
+            [*launcher, *script, f"--world={world}", f"--die-at={die_at}"],
+            env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+            stdout=stdout,
+            stderr=stderr,
+            timeout=120,
+        )
+    done.stdout, done.stderr = (file.read_text() for file in files)
+    return done
+
+
+class Mortal(Trainer):
+    """Dies without a word in the middle of a step."""
+
+    die_at = -1
+
+    def _synchronised(self, module, last):
+        if self.step + 1 == self.die_at and last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._synchronised(module, last)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--world", type=int)
+    parser.add_argument("--die-at", type=int)
+    arguments = parser.parse_args()
+    # As the runs that these are compared with.
+    torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(1)
+    trainer = Mortal(load_settings(arguments.config, arguments.overrides), arguments.out)
+    trainer.die_at = arguments.die_at
+    if arguments.world > 1:
+        # `accelerate launch` is known to start one process where two were asked for.
+        assert distributed.get_world_size() == arguments.world
+        assert trainer.accelerator.num_processes == arguments.world
+        assert isinstance(trainer.stage, DistributedDataParallel)
+        assert isinstance(trainer.discriminator, DistributedDataParallel)
+    trainer.train()
+
+
+if __name__ == "__main__":
+    main()
