@@ -1,6 +1,6 @@
 """Data of stage 1: drawn scenes, folders and shards, their order, and what is broken in them."""
 
-from setokim.data.build import GuardedCollator, build_dataset
+from setokim.data.build import Counted, GuardedCollator, build_dataset
 from setokim.data.image_folder import ImageFolder
 from setokim.data.order import ENDLESS, Order
 from setokim.data.samples import (
@@ -22,6 +22,7 @@ __all__ = [
     "ENDLESS",
     "Broken",
     "BrokenSampleError",
+    "Counted",
     "Dataset",
     "Guarded",
     "GuardedCollator",

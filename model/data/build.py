@@ -7,7 +7,7 @@ from typing import Any
 
 from setok_kernels.config import check_count
 from setokim.data.image_folder import ImageFolder
-from setokim.data.samples import Dataset, Reading, Sample, check_index
+from setokim.data.samples import Dataset, Guarded, Reading, Sample, check_index
 from setokim.data.shapes_world import ShapesWorld
 from setokim.data.shards import Shards
 
@@ -71,6 +71,25 @@ def build_dataset(
     else:
         dataset = {"folder": ImageFolder, "shards": Shards}[kind](path, **options)
     return dataset if samples is None else First(dataset, samples)
+
+
+class Counted:
+    """A guarded data set whose samples are read and counted in this process.
+
+    Args:
+        guarded: what is read.
+    """
+
+    def __init__(self, guarded: Guarded):
+        self._guarded = guarded
+
+    def __len__(self) -> int:
+        return len(self._guarded)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample, reading = self._guarded[index]
+        self._guarded.count(reading)
+        return sample
 
 
 class GuardedCollator:

@@ -117,7 +117,7 @@ class Stage1Collator:
     """
 
     def __init__(self, stage: Stage1):
-        self._preprocess = stage.setok.preprocess
+        self._preprocess = stage.setok.processor()
         self._tokenise = stage.text.tokenise
         config = stage.setok.config
         self.size = tuple(side * config.decoder_patch_size for side in config.decoder_grid)
@@ -126,7 +126,7 @@ class Stage1Collator:
         """To `pixels` (B, 3, H, W), `target` (B, 3, h, w) in [0, 1], `words` (B, W, L)."""
         images = [sample.image for sample in samples]
         return {
-            "pixels": self._preprocess(images),
+            "pixels": self._preprocess(images)["pixel_values"],
             "target": torch.stack([self._target(image) for image in images]),
             "words": self._tokenise([list(sample.concepts) for sample in samples]),
         }

@@ -17,7 +17,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from setokim.data import ENDLESS, Dataset, Guarded, GuardedCollator, Order, build_dataset
+from setokim.data import (
+    ENDLESS,
+    Counted,
+    Dataset,
+    Guarded,
+    GuardedCollator,
+    Order,
+    build_dataset,
+)
 from setokim.discriminator import PatchDiscriminator
 from setokim.distributed import mean_over_ranks
 from setokim.losses import adaptive_weight, hinge_discriminator_loss, hinge_generator_loss
@@ -85,7 +93,7 @@ class Trainer:
         # The processes have the same weights now; what they draw from here on may differ.
         torch.manual_seed(settings.seed + 1 + self.accelerator.process_index)
         self.dataset = Guarded(_build(settings.data))
-        self.held_out = _build(settings.held_out)
+        self.held_out = Guarded(_build(settings.held_out))
         if len(self.held_out) >= ENDLESS:
             raise ValueError("held_out.samples: expected a number, as there is no end, got None")
         self.state = self._state()
@@ -123,6 +131,7 @@ class Trainer:
                 if self._due(every.checkpoint) or self.step == settings.steps:
                     self.state.save(self.out, self.step, settings)
         metrics = self._evaluate() | {
+            # Of this process, whatever was done before it resumed.
             "seconds": time.monotonic() - started,
             "steps": self.step,
             "seed": settings.seed,
@@ -132,7 +141,9 @@ class Trainer:
             self._export(metrics)
         self.accelerator.end_training()
         # Of this process; more than 1 % of broken samples is an error, less is said.
-        print(f"process {self.accelerator.process_index}: {self.dataset.finish()}", flush=True)
+        for name, dataset in (("data", self.dataset), ("held_out", self.held_out)):
+            said = f"{name}: {dataset.finish()}"
+            print(f"process {self.accelerator.process_index}, {said}", flush=True)
         return metrics
 
     def _take_step(self, batches) -> dict[str, float]:
@@ -158,7 +169,9 @@ class Trainer:
                 sums[name] = sums.get(name, 0) + value.detach() / settings.accumulation
         norm = self._update(self.stage, self.optimizer, settings.optimizer)
         if adversary:
-            self._update(self.discriminator, self.discriminator_optimizer, settings.discriminator)
+            start = settings.losses.adversarial_start
+            optimizer = self.discriminator_optimizer
+            self._update(self.discriminator, optimizer, settings.discriminator, start)
         self.ema.update(self.unwrapped)
         losses = {name: float(mean_over_ranks(value)) for name, value in sums.items()}
         losses["loss"] = sum(value for name, value in losses.items() if name != "discriminator")
@@ -187,9 +200,10 @@ class Trainer:
         self.accelerator.backward(loss / self.settings.accumulation)
         return loss
 
-    def _update(self, module: nn.Module, optimizer, settings: OptimizerSettings) -> Tensor:
+    def _update(self, module, optimizer, settings: OptimizerSettings, start: int = 0) -> Tensor:
         norm = self.accelerator.clip_grad_norm_(module.parameters(), settings.clip)
-        factor = cosine_with_warmup(self.step, settings.warmup, self.settings.steps, settings.least)
+        total = max(self.settings.steps - start, settings.warmup)
+        factor = cosine_with_warmup(self.step - start, settings.warmup, total, settings.least)
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * factor
         optimizer.step()
@@ -227,7 +241,8 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, float | None]:
         with self.ema.swapped(self.unwrapped) as stage:
-            metrics = evaluate(stage, self.collate, self.held_out, self.settings.batch_size)
+            held_out = Counted(self.held_out)
+            metrics = evaluate(stage, self.collate, held_out, self.settings.batch_size)
         if self.main:
             self.accelerator.log({f"held_out/{k}": v for k, v in metrics.items()}, self.step)
             # A run that resumes evaluates some steps a second time.
@@ -239,7 +254,7 @@ class Trainer:
         if self.main:
             path = self.out / "pictures" / f"step-{self.step:08d}.png"
             with self.ema.swapped(self.unwrapped) as stage:
-                draw_samples(stage, self.collate, self.held_out, path)
+                draw_samples(stage, self.collate, Counted(self.held_out), path)
         self.accelerator.wait_for_everyone()
 
     def _state(self) -> TrainingState:

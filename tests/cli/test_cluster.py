@@ -12,8 +12,8 @@ from setok_kernels.cli import cluster
 from setok_kernels.cli.draw import draw_contact_sheet, draw_map, fit
 from setok_kernels.cli.main import main
 from setok_kernels.cli.options import FIELD_OPTIONS
-from setokim.colours import palette
 from setok_kernels.cli.pictures import Method, PictureClusters, cluster_batch, result_names
+from setokim.colours import palette
 
 GRID = ["--grid", "6x8"]
 EVERY_FIELD_CHANGED = sk.ClusterConfig(

@@ -52,7 +52,7 @@ def test_from_settings_to_a_model(tmp_path, train, capsys, threads):
     printed = capsys.readouterr()
     assert f"{'psnr':<26} {metrics['psnr']:.4g}\n" in printed.out
     assert f"Model, pictures and metrics are in {out}\n" in printed.out
-    assert "process 0: all 16 samples tried could be read\n" in printed.out
+    assert "process 0, data: all 16 samples tried could be read\n" in printed.out
     assert "contrastive" in printed.err
 
     # What was written is what was evaluated.

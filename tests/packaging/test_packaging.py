@@ -37,10 +37,8 @@ def probe():
     import setok_kernels, triton
     from setok_kernels import _native
     found["version"] = setok_kernels.__version__
-    found["data"] = [
-        importlib.resources.files(package).joinpath(file).is_file()
-        for package, file in (("setok_bench", "schema.json"), ("setokim", "configs/stage1_tiny.yaml"))
-    ]
+    data = (("setok_bench", "schema.json"), ("setokim", "configs/stage1_tiny.yaml"))
+    found["data"] = [importlib.resources.files(p).joinpath(f).is_file() for p, f in data]
     found["why_missing"] = _native.why_missing()
     found["real triton"] = hasattr(triton, "jit")
     if found["why_missing"] is None:

@@ -331,7 +331,8 @@ def test_a_broken_picture_is_skipped_and_named_also_after_resuming(tmp_path, bui
     train("out", *settings, resume=True)
     name = tmp_path / "pictures" / f"{index:03}.png"
     assert (
-        f"process 0: 1 of 120 samples could not be read: {name}: not a picture of a known format\n"
+        f"process 0, data: 1 of 120 samples could not be read: {name}: not a picture of a known "
+        "format\n"
     ) in capsys.readouterr().out
     # Without captions there is nothing to tell the pictures apart by.
     contrastive = [line["contrastive"] for line in losses_of(tmp_path / "out")]
