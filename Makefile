@@ -14,7 +14,7 @@ avx2_flags := -march=x86-64-v3
 sanitized_env := ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)"
 
-.PHONY: demo test lint format bench bench-docs compile-report mutants clean test-threads $(NATIVE_BUILDS:%=test-%)
+.PHONY: demo stage1 test lint format bench bench-docs compile-report mutants clean test-threads $(NATIVE_BUILDS:%=test-%)
 
 demo: $(INSTALLED)
 	$(BIN)/python bench/demo.py --out demo_out
@@ -34,6 +34,9 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+stage1: $(INSTALLED)
+	$(BIN)/setok train --config model/configs/stage1_tiny.yaml --out runs/tiny
 
 # Clones of the peers below PEER_ROOT are measured too: make bench PEER_ROOT=clones
 bench: $(INSTALLED)
@@ -74,7 +77,7 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt $(CXX_SOURCES)
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info demo_out bench_out mutants htmlcov .coverage
+	rm -rf .venv build dist *.egg-info demo_out bench_out runs mutants htmlcov .coverage
 	rm -rf .pytest_cache .ruff_cache .hypothesis .benchmarks
 	rm -f setok_kernels/_C*.so setok_kernels/_C_build_failed.txt
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

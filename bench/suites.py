@@ -8,6 +8,7 @@ import torch
 
 from setok_bench.clustering import CLUSTER_BACKWARD, CLUSTER_TOKENS, MERGES
 from setok_bench.hard import DPC_KNN, DPC_KNN_THRESHOLD, THRESHOLD_GREEDY
+from setok_bench.merger import MERGER
 from setok_bench.neighbours import NEIGHBOURS
 from setok_bench.pipeline import ENCODE, PREFILL
 from setok_bench.registry import SWEEPS, Entry, Job
@@ -23,6 +24,7 @@ ENTRIES: dict[str, Entry] = {
         THRESHOLD_GREEDY,
         NEIGHBOURS,
         *MERGES,
+        MERGER,
         ENCODE,
         PREFILL,
     )
@@ -140,10 +142,12 @@ PIPELINE = {
     "cpu": (
         _job(ENCODE, _FP32, "encoder encoder_and_clusters clusters", "1x729x384", "8x729x384"),
         Job(PREFILL, _shapes(_FP32, "1x729x512")),
+        Job(MERGER, _shapes(_FP32, "8x729x384")),
     ),
     "cuda": (
         _job(ENCODE, _BF16, "encoder encoder_and_clusters clusters", "1x729x1152", "64x729x1152"),
         Job(PREFILL, _shapes(_BF16, "1x729x4096", "8x729x4096")),
+        Job(MERGER, _shapes(_BF16, "64x729x1152")),
     ),
 }
 GPU = Suite(

@@ -29,6 +29,34 @@ def psnr(image: Tensor, target: Tensor, peak: float = 1.0) -> Tensor:
     return 10 * torch.log10(peak**2 / error)
 
 
+def sharpness(image: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference of neighbouring pixels, over that of the target.
+
+    1 is as sharp as the target, 0 is flat; noise is sharp too.
+
+    Args:
+        image: (B, C, H, W), H and W at least 2.
+        target: (B, C, H, W).
+
+    Returns:
+        (B,), float64; infinite or NaN where the target is flat.
+
+    Raises:
+        TypeError, ValueError: The shapes do not fit.
+    """
+    _check_pair("image", image, "target", target)
+    if image.dim() != 4 or min(image.shape[-2:]) < 2:
+        raise ValueError(
+            f"image: expected shape (B, C, H, W) of at least 2 x 2, got {tuple(image.shape)}"
+        )
+
+    def contrast(pictures: Tensor) -> Tensor:
+        down = pictures.double().diff(dim=-2).abs().flatten(1).sum(1)
+        return down + pictures.double().diff(dim=-1).abs().flatten(1).sum(1)
+
+    return contrast(image) / contrast(target)
+
+
 def adjusted_rand_index(labels: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
     """Agreement of two groupings of the pixels of each image, corrected for chance.
 

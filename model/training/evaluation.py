@@ -27,17 +27,19 @@ def evaluate(
         batch_size: samples at once.
 
     Returns:
-        `psnr` in dB; `recall_at_1` and `recall_at_1_chance` of finding a picture's text among all,
-        where there are texts; `tokens`, the mean number. With true masks also `fg_ari`,
-        `best_overlap_iou`, and `token_object_correlation` (Pearson, of the numbers of both). None
-        for what is no finite number, which JSON cannot hold: the correlation where one of the
-        numbers is the same throughout, the PSNR where a picture is right in every bit.
+        `psnr` in dB; `sharpness`, of what is drawn over that of the pictures; `tokens`, the mean
+        number; where there are texts `recall_at_1` and `recall_at_1_chance`, of finding a picture's
+        text among all. With true masks also `fg_ari`, `best_overlap_iou`, and
+        `token_object_correlation` (Pearson, of the numbers of both). None for what is no finite
+        number, which JSON cannot hold: the correlation where one of the numbers is the same
+        throughout, the PSNR where a picture is right in every bit.
     """
-    psnr, token_counts, object_counts, ari, overlap = [], [], [], [], []
-    visuals, words = [], []
+    psnr, sharpness, token_counts, object_counts, ari, overlap = [], [], [], [], [], []
+    images, words = [], []
     for samples, batch, visual, picture in drawn(stage, collate, held_out, batch_size):
         target = batch["target"]
         psnr += metrics.psnr(picture.clamp(0, 1), target).tolist()
+        sharpness.append(metrics.sharpness(picture.clamp(0, 1), target))
         counts = visual.occupied.sum(1).tolist()
         token_counts += counts
         labels = visual.clusters.labels.unflatten(1, visual.grid).cpu()  # (B, h, w)
@@ -49,9 +51,10 @@ def evaluate(
             object_counts.append(len(truth[truth > 0].unique()))
             ari.append(metrics.adjusted_rand_index(spread, truth, truth > 0))
             overlap.append(metrics.best_overlap_iou(spread, truth))
-        visuals.append(visual)
+        images.append((visual.tokens, visual.occupied))
         words.append(batch["words"])
     found = {"psnr": statistics.fmean(psnr), "tokens": statistics.fmean(token_counts)}
+    found["sharpness"] = float(torch.cat(sharpness).nanmean())
     if ari:
         found["fg_ari"] = float(torch.cat(ari).nanmean())
         found["best_overlap_iou"] = float(torch.cat(overlap).nanmean())
@@ -59,7 +62,7 @@ def evaluate(
             counts = (torch.tensor(c, dtype=torch.float64) for c in (token_counts, object_counts))
             found["token_object_correlation"] = float(metrics.pearson_correlation(*counts))
     if stage.losses.contrastive and any(bool((w > 0).any()) for w in words):
-        similarity = _all_pairs(stage, visuals, words)
+        similarity = _all_pairs(stage, images, words)
         found["recall_at_1"] = metrics.recall_at_k(similarity, 1)
         found["recall_at_1_chance"] = 1 / similarity.shape[0]
     return {name: value if math.isfinite(value) else None for name, value in found.items()}
@@ -79,8 +82,8 @@ def drawn(
 
 
 @torch.no_grad()
-def _all_pairs(stage: Stage1, visuals: list[VisualTokens], words: list[Tensor]) -> Tensor:
+def _all_pairs(stage: Stage1, images: list[tuple[Tensor, Tensor]], words: list[Tensor]) -> Tensor:
     """(n, n) similarities of all images and all texts."""
     return torch.cat(
-        [torch.cat([stage.similarity(visual, ids) for ids in words], 1) for visual in visuals]
+        [torch.cat([stage.similarity(*image, ids) for ids in words], 1) for image in images]
     )

@@ -18,7 +18,7 @@ from setokim.configuration_setok import SetokConfig
 from setokim.data import Sample
 from setokim.encoders import PATCH_STATISTICS
 from setokim.losses import concept_similarity, contrastive_loss, pixel_loss
-from setokim.modeling_setok import SetokModel, VisualTokens
+from setokim.modeling_setok import SetokModel
 from setokim.perceptual import PerceptualLoss
 from setokim.text import build_text_encoder
 from setokim.training.settings import LossSettings, Settings
@@ -73,11 +73,11 @@ class Stage1(nn.Module):
             found["contrastive"] = weights.contrastive * loss
         return found
 
-    def similarity(self, visual: VisualTokens, words: Tensor) -> Tensor:
-        """(B, T) of images and texts."""
+    def similarity(self, tokens: Tensor, occupied: Tensor, words: Tensor) -> Tensor:
+        """(B, T) of images, given by `VisualTokens`, and of texts, as the collator gives them."""
         concepts, present = self.text(words)
-        images = self.setok.to_concept(visual.tokens).float()
-        return concept_similarity(images, visual.occupied, concepts.float(), present)
+        images = self.setok.to_concept(tokens).float()
+        return concept_similarity(images, occupied, concepts.float(), present)
 
     def export(self, folder: Path) -> None:
         """Writes the model, its processor and the text side as safetensors and JSON.

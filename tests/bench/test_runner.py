@@ -85,7 +85,7 @@ OURS = [
     (name, contender)
     for name, entry in suites.ENTRIES.items()
     for contender in entry.contenders
-    if "cpu" in contender.devices and name not in ("encode", "prefill")
+    if "cpu" in contender.devices and name not in ("encode", "prefill", "merger")
     if contender.name not in ("compiled_reference", "tcformer", "chatunivi", "setok", "divt")
 ]
 
@@ -121,7 +121,7 @@ def test_the_checks_catch_a_small_error(op, contender):
         contender.check(case, damage(contender.make(case)()))
 
 
-@pytest.mark.parametrize("entry", [suites.ENTRIES["encode"], suites.ENTRIES["prefill"]])
+@pytest.mark.parametrize("entry", [suites.ENTRIES[n] for n in ("encode", "prefill", "merger")])
 def test_the_pipeline_runs_at_a_small_shape(entry, monkeypatch):
     pytest.importorskip("transformers")
     from setok_bench import pipeline

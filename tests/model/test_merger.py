@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import setok_kernels as sk
+from setok_bench.merger import loop_over_clusters
 from setok_kernels import testing
 from setokim.attention import Block, SetAttention, same_cluster
 from setokim.merger import TokenMerger
@@ -27,39 +28,10 @@ def merger():
     return TokenMerger(12, 16, 10, 6, heads=4, intra_layers=2, inter_layers=1)
 
 
-def per_cluster_loop(merger, features, clusters):
-    """The merger without masks: every cluster by itself, every image by itself."""
-    tokens = []
-    places = grid_positions(*GRID)
-    position, waves = sincos_encoding(places, merger.width), wave_encoding(places, 6)
-    for b in range(features.shape[0]):
-        x = merger.project_in(merger.norm_in(features[b])) + position
-        rows, outlines, labels = [], [], clusters.labels[b]
-        for row in range(clusters.num_rows):
-            member = labels == row
-            if not member.any():
-                continue
-            own = x[member][None]
-            for block in merger.intra:
-                own = block(own, own.new_ones(1, 1, own.shape[1], dtype=torch.bool))
-            weight = clusters.masks[b, row, member]
-            weight = weight / weight.sum()
-            mean, outline = weight @ merger.norm_mean(own[0]), weight @ waves[member]
-            outlines.append(outline / outline.norm())
-            area = (member.sum() / 30).log()
-            rows.append(merger.project_mean(torch.cat([mean, outlines[-1], area[None]])))
-        t = torch.stack(rows)[None]
-        for block in merger.inter:
-            t = block(t, t.new_ones(1, 1, t.shape[1], dtype=torch.bool))
-        t = merger.project_out(merger.norm_out(t[0]))
-        tokens.append(torch.cat([t, torch.stack(outlines)], -1))
-    return torch.cat(tokens)
-
-
 def test_block_diagonal_attention_equals_a_loop_over_clusters(merger, clustered):
     features, clusters = clustered
     tokens, occupied = merger(features, clusters, GRID)
-    expected = per_cluster_loop(merger, features, clusters)
+    expected = loop_over_clusters(merger, features, clusters, GRID)
     assert occupied.sum() == expected.shape[0] > 3 * 3
     torch.testing.assert_close(tokens[occupied], expected, atol=1e-5, rtol=0)
     assert torch.equal(occupied, clusters.occupied())

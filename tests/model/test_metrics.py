@@ -23,6 +23,21 @@ def test_psnr_of_known_differences():
         assert metrics.psnr(*pair, peak=255).item() == pytest.approx(28.1308036, abs=1e-6)
 
 
+def test_sharpness_by_hand():
+    # An edge of height 1 between two rows of four, against one of half the height, and a flat one.
+    target = torch.zeros(3, 1, 4, 4)
+    target[:, :, 2:] = 1.0
+    image = target * torch.tensor([1.0, 0.5, 0.0]).reshape(3, 1, 1, 1)
+    assert metrics.sharpness(image, target).tolist() == [1.0, 0.5, 0.0]
+    # A blurred edge has the same sum of steps; noise adds to it.
+    noisy = target.clone()
+    noisy[0, 0, 0, 0] = 0.25  # two more steps of a quarter over four of 1
+    assert metrics.sharpness(noisy, target)[0].item() == 1.125
+    assert metrics.sharpness(target, torch.zeros_like(target)).isinf().all()
+    with pytest.raises(ValueError, match="image: expected shape"):
+        metrics.sharpness(torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 4))
+
+
 def test_ari_by_hand():
     # Contingency [[2, 1], [0, 1]]: index 1, A = 3, B = 2, C(4) = 6, expected 1.
     labels, truth = torch.tensor([[0, 0, 0, 1]]), torch.tensor([[5, 5, 7, 7]])

@@ -43,8 +43,8 @@ class Stub:
         visual = VisualTokens(tokens, occupied, SimpleNamespace(labels=labels), (2, 2))
         return visual, pixels + self.error
 
-    def similarity(self, visual, words):
-        return SIMILARITY[visual.tokens[:, 0, 0].long()][:, words[:, 0, 0] - 1]
+    def similarity(self, tokens, occupied, words):
+        return SIMILARITY[tokens[:, 0, 0].long()][:, words[:, 0, 0] - 1]
 
 
 def collate(samples):
@@ -80,6 +80,7 @@ def test_figures_by_hand(batch_size):
     expected = {
         "psnr": 20,
         "tokens": 3,
+        "sharpness": None,  # of flat pictures
         "fg_ari": (1 + 1 + torn) / 3,
         # One cluster of 4 lies in that object of 6.
         "best_overlap_iou": (1 + 1 + (1 + 1 + 4 / 6) / 3) / 3,
@@ -103,7 +104,7 @@ def test_what_is_not_defined_is_null_in_json():
 
 
 def test_figures_that_need_masks_or_texts_are_left_out():
-    always = {"psnr", "tokens"}
+    always = {"psnr", "tokens", "sharpness"}
     retrieval = {"recall_at_1", "recall_at_1_chance"}
     masks = [None, None, None]
     assert evaluate(Stub(), collate, samples(masks), 2).keys() == always | retrieval

@@ -91,7 +91,9 @@ def test_contrastive_loss_from_similarities(build):
     batch = batch_of(stage)
     with torch.no_grad():
         visual, _ = stage.setok(batch["pixels"])
-        logits = stage.similarity(visual, batch["words"]).double().numpy() / 0.07
+        logits = (
+            stage.similarity(visual.tokens, visual.occupied, batch["words"]).double().numpy() / 0.07
+        )
         loss = stage(batch)["contrastive"].item()
     own = np.diag(logits)
     rows = np.log(np.exp(logits).sum(1)) - own
