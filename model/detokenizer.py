@@ -7,14 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setokim.attention import Block
-from setokim.positions import grid_positions, sincos_encoding, wave_encoding
+from setokim.positions import grid_positions, sincos_encoding, wave_encoding, wave_taper
 
 
 class Detokenizer(nn.Module):
     """Learned queries on a grid read the tokens and become patches of pixels.
 
     The first layers attend to the tokens, as a Q-Former does, the others are those of a vision
-    transformer. A larger picture takes a larger grid: queries are interpolated, positions computed.
+    transformer. What they draw lies on a ground of flat colours, one of each token, mixed in every
+    pixel by the tokens' outlines: edges are as sharp as outlines are, not as patches. A larger
+    picture takes a larger grid: queries are interpolated, positions computed.
 
     Args:
         token_dim: of the tokens.
@@ -53,6 +55,10 @@ class Detokenizer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.to_pixels = nn.Linear(width, 3 * patch_size**2)
+        # How much each wave counts: less the shorter it is at first, or edges would ring.
+        self.emphasis = nn.Parameter(wave_taper(outline_dim))
+        # Of each token: its colour, how much its outline counts, and it for itself.
+        self.to_ground = nn.Linear(token_dim, 5)
 
     def forward(
         self, tokens: Tensor, occupied: Tensor, size: tuple[int, int] | None = None
@@ -87,15 +93,30 @@ class Detokenizer(nn.Module):
         patches = patches.unflatten(-1, (3, p, p))  # (B, rows, columns, 3, p, p)
         pixels = patches.permute(0, 3, 1, 4, 2, 5).flatten(2, 3).flatten(-2)
         # The last row and column of patches reach beyond a size that is no multiple of p.
-        return pixels[..., : size[0], : size[1]]
+        return pixels[..., : size[0], : size[1]] + self._ground(tokens, context, occupied, size)
 
     def _biases(self, tokens: Tensor, context: Tensor, places: Tensor) -> list[Tensor]:
         """(B, heads, N, R) for each layer that attends to the tokens: is this place the token's?"""
-        waves = wave_encoding(places, self.outline_dim).to(tokens.dtype)  # (N, outline)
-        here = tokens[..., -self.outline_dim :] @ waves.T  # (B, R, N)
+        here = self._here(tokens, places)
         heed = self.heed(context).unflatten(-1, (len(self.cross), 2, self.heads))
         gain, own = heed.permute(2, 3, 0, 4, 1)[..., None].unbind(1)  # (layers, B, heads, R, 1)
         return [(g.exp() * here[:, None] + o).mT for g, o in zip(gain, own, strict=True)]
+
+    def _ground(
+        self, tokens: Tensor, context: Tensor, occupied: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        """(B, 3, height, width), the tokens' colours mixed by their outlines."""
+        colour, gain, own = self.to_ground(context).split((3, 1, 1), -1)  # (B, R, 3 | 1 | 1)
+        here = self._here(tokens, grid_positions(*size, tokens.device))  # (B, R, pixels)
+        scores = (gain.exp() * here + own).masked_fill(~occupied[..., None], -torch.inf)
+        # Without any token the softmax is over nothing.
+        share = scores.softmax(1).masked_fill(~occupied[..., None], 0)
+        return (colour.mT @ share).unflatten(-1, size)
+
+    def _here(self, tokens: Tensor, places: Tensor) -> Tensor:
+        """(B, R, N), whether each of N places is in the outline of each token."""
+        waves = wave_encoding(places, self.outline_dim).to(tokens.dtype)  # (N, outline)
+        return tokens[..., -self.outline_dim :] @ (waves * self.emphasis).T
 
     @property
     def last_layer(self) -> nn.Parameter:

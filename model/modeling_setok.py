@@ -18,7 +18,7 @@ from setokim.detokenizer import Detokenizer
 from setokim.encoders import HFVisionEncoder, PatchStatisticsEncoder
 from setokim.images import ImageProcessor
 from setokim.merger import TokenMerger
-from setokim.positions import grid_positions
+from setokim.positions import grid_positions, wave_taper
 from setokim.processing_setok import SetokProcessor
 
 
@@ -187,6 +187,7 @@ class SetokModel(PreTrainedModel):
         # Linear and LayerNorm keep torch's own; the encoder initialises itself.
         if isinstance(module, Detokenizer):
             module.queries.normal_(std=0.02)
+            module.emphasis.copy_(wave_taper(module.outline_dim))
         elif isinstance(module, (nn.Linear, nn.LayerNorm)):
             module.reset_parameters()
 

@@ -66,6 +66,12 @@ def wave_encoding(positions: Tensor, width: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], -1)
 
 
+def wave_taper(width: int) -> Tensor:
+    """A Gaussian over the waves of `wave_encoding`, (width,) float32: from 1 down to exp(-2)."""
+    squares = torch.tensor(_longest_waves(width // 2)).square().sum(1).float()  # (width / 2,)
+    return torch.exp(-2 * squares / squares[-1]).repeat(2)
+
+
 @functools.lru_cache
 def _longest_waves(number: int) -> list[tuple[int, int]]:
     """Half periods over the picture in both directions, every wave once, the longest first."""

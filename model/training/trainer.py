@@ -59,7 +59,7 @@ class Trainer:
     """
 
     def __init__(self, settings: Settings, out: Path, resume: bool = False):
-        self.settings, self.out = settings, out
+        self.settings, self.out, self.commit = settings, out, _commit()
         checkpoint = latest_checkpoint(out)
         if checkpoint is not None and not resume:
             raise ValueError(f"out: expected a folder without checkpoints, got {out}; resume it?")
@@ -135,7 +135,7 @@ class Trainer:
             "seconds": time.monotonic() - started,
             "steps": self.step,
             "seed": settings.seed,
-            "commit": _commit(),
+            "commit": self.commit,
         }
         if self.main:
             self._export(metrics)

@@ -11,6 +11,7 @@ from transformers import AutoModel, SiglipVisionConfig, SiglipVisionModel
 import setok_kernels as sk
 from setokim import ImageProcessor, SetokConfig, SetokModel, SetokProcessor
 from setokim.detokenizer import Detokenizer
+from setokim.positions import grid_positions, wave_encoding
 
 SMALL = dict(
     grid=(8, 8),
@@ -205,8 +206,31 @@ class TestDetokenizer:
         with torch.no_grad():
             detokenizer.to_pixels.weight.zero_()
             detokenizer.to_pixels.bias.copy_(torch.arange(48.0))
+            detokenizer.to_ground.weight[:3] = detokenizer.to_ground.bias[:3] = 0
         pixels = detokenizer(torch.randn(1, 1, 8), torch.ones(1, 1, dtype=torch.bool))
         assert torch.equal(pixels[0, :, 4:8, 8:12], torch.arange(48.0).reshape(3, 4, 4))
+
+    def test_the_ground_is_where_the_outlines_are(self):
+        """Two tokens, of the left and of the right half, black and white."""
+        torch.manual_seed(0)
+        drawing = Detokenizer(40, 32, 16, 2, 1, 1, grid=(4, 4), patch_size=4)
+        places = grid_positions(8, 8)
+        waves = wave_encoding(places, 32)
+        tokens = torch.zeros(1, 2, 40)
+        for row, half in enumerate((places[:, 1] < 0.5, places[:, 1] > 0.5)):
+            tokens[0, row, -32:] = waves[half].mean(0)
+        tokens[0, 1, 0] = 1.0
+        with torch.no_grad():
+            drawing.to_pixels.weight.zero_()
+            drawing.to_pixels.bias.zero_()
+            drawing.norm_tokens = torch.nn.Identity()
+            drawing.to_ground.weight.zero_()
+            drawing.to_ground.bias.zero_()
+            drawing.to_ground.weight[:3, 0] = 1.0
+            drawing.to_ground.bias[3] = 3.0
+            both = torch.ones(1, 2, dtype=torch.bool)
+            pixels = drawing(tokens, both)[0, 0]
+        assert (pixels[:, :7] < 0.05).all() and (pixels[:, 9:] > 0.95).all()
 
 
 def test_ragged_tokens_of_the_wrong_width(model):
