@@ -16,21 +16,11 @@ from rich.console import Console
 from rich.progress import track
 from skimage import data
 
+from setok_bench.pipeline import PHOTOGRAPHS
 from setok_kernels import ClusterConfig
 from setok_kernels.cli.cluster import make_method, summarise, summary_table
 from setok_kernels.cli.draw import draw_contact_sheet
 from setok_kernels.cli.pictures import process_files
-
-PHOTOGRAPHS = (
-    "astronaut",
-    "camera",
-    "chelsea",
-    "clock",
-    "coffee",
-    "hubble_deep_field",
-    "retina",
-    "rocket",
-)
 
 
 def save_photographs(folder: Path) -> list[Path]:

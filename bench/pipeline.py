@@ -23,6 +23,7 @@ from setok_kernels import testing
 PATCH = 14
 # Of a question beside the picture.
 TEXT_TOKENS = 64
+# Of skimage.data, public domain or CC0.
 PHOTOGRAPHS = (
     "astronaut",
     "camera",
