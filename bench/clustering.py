@@ -15,6 +15,8 @@ from setok_kernels.dispatch import select_backend
 
 # The kind of device that each backend of ours is for.
 BACKENDS = {"cpp": ("cpu",), "triton": ("cuda",), "reference": ("cpu", "cuda")}
+# The kernels of ours on each kind of device. "auto" would leave out those in Triton.
+OURS = {"cpu": "cpp", "cuda": "triton"}
 
 
 def backend_contender(name: str, make, check) -> Contender:
@@ -93,7 +95,7 @@ CLUSTER_BACKWARD = Entry(
         *backend_contenders(make_backward, checks.check_gradients),
         Contender(
             "forward",
-            lambda case: make_cluster(case, "triton" if case.device.type == "cuda" else "cpp"),
+            lambda case: make_cluster(case, OURS[case.device.type]),
             checks.check_clusters,
             "yardstick",
             work=work.cluster_tokens,

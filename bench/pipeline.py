@@ -15,6 +15,7 @@ from torch import nn
 
 import setok_kernels as sk
 from setok_bench import work
+from setok_bench.clustering import OURS
 from setok_bench.registry import Case, Contender, Entry, Unavailable
 from setok_bench.timing import Call
 from setok_bench.work import Shape, Work
@@ -119,6 +120,11 @@ def _encode(case: Case):
     return encode
 
 
+def _cluster(case: Case):
+    backend, config = OURS[case.device.type], case.config
+    return lambda features: sk.cluster_tokens(features, config, backend=backend)
+
+
 def make_encoder(case: Case) -> Call:
     """The encoder alone."""
     return _encode(case)
@@ -134,17 +140,17 @@ def check_features(case: Case, features) -> None:
 
 def make_clusters(case: Case) -> Call:
     """The clustering of the encoder's features, without the encoder."""
-    features, config = _encode(case)().clone(), case.config
-    return lambda: (features, sk.cluster_tokens(features, config))
+    features, cluster = _encode(case)().clone(), _cluster(case)
+    return lambda: (features, cluster(features))
 
 
 def make_encoder_and_clusters(case: Case) -> Call:
     """Encoder and clustering, one after the other."""
-    encode, config = _encode(case), case.config
+    encode, cluster = _encode(case), _cluster(case)
 
     def call():
         features = encode()
-        return features, sk.cluster_tokens(features, config)
+        return features, cluster(features)
 
     return call
 
