@@ -14,7 +14,7 @@ from setokim.training.evaluation import evaluate
 from setokim.training.settings import load_settings
 from setokim.training.stage1 import Stage1, Stage1Collator
 
-FIGURES = ["psnr", "tokens", "fg_ari", "best_overlap_iou", "token_object_correlation"]
+FIGURES = ["psnr", "tokens", "sharpness", "fg_ari", "best_overlap_iou", "token_object_correlation"]
 FIGURES += ["recall_at_1", "recall_at_1_chance"]
 
 

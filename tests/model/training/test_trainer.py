@@ -137,7 +137,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path, train):
     settings = ("steps=5", "accumulation=2")
     done = run_in_processes(tmp_path, tmp_path / "two", *settings, "batch_size=2", world=2)
     assert done.returncode == 0, done.stderr
-    assert "process 1: all 20 samples tried could be read" in done.stdout
+    assert "process 1, data: all 20 samples tried could be read" in done.stdout
     train("one", *settings, "batch_size=4")
     pairs = zip(losses_of(tmp_path / "two"), losses_of(tmp_path / "one"), strict=True)
     for two, one in pairs:
