@@ -14,7 +14,7 @@ avx2_flags := -march=x86-64-v3
 sanitized_env := ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)"
 
-.PHONY: demo stage1 test lint format bench bench-docs compile-report mutants clean test-threads $(NATIVE_BUILDS:%=test-%)
+.PHONY: demo stage1 small-world test lint format bench bench-docs compile-report mutants clean test-threads $(NATIVE_BUILDS:%=test-%)
 
 demo: $(INSTALLED)
 	$(BIN)/python bench/demo.py --out demo_out
@@ -37,6 +37,12 @@ format: $(INSTALLED)
 
 stage1: $(INSTALLED)
 	$(BIN)/setok train --config model/configs/stage1_tiny.yaml --out runs/tiny
+
+# Stages 1 to 3 at small scale, each from the model of the one before, and their figures.
+small-world: $(INSTALLED)
+	$(BIN)/setok train --config model/configs/stage1_small_world.yaml --out runs/small-world/stage1
+	$(BIN)/setok train --config model/configs/stage2_tiny.yaml --out runs/small-world/stage2
+	$(BIN)/setok train --config model/configs/stage3_tiny.yaml --out runs/small-world/stage3
 
 # Clones of the peers below PEER_ROOT are measured too: make bench PEER_ROOT=clones
 bench: $(INSTALLED)

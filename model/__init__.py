@@ -1,4 +1,4 @@
-"""The SeTokim pipeline: vision encoders, and SeTok itself, from pictures to tokens and back.
+"""The SeTokim pipeline: vision encoders, SeTok itself, and the language model on top of it.
 
 Names that need transformers are loaded when first used, so that `setok cluster` does without.
 """
@@ -15,8 +15,11 @@ from setokim.images import ImageProcessor, UnreadableImageError, find_images, lo
 
 if TYPE_CHECKING:
     from setokim.configuration_setok import SetokConfig
+    from setokim.configuration_setokim import SetokimConfig
     from setokim.modeling_setok import SetokModel, VisualTokens
+    from setokim.modeling_setokim import SetokimModel
     from setokim.processing_setok import SetokProcessor
+    from setokim.processing_setokim import SetokimProcessor
 
 __all__ = [
     "HFVisionEncoder",
@@ -25,6 +28,9 @@ __all__ = [
     "SetokConfig",
     "SetokModel",
     "SetokProcessor",
+    "SetokimConfig",
+    "SetokimModel",
+    "SetokimProcessor",
     "UnreadableImageError",
     "VisionEncoder",
     "VisualTokens",
@@ -37,6 +43,9 @@ _LAZY = {
     "SetokConfig": "configuration_setok",
     "SetokModel": "modeling_setok",
     "SetokProcessor": "processing_setok",
+    "SetokimConfig": "configuration_setokim",
+    "SetokimModel": "modeling_setokim",
+    "SetokimProcessor": "processing_setokim",
     "VisualTokens": "modeling_setok",
 }
 

@@ -2,9 +2,89 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+# Sets of one group differ in size by less than this factor. Smaller ones pad less but make more
+# groups, whose calls cost more than the padding saves.
+_GROUP_FACTOR = 1.25
+
+
+@dataclass(frozen=True, eq=False)
+class SetsBySize:
+    """Tokens set by set, sets of about one size side by side, for attention without an N² mask.
+
+    A set is padded to the longest of its group with copies of its first token, which nothing sees.
+    The lengths are read on the host.
+
+    Attributes:
+        tokens: (P,) int64, the token at each of P places, as an index into all B · N.
+        places: (B · N,) int64, the place of each token plus 1; 0 for tokens in no set.
+        shape: B and N.
+        present: of each group, (sets, longest) bool: places that are no padding.
+    """
+
+    tokens: Tensor
+    places: Tensor
+    shape: tuple[int, int]
+    present: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, labels: Tensor, rows: int) -> SetsBySize:
+        """Sets from labels.
+
+        Args:
+            labels: (B, N) int64 below `rows`: tokens of an image with the same label are a set;
+                -1 is in none.
+            rows: more than any label.
+        """
+        batch, device = labels.shape[0], labels.device
+        image = torch.arange(batch, device=device)[:, None]
+        key = torch.where(labels < 0, batch * rows, image * rows + labels).flatten()  # (B · N,)
+        order = key.sort(stable=True).indices
+        sizes = torch.bincount(key, minlength=batch * rows + 1)[:-1]  # (B · rows,)
+        start = sizes.cumsum(0) - sizes
+        ascending = sizes.sort(stable=True).indices
+        ascending = ascending[sizes[ascending] > 0]
+        level = (sizes[ascending].log() / math.log(_GROUP_FACTOR)).floor()
+        members = level.unique_consecutive(return_counts=True)[1].tolist()
+        tokens, present = [order[:0]], []
+        for group in ascending.split(members):
+            own, longest = sizes[group, None], int(sizes[group[-1]])
+            place = torch.arange(longest, device=device)
+            present.append(place < own)  # (sets, longest)
+            # Copies of its own token: what is not finite elsewhere stays out of the set.
+            tokens.append(order[start[group, None] + place.where(present[-1], 0)].flatten())
+        tokens = torch.cat(tokens)
+        real = torch.cat([key[:0].bool(), *(group.flatten() for group in present)]).nonzero()[:, 0]
+        places = torch.zeros_like(key)
+        places[tokens[real]] = real + 1
+        return cls(tokens, places, tuple(labels.shape), tuple(present))
+
+    def lay_out(self, x: Tensor) -> Tensor:
+        """(B, N, width) to (1, P, width)."""
+        return x.flatten(0, 1).index_select(0, self.tokens)[None]
+
+    def take_back(self, x: Tensor) -> Tensor:
+        """(1, P, width) to (B, N, width), 0 for tokens in no set: the inverse of `lay_out`."""
+        padded = F.pad(x.squeeze(0), (0, 0, 1, 0))
+        return padded.index_select(0, self.places).unflatten(0, self.shape)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention within sets, of (1, heads, P, d) each; the same shape."""
+        sizes = [group.numel() for group in self.present]
+        parts = [query[:, :, :0]]
+        for group, *qkv in zip(
+            self.present, *(x.split(sizes, 2) for x in (query, key, value)), strict=True
+        ):
+            own = (x.squeeze(0).unflatten(1, group.shape).transpose(0, 1) for x in qkv)
+            seen = F.scaled_dot_product_attention(*own, attn_mask=group[:, None, None])
+            parts.append(seen.transpose(0, 1).flatten(1, 2)[None])
+        return torch.cat(parts, 2)
 
 
 class SetAttention(nn.Module):
@@ -29,23 +109,23 @@ class SetAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(
-        self, x: Tensor, context: Tensor, allowed: Tensor, bias: Tensor | None = None
+        self, x: Tensor, context: Tensor, allowed: Tensor | SetsBySize, bias: Tensor | None = None
     ) -> Tensor:
         """Attends.
 
         Args:
             x: (B, N, width) queries.
             context: (B, M, context_width).
-            allowed: (B, N, M) or (B, 1, M) bool; a query that may see nothing gets 0.
-            bias: (B, heads, N, M) added to the scores, or None.
+            allowed: (B, N, M) or (B, 1, M) bool; a query that may see nothing gets 0. Or sets, by
+                which `x` and `context` are laid out.
+            bias: (B, heads, N, M) added to the scores where `allowed` is a tensor, or None.
 
         Returns:
             (B, N, width).
         """
-        split = (self.heads, x.shape[-1] // self.heads)
-        query = self.query(x).unflatten(-1, split).transpose(1, 2)  # (B, heads, N, d)
-        key, value = self.key_value(context).unflatten(-1, (2, *split)).unbind(-3)
-        key, value = key.transpose(1, 2), value.transpose(1, 2)  # (B, heads, M, d)
+        query, key, value = self._project(x, context)
+        if isinstance(allowed, SetsBySize):
+            return self.out(allowed.attend(query, key, value).transpose(1, 2).flatten(-2))
         # A softmax over nothing is NaN, on its way back too: such a query sees everything, and what
         # it saw is dropped.
         blind = ~allowed.any(-1, keepdim=True)
@@ -55,6 +135,19 @@ class SetAttention(nn.Module):
         seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         seen = seen.transpose(1, 2).flatten(-2).masked_fill(blind, 0)
         return self.out(seen)
+
+    def weights(self, x: Tensor, context: Tensor) -> Tensor:
+        """(B, heads, N, M) float32, how much each query takes of what; for all that is allowed."""
+        query, key, _ = self._project(x, context)
+        scores = query @ key.mT / math.sqrt(query.shape[-1])
+        return scores.float().softmax(-1)
+
+    def _project(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, heads, N, d), keys and values (B, heads, M, d)."""
+        split = (self.heads, x.shape[-1] // self.heads)
+        query = self.query(x).unflatten(-1, split).transpose(1, 2)
+        key, value = self.key_value(context).unflatten(-1, (2, *split)).unbind(-3)
+        return query, key.transpose(1, 2), value.transpose(1, 2)
 
 
 class Block(nn.Module):
@@ -84,29 +177,34 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        allowed: Tensor,
+        allowed: Tensor | SetsBySize,
         context: Tensor | None = None,
         context_allowed: Tensor | None = None,
         context_bias: Tensor | None = None,
-    ) -> Tensor:
+        weighed: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """One layer.
 
         Args:
             x: (B, N, width).
-            allowed: (B, N, N) or (B, 1, N) bool, what attends to what.
+            allowed: (B, N, N) or (B, 1, N) bool, what attends to what; or sets, as for
+                `SetAttention`.
             context: (B, M, context_width), the second set.
             context_allowed: (B, N, M) or (B, 1, M) bool.
             context_bias: (B, heads, N, M) added to the scores of the second set, or None.
+            weighed: also give the attention to the second set, all of which is allowed, unbiased.
 
         Returns:
-            (B, N, width).
+            (B, N, width); and where `weighed`, (B, heads, N, M) float32, rows of which sum to 1.
         """
         if self.attend_cross is not None:
             queries = self.norm_cross(x)
             x = x + self.attend_cross(queries, context, context_allowed, context_bias)
         normed = self.norm_self(x)
         x = x + self.attend_self(normed, normed, allowed)
-        return x + self.mlp(self.norm_mlp(x))
+        x = x + self.mlp(self.norm_mlp(x))
+        # Here and not where it is needed: a sharded layer has its weights in its forward pass only.
+        return (x, self.attend_cross.weights(queries, context)) if weighed else x
 
 
 def same_cluster(labels: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from setok_kernels import ClusterConfig
 from setok_kernels.config import LEARNABLE
 from setokim.encoders import PATCH_STATISTICS
 
+TOKENS = ("clusters", "grid", "queries", "patches")
+
 
 class SetokConfig(PretrainedConfig):
     """Everything that `SetokModel` is built from; nothing in it points to another file.
@@ -23,13 +25,19 @@ class SetokConfig(PretrainedConfig):
         encoder_trainable: with "hf", whether the encoder gets gradients.
         grid: rows and columns of patches; None for the encoder's own.
         patch_size: with "patch-statistics", side of a patch in pixels.
-        cluster: fields of `ClusterConfig` that differ from its defaults.
+        tokens: what a token stands for: "clusters" of patches; cells of a "grid" laid over them;
+            what learned "queries" read in them, as a Q-Former does; or the "patches" themselves.
+        token_grid: with tokens="grid", rows and columns of cells, at most those of the patches.
+        num_queries: with tokens="queries", how many.
+        cluster: fields of `ClusterConfig` that differ from its defaults. This and the next two are
+            of tokens="clusters"; with others nothing reads them.
         learnable: which of bandwidth, beta, temperature and offset learn.
         position_weight: of a patch's position beside its features when it is clustered: the mean
             squared distance of two patches in their places, over that in their features.
         width: of the merger's transformers.
         heads: of all attention.
-        intra_layers: layers within clusters.
+        intra_layers: layers within clusters or cells, or of queries that read, at least 1 then;
+            patches have none.
         inter_layers: layers between the tokens of an image.
         token_dim: of the visual tokens.
         outline_dim: of these, how many say where the patches of the token lie; even.
@@ -53,6 +61,9 @@ class SetokConfig(PretrainedConfig):
         encoder_trainable: bool = False,
         grid: tuple[int, int] | None = None,
         patch_size: int = 14,
+        tokens: str = "clusters",
+        token_grid: tuple[int, int] | None = None,
+        num_queries: int | None = None,
         cluster: dict[str, Any] | None = None,
         learnable: tuple[str, ...] = (),
         position_weight: float = 0.0,
@@ -83,6 +94,9 @@ class SetokConfig(PretrainedConfig):
         self.encoder_trainable = encoder_trainable
         self.grid = None if grid is None else list(grid)
         self.patch_size = patch_size
+        self.tokens = tokens
+        self.token_grid = None if token_grid is None else list(token_grid)
+        self.num_queries = num_queries
         self.cluster = dict(cluster or {})
         self.learnable = list(learnable)
         self.position_weight = position_weight
@@ -117,6 +131,7 @@ class SetokConfig(PretrainedConfig):
                 "encoder_config: expected a dict with encoder='hf' and None otherwise, "
                 f"got {self.encoder_config!r}"
             )
+        self._check_tokens()
         known = [field.name for field in dataclasses.fields(ClusterConfig)]
         for name in self.cluster:
             if name not in known:
@@ -144,3 +159,37 @@ class SetokConfig(PretrainedConfig):
             raise ValueError(
                 f"decoder_grid: expected two numbers of at least 1, got {self.decoder_grid}"
             )
+
+    def _check_tokens(self) -> None:
+        if self.tokens not in TOKENS:
+            raise ValueError(f"tokens: expected one of {', '.join(TOKENS)}, got {self.tokens!r}")
+        for name, kind in (("token_grid", "grid"), ("num_queries", "queries")):
+            value = getattr(self, name)
+            if (self.tokens == kind) != (value is not None):
+                raise ValueError(
+                    f"{name}: expected a value with tokens={kind!r} and None otherwise, "
+                    f"got {value!r} with tokens={self.tokens!r}"
+                )
+        if self.token_grid is not None:
+            if len(self.token_grid) != 2 or not all(map(_is_count, self.token_grid)):
+                raise ValueError(
+                    f"token_grid: expected two whole numbers of at least 1, got {self.token_grid}"
+                )
+            if self.grid is not None and any(
+                cells > patches for cells, patches in zip(self.token_grid, self.grid, strict=True)
+            ):
+                raise ValueError(
+                    f"token_grid: expected at most grid={self.grid}, got {self.token_grid}"
+                )
+        if self.num_queries is not None and not _is_count(self.num_queries):
+            raise ValueError(
+                f"num_queries: expected a whole number of at least 1, got {self.num_queries!r}"
+            )
+        if self.tokens == "queries" and self.intra_layers < 1:
+            raise ValueError(
+                f"intra_layers: expected at least 1 with tokens='queries', got {self.intra_layers}"
+            )
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1

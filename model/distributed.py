@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 def world_size() -> int:
@@ -53,6 +54,21 @@ def mean_over_ranks(x: Tensor) -> Tensor:
         dist.all_reduce(total)
         total /= world_size()
     return total
+
+
+def own_part(x: Tensor) -> Tensor:
+    """What this process has of a distributed tensor, sharing its memory; others are returned."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+@torch.no_grad()
+def whole(x: Tensor) -> Tensor:
+    """All of a distributed tensor, for which all ranks must ask; others are returned as they are.
+
+    Returns:
+        A tensor of `x`'s shape; carries no gradient.
+    """
+    return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def sizes_over_ranks(sizes: Sequence[int], device: torch.device) -> list[tuple[int, ...]]:

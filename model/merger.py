@@ -1,4 +1,4 @@
-"""From clustered patches to one token per cluster (the token merger of SeTok)."""
+"""From parts of a picture to one token each (the token merger of SeTok)."""
 
 from __future__ import annotations
 
@@ -7,16 +7,59 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setok_kernels import Clusters
-from setokim.attention import Block, same_cluster
+from setokim.attention import Block, SetsBySize, same_cluster
+from setokim.partitions import Parts, Readings
 from setokim.positions import grid_positions, sincos_encoding, wave_encoding
 
 
-class TokenMerger(nn.Module):
+class _Merger(nn.Module):
+    """What all mergers end with: content and outline become tokens that attend to each other."""
+
+    def _add_ending(
+        self,
+        width: int,
+        token_dim: int,
+        outline_dim: int,
+        heads: int,
+        layers: int,
+        mlp_ratio: float,
+    ) -> None:
+        # Not in a constructor: the order of the layers decides what random weights they get.
+        self.width, self.outline_dim = width, outline_dim
+        self.norm_mean = nn.LayerNorm(width)
+        # What the part is made of, and where its patches lie.
+        self.project_mean = nn.Linear(width + outline_dim + 1, width)
+        self.inter = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(layers))
+        self.norm_out = nn.LayerNorm(width)
+        self.project_out = nn.Linear(width, token_dim - outline_dim)
+
+    def _end(
+        self, mean: Tensor, outline: Tensor, area: Tensor, occupied: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens (B, R, token_dim), and `occupied`.
+
+        Args:
+            mean: (B, R, width) content.
+            outline: (B, R, outline_dim) mean of the waves of its patches.
+            area: (B, R, 1) share of the picture.
+            occupied: (B, R) bool, the rows that are there.
+        """
+        # An outline of unit length for a part of any size; the area says what it was.
+        outline = outline / outline.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+        tokens = self.project_mean(torch.cat([mean, outline, area.clamp(min=1e-6).log()], -1))
+        for block in self.inter:
+            tokens = block(tokens, occupied[:, None])
+        tokens = torch.cat([self.project_out(self.norm_out(tokens)), outline], -1)
+        return tokens.masked_fill(~occupied[..., None], 0), occupied
+
+
+class TokenMerger(_Merger):
     """Patches of a cluster attend to one another, are averaged, and the means attend to each other.
 
-    Clusters of all images go through one call: attention within clusters is block-diagonal, by a
-    mask, and there is no loop over clusters. The mean is weighted by the tokens' own masks, so that
-    the clustering gets a gradient too.
+    Clusters of all images go through one call, without a loop over them: on a CPU attention within
+    clusters goes by groups of clusters of about the same size. Elsewhere it is block-diagonal, by a
+    mask, as the sizes would have to be waited for. The mean is weighted by the tokens' own masks,
+    so that the clustering gets a gradient too.
 
     Args:
         feature_dim: of the encoder's features.
@@ -41,25 +84,19 @@ class TokenMerger(nn.Module):
         mlp_ratio: float = 4.0,
     ):
         super().__init__()
-        self.width, self.outline_dim = width, outline_dim
         self.norm_in = nn.LayerNorm(feature_dim)
         self.project_in = nn.Linear(feature_dim, width)
         self.intra = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(intra_layers))
-        self.norm_mean = nn.LayerNorm(width)
-        # What the cluster is made of, and where its patches lie.
-        self.project_mean = nn.Linear(width + outline_dim + 1, width)
-        self.inter = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(inter_layers))
-        self.norm_out = nn.LayerNorm(width)
-        self.project_out = nn.Linear(width, token_dim - outline_dim)
+        self._add_ending(width, token_dim, outline_dim, heads, inter_layers, mlp_ratio)
 
     def forward(
-        self, features: Tensor, clusters: Clusters, grid: tuple[int, int]
+        self, features: Tensor, clusters: Clusters | Parts, grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
         """Merges.
 
         Args:
             features: (B, N, feature_dim).
-            clusters: of these N patches, padded layout.
+            clusters: of these N patches, padded layout; or other parts.
             grid: (H, W) with H · W = N.
 
         Returns:
@@ -70,27 +107,106 @@ class TokenMerger(nn.Module):
         places = grid_positions(*grid, features.device)  # (N, 2)
         position = sincos_encoding(places, self.width)  # (N, width)
         x = self.project_in(self.norm_in(features)) + position.to(features.dtype)
-        together = same_cluster(clusters.labels)
-        for block in self.intra:
-            x = block(x, together)
+        x = self._within(x, clusters, by_size=x.device.type == "cpu")
         share = self.membership(clusters).to(x.dtype)  # (B, R, N)
         mean = share @ self.norm_mean(x)  # (B, R, width)
         outline = share @ wave_encoding(places, self.outline_dim).to(x.dtype)  # (B, R, outline)
         area = clusters.sizes()[..., None].to(x.dtype) / x.shape[1]
-        # An outline of unit length for a cluster of any size; the area says what it was.
-        outline = outline / outline.norm(dim=-1, keepdim=True).clamp(min=1e-6)
-        tokens = self.project_mean(torch.cat([mean, outline, area.clamp(min=1e-6).log()], -1))
-        occupied = clusters.occupied()
-        for block in self.inter:
-            tokens = block(tokens, occupied[:, None])
-        tokens = torch.cat([self.project_out(self.norm_out(tokens)), outline], -1)
-        return tokens.masked_fill(~occupied[..., None], 0), occupied
+        return self._end(mean, outline, area, clusters.occupied())
+
+    def _within(self, x: Tensor, clusters: Clusters | Parts, by_size: bool) -> Tensor:
+        """Patches (B, N, width) after the layers within clusters."""
+        if not by_size:
+            together = same_cluster(clusters.labels)
+            for block in self.intra:
+                x = block(x, together)
+            return x
+        sets = SetsBySize.of(clusters.labels, clusters.num_rows)
+        x = sets.lay_out(x)
+        for block in self.intra:
+            x = block(x, sets)
+        return sets.take_back(x)
 
     @staticmethod
-    def membership(clusters: Clusters) -> Tensor:
+    def membership(clusters: Clusters | Parts) -> Tensor:
         """(B, R, N) share of each patch in the mean of its label's row; rows in use sum to 1."""
         rows = clusters.num_rows
         member = F.one_hot(clusters.labels.clamp(min=0), rows).mT  # (B, R, N)
         weight = clusters.masks * member * (clusters.labels >= 0)[:, None]
         # The largest of R masks that sum to 1 is at least 1 / R.
         return weight / weight.sum(-1, keepdim=True).clamp(min=0.5 / rows)
+
+
+class PatchMerger(_Merger):
+    """`TokenMerger` for parts of one patch each, which have nothing to attend to within.
+
+    Args:
+        feature_dim: of the encoder's features.
+        width: of the transformer.
+        token_dim: of the tokens that leave; the last `outline_dim` of it are the outline.
+        outline_dim: numbers that say where a patch lies, less than `token_dim`.
+        heads: number of heads.
+        inter_layers: layers between the tokens of an image.
+        mlp_ratio: width of the MLPs over `width`.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        width: int,
+        token_dim: int,
+        outline_dim: int,
+        heads: int,
+        inter_layers: int,
+        mlp_ratio: float = 4.0,
+    ):
+        super().__init__()
+        self.norm_in = nn.LayerNorm(feature_dim)
+        self.project_in = nn.Linear(feature_dim, width)
+        self._add_ending(width, token_dim, outline_dim, heads, inter_layers, mlp_ratio)
+
+    def forward(
+        self, features: Tensor, parts: Parts, grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens (B, N, token_dim) of features (B, N, feature_dim), and that all are there."""
+        places = grid_positions(*grid, features.device)  # (N, 2)
+        position = sincos_encoding(places, self.width)  # (N, width)
+        x = self.project_in(self.norm_in(features)) + position.to(features.dtype)
+        outline = wave_encoding(places, self.outline_dim).to(x.dtype).expand(x.shape[0], -1, -1)
+        area = x.new_full((*x.shape[:2], 1), 1 / x.shape[1])
+        return self._end(self.norm_mean(x), outline, area, parts.occupied())
+
+
+class QueryMerger(_Merger):
+    """The end of `TokenMerger` for what learned queries have read.
+
+    Args:
+        width: of the queries and of the transformer.
+        token_dim: of the tokens that leave; the last `outline_dim` of it are the outline.
+        outline_dim: numbers that say where a query looks, less than `token_dim`.
+        heads: number of heads.
+        inter_layers: layers between the tokens of an image.
+        mlp_ratio: width of the MLPs over `width`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        token_dim: int,
+        outline_dim: int,
+        heads: int,
+        inter_layers: int,
+        mlp_ratio: float = 4.0,
+    ):
+        super().__init__()
+        self._add_ending(width, token_dim, outline_dim, heads, inter_layers, mlp_ratio)
+
+    def forward(
+        self, features: Tensor, parts: Readings, grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens (B, R, token_dim) of what was read, and that all are there."""
+        mean = self.norm_mean(parts.states)
+        waves = wave_encoding(grid_positions(*grid, features.device), self.outline_dim)
+        outline = parts.share.to(mean.dtype) @ waves.to(mean.dtype)  # (B, R, outline)
+        area = parts.masks.mean(-1, keepdim=True).to(mean.dtype)
+        return self._end(mean, outline, area, parts.occupied())

@@ -11,41 +11,95 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from setok_kernels import Clusters, Packed, TokenClustering
+from setok_kernels import Clusters, Packed
 from setok_kernels.layout import pad, valid_tokens
 from setokim.configuration_setok import SetokConfig
 from setokim.detokenizer import Detokenizer
 from setokim.encoders import HFVisionEncoder, PatchStatisticsEncoder
 from setokim.images import ImageProcessor
-from setokim.merger import TokenMerger
-from setokim.positions import grid_positions, wave_taper
+from setokim.merger import PatchMerger, QueryMerger, TokenMerger
+from setokim.partitions import (
+    ClusterPartition,
+    GridPartition,
+    Parts,
+    PatchPartition,
+    QueryPartition,
+)
+from setokim.positions import wave_taper
 from setokim.processing_setok import SetokProcessor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VisualTokens:
     """Tokens of B images.
 
     Attributes:
-        tokens: (B, R, token_dim) with R = max_clusters + 1; 0 in rows that are nobody's label.
+        tokens: (B, R, token_dim); 0 in rows that are not there. R is max_clusters + 1, or the
+            number of cells, queries or patches.
         occupied: (B, R) bool, the rows that are there.
-        clusters: the clustering behind them: masks, labels, seeds.
+        parts: the clustering behind them, or other parts of the images.
         grid: rows and columns of the patches.
+        features: (B, N, D), what the encoder says of each patch; None for tokens without an
+            encoder.
     """
 
     tokens: Tensor
     occupied: Tensor
-    clusters: Clusters
+    parts: Clusters | Parts
     grid: tuple[int, int]
+    features: Tensor | None = None
+
+    @property
+    def masks(self) -> Tensor:
+        """(B, R, N) float, how much of each patch belongs to each row; a patch's sum to 1."""
+        return self.parts.masks
+
+    @property
+    def labels(self) -> Tensor:
+        """(B, N) int64, the row that each patch belongs to most."""
+        return self.parts.labels
+
+    @property
+    def clusters(self) -> Clusters | None:
+        """The clustering behind the tokens; None where there is none."""
+        return None if isinstance(self.parts, Parts) else self.parts
 
     def pack(self, order: str = "seed") -> Packed:
-        """The tokens one after the other with `cu_seqlens`; waits for the device."""
-        clusters = dataclasses.replace(self.clusters, grid=self.grid)
-        return clusters.pack(self.tokens, order=order)
+        """The tokens one after the other with `cu_seqlens`; waits for the device.
+
+        Args:
+            order: "seed", "raster" or "size", as of `Clusters.pack`. The seed of a row that is no
+                cluster is the patch that belongs to it most.
+        """
+        parts = dataclasses.replace(self.parts, grid=self.grid)
+        return parts.pack(self.tokens, order=order)
+
+    def select(self, index: Tensor) -> VisualTokens:
+        """The tokens of some images, each as often as it is named.
+
+        Args:
+            index: (Q,) int64 or int32, numbers of images.
+
+        Returns:
+            Tokens of Q images; carries gradient.
+
+        Raises:
+            TypeError: `index` is of another dtype.
+            ValueError: it has another shape.
+        """
+        if index.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"index: expected dtype torch.int64 or torch.int32, got {index.dtype}")
+        if index.dim() != 1:
+            raise ValueError(f"index: expected shape (Q,), got {tuple(index.shape)}")
+        return _select(self, index)
 
 
 class SetokModel(PreTrainedModel):
     """Vision encoder, clustering and merger (the tokenizer), and the detokenizer.
+
+    `clustering` says which patches belong together: it turns features (B, N, D) and their grid into
+    `Clusters`, or into `Parts` where the configuration asks for other tokens. `merger` turns
+    features, these and the grid into tokens (B, R, token_dim) and which of them are there (B, R).
 
     Args:
         config: what to build; the weights are random.
@@ -59,17 +113,7 @@ class SetokModel(PreTrainedModel):
     def __init__(self, config: SetokConfig):
         super().__init__(config)
         self.encoder = _build_encoder(config)
-        self.clustering = TokenClustering(config.cluster_config(), tuple(config.learnable))
-        self.merger = TokenMerger(
-            self.encoder.feature_dim,
-            config.width,
-            config.token_dim,
-            config.outline_dim,
-            config.heads,
-            config.intra_layers,
-            config.inter_layers,
-            config.mlp_ratio,
-        )
+        self.clustering, self.merger = _build_tokenizer(config, self.encoder.feature_dim)
         self.detokenizer = Detokenizer(
             config.token_dim,
             config.outline_dim,
@@ -128,9 +172,9 @@ class SetokModel(PreTrainedModel):
         pixels = images if isinstance(images, Tensor) else self.preprocess(images)
         features = self.encoder(pixels.to(self.device))  # (B, H, W, D)
         grid, features = tuple(features.shape[1:3]), features.flatten(1, 2)
-        clusters = self.clustering(self._place(features, grid))
-        tokens, occupied = self.merger(features.to(self.dtype), clusters, grid)
-        return VisualTokens(tokens, occupied, clusters, grid)
+        parts = self.clustering(features, grid)
+        tokens, occupied = self.merger(features.to(self.dtype), parts, grid)
+        return VisualTokens(tokens, occupied, parts, grid, features)
 
     def detokenize(
         self,
@@ -167,27 +211,14 @@ class SetokModel(PreTrainedModel):
         visual = self.tokenize(pixel_values)
         return visual, self.detokenizer(visual.tokens, visual.occupied)
 
-    def _place(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Features (B, N, D), with positions beside them where the configuration gives them weight.
-
-        Positions are scaled so that their mean squared distance over all pairs of patches is
-        `position_weight` times that of the features.
-        """
-        weight = self.config.position_weight
-        if weight == 0:
-            return features
-        place = grid_positions(*grid, features.device)
-        spread = place.var(0, unbiased=False).sum()
-        own = features.detach().float().var(1, unbiased=False).sum(-1)  # (B,)
-        scale = (weight * own / spread.clamp(min=1e-12)).sqrt()
-        return torch.cat([features, (scale[:, None, None] * place).to(features.dtype)], -1)
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # Linear and LayerNorm keep torch's own; the encoder initialises itself.
         if isinstance(module, Detokenizer):
             module.queries.normal_(std=0.02)
             module.emphasis.copy_(wave_taper(module.outline_dim))
+        elif isinstance(module, QueryPartition):
+            module.queries.normal_()
         elif isinstance(module, (nn.Linear, nn.LayerNorm)):
             module.reset_parameters()
 
@@ -200,6 +231,35 @@ def _build_encoder(config: SetokConfig) -> nn.Module:
     processor = ImageProcessor(**config.preprocessor) if config.preprocessor else ImageProcessor()
     return HFVisionEncoder(
         backbone, config.grid, config.encoder_layer, config.encoder_trainable, processor
+    )
+
+
+def _build_tokenizer(config: SetokConfig, feature_dim: int) -> tuple[nn.Module, nn.Module]:
+    """What says which patches belong together, and what makes them tokens."""
+    ends = (config.width, config.token_dim, config.outline_dim, config.heads)
+    layers = (config.intra_layers, config.inter_layers, config.mlp_ratio)
+    if config.tokens == "queries":
+        reading = (config.num_queries, config.width, config.heads, layers[0], config.mlp_ratio)
+        return QueryPartition(feature_dim, *reading), QueryMerger(*ends, *layers[1:])
+    if config.tokens == "patches":
+        return PatchPartition(), PatchMerger(feature_dim, *ends, *layers[1:])
+    if config.tokens == "grid":
+        partition = GridPartition(*config.token_grid)
+    else:
+        learnable = tuple(config.learnable)
+        partition = ClusterPartition(config.cluster_config(), learnable, config.position_weight)
+    return partition, TokenMerger(feature_dim, *ends, *layers)
+
+
+def _select(value, index: Tensor):
+    """Images of everything that has some: of tensors, and of the fields of dataclasses."""
+    if isinstance(value, Tensor):
+        return value.index_select(0, index)
+    if not dataclasses.is_dataclass(value):
+        return value
+    fields = dataclasses.fields(value)
+    return dataclasses.replace(
+        value, **{field.name: _select(getattr(value, field.name), index) for field in fields}
     )
 
 

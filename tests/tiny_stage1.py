@@ -11,9 +11,11 @@ from pathlib import Path
 import torch
 import yaml
 from torch import distributed
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from setokim.training.settings import Settings, load_settings
+from setokim.training.settings import Stage1Settings, load_settings
 from setokim.training.trainer import Trainer
 
 TINY = {
@@ -56,7 +58,7 @@ def tiny_file(folder: Path) -> Path:
     return path
 
 
-def tiny_settings(folder: Path, *overrides: str) -> Settings:
+def tiny_settings(folder: Path, *overrides: str) -> Stage1Settings:
     return load_settings(tiny_file(folder), overrides)
 
 
@@ -65,13 +67,19 @@ def losses_of(out: Path) -> list[dict]:
 
 
 def run_in_processes(
-    folder: Path, out: Path, *overrides: str, world: int = 1, die_at: int = -1
+    folder: Path,
+    out: Path,
+    *overrides: str,
+    world: int = 1,
+    die_at: int = -1,
+    resume: bool = False,
 ) -> subprocess.CompletedProcess:
     """Trains in `world` new processes, which kill themselves in the middle of step `die_at`."""
     launcher = [sys.executable]
     if world > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"]
     script = [__file__, str(tiny_file(folder)), str(out), *overrides]
+    script += ["--resume"] if resume else []
     # Into files: the workers of a killed run hold its pipes for some seconds more.
     files = [folder / "stdout.txt", folder / "stderr.txt"]
     with files[0].open("w") as stdout, files[1].open("w") as stderr:
@@ -104,18 +112,24 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--world", type=int)
     parser.add_argument("--die-at", type=int)
+    parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
     # As the runs that these are compared with.
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)
-    trainer = Mortal(load_settings(arguments.config, arguments.overrides), arguments.out)
+    settings = load_settings(arguments.config, arguments.overrides)
+    trainer = Mortal(settings, arguments.out, arguments.resume)
     trainer.die_at = arguments.die_at
     if arguments.world > 1:
         # `accelerate launch` is known to start one process where two were asked for.
         assert distributed.get_world_size() == arguments.world
         assert trainer.accelerator.num_processes == arguments.world
-        assert isinstance(trainer.stage, DistributedDataParallel)
-        assert isinstance(trainer.discriminator, DistributedDataParallel)
+        if trainer.settings.parallel == "fsdp":
+            assert isinstance(trainer.stage, FSDPModule)
+            assert all(isinstance(p, DTensor) for p in trainer.stage.parameters() if p.dim())
+        else:
+            assert isinstance(trainer.stage, DistributedDataParallel)
+            assert isinstance(trainer.adversary.module, DistributedDataParallel)
     trainer.train()
 
 

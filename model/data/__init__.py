@@ -1,6 +1,7 @@
-"""Data of stage 1: drawn scenes, folders and shards, their order, and what is broken in them."""
+"""Data: drawn scenes and talk about them, folders and shards, their order, what is broken."""
 
 from setokim.data.build import Counted, GuardedCollator, build_dataset
+from setokim.data.conversations import Conversation
 from setokim.data.image_folder import ImageFolder
 from setokim.data.order import ENDLESS, Order
 from setokim.data.samples import (
@@ -14,6 +15,7 @@ from setokim.data.samples import (
     split_concepts,
 )
 from setokim.data.scene import Object, Scene
+from setokim.data.scene_tasks import ShapesTasks
 from setokim.data.shapes_render import render
 from setokim.data.shapes_world import ShapesWorld
 from setokim.data.shards import Shards
@@ -22,6 +24,7 @@ __all__ = [
     "ENDLESS",
     "Broken",
     "BrokenSampleError",
+    "Conversation",
     "Counted",
     "Dataset",
     "Guarded",
@@ -32,6 +35,7 @@ __all__ = [
     "Reading",
     "Sample",
     "Scene",
+    "ShapesTasks",
     "ShapesWorld",
     "Shards",
     "TooManyBrokenError",

@@ -8,10 +8,12 @@ from typing import Any
 from setok_kernels.config import check_count
 from setokim.data.image_folder import ImageFolder
 from setokim.data.samples import Dataset, Guarded, Reading, Sample, check_index
+from setokim.data.scene_tasks import ShapesTasks
 from setokim.data.shapes_world import ShapesWorld
 from setokim.data.shards import Shards
 
-KINDS = ("shapes-world", "folder", "shards")
+KINDS = ("shapes-world", "shapes-tasks", "folder", "shards")
+_DRAWN = {"shapes-world": ShapesWorld, "shapes-tasks": ShapesTasks}
 
 
 class First:
@@ -50,10 +52,10 @@ def build_dataset(
     """Makes a data set.
 
     Args:
-        kind: "shapes-world", "folder" or "shards".
+        kind: "shapes-world", "shapes-tasks", "folder" or "shards".
         path: of the folder, or a pattern for the shards.
-        size: side of the pictures of shapes-world, in pixels.
-        seed: of shapes-world.
+        size: side of the pictures of shapes-world and shapes-tasks, in pixels.
+        seed: of shapes-world and shapes-tasks.
         samples: how many to take, in order; None for all.
         **options: further arguments of the data set's class.
 
@@ -63,11 +65,11 @@ def build_dataset(
     """
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
-    if (path is None) != (kind == "shapes-world"):
-        expected = "None" if kind == "shapes-world" else "a path"
+    if (path is None) != (kind in _DRAWN):
+        expected = "None" if kind in _DRAWN else "a path"
         raise ValueError(f"path: expected {expected} for kind={kind!r}, got {path!r}")
-    if kind == "shapes-world":
-        dataset = ShapesWorld(seed=seed, size=size, **options)
+    if kind in _DRAWN:
+        dataset = _DRAWN[kind](seed=seed, size=size, **options)
     else:
         dataset = {"folder": ImageFolder, "shards": Shards}[kind](path, **options)
     return dataset if samples is None else First(dataset, samples)

@@ -36,6 +36,12 @@ BACKGROUNDS = {
     "mauve": (160, 140, 156),
     "rose": (180, 156, 152),
 }
+# Rows and columns of a 3 x 3 grid over the picture.
+PLACES = (
+    ("top left", "top", "top right"),
+    ("left", "centre", "right"),
+    ("bottom left", "bottom", "bottom right"),
+)
 # A label and a flag for the texture share one byte while a scene is drawn.
 _MOST_OBJECTS = 127
 
@@ -149,6 +155,22 @@ class Scene:
             return cls(objects, **rest | {"gradient": tuple(plain["gradient"])})
         except KeyError as error:
             raise ValueError(f"plain: expected the key {error}, got {sorted(plain)}") from error
+
+
+def place_name(y: float, x: float) -> str:
+    """The word of `PLACES` for a point: the cell of the grid that it lies in.
+
+    Args:
+        y: From 0 at the top of the picture to 1 at the bottom.
+        x: From 0 at the left of the picture to 1 at the right. What lies between two cells belongs
+            to the one below or to the right.
+
+    Raises:
+        TypeError, ValueError: A coordinate is no number from 0 to 1.
+    """
+    check_number("y", y, least=0, most=1)
+    check_number("x", x, least=0, most=1)
+    return PLACES[min(2, int(3 * y))][min(2, int(3 * x))]
 
 
 def _check_choice(name: str, value: str, known) -> None:

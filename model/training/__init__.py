@@ -1,14 +1,14 @@
 """What a training run needs besides the model: checkpoints, schedules, averaged weights."""
 
 from setokim.training.checkpoint import (
-    flatten_state,
     latest_checkpoint,
     load_checkpoint,
+    open_checkpoint,
     rng_state,
     save_checkpoint,
     set_rng_state,
-    unflatten_state,
 )
+from setokim.training.nested import flatten_state, unflatten_state
 from setokim.training.schedule import EMA, cosine_with_warmup, parameter_groups
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "flatten_state",
     "latest_checkpoint",
     "load_checkpoint",
+    "open_checkpoint",
     "parameter_groups",
     "rng_state",
     "save_checkpoint",

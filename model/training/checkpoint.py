@@ -1,8 +1,10 @@
 """Training state on disk: safetensors and JSON, never pickle, and never half a checkpoint.
 
-A checkpoint is a folder `checkpoint-00001234` with `tensors.safetensors` and `state.json`. It is
-written under another name and renamed once everything is on the disk, so a process that is killed
-leaves at worst a hidden folder, which the next save removes.
+A checkpoint is a folder `checkpoint-00001234` with `state.json` and `tensors.safetensors`, or,
+where each of n processes writes its rows, `tensors-00000-of-0000n.safetensors` and so on; the
+metadata of a file say which rows it has. A checkpoint is written under another name and renamed
+once everything is on the disk, so a process that is killed leaves at worst a hidden folder, which
+the next save removes.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
-_TENSORS, _STATE = "tensors.safetensors", "state.json"
+from setokim.training.shards import Shards, StoredTensors
+
+_STATE = "state.json"
 _NAME = re.compile(r"checkpoint-(\d{8,})")
 _UNFINISHED = ".unfinished-"
 
@@ -31,11 +35,12 @@ def save_checkpoint(
     tensors: Mapping[str, Tensor],
     state: Mapping[str, Any],
     keep: int = 3,
+    shards: Shards | None = None,
 ) -> Path:
     """Writes a checkpoint, then removes all but the newest.
 
-    One process at a time may save into a folder. A checkpoint of the same step is replaced; the
-    others are there throughout.
+    One process at a time may save into a folder, or with `shards` all of a run together. A
+    checkpoint of the same step is replaced; the others are there throughout.
 
     Args:
         folder: where the checkpoints are; made if need be.
@@ -44,6 +49,8 @@ def save_checkpoint(
             copied to the CPU.
         state: dicts with strings for keys, lists, strings, numbers, booleans and None.
         keep: number of checkpoints to keep, those of the highest steps and in any case this one.
+        shards: where every process has a part; process 0 writes the state, and its folder is the
+            one that all see. `tensors` are then those that this process has to write.
 
     Returns:
         The checkpoint's folder.
@@ -58,29 +65,29 @@ def save_checkpoint(
         raise ValueError(f"keep: expected at least 1, got {keep}")
     _check_json("state", dict(state))
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(f"{_UNFINISHED}*"):
-        shutil.rmtree(leftover)
-
+    shards = shards or Shards()
     unfinished = folder / f"{_UNFINISHED}{step}"
-    unfinished.mkdir()
+    final = folder / f"checkpoint-{step:08d}"
+    if shards.process == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(f"{_UNFINISHED}*"):
+            shutil.rmtree(leftover)
+        unfinished.mkdir()
+    shards.wait()
     # A copy of its own for each: safetensors refuses tensors that share memory.
     copies = {
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
     }
-    save_file(copies, unfinished / _TENSORS)
-    (unfinished / _STATE).write_text(json.dumps(dict(state), indent=1), encoding="utf-8")
-    for path in (unfinished / _TENSORS, unfinished / _STATE, unfinished):
-        _sync(path)
-    final = folder / f"checkpoint-{step:08d}"
-    removed = [_hide(final)] if final.exists() else []
-    unfinished.rename(final)
-    _sync(folder)
-
-    others = [path for path in _checkpoints(folder) if path != final]
-    removed += [_hide(path) for path in others[: max(0, len(others) - (keep - 1))]]
-    for path in removed:
-        shutil.rmtree(path)
+    file = unfinished / shards.file
+    save_file(copies, file, shards.metadata)
+    _sync(file)
+    shards.wait()
+    if shards.process == 0:
+        (unfinished / _STATE).write_text(json.dumps(dict(state), indent=1), encoding="utf-8")
+        for path in (unfinished / _STATE, unfinished):
+            _sync(path)
+        _finish(unfinished, final, keep)
+    shards.wait()
     return final
 
 
@@ -102,90 +109,22 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     Raises:
         ValueError: it is no complete checkpoint.
     """
+    tensors, state = open_checkpoint(path)
+    return {name: tensors[name] for name in tensors}, state
+
+
+def open_checkpoint(path: str | Path) -> tuple[StoredTensors, dict[str, Any]]:
+    """Like `load_checkpoint`, with tensors that are read when they are asked for.
+
+    Raises:
+        ValueError: it is no complete checkpoint.
+    """
     path = Path(path)
     try:
         state = json.loads((path / _STATE).read_text(encoding="utf-8"))
-        return load_file(path / _TENSORS), state
+        return StoredTensors(path), state
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"path: expected a complete checkpoint, got {path}: {error}") from error
-
-
-def flatten_state(state: Any) -> tuple[dict[str, Tensor], Any]:
-    """Takes a nested state, such as an optimizer's, apart into tensors and what JSON can hold.
-
-    Args:
-        state: dicts, lists and tuples of tensors, numbers, strings, booleans and None; the keys of
-            dicts are of these kinds too, tensors excepted.
-
-    Returns:
-        Tensors by the dotted path at which each was found first, and the structure around them.
-        A tensor found twice is there once.
-
-    Raises:
-        TypeError: the state holds anything else.
-    """
-    tensors: dict[str, Tensor] = {}
-    names: dict[tuple, str] = {}
-
-    def take(value: Any, path: tuple[str, ...]) -> Any:
-        if isinstance(value, Tensor):
-            identity = _identity(value)
-            if identity not in names:
-                name = ".".join(path)
-                # Keys may have dots in them.
-                while name in tensors:
-                    name += "_"
-                names[identity] = name
-                tensors[name] = value.detach()
-            return {"tensor": names[identity]}
-        if isinstance(value, dict):
-            if any(isinstance(key, Tensor) for key in value):
-                raise TypeError(f"state: expected no tensors as keys, got one at {'.'.join(path)}")
-            items = value.items()
-            return {"dict": [[take(k, (*path, "key")), take(v, (*path, str(k)))] for k, v in items]}
-        if type(value) in (list, tuple):
-            items = [take(v, (*path, str(i))) for i, v in enumerate(value)]
-            return items if type(value) is list else {"tuple": items}
-        if value is None or isinstance(value, (bool, int, float, str)):
-            return value
-        raise TypeError(
-            f"state: expected tensors, dicts, lists, tuples, numbers, strings, booleans and None, "
-            f"got {type(value).__name__} at {'.'.join(path) or 'the top'}"
-        )
-
-    return tensors, take(state, ())
-
-
-def unflatten_state(tensors: Mapping[str, Tensor], structure: Any) -> Any:
-    """Puts together what `flatten_state` took apart.
-
-    Args:
-        tensors: those of `flatten_state`; more do no harm.
-        structure: that of `flatten_state`, also after JSON.
-
-    Returns:
-        The state; a tensor that was there twice is one object in two places.
-
-    Raises:
-        ValueError: a tensor is missing, or the structure is none.
-    """
-    if isinstance(structure, list):
-        return [unflatten_state(tensors, item) for item in structure]
-    if not isinstance(structure, dict):
-        return structure
-    match structure:
-        case {"tensor": str(name)}:
-            if name not in tensors:
-                raise ValueError(f"tensors: expected one named {name!r}, got none")
-            return tensors[name]
-        case {"tuple": [*items]}:
-            return tuple(unflatten_state(tensors, item) for item in items)
-        case {"dict": [*items]}:
-            return {
-                unflatten_state(tensors, key): unflatten_state(tensors, value)
-                for key, value in items
-            }
-    raise ValueError(f"structure: expected one of flatten_state, got keys {sorted(structure)}")
 
 
 def rng_state() -> dict[str, Tensor]:
@@ -209,14 +148,6 @@ def set_rng_state(states: Mapping[str, Tensor]) -> None:
     torch.set_rng_state(states["cpu"].cpu())
     if "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"].cpu())
-
-
-def _identity(tensor: Tensor) -> tuple:
-    """Equal for two tensors that are the same elements of the same memory."""
-    if not tensor.numel():
-        return (id(tensor),)
-    place = (tensor.device, tensor.data_ptr(), tensor.dtype)
-    return (*place, tuple(tensor.shape), tensor.stride())
 
 
 def _check_json(name: str, value: Any) -> None:
@@ -243,12 +174,23 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def _is_complete(path: Path) -> bool:
     try:
-        json.loads((path / _STATE).read_text(encoding="utf-8"))
-        # Reads the header alone, and compares the file's length with it.
-        with safe_open(path / _TENSORS, "pt"):
-            return True
-    except (OSError, ValueError, SafetensorError):
+        # Reads the headers alone, and compares the files' lengths with them.
+        open_checkpoint(path)
+    except ValueError:
         return False
+    return True
+
+
+def _finish(unfinished: Path, final: Path, keep: int) -> None:
+    """Gives a checkpoint its name, and takes away those that are too many."""
+    folder = final.parent
+    removed = [_hide(final)] if final.exists() else []
+    unfinished.rename(final)
+    _sync(folder)
+    others = [path for path in _checkpoints(folder) if path != final]
+    removed += [_hide(path) for path in others[: max(0, len(others) - (keep - 1))]]
+    for path in removed:
+        shutil.rmtree(path)
 
 
 def _hide(path: Path) -> Path:

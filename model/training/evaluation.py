@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,7 +13,10 @@ from torch import Tensor
 from setokim import metrics
 from setokim.data import Dataset, Sample
 from setokim.modeling_setok import VisualTokens
-from setokim.training.stage1 import Stage1, Stage1Collator
+
+# Stage 1 calls these functions.
+if TYPE_CHECKING:
+    from setokim.training.stage1 import Stage1, Stage1Collator
 
 
 def evaluate(
@@ -42,7 +46,7 @@ def evaluate(
         sharpness.append(metrics.sharpness(picture.clamp(0, 1), target))
         counts = visual.occupied.sum(1).tolist()
         token_counts += counts
-        labels = visual.clusters.labels.unflatten(1, visual.grid).cpu()  # (B, h, w)
+        labels = visual.labels.unflatten(1, visual.grid).cpu()  # (B, h, w)
         for sample, own in zip(samples, labels, strict=True):
             if sample.masks is None:
                 continue

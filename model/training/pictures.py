@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -10,7 +11,10 @@ from PIL import Image
 from setokim.colours import palette
 from setokim.data import Dataset
 from setokim.training.evaluation import drawn
-from setokim.training.stage1 import Stage1, Stage1Collator
+
+# Stage 1 calls these functions.
+if TYPE_CHECKING:
+    from setokim.training.stage1 import Stage1, Stage1Collator
 
 _CELL = 128
 _GAP = 4
@@ -28,7 +32,7 @@ def draw_samples(stage: Stage1, collate: Stage1Collator, held_out: Dataset, path
     """
     columns = []
     for samples, batch, visual, picture in drawn(stage, collate, held_out, _SAMPLES):
-        labels = visual.clusters.labels.unflatten(1, visual.grid).cpu().numpy()
+        labels = visual.labels.unflatten(1, visual.grid).cpu().numpy()
         rows = zip(samples, batch["target"], picture.clamp(0, 1), labels, strict=True)
         for sample, target, drawing, own in rows:
             cells = [_to_image(target), _to_image(drawing), _map(own)]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from setokim.distributed import own_part
 
 # Own names of parameters, whatever module they are in, that stand for positions or tokens.
 _UNDECAYED_NAMES = ("bias", "queries", "query", "embedding", "embeddings", "token", "tokens")
@@ -91,7 +94,8 @@ def parameter_groups(module: nn.Module, lr: float, weight_decay: float) -> list[
 class EMA:
     """Exponential moving average of a model's trainable parameters, to evaluate with.
 
-    Buffers and frozen parameters are the model's own. Averages are at least float32, whatever the
+    Buffers and frozen parameters are the model's own, and have no copy here. Parameters spread over
+    processes have averages that are spread likewise. Averages are at least float32, whatever the
     parameters are: at a decay of 0.9999 half precision would round every change away.
 
     Args:
@@ -131,8 +135,13 @@ class EMA:
         parameters = self._parameters(model)
         decay = min(self.decay, (1 + self._updates) / (10 + self._updates))
         for name, average in self._averages.items():
-            average.lerp_(parameters[name].to(average.dtype), 1 - decay)
+            own_part(average).lerp_(own_part(parameters[name]).to(average.dtype), 1 - decay)
         self._updates += 1
+
+    @property
+    def averages(self) -> Mapping[str, Tensor]:
+        """The averages by the names of their parameters."""
+        return types.MappingProxyType(self._averages)
 
     @contextlib.contextmanager
     def swapped(self, model: nn.Module) -> Iterator[nn.Module]:

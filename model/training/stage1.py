@@ -15,13 +15,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from setokim.configuration_setok import SetokConfig
-from setokim.data import Sample
+from setokim.data import Dataset, Sample
 from setokim.encoders import PATCH_STATISTICS
 from setokim.losses import concept_similarity, contrastive_loss, pixel_loss
 from setokim.modeling_setok import SetokModel
 from setokim.perceptual import PerceptualLoss
 from setokim.text import build_text_encoder
-from setokim.training.settings import LossSettings, Settings
+from setokim.training.evaluation import evaluate
+from setokim.training.pictures import draw_samples
+from setokim.training.settings import LossSettings, Stage1Settings
+from setokim.training.stage import Stage
 
 # exp(-log_scale) is the temperature that contrastive models start from (Radford et al., 2021).
 _FIRST_SCALE = math.log(1 / 0.07)
@@ -29,14 +32,14 @@ TEXT_FILE = "text.safetensors"
 _MOST_SCALE = math.log(100.0)
 
 
-class Stage1(nn.Module):
+class Stage1(Stage):
     """The model, its text side, and the losses that need no adversary.
 
     Args:
         settings: of the run.
     """
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Stage1Settings):
         super().__init__()
         self.losses = settings.losses
         self.setok = build_model(settings.model)
@@ -72,6 +75,20 @@ class Stage1(nn.Module):
             loss = contrastive_loss(*sets, self.log_scale)
             found["contrastive"] = weights.contrastive * loss
         return found
+
+    def collator(self) -> Stage1Collator:
+        """For batches of this model."""
+        return Stage1Collator(self)
+
+    def evaluate(
+        self, collate: Stage1Collator, held_out: Dataset, batch_size: int
+    ) -> dict[str, float | None]:
+        """See `setokim.training.evaluation.evaluate`."""
+        return evaluate(self, collate, held_out, batch_size)
+
+    def draw(self, collate: Stage1Collator, held_out: Dataset, path: Path) -> None:
+        """See `setokim.training.pictures.draw_samples`."""
+        draw_samples(self, collate, held_out, path)
 
     def similarity(self, tokens: Tensor, occupied: Tensor, words: Tensor) -> Tensor:
         """(B, T) of images, given by `VisualTokens`, and of texts, as the collator gives them."""

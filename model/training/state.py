@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -10,21 +11,18 @@ from typing import Any, TextIO
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from setokim.data import Guarded
-from setokim.training.checkpoint import (
-    flatten_state,
-    load_checkpoint,
-    rng_state,
-    save_checkpoint,
-    set_rng_state,
-    unflatten_state,
-)
+from setokim.distributed import own_part
+from setokim.training.checkpoint import open_checkpoint, rng_state, save_checkpoint, set_rng_state
+from setokim.training.nested import flatten_state, unflatten_state
 from setokim.training.schedule import EMA
 from setokim.training.settings import Settings
+from setokim.training.shards import Shards, StoredTensor, rows_of
 
 # What the weights do not depend on.
-_MAY_CHANGE = ("every", "workers", "keep")
+_MAY_CHANGE = ("every", "workers", "keep", "parallel")
 
 
 @dataclass(frozen=True)
@@ -53,24 +51,39 @@ class TrainingState:
             step: number of steps made.
             settings: of the run.
         """
-        # Weights and optimizers are the same in all processes.
         own = {"rng": rng_state(), "data": self.dataset.state_dict()}
         processes = [own]
         if self.accelerator.num_processes > 1:
             processes = [None] * self.accelerator.num_processes
             torch.distributed.all_gather_object(processes, own)
-        if self.accelerator.is_main_process:
-            tensors, structure = flatten_state(
-                {
-                    "modules": {n: m.state_dict() for n, m in self.modules.items()},
-                    "optimizers": {n: o.state_dict() for n, o in self.optimizers.items()},
-                    "ema": self.ema.state_dict(),
-                    "processes": processes,
-                }
-            )
-            state = {"structure": structure, "settings": settings.to_dict()}
+        tensors, structure = flatten_state(
+            {
+                "modules": {n: m.state_dict() for n, m in self.modules.items()},
+                "optimizers": {n: o.state_dict() for n, o in self.optimizers.items()},
+                "ema": self.ema.state_dict(),
+                "processes": processes,
+            }
+        )
+        state = {"structure": structure, "settings": settings.to_dict()}
+        spread = {n: rows_of(t) for n, t in tensors.items() if isinstance(t, DTensor)}
+        if spread:
+            self._save_shards(out, step, tensors, state, spread)
+        elif self.accelerator.is_main_process:
+            # Weights and optimizers are the same in all processes.
             save_checkpoint(out, step, tensors, state, keep=settings.keep)
         self.accelerator.wait_for_everyone()
+
+    def _save_shards(self, out: Path, step: int, tensors: dict, state: dict, spread: dict) -> None:
+        """Each process writes its rows, the first one also what all of them have."""
+        rows = {
+            n: (start, tensors[n].shape[0]) for n, (start, stop) in spread.items() if stop > start
+        }
+        if not self.accelerator.is_main_process:
+            tensors = {name: tensors[name] for name in rows}
+        own = {n: own_part(t) for n, t in tensors.items() if n in rows or n not in spread}
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        shards = Shards(process, processes, rows, self.accelerator.wait_for_everyone)
+        save_checkpoint(out, step, own, state, keep=state["settings"]["keep"], shards=shards)
 
     def restore(self, checkpoint: Path, settings: Settings) -> int:
         """Reads what `save` wrote.
@@ -86,25 +99,48 @@ class TrainingState:
 
         Raises:
             ValueError: the checkpoint is not complete, or was made with other settings; how often
-                something happens, `workers` and `keep` may differ.
+                something happens, `workers`, `keep`, `parallel` and the number of processes may
+                differ.
         """
-        tensors, state = load_checkpoint(checkpoint)
+        stored, state = open_checkpoint(checkpoint)
         changed = changed_settings(state["settings"], settings.to_dict())
         if changed:
             raise ValueError(
                 f"settings: expected those of {checkpoint}, got others of {', '.join(changed)}"
             )
+        # Read in the end, so that a process needs no more memory than for its share.
+        tensors = {name: StoredTensor(stored, name) for name in stored}
         found = unflatten_state(tensors, state["structure"])
         for name, module in self.modules.items():
-            module.load_state_dict(found["modules"][name])
+            module.load_state_dict(_read(found["modules"][name], module.state_dict()))
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(found["optimizers"][name])
-        self.ema.load_state_dict(found["ema"])
+            optimizer.load_state_dict(_read_optimizer(found["optimizers"][name], optimizer))
+        self.ema.load_state_dict(_read(found["ema"], self.ema.state_dict()))
         if self.accelerator.process_index < len(found["processes"]):
-            own = found["processes"][self.accelerator.process_index]
+            own = _read(found["processes"][self.accelerator.process_index])
             self.dataset.load_state_dict(own["data"])
             set_rng_state(own["rng"])
         return int(checkpoint.name.rpartition("-")[2])
+
+
+def _read(state: Any, like: Any = None) -> Any:
+    """Reads the tensors of a nested state, those spread that stand where `like` has such."""
+    if isinstance(state, StoredTensor):
+        return state.read(like)
+    if isinstance(state, Mapping):
+        own = like if isinstance(like, Mapping) else {}
+        return {key: _read(value, own.get(key)) for key, value in state.items()}
+    return state
+
+
+def _read_optimizer(state: dict, optimizer: torch.optim.Optimizer) -> dict:
+    """Moments are spread like their parameters; before the first step there are none to ask."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    moments = {
+        i: {key: _read(value, parameters[i]) for key, value in own.items()}
+        for i, own in state["state"].items()
+    }
+    return {**state, "state": moments}
 
 
 def changed_settings(old: dict[str, Any], new: dict[str, Any], where: str = "") -> list[str]:

@@ -6,15 +6,12 @@ import contextlib
 import dataclasses
 import json
 import math
-import subprocess
 import time
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader
 
 from setokim.data import (
@@ -26,15 +23,14 @@ from setokim.data import (
     Order,
     build_dataset,
 )
-from setokim.discriminator import PatchDiscriminator
-from setokim.distributed import mean_over_ranks
-from setokim.losses import adaptive_weight, hinge_discriminator_loss, hinge_generator_loss
+from setokim.distributed import mean_over_ranks, whole
+from setokim.training.adversary import build_adversary
 from setokim.training.checkpoint import latest_checkpoint
-from setokim.training.evaluation import evaluate
-from setokim.training.pictures import draw_samples
-from setokim.training.schedule import EMA, cosine_with_warmup, parameter_groups
+from setokim.training.progress import commit, progress
+from setokim.training.schedule import EMA, cosine_with_warmup
 from setokim.training.settings import DataSettings, OptimizerSettings, Settings
-from setokim.training.stage1 import Stage1, Stage1Collator
+from setokim.training.sharding import Sharded
+from setokim.training.stage import Stage, build_stage, to_device
 from setokim.training.state import TrainingState, open_log
 
 LOSSES = "losses.jsonl"
@@ -42,11 +38,11 @@ EVALUATIONS = "evaluations.jsonl"
 
 
 class Trainer:
-    """Trains stage 1.
+    """Trains a stage.
 
     Everything that the next step depends on is in a checkpoint: weights of model, averages and
-    discriminator, both optimizers, the random state, and the number of the step, from which the
-    position in the data and both learning rates follow.
+    discriminator, the optimizers, the random state, and the number of the step, from which the
+    position in the data and the learning rates follow.
 
     Args:
         settings: of the run.
@@ -59,50 +55,57 @@ class Trainer:
     """
 
     def __init__(self, settings: Settings, out: Path, resume: bool = False):
-        self.settings, self.out, self.commit = settings, out, _commit()
+        self.settings, self.out, self.commit = settings, out, commit()
         checkpoint = latest_checkpoint(out)
         if checkpoint is not None and not resume:
             raise ValueError(f"out: expected a folder without checkpoints, got {out}; resume it?")
+        unused = DistributedDataParallelKwargs(
+            find_unused_parameters=settings.leaves_parameters_unused
+        )
         self.accelerator = Accelerator(
             mixed_precision=settings.precision,
             log_with="tensorboard" if settings.every.log else None,
             project_dir=out,
-            # Layers of a trained encoder above the one that is taken get no gradient.
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(
-                    find_unused_parameters=bool(settings.model.get("encoder_trainable"))
-                )
-            ],
+            kwargs_handlers=[unused],
         )
         self.main = self.accelerator.is_main_process
-        torch.manual_seed(settings.seed)
-        stage = Stage1(settings)
-        self.collate = Stage1Collator(stage)
-        optimizer = _adamw(stage, settings.optimizer)
-        self.stage, self.optimizer = self.accelerator.prepare(stage, optimizer)
-        self.ema = EMA(self.unwrapped, settings.ema)
-        self.discriminator = self.discriminator_optimizer = None
-        if settings.losses.adversarial:
-            discriminator = PatchDiscriminator(width=settings.discriminator_width)
-            if min(self.collate.size) < discriminator.min_size:
-                expected = f"at least {discriminator.min_size} pixels for the discriminator"
-                raise ValueError(f"model: expected sides of {expected}, got {self.collate.size}")
-            optimizer = _adamw(discriminator, settings.discriminator)
-            prepared = self.accelerator.prepare(discriminator, optimizer)
-            self.discriminator, self.discriminator_optimizer = prepared
-        # The processes have the same weights now; what they draw from here on may differ.
-        torch.manual_seed(settings.seed + 1 + self.accelerator.process_index)
         self.dataset = Guarded(_build(settings.data))
         self.held_out = Guarded(_build(settings.held_out))
         if len(self.held_out) >= ENDLESS:
             raise ValueError("held_out.samples: expected a number, as there is no end, got None")
+        torch.manual_seed(settings.seed)
+        stage = build_stage(settings).to(self.accelerator.device).train()
+        self.collate = stage.collator()
+        if checkpoint is None:
+            stage.prepare(Counted(self.dataset))
+        self._prepare(stage)
+        self.ema = EMA(self.unwrapped, settings.ema)
+        size = getattr(self.collate, "size", None)
+        self.adversary = build_adversary(self.accelerator, settings, size)
+        # The processes have the same weights now; what they draw from here on may differ.
+        torch.manual_seed(settings.seed + 1 + self.accelerator.process_index)
         self.state = self._state()
         self.step = 0
         if checkpoint is not None:
             self.step = self.state.restore(checkpoint, settings)
 
+    def _prepare(self, stage: Stage) -> None:
+        """Spreads a stage over the processes, and makes its optimizer."""
+        settings, accelerator = self.settings, self.accelerator
+        self.sharded = None
+        if settings.parallel == "fsdp" and distributed.is_initialized():
+            # Before the optimizer, which is to hold the shares.
+            self.sharded = Sharded(stage, settings.precision)
+        groups = stage.parameter_groups(settings.optimizer)
+        self._rates = [group["lr"] for group in groups]
+        optimizer = torch.optim.AdamW(groups, betas=settings.optimizer.betas)
+        if self.sharded is None:
+            self.stage, self.optimizer = accelerator.prepare(stage, optimizer)
+        else:
+            self.stage, self.optimizer = stage, accelerator.prepare(optimizer)
+
     @property
-    def unwrapped(self) -> Stage1:
+    def unwrapped(self) -> Stage:
         """The module without what distributed training puts around it."""
         return self.accelerator.unwrap_model(self.stage)
 
@@ -113,14 +116,14 @@ class Trainer:
             self.out.mkdir(parents=True, exist_ok=True)
         self.accelerator.init_trackers("logs")
         batches = iter(self._loader())
-        with self._progress() as progress, self._losses_log() as file:
+        with self._progress() as show, self._losses_log() as file:
             while self.step < settings.steps:
                 losses = self._take_step(batches)
                 self.step += 1
                 if self.main:
                     file.write(_line({"step": self.step, **losses}))
                     file.flush()
-                progress(losses)
+                show(losses)
                 every = settings.every
                 if self._due(every.log):
                     self.accelerator.log(losses, self.step)
@@ -137,8 +140,7 @@ class Trainer:
             "seed": settings.seed,
             "commit": self.commit,
         }
-        if self.main:
-            self._export(metrics)
+        self._export(metrics)
         self.accelerator.end_training()
         # Of this process; more than 1 % of broken samples is an error, less is said.
         for name, dataset in (("data", self.dataset), ("held_out", self.held_out)):
@@ -148,71 +150,79 @@ class Trainer:
 
     def _take_step(self, batches) -> dict[str, float]:
         settings, accelerator = self.settings, self.accelerator
-        adversary = self.discriminator is not None
-        adversary = adversary and self.step >= settings.losses.adversarial_start
+        adversary = self.adversary
+        if adversary is not None and self.step < settings.losses.adversarial_start:
+            adversary = None
         sums: dict[str, Tensor] = {}
         for part in range(settings.accumulation):
             batch, reading = next(batches)
             self.dataset.count(reading)
-            batch = {name: value.to(accelerator.device) for name, value in batch.items()}
+            batch = to_device(batch, accelerator.device)
             last = part == settings.accumulation - 1
             with self._synchronised(self.stage, last):
-                found = self.stage(batch)
-                picture = found.pop("picture")
-                if adversary:
-                    found["adversarial"] = self._adversarial(found, picture)
+                found = self._losses(batch)
+                picture = found.pop("picture", None)
+                if adversary is not None:
+                    last_layer = self.unwrapped.setok.detokenizer.last_layer
+                    loss = adversary.generator_loss(found, picture, last_layer)
+                    found["adversarial"] = loss
                 accelerator.backward(sum(found.values()) / settings.accumulation)
-            if adversary:
-                with self._synchronised(self.discriminator, last):
-                    found["discriminator"] = self._judge(batch["target"], picture.detach())
+            if adversary is not None:
+                with self._synchronised(adversary.module, last):
+                    found["discriminator"] = adversary.learn(batch["target"], picture.detach())
             for name, value in found.items():
                 sums[name] = sums.get(name, 0) + value.detach() / settings.accumulation
-        norm = self._update(self.stage, self.optimizer, settings.optimizer)
-        if adversary:
-            start = settings.losses.adversarial_start
-            optimizer = self.discriminator_optimizer
-            self._update(self.discriminator, optimizer, settings.discriminator, start)
+        if self.sharded is not None:
+            self.sharded.reduce()
+        norm = self._update(self.stage, self.optimizer, settings.optimizer, self._rates)
+        if adversary is not None:
+            start, own = settings.losses.adversarial_start, settings.discriminator
+            rates = [own.lr] * len(adversary.optimizer.param_groups)
+            self._update(adversary.module, adversary.optimizer, own, rates, start)
         self.ema.update(self.unwrapped)
         losses = {name: float(mean_over_ranks(value)) for name, value in sums.items()}
         losses["loss"] = sum(value for name, value in losses.items() if name != "discriminator")
-        losses["gradient_norm"] = float(norm)
+        losses["gradient_norm"] = float(whole(norm))
         if not all(map(math.isfinite, losses.values())):
             raise RuntimeError(f"step {self.step + 1}: a loss is not finite: {losses}")
         return losses
 
-    def _adversarial(self, found: dict[str, Tensor], picture: Tensor) -> Tensor:
-        """What the generator loses to the discriminator, balanced with the reconstruction."""
-        # Around the wrapper: these gradients are not the discriminator's.
-        judge = self.accelerator.unwrap_model(self.discriminator).requires_grad_(False)
-        loss = hinge_generator_loss(judge(picture).float())
-        judge.requires_grad_(True)
-        reconstruction = sum(found[n] for n in ("pixel", "perceptual") if n in found)
-        weight = self.settings.losses.adversarial
-        if isinstance(reconstruction, Tensor):
-            last_layer = self.unwrapped.setok.detokenizer.last_layer
-            weight = weight * adaptive_weight(reconstruction, loss, last_layer)
-        return weight * loss
+    def _losses(self, batch: dict) -> dict[str, Tensor]:
+        if self.sharded is None:
+            return self.stage(batch)
+        # What `prepare` would have put into the module itself.
+        with self.accelerator.autocast():
+            return self.stage(batch)
 
-    def _judge(self, real: Tensor, fake: Tensor) -> Tensor:
-        # One pass through the wrapper, which counts them.
-        logits = self.discriminator(torch.cat([real, fake])).float()
-        loss = hinge_discriminator_loss(*logits.chunk(2))
-        self.accelerator.backward(loss / self.settings.accumulation)
-        return loss
-
-    def _update(self, module, optimizer, settings: OptimizerSettings, start: int = 0) -> Tensor:
+    def _update(
+        self, module, optimizer, settings: OptimizerSettings, rates: list[float], start: int = 0
+    ) -> Tensor:
         norm = self.accelerator.clip_grad_norm_(module.parameters(), settings.clip)
         total = max(self.settings.steps - start, settings.warmup)
         factor = cosine_with_warmup(self.step - start, settings.warmup, total, settings.least)
-        for group in optimizer.param_groups:
-            group["lr"] = settings.lr * factor
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
         optimizer.step()
         optimizer.zero_grad()
         return norm
 
     def _synchronised(self, module: nn.Module, last: bool):
         """Gradients travel between processes once for each step."""
+        if self.sharded is not None:
+            self.sharded.synchronise(last)
+            return contextlib.nullcontext()
         return contextlib.nullcontext() if last else self.accelerator.no_sync(module)
+
+    @contextlib.contextmanager
+    def _averaged(self):
+        """The whole stage with the averaged weights, in evaluation mode; all processes enter it."""
+        if self.sharded is None:
+            weights = self.ema.swapped(self.unwrapped)
+        else:
+            weights = self.sharded.gathered(self.ema.averages)
+        with weights as stage:
+            yield stage.eval()
+        self.unwrapped.train()
 
     def _loader(self) -> DataLoader:
         settings, accelerator = self.settings, self.accelerator
@@ -240,9 +250,9 @@ class Trainer:
         return every > 0 and self.step % every == 0
 
     def _evaluate(self) -> dict[str, float | None]:
-        with self.ema.swapped(self.unwrapped) as stage:
-            held_out = Counted(self.held_out)
-            metrics = evaluate(stage, self.collate, held_out, self.settings.batch_size)
+        with self._averaged() as stage:
+            batch_size = self.settings.batch_size
+            metrics = stage.evaluate(self.collate, Counted(self.held_out), batch_size)
         if self.main:
             self.accelerator.log({f"held_out/{k}": v for k, v in metrics.items()}, self.step)
             # A run that resumes evaluates some steps a second time.
@@ -251,42 +261,31 @@ class Trainer:
         return metrics
 
     def _draw(self) -> None:
-        if self.main:
-            path = self.out / "pictures" / f"step-{self.step:08d}.png"
-            with self.ema.swapped(self.unwrapped) as stage:
-                draw_samples(stage, self.collate, Counted(self.held_out), path)
+        with self._averaged() as stage:
+            if self.main:
+                path = self.out / "pictures" / f"step-{self.step:08d}.png"
+                stage.draw(self.collate, Counted(self.held_out), path)
         self.accelerator.wait_for_everyone()
 
     def _state(self) -> TrainingState:
         modules, optimizers = {"stage": self.unwrapped}, {"stage": self.optimizer}
-        if self.discriminator is not None:
-            modules["discriminator"] = self.accelerator.unwrap_model(self.discriminator)
-            optimizers["discriminator"] = self.discriminator_optimizer
+        if self.adversary is not None:
+            modules["discriminator"] = self.adversary.unwrapped
+            optimizers["discriminator"] = self.adversary.optimizer
         return TrainingState(self.accelerator, modules, optimizers, self.ema, self.dataset)
 
     def _export(self, metrics: dict) -> None:
-        """Averaged weights in Hugging Face manner, the text side beside them, and the metrics."""
-        with self.ema.swapped(self.unwrapped) as stage:
-            stage.export(self.out / "model")
-        text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
-        (self.out / "metrics.json").write_text(text, encoding="utf-8")
+        """Averaged weights in Hugging Face manner, and the metrics beside them."""
+        with self._averaged() as stage:
+            if self.main:
+                stage.export(self.out / "model")
+        if self.main:
+            text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
+            (self.out / "metrics.json").write_text(text, encoding="utf-8")
 
-    @contextlib.contextmanager
     def _progress(self):
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        console = Console(stderr=True)
-        with Progress(
-            *columns, TimeRemainingColumn(), console=console, disable=not self.main
-        ) as bar:
-            task = bar.add_task("training", total=self.settings.steps, completed=self.step)
-
-            def show(losses: dict[str, float]) -> None:
-                text = "  ".join(f"{k} {v:.4g}" for k, v in losses.items() if k != "loss")
-                bar.update(task, completed=self.step, description=f"loss {losses['loss']:.4f}")
-                if self._due(self.settings.every.log):
-                    bar.console.print(f"{self.step:>7}  {text}", highlight=False)
-
-            yield show
+        settings = self.settings
+        return progress(settings.steps, self.step, settings.every.log, hidden=not self.main)
 
 
 def _build(settings: DataSettings) -> Dataset:
@@ -294,21 +293,5 @@ def _build(settings: DataSettings) -> Dataset:
     return build_dataset(**fields.pop("options"), **fields)
 
 
-def _adamw(module: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
-    groups = parameter_groups(module, settings.lr, settings.weight_decay)
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)
-
-
 def _line(values: dict) -> str:
     return json.dumps(values, allow_nan=False) + "\n"
-
-
-def _commit() -> str | None:
-    folder = Path(__file__).resolve().parent
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, text=True, capture_output=True
-        )
-    except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -12,7 +12,17 @@ import sys
 from collections.abc import Sequence
 
 from setok_kernels import __version__
-from setok_kernels.cli import bench, cluster, doctor, train
+from setok_kernels.cli import (
+    bench,
+    chat,
+    cluster,
+    doctor,
+    edit,
+    generate,
+    plan,
+    segment,
+    train,
+)
 from setok_kernels.cli.errors import UsageError
 
 
@@ -23,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"setok-kernels {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (cluster, train, bench, doctor):
+    for module in (cluster, train, plan, chat, generate, edit, segment, bench, doctor):
         module.add_parser(commands)
     return parser
 

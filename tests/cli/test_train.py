@@ -93,7 +93,10 @@ def test_resume(tmp_path, train, capsys):
         ("steps=[", "steps: expected YAML, got '['"),
         ("model.widht=8", "model.widht: expected one of encoder, "),
         ("model.width=10", "width: expected a multiple of 4"),
-        ("data.kind=movies", "kind: expected one of shapes-world, folder, shards, got 'movies'"),
+        (
+            "data.kind=movies",
+            "kind: expected one of shapes-world, shapes-tasks, folder, shards, got 'movies'",
+        ),
         ("data={kind: folder, path: /nowhere}", "root: expected a folder, got '/nowhere'"),
         (
             "data.options={colour: red}",

@@ -250,6 +250,37 @@ def test_ragged_tokens_of_the_wrong_width(model):
         ({"outline_dim": 24}, "outline_dim: expected an even number below token_dim=24, got 24"),
         ({"position_weight": -1.0}, "position_weight: expected at least 0, got -1.0"),
         ({"decoder_grid": (4,)}, "decoder_grid: expected two numbers"),
+        (
+            {"tokens": "words"},
+            "tokens: expected one of clusters, grid, queries, patches, got 'words'",
+        ),
+        (
+            {"tokens": "grid"},
+            "token_grid: expected a value with tokens='grid' and None otherwise, "
+            "got None with tokens='grid'",
+        ),
+        ({"token_grid": (2, 2)}, r"token_grid: .*None otherwise, got \[2, 2\] with tokens='clus"),
+        (
+            {"tokens": "grid", "token_grid": (2,)},
+            r"token_grid: expected two whole numbers of at least 1, got \[2\]",
+        ),
+        ({"tokens": "grid", "token_grid": (2, 0)}, r"token_grid: expected two .*got \[2, 0\]"),
+        ({"tokens": "grid", "token_grid": (2, 1.5)}, r"token_grid: expected two .*got \[2, 1.5\]"),
+        (
+            {"tokens": "grid", "token_grid": (8, 9)},
+            r"token_grid: expected at most grid=\[8, 8\], got \[8, 9\]",
+        ),
+        ({"tokens": "queries"}, "num_queries: .*got None with tokens='queries'"),
+        ({"num_queries": 4}, "num_queries: .*got 4 with tokens='clusters'"),
+        (
+            {"tokens": "queries", "num_queries": True},
+            "num_queries: expected a whole number of at least 1, got True",
+        ),
+        ({"tokens": "queries", "num_queries": 0}, "num_queries: expected a whole .*, got 0"),
+        (
+            {"tokens": "queries", "num_queries": 4, "intra_layers": 0},
+            "intra_layers: expected at least 1 with tokens='queries', got 0",
+        ),
     ],
 )
 def test_the_configuration_is_checked(fields, message):

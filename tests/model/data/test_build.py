@@ -9,6 +9,7 @@ from setokim.data import (
     ImageFolder,
     Reading,
     Sample,
+    ShapesTasks,
     ShapesWorld,
     build_dataset,
 )
@@ -32,6 +33,15 @@ def test_shapes_world_takes_its_settings():
     assert np.array_equal(dataset[4].image, same[4].image) and dataset[4].image.size == (16, 16)
     assert len(build_dataset("shapes-world")) == ENDLESS
     assert build_dataset("shapes-world")[0].image.size == (64, 64)
+
+
+def test_shapes_tasks_take_their_settings():
+    options = {"tasks": {"edit": 1.0}, "objects": [1, 3], "visible": 0.9}
+    dataset = build_dataset("shapes-tasks", size=16, seed=5, length=9, **options)
+    same = ShapesTasks(5, length=9, size=16, **options)
+    assert len(dataset) == 9 and dataset[4].facts == same[4].facts
+    assert dataset[4].messages[1]["content"][0]["image"].size == (16, 16)
+    assert len(build_dataset("shapes-tasks", samples=7)) == 7
 
 
 def test_folders_take_their_settings(folder):
@@ -67,8 +77,9 @@ def test_no_samples_are_refused(folder, samples):
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        (("movies",), {}, ValueError, "kind: expected one of shapes-world, folder, shards, got 'm"),
+        (("movies",), {}, ValueError, "kind: expected one of shapes-world, shapes-tasks, .*got 'm"),
         (("shapes-world", "p"), {}, ValueError, "path: expected None for kind='shapes-world', got"),
+        (("shapes-tasks", "p"), {}, ValueError, "path: expected None for kind='shapes-tasks', got"),
         (("folder",), {}, ValueError, "path: expected a path for kind='folder', got None"),
         (("shards",), {}, ValueError, "path: expected a path for kind='shards', got None"),
         (("folder", "/nowhere"), {}, ValueError, "root: expected a folder, got '/nowhere'"),

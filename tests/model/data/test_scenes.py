@@ -1,3 +1,4 @@
+import hashlib
 import itertools
 import json
 import math
@@ -7,8 +8,17 @@ import pytest
 import torch
 
 from setokim.data import Object, Scene, ShapesWorld, render
-from setokim.data.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES
+from setokim.data.scene import (
+    BACKGROUNDS,
+    COLOURS,
+    PLACES,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    place_name,
+)
 from setokim.data.shapes_render import footprint
+from setokim.data.shapes_world import visible_shares
 from setokim.patch_statistics import srgb_to_oklab
 
 # In radii², from the formulas of geometry.
@@ -123,6 +133,52 @@ def test_enough_of_every_object_is_visible(objects):
             assert visible >= 0.45 * own and visible >= 12
             hidden += visible < own
     assert hidden > 20
+
+
+@pytest.mark.parametrize(("visible", "objects"), [(0.5, (2, 8)), (0.9, (1, 4)), (1.0, (4, 4))])
+def test_no_object_shows_less_than_asked_for(visible, objects):
+    world = ShapesWorld(4, objects=objects, visible=visible)
+    shares = np.concatenate([visible_shares(world.scene(index)) for index in range(60)])
+    assert visible <= shares.min() <= visible + (0.05 if visible < 1 else 0)
+    shown = np.concatenate(
+        [
+            [
+                (world[index].masks == label).sum() / own_pixels(one, 64).sum()
+                for label, one in enumerate(world.scene(index).objects, 1)
+            ]
+            for index in range(20)
+        ]
+    )
+    assert shown.min() >= visible - 0.05
+
+
+def test_visible_shares_count_what_is_not_covered():
+    # The right half of a square is covered by one a size of its width farther on.
+    width = 2 * 0.82 * SIZES["large"]
+    under = thing("square", depth=0)
+    over = thing("square", colour="blue", x=0.5 + width / 2, depth=1)
+    apart = thing("ring", "small", "pink", y=0.1, x=0.1, depth=2)
+    shares = visible_shares(Scene((over, apart, under), "grey"))
+    np.testing.assert_allclose(shares, [1, 1, 0.5], atol=0.02)
+    assert shares[:2].tolist() == [1, 1]
+
+
+def test_scenes_of_known_seeds_stay_as_they_are():
+    plain = [ShapesWorld(seed=3).scene(index).to_dict() for index in range(40)]
+    digest = hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+    assert digest == "42481dec41d311d689e9cf1d69931497f1b06f2948edb6bb3a615eba000b59d1"
+
+
+def test_places_are_the_cells_of_a_grid():
+    middles = [0.1, 0.5, 0.9]
+    assert tuple(tuple(place_name(y, x) for x in middles) for y in middles) == PLACES
+    assert place_name(0.9, 0.1) == "bottom left"
+    assert [place_name(0, 0), place_name(1, 1)] == ["top left", "bottom right"]
+    assert [place_name(0.33, 0.34), place_name(0.67, 0.66)] == ["top", "bottom"]
+    with pytest.raises(ValueError, match=r"x: expected at most 1, got 1\.1"):
+        place_name(0, 1.1)
+    with pytest.raises(ValueError, match=r"y: expected at least 0, got -0\.1"):
+        place_name(-0.1, 0)
 
 
 def test_scenes_have_all_words_and_the_numbers_of_objects_asked_for():
@@ -251,6 +307,8 @@ def test_bad_objects(changes, message):
         (lambda: ShapesWorld(0, objects=(2, 12)), r"objects: .*got \(2, 12\)"),
         (lambda: ShapesWorld(0, objects=(0, 2)), "objects: expected at least 1, got 0"),
         (lambda: ShapesWorld(0, repeat_colours=1.5), "repeat_colours: expected at most 1"),
+        (lambda: ShapesWorld(0, visible=1.01), "visible: expected at most 1"),
+        (lambda: ShapesWorld(0, visible=-0.1), "visible: expected at least 0"),
     ],
 )
 def test_bad_scenes_and_worlds(make, message):

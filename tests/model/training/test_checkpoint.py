@@ -9,14 +9,13 @@ from torch import nn
 
 from setokim.training import checkpoint
 from setokim.training.checkpoint import (
-    flatten_state,
     latest_checkpoint,
     load_checkpoint,
     rng_state,
     save_checkpoint,
     set_rng_state,
-    unflatten_state,
 )
+from setokim.training.nested import flatten_state, unflatten_state
 
 
 def names(folder):

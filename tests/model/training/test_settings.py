@@ -8,12 +8,20 @@ from tiny_stage1 import TINY
 
 import setokim
 from setokim import SetokConfig
+from setokim.configuration_setokim import SetokimConfig
+from setokim.training.instruct_settings import (
+    GenerationSettings,
+    InstructLossSettings,
+    LoraSettings,
+)
 from setokim.training.settings import (
     DataSettings,
     EverySettings,
+    InstructSettings,
     LossSettings,
     OptimizerSettings,
     Settings,
+    Stage1Settings,
     load_settings,
 )
 
@@ -33,7 +41,7 @@ def load(tmp_path):
 
 
 def test_an_empty_file_has_the_defaults(load):
-    assert load("") == load("# nothing\n") == load("{}") == Settings()
+    assert load("") == load("# nothing\n") == load("{}") == Stage1Settings()
 
 
 def test_values_and_overrides(load):
@@ -60,7 +68,7 @@ def test_values_and_overrides(load):
     with pytest.raises(ValueError, match=r"losses\.contrastive: expected float, got None"):
         load(text, *overrides)
     settings = load(text, *(o for o in overrides if o != "losses.contrastive="))
-    assert settings == Settings(
+    assert settings == Stage1Settings(
         steps=50,
         precision="no",
         model={"width": 12, "grid": [2, 3], "cluster": {"k": 3}},
@@ -108,7 +116,19 @@ def test_numbers_that_yaml_takes_for_text(load):
         ("optimizer: {betas: 0.9}", r"^optimizer\.betas: expected tuple, got 0\.9$"),
         ("optimizer: {betas: [0.9]}", r"^optimizer\.betas: expected 2 values, got \[0\.9\]$"),
         ("optimizer: {betas: [0.9, x]}", r"^optimizer\.betas: expected float, got 'x'$"),
-        ("stage: 2", "^stage: expected 1, got 2$"),
+        ("stage: 4", "^stage: expected 1, 2 or 3, got 4$"),
+        ("stage: two", "^stage: expected 1, 2 or 3, got 'two'$"),
+        ("stage: [1]", r"^stage: expected 1, 2 or 3, got \[1\]$"),
+        ("parallel: tp", "^parallel: expected ddp or fsdp, got 'tp'$"),
+        (
+            "parallel: fsdp",
+            r"^parallel: expected ddp with the adversary, losses\.adversarial, got fsdp$",
+        ),
+        (
+            "optimizer: {visual_lr: 1e-4}",
+            r"^optimizer\.visual_lr: expected none in stage 1, got 0\.0001$",
+        ),
+        ("lora: {rank: 4}", "^lora: expected one of accumulation, .*, got 'lora'$"),
         ("steps: 0", "^steps: expected at least 1, got 0$"),
         ("batch_size: 0", "^batch_size: expected at least 1, got 0$"),
         ("accumulation: -1", "^accumulation: expected at least 1, got -1$"),
@@ -143,6 +163,85 @@ def test_errors_name_the_setting(load, text, message):
         load(text)
 
 
+def test_instruct_settings(load):
+    text = """
+        stage: 3
+        start: runs/stage2/model
+        lora: {rank: 8, targets: [q_proj, v_proj]}
+        train: [llm, projectors]
+        losses: {mask: 0, reconstruction: 0.5}
+        optimizer: {lr: 1e-4, visual_lr: 1e-5}
+        parallel: fsdp
+    """
+    settings = load(text, "generation.samples=12", "condition_dropout=0", "model.head_width=64")
+    assert settings == InstructSettings(
+        stage=3,
+        start="runs/stage2/model",
+        model={"head_width": 64},
+        lora=LoraSettings(8, targets=("q_proj", "v_proj")),
+        train=("llm", "projectors"),
+        losses=InstructLossSettings(mask=0.0, reconstruction=0.5),
+        optimizer=OptimizerSettings(1e-4, visual_lr=1e-5),
+        parallel="fsdp",
+        generation=GenerationSettings(samples=12),
+        condition_dropout=0.0,
+    )
+    again = load(yaml.safe_dump(settings.to_dict()))
+    assert again == settings and again.to_dict() == settings.to_dict()
+    assert load("stage: 2\nllm: name\nsetok: folder").llm == "name"
+    tiny = load("stage: 2\nllm: {model_type: llama}\nsetok: folder\nlora: null")
+    assert tiny.llm == {"model_type": "llama"} and tiny.lora is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "^llm: expected a value where start has none, got None$"),
+        ("llm: name", "^setok: expected a value where start has none, got None$"),
+        ("start: a\nllm: b", "^llm: expected None with start='a', got 'b'$"),
+        ("start: a\nsetok: b", "^setok: expected None with start='a', got 'b'$"),
+        ("llm: 3", "^llm: expected str or dict, got 3$"),
+        ("start: a\ntext_encoder: b", "^text_encoder: expected one of accumulation, .*, got 'text"),
+        ("start: a\nlosses: {l1: 1}", r"^losses\.l1: expected one of diffusion, .*, got 'l1'$"),
+        ("start: a\nlosses: {text: -1}", r"^losses\.text: expected at least 0, got -1\.0$"),
+        (
+            "start: a\nlosses: {text: 0, diffusion: 0, mask: 0}",
+            "^losses: expected at least one weight above 0, got none$",
+        ),
+        ("start: a\ntrain: llm", "^train: expected a list, got 'llm'$"),
+        ("start: a\ntrain: [llm, 3]", "^train: expected str, got 3$"),
+        ("start: a\ntrain: [eyes]", "^train: expected parts among llm, .*, got 'eyes'$"),
+        ("start: a\nlora: {rank: 0}", r"^lora\.rank: expected at least 1, got 0$"),
+        ("start: a\nlora: {alpha: 0}", r"^lora\.alpha: expected a number above 0, got 0\.0$"),
+        ("start: a\nlora: {dropout: 1}", r"^lora\.dropout: expected a number in \[0, 1\), got 1"),
+        ("start: a\nlora: {targets: []}", r"^lora\.targets: expected at least one name, got none$"),
+        ("start: a\nlora: 3", "^lora: expected keys and values, got 3$"),
+        ("start: a\ncondition_dropout: 2", r"^condition_dropout: expected a number in \[0, 1\]"),
+        ("start: a\ndiffusion_repeats: 0", "^diffusion_repeats: expected at least 1, got 0$"),
+        ("start: a\nmax_length: 0", "^max_length: expected at least 1, got 0$"),
+        (
+            "start: a\ngeneration: {sampling_steps: 0}",
+            r"^generation\.sampling_steps: expected at least 1, got 0$",
+        ),
+        (
+            "start: a\ngeneration: {guidance: -1}",
+            r"^generation\.guidance: expected at least 0, got -1\.0$",
+        ),
+        ("start: a\nsteps: 5", r"^optimizer\.warmup: expected a number from 0 to steps=5, got "),
+    ],
+)
+def test_errors_of_instruct_settings(load, text, message):
+    with pytest.raises(ValueError, match=message):
+        load(f"stage: 2\n{text}")
+
+
+def test_classes_know_their_stage():
+    with pytest.raises(ValueError, match=r"^stage: expected 1, got 2$"):
+        Stage1Settings(stage=2)
+    with pytest.raises(ValueError, match=r"^stage: expected 2 or 3, got 1$"):
+        InstructSettings(stage=1, start="a")
+
+
 def test_settings_that_nothing_uses_are_not_checked(load):
     assert load("steps: 5\noptimizer: {warmup: 5}\nlosses: {adversarial: 0}").steps == 5
     losses = "losses: {l1: 0, l2: 0, perceptual: 0, adversarial: 0, adversarial_start: 5}"
@@ -172,17 +271,32 @@ def test_a_missing_file(tmp_path):
 
 def test_settings_survive_yaml(load):
     changed = load(yaml.safe_dump(TINY), "optimizer.betas=[0.1, 0.2]", "data.options={length: 9}")
-    for settings in (Settings(), changed):
+    for settings in (Stage1Settings(), changed):
         again = load(yaml.safe_dump(settings.to_dict()))
         assert again == settings and again.to_dict() == settings.to_dict()
     assert changed.to_dict()["optimizer"]["betas"] == [0.1, 0.2]
 
 
-def test_every_field_is_explained():
-    kinds = (Settings, DataSettings, OptimizerSettings, LossSettings, EverySettings)
-    for kind in kinds:
-        for field in dataclasses.fields(kind):
-            assert f"\n    {field.name}: " in inspect.getdoc(kind)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Settings,
+        Stage1Settings,
+        InstructSettings,
+        DataSettings,
+        OptimizerSettings,
+        LossSettings,
+        InstructLossSettings,
+        LoraSettings,
+        GenerationSettings,
+        EverySettings,
+    ],
+)
+def test_every_field_is_explained(kind):
+    texts = [inspect.getdoc(part) for part in kind.__mro__ if issubclass(part, Settings)]
+    for field in dataclasses.fields(kind):
+        named = f"\n    {field.name}: "
+        assert any(named in text for text in texts or [inspect.getdoc(kind)]), named
 
 
 def test_there_are_configurations():
@@ -192,11 +306,15 @@ def test_there_are_configurations():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configurations_load(path):
     settings = load_settings(path)
-    known = set(inspect.signature(SetokConfig).parameters) - {"kwargs"}
+    config_class = SetokConfig if settings.stage == 1 else SetokimConfig
+    known = set(inspect.signature(config_class).parameters) - {"kwargs"}
     assert settings.model.keys() <= known
-    # With the name of a model, the encoder's own fields come from the hub.
-    config = SetokConfig(**settings.model | {"encoder": "patch-statistics"})
-    assert config.width == settings.model["width"]
+    if settings.stage == 1:
+        # With the name of a model, the encoder's own fields come from the hub.
+        config = SetokConfig(**settings.model | {"encoder": "patch-statistics"})
+        assert config.width == settings.model["width"]
+    else:
+        SetokimConfig(**settings.model)
     assert path.read_text().startswith(f"# setok train --config model/configs/{path.name} ")
     assert settings.held_out.samples and settings.held_out != settings.data
 

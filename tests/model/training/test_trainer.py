@@ -13,8 +13,13 @@ from tiny_stage1 import losses_of, run_in_processes, tiny_settings
 
 from setokim import SetokModel
 from setokim.data import Order, ShapesWorld, TooManyBrokenError
-from setokim.training import latest_checkpoint, load_checkpoint, rng_state, unflatten_state
-from setokim.training import trainer as trainer_module
+from setokim.training import (
+    latest_checkpoint,
+    load_checkpoint,
+    progress,
+    rng_state,
+    unflatten_state,
+)
 from setokim.training.stage1 import Stage1, Stage1Collator
 from setokim.training.state import changed_settings, open_log
 from setokim.training.trainer import Trainer
@@ -196,7 +201,7 @@ def test_learning_rates_go_up_and_down(build):
 
     def noting(batches):
         losses = take_step(batches)
-        optimizers = (trainer.optimizer, trainer.discriminator_optimizer)
+        optimizers = (trainer.optimizer, trainer.adversary.optimizer)
         rates.append([{group["lr"] for group in o.param_groups} for o in optimizers])
         return losses
 
@@ -235,7 +240,7 @@ def test_weight_0_switches_a_loss_off(tmp_path, build, monkeypatch, off, absent,
         raise AssertionError("nothing should ask for this")
 
     computed_by = {
-        "adversarial": ["trainer.PatchDiscriminator", "trainer.adaptive_weight"],
+        "adversarial": ["adversary.PatchDiscriminator", "adversary.adaptive_weight"],
         "perceptual": ["stage1.PerceptualLoss.pyramid"],
         "contrastive": ["stage1.contrastive_loss", "evaluation._all_pairs"],
     }
@@ -245,7 +250,7 @@ def test_weight_0_switches_a_loss_off(tmp_path, build, monkeypatch, off, absent,
     trainer = build("out", *(f"losses.{name}=0" for name in off))
     if "contrastive" in off:
         monkeypatch.setattr(trainer.unwrapped.text, "forward", refuse)
-    assert (trainer.discriminator is None) == ("adversarial" in off)
+    assert (trainer.adversary is None) == ("adversarial" in off)
     assert (trainer.unwrapped.perceptual is None) == ("perceptual" in off)
     before = {n: p.detach().clone() for n, p in trainer.unwrapped.named_parameters()}
     metrics = trainer.train()
@@ -261,7 +266,7 @@ def test_weight_0_switches_a_loss_off(tmp_path, build, monkeypatch, off, absent,
 def test_the_adversary_starts_at_its_step(tmp_path, build):
     trainer = build("out", "losses.adversarial_start=2")
     # A bias may stay: where no margin is reached, real and drawn pictures pull alike.
-    matrices = [p for p in trainer.discriminator.parameters() if p.dim() > 1]
+    matrices = [p for p in trainer.adversary.module.parameters() if p.dim() > 1]
     before = [p.detach().clone() for p in matrices]
     stop_at(trainer, 3)
     assert all(map(torch.equal, matrices, before))
@@ -277,17 +282,17 @@ def test_the_generator_leaves_the_discriminator_alone(build):
     batch, _ = next(iter(trainer._loader()))
     found = trainer.stage(batch)
     picture = found.pop("picture")
-    loss = trainer._adversarial(found, picture)
-    loss.backward(retain_graph=True)
-    parameters = list(trainer.discriminator.parameters())
-    assert all(p.grad is None and p.requires_grad for p in parameters)
     last_layer = trainer.unwrapped.setok.detokenizer.last_layer
+    loss = trainer.adversary.generator_loss(found, picture, last_layer)
+    loss.backward(retain_graph=True)
+    parameters = list(trainer.adversary.module.parameters())
+    assert all(p.grad is None and p.requires_grad for p in parameters)
     # Balanced: weight 0.5 times as strong as the reconstruction, up to the eps of the balance.
     adversarial = last_layer.grad.norm().clone()
     reconstruction = found["pixel"] + found["perceptual"]
     (own,) = torch.autograd.grad(reconstruction, last_layer)
     assert adversarial.item() == pytest.approx(0.5 * own.norm().item(), rel=0.02)
-    trainer._judge(batch["target"], picture.detach())
+    trainer.adversary.learn(batch["target"], picture.detach())
     assert all(p.grad is not None for p in parameters)
     assert torch.equal(last_layer.grad.norm(), adversarial)
 
@@ -456,15 +461,15 @@ def test_what_would_fail_late_fails_early(build):
         ValueError, match=r"^model: expected sides of at least 24 pixels .*, got \(16, 16\)$"
     ):
         build("out", "model.decoder_patch_size=4")
-    assert build("out", "model.decoder_patch_size=4", "losses.adversarial=0").discriminator is None
+    assert build("out", "model.decoder_patch_size=4", "losses.adversarial=0").adversary is None
 
 
 def test_a_run_without_a_commit(monkeypatch):
     def missing(*arguments, **named):
         raise FileNotFoundError("git")
 
-    monkeypatch.setattr(trainer_module.subprocess, "run", missing)
-    assert trainer_module._commit() is None
+    monkeypatch.setattr(progress.subprocess, "run", missing)
+    assert progress.commit() is None
 
 
 def test_metrics_and_evaluations_are_json(tmp_path, build):

@@ -1,0 +1,230 @@
+"""An endless data set of conversations about drawn scenes: the tasks of stages 2 and 3."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from setok_kernels.config import check_count, check_number
+from setokim.data.conversations import SEG, TASKS, Conversation, message
+from setokim.data.order import ENDLESS
+from setokim.data.samples import check_index
+from setokim.data.scene import COLOURS, PLACES, SHAPES, SIZES, TEXTURES, Scene, place_name
+from setokim.data.scene_edits import edit
+from setokim.data.scene_questions import NUMBERS, RELATIONS, interview, only_ones
+from setokim.data.shapes_render import render
+from setokim.data.shapes_world import ShapesWorld, pick
+
+# Sums of two numbers, as sum and first addend; each sum is drawn as often as any other.
+_SUMS = [(total, first) for total in range(10) for first in range(total + 1)]
+_SUM_WEIGHTS = [1 / (10 * (total + 1)) for total, _ in _SUMS]
+# What a phrase may name an object by, "object" standing in for its shape.
+_PHRASES = (("colour", "shape"), ("size", "colour"), ("size", "shape"), ("colour",), ("shape",))
+_SENTENCES = (
+    "how many objects are there? what colour is the? what shape is the? is the? yes no "
+    "describe the picture. draw a, a and a at the. make the. remove the. segment the object. "
+    "what is and?"
+)
+# All words and signs that the texts can hold, sorted; "[SEG]" is a special token and none of them.
+WORDS = tuple(
+    sorted(
+        {*COLOURS, *SHAPES, *SIZES, *NUMBERS, *TEXTURES}.union(
+            *(words.split() for pair in RELATIONS.values() for words in pair)
+        )
+        .union(*(words.split() for row in PLACES for words in row))
+        .union(re.findall(r"\w+|[.,?]", _SENTENCES))
+        # Things without a texture are named by the rest.
+        .difference({"plain"})
+    )
+)
+
+# Messages, masks and facts of a conversation.
+_Parts = tuple[list[dict[str, Any]], list[np.ndarray], dict[str, Any]]
+
+
+class ShapesTasks:
+    """Conversations about the scenes of `ShapesWorld`; item i depends on the settings and i only.
+
+    Item i is about scene i of the world with the same settings. A scene without an object that a
+    phrase can single out, which repeated colours make possible, is passed over in "edit" and
+    "segment": the next one takes its place.
+
+    The tasks, and what `Conversation.facts` holds beside the "scene" as `Scene.to_dict` gives it:
+
+    - "vqa": questions of `scene_questions`. "kinds" and "answers", a list of each.
+    - "caption": "describe the picture." "answers" has the caption.
+    - "generate": "draw" and what `describe` says; the answer is the picture. "wanted" is the scene.
+    - "edit": a picture and an instruction; the answer is a picture. "kinds" has the kind of the
+      change, "wanted" the changed scene.
+    - "segment": the answers are "[SEG]". "objects" are the numbers of the objects asked for.
+    - "text": sums in words, without a picture and a scene. "kinds" (all "sum") and "answers".
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        length: int = ENDLESS,
+        size: int = 64,
+        tasks: Mapping[str, float] | None = None,
+        turns: int = 6,
+        objects: tuple[int, int] = (2, 8),
+        visible: float = 0.5,
+        contrast: float = 1.0,
+        repeat_colours: float = 0.0,
+    ):
+        """Takes the settings; nothing is drawn yet.
+
+        Args:
+            seed: Other seeds give other scenes and tasks.
+            length: Number of items.
+            size: Height and width of the pictures in pixels.
+            tasks: How often each task comes, relative to the others; None for all alike.
+            turns: Most questions of a conversation ("vqa", "segment" and "text"); there are fewer
+                where the scene has no more to ask for.
+            objects: See `ShapesWorld`, as for the rest.
+            visible: Holds after an edit too.
+            contrast: Of the textures.
+            repeat_colours: The probability that an object may take a colour that is there already.
+
+        Raises:
+            TypeError, ValueError: An argument is none of these.
+        """
+        check_count("length", length)
+        check_count("turns", turns)
+        weights = dict.fromkeys(TASKS, 1.0) if tasks is None else _checked(tasks)
+        # In one order, so that the order of a settings file does not count.
+        self._tasks = [task for task in TASKS if weights.get(task)]
+        self._weights = np.array([weights[task] for task in self._tasks], np.float64)
+        self._weights /= self._weights.sum()
+        self._world = ShapesWorld(seed, ENDLESS, size, objects, repeat_colours, contrast, visible)
+        self._seed = seed
+        self._length = length
+        self._size = size
+        self._turns = turns
+        self._visible = visible
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Conversation:
+        check_index(index, self._length)
+        # The world draws scene `index` from (seed, index).
+        generator = np.random.default_rng((self._seed, index, 1))
+        task = self._tasks[generator.choice(len(self._tasks), p=self._weights)]
+        parts = None
+        tried = index
+        while parts is None:
+            parts = getattr(self, f"_{task}")(tried, generator)
+            tried = (tried + 1) % ENDLESS
+        messages, masks, facts = parts
+        return Conversation(task, tuple(messages), tuple(masks), f"shapes-tasks #{index}", facts)
+
+    def _vqa(self, index: int, generator: np.random.Generator) -> _Parts:
+        scene = self._world.scene(index)
+        questions = interview(scene, generator, self._turns)
+        image, _ = render(scene, self._size)
+        facts = {
+            "scene": scene.to_dict(),
+            "kinds": [question.kind for question in questions],
+            "answers": [question.answer for question in questions],
+        }
+        turns = [(question.text, question.answer) for question in questions]
+        return _messages(turns, image), [], facts
+
+    def _caption(self, index: int, generator: np.random.Generator) -> _Parts:
+        scene = self._world.scene(index)
+        image, _ = render(scene, self._size)
+        facts = {"scene": scene.to_dict(), "answers": [scene.caption]}
+        return _messages([("describe the picture.", scene.caption)], image), [], facts
+
+    def _generate(self, index: int, generator: np.random.Generator) -> _Parts:
+        scene = self._world.scene(index)
+        image, _ = render(scene, self._size)
+        facts = {"scene": scene.to_dict(), "wanted": scene.to_dict()}
+        return _messages([(f"draw {describe(scene)}.", image)]), [], facts
+
+    def _edit(self, index: int, generator: np.random.Generator) -> _Parts | None:
+        scene = self._world.scene(index)
+        change = edit(scene, generator, self._visible)
+        if change is None:
+            return None
+        before, after = (render(one, self._size)[0] for one in (scene, change.scene))
+        facts = {
+            "scene": scene.to_dict(),
+            "kinds": [change.kind],
+            "wanted": change.scene.to_dict(),
+        }
+        return _messages([(change.instruction, after)], before), [], facts
+
+    def _segment(self, index: int, generator: np.random.Generator) -> _Parts | None:
+        scene = self._world.scene(index)
+        phrases = _phrases(scene)
+        if not phrases:
+            return None
+        chosen = generator.permutation(list(phrases))[: self._turns].tolist()
+        image, labels = render(scene, self._size)
+        turns = [(f"segment the {pick(generator, phrases[number])}.", SEG) for number in chosen]
+        facts = {"scene": scene.to_dict(), "objects": chosen}
+        masks = [labels == number + 1 for number in chosen]
+        return _messages(turns, image), masks, facts
+
+    def _text(self, index: int, generator: np.random.Generator) -> _Parts:
+        number = min(self._turns, len(_SUMS))
+        chosen = generator.choice(len(_SUMS), number, replace=False, p=_SUM_WEIGHTS)
+        turns = [
+            (f"what is {NUMBERS[first]} and {NUMBERS[total - first]}?", NUMBERS[total])
+            for total, first in (_SUMS[number] for number in chosen)
+        ]
+        facts = {"kinds": ["sum"] * len(turns), "answers": [answer for _, answer in turns]}
+        return _messages(turns), [], facts
+
+
+def describe(scene: Scene) -> str:
+    """All objects in their order, with their places in a grid of three by three.
+
+    "a large red circle at the top left, a small blue star at the centre and a ..."; the centre of
+    an object says where it is.
+    """
+    *others, last = (
+        f"a {thing.phrase} at the {place_name(thing.y, thing.x)}" for thing in scene.objects
+    )
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _phrases(scene: Scene) -> dict[int, list[str]]:
+    """For each object that can be told from all others by a phrase, its phrases."""
+    phrases: dict[int, list[str]] = {}
+    for fields in _PHRASES:
+        for number in only_ones(scene.objects, *fields):
+            words = [getattr(scene.objects[number], name) for name in fields]
+            words += [] if "shape" in fields else ["object"]
+            phrases.setdefault(number, []).append(" ".join(words))
+    return phrases
+
+
+def _messages(
+    turns: list[tuple[str, str | Image.Image]], image: Image.Image | None = None
+) -> list[dict[str, Any]]:
+    """Questions and answers in turn, with a picture before the first question or without."""
+    messages = []
+    for question, answer in turns:
+        messages += [message("user", question), message("assistant", answer)]
+    if image is not None:
+        messages[0] = message("user", image, turns[0][0])
+    return messages
+
+
+def _checked(tasks: Mapping[str, float]) -> dict[str, float]:
+    if not isinstance(tasks, Mapping):
+        raise TypeError(f"tasks: expected a mapping of names to weights, got {tasks!r}")
+    for task, weight in tasks.items():
+        if task not in TASKS:
+            raise ValueError(f"tasks: expected names of {', '.join(TASKS)}, got {task!r}")
+        check_number(f"tasks[{task!r}]", weight, least=0)
+    if not any(tasks.values()):
+        raise ValueError(f"tasks: expected a weight of more than 0, got {dict(tasks)!r}")
+    return dict(tasks)

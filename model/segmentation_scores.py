@@ -1,0 +1,119 @@
+"""How well masks agree with those that were asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from setok_kernels.checks import check_shape
+from setok_kernels.config import check_number
+
+
+class SegmentationScore:
+    """Intersections and unions of masks, one sample after the other, and the figures of them all.
+
+    Where neither mask has a pixel, the sample's intersection over union is 1, as of LISA and
+    ReasonSeg: nothing was asked for and nothing given (X. Lai et al., "LISA: Reasoning Segmentation
+    via Large Language Model", 2024). The order of the samples does not matter.
+    """
+
+    def __init__(self):
+        # Of each sample, in pixels.
+        self._intersections: list[int] = []
+        self._unions: list[int] = []
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self._unions)
+
+    def add(self, predicted: Tensor | np.ndarray, target: Tensor | np.ndarray) -> None:
+        """Adds a sample.
+
+        Args:
+            predicted: (h, w) bool.
+            target: (h, w) bool.
+
+        Raises:
+            TypeError, ValueError: dtypes or shapes do not fit.
+        """
+        predicted, target = _mask("predicted", predicted), _mask("target", target)
+        check_shape("target", target, predicted.shape)
+        self._intersections.append(int((predicted & target).sum()))
+        self._unions.append(int((predicted | target).sum()))
+
+    def merge(self, other: SegmentationScore) -> None:
+        """Adds the samples of another score, such as that of another process.
+
+        Raises:
+            TypeError: it is no score.
+        """
+        if not isinstance(other, SegmentationScore):
+            raise TypeError(f"other: expected a SegmentationScore, got {type(other).__name__}")
+        self._intersections += other._intersections
+        self._unions += other._unions
+
+    @property
+    def ciou(self) -> float:
+        """Sum of the intersections over that of the unions: large objects count more.
+
+        Raises:
+            ValueError: there is no sample.
+        """
+        self._check_samples()
+        return _ratio(sum(self._intersections), sum(self._unions))
+
+    @property
+    def giou(self) -> float:
+        """Mean over the samples of their intersections over unions.
+
+        Raises:
+            ValueError: there is no sample.
+        """
+        ratios = self._ratios()
+        return sum(ratios) / len(ratios)
+
+    def precision_at(self, threshold: float) -> float:
+        """Share of the samples whose intersection over union is at least the threshold.
+
+        Args:
+            threshold: above 0, at most 1.
+
+        Raises:
+            TypeError, ValueError: the threshold is out of range, or there is no sample.
+        """
+        check_number("threshold", threshold, above=0, most=1)
+        ratios = self._ratios()
+        return sum(ratio >= threshold for ratio in ratios) / len(ratios)
+
+    def summary(self) -> dict[str, float]:
+        """`ciou`, `giou` and, as `p_at_50`, the precision at 0.5.
+
+        Raises:
+            ValueError: there is no sample.
+        """
+        return {"ciou": self.ciou, "giou": self.giou, "p_at_50": self.precision_at(0.5)}
+
+    def _ratios(self) -> list[float]:
+        self._check_samples()
+        return [_ratio(*pair) for pair in zip(self._intersections, self._unions, strict=True)]
+
+    def _check_samples(self) -> None:
+        if not self._unions:
+            raise ValueError("samples: expected at least one, got none")
+
+
+def _mask(name: str, value: Tensor | np.ndarray) -> Tensor:
+    """The value as a (h, w) bool tensor on the CPU."""
+    if not isinstance(value, (Tensor, np.ndarray)):
+        raise TypeError(f"{name}: expected a tensor or an array, got {type(value).__name__}")
+    mask = torch.as_tensor(value).cpu()
+    if mask.dtype != torch.bool:
+        raise TypeError(f"{name}: expected dtype bool, got {value.dtype}")
+    if mask.dim() != 2 or not mask.numel():
+        raise ValueError(f"{name}: expected shape (h, w) with pixels, got {tuple(mask.shape)}")
+    return mask
+
+
+def _ratio(intersection: int, union: int) -> float:
+    return intersection / union if union else 1.0

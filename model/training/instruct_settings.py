@@ -1,0 +1,146 @@
+"""Settings of stages 2 and 3, in which the language model learns to read and draw tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from setokim.training.base_settings import Settings, check_weights
+
+# Of stages 2 and 3; the projectors and the heads learn in any case.
+TRAINED_PARTS = ("llm", "tokenizer", "detokenizer", "projectors")
+
+
+@dataclass(frozen=True)
+class InstructLossSettings:
+    """Weights of the losses of stages 2 and 3; one of weight 0 is not computed.
+
+    Attributes:
+        text: of the next word.
+        diffusion: of the visual tokens that are drawn.
+        mask: of the masks that are asked for.
+        reconstruction: of pictures by the detokenizer.
+    """
+
+    text: float = 1.0
+    diffusion: float = 1.0
+    mask: float = 1.0
+    reconstruction: float = 0.0
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank updates of the language model in place of its own weights.
+
+    Attributes:
+        rank: of each update.
+        alpha: an update counts alpha / rank times.
+        dropout: of what goes into an update.
+        targets: names of the linear layers.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"lora.rank: expected at least 1, got {self.rank}")
+        if self.alpha <= 0:
+            raise ValueError(f"lora.alpha: expected a number above 0, got {self.alpha}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora.dropout: expected a number in [0, 1), got {self.dropout}")
+        if not self.targets:
+            raise ValueError("lora.targets: expected at least one name, got none")
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """What stages 2 and 3 write and draw when they are evaluated.
+
+    Attributes:
+        samples: how many of the held-out ones; None for all.
+        guidance: scale of classifier-free guidance of the diffusion; 1 for none.
+        sampling_steps: of the diffusion.
+        max_new_tokens: the longest answer.
+    """
+
+    samples: int | None = None
+    guidance: float = 1.0
+    sampling_steps: int = 25
+    max_new_tokens: int = 64
+
+    def __post_init__(self):
+        for name in ("samples", "sampling_steps", "max_new_tokens"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ValueError(f"generation.{name}: expected at least 1, got {number}")
+        if self.guidance < 0:
+            raise ValueError(f"generation.guidance: expected at least 0, got {self.guidance}")
+
+
+@dataclass(frozen=True)
+class InstructSettings(Settings):
+    """A run of stage 2 or 3.
+
+    Attributes:
+        model: fields of `SetokimConfig`.
+        start: folder of the model of the stage before, in place of `llm` and `setok`.
+        llm: name or folder of a Hugging Face causal language model, or the fields of a
+            configuration with `model_type`, for one with random weights.
+        setok: folder of the model that stage 1 wrote.
+        losses: their weights.
+        lora: low-rank updates of the language model; None for none.
+        train: parts that learn, among "llm", "tokenizer", "detokenizer" and "projectors"; the
+            projectors and heads do in any case.
+        condition_dropout: share of the drawn pictures that learn without their condition.
+        diffusion_repeats: noises for each visual token.
+        max_length: of a conversation, in tokens.
+        activation_checkpointing: compute activations again going back, to save memory.
+        generation: what is written and drawn at an evaluation.
+    """
+
+    stage: int = 2
+    model: dict[str, Any] = field(default_factory=dict)
+    start: str | None = None
+    llm: str | dict[str, Any] | None = None
+    setok: str | None = None
+    losses: InstructLossSettings = field(default_factory=InstructLossSettings)
+    lora: LoraSettings | None = None
+    train: tuple[str, ...] = ("projectors",)
+    condition_dropout: float = 0.1
+    diffusion_repeats: int = 4
+    max_length: int = 2048
+    activation_checkpointing: bool = False
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+
+    def __post_init__(self):
+        if self.stage not in (2, 3):
+            raise ValueError(f"stage: expected 2 or 3, got {self.stage!r}")
+        super().__post_init__()
+        check_weights(self.losses)
+        self._check_origin()
+        for part in self.train:
+            if part not in TRAINED_PARTS:
+                expected = f"parts among {', '.join(TRAINED_PARTS)}"
+                raise ValueError(f"train: expected {expected}, got {part!r}")
+        if not 0 <= self.condition_dropout <= 1:
+            got = self.condition_dropout
+            raise ValueError(f"condition_dropout: expected a number in [0, 1], got {got}")
+        for name in ("diffusion_repeats", "max_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+    def _check_origin(self) -> None:
+        for name in ("llm", "setok"):
+            value = getattr(self, name)
+            if self.start is None and value is None:
+                raise ValueError(f"{name}: expected a value where start has none, got None")
+            if self.start is not None and value is not None:
+                raise ValueError(f"{name}: expected None with start={self.start!r}, got {value!r}")
+
+    @property
+    def leaves_parameters_unused(self) -> bool:
+        """A batch may have no pictures, or none to draw."""
+        return True

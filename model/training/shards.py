@@ -1,0 +1,164 @@
+"""Tensors in the safetensors files of a checkpoint: in one file, or in rows over several."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+
+_WHOLE = "tensors.safetensors"
+_PART = re.compile(r"tensors-\d{5}-of-(\d{5})\.safetensors")
+
+
+@dataclass(frozen=True)
+class Shards:
+    """What one process writes of a checkpoint.
+
+    Attributes:
+        process: its number.
+        processes: number of all.
+        rows: of the tensors that are spread: the first row that this process has, and their
+            number in all processes.
+        wait: returns once all processes have called it.
+    """
+
+    process: int = 0
+    processes: int = 1
+    rows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    wait: Callable[[], None] = lambda: None
+
+    @property
+    def file(self) -> str:
+        """Name of the file."""
+        if self.processes == 1:
+            return _WHOLE
+        return f"tensors-{self.process:05d}-of-{self.processes:05d}.safetensors"
+
+    @property
+    def metadata(self) -> dict[str, str] | None:
+        """What stands in the file beside the tensors."""
+        return {"rows": json.dumps(dict(self.rows))} if self.rows else None
+
+
+class StoredTensors(Mapping):
+    """The tensors of a checkpoint, read from its files when they are asked for.
+
+    Args:
+        folder: of the files.
+
+    Raises:
+        OSError, SafetensorError: a file is missing or broken.
+        ValueError: rows of a tensor are missing.
+    """
+
+    def __init__(self, folder: Path):
+        # name: (file, first row, number of rows, number of all rows), in the order of the rows
+        self._parts: dict[str, list[tuple]] = {}
+        for path in _files(folder):
+            file = safe_open(path, "pt")
+            rows = json.loads((file.metadata() or {}).get("rows", "{}"))
+            for name in file.keys():  # noqa: SIM118, it is no dict
+                start, total = rows.get(name, (0, None))
+                length = None if total is None else file.get_slice(name).get_shape()[0]
+                self._parts.setdefault(name, []).append((file, start, length, total))
+        for name, parts in self._parts.items():
+            total, found = parts[0][3], sum(part[2] or 0 for part in parts)
+            if total is not None and found != total:
+                raise ValueError(f"{folder}: expected {total} rows of {name}, got {found}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, name: str) -> Tensor:
+        parts = self._parts[name]
+        if len(parts) == 1:
+            return parts[0][0].get_tensor(name)
+        return torch.cat([file.get_tensor(name) for file, *_ in parts])
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the whole tensor."""
+        file, _, _, total = self._parts[name][0]
+        shape = file.get_slice(name).get_shape()
+        return tuple(shape) if total is None else (total, *shape[1:])
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` - 1 of a tensor of at least one dimension."""
+        found = []
+        for file, first, length, _ in self._parts[name]:
+            part = file.get_slice(name)
+            begin, end = max(start - first, 0), stop - first
+            if length is not None:
+                end = min(end, length)
+            if begin < end or len(self._parts[name]) == 1:
+                found.append(part[begin : max(begin, end)])
+        return torch.cat(found) if found else self[name][:0]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One of the tensors of a checkpoint, to be read whole or in part.
+
+    Attributes:
+        stored: all of them.
+        name: which one.
+    """
+
+    stored: StoredTensors
+    name: str
+
+    def read(self, like: Tensor | None = None) -> Tensor:
+        """Reads it.
+
+        Args:
+            like: a tensor spread over processes, to read what this process has of it; any other
+                one, or one of another shape, to read the whole.
+        """
+        if not isinstance(like, DTensor) or tuple(like.shape) != self.stored.shape(self.name):
+            return self.stored[self.name]
+        start, stop = rows_of(like)
+        return DTensor.from_local(
+            self.stored.rows(self.name, start, stop).to(like.device),
+            like.device_mesh,
+            like.placements,
+            run_check=False,
+            shape=like.shape,
+            stride=like.stride(),
+        )
+
+
+def rows_of(x: DTensor) -> tuple[int, int]:
+    """First row that this process has of a distributed tensor, and the one after its last.
+
+    Raises:
+        ValueError: the tensor is not spread by rows over one dimension of processes.
+    """
+    if x.placements != (Shard(0),):
+        raise ValueError(f"x: expected a tensor spread by rows, got {x.placements}")
+    return share(x.shape[0], x.device_mesh.get_local_rank(), x.device_mesh.size())
+
+
+def share(length: int, process: int, processes: int) -> tuple[int, int]:
+    """First row of a process and the one after its last, as `torch.chunk` divides rows."""
+    step = math.ceil(length / processes)
+    start = min(step * process, length)
+    return start, min(start + step, length)
+
+
+def _files(folder: Path) -> list[Path]:
+    for path in folder.iterdir():
+        match = _PART.fullmatch(path.name)
+        if match:
+            number = int(match[1])
+            return [folder / Shards(process, number).file for process in range(number)]
+    return [folder / _WHOLE]

@@ -1,0 +1,117 @@
+"""What the trainer asks of a stage of the training."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from setokim.data import Dataset
+from setokim.training.base_settings import OptimizerSettings, Settings
+from setokim.training.schedule import parameter_groups
+
+Collate = Callable[[Sequence[Any]], dict[str, Any]]
+
+
+class Stage(nn.Module, ABC):
+    """A model with its losses, its figures and its files.
+
+    The constructor takes the settings, and draws weights from torch's random state alone.
+    """
+
+    @abstractmethod
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Losses of a batch.
+
+        Args:
+            batch: of the collator, its tensors on the stage's device.
+
+        Returns:
+            0-dim losses, weighted, that are summed and minimised. `picture` (B, 3, h, w), for an
+            adversary, is no loss.
+        """
+
+    @abstractmethod
+    def collator(self) -> Collate:
+        """A function that makes samples a dict of tensors and plain values.
+
+        It runs in the processes that load data, so it is picklable and draws no random numbers.
+        """
+
+    @abstractmethod
+    def evaluate(
+        self, collate: Collate, held_out: Dataset, batch_size: int
+    ) -> dict[str, float | None]:
+        """Figures over all of a data set; None for what is no finite number.
+
+        Args:
+            collate: of `collator`.
+            held_out: samples it was not trained on.
+            batch_size: samples at once.
+        """
+
+    @abstractmethod
+    def draw(self, collate: Collate, held_out: Dataset, path: Path) -> None:
+        """Writes a PNG of what the model makes of the first samples; its folder is made."""
+
+    @abstractmethod
+    def export(self, folder: Path) -> None:
+        """Writes the model to use, as safetensors and JSON."""
+
+    def prepare(self, dataset: Dataset) -> None:
+        """Fits what the data determines, before a fresh run makes its optimizer.
+
+        All processes call it with the same samples and must come to the same: no random numbers.
+
+        Args:
+            dataset: for training.
+        """
+
+    def visual_parts(self) -> Sequence[nn.Module]:
+        """Modules that learn at `visual_lr`."""
+        return ()
+
+    def parameter_groups(self, settings: OptimizerSettings) -> list[dict[str, Any]]:
+        """Parameters that learn, for an optimizer.
+
+        Returns:
+            Groups with `weight_decay`, and `lr`, the rate at the end of the warm-up.
+
+        Raises:
+            ValueError: nothing is to be trained.
+        """
+        groups = parameter_groups(self, settings.lr, settings.weight_decay)
+        if settings.visual_lr is None:
+            return groups
+        visual = {id(p) for part in self.visual_parts() for p in part.parameters()}
+        split = []
+        for group in groups:
+            for is_visual, lr in ((False, settings.lr), (True, settings.visual_lr)):
+                own = [p for p in group["params"] if (id(p) in visual) == is_visual]
+                split.append({**group, "params": own, "lr": lr})
+        return [group for group in split if group["params"]]
+
+
+def build_stage(settings: Settings) -> Stage:
+    """The stage that the settings are of, with weights from torch's random state.
+
+    Raises:
+        TypeError, ValueError: a setting does not fit.
+    """
+    # Each stage brings packages that the others do not need.
+    if settings.stage == 1:
+        from setokim.training.stage1 import Stage1
+
+        return Stage1(settings)
+    from setokim.training.stage2 import Instruct
+
+    return Instruct(settings)
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Moves the tensors of a batch; plain values stay what they are."""
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}

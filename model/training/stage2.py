@@ -1,0 +1,238 @@
+"""Stages 2 and 3 of the paper: the language model learns to read, draw and segment pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from setokim.configuration_setokim import SetokimConfig
+from setokim.data import Conversation, Dataset
+from setokim.data.scene_tasks import WORDS
+from setokim.losses import mask_loss, pixel_loss
+from setokim.modeling_setok import SetokModel
+from setokim.modeling_setokim import SetokimModel
+from setokim.processing_setokim import SetokimProcessor
+from setokim.training.instruct_evaluation import evaluate
+from setokim.training.instruct_pictures import draw_answers
+from setokim.training.instruct_settings import InstructSettings
+from setokim.training.stage import Stage
+from setokim.word_tokenizer import build_word_tokenizer
+
+# Pictures from whose tokens the diffusion head takes its units.
+_FITTED_ON = 256
+
+
+class Instruct(Stage):
+    """SeTokim with its losses.
+
+    Args:
+        settings: of the run.
+
+    Raises:
+        OSError: a model is not where the settings say.
+        TypeError, ValueError: a setting does not fit.
+    """
+
+    def __init__(self, settings: InstructSettings):
+        super().__init__()
+        self.settings = settings
+        self.model, self.processor = build_model(settings)
+        if settings.activation_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        freeze(self.model, settings)
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Losses of conversations.
+
+        Args:
+            batch: of `InstructCollator`.
+
+        Returns:
+            0-dim losses, weighted, as far as their weights are not 0: `text`, `diffusion`, `mask`,
+            `reconstruction`.
+        """
+        weights, settings = self.settings.losses, self.settings
+        labels = batch["labels"]
+        # Of every row, but only what is drawn learns from it.
+        chosen = torch.rand(len(labels), device=labels.device) < settings.condition_dropout
+        draws = (labels == self.model.config.image_token_id).any(1)
+        output = self.model(
+            batch["input_ids"],
+            batch["attention_mask"],
+            batch["pixel_values"],
+            labels,
+            chosen & draws,
+            settings.max_length,
+        )
+        found = {}
+        if weights.text:
+            found["text"] = weights.text * self.model.text_loss(output)
+        if weights.diffusion:
+            tokens, states = self.model.drawn(output)
+            loss = self.model.head.loss(tokens, states, settings.diffusion_repeats)
+            found["diffusion"] = weights.diffusion * loss
+        if weights.mask:
+            masks = batch["masks"]
+            logits, kept = self.model.segment(output, tuple(masks.shape[1:]))
+            found["mask"] = weights.mask * mask_loss(logits, masks[kept])
+        if weights.reconstruction:
+            visual = output.visual
+            picture = self.model.setok.detokenizer(visual.tokens, visual.occupied)
+            target = F.interpolate(batch["pictures"], picture.shape[-2:], mode="area")
+            loss = pixel_loss(picture.float(), target, 0.3, 10.0)
+            found["reconstruction"] = weights.reconstruction * loss
+        return found
+
+    def collator(self) -> InstructCollator:
+        """Of conversations."""
+        config = self.model.setok.config
+        size = tuple(side * config.decoder_patch_size for side in config.decoder_grid)
+        return InstructCollator(self.processor, size)
+
+    @torch.no_grad()
+    def prepare(self, dataset: Dataset) -> None:
+        """The diffusion head takes its units from the tokens of the first pictures."""
+        if self.model.head.fitted:
+            return
+        images: list[Image.Image] = []
+        for index in range(min(4 * _FITTED_ON, len(dataset))):
+            images += pictures_of(dataset[index])
+            if len(images) >= _FITTED_ON:
+                break
+        if not images:
+            raise ValueError("data: expected pictures among the first samples, got none")
+        device = self.model.device
+        tokens = []
+        for start in range(0, len(images), 64):
+            pixels = self.processor.image_processor(images[start : start + 64])["pixel_values"]
+            visual = self.model.setok.tokenize(pixels.to(device))
+            tokens.append(visual.tokens[visual.occupied])
+        self.model.head.fit(torch.cat(tokens))
+
+    def visual_parts(self) -> Sequence[torch.nn.Module]:
+        """All but the language model."""
+        model = self.model
+        return [model.setok, model.project_in, model.head, model.segmentation]
+
+    def evaluate(self, collate, held_out: Dataset, batch_size: int) -> dict[str, float | None]:
+        """Figures of the tasks, as `setokim.training.instruct_evaluation` explains them."""
+        return evaluate(self.model, self.processor, held_out, self.settings.generation)
+
+    def draw(self, collate, held_out: Dataset, path: Path) -> None:
+        """Answers to the first conversations of each task."""
+        draw_answers(self.model, self.processor, held_out, self.settings.generation, path)
+
+    def export(self, folder: Path) -> None:
+        """Writes model and processor; `from_pretrained` of both reads it."""
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+
+class InstructCollator:
+    """Conversations to a batch, in the process that loads them.
+
+    Args:
+        processor: of the model.
+        size: height and width of masks and of the pictures that are drawn again.
+    """
+
+    def __init__(self, processor: SetokimProcessor, size: tuple[int, int]):
+        self._processor, self._size = processor, size
+
+    def __call__(self, samples: Sequence[Conversation]) -> dict[str, Tensor]:
+        """What the processor gives, `masks` (K, h, w) bool and `pictures` (M, 3, h, w)."""
+        batch = self._processor([sample.messages for sample in samples])
+        masks = [self._mask(mask) for sample in samples for mask in sample.masks]
+        pictures = [self._picture(image) for sample in samples for image in pictures_of(sample)]
+        empty = torch.zeros(0, *self._size)
+        batch["masks"] = torch.stack(masks) if masks else empty.bool()
+        batch["pictures"] = torch.stack(pictures) if pictures else empty[:, None].repeat(1, 3, 1, 1)
+        return batch
+
+    def _mask(self, mask: np.ndarray) -> Tensor:
+        if mask.shape != self._size:
+            picture = Image.fromarray(mask).resize(self._size[::-1], Image.Resampling.NEAREST)
+            mask = np.asarray(picture)
+        return torch.from_numpy(mask.copy())
+
+    def _picture(self, image: Image.Image) -> Tensor:
+        if image.size != self._size[::-1]:
+            image = image.resize(self._size[::-1], Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.asarray(image, np.float32) / 255).permute(2, 0, 1)
+
+
+def pictures_of(sample: Conversation) -> list[Image.Image]:
+    """All pictures of a conversation, in order."""
+    parts = (part for message in sample.messages for part in message["content"])
+    return [part["image"] for part in parts if part["type"] == "image"]
+
+
+def build_model(settings: InstructSettings) -> tuple[SetokimModel, SetokimProcessor]:
+    """The model that a run begins with, and its processor.
+
+    Raises:
+        OSError: a model is not where the settings say.
+        TypeError, ValueError: a setting does not fit.
+    """
+    fields = dict(settings.model)
+    known = set(inspect.signature(SetokimConfig).parameters) - {"kwargs", "setok", "llm", "lora"}
+    for name in fields:
+        if name not in known:
+            expected = f"one of {', '.join(sorted(known))}"
+            raise ValueError(f"model.{name}: expected {expected}, got {name!r}")
+    lora = None if settings.lora is None else dataclasses.asdict(settings.lora)
+    if settings.start is not None:
+        if fields:
+            raise ValueError(f"model: expected no fields beside start, got {sorted(fields)}")
+        model = SetokimModel.from_pretrained(settings.start)
+        if lora is not None:
+            model.add_lora(lora)
+        return model, SetokimProcessor.from_pretrained(settings.start)
+    setok = SetokModel.from_pretrained(settings.setok)
+    if isinstance(settings.llm, str):
+        llm = AutoModelForCausalLM.from_pretrained(settings.llm)
+        tokenizer = AutoTokenizer.from_pretrained(settings.llm)
+    else:
+        tokenizer = build_word_tokenizer(WORDS)
+        config = AutoConfig.for_model(**{"vocab_size": len(tokenizer)} | settings.llm)
+        llm = AutoModelForCausalLM.from_config(config)
+    processor = SetokimProcessor(tokenizer, setok.processor())
+    model = SetokimModel.from_parts(setok, llm, processor, **fields)
+    if lora is not None:
+        model.add_lora(lora)
+    return model, processor
+
+
+def freeze(model: SetokimModel, settings: InstructSettings) -> None:
+    """Leaves to learn: the projector, the heads, and what the settings name.
+
+    With adapters they learn in place of the language model.
+    """
+    setok, train, weights = model.setok, settings.train, settings.losses
+    setok.to_concept.requires_grad_(False)
+    for name, modules in {
+        "tokenizer": [setok.merger, setok.clustering],
+        "detokenizer": [setok.detokenizer],
+    }.items():
+        for module in modules:
+            module.requires_grad_(name in train)
+    if "tokenizer" not in train:
+        setok.encoder.requires_grad_(False)
+    for name, parameter in model.llm.named_parameters():
+        # Reading a checkpoint leaves nothing frozen, not even what has adapters.
+        parameter.requires_grad_("llm" in train if model.config.lora is None else "lora_" in name)
+    # A parameter without gradient would make distributed training wait for it.
+    if not weights.reconstruction:
+        setok.detokenizer.requires_grad_(False)
+    model.head.requires_grad_(bool(weights.diffusion))
+    model.segmentation.requires_grad_(bool(weights.mask))

@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from setokim.data import Conversation
+from setokim.data.conversations import message
+
+SMALL, WIDE = Image.new("RGB", (4, 4)), Image.new("RGB", (6, 3))
+
+
+def mask(height, width, dtype=bool):
+    return np.zeros((height, width), dtype)
+
+
+def talk(*answers, first=("what is it?",), masks=(), task="segment"):
+    """A conversation whose user says `first`, and "and?" after every answer but the last."""
+    messages = []
+    for answer in answers:
+        asked = ("and?",) if messages else first
+        messages += [message("user", *asked), message("assistant", *answer)]
+    return Conversation(task, tuple(messages), tuple(masks), "here", {"kind": "none"})
+
+
+def test_messages_are_in_the_chat_format():
+    assert message("user", SMALL, "what is it?") == {
+        "role": "user",
+        "content": [{"type": "image", "image": SMALL}, {"type": "text", "text": "what is it?"}],
+    }
+
+
+def test_a_conversation_keeps_what_it_gets():
+    one = talk(["a cat"], first=(SMALL, "what is it?"), task="caption")
+    assert one.messages[1] == {"role": "assistant", "content": [{"type": "text", "text": "a cat"}]}
+    assert (one.task, one.masks, one.source, one.facts) == ("caption", (), "here", {"kind": "none"})
+
+
+def test_masks_have_the_size_of_the_last_picture_before_them():
+    answers = ["[SEG] and [SEG]"], [WIDE, "it is [SEG]"], ["[SEG]"]
+    right = [mask(4, 4), mask(4, 4), mask(3, 6), mask(3, 6)]
+    assert len(talk(*answers, first=(SMALL, "where?"), masks=right).masks) == 4
+    with pytest.raises(ValueError, match=r"masks\[2\]: expected bool of shape \(3, 6\), got bool"):
+        talk(*answers, first=(SMALL, "where?"), masks=[mask(4, 4)] * 4)
+    # The text comes before the picture of the same answer.
+    with pytest.raises(ValueError, match=r"masks\[0\]: expected bool of shape \(4, 4\)"):
+        talk(["[SEG]", WIDE], first=(SMALL, "where?"), masks=[mask(3, 6)])
+
+
+def test_what_the_user_says_needs_no_mask():
+    assert talk(["a mask"], first=(SMALL, "what does [SEG] mean?")).masks == ()
+
+
+@pytest.mark.parametrize(
+    ("masks", "error", "got"),
+    [
+        ([], ValueError, r"masks: expected one for each of 1 \[SEG\], got 0"),
+        ([mask(4, 4)] * 2, ValueError, r"masks: expected one for each of 1 \[SEG\], got 2"),
+        ([mask(4, 5)], ValueError, r"masks\[0\]: expected bool of shape \(4, 4\), got bool \(4, 5"),
+        ([mask(4, 4, np.uint8)], ValueError, r"masks\[0\]: expected bool of .*, got uint8"),
+        (["mask"], TypeError, r"masks\[0\]: expected a numpy array, got 'mask'"),
+    ],
+)
+def test_bad_masks(masks, error, got):
+    with pytest.raises(error, match=got):
+        talk(["[SEG]"], first=(SMALL, "where?"), masks=masks)
+
+
+USER, ANSWER = message("user", "what?"), message("assistant", "that")
+
+
+def user(**part):
+    return {"role": "user", "content": [part]}
+
+
+@pytest.mark.parametrize(
+    ("messages", "error", "got"),
+    [
+        ((), ValueError, "messages: expected an even number of at least 2, got 0"),
+        ((USER,), ValueError, "messages: expected an even number of at least 2, got 1"),
+        ((ANSWER, USER), ValueError, r"messages\[0\]: expected the role user, got 'assistant'"),
+        ((USER, USER), ValueError, r"messages\[1\]: expected the role assistant, got 'user'"),
+        ((USER, "that"), ValueError, r"messages\[1\]: expected a dict of role and content, got 't"),
+        (({"role": "user"}, ANSWER), ValueError, r"messages\[0\]: expected a dict of role and con"),
+        ((message("user"), ANSWER), ValueError, r"messages\[0\]: expected a list of parts, got \["),
+        (
+            ({"role": "user", "content": "what?"}, ANSWER),
+            ValueError,
+            r"messages\[0\]: expected a list of parts, got 'what\?'",
+        ),
+        ((user(type="sound"), ANSWER), ValueError, r"messages\[0\]: expected a part of type text"),
+        ((user(type="text"), ANSWER), ValueError, r"messages\[0\]: expected a part of type text"),
+        ((user(type="text", text=1), ANSWER), TypeError, r"\[0\]: expected a str as text, got 1"),
+        (
+            (user(type="image", image="cat.png"), ANSWER),
+            TypeError,
+            r"messages\[0\]: expected a PIL picture as image, got 'cat.png'",
+        ),
+        (
+            (message("user", Image.new("L", (2, 2))), ANSWER),
+            ValueError,
+            r"messages\[0\]: expected a picture of mode RGB, got L",
+        ),
+        (
+            (USER, message("assistant", "[SEG]")),
+            ValueError,
+            r"messages\[1\]: expected a picture before \[SEG\], got none",
+        ),
+    ],
+)
+def test_bad_messages(messages, error, got):
+    with pytest.raises(error, match=got):
+        Conversation("text", messages)
+
+
+def test_unknown_tasks():
+    with pytest.raises(ValueError, match=r"task: expected one of vqa, .*, text, got 'sing'"):
+        Conversation("sing", (USER, ANSWER))

@@ -1,0 +1,178 @@
+"""Conversations to batches and back."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_setokim import picture, say
+from torch.testing import assert_close
+from transformers import PreTrainedTokenizer
+
+from setokim.data.scene_tasks import WORDS
+from setokim.processing_setok import SetokProcessor
+from setokim.processing_setokim import SPECIAL, SetokimProcessor
+from setokim.word_tokenizer import build_word_tokenizer
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return SetokimProcessor(build_word_tokenizer(WORDS), SetokProcessor((24, 24)))
+
+
+def tokens(processor, ids):
+    return processor.tokenizer.convert_ids_to_tokens(ids)
+
+
+CHAT = [
+    say("user", picture(0), "is there a red circle?"),
+    say("assistant", "yes, red."),
+    say("user", "draw a circle."),
+    say("assistant", picture(1)),
+]
+
+
+def test_one_conversation_by_hand(processor):
+    batch = processor([CHAT])
+    said = ["▁yes", ",", "▁red", ".", "</s>"]
+    drawn = ["<img>", "<image>", "</img>", "</s>"]
+    user, assistant = ["▁USER", ":"], ["▁ASSISTANT", ":"]
+    asked = ["▁is", "▁there", "▁a", "▁red", "▁circle", "?"]
+    first = ["<s>", *user, "<image>", *asked, *assistant]
+    second = [*user, "▁draw", "▁a", "▁circle", ".", *assistant]
+    assert tokens(processor, batch["input_ids"][0]) == [*first, *said, *second, *drawn]
+    learnt = batch["labels"][0] != -100
+    own = [False] * len(first) + [True] * len(said) + [False] * len(second) + [True] * len(drawn)
+    assert learnt.tolist() == own
+    assert_close(batch["labels"][0][learnt], batch["input_ids"][0][learnt])
+    pixels = processor.image_processor([picture(0), picture(1)])["pixel_values"]
+    assert_close(batch["pixel_values"], pixels, rtol=0, atol=0)
+
+
+def test_what_is_asked_of_the_assistant_ends_with_its_name(processor):
+    batch = processor([CHAT[:1]], add_generation_prompt=True)
+    assert tokens(processor, batch["input_ids"][0])[-2:] == ["▁ASSISTANT", ":"]
+    assert set(batch) == {"input_ids", "attention_mask", "pixel_values"}
+    # It is how the whole conversation begins.
+    whole = processor([CHAT])["input_ids"][0]
+    assert_close(whole[: batch["input_ids"].shape[1]], batch["input_ids"][0])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_rows_are_padded_on_one_side(processor, side):
+    short = [say("system", "a"), say("user", "is there a red circle?"), say("assistant", "no.")]
+    batch = processor([CHAT, short], padding_side=side)
+    alone = processor([short])
+    number = alone["input_ids"].shape[1]
+    missing = batch["input_ids"].shape[1] - number
+    assert missing > 0
+    own = slice(missing, None) if side == "left" else slice(number)
+    rest = slice(missing) if side == "left" else slice(number, None)
+    for name, fill in (
+        ("input_ids", processor.tokenizer.pad_token_id),
+        ("attention_mask", 0),
+        ("labels", -100),
+    ):
+        assert_close(batch[name][1, own], alone[name][0])
+        assert batch[name][1, rest].tolist() == [fill] * missing
+        assert batch[name].dtype == torch.int64
+    assert batch["pixel_values"].shape == (2, 3, 24, 24)
+
+
+def test_two_pictures_in_one_prompt_and_text_as_content(processor):
+    chat = [
+        say("user", picture(0), picture(1), "is there a red circle?"),
+        {"role": "assistant", "content": "no"},
+    ]
+    batch = processor([chat])
+    assert tokens(processor, batch["input_ids"][0])[3:6] == ["<image>", "<image>", "▁is"]
+    pixels = processor.image_processor([picture(0), picture(1)])["pixel_values"]
+    assert_close(batch["pixel_values"], pixels)
+    assert_close(batch["labels"], processor([[chat[0], say("assistant", "no")]])["labels"])
+
+
+def test_text_only(processor):
+    batch = processor([[say("user", "is there a red circle?"), say("assistant", "no.")]])
+    assert batch["pixel_values"].shape == (0, 3, 24, 24)
+    assert processor.special_ids()["image_token_id"] not in batch["input_ids"]
+
+
+def test_segments_are_the_assistants_words(processor):
+    batch = processor([[say("user", picture(0), "red"), say("assistant", "[SEG]")]])
+    learnt = batch["labels"][0][batch["labels"][0] != -100]
+    assert tokens(processor, learnt) == ["[SEG]", "</s>"]
+
+
+def test_decoding_gives_the_text_back(processor):
+    text = "yes, there is a red circle. draw a square, is there one?"
+    ids = processor.tokenizer.encode(text, add_special_tokens=False)
+    assert processor.tokenizer.unk_token_id not in ids
+    assert processor.decode(ids) == text
+    batch = processor([[say("user", "a"), say("assistant", text)]])
+    assert processor.decode(batch["labels"][0][batch["labels"][0] != -100]) == text
+    assert processor.decode(processor.tokenizer.encode("<img><image></img> red </s>")) == "red"
+
+
+def test_saved_and_read_it_is_the_same(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    again = SetokimProcessor.from_pretrained(tmp_path)
+    assert again.special_ids() == processor.special_ids()
+    assert again.image_processor == processor.image_processor
+    assert again.tokenizer.chat_template == processor.tokenizer.chat_template
+    assert len(again.tokenizer) == len(processor.tokenizer)
+    expected, found = processor([CHAT]), again([CHAT])
+    for name, value in expected.items():
+        assert_close(found[name], value, rtol=0, atol=0)
+
+
+def test_special_tokens_are_four_new_ids(processor):
+    ids = processor.special_ids()
+    plain = build_word_tokenizer(WORDS)
+    assert list(ids.values())[:4] == list(range(len(plain), len(plain) + 4))
+    assert tokens(processor, list(ids.values())) == [*SPECIAL, "</s>"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([say("user", "is <image> red")], "text: expected none .* got '<image>'"),
+        ([{"role": "user", "content": "<img>"}], "text: expected none .* got '<img>'"),
+        ([say("assistant", "</img>")], "text: expected none .* got '</img>'"),
+        ([say("tool", "red")], "role: expected system, user or assistant, got 'tool'"),
+        ([{"role": "user", "content": []}], r"content: expected a text or parts, got \[\]"),
+        ([{"role": "user", "content": None}], "content: expected a text or parts, got None"),
+        ([{"role": "user", "content": ["red"]}], "content: expected parts .* got 'red'"),
+        (
+            [{"role": "user", "content": [{"type": "image", "image": np.zeros((2, 2, 3))}]}],
+            "content: expected parts with a text or a picture",
+        ),
+        ([say("system", picture(0))], "content: expected a text of the system"),
+    ],
+)
+def test_messages_that_do_not_fit(processor, messages, expected):
+    with pytest.raises(ValueError, match=expected):
+        processor([messages])
+
+
+def test_batches_that_do_not_fit(processor):
+    with pytest.raises(ValueError, match="conversations: expected at least one, got none"):
+        processor([])
+    with pytest.raises(ValueError, match="padding_side: expected left or right, got 'top'"):
+        processor([CHAT], padding_side="top")
+
+
+def test_tokenizers_that_do_not_fit():
+    pictures = SetokProcessor((24, 24))
+    with pytest.raises(ValueError, match="chat_template: expected a template with"):
+        SetokimProcessor(build_word_tokenizer(WORDS), pictures, "{{ bos_token }}")
+    endless = build_word_tokenizer(WORDS)
+    endless.eos_token = None
+    with pytest.raises(ValueError, match="tokenizer: expected one with an end of text, got none"):
+        SetokimProcessor(endless, pictures)
+    with pytest.raises(ValueError, match=r"tokenizer: expected a fast one, .* got Slow"):
+        SetokimProcessor(Slow(), pictures)
+
+
+class Slow(PreTrainedTokenizer):
+    vocab_size = 0
+
+    def get_vocab(self):
+        return {}

@@ -1,0 +1,167 @@
+import sys
+
+import pytest
+import torch
+from tiny_stage1 import TINY, losses_of, tiny_settings
+from torch import nn
+
+from setokim.data import Sample
+from setokim.training import latest_checkpoint, load_checkpoint
+from setokim.training import trainer as trainer_module
+from setokim.training.base_settings import OptimizerSettings
+from setokim.training.settings import InstructSettings
+from setokim.training.stage import Stage, build_stage, to_device
+from setokim.training.stage1 import Stage1, Stage1Collator
+from setokim.training.trainer import Trainer
+
+
+class Line(Stage):
+    """Fits one number of each sample; a part is visual, a part is frozen."""
+
+    def __init__(self, settings=None):
+        super().__init__()
+        self.words = nn.Linear(2, 1)
+        self.visual = nn.Linear(2, 1)
+        self.frozen = nn.Linear(2, 1).requires_grad_(False)
+        self.register_buffer("mean", torch.zeros(()))
+        self.prepared = 0
+        self.modes = []
+
+    def forward(self, batch):
+        assert self.training and batch["names"] == [f"shapes {i}" for i in batch["numbers"]]
+        x = batch["x"] - self.mean
+        return {"line": (self.words(x) + self.visual(x) + self.frozen(x)).square().mean()}
+
+    def collator(self):
+        return collate
+
+    def prepare(self, dataset):
+        self.prepared += 1
+        assert isinstance(dataset[0], Sample)
+        self.mean.fill_(len(dataset))
+
+    def visual_parts(self):
+        return [self.visual]
+
+    def evaluate(self, collate, held_out, batch_size):
+        assert not self.training and isinstance(held_out[0], Sample)
+        return {"mean": self.mean.item(), "nothing": None, "size": batch_size}
+
+    def draw(self, collate, held_out, path):
+        assert not self.training
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("drawn")
+
+    def export(self, folder):
+        assert not self.training
+        folder.mkdir()
+        (folder / "model.txt").write_text(str(self.mean.item()))
+
+
+def collate(samples):
+    numbers = [sample.image.size[0] for sample in samples]
+    x = torch.tensor([[1.0, number] for number in numbers])
+    return {"x": x, "numbers": numbers, "names": [f"shapes {i}" for i in numbers]}
+
+
+@pytest.fixture
+def build(tmp_path, threads, monkeypatch):
+    """Makes a trainer of `Line` that writes into the folder of that name."""
+    threads(1)
+    monkeypatch.setattr(trainer_module, "build_stage", Line)
+
+    def make(out, *overrides, resume=False):
+        overrides = ("losses.adversarial=0", "data.samples=7", *overrides)
+        return Trainer(tiny_settings(tmp_path, *overrides), tmp_path / out, resume)
+
+    return make
+
+
+def names_of(stage, groups):
+    names = {id(p): name for name, p in stage.named_parameters()}
+    return [({names[id(p)] for p in g["params"]}, g["lr"], g["weight_decay"]) for g in groups]
+
+
+def test_groups_have_their_rates():
+    stage = Line()
+    one = names_of(stage, stage.parameter_groups(OptimizerSettings(lr=0.1, weight_decay=0.2)))
+    assert one == [
+        ({"words.weight", "visual.weight"}, 0.1, 0.2),
+        ({"words.bias", "visual.bias"}, 0.1, 0.0),
+    ]
+    settings = OptimizerSettings(lr=0.1, weight_decay=0.2, visual_lr=0.01)
+    assert names_of(stage, stage.parameter_groups(settings)) == [
+        ({"words.weight"}, 0.1, 0.2),
+        ({"visual.weight"}, 0.01, 0.2),
+        ({"words.bias"}, 0.1, 0.0),
+        ({"visual.bias"}, 0.01, 0.0),
+    ]
+    stage.words.requires_grad_(False)
+    assert [rate for _, rate, _ in names_of(stage, stage.parameter_groups(settings))] == [0.01] * 2
+    stage.visual.requires_grad_(False)
+    with pytest.raises(ValueError, match="module: expected at least one parameter with gradient"):
+        stage.parameter_groups(settings)
+
+
+def test_the_cosine_multiplies_each_rate(build, monkeypatch):
+    settings = OptimizerSettings(visual_lr=0.01)
+    groups = Line.parameter_groups
+    monkeypatch.setattr(
+        Line, "parameter_groups", lambda self, _: groups(self, OptimizerSettings(visual_lr=0.01))
+    )
+    trainer = build("out", "every.checkpoint=2")
+    rates, step = [], trainer.optimizer.step
+
+    def noting():
+        rates.append([group["lr"] for group in trainer.optimizer.param_groups])
+        step()
+
+    trainer.optimizer.step = noting
+    trainer.train()
+    # Two steps up, then half a cosine down over two.
+    for factor, found in zip((0.5, 1, 1, 0.5), rates, strict=True):
+        assert found == pytest.approx([settings.lr * factor, 0.01 * factor] * 2)
+    # Rates that a checkpoint brings back are not the ones that count.
+    resumed = build("out", "every.checkpoint=2", resume=True)
+    assert resumed._rates == pytest.approx([settings.lr, 0.01] * 2)
+
+
+def test_the_trainer_asks_a_stage(tmp_path, build):
+    trainer = build("out", "every.checkpoint=2", "every.pictures=4", "every.evaluation=2")
+    stage = trainer.unwrapped
+    assert stage.prepared == 1 and stage.mean == 7 and trainer.adversary is None
+    # Frozen parameters have no average.
+    learning = {"words.weight", "words.bias", "visual.weight", "visual.bias"}
+    assert trainer.ema.averages.keys() == learning
+    metrics = trainer.train()
+    assert (metrics["mean"], metrics["nothing"], metrics["size"]) == (7.0, None, 4)
+    assert set(losses_of(tmp_path / "out")[0]) == {"step", "line", "loss", "gradient_norm"}
+    assert (tmp_path / "out" / "pictures" / "step-00000004.png").read_text() == "drawn"
+    assert (tmp_path / "out" / "model" / "model.txt").read_text() == "7.0"
+    tensors, _ = load_checkpoint(latest_checkpoint(tmp_path / "out"))
+    assert {n for n in tensors if n.startswith("ema.average")} == {
+        f"ema.average.{name}" for name in learning
+    }
+    # A run that goes on takes what was prepared from its checkpoint.
+    resumed = build("out", "every.checkpoint=2", resume=True).unwrapped
+    assert resumed.prepared == 0 and resumed.mean == 7
+
+
+def test_stages_by_number(tmp_path, monkeypatch):
+    settings = tiny_settings(tmp_path)
+    stage = build_stage(settings)
+    assert type(stage) is Stage1 and stage.setok.config.width == TINY["model"]["width"]
+    assert isinstance(stage.collator(), Stage1Collator)
+    seen = []
+    module = type("module", (), {"Instruct": seen.append})
+    monkeypatch.setitem(sys.modules, "setokim.training.stage2", module)
+    for number in (2, 3):
+        settings = InstructSettings(stage=number, start="folder")
+        build_stage(settings)
+        assert seen.pop() is settings
+
+
+def test_plain_values_stay():
+    batch = {"x": torch.ones(2), "texts": ["a"], "n": 3}
+    moved = to_device(batch, torch.device("meta"))
+    assert moved["x"].device.type == "meta" and (moved["texts"], moved["n"]) == (["a"], 3)
