@@ -161,7 +161,8 @@ def test_a_picture_in_the_prompt_is_not_drawn(model, processor):
 
 def test_unconditional_rows_ignore_the_prompt(model, processor):
     def draw(*parts, unconditional=True):
-        chat = [say("user", *parts), say("assistant", picture(2))]
+        # The second time, what was drawn before is all that is seen.
+        chat = [say("user", *parts), say("assistant", picture(2))] * 2
         batch = processor([chat, TEXT])
         output = model(**batch, unconditional=torch.tensor([unconditional, False]))
         number = int(batch["attention_mask"][1].sum())
