@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from setokim.lora import add_lora, base_of
 from setokim.modeling_setok import SetokModel, VisualTokens
 from setokim.processing_setokim import IGNORED, SetokimProcessor
 from setokim.segmentation import MaskLogits, SegmentationHead
-from setokim.splice import Spliced, splice
+from setokim.splice import Spliced, prompt_places, splice
 
 
 @dataclass(frozen=True)
@@ -326,26 +325,6 @@ class SetokimModel(PreTrainedModel):
             init.normal_(self.special_in, std=0.02)
             init.normal_(self.special_out, std=0.02)
             init.copy_(self.special_ids, torch.tensor(self.config.special_ids))
-
-
-def prompt_places(labels: Tensor) -> Tensor:
-    """(B, T) bool, the places that nobody learns, apart from the last before each that is learnt.
-
-    Args:
-        labels: (B, T).
-    """
-    learnt = labels != IGNORED
-    before = F.pad(learnt[:, 1:], (0, 1))
-    return ~(learnt | before)
-
-
-def load_language_model(name_or_path: str | Path, **kwargs) -> PreTrainedModel:
-    """A causal language model of transformers, without its own notes on generation.
-
-    Raises:
-        OSError, ValueError: there is none of that name.
-    """
-    return AutoModelForCausalLM.from_pretrained(name_or_path, **kwargs)
 
 
 AutoConfig.register(SetokimConfig.model_type, SetokimConfig)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from setokim.processing_setokim import IGNORED
@@ -111,6 +112,17 @@ def splice(
         return out
 
     return Spliced(**{name: spread(*pair) for name, pair in fields.items()})
+
+
+def prompt_places(labels: Tensor) -> Tensor:
+    """(B, T) bool, the places that nobody learns, apart from the last before each that is learnt.
+
+    Args:
+        labels: (B, T).
+    """
+    learnt = labels != IGNORED
+    before = F.pad(learnt[:, 1:], (0, 1))
+    return ~(learnt | before)
 
 
 def _ordinal(chosen: Tensor) -> Tensor:
