@@ -226,8 +226,7 @@ def freeze(model: SetokimModel, settings: InstructSettings) -> None:
     }.items():
         for module in modules:
             module.requires_grad_(name in train)
-    if "tokenizer" not in train:
-        setok.encoder.requires_grad_(False)
+    setok.encoder.requires_grad_("tokenizer" in train and setok.config.encoder_trainable)
     for name, parameter in model.llm.named_parameters():
         # Reading a checkpoint leaves nothing frozen, not even what has adapters.
         parameter.requires_grad_("llm" in train if model.config.lora is None else "lora_" in name)

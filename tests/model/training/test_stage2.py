@@ -1,0 +1,131 @@
+import pytest
+import torch
+import yaml
+from tiny_stage1 import TINY, losses_of
+
+from setokim import SetokConfig, SetokimModel, SetokimProcessor, SetokModel
+from setokim.data import build_dataset
+from setokim.training.settings import load_settings
+from setokim.training.stage import build_stage
+from setokim.training.trainer import Trainer
+
+WORLD = {"kind": "shapes-tasks", "size": 32, "seed": 0, "options": {"objects": [1, 3], "turns": 2}}
+
+
+@pytest.fixture(scope="module")
+def setok(tmp_path_factory):
+    torch.manual_seed(0)
+    model = SetokModel(SetokConfig(**TINY["model"]))
+    folder = tmp_path_factory.mktemp("stage1")
+    model.save_pretrained(folder)
+    model.processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def settings(setok, tmp_path):
+    def load(*overrides):
+        values = {
+            "stage": 2,
+            "steps": 3,
+            "batch_size": 6,
+            "accumulation": 1,
+            "precision": "no",
+            "setok": str(setok),
+            "llm": {
+                "model_type": "llama",
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+            },
+            "model": {"head_width": 16, "head_layers": 1, "segmentation_width": 8},
+            "train": ["llm"],
+            "data": WORLD,
+            "held_out": {**WORLD, "seed": 1, "samples": 24},
+            "optimizer": {"lr": 1.0e-3, "visual_lr": 2.0e-3, "warmup": 1},
+            "generation": {"max_new_tokens": 6, "sampling_steps": 2},
+            "every": {"log": 0, "checkpoint": 0, "evaluation": 0, "pictures": 0},
+            "ema": 0.0,
+            "workers": 0,
+        }
+
+        path = tmp_path / "stage2.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return load_settings(path, overrides)
+
+    return load
+
+
+@pytest.fixture
+def batch_of():
+    def make(stage, **options):
+        dataset = build_dataset("shapes-tasks", size=32, seed=3, objects=(1, 3), turns=2, **options)
+        stage.prepare(dataset)
+        return stage.collator()([dataset[i] for i in range(6)])
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("tasks", "expected"),
+    [
+        ({"text": 1.0}, {"diffusion": 0.0, "mask": 0.0}),
+        ({"segment": 1.0}, {"diffusion": 0.0}),
+        ({"generate": 1.0}, {"mask": 0.0}),
+    ],
+)
+def test_losses_of_tasks_that_are_not_there_are_zero(settings, batch_of, tasks, expected):
+    torch.manual_seed(0)
+    stage = build_stage(settings())
+    batch_of(stage)  # gives the head its units
+    found = stage(batch_of(stage, tasks=tasks))
+    assert set(found) == {"text", "diffusion", "mask"}
+    for name, value in found.items():
+        assert (float(value) == 0) == (name in expected), name
+    # Every part that learns is reached, so that no process waits for another.
+    sum(found.values()).backward()
+    assert all(p.grad is not None for p in stage.parameters() if p.requires_grad)
+
+
+def test_what_learns(settings):
+    stage = build_stage(settings("train=[]"))
+    learning = {name.split(".")[1] for name, p in stage.named_parameters() if p.requires_grad}
+    assert learning == {"project_in", "special_in", "special_out", "head", "segmentation"}
+    stage = build_stage(settings("train=[llm, tokenizer]", "losses.diffusion=0"))
+    learning = {".".join(n.split(".")[1:3]) for n, p in stage.named_parameters() if p.requires_grad}
+    assert {"llm.model", "llm.lm_head", "setok.merger"} <= learning
+    assert not any(name.startswith(("head", "setok.detok", "setok.to_con")) for name in learning)
+
+
+def test_visual_parts_have_their_own_rate(settings):
+    stage = build_stage(settings())
+    groups = stage.parameter_groups(settings().optimizer)
+    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert rate[id(stage.model.head.network.project_out.weight)] == 2e-3
+    assert rate[id(stage.model.project_in[0].weight)] == 2e-3
+    assert rate[id(next(stage.model.llm.parameters()))] == 1e-3
+
+
+def test_unknown_fields_are_named(settings):
+    with pytest.raises(ValueError, match=r"model\.head_widht: expected one of .*head_width"):
+        build_stage(settings("model.head_widht=3"))
+
+
+@pytest.mark.slow
+def test_stages_two_and_three_in_a_row(settings, tmp_path):
+    two, three = tmp_path / "two", tmp_path / "three"
+    metrics = Trainer(settings("every.pictures=3"), two).train()
+    wanted = {"vqa_accuracy", "vqa_chance", "vqa_language_only", "caption_accuracy", "seconds"}
+    assert wanted <= set(metrics) and all(v is not None for v in metrics.values())
+    assert [line["step"] for line in losses_of(two)] == [1, 2, 3]
+    assert list((two / "pictures").glob("*.png"))
+    follow = settings("stage=3", f"start={two / 'model'}", "llm=null", "setok=null", "model={}")
+    before = SetokimModel.from_pretrained(two / "model").state_dict()
+    stage = build_stage(follow)
+    assert all(torch.equal(before[n], v) for n, v in stage.model.state_dict().items())
+    Trainer(follow, three).train()
+    SetokimProcessor.from_pretrained(three / "model")
+    after = SetokimModel.from_pretrained(three / "model").state_dict()
+    assert any(not torch.equal(before[n], after[n]) for n in before if n.startswith("llm."))
+    assert all(torch.equal(before[n], after[n]) for n in before if n.startswith("setok."))
