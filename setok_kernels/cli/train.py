@@ -12,8 +12,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the command to the parser of `setok`."""
     parser = commands.add_parser(
         "train",
-        help="train the tokenizer and the detokenizer",
-        description="Trains from a YAML file; `torchrun --nproc-per-node N -m "
+        help="train the tokenizer, or the language model that reads and draws its tokens",
+        description="Trains the stage that a YAML file is for; `torchrun --nproc-per-node N -m "
         "setok_kernels.cli.main train ...` runs N processes. Writes checkpoints, pictures, "
         "losses.jsonl, model/ and metrics.json.",
     )
@@ -37,11 +37,12 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         from setokim.training.settings import load_settings
         from setokim.training.trainer import Trainer
+
+        settings = load_settings(arguments.config, arguments.overrides)
+        # A stage imports what it alone needs.
+        trainer = Trainer(settings, arguments.out, arguments.resume)
     except ImportError as error:
         raise UsageError(f'needs {error.name}: pip install "setok-kernels[cli,model]"') from error
-    try:
-        settings = load_settings(arguments.config, arguments.overrides)
-        trainer = Trainer(settings, arguments.out, arguments.resume)
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
     metrics = trainer.train()

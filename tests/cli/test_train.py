@@ -126,3 +126,9 @@ def test_a_missing_package_is_named(train, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "setokim.training.trainer", None)
     assert train() == 2
     assert 'pip install "setok-kernels[cli,model]"' in capsys.readouterr().err
+
+
+def test_a_missing_package_of_a_stage_is_named(train, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "setokim.training.stage1", None)
+    assert train() == 2
+    assert "setok train: needs setokim.training.stage1: pip install" in capsys.readouterr().err
