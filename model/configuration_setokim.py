@@ -7,8 +7,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 
 from setokim.configuration_setok import SetokConfig
-
-PREDICTIONS = ("v_prediction", "epsilon")
+from setokim.diffusion_head import PREDICTIONS, SCHEDULES
 
 
 class SetokimConfig(PretrainedConfig):
@@ -100,6 +99,11 @@ class SetokimConfig(PretrainedConfig):
         if self.prediction not in PREDICTIONS:
             expected = " or ".join(PREDICTIONS)
             raise ValueError(f"prediction: expected {expected}, got {self.prediction!r}")
+        if self.noise_schedule not in SCHEDULES:
+            expected = ", ".join(SCHEDULES)
+            raise ValueError(
+                f"noise_schedule: expected one of {expected}, got {self.noise_schedule!r}"
+            )
         if self.token_order not in ("raster", "size", "seed"):
             raise ValueError(
                 f"token_order: expected raster, size or seed, got {self.token_order!r}"

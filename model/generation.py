@@ -126,7 +126,7 @@ def generate(
             tokens = model.head.sample(
                 hidden[index], unconditional, guidance, sampling_steps, noise=noise
             )
-            tokens = _unit_outlines(tokens.to(packed.tokens.dtype), config.setok["outline_dim"])
+            tokens = _unit_outlines(tokens.to(packed.tokens.dtype), model.setok.config.outline_dim)
         for i in range(batch):
             if speaking[i]:
                 rows[i].add(chosen[i], tokens[places[i]] if i in drawing else None)

@@ -164,3 +164,9 @@ class ImageProcessor:
             scaled = (resized.astype(np.float64) * self.rescale_factor).astype(np.float32)
             batch[i] = ((scaled - mean) / std).transpose(2, 0, 1)
         return torch.from_numpy(batch)
+
+
+def to_image(picture: Tensor) -> Image.Image:
+    """An RGB picture from (3, h, w) in [0, 1]."""
+    levels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu()
+    return Image.fromarray(levels.numpy())

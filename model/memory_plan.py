@@ -16,6 +16,7 @@ from setok_kernels.config import check_count
 from setokim.configuration_setok import SetokConfig
 from setokim.configuration_setokim import SetokimConfig
 from setokim.modeling_setokim import SetokimModel
+from setokim.training.sharding import blocks
 
 _FLOAT32 = 4  # bytes
 # The logits, their logarithms, and the gradients of both.
@@ -223,13 +224,9 @@ def _learning(parameters: list[nn.Parameter]) -> int:
 
 
 def _gathered(model: SetokimModel, half: bool) -> int:
-    names = {name for m in model.modules() for name in getattr(m, "_no_split_modules", None) or ()}
     taken: set[int] = set()
     largest = 0
-    # From the inside out, as blocks may lie in blocks.
-    for part in reversed(list(model.modules())):
-        if part is model or type(part).__name__ not in names:
-            continue
+    for part in blocks(model):
         own = [p for p in part.parameters() if id(p) not in taken]
         taken |= {id(p) for p in own}
         narrow = half and type(part).__module__.startswith("transformers.")

@@ -13,7 +13,19 @@ from setokim.positions import grid_positions, sincos_encoding, wave_encoding
 
 
 class _Merger(nn.Module):
-    """What all mergers end with: content and outline become tokens that attend to each other."""
+    """What mergers begin and end with: patches in their places, and tokens that attend to others.
+
+    Layers are not added by a constructor: their order decides what random weights they get.
+    """
+
+    def _add_beginning(self, feature_dim: int, width: int) -> None:
+        self.norm_in = nn.LayerNorm(feature_dim)
+        self.project_in = nn.Linear(feature_dim, width)
+
+    def _begin(self, features: Tensor, places: Tensor) -> Tensor:
+        """Patches (B, N, width) of features (B, N, feature_dim) and places (N, 2)."""
+        position = sincos_encoding(places, self.width)  # (N, width)
+        return self.project_in(self.norm_in(features)) + position.to(features.dtype)
 
     def _add_ending(
         self,
@@ -24,7 +36,6 @@ class _Merger(nn.Module):
         layers: int,
         mlp_ratio: float,
     ) -> None:
-        # Not in a constructor: the order of the layers decides what random weights they get.
         self.width, self.outline_dim = width, outline_dim
         self.norm_mean = nn.LayerNorm(width)
         # What the part is made of, and where its patches lie.
@@ -84,8 +95,7 @@ class TokenMerger(_Merger):
         mlp_ratio: float = 4.0,
     ):
         super().__init__()
-        self.norm_in = nn.LayerNorm(feature_dim)
-        self.project_in = nn.Linear(feature_dim, width)
+        self._add_beginning(feature_dim, width)
         self.intra = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(intra_layers))
         self._add_ending(width, token_dim, outline_dim, heads, inter_layers, mlp_ratio)
 
@@ -105,8 +115,7 @@ class TokenMerger(_Merger):
             occupied: (B, R) bool, the rows that are somebody's label.
         """
         places = grid_positions(*grid, features.device)  # (N, 2)
-        position = sincos_encoding(places, self.width)  # (N, width)
-        x = self.project_in(self.norm_in(features)) + position.to(features.dtype)
+        x = self._begin(features, places)
         x = self._within(x, clusters, by_size=x.device.type == "cpu")
         share = self.membership(clusters).to(x.dtype)  # (B, R, N)
         mean = share @ self.norm_mean(x)  # (B, R, width)
@@ -161,8 +170,7 @@ class PatchMerger(_Merger):
         mlp_ratio: float = 4.0,
     ):
         super().__init__()
-        self.norm_in = nn.LayerNorm(feature_dim)
-        self.project_in = nn.Linear(feature_dim, width)
+        self._add_beginning(feature_dim, width)
         self._add_ending(width, token_dim, outline_dim, heads, inter_layers, mlp_ratio)
 
     def forward(
@@ -170,8 +178,7 @@ class PatchMerger(_Merger):
     ) -> tuple[Tensor, Tensor]:
         """Tokens (B, N, token_dim) of features (B, N, feature_dim), and that all are there."""
         places = grid_positions(*grid, features.device)  # (N, 2)
-        position = sincos_encoding(places, self.width)  # (N, width)
-        x = self.project_in(self.norm_in(features)) + position.to(features.dtype)
+        x = self._begin(features, places)
         outline = wave_encoding(places, self.outline_dim).to(x.dtype).expand(x.shape[0], -1, -1)
         area = x.new_full((*x.shape[:2], 1), 1 / x.shape[1])
         return self._end(self.norm_mean(x), outline, area, parts.occupied())

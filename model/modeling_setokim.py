@@ -118,7 +118,7 @@ class SetokimModel(PreTrainedModel):
             model.add_lora(lora)
         return model
 
-    def embed(self, ids: Tensor, visual: Tensor | None = None, tokens: Tensor | None = None):
+    def embed(self, ids: Tensor, visual: Tensor, tokens: Tensor) -> Tensor:
         """Embeddings of places.
 
         Args:
@@ -133,8 +133,6 @@ class SetokimModel(PreTrainedModel):
         table = self.llm.get_input_embeddings()
         words = table(ids.masked_fill(special >= 0, 0))
         found = torch.where(special[..., None] >= 0, self.special_in[special].to(words), words)
-        if visual is None:
-            return found
         # One row more, which -1 takes: there may be no token at all.
         normal = self.head.normalise(tokens).to(self.dtype)
         projected = F.pad(self.project_in(normal), (0, 0, 0, 1))
@@ -200,7 +198,7 @@ class SetokimModel(PreTrainedModel):
             max_length: longest row with visual tokens in it.
 
         Returns:
-            States and what they belong to; `loss` makes losses of it.
+            States and what they belong to: what `text_loss`, `diffusion_loss` and `segment` read.
 
         Raises:
             ValueError: pictures and `<image>` do not match, or `max_length` halves a picture.
@@ -236,6 +234,17 @@ class SetokimModel(PreTrainedModel):
         rows, places = ((spliced.visual >= 0) & (spliced.labels != IGNORED)).nonzero().unbind(1)
         tokens = output.packed.tokens.detach()[spliced.visual[rows, places]]
         return tokens, output.hidden[rows, places - 1]
+
+    def diffusion_loss(self, output: SetokimOutput, repeats: int) -> Tensor:
+        """Mean over the tokens that are drawn, of all processes, of the diffusion head's loss.
+
+        Args:
+            output: of `forward`.
+            repeats: timesteps and noises for each token.
+        """
+        tokens, states = self.drawn(output)
+        number = mean_over_ranks(states.new_tensor(len(states), dtype=torch.float32))
+        return self.head.loss(tokens, states, repeats) * (len(states) / number.clamp(min=1))
 
     def segment(self, output: SetokimOutput, size: tuple[int, int]) -> tuple[MaskLogits, Tensor]:
         """Masks of all `[SEG]` that are learnt.

@@ -54,17 +54,6 @@ def picture(seed: int) -> Image.Image:
     return Image.fromarray(colours.numpy()).resize((24, 24), Image.Resampling.NEAREST)
 
 
-def say(role: str, *parts: str | Image.Image) -> dict:
-    """A message."""
-    content = [
-        {"type": "text", "text": part}
-        if isinstance(part, str)
-        else {"type": "image", "image": part}
-        for part in parts
-    ]
-    return {"role": role, "content": content}
-
-
 class Script:
     """Stands for `SetokimModel.logits`: row i says `rows[i]`, then ends; keeps the states.
 

@@ -3,44 +3,17 @@
 import pytest
 import torch
 from PIL import Image
-from tiny_stage1 import TINY
-from transformers import AutoConfig, AutoModelForCausalLM
+from tiny_setokim import build
 
-from setokim.configuration_setok import SetokConfig
-from setokim.data.scene_tasks import WORDS
-from setokim.modeling_setok import SetokModel
 from setokim.modeling_setokim import SetokimModel
 from setokim.processing_setokim import SetokimProcessor
-from setokim.word_tokenizer import build_word_tokenizer
-
-LLM = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 256,
-}
 
 
 @pytest.fixture(scope="session")
 def speaker_folder(tmp_path_factory):
     """Where the model is; its diffusion head has units."""
     folder = tmp_path_factory.mktemp("speaker")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        setok = SetokModel(SetokConfig(**TINY["model"]))
-        tokenizer = build_word_tokenizer(WORDS)
-        llm = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(vocab_size=len(tokenizer), **LLM)
-        )
-        processor = SetokimProcessor(tokenizer, setok.processor())
-        fields = {"head_width": 16, "head_layers": 1, "segmentation_width": 8}
-        model = SetokimModel.from_parts(setok, llm, processor, **fields)
-        model.head.fit(torch.randn(8, 24))
-        # It begins with zeros, from which nothing drawn depends on the noise.
-        for parameter in model.head.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
+    model, processor = build(noise_steps=100)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

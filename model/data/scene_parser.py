@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from setokim.data.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, Object
-from setokim.data.shapes_render import _paints, footprint
+from setokim.data.shapes_render import footprint, paints_of
 
 # Pictures are looked at in this size, which the numbers of pixels below refer to.
 _SIDE = 64
@@ -172,7 +172,7 @@ def _explain(pixels: np.ndarray, backdrop: np.ndarray) -> tuple[np.ndarray, np.n
 def _mixtures() -> np.ndarray:
     paints = np.stack(
         [
-            _paints(Object("circle", "large", colour, "plain", 0.5, 0.5), _CONTRAST)
+            paints_of(Object("circle", "large", colour, "plain", 0.5, 0.5), _CONTRAST)
             for colour in COLOURS
         ]
     )

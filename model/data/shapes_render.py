@@ -63,7 +63,7 @@ def render(scene: Scene, size: int = 64) -> tuple[Image.Image, np.ndarray]:
     counts = np.bincount(keys.ravel(), minlength=size * size * kinds)
     counts = counts.reshape(size * size, kinds)
     paint = counts[:, 1:] @ np.array(
-        [c for thing in scene.objects for c in _paints(thing, scene.contrast)]
+        [c for thing in scene.objects for c in paints_of(thing, scene.contrast)]
     )
     colours = paint + counts[:, :1] * _backdrop(scene, size)  # (size², 3)
     pixels = np.rint(colours / _OVERSAMPLING**2).astype(np.uint8).reshape(size, size, 3)
@@ -130,7 +130,8 @@ def _marked(texture: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.zeros(u.shape, bool)
 
 
-def _paints(thing: Object, contrast: float) -> tuple[np.ndarray, np.ndarray]:
+def paints_of(thing: Object, contrast: float) -> tuple[np.ndarray, np.ndarray]:
+    """Colours of an object and of its texture's marks, (3,) float64 each, in levels."""
     colour = np.array(COLOURS[thing.colour], np.float64)
     share, level = _SHADES.get(thing.colour, _SHADE)
     return colour, colour + contrast * share * (level - colour)

@@ -7,14 +7,13 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor
 
 from setokim.data import Conversation, Dataset, Scene
 from setokim.data.conversations import message
 from setokim.data.scene_parser import parse
 from setokim.data.scene_questions import Question, chance
 from setokim.generation import Answer
+from setokim.images import to_image
 from setokim.modeling_setokim import SetokimModel
 from setokim.processing_setokim import SetokimProcessor
 from setokim.scene_scores import (
@@ -117,12 +116,6 @@ def single_turns(sample: Conversation) -> list[Messages]:
         texts = [part for part in sample.messages[number]["content"] if part["type"] == "text"]
         prompts.append([{"role": "user", "content": picture + texts}])
     return prompts
-
-
-def to_image(picture: Tensor) -> Image.Image:
-    """An RGB picture from (3, h, w) in [0, 1]."""
-    levels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu()
-    return Image.fromarray(levels.numpy())
 
 
 def _questions(model, processor, samples, settings) -> dict[str, float]:

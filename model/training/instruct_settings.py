@@ -8,7 +8,7 @@ from typing import Any
 from setokim.training.base_settings import Settings, check_weights
 
 # Of stages 2 and 3; the projectors and the heads learn in any case.
-TRAINED_PARTS = ("llm", "tokenizer", "detokenizer", "projectors")
+TRAINED_PARTS = ("llm", "tokenizer", "detokenizer")
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ class InstructSettings(Settings):
         setok: folder of the model that stage 1 wrote.
         losses: their weights.
         lora: low-rank updates of the language model; None for none.
-        train: parts that learn, among "llm", "tokenizer", "detokenizer" and "projectors"; the
-            projectors and heads do in any case.
+        train: parts that learn, among "llm", "tokenizer" and "detokenizer"; the projectors and
+            heads do in any case.
         condition_dropout: share of the drawn pictures that learn without their condition.
         diffusion_repeats: noises for each visual token.
         max_length: of a conversation, in tokens.
@@ -108,7 +108,7 @@ class InstructSettings(Settings):
     setok: str | None = None
     losses: InstructLossSettings = field(default_factory=InstructLossSettings)
     lora: LoraSettings | None = None
-    train: tuple[str, ...] = ("projectors",)
+    train: tuple[str, ...] = ()
     condition_dropout: float = 0.1
     diffusion_repeats: int = 4
     max_length: int = 2048
@@ -125,6 +125,14 @@ class InstructSettings(Settings):
             if part not in TRAINED_PARTS:
                 expected = f"parts among {', '.join(TRAINED_PARTS)}"
                 raise ValueError(f"train: expected {expected}, got {part!r}")
+        if "detokenizer" in self.train and not self.losses.reconstruction:
+            # Nothing else would train it.
+            raise ValueError("losses.reconstruction: expected more than 0 to train the detokenizer")
+        if self.losses.reconstruction and not {"tokenizer", "detokenizer"} & set(self.train):
+            expected = "0 where neither tokenizer nor detokenizer learns"
+            raise ValueError(
+                f"losses.reconstruction: expected {expected}, got {self.losses.reconstruction}"
+            )
         if not 0 <= self.condition_dropout <= 1:
             got = self.condition_dropout
             raise ValueError(f"condition_dropout: expected a number in [0, 1], got {got}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +40,7 @@ class Sharded:
             "ignored_params": set(self._scalars),
         }
         half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        names = _block_names(module)
-        # From the inside out, as blocks may lie in blocks.
-        for part in reversed(list(module.modules())):
-            if part is module or type(part).__name__ not in names:
-                continue
+        for part in blocks(module):
             if precision == "bf16" and type(part).__module__.startswith("transformers."):
                 fully_shard(part, mp_policy=half, **options)
             else:
@@ -81,7 +77,11 @@ class Sharded:
         yield plain
 
 
-def _block_names(module: nn.Module) -> set[str]:
-    """Class names that the Hugging Face models in a module do not want to be torn apart."""
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """What Hugging Face models in a module do not want to be torn apart, from the inside out."""
     lists = (getattr(part, "_no_split_modules", None) or () for part in module.modules())
-    return {name for names in lists for name in names}
+    names = {name for own in lists for name in own}
+    # Blocks may lie in blocks.
+    for part in reversed(list(module.modules())):
+        if part is not module and type(part).__name__ in names:
+            yield part

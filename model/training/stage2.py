@@ -78,8 +78,7 @@ class Instruct(Stage):
         if weights.text:
             found["text"] = weights.text * self.model.text_loss(output)
         if weights.diffusion:
-            tokens, states = self.model.drawn(output)
-            loss = self.model.head.loss(tokens, states, settings.diffusion_repeats)
+            loss = self.model.diffusion_loss(output, settings.diffusion_repeats)
             found["diffusion"] = weights.diffusion * loss
         if weights.mask:
             masks = batch["masks"]
@@ -231,7 +230,5 @@ def freeze(model: SetokimModel, settings: InstructSettings) -> None:
         # Reading a checkpoint leaves nothing frozen, not even what has adapters.
         parameter.requires_grad_("llm" in train if model.config.lora is None else "lora_" in name)
     # A parameter without gradient would make distributed training wait for it.
-    if not weights.reconstruction:
-        setok.detokenizer.requires_grad_(False)
     model.head.requires_grad_(bool(weights.diffusion))
     model.segmentation.requires_grad_(bool(weights.mask))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from setok_kernels.cli.device import usable_device
 from setok_kernels.cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -132,12 +133,7 @@ def make_speaker(arguments: argparse.Namespace) -> Speaker:
         ) from error
     if kind != "setokim":
         raise UsageError(f"--model: expected a SeTokim model in {folder}, got one of type {kind!r}")
-    try:
-        device = torch.device(arguments.device)
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:
-        # AssertionError is what a torch without CUDA raises for a CUDA device.
-        raise UsageError(f"--device {arguments.device} cannot be used: {error}") from error
+    device = usable_device(arguments.device)
     try:
         model = SetokimModel.from_pretrained(folder).to(device).eval()
         processor = SetokimProcessor.from_pretrained(folder)
@@ -251,7 +247,7 @@ def draw_one(command: str, arguments: argparse.Namespace, images: Sequence[Path]
     pictures = [read_picture(path) for path in images]
     check_out(arguments.out, (".png", ".jpg", ".jpeg", ".webp"))
     speaker = make_speaker(arguments)
-    from setokim.training.instruct_evaluation import to_image
+    from setokim.images import to_image
 
     answer = answer_once(speaker, arguments.text, pictures)
     if not answer.images:

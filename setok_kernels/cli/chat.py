@@ -105,7 +105,7 @@ class Chat:
         Raises:
             ValueError: the message or an option does not fit.
         """
-        from setokim.training.instruct_evaluation import to_image
+        from setokim.images import to_image
 
         asked = user_message(text, self._images)
         printer = Printer(self._speaker, self._pictures, self._masks)

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
+from setok_kernels.cli.device import usable_device
 from setok_kernels.cli.errors import UsageError
 from setok_kernels.cli.options import add_config_options, read_config
 from setok_kernels.dispatch import backends, select_backend
@@ -128,12 +127,7 @@ def make_method(
     from setok_kernels.cli.pictures import Method
     from setokim import build_encoder
 
-    try:
-        device = torch.device(device_name)
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:
-        # AssertionError is what a torch without CUDA raises for a CUDA device.
-        raise UsageError(f"--device {device_name} cannot be used: {error}") from error
+    device = usable_device(device_name)
     try:
         select_backend(backend, device)
         encoder = build_encoder(encoder_name, grid).to(device)

@@ -2,15 +2,16 @@
 
 import pytest
 import torch
-from tiny_setokim import Script, build, picture, say
+from tiny_setokim import Script, build, picture
 from torch.testing import assert_close
 
+from setokim.data.conversations import message
 from setokim.generation import Answer, _choose
 
-TEXT = [say("user", "is there a red circle?")]
-SEE = [say("user", picture(0), picture(1), "segment the circle.")]
-DRAW = [say("user", "draw a large red circle above the two small blue square.")]
-EDIT = [say("user", picture(2), "make the circle blue.")]
+TEXT = [message("user", "is there a red circle?")]
+SEE = [message("user", picture(0), picture(1), "segment the circle.")]
+DRAW = [message("user", "draw a large red circle above the two small blue square.")]
+EDIT = [message("user", picture(2), "make the circle blue.")]
 PROMPTS = [TEXT, SEE, DRAW, EDIT]
 SCRIPTS = [
     "yes, there is.",
@@ -133,7 +134,7 @@ def test_guidance_0_ignores_the_prompt(model, processor):
 
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_it_draws_from_the_states_that_it_learnt_from(model, processor, use_cache):
-    whole = processor([[*EDIT, say("assistant", picture(3))]])
+    whole = processor([[*EDIT, message("assistant", picture(3))]])
     output = model(**whole)
     free = model(**whole, unconditional=torch.tensor([True]))
     tokens, expected = model.drawn(output)
@@ -177,7 +178,7 @@ def test_words_are_the_likeliest(model, processor):
 
 def test_masks_are_those_of_the_whole_conversation(model, processor):
     (answer,), _ = follow(model, processor, [SEE], ["[SEG] and [SEG]"])
-    whole = processor([[*SEE, say("assistant", "[SEG] and [SEG]")]])
+    whole = processor([[*SEE, message("assistant", "[SEG] and [SEG]")]])
     expected = model.segment(model(**whole), (12, 10))[0].fine
     assert_close(torch.stack(answer.masks), expected, **CLOSE)
 

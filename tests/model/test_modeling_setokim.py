@@ -2,23 +2,24 @@
 
 import pytest
 import torch
-from tiny_setokim import FIELDS, LLM, build, picture, say
+from tiny_setokim import FIELDS, LLM, build, picture
 from tiny_stage1 import TINY
 from torch.testing import assert_close
 from transformers import AutoModel
 
 from setokim.configuration_setok import SetokConfig
 from setokim.configuration_setokim import SetokimConfig
+from setokim.data.conversations import message
 from setokim.modeling_setokim import SetokimModel, prompt_places
 
 SHOW = [
-    say("user", picture(0), picture(1), "is there a red circle?"),
-    say("assistant", "yes, red."),
-    say("user", "draw a circle."),
-    say("assistant", picture(2)),
+    message("user", picture(0), picture(1), "is there a red circle?"),
+    message("assistant", "yes, red."),
+    message("user", "draw a circle."),
+    message("assistant", picture(2)),
 ]
-SELECT = [say("user", picture(3), "red"), say("assistant", "[SEG]")]
-TEXT = [say("user", "red"), say("assistant", "yes, a red circle.")]
+SELECT = [message("user", picture(3), "red"), message("assistant", "[SEG]")]
+TEXT = [message("user", "red"), message("assistant", "yes, a red circle.")]
 EXACT = {"rtol": 0, "atol": 0}
 
 
@@ -155,6 +156,19 @@ def test_drawn_tokens_and_the_states_before_them(model, processor):
     assert model.drawn(model(**processor([TEXT])))[0].shape == (0, 24)
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_the_diffusion_loss_is_a_mean_over_the_tokens_of_all(model, processor, monkeypatch, share):
+    output = model(**processor([SHOW]))
+    tokens, states = model.drawn(output)
+    torch.manual_seed(3)
+    alone = model.head.loss(tokens, states, 2)
+    # Other processes have so many that this one has a `share` of their mean.
+    monkeypatch.setattr("setokim.modeling_setokim.mean_over_ranks", lambda x: x / share)
+    torch.manual_seed(3)
+    assert_close(model.diffusion_loss(output, 2), share * alone)
+    assert float(model.diffusion_loss(model(**processor([TEXT])), 2)) == 0
+
+
 def test_a_picture_in_the_prompt_is_not_drawn(model, processor):
     assert len(model.drawn(model(**processor([SELECT])))[0]) == 0
 
@@ -162,7 +176,7 @@ def test_a_picture_in_the_prompt_is_not_drawn(model, processor):
 def test_unconditional_rows_ignore_the_prompt(model, processor):
     def draw(*parts, unconditional=True):
         # The second time, what was drawn before is all that is seen.
-        chat = [say("user", *parts), say("assistant", picture(2))] * 2
+        chat = [message("user", *parts), message("assistant", picture(2))] * 2
         batch = processor([chat, TEXT])
         output = model(**batch, unconditional=torch.tensor([unconditional, False]))
         number = int(batch["attention_mask"][1].sum())
@@ -198,11 +212,13 @@ def test_logits_of_special_tokens_are_their_own():
     words = [i for i in range(size) if i != 4]
     assert_close(logits[..., words], model.llm.lm_head(hidden)[..., words])
     assert (logits[..., [10, 13]] == -torch.inf).all()
-    assert (model.embed(torch.tensor([[4, 14]]))[0] == model.special_in[[1, 0]]).all()
+    places = torch.tensor([[4, 14]])
+    found = model.embed(places, torch.full_like(places, -1), torch.zeros(0, 24))
+    assert (found[0] == model.special_in[[1, 0]]).all()
 
 
 def test_masks_are_about_the_last_picture(model, processor):
-    both = [say("user", picture(0), picture(3), "red"), say("assistant", "[SEG] [SEG]")]
+    both = [message("user", picture(0), picture(3), "red"), message("assistant", "[SEG] [SEG]")]
     output = model(**processor([TEXT, both, SELECT]))
     found, numbers = model.segment(output, (12, 10))
     assert found.fine.shape == (3, 12, 10)
@@ -218,7 +234,7 @@ def test_masks_are_about_the_last_picture(model, processor):
 
 
 def test_masks_that_were_cut_off_have_no_logits(model, processor):
-    long = [say("user", picture(0), "red"), say("assistant", "yes, a red circle. [SEG]")]
+    long = [message("user", picture(0), "red"), message("assistant", "yes, a red circle. [SEG]")]
     batch = processor([long, SELECT])
     number = int((model(**processor([SELECT])).spliced.attention_mask).sum())
     found, numbers = model.segment(model(**batch, max_length=number), (6, 6))
@@ -226,7 +242,7 @@ def test_masks_that_were_cut_off_have_no_logits(model, processor):
 
 
 def test_masks_need_a_picture(model, processor):
-    output = model(**processor([[say("user", "red"), say("assistant", "[SEG]")]]))
+    output = model(**processor([[message("user", "red"), message("assistant", "[SEG]")]]))
     with pytest.raises(ValueError, match="input_ids: expected an image before each"):
         model.segment(output, (4, 4))
 

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from tiny_setokim import picture, say
+from tiny_setokim import picture
 from torch.testing import assert_close
 from transformers import PreTrainedTokenizer
 
+from setokim.data.conversations import message
 from setokim.data.scene_tasks import WORDS
 from setokim.processing_setok import SetokProcessor
 from setokim.processing_setokim import SPECIAL, SetokimProcessor
@@ -23,10 +24,10 @@ def tokens(processor, ids):
 
 
 CHAT = [
-    say("user", picture(0), "is there a red circle?"),
-    say("assistant", "yes, red."),
-    say("user", "draw a circle."),
-    say("assistant", picture(1)),
+    message("user", picture(0), "is there a red circle?"),
+    message("assistant", "yes, red."),
+    message("user", "draw a circle."),
+    message("assistant", picture(1)),
 ]
 
 
@@ -58,7 +59,11 @@ def test_what_is_asked_of_the_assistant_ends_with_its_name(processor):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_rows_are_padded_on_one_side(processor, side):
-    short = [say("system", "a"), say("user", "is there a red circle?"), say("assistant", "no.")]
+    short = [
+        message("system", "a"),
+        message("user", "is there a red circle?"),
+        message("assistant", "no."),
+    ]
     batch = processor([CHAT, short], padding_side=side)
     alone = processor([short])
     number = alone["input_ids"].shape[1]
@@ -79,24 +84,24 @@ def test_rows_are_padded_on_one_side(processor, side):
 
 def test_two_pictures_in_one_prompt_and_text_as_content(processor):
     chat = [
-        say("user", picture(0), picture(1), "is there a red circle?"),
+        message("user", picture(0), picture(1), "is there a red circle?"),
         {"role": "assistant", "content": "no"},
     ]
     batch = processor([chat])
     assert tokens(processor, batch["input_ids"][0])[3:6] == ["<image>", "<image>", "▁is"]
     pixels = processor.image_processor([picture(0), picture(1)])["pixel_values"]
     assert_close(batch["pixel_values"], pixels)
-    assert_close(batch["labels"], processor([[chat[0], say("assistant", "no")]])["labels"])
+    assert_close(batch["labels"], processor([[chat[0], message("assistant", "no")]])["labels"])
 
 
 def test_text_only(processor):
-    batch = processor([[say("user", "is there a red circle?"), say("assistant", "no.")]])
+    batch = processor([[message("user", "is there a red circle?"), message("assistant", "no.")]])
     assert batch["pixel_values"].shape == (0, 3, 24, 24)
     assert processor.special_ids()["image_token_id"] not in batch["input_ids"]
 
 
 def test_segments_are_the_assistants_words(processor):
-    batch = processor([[say("user", picture(0), "red"), say("assistant", "[SEG]")]])
+    batch = processor([[message("user", picture(0), "red"), message("assistant", "[SEG]")]])
     learnt = batch["labels"][0][batch["labels"][0] != -100]
     assert tokens(processor, learnt) == ["[SEG]", "</s>"]
 
@@ -106,7 +111,7 @@ def test_decoding_gives_the_text_back(processor):
     ids = processor.tokenizer.encode(text, add_special_tokens=False)
     assert processor.tokenizer.unk_token_id not in ids
     assert processor.decode(ids) == text
-    batch = processor([[say("user", "a"), say("assistant", text)]])
+    batch = processor([[message("user", "a"), message("assistant", text)]])
     assert processor.decode(batch["labels"][0][batch["labels"][0] != -100]) == text
     assert processor.decode(processor.tokenizer.encode("<img><image></img> red </s>")) == "red"
 
@@ -133,10 +138,10 @@ def test_special_tokens_are_four_new_ids(processor):
 @pytest.mark.parametrize(
     ("messages", "expected"),
     [
-        ([say("user", "is <image> red")], "text: expected none .* got '<image>'"),
+        ([message("user", "is <image> red")], "text: expected none .* got '<image>'"),
         ([{"role": "user", "content": "<img>"}], "text: expected none .* got '<img>'"),
-        ([say("assistant", "</img>")], "text: expected none .* got '</img>'"),
-        ([say("tool", "red")], "role: expected system, user or assistant, got 'tool'"),
+        ([message("assistant", "</img>")], "text: expected none .* got '</img>'"),
+        ([message("tool", "red")], "role: expected system, user or assistant, got 'tool'"),
         ([{"role": "user", "content": []}], r"content: expected a text or parts, got \[\]"),
         ([{"role": "user", "content": None}], "content: expected a text or parts, got None"),
         ([{"role": "user", "content": ["red"]}], "content: expected parts .* got 'red'"),
@@ -144,7 +149,7 @@ def test_special_tokens_are_four_new_ids(processor):
             [{"role": "user", "content": [{"type": "image", "image": np.zeros((2, 2, 3))}]}],
             "content: expected parts with a text or a picture",
         ),
-        ([say("system", picture(0))], "content: expected a text of the system"),
+        ([message("system", picture(0))], "content: expected a text of the system"),
     ],
 )
 def test_messages_that_do_not_fit(processor, messages, expected):

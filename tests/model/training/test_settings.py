@@ -163,12 +163,31 @@ def test_errors_name_the_setting(load, text, message):
         load(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: [detokenizer]", r"^losses\.reconstruction: expected more than 0 to train the det"),
+        (
+            "losses: {reconstruction: 1}",
+            r"^losses\.reconstruction: expected 0 where neither .* 1\.0$",
+        ),
+        (
+            "train: [heads]",
+            "^train: expected parts among llm, tokenizer, detokenizer, got 'heads'$",
+        ),
+    ],
+)
+def test_what_learns_fits_the_losses(load, text, message):
+    with pytest.raises(ValueError, match=message):
+        load(f"stage: 2\nstart: folder\noptimizer: {{warmup: 1}}\n{text}")
+
+
 def test_instruct_settings(load):
     text = """
         stage: 3
         start: runs/stage2/model
         lora: {rank: 8, targets: [q_proj, v_proj]}
-        train: [llm, projectors]
+        train: [llm, tokenizer]
         losses: {mask: 0, reconstruction: 0.5}
         optimizer: {lr: 1e-4, visual_lr: 1e-5}
         parallel: fsdp
@@ -179,7 +198,7 @@ def test_instruct_settings(load):
         start="runs/stage2/model",
         model={"head_width": 64},
         lora=LoraSettings(8, targets=("q_proj", "v_proj")),
-        train=("llm", "projectors"),
+        train=("llm", "tokenizer"),
         losses=InstructLossSettings(mask=0.0, reconstruction=0.5),
         optimizer=OptimizerSettings(1e-4, visual_lr=1e-5),
         parallel="fsdp",
