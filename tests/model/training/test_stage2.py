@@ -88,6 +88,45 @@ def test_losses_of_tasks_that_are_not_there_are_zero(settings, batch_of, tasks, 
     assert all(p.grad is not None for p in stage.parameters() if p.requires_grad)
 
 
+def test_only_rows_that_draw_lose_their_prompt(settings, batch_of, monkeypatch):
+    stage = build_stage(settings("condition_dropout=1"))
+    batch = batch_of(stage, tasks={"generate": 1.0, "caption": 1.0})
+    seen, forward = [], stage.model.forward
+
+    def spied(*arguments):
+        seen.append(arguments[4])
+        return forward(*arguments)
+
+    monkeypatch.setattr(stage.model, "forward", spied)
+    stage(batch)
+    draws = (batch["labels"] == stage.model.config.image_token_id).any(1)
+    assert draws.any() and not draws.all()
+    assert seen[0].tolist() == draws.tolist()
+
+
+def test_masks_that_are_cut_off_do_not_count(settings, batch_of):
+    torch.manual_seed(0)
+    stage = build_stage(settings("losses.text=0", "losses.diffusion=0"))
+    batch = batch_of(stage, tasks={"segment": 1.0})
+    output = stage.model(
+        **{n: batch[n] for n in ("input_ids", "attention_mask", "pixel_values")},
+        labels=batch["labels"],
+    )
+    rows, places = (output.spliced.segment >= 0).nonzero().unbind(1)
+    # Before the second mask of the first row that has two.
+    row = int(rows[:-1][rows[:-1] == rows[1:]][0])
+    most = int(places[rows == row][1])
+    assert ((rows == row) & (places < most)).sum() == 1
+    stage.settings = settings("losses.text=0", "losses.diffusion=0", f"max_length={most}")
+    kept = places < most
+    expected = stage(batch)["mask"]
+    other = batch["masks"].clone()
+    other[~kept] ^= True
+    assert stage(batch | {"masks": other})["mask"] == expected
+    other[kept] ^= True
+    assert stage(batch | {"masks": other})["mask"] != expected
+
+
 def test_what_learns(settings):
     stage = build_stage(settings("train=[]"))
     learning = {name.split(".")[1] for name, p in stage.named_parameters() if p.requires_grad}
