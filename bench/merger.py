@@ -30,11 +30,11 @@ def loop_over_clusters(
     Returns:
         (S, token_dim), the tokens of all images one after the other.
     """
-    from setokim.positions import grid_positions, sincos_encoding, wave_encoding
+    from setokim.outlines import outlines_of
+    from setokim.positions import grid_positions, sincos_encoding
 
     places = grid_positions(*grid, features.device)
     position = sincos_encoding(places, merger.width)
-    waves = wave_encoding(places, merger.outline_dim)
     tokens = []
     for b in range(features.shape[0]):
         x = merger.project_in(merger.norm_in(features[b])) + position
@@ -48,8 +48,9 @@ def loop_over_clusters(
                 own = block(own, _everything(own))
             weight = clusters.masks[b, row, member]
             weight = weight / weight.sum()
-            mean, outline = weight @ merger.norm_mean(own[0]), weight @ waves[member]
-            outlines.append(outline / outline.norm())
+            mean = weight @ merger.norm_mean(own[0])
+            share = weight.new_zeros(labels.shape).masked_scatter(member, weight)
+            outlines.append(outlines_of(share[None, None], grid, merger.outline_dim)[0, 0])
             area = (member.sum() / labels.shape[0]).log()
             rows.append(merger.project_mean(torch.cat([mean, outlines[-1], area[None]])))
         t = torch.stack(rows)[None]

@@ -10,6 +10,7 @@ from transformers import PretrainedConfig
 from setok_kernels import ClusterConfig
 from setok_kernels.config import LEARNABLE
 from setokim.encoders import PATCH_STATISTICS
+from setokim.outlines import POSE
 
 TOKENS = ("clusters", "grid", "queries", "patches")
 
@@ -40,7 +41,7 @@ class SetokConfig(PretrainedConfig):
             patches have none.
         inter_layers: layers between the tokens of an image.
         token_dim: of the visual tokens.
-        outline_dim: of these, how many say where the patches of the token lie; even.
+        outline_dim: of these, the last ones, which say where the patches of the token lie.
         decoder_width: of the detokenizer.
         decoder_cross_layers: layers of the detokenizer that attend to the tokens.
         decoder_layers: its layers after those.
@@ -148,9 +149,9 @@ class SetokConfig(PretrainedConfig):
                 raise ValueError(
                     f"{name}: expected a multiple of 4 and of heads={self.heads}, got {value}"
                 )
-        if self.outline_dim % 2 or not 0 < self.outline_dim < self.token_dim:
+        if not POSE < self.outline_dim < self.token_dim:
             raise ValueError(
-                f"outline_dim: expected an even number below token_dim={self.token_dim}, "
+                f"outline_dim: expected more than {POSE} and less than token_dim={self.token_dim}, "
                 f"got {self.outline_dim}"
             )
         if not self.position_weight >= 0:

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setokim.attention import Block
-from setokim.positions import grid_positions, sincos_encoding, wave_encoding, wave_taper
+from setokim.outlines import drawn_outlines, taper
+from setokim.positions import grid_positions, sincos_encoding
 
 
 class Detokenizer(nn.Module):
@@ -55,8 +56,8 @@ class Detokenizer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.to_pixels = nn.Linear(width, 3 * patch_size**2)
-        # How much each wave counts: less the shorter it is at first, or edges would ring.
-        self.emphasis = nn.Parameter(wave_taper(outline_dim))
+        # How much each coefficient of a shape counts.
+        self.emphasis = nn.Parameter(first_emphasis(outline_dim))
         # Of each token: its colour, how much its outline counts, and it for itself.
         self.to_ground = nn.Linear(token_dim, 5)
 
@@ -85,7 +86,9 @@ class Detokenizer(nn.Module):
         x = x.expand(tokens.shape[0], -1, -1)
         everything = occupied.new_ones(1, 1, rows * columns)
         context = self.norm_tokens(tokens)
-        for block, bias in zip(self.cross, self._biases(tokens, context, places), strict=True):
+        for block, bias in zip(
+            self.cross, self._biases(tokens, context, rows, columns), strict=True
+        ):
             x = block(x, everything, context, occupied[:, None], bias)
         for block in self.blocks:
             x = block(x, everything)
@@ -95,9 +98,9 @@ class Detokenizer(nn.Module):
         # The last row and column of patches reach beyond a size that is no multiple of p.
         return pixels[..., : size[0], : size[1]] + self._ground(tokens, context, occupied, size)
 
-    def _biases(self, tokens: Tensor, context: Tensor, places: Tensor) -> list[Tensor]:
+    def _biases(self, tokens: Tensor, context: Tensor, rows: int, columns: int) -> list[Tensor]:
         """(B, heads, N, R) for each layer that attends to the tokens: is this place the token's?"""
-        here = self._here(tokens, places)
+        here = self._here(tokens, rows, columns)
         heed = self.heed(context).unflatten(-1, (len(self.cross), 2, self.heads))
         gain, own = heed.permute(2, 3, 0, 4, 1)[..., None].unbind(1)  # (layers, B, heads, R, 1)
         return [(g.exp() * here[:, None] + o).mT for g, o in zip(gain, own, strict=True)]
@@ -107,18 +110,23 @@ class Detokenizer(nn.Module):
     ) -> Tensor:
         """(B, 3, height, width), the tokens' colours mixed by their outlines."""
         colour, gain, own = self.to_ground(context).split((3, 1, 1), -1)  # (B, R, 3 | 1 | 1)
-        here = self._here(tokens, grid_positions(*size, tokens.device))  # (B, R, pixels)
+        here = self._here(tokens, *size)  # (B, R, pixels)
         scores = (gain.exp() * here + own).masked_fill(~occupied[..., None], -torch.inf)
         # Without any token the softmax is over nothing.
         share = scores.softmax(1).masked_fill(~occupied[..., None], 0)
         return (colour.mT @ share).unflatten(-1, size)
 
-    def _here(self, tokens: Tensor, places: Tensor) -> Tensor:
-        """(B, R, N), whether each of N places is in the outline of each token."""
-        waves = wave_encoding(places, self.outline_dim).to(tokens.dtype)  # (N, outline)
-        return tokens[..., -self.outline_dim :] @ (waves * self.emphasis).T
+    def _here(self, tokens: Tensor, rows: int, columns: int) -> Tensor:
+        """(B, R, rows · columns), whether each place is in the outline of each token."""
+        outlines = tokens[..., -self.outline_dim :]
+        return drawn_outlines(outlines, rows, columns, self.emphasis).to(tokens.dtype)
 
     @property
     def last_layer(self) -> nn.Parameter:
         """The weight by which the adversarial loss is balanced."""
         return self.to_pixels.weight
+
+
+def first_emphasis(outline_dim: int) -> Tensor:
+    """(outline_dim - POSE,), such that a softmax of drawn outlines tells inside from outside."""
+    return 4 * taper(outline_dim)

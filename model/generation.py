@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
+
+from setokim.outlines import unit_shapes
 
 if TYPE_CHECKING:
     from setokim.modeling_setokim import SetokimModel
@@ -126,7 +127,7 @@ def generate(
             tokens = model.head.sample(
                 hidden[index], unconditional, guidance, sampling_steps, noise=noise
             )
-            tokens = _unit_outlines(tokens.to(packed.tokens.dtype), model.setok.config.outline_dim)
+            tokens = _unit_shapes(tokens.to(packed.tokens.dtype), model.setok.config.outline_dim)
         for i in range(batch):
             if speaking[i]:
                 rows[i].add(chosen[i], tokens[places[i]] if i in drawing else None)
@@ -253,10 +254,10 @@ def _noise(rows: list[int], width: int, generators) -> Tensor:
     return torch.stack([torch.randn(width, generator=generator) for generator in own])
 
 
-def _unit_outlines(tokens: Tensor, outline_dim: int) -> Tensor:
-    """Outlines have length 1, which a sample only nearly has."""
-    content, outline = tokens.split((tokens.shape[1] - outline_dim, outline_dim), 1)
-    return torch.cat([content, F.normalize(outline, dim=1)], 1)
+def _unit_shapes(tokens: Tensor, outline_dim: int) -> Tensor:
+    """Shapes have length 1, which a sample only nearly has."""
+    content, outlines = tokens.split((tokens.shape[1] - outline_dim, outline_dim), 1)
+    return torch.cat([content, unit_shapes(outlines)], 1)
 
 
 def _draw(model: SetokimModel, answers: list[Answer], size: tuple[int, int] | None) -> None:

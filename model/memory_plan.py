@@ -111,7 +111,6 @@ def plan(
     precision: str = "bf16",
     optimizer_bytes: int = 8,
     checkpointing: bool = True,
-    accumulation: int = 1,
     averages: bool = True,
     pictures: int = 1,
     freeze: Callable[[SetokimModel], None] | None = None,
@@ -122,9 +121,8 @@ def plan(
 
     * weights 4 P / G, moments `optimizer_bytes` L / G, averages 4 L / G with "fsdp"; not divided
       with "ddp".
-    * gradients 4 L / G with "fsdp"; but 4 L where steps have several batches, since gradients are
-      exchanged after the last one only. With "ddp" 4 L, and as much again for the buckets of the
-      exchange where there are several GPUs.
+    * gradients 4 L / G with "fsdp", which exchanges them after each batch. With "ddp" 4 L, and as
+      much again for the buckets of the exchange where there are several GPUs.
     * gathered with "fsdp": what is in no block, whole, 4 bytes each and 4 more where it learns; and
       twice the largest block, as the next one comes while one runs, with gradients in float32. The
       weights of blocks of transformers have 2 bytes with "bf16". With "ddp" and "bf16" autocast's
@@ -145,7 +143,6 @@ def plan(
         precision: "no" or "bf16".
         optimizer_bytes: for each parameter that learns; 8 for the two moments of AdamW.
         checkpointing: compute activations of the language model again going back.
-        accumulation: batches for one step.
         averages: keep averaged weights.
         pictures: in each row.
         freeze: makes the model's parameters that do not learn need no gradient; None for none.
@@ -157,7 +154,6 @@ def plan(
         ("gpus", gpus),
         ("batch_size", batch_size),
         ("length", length),
-        ("accumulation", accumulation),
     ):
         check_count(name, count)
     for name, value, known in (
@@ -178,11 +174,9 @@ def plan(
     all_parameters, learns = sum(parameters.values()), sum(learning.values())
     sharded, half = parallel == "fsdp", precision == "bf16"
     share = gpus if sharded else 1
-    gradients = _FLOAT32 * learns
+    gradients = math.ceil(_FLOAT32 * learns / share)
     if sharded:
         gathered = _gathered(model, half)
-        if accumulation == 1:
-            gradients = math.ceil(gradients / gpus)
     else:
         gathered = 2 * learns if half else 0
         if gpus > 1:

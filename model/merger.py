@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from setok_kernels import Clusters
 from setokim.attention import Block, SetsBySize, same_cluster
+from setokim.outlines import outlines_of
 from setokim.partitions import Parts, Readings
-from setokim.positions import grid_positions, sincos_encoding, wave_encoding
+from setokim.positions import grid_positions, sincos_encoding
 
 
 class _Merger(nn.Module):
@@ -51,12 +52,11 @@ class _Merger(nn.Module):
 
         Args:
             mean: (B, R, width) content.
-            outline: (B, R, outline_dim) mean of the waves of its patches.
+            outline: (B, R, outline_dim) where its patches lie.
             area: (B, R, 1) share of the picture.
             occupied: (B, R) bool, the rows that are there.
         """
-        # An outline of unit length for a part of any size; the area says what it was.
-        outline = outline / outline.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+        outline = outline.to(mean.dtype)
         tokens = self.project_mean(torch.cat([mean, outline, area.clamp(min=1e-6).log()], -1))
         for block in self.inter:
             tokens = block(tokens, occupied[:, None])
@@ -117,9 +117,9 @@ class TokenMerger(_Merger):
         places = grid_positions(*grid, features.device)  # (N, 2)
         x = self._begin(features, places)
         x = self._within(x, clusters, by_size=x.device.type == "cpu")
-        share = self.membership(clusters).to(x.dtype)  # (B, R, N)
-        mean = share @ self.norm_mean(x)  # (B, R, width)
-        outline = share @ wave_encoding(places, self.outline_dim).to(x.dtype)  # (B, R, outline)
+        share = self.membership(clusters)  # (B, R, N)
+        mean = share.to(x.dtype) @ self.norm_mean(x)  # (B, R, width)
+        outline = outlines_of(share, grid, self.outline_dim)
         area = clusters.sizes()[..., None].to(x.dtype) / x.shape[1]
         return self._end(mean, outline, area, clusters.occupied())
 
@@ -179,7 +179,8 @@ class PatchMerger(_Merger):
         """Tokens (B, N, token_dim) of features (B, N, feature_dim), and that all are there."""
         places = grid_positions(*grid, features.device)  # (N, 2)
         x = self._begin(features, places)
-        outline = wave_encoding(places, self.outline_dim).to(x.dtype).expand(x.shape[0], -1, -1)
+        each = torch.eye(x.shape[1], device=x.device)[None]
+        outline = outlines_of(each, grid, self.outline_dim).expand(x.shape[0], -1, -1)
         area = x.new_full((*x.shape[:2], 1), 1 / x.shape[1])
         return self._end(self.norm_mean(x), outline, area, parts.occupied())
 
@@ -213,7 +214,6 @@ class QueryMerger(_Merger):
     ) -> tuple[Tensor, Tensor]:
         """Tokens (B, R, token_dim) of what was read, and that all are there."""
         mean = self.norm_mean(parts.states)
-        waves = wave_encoding(grid_positions(*grid, features.device), self.outline_dim)
-        outline = parts.share.to(mean.dtype) @ waves.to(mean.dtype)  # (B, R, outline)
+        outline = outlines_of(parts.share, grid, self.outline_dim)
         area = parts.masks.mean(-1, keepdim=True).to(mean.dtype)
         return self._end(mean, outline, area, parts.occupied())

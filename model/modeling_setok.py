@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from setok_kernels import Clusters, Packed
 from setok_kernels.layout import pad, valid_tokens
 from setokim.configuration_setok import SetokConfig
-from setokim.detokenizer import Detokenizer
+from setokim.detokenizer import Detokenizer, first_emphasis
 from setokim.encoders import HFVisionEncoder, PatchStatisticsEncoder
 from setokim.images import ImageProcessor
 from setokim.merger import PatchMerger, QueryMerger, TokenMerger
@@ -25,7 +25,6 @@ from setokim.partitions import (
     PatchPartition,
     QueryPartition,
 )
-from setokim.positions import wave_taper
 from setokim.processing_setok import SetokProcessor
 
 
@@ -216,7 +215,7 @@ class SetokModel(PreTrainedModel):
         # Linear and LayerNorm keep torch's own; the encoder initialises itself.
         if isinstance(module, Detokenizer):
             module.queries.normal_(std=0.02)
-            module.emphasis.copy_(wave_taper(module.outline_dim))
+            module.emphasis.copy_(first_emphasis(module.outline_dim))
         elif isinstance(module, QueryPartition):
             module.queries.normal_()
         elif isinstance(module, (nn.Linear, nn.LayerNorm)):

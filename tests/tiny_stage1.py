@@ -73,12 +73,16 @@ def run_in_processes(
     world: int = 1,
     die_at: int = -1,
     resume: bool = False,
+    config: Path | None = None,
 ) -> subprocess.CompletedProcess:
-    """Trains in `world` new processes, which kill themselves in the middle of step `die_at`."""
+    """Trains in `world` new processes, which kill themselves in the middle of step `die_at`.
+
+    The settings are TINY's, or those of the file `config`.
+    """
     launcher = [sys.executable]
     if world > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"]
-    script = [__file__, str(tiny_file(folder)), str(out), *overrides]
+    script = [__file__, str(config or tiny_file(folder)), str(out), *overrides]
     script += ["--resume"] if resume else []
     # Into files: the workers of a killed run hold its pipes for some seconds more.
     files = [folder / "stdout.txt", folder / "stderr.txt"]
@@ -129,7 +133,9 @@ def main() -> None:
             assert all(isinstance(p, DTensor) for p in trainer.stage.parameters() if p.dim())
         else:
             assert isinstance(trainer.stage, DistributedDataParallel)
-            assert isinstance(trainer.adversary.module, DistributedDataParallel)
+            assert trainer.adversary is None or isinstance(
+                trainer.adversary.module, DistributedDataParallel
+            )
     trainer.train()
 
 

@@ -18,8 +18,9 @@ class Sharded:
     """A module whose weights, gradients and optimizer are spread over all processes.
 
     Each block of the classes that its parts name in `_no_split_modules` is gathered when it runs,
-    and the rest is gathered as a whole. Parameters of no dimensions cannot be split: every process
-    has them, and `reduce` averages their gradients.
+    and the rest is gathered as a whole. Gradients are exchanged after each batch, also where a step
+    has several: nobody holds a whole gradient. Parameters of no dimensions cannot be split: every
+    process has them, and `reduce` averages their gradients.
 
     Args:
         module: the same in all processes, on its device; it is changed in place.
@@ -46,10 +47,6 @@ class Sharded:
             else:
                 fully_shard(part, **options)
         fully_shard(module, **options)
-
-    def synchronise(self, last: bool) -> None:
-        """Whether the next backward pass exchanges gradients: only the last one of a step."""
-        self._module.set_requires_gradient_sync(last)
 
     def reduce(self) -> None:
         """Averages the gradients that `fully_shard` leaves alone; call it before each update."""

@@ -18,8 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from setokim.configuration_setokim import SetokimConfig
 from setokim.data import Conversation, Dataset
 from setokim.data.scene_tasks import WORDS
+from setokim.distributed import mean_over_ranks
 from setokim.losses import mask_loss, pixel_loss
-from setokim.modeling_setok import SetokModel
+from setokim.modeling_setok import SetokModel, VisualTokens
 from setokim.modeling_setokim import SetokimModel
 from setokim.processing_setokim import SetokimProcessor
 from setokim.training.instruct_evaluation import evaluate
@@ -85,12 +86,19 @@ class Instruct(Stage):
             logits, kept = self.model.segment(output, tuple(masks.shape[1:]))
             found["mask"] = weights.mask * mask_loss(logits, masks[kept])
         if weights.reconstruction:
-            visual = output.visual
-            picture = self.model.setok.detokenizer(visual.tokens, visual.occupied)
-            target = F.interpolate(batch["pictures"], picture.shape[-2:], mode="area")
-            loss = pixel_loss(picture.float(), target, 0.3, 10.0)
+            loss = self._reconstruction_loss(output.visual, batch["pictures"])
             found["reconstruction"] = weights.reconstruction * loss
         return found
+
+    def _reconstruction_loss(self, visual: VisualTokens, pictures: Tensor) -> Tensor:
+        """Of the detokenizer's pictures, the mean over those of all processes."""
+        drawn = self.model.setok.detokenizer(visual.tokens, visual.occupied)
+        number = mean_over_ranks(drawn.new_tensor(len(drawn), dtype=torch.float32))
+        if not len(drawn):
+            # Still depends on every parameter, so that no process waits.
+            return drawn.sum() * 0.0
+        target = F.interpolate(pictures, drawn.shape[-2:], mode="area")
+        return pixel_loss(drawn.float(), target, 0.3, 10.0) * (len(drawn) / number)
 
     def collator(self) -> InstructCollator:
         """Of conversations."""

@@ -207,11 +207,9 @@ class Trainer:
         return norm
 
     def _synchronised(self, module: nn.Module, last: bool):
-        """Gradients travel between processes once for each step."""
-        if self.sharded is not None:
-            self.sharded.synchronise(last)
-            return contextlib.nullcontext()
-        return contextlib.nullcontext() if last else self.accelerator.no_sync(module)
+        """Whole gradients travel between processes once for each step, their shares at once."""
+        wait = self.sharded is None and not last
+        return self.accelerator.no_sync(module) if wait else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def _averaged(self):

@@ -80,7 +80,6 @@ def run(arguments: argparse.Namespace) -> int:
                 settings.parallel,
                 settings.precision,
                 checkpointing=settings.activation_checkpointing,
-                accumulation=settings.accumulation,
                 averages=settings.ema > 0,
                 freeze=lambda model: freeze(model, settings),
             )

@@ -183,9 +183,9 @@ def test_masks_are_those_of_the_whole_conversation(model, processor):
     assert_close(torch.stack(answer.masks), expected, **CLOSE)
 
 
-def test_outlines_have_length_1(model, processor):
+def test_shapes_have_length_1(model, processor):
     (answer,), _ = follow(model, processor, [DRAW], SCRIPTS[2:3])
-    assert_close(answer.tokens[0][:, 16:].norm(dim=1), torch.ones(3))
+    assert_close(answer.tokens[0][:, 19:].norm(dim=1), torch.ones(3))
 
 
 def likes(model, processor, *names):

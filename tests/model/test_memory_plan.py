@@ -69,10 +69,6 @@ def test_sums_and_shares(tiny, parallel):
     assert plan(tiny, 4, 2, 16, parallel, averages=False).averages == 0
 
 
-def test_gradients_stay_whole_between_the_batches_of_a_step(tiny):
-    assert plan(tiny, 4, 2, 16, accumulation=2, freeze=only_llm).gradients == 4 * LLM
-
-
 def test_gathered(tiny):
     everything = sum(plan(tiny, 4, 2, 16).parameters.values())
     model = SetokimModel(tiny)
@@ -107,7 +103,6 @@ def test_activations(tiny):
         ({"gpus": 0}, "gpus: expected"),
         ({"batch_size": 0}, "batch_size: expected"),
         ({"length": 0}, "length: expected"),
-        ({"accumulation": 0}, "accumulation: expected"),
         ({"parallel": "magic"}, "parallel: expected fsdp or ddp, got 'magic'"),
         ({"precision": "fp8"}, "precision: expected no or bf16, got 'fp8'"),
         ({"optimizer_bytes": -1}, "optimizer_bytes: expected at least 0, got -1"),

@@ -11,7 +11,7 @@ from setok_bench.merger import loop_over_clusters
 from setok_kernels import testing
 from setokim.attention import Block, SetAttention, SetsBySize, same_cluster
 from setokim.merger import TokenMerger
-from setokim.positions import grid_positions, sincos_encoding, wave_encoding
+from setokim.positions import grid_positions, sincos_encoding
 
 GRID = (5, 6)
 
@@ -209,25 +209,6 @@ class TestPositions:
         code = sincos_encoding(grid_positions(27, 27), 64)
         distance = torch.cdist(code, code) + 100 * torch.eye(729)
         assert distance.min() > 0.5
-
-    def test_waves_by_hand(self):
-        # The four longest: half a period along each axis, then both diagonals.
-        code = wave_encoding(torch.tensor([0.25, 0.5]), 8)
-        angles = [math.pi * a for a in (0.5, 0.25, 0.5 - 0.25, 0.5 + 0.25)]
-        expected = [*map(math.sin, angles), *map(math.cos, angles)]
-        torch.testing.assert_close(code, torch.tensor(expected), atol=1e-6, rtol=0)
-        with pytest.raises(ValueError, match="width: expected a multiple of 2, got 7"):
-            wave_encoding(torch.zeros(2), 7)
-
-    def test_the_mean_of_waves_is_the_outline(self):
-        """An L of patches, from the mean of its encodings."""
-        places = grid_positions(12, 12)
-        inside = torch.zeros(12, 12, dtype=torch.bool)
-        inside[2:10, 2:5] = inside[7:10, 2:10] = True
-        code = wave_encoding(places, 256)
-        outline = code @ code[inside.flatten()].mean(0)
-        best = outline.topk(int(inside.sum())).indices
-        assert inside.flatten()[best].float().mean() > 0.9
 
     def test_width(self):
         with pytest.raises(ValueError, match="width: expected a multiple of 4, got 10"):

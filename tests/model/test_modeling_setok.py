@@ -11,7 +11,8 @@ from transformers import AutoModel, SiglipVisionConfig, SiglipVisionModel
 import setok_kernels as sk
 from setokim import ImageProcessor, SetokConfig, SetokModel, SetokProcessor
 from setokim.detokenizer import Detokenizer
-from setokim.positions import grid_positions, wave_encoding
+from setokim.outlines import outlines_of
+from setokim.positions import grid_positions
 
 SMALL = dict(
     grid=(8, 8),
@@ -213,12 +214,11 @@ class TestDetokenizer:
     def test_the_ground_is_where_the_outlines_are(self):
         """Two tokens, of the left and of the right half, black and white."""
         torch.manual_seed(0)
-        drawing = Detokenizer(40, 32, 16, 2, 1, 1, grid=(4, 4), patch_size=4)
+        drawing = Detokenizer(40, 31, 16, 2, 1, 1, grid=(4, 4), patch_size=4)
         places = grid_positions(8, 8)
-        waves = wave_encoding(places, 32)
+        halves = torch.stack([places[:, 1] < 0.5, places[:, 1] > 0.5]) / 32
         tokens = torch.zeros(1, 2, 40)
-        for row, half in enumerate((places[:, 1] < 0.5, places[:, 1] > 0.5)):
-            tokens[0, row, -32:] = waves[half].mean(0)
+        tokens[..., -31:] = outlines_of(halves[None], (8, 8), 31)
         tokens[0, 1, 0] = 1.0
         with torch.no_grad():
             drawing.to_pixels.weight.zero_()
@@ -247,7 +247,11 @@ def test_ragged_tokens_of_the_wrong_width(model):
         ({"cluster": {"k": 0}}, "k: expected at least 1, got 0"),
         ({"learnable": ("alpha",)}, "learnable: expected some of bandwidth.*got 'alpha'"),
         ({"width": 30}, "width: expected a multiple of 4 and of heads=4, got 30"),
-        ({"outline_dim": 24}, "outline_dim: expected an even number below token_dim=24, got 24"),
+        (
+            {"outline_dim": 24},
+            "outline_dim: expected more than 3 and less than token_dim=24, got 24",
+        ),
+        ({"outline_dim": 3}, "outline_dim: expected more than 3 and less than token_dim=24, got 3"),
         ({"position_weight": -1.0}, "position_weight: expected at least 0, got -1.0"),
         ({"decoder_grid": (4,)}, "decoder_grid: expected two numbers"),
         (

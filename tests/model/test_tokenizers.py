@@ -14,8 +14,8 @@ from setok_bench.merger import loop_over_clusters
 from setokim import SetokConfig, SetokModel
 from setokim.configuration_setok import TOKENS
 from setokim.merger import PatchMerger, QueryMerger, TokenMerger
+from setokim.outlines import outlines_of
 from setokim.partitions import GridPartition, Parts, PatchPartition, QueryPartition, Readings
-from setokim.positions import grid_positions, wave_encoding
 
 GRID = (6, 8)
 FIELDS = dict(
@@ -94,9 +94,9 @@ class TestEveryKind:
         assert (visual.masks >= 0).all()
         assert torch.equal(visual.labels, visual.masks.max(1).indices)
 
-    def test_outlines_have_unit_length(self, model, pixels):
+    def test_shapes_have_unit_length(self, model, pixels):
         visual = model.tokenize(pixels)
-        length = visual.tokens[..., -8:].norm(dim=-1)
+        length = visual.tokens[..., -5:].norm(dim=-1)
         torch.testing.assert_close(length, visual.occupied.float(), atol=1e-5, rtol=0)
 
     def test_an_image_does_not_see_another(self, model, pixels):
@@ -262,13 +262,12 @@ class TestQueries:
         read = partition(features, GRID)
         merger = QueryMerger(16, 14, 8, 4, 1)
         tokens, occupied = merger(features, read, GRID)
-        mean = read.share @ wave_encoding(grid_positions(*GRID), 8)
-        torch.testing.assert_close(tokens[..., -8:], F.normalize(mean, dim=-1))
+        torch.testing.assert_close(tokens[..., -8:], outlines_of(read.share, GRID, 8))
         assert occupied.all()
 
     def test_the_area_is_the_share_of_the_picture(self, features):
         """The one number beside content and outline, read off by the layer behind it."""
-        merger = QueryMerger(4, 7, 2, 2, 0)
+        merger = QueryMerger(4, 9, 4, 2, 0)
         with torch.no_grad():
             for layer in (merger.project_mean, merger.project_out):
                 layer.weight.zero_()

@@ -1,10 +1,15 @@
+import json
+import shutil
+
 import pytest
 import torch
 import yaml
-from tiny_stage1 import TINY, losses_of
+from safetensors.torch import load_file
+from tiny_stage1 import TINY, losses_of, run_in_processes
 
 from setokim import SetokConfig, SetokimModel, SetokimProcessor, SetokModel
 from setokim.data import build_dataset
+from setokim.training import load_checkpoint
 from setokim.training.settings import load_settings
 from setokim.training.stage import build_stage
 from setokim.training.trainer import Trainer
@@ -88,6 +93,17 @@ def test_losses_of_tasks_that_are_not_there_are_zero(settings, batch_of, tasks, 
     assert all(p.grad is not None for p in stage.parameters() if p.requires_grad)
 
 
+def test_reconstruction_without_a_picture_is_zero(settings, batch_of):
+    torch.manual_seed(0)
+    stage = build_stage(settings("train=[tokenizer, detokenizer]", "losses.reconstruction=1"))
+    batch_of(stage)
+    assert stage(batch_of(stage, tasks={"vqa": 1.0}))["reconstruction"] > 0
+    found = stage(batch_of(stage, tasks={"text": 1.0}))
+    assert found["reconstruction"] == 0
+    sum(found.values()).backward()
+    assert all(p.grad is not None for p in stage.model.setok.detokenizer.parameters())
+
+
 def test_only_rows_that_draw_lose_their_prompt(settings, batch_of, monkeypatch):
     stage = build_stage(settings("condition_dropout=1"))
     batch = batch_of(stage, tasks={"generate": 1.0, "caption": 1.0})
@@ -168,3 +184,56 @@ def test_stages_two_and_three_in_a_row(settings, tmp_path):
     after = SetokimModel.from_pretrained(three / "model").state_dict()
     assert any(not torch.equal(before[n], after[n]) for n in before if n.startswith("llm."))
     assert all(torch.equal(before[n], after[n]) for n in before if n.startswith("setok."))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", ["null", "{rank: 2, targets: [q_proj, v_proj]}"])
+def test_two_sharded_processes_are_one(settings, tmp_path, threads, lora):
+    """And one process goes on from what they wrote. The diffusion, whose noise each process draws
+    for itself, is left out."""
+    threads(1)
+    common = ("steps=4", "accumulation=2", "losses.diffusion=0", "every.checkpoint=2", "keep=9")
+    common += ("losses.reconstruction=0.5", "train=[llm, tokenizer, detokenizer]", f"lora={lora}")
+    common += ("activation_checkpointing=true", "condition_dropout=0", "held_out.samples=4")
+    alone = Trainer(settings(*common, "batch_size=4"), tmp_path / "one")
+    alone.train()
+    spread = (*common, "batch_size=2", "parallel=fsdp")
+    config = tmp_path / "stage2.yaml"
+    done = run_in_processes(tmp_path, tmp_path / "two", *spread, world=2, config=config)
+    assert done.returncode == 0, done.stderr
+    one, two = (losses_of(tmp_path / name) for name in ("one", "two"))
+    assert [line["step"] for line in two] == [1, 2, 3, 4]
+    for x, y in zip(one, two, strict=True):
+        assert y == pytest.approx(x, rel=1e-4)
+    files = (tmp_path / "two" / "checkpoint-00000002").glob("tensors-*")
+    sizes = [sum(t.numel() for t in load_file(f).values()) for f in sorted(files)]
+    assert len(sizes) == 2 and 0.4 < sizes[1] / sum(sizes) < 0.5
+
+    shutil.copytree(tmp_path / "two/checkpoint-00000002", tmp_path / "on/checkpoint-00000002")
+    state = tmp_path / "on/checkpoint-00000002/state.json"
+    text = json.loads(state.read_text())
+    text["settings"]["batch_size"] = 4
+    state.write_text(json.dumps(text))
+    follow = settings(*common, "batch_size=4", "parallel=fsdp")
+    resumed = Trainer(follow, tmp_path / "on", resume=True)
+    assert resumed.step == 2 and resumed.sharded is None
+    written = load_checkpoint(tmp_path / "two/checkpoint-00000002")[0]
+    for name, value in resumed.unwrapped.state_dict().items():
+        assert torch.equal(value, written[f"modules.stage.{name}"]), name
+    resumed.train()
+    for x, y in zip(one[2:], losses_of(tmp_path / "on"), strict=True):
+        assert y == pytest.approx(x, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_what_two_processes_draw_is_the_same_sharded(settings, tmp_path):
+    """Noise and dropout included, as each process draws its own in both cases."""
+    common = ("steps=3", "batch_size=3", "condition_dropout=0.5", "held_out.samples=4")
+    settings()
+    config = tmp_path / "stage2.yaml"
+    for parallel in ("ddp", "fsdp"):
+        given = (*common, f"parallel={parallel}")
+        done = run_in_processes(tmp_path, tmp_path / parallel, *given, world=2, config=config)
+        assert done.returncode == 0, done.stderr
+    for x, y in zip(*(losses_of(tmp_path / p) for p in ("ddp", "fsdp")), strict=True):
+        assert x["diffusion"] > 0 and y == pytest.approx(x, rel=1e-4)
