@@ -92,11 +92,12 @@ class Instruct(Stage):
 
     def _reconstruction_loss(self, visual: VisualTokens, pictures: Tensor) -> Tensor:
         """Of the detokenizer's pictures, the mean over those of all processes."""
-        drawn = self.model.setok.detokenizer(visual.tokens, visual.occupied)
+        detokenizer = self.model.setok.detokenizer
+        drawn = detokenizer(visual.tokens, visual.occupied)
         number = mean_over_ranks(drawn.new_tensor(len(drawn), dtype=torch.float32))
         if not len(drawn):
             # Still depends on every parameter, so that no process waits.
-            return drawn.sum() * 0.0
+            return sum(p.sum() for p in (visual.tokens, *detokenizer.parameters())) * 0.0
         target = F.interpolate(pictures, drawn.shape[-2:], mode="area")
         return pixel_loss(drawn.float(), target, 0.3, 10.0) * (len(drawn) / number)
 
