@@ -19,6 +19,7 @@ _BESIDE_CELL = 0.06
 _SAME_PLACE = 0.1
 _BETWEEN_PHRASES = re.compile(r"[,.;:!?\n]|\band\b")
 _DRAWN = ("colour", "shape", "size", "place")
+_PLACE_WORDS = {word for row in PLACES for name in row for word in name.split()}
 _TOLD = ("size", "colour", "texture", "shape")
 
 
@@ -101,6 +102,44 @@ def caption_scores(text: str, scene: Scene) -> dict[str, float]:
             else {"colour": True} | {name: said[name] == getattr(thing, name) for name in said}
         )
     return _shares(right, _TOLD, len(phrases))
+
+
+def locating_scores(text: str, scene: Scene) -> dict[str, float]:
+    """Compares what a text says of shapes and places with what its picture shows.
+
+    Each phrase, which ends at a comma or a full stop, speaks of the object of its colour; the first
+    of several with one colour counts.
+
+    Args:
+        text: Any text at all, such as `locate` gives.
+        scene: What the picture shows.
+
+    Returns:
+        The shares of the objects whose "colour" is named, and whose "shape", "size" and "place" are
+        right as well, with the same leave for a place as in `generation_scores`; "accuracy", the
+        mean of the four; and "extra", how many phrases speak of nothing that is there.
+
+    Raises:
+        ValueError: A colour occurs twice in `scene`.
+    """
+    _check_colours("scene", scene)
+    phrases = [phrase.split() for phrase in re.split(r"[,.]", text.lower())]
+    phrases = [words for words in phrases if words]
+    told: dict[str | None, list[str]] = {}
+    for words in phrases:
+        told.setdefault(_only(words, COLOURS), words)
+    right: list[dict[str, bool]] = []
+    for thing in scene.objects:
+        words = told.get(thing.colour, [])
+        right.append(
+            {
+                "colour": bool(words),
+                "shape": _only(words, SHAPES) == thing.shape,
+                "size": _only(words, SIZES) == thing.size,
+                "place": _in_cell(thing, _place(words)),
+            }
+        )
+    return _shares(right, _DRAWN, len(phrases))
 
 
 def edit_scores(seen: Sequence[Seen], before: Scene, wanted: Scene) -> dict[str, float]:
@@ -213,7 +252,15 @@ def _in_place(seen: Sequence[Seen], thing: Object) -> Seen | None:
     return found if found is not None and _distance(found, thing) <= _SAME_PLACE else None
 
 
-def _in_cell(found: Seen, name: str) -> bool:
+def _place(words: Sequence[str]) -> str | None:
+    """The name of `PLACES` that all words of places make in their order; None if they make none."""
+    name = " ".join(word for word in words if word in _PLACE_WORDS)
+    return name if any(name in row for row in PLACES) else None
+
+
+def _in_cell(found: Seen | Object, name: str | None) -> bool:
+    if name is None:
+        return False
     row, column = next(
         (row, column)
         for row, names in enumerate(PLACES)

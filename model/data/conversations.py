@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-TASKS = ("vqa", "caption", "generate", "edit", "segment", "text")
+TASKS = ("vqa", "caption", "locate", "generate", "edit", "segment", "text")
 ROLES = ("user", "assistant")
 SEG = "[SEG]"
 

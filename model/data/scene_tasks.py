@@ -26,7 +26,8 @@ _SUM_WEIGHTS = [1 / (10 * (total + 1)) for total, _ in _SUMS]
 _PHRASES = (("colour", "shape"), ("size", "colour"), ("size", "shape"), ("colour",), ("shape",))
 _SENTENCES = (
     "how many objects are there? what colour is the? what shape is the? is the? yes no "
-    "describe the picture. draw a, a and a at the. make the. remove the. segment the object. "
+    "describe the picture. where is everything? draw a, a and a at the. make the. remove the. "
+    "segment the object. "
     "what is and?"
 )
 # All words and signs that the texts can hold, sorted; "[SEG]" is a special token and none of them.
@@ -57,6 +58,7 @@ class ShapesTasks:
 
     - "vqa": questions of `scene_questions`. "kinds" and "answers", a list of each.
     - "caption": "describe the picture." "answers" has the caption.
+    - "locate": "where is everything?" "answers" has what `locate` says.
     - "generate": "draw" and what `describe` says; the answer is the picture. "wanted" is the scene.
     - "edit": a picture and an instruction; the answer is a picture. "kinds" has the kind of the
       change, "wanted" the changed scene.
@@ -141,6 +143,13 @@ class ShapesTasks:
         facts = {"scene": scene.to_dict(), "answers": [scene.caption]}
         return _messages([("describe the picture.", scene.caption)], image), [], facts
 
+    def _locate(self, index: int, generator: np.random.Generator) -> _Parts:
+        scene = self._world.scene(index)
+        image, _ = render(scene, self._size)
+        text = locate(scene)
+        facts = {"scene": scene.to_dict(), "answers": [text]}
+        return _messages([("where is everything?", text)], image), [], facts
+
     def _generate(self, index: int, generator: np.random.Generator) -> _Parts:
         scene = self._world.scene(index)
         image, _ = render(scene, self._size)
@@ -193,6 +202,19 @@ def describe(scene: Scene) -> str:
         f"a {thing.phrase} at the {place_name(thing.y, thing.x)}" for thing in scene.objects
     )
     return f"{', '.join(others)} and {last}" if others else last
+
+
+def locate(scene: Scene) -> str:
+    """All objects in their order, what is told of them the other way round.
+
+    "the circle at the top left is large and red, the star at the centre is small and blue."
+    """
+    told = (
+        f"the {thing.shape} at the {place_name(thing.y, thing.x)} is {thing.size} and "
+        f"{thing.colour}"
+        for thing in scene.objects
+    )
+    return f"{', '.join(told)}."
 
 
 def _phrases(scene: Scene) -> dict[int, list[str]]:

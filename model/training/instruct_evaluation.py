@@ -22,6 +22,7 @@ from setokim.scene_scores import (
     edit_scores,
     edit_success,
     generation_scores,
+    locating_scores,
 )
 from setokim.segmentation_scores import SegmentationScore
 from setokim.training.instruct_settings import GenerationSettings
@@ -44,6 +45,7 @@ def evaluate(
     - `vqa_accuracy` (exact match) and by kind; `vqa_chance`, the best constant answer to each kind;
       `vqa_language_only`, the same model without the picture;
     - `caption_accuracy`, of size, colour, texture and shape of every object;
+    - `locate_accuracy`, of colour, shape, size and place as the text says them;
     - `generation_accuracy`, of colour, shape, size and place of every object, read off the drawn
       picture by `scene_parser.parse`, which knows nothing of the model; and each by itself;
     - `edit_success`, and its parts;
@@ -65,6 +67,7 @@ def evaluate(
     judges = {
         "vqa": _questions,
         "caption": _captions,
+        "locate": _places,
         "generate": _drawings,
         "edit": _edits,
         "segment": _masks,
@@ -154,6 +157,15 @@ def _captions(model, processor, samples, settings) -> dict[str, float]:
         for answer, sample in zip(found, samples, strict=True)
     ]
     return _means("caption", scores)
+
+
+def _places(model, processor, samples, settings) -> dict[str, float]:
+    found = answers(model, processor, [sample.messages[:1] for sample in samples], settings)
+    scores = [
+        locating_scores(processor.decode(answer.ids), _scene(sample, "scene"))
+        for answer, sample in zip(found, samples, strict=True)
+    ]
+    return _means("locate", scores)
 
 
 def _drawings(model, processor, samples, settings) -> dict[str, float]:

@@ -5,12 +5,14 @@ import pytest
 
 from setokim.data import Object, Scene, ShapesWorld, render
 from setokim.data.scene_parser import Seen, parse
+from setokim.data.scene_tasks import locate
 from setokim.scene_scores import (
     answer_accuracy,
     caption_scores,
     edit_scores,
     edit_success,
     generation_scores,
+    locating_scores,
 )
 
 CIRCLE = Object("circle", "large", "red", "striped", 0.2, 0.2, depth=0)
@@ -130,6 +132,32 @@ RECOLOURED, REMOVED, RESIZED = (scene_with(*first, STAR, RING) for first in ((PI
 OTHERS = ALL[1:]
 
 
+LOCATED = locate(SCENE)
+
+
+@pytest.mark.parametrize(
+    ("text", "changes"),
+    [
+        (LOCATED, {}),
+        (LOCATED.upper(), {}),
+        (LOCATED.replace("star", "cross"), {"shape": 2 / 3, "accuracy": 11 / 12}),
+        (LOCATED.replace("small", "large"), {"size": 2 / 3, "accuracy": 11 / 12}),
+        (LOCATED.replace("top left", "left"), {"place": 2 / 3, "accuracy": 11 / 12}),
+        (LOCATED.replace("at the top left ", ""), {"place": 2 / 3, "accuracy": 11 / 12}),
+        (LOCATED.replace("top left", "left top"), {"place": 2 / 3, "accuracy": 11 / 12}),
+        (
+            LOCATED.replace("red", "pink"),
+            dict.fromkeys(("colour", "shape", "size", "place", "accuracy"), 2 / 3) | {"extra": 1},
+        ),
+        (LOCATED + " the ring is black", {"extra": 1}),
+        ("", dict.fromkeys(("colour", "shape", "size", "place", "accuracy"), 0)),
+        ("yes", dict.fromkeys(("colour", "shape", "size", "place", "accuracy"), 0) | {"extra": 1}),
+    ],
+)
+def test_locating_scores(text, changes):
+    assert locating_scores(text, SCENE) == pytest.approx(DRAWN | changes)
+
+
 @pytest.mark.parametrize(
     ("found", "wanted", "changed", "kept", "extra"),
     [
@@ -206,6 +234,7 @@ TWO_RED = scene_with(CIRCLE, replace(STAR, colour="red"))
     ("call", "message"),
     [
         (lambda: generation_scores(ALL, TWO_RED), "wanted: expected objects of different colours"),
+        (lambda: locating_scores("", TWO_RED), r"scene: .*got \['red', 'red'\]"),
         (lambda: caption_scores("", TWO_RED), r"scene: .*got \['red', 'red'\]"),
         (lambda: edit_scores(ALL, TWO_RED, SCENE), "before: expected objects of different"),
         (lambda: edit_scores(ALL, SCENE, TWO_RED), "wanted: expected objects of different"),

@@ -8,7 +8,7 @@ import pytest
 from setokim.data import Object, Scene, ShapesTasks, ShapesWorld, render
 from setokim.data.conversations import TASKS
 from setokim.data.scene_questions import NUMBERS
-from setokim.data.scene_tasks import WORDS, describe
+from setokim.data.scene_tasks import WORDS, describe, locate
 
 
 def only(task, number=20, seed=3, **options):
@@ -55,6 +55,19 @@ def test_descriptions_of_a_picture():
         assert parts(talk) == [["picture", "describe the picture."], [scene.caption]]
         assert talk.facts["answers"] == [scene.caption]
         assert pictures(talk)[0].tobytes() == drawn(talk.facts["scene"])
+
+
+def test_where_everything_is():
+    for talk in only("locate", 3):
+        scene = Scene.from_dict(talk.facts["scene"])
+        assert parts(talk) == [["picture", "where is everything?"], [locate(scene)]]
+        assert talk.facts["answers"] == [locate(scene)]
+        assert pictures(talk)[0].tobytes() == drawn(talk.facts["scene"])
+    ring = Object("ring", "large", "red", "striped", 0.2, 0.1, depth=1)
+    star = Object("star", "small", "blue", "plain", 0.5, 0.5)
+    assert locate(Scene((ring, star), "grey")) == (
+        "the ring at the top left is large and red, the star at the centre is small and blue."
+    )
 
 
 def test_pictures_of_a_description():

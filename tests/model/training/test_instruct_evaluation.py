@@ -65,7 +65,13 @@ def oracle(samples, built, monkeypatch):
 
 def test_who_knows_everything_has_all_points(oracle, samples, built):
     found = evaluation.evaluate(*built, samples, SETTINGS)
-    points = ("vqa_accuracy", "caption_accuracy", "generation_accuracy", "edit_success")
+    points = (
+        "vqa_accuracy",
+        "caption_accuracy",
+        "locate_accuracy",
+        "generation_accuracy",
+        "edit_success",
+    )
     assert {
         name: found[name] for name in (*points, "ciou", "giou", "text_accuracy")
     } == dict.fromkeys((*points, "ciou", "giou", "text_accuracy"), 1.0)
