@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from setokim.denoiser import Denoiser
+from setokim.units import channel_units
 
 if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -23,8 +24,6 @@ PREDICTIONS = ("v_prediction", "epsilon")
 # Of the loss on the clean token. Without a bound, the few timesteps that have nearly no noise would
 # be all of the loss: at the first of 1000 the weight is 24 000.
 _MAX_WEIGHT = 10.0
-# A block of channels whose root mean square is less is constant but for rounding.
-_FLAT = 1e-6
 
 
 class DiffusionHead(nn.Module):
@@ -68,8 +67,8 @@ class DiffusionHead(nn.Module):
             steps: of the diffusion in training.
             schedule: of the noise, one of `SCHEDULES`, by the names of diffusers.
             prediction: what the loss measures, one of `PREDICTIONS`.
-            blocks: sizes of the blocks of channels that have one scale each, in the order of the
-                channels; all channels are one block when None.
+            blocks: sizes of the blocks of channels that have one scale each and count the same in
+                the loss, in the order of the channels; all channels are one block when None.
 
         Raises:
             ValueError: A size is less than 1, a name is not known, or the blocks do not add up.
@@ -102,10 +101,7 @@ class DiffusionHead(nn.Module):
 
     @torch.no_grad()
     def fit(self, tokens: Tensor) -> None:
-        """Takes mean and scale from example tokens.
-
-        The scale of a block is the root mean square of its centred channels. One number for a whole
-        block keeps weak channels weak; a constant block has scale 1.
+        """Takes mean and scale from example tokens, as `channel_units` does.
 
         Args:
             tokens: (S, token_dim), S of at least 1.
@@ -118,11 +114,9 @@ class DiffusionHead(nn.Module):
             raise ValueError("tokens: expected at least one row, got none")
         if not tokens.isfinite().all():
             raise ValueError("tokens: expected finite numbers, got NaN or infinity")
-        mean = tokens.double().mean(0)  # (token_dim,)
-        parts = (tokens.double() - mean).split(self.blocks, dim=1)
-        scale = torch.cat([p.square().mean().sqrt().expand(p.shape[1]) for p in parts])
+        mean, scale = channel_units(tokens, self.blocks)
         self.mean.copy_(mean)
-        self.scale.copy_(torch.where(scale > _FLAT, scale, 1.0))
+        self.scale.copy_(scale)
         self.fitted.fill_(True)
 
     def normalise(self, tokens: Tensor) -> Tensor:
@@ -177,7 +171,10 @@ class DiffusionHead(nn.Module):
         signal = levels[timesteps, None]  # (rows, 1), a²
         noisy = signal.sqrt() * clean + (1 - signal).sqrt() * noise  # (rows, token_dim)
         embedded = self.network.embed(condition).repeat(repeats, 1)
-        error = (self.network(noisy, timesteps, embedded).float() - clean).square().mean(1)
+        squares = (self.network(noisy, timesteps, embedded).float() - clean).square()
+        # All blocks count the same: a place has two numbers, and what is there a hundred.
+        parts = squares.split(self.blocks, dim=1)
+        error = torch.stack([part.mean(1) for part in parts]).mean(0)  # (rows,)
         ratio = 1.0 if self.prediction == "v_prediction" else signal[:, 0]
         error = error * (ratio / (1 - signal[:, 0])).clamp(max=_MAX_WEIGHT)
         error = error.view(repeats, -1).mean(0)  # (S,)

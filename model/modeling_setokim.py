@@ -22,10 +22,10 @@ from setokim.diffusion_head import DiffusionHead
 from setokim.distributed import mean_over_ranks
 from setokim.lora import add_lora, base_of
 from setokim.modeling_setok import SetokModel, VisualTokens
-from setokim.outlines import POSE
 from setokim.processing_setokim import IGNORED, SetokimProcessor
 from setokim.segmentation import MaskLogits, SegmentationHead
 from setokim.splice import Spliced, prompt_places, splice
+from setokim.units import token_blocks
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,7 @@ class SetokimModel(PreTrainedModel):
             config.noise_steps,
             config.noise_schedule,
             config.prediction,
-            # Content, centre, scale and shape have units of their own.
-            blocks=(visual.token_dim - visual.outline_dim, 2, 1, visual.outline_dim - POSE),
+            blocks=token_blocks(visual.token_dim, visual.outline_dim),
         )
         self.segmentation = SegmentationHead(
             hidden, visual.token_dim, self.setok.encoder.feature_dim, config.segmentation_width

@@ -193,13 +193,15 @@ class ShapesTasks:
 
 
 def describe(scene: Scene) -> str:
-    """All objects in their order, with their places in a grid of three by three.
+    """All objects from the top down, with their places in a grid of three by three.
 
     "a large red circle at the top left, a small blue star at the centre and a ..."; the centre of
-    an object says where it is.
+    an object says where it is. The order is that of visual tokens in raster order, so that who
+    draws them one after the other knows what is next.
     """
+    downwards = sorted(scene.objects, key=lambda thing: (thing.y, thing.x))
     *others, last = (
-        f"a {thing.phrase} at the {place_name(thing.y, thing.x)}" for thing in scene.objects
+        f"a {thing.phrase} at the {place_name(thing.y, thing.x)}" for thing in downwards
     )
     return f"{', '.join(others)} and {last}" if others else last
 

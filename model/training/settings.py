@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +66,8 @@ class Stage1Settings(Settings):
         discriminator_width: channels of the patch discriminator's first layer.
         discriminator: optimizer of the discriminator.
         losses: their weights.
+        token_noise: most noise on the tokens that are drawn again, in their units: a model that
+            makes tokens never makes them exactly. Each picture has its own share of it.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
@@ -72,6 +75,7 @@ class Stage1Settings(Settings):
     discriminator_width: int = 64
     discriminator: OptimizerSettings = field(default_factory=OptimizerSettings)
     losses: LossSettings = field(default_factory=LossSettings)
+    token_noise: float = 0.0
 
     def __post_init__(self):
         if self.stage != 1:
@@ -82,6 +86,9 @@ class Stage1Settings(Settings):
             if rate is not None:
                 raise ValueError(f"{name}.visual_lr: expected none in stage 1, got {rate}")
         check_weights(self.losses, besides=("perceptual_network", "adversarial_start"))
+        if not 0 <= self.token_noise < math.inf:
+            expected = "a finite number of at least 0"
+            raise ValueError(f"token_noise: expected {expected}, got {self.token_noise}")
         self._check_adversary()
 
     def _check_adversary(self) -> None:

@@ -18,13 +18,15 @@ from setokim.configuration_setok import SetokConfig
 from setokim.data import Dataset, Sample
 from setokim.encoders import PATCH_STATISTICS
 from setokim.losses import concept_similarity, contrastive_loss, pixel_loss
-from setokim.modeling_setok import SetokModel
+from setokim.modeling_setok import SetokModel, VisualTokens
+from setokim.outlines import unit_shapes
 from setokim.perceptual import PerceptualLoss
 from setokim.text import build_text_encoder
 from setokim.training.evaluation import evaluate
 from setokim.training.pictures import draw_samples
 from setokim.training.settings import LossSettings, Stage1Settings
 from setokim.training.stage import Stage
+from setokim.units import channel_units, token_blocks
 
 # exp(-log_scale) is the temperature that contrastive models start from (Radford et al., 2021).
 _FIRST_SCALE = math.log(1 / 0.07)
@@ -41,7 +43,7 @@ class Stage1(Stage):
 
     def __init__(self, settings: Stage1Settings):
         super().__init__()
-        self.losses = settings.losses
+        self.losses, self.token_noise = settings.losses, settings.token_noise
         self.setok = build_model(settings.model)
         self.text = build_text_encoder(settings.text_encoder, self.setok.config.concept_dim)
         self.log_scale = nn.Parameter(torch.tensor(_FIRST_SCALE))
@@ -59,8 +61,9 @@ class Stage1(Stage):
             `contrastive`, as far as their weights are not 0.
         """
         weights, target = self.losses, batch["target"]
-        visual, picture = self.setok(batch["pixels"])
-        picture = picture.float()
+        visual = self.setok.tokenize(batch["pixels"])
+        tokens = self._noisy(visual) if self.training and self.token_noise else visual.tokens
+        picture = self.setok.detokenizer(tokens, visual.occupied).float()
         found = {"picture": picture}
         if weights.l1 or weights.l2:
             found["pixel"] = pixel_loss(picture, target, weights.l1, weights.l2)
@@ -111,6 +114,19 @@ class Stage1(Stage):
         found = load_file(folder / TEXT_FILE)
         self.log_scale.data.copy_(found.pop("log_scale"))
         self.text.load_state_dict({k.removeprefix("text."): v for k, v in found.items()})
+
+    def _noisy(self, visual: VisualTokens) -> Tensor:
+        """(B, R, token_dim), between no noise and `token_noise` for each picture."""
+        tokens, config = visual.tokens, self.setok.config
+        blocks = token_blocks(config.token_dim, config.outline_dim)
+        there = tokens.detach()[visual.occupied]
+        if not len(there):
+            return tokens
+        _, scale = channel_units(there, blocks)
+        level = self.token_noise * torch.rand(len(tokens), 1, 1, device=tokens.device)
+        noisy = tokens + level * scale.to(tokens) * torch.randn_like(tokens)
+        content, outlines = noisy.split((blocks[0], config.outline_dim), -1)
+        return torch.cat([content, unit_shapes(outlines)], -1)
 
     def _freeze_what_nothing_trains(self) -> None:
         # A parameter without gradient would make distributed training wait for it.

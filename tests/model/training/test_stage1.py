@@ -189,3 +189,43 @@ def test_models_from_settings():
         build_model(TINY["model"] | {"width": 10})
     with pytest.raises(ValueError, match=r"encoder.*no-such-folder"):
         build_model(TINY["model"] | {"encoder": "./no-such-folder"})
+
+
+class TestTokenNoise:
+    @pytest.fixture
+    def drawn(self, build):
+        """A stage with noise, and what draws pictures of a batch that is always the same."""
+        stage = build("token_noise=0.5", "losses.adversarial=0")
+        batch = batch_of(stage)
+        return stage, lambda: stage(batch)["picture"]
+
+    def test_only_in_training(self, drawn):
+        stage, draw = drawn
+        assert not torch.equal(draw(), draw())
+        stage.eval()
+        assert torch.equal(draw(), draw())
+
+    def test_levels_and_units(self, drawn):
+        stage, _ = drawn
+        visual = stage.setok.tokenize(torch.rand(64, 3, 24, 24))
+        noise = (stage._noisy(visual) - visual.tokens).detach()[..., :16]
+        scale = visual.tokens[visual.occupied][:, :16]
+        scale = (scale - scale.mean(0)).square().mean().sqrt()
+        level = (noise / scale).square().mean((1, 2)).sqrt()
+        assert level.max() < 0.6 and level.min() < 0.1 and 0.2 < level.mean() < 0.3
+
+    def test_shapes_keep_their_length(self, drawn):
+        stage, _ = drawn
+        visual = stage.setok.tokenize(torch.rand(4, 3, 24, 24))
+        length = stage._noisy(visual)[visual.occupied][:, -5:].norm(dim=-1)
+        torch.testing.assert_close(length, torch.ones_like(length))
+
+    def test_without_a_token(self, drawn):
+        stage, _ = drawn
+        visual = stage.setok.tokenize(torch.rand(0, 3, 24, 24))
+        assert stage._noisy(visual).shape == visual.tokens.shape
+
+    @pytest.mark.parametrize("noise", [-0.1, float("inf"), float("nan")])
+    def test_bad_noise(self, tmp_path, noise):
+        with pytest.raises(ValueError, match="token_noise: expected a finite number of at least 0"):
+            tiny_settings(tmp_path, f"token_noise={'.inf' if noise == float('inf') else noise}")
