@@ -127,7 +127,7 @@ def generate(
             tokens = model.head.sample(
                 hidden[index], unconditional, guidance, sampling_steps, noise=noise
             )
-            tokens = _unit_shapes(tokens.to(packed.tokens.dtype), model.setok.config.outline_dim)
+            tokens = unit_shapes(tokens.to(packed.tokens.dtype), model.setok.config.outline_dim)
         for i in range(batch):
             if speaking[i]:
                 rows[i].add(chosen[i], tokens[places[i]] if i in drawing else None)
@@ -252,12 +252,6 @@ def _noise(rows: list[int], width: int, generators) -> Tensor:
     """(len(rows), width) float32, each row's from its own generator."""
     own = [None if generators is None else generators[i] for i in rows]
     return torch.stack([torch.randn(width, generator=generator) for generator in own])
-
-
-def _unit_shapes(tokens: Tensor, outline_dim: int) -> Tensor:
-    """Shapes have length 1, which a sample only nearly has."""
-    content, outlines = tokens.split((tokens.shape[1] - outline_dim, outline_dim), 1)
-    return torch.cat([content, unit_shapes(outlines)], 1)
 
 
 def _draw(model: SetokimModel, answers: list[Answer], size: tuple[int, int] | None) -> None:

@@ -64,10 +64,14 @@ def drawn_outlines(outlines: Tensor, rows: int, columns: int, emphasis: Tensor) 
         return _drawn_outlines(outlines.float(), rows, columns, emphasis.float())
 
 
-def unit_shapes(outlines: Tensor) -> Tensor:
-    """(..., width) with the shapes at unit length, as they are by definition."""
-    pose, shape = outlines[..., :POSE], outlines[..., POSE:]
-    return torch.cat([pose, F.normalize(shape, dim=-1, eps=_TINY)], -1)
+def unit_shapes(tokens: Tensor, width: int) -> Tensor:
+    """Tokens (..., token_dim) whose outlines, the last `width` numbers, have unit shapes again.
+
+    Whoever makes outlines by a model or adds noise to them only nearly has that.
+    """
+    number = _check_width(width)
+    rest, shape = tokens[..., :-number], tokens[..., -number:]
+    return torch.cat([rest, F.normalize(shape, dim=-1, eps=_TINY)], -1)
 
 
 def taper(width: int) -> Tensor:
@@ -92,7 +96,7 @@ def _outlines_of(share: Tensor, grid: tuple[int, int], number: int) -> Tensor:
     waves_y, waves_x, (order_y, order_x) = _waves(centre_y, centre_x, scale, y, x, number)
     shape = (waves_y.mT @ share @ waves_x)[..., order_y, order_x]  # (B, R, number)
     pose = torch.stack([centre_y, centre_x, scale.log()], -1)
-    return unit_shapes(torch.cat([pose, shape], -1))
+    return unit_shapes(torch.cat([pose, shape], -1), POSE + number)
 
 
 def _drawn_outlines(outlines: Tensor, rows: int, columns: int, emphasis: Tensor) -> Tensor:

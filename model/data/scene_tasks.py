@@ -27,8 +27,7 @@ _PHRASES = (("colour", "shape"), ("size", "colour"), ("size", "shape"), ("colour
 _SENTENCES = (
     "how many objects are there? what colour is the? what shape is the? is the? yes no "
     "describe the picture. where is everything? draw a, a and a at the. make the. remove the. "
-    "segment the object. "
-    "what is and?"
+    "segment the object. what is and?"
 )
 # All words and signs that the texts can hold, sorted; "[SEG]" is a special token and none of them.
 WORDS = tuple(

@@ -66,8 +66,8 @@ def evaluate(
     figures: dict[str, float | None] = {}
     judges = {
         "vqa": _questions,
-        "caption": _captions,
-        "locate": _places,
+        "caption": _descriptions,
+        "locate": _descriptions,
         "generate": _drawings,
         "edit": _edits,
         "segment": _masks,
@@ -150,22 +150,16 @@ def _sums(model, processor, samples, settings) -> dict[str, float]:
     return {"text_accuracy": fmean(a == b for a, b in zip(said, wanted, strict=True))}
 
 
-def _captions(model, processor, samples, settings) -> dict[str, float]:
+def _descriptions(model, processor, samples, settings) -> dict[str, float]:
+    """Of one task, in which a text tells what there is."""
+    task = samples[0].task
+    score = {"caption": caption_scores, "locate": locating_scores}[task]
     found = answers(model, processor, [sample.messages[:1] for sample in samples], settings)
     scores = [
-        caption_scores(processor.decode(answer.ids), _scene(sample, "scene"))
+        score(processor.decode(answer.ids), _scene(sample, "scene"))
         for answer, sample in zip(found, samples, strict=True)
     ]
-    return _means("caption", scores)
-
-
-def _places(model, processor, samples, settings) -> dict[str, float]:
-    found = answers(model, processor, [sample.messages[:1] for sample in samples], settings)
-    scores = [
-        locating_scores(processor.decode(answer.ids), _scene(sample, "scene"))
-        for answer, sample in zip(found, samples, strict=True)
-    ]
-    return _means("locate", scores)
+    return _means(task, scores)
 
 
 def _drawings(model, processor, samples, settings) -> dict[str, float]:

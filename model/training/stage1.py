@@ -118,15 +118,13 @@ class Stage1(Stage):
     def _noisy(self, visual: VisualTokens) -> Tensor:
         """(B, R, token_dim), between no noise and `token_noise` for each picture."""
         tokens, config = visual.tokens, self.setok.config
-        blocks = token_blocks(config.token_dim, config.outline_dim)
         there = tokens.detach()[visual.occupied]
         if not len(there):
             return tokens
-        _, scale = channel_units(there, blocks)
+        _, scale = channel_units(there, token_blocks(config.token_dim, config.outline_dim))
         level = self.token_noise * torch.rand(len(tokens), 1, 1, device=tokens.device)
         noisy = tokens + level * scale.to(tokens) * torch.randn_like(tokens)
-        content, outlines = noisy.split((blocks[0], config.outline_dim), -1)
-        return torch.cat([content, unit_shapes(outlines)], -1)
+        return unit_shapes(noisy, config.outline_dim)
 
     def _freeze_what_nothing_trains(self) -> None:
         # A parameter without gradient would make distributed training wait for it.

@@ -146,8 +146,8 @@ def test_taper():
 
 
 def test_unit_shapes():
-    rows = unit_shapes(torch.tensor([[0.1, 0.2, -3.0, 3.0, 4.0]]))
-    assert_close(rows, torch.tensor([[0.1, 0.2, -3.0, 0.6, 0.8]]))
+    rows = unit_shapes(torch.tensor([[9.0, 0.1, 0.2, -3.0, 3.0, 4.0]]), 5)
+    assert_close(rows, torch.tensor([[9.0, 0.1, 0.2, -3.0, 0.6, 0.8]]))
 
 
 @pytest.mark.parametrize("width", [0, POSE])

@@ -87,6 +87,8 @@ def test_descriptions_name_objects_and_places():
         "a large red striped ring at the top left, a small blue star at the centre and "
         "a medium pink dotted circle at the bottom right"
     )
+    # From the top down, whatever lies on top.
+    assert describe(Scene((dot, star, ring), "grey")) == describe(Scene((ring, star, dot), "grey"))
 
 
 def test_edits_show_the_picture_before_and_after():
