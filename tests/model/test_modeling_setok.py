@@ -211,6 +211,13 @@ class TestDetokenizer:
         pixels = detokenizer(torch.randn(1, 1, 8), torch.ones(1, 1, dtype=torch.bool))
         assert torch.equal(pixels[0, :, 4:8, 8:12], torch.arange(48.0).reshape(3, 4, 4))
 
+    def test_what_oscillates_most_counts_least_at_first(self, model):
+        # A part of a model is made once more by it.
+        for drawing in (model.detokenizer, Detokenizer(40, 31, 16, 2, 1, 1, (4, 4), 4)):
+            emphasis = drawing.emphasis.detach()
+            torch.testing.assert_close(emphasis[0], torch.tensor(4.0))
+            assert (emphasis.diff() <= 0).all() and emphasis[-1] < 1
+
     def test_the_ground_is_where_the_outlines_are(self):
         """Two tokens, of the left and of the right half, black and white."""
         torch.manual_seed(0)

@@ -138,6 +138,16 @@ def test_any_pose_draws_finite_numbers():
     assert drawn_outlines(outlines, 8, 8, torch.ones(10)).isfinite().all()
 
 
+def test_autocast_moves_nothing():
+    """A small part would be moved by a part of its size."""
+    outline = outlines_of(share_of(disc(32, 0.3, 0.7, 0.06)), (32, 32), WIDTH)
+    exact = drawn_outlines(outline, 64, 64, torch.ones(120))
+    with torch.autocast("cpu", torch.bfloat16):
+        again = outlines_of(share_of(disc(32, 0.3, 0.7, 0.06)), (32, 32), WIDTH)
+        drawn = drawn_outlines(outline, 64, 64, torch.ones(120))
+    assert torch.equal(again, outline) and torch.equal(drawn, exact)
+
+
 def test_taper():
     weights = taper(POSE + 10)
     orders = torch.tensor([0, 1, 1, 2, 2, 2, 3, 3, 3, 3])

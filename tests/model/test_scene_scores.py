@@ -150,6 +150,12 @@ LOCATED = locate(SCENE)
             dict.fromkeys(("colour", "shape", "size", "place", "accuracy"), 2 / 3) | {"extra": 1},
         ),
         (LOCATED + " the ring is black", {"extra": 1}),
+        # The first of two phrases with one colour counts.
+        (LOCATED + " the ring at the top is small and red", {"extra": 1}),
+        (
+            "the ring at the top is small and red, " + LOCATED,
+            {"shape": 2 / 3, "size": 2 / 3, "place": 2 / 3, "accuracy": 3 / 4, "extra": 1},
+        ),
         ("", dict.fromkeys(("colour", "shape", "size", "place", "accuracy"), 0)),
         ("yes", dict.fromkeys(("colour", "shape", "size", "place", "accuracy"), 0) | {"extra": 1}),
     ],
