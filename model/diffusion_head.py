@@ -130,8 +130,12 @@ class DiffusionHead(nn.Module):
         repeats: int = 4,
         generator: torch.Generator | None = None,
         weight: Tensor | None = None,
+        noisiest: int = 0,
     ) -> Tensor:
         """Mean squared error of the prediction at random timesteps.
+
+        A token of many numbers shows through much noise, so the condition counts at few of the
+        timesteps. What conditions the head learns little from the others: let some be `noisiest`.
 
         Args:
             tokens: (S, token_dim), floating point. Gets gradient too: detach what shall not learn.
@@ -139,6 +143,8 @@ class DiffusionHead(nn.Module):
             repeats: timesteps and noises for each token.
             generator: of the timesteps, drawn first, and the noises; torch's own when None.
             weight: (S,), at least 0, of each token in the mean over tokens; all 1 when None.
+            noisiest: how many of the repeats are at the last timestep, where the condition is
+                all there is.
 
         Returns:
             0-dim float32, whatever autocast says. Without tokens, or when all weights are 0, it is
@@ -146,7 +152,8 @@ class DiffusionHead(nn.Module):
             do not hang.
 
         Raises:
-            ValueError: A shape does not fit, or `repeats` is less than 1.
+            ValueError: A shape does not fit, `repeats` is less than 1, or `noisiest` is none of
+                0 to `repeats`.
             RuntimeError: `fit` was not called.
         """
         self._check_fitted()
@@ -154,6 +161,8 @@ class DiffusionHead(nn.Module):
         _check_rows("condition", condition, self.condition_dim, len(tokens))
         if repeats < 1:
             raise ValueError(f"repeats: expected at least 1, got {repeats}")
+        if not 0 <= noisiest <= repeats:
+            raise ValueError(f"noisiest: expected 0 to {repeats}, got {noisiest}")
         if weight is not None and weight.shape != tokens.shape[:1]:
             expected = f"one number per token, ({len(tokens)},)"
             raise ValueError(f"weight: expected {expected}, got {tuple(weight.shape)}")
@@ -165,6 +174,7 @@ class DiffusionHead(nn.Module):
         source = device if generator is None else generator.device
         timesteps = torch.randint(self.steps, (rows,), generator=generator, device=source)
         noise = torch.randn(rows, self.token_dim, generator=generator, device=source).to(device)
+        timesteps[: noisiest * len(tokens)] = self.steps - 1
         timesteps = timesteps.to(device)
         clean = self.normalise(tokens).repeat(repeats, 1)
         levels = _signal_levels(self.schedule, self.steps).to(device)  # (steps,)

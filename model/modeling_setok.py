@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,7 +90,12 @@ class VisualTokens:
             raise TypeError(f"index: expected dtype torch.int64 or torch.int32, got {index.dtype}")
         if index.dim() != 1:
             raise ValueError(f"index: expected shape (Q,), got {tuple(index.shape)}")
-        return _select(self, index)
+        return _map(lambda tensors: tensors[0].index_select(0, index), [self])
+
+    @classmethod
+    def join(cls, parts: Sequence[VisualTokens]) -> VisualTokens:
+        """The images of several of the same model, one after the other; at least one."""
+        return _map(torch.cat, parts)
 
 
 class SetokModel(PreTrainedModel):
@@ -250,15 +255,16 @@ def _build_tokenizer(config: SetokConfig, feature_dim: int) -> tuple[nn.Module, 
     return partition, TokenMerger(feature_dim, *ends, *layers)
 
 
-def _select(value, index: Tensor):
-    """Images of everything that has some: of tensors, and of the fields of dataclasses."""
-    if isinstance(value, Tensor):
-        return value.index_select(0, index)
-    if not dataclasses.is_dataclass(value):
-        return value
-    fields = dataclasses.fields(value)
+def _map(function: Callable[[list[Tensor]], Tensor], values: Sequence):
+    """Applies a function to the tensors of like values, and to those in fields of dataclasses."""
+    if isinstance(values[0], Tensor):
+        return function(list(values))
+    if not dataclasses.is_dataclass(values[0]):
+        return values[0]
+    names = [field.name for field in dataclasses.fields(values[0])]
     return dataclasses.replace(
-        value, **{field.name: _select(getattr(value, field.name), index) for field in fields}
+        values[0],
+        **{name: _map(function, [getattr(value, name) for value in values]) for name in names},
     )
 
 

@@ -165,13 +165,15 @@ class SetokimModel(PreTrainedModel):
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        pixel_values: Tensor,
+        pixel_values: Tensor | VisualTokens,
         labels: Tensor | None = None,
         max_length: int | None = None,
         padding_side: str = "right",
     ) -> tuple[Spliced, VisualTokens, Packed]:
         """Pictures to tokens, and places for them; arguments and errors as of `forward`."""
-        visual = self.setok.tokenize(pixel_values)
+        visual = pixel_values
+        if isinstance(pixel_values, Tensor):
+            visual = self.setok.tokenize(pixel_values)
         packed = visual.pack(self.config.token_order)
         ids = (self.config.image_token_id, self.config.segment_id)
         offsets = packed.cu_seqlens
@@ -182,7 +184,7 @@ class SetokimModel(PreTrainedModel):
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        pixel_values: Tensor,
+        pixel_values: Tensor | VisualTokens,
         labels: Tensor | None = None,
         unconditional: Tensor | None = None,
         max_length: int | None = None,
@@ -192,7 +194,8 @@ class SetokimModel(PreTrainedModel):
         Args:
             input_ids: (B, L) int64 with one `<image>` for each picture, of `SetokimProcessor`.
             attention_mask: (B, L), 0 in padding, which may be on either side.
-            pixel_values: (M, 3, H, W) of all pictures in the order of their `<image>`.
+            pixel_values: (M, 3, H, W) of all pictures in the order of their `<image>`, or the
+                tokens that `self.setok` has made of them.
             labels: (B, L) int64, -100 where nothing is learnt.
             unconditional: (B,) bool, rows that shall be drawn without what was asked: nothing of
                 their prompt but its last place is seen.
@@ -236,16 +239,18 @@ class SetokimModel(PreTrainedModel):
         tokens = output.packed.tokens.detach()[spliced.visual[rows, places]]
         return tokens, output.hidden[rows, places - 1]
 
-    def diffusion_loss(self, output: SetokimOutput, repeats: int) -> Tensor:
+    def diffusion_loss(self, output: SetokimOutput, repeats: int, noisiest: int = 0) -> Tensor:
         """Mean over the tokens that are drawn, of all processes, of the diffusion head's loss.
 
         Args:
             output: of `forward`.
             repeats: timesteps and noises for each token.
+            noisiest: how many of them are at the last timestep.
         """
         tokens, states = self.drawn(output)
         number = mean_over_ranks(states.new_tensor(len(states), dtype=torch.float32))
-        return self.head.loss(tokens, states, repeats) * (len(states) / number.clamp(min=1))
+        loss = self.head.loss(tokens, states, repeats, noisiest=noisiest)
+        return loss * (len(states) / number.clamp(min=1))
 
     def segment(self, output: SetokimOutput, size: tuple[int, int]) -> tuple[MaskLogits, Tensor]:
         """Masks of all `[SEG]` that are learnt.

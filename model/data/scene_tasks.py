@@ -49,7 +49,9 @@ _Parts = tuple[list[dict[str, Any]], list[np.ndarray], dict[str, Any]]
 class ShapesTasks:
     """Conversations about the scenes of `ShapesWorld`; item i depends on the settings and i only.
 
-    Item i is about scene i of the world with the same settings. A scene without an object that a
+    Item i is about scene i of the world with the same settings, or about scene i modulo `scenes`.
+    The change that an "edit" asks for depends on the scene alone, so that the pictures are no more
+    than twice as many as the scenes. A scene without an object that a
     phrase can single out, which repeated colours make possible, is passed over in "edit" and
     "segment": the next one takes its place.
 
@@ -76,6 +78,7 @@ class ShapesTasks:
         visible: float = 0.5,
         contrast: float = 1.0,
         repeat_colours: float = 0.0,
+        scenes: int = ENDLESS,
     ):
         """Takes the settings; nothing is drawn yet.
 
@@ -90,12 +93,14 @@ class ShapesTasks:
             visible: Holds after an edit too.
             contrast: Of the textures.
             repeat_colours: The probability that an object may take a colour that is there already.
+            scenes: Number of scenes that the items are about.
 
         Raises:
             TypeError, ValueError: An argument is none of these.
         """
         check_count("length", length)
         check_count("turns", turns)
+        check_count("scenes", scenes)
         weights = dict.fromkeys(TASKS, 1.0) if tasks is None else _checked(tasks)
         # In one order, so that the order of a settings file does not count.
         self._tasks = [task for task in TASKS if weights.get(task)]
@@ -106,6 +111,7 @@ class ShapesTasks:
         self._length = length
         self._size = size
         self._turns = turns
+        self._scenes = scenes
         self._visible = visible
 
     def __len__(self) -> int:
@@ -116,11 +122,12 @@ class ShapesTasks:
         # The world draws scene `index` from (seed, index).
         generator = np.random.default_rng((self._seed, index, 1))
         task = self._tasks[generator.choice(len(self._tasks), p=self._weights)]
-        parts = None
-        tried = index
-        while parts is None:
-            parts = getattr(self, f"_{task}")(tried, generator)
-            tried = (tried + 1) % ENDLESS
+        for step in range(self._scenes):
+            parts = getattr(self, f"_{task}")((index + step) % self._scenes, generator)
+            if parts is not None:
+                break
+        else:
+            raise ValueError(f"scenes: expected one for {task!r}, got none among {self._scenes}")
         messages, masks, facts = parts
         return Conversation(task, tuple(messages), tuple(masks), f"shapes-tasks #{index}", facts)
 
@@ -157,7 +164,8 @@ class ShapesTasks:
 
     def _edit(self, index: int, generator: np.random.Generator) -> _Parts | None:
         scene = self._world.scene(index)
-        change = edit(scene, generator, self._visible)
+        own = np.random.default_rng((self._seed, index, 2))
+        change = edit(scene, own, self._visible)
         if change is None:
             return None
         before, after = (render(one, self._size)[0] for one in (scene, change.scene))

@@ -96,7 +96,11 @@ class InstructSettings(Settings):
             heads do in any case.
         condition_dropout: share of the drawn pictures that learn without their condition.
         diffusion_repeats: noises for each visual token.
+        diffusion_noisiest: how many of these leave nothing of it, so that the language model
+            learns what it is to become.
         max_length: of a conversation, in tokens.
+        keep_tokens: most pictures whose tokens each process keeps in memory, so that a picture
+            that comes again is not tokenized again; the tokenizer must not learn.
         activation_checkpointing: compute activations again going back, to save memory.
         generation: what is written and drawn at an evaluation.
     """
@@ -111,7 +115,9 @@ class InstructSettings(Settings):
     train: tuple[str, ...] = ()
     condition_dropout: float = 0.1
     diffusion_repeats: int = 4
+    diffusion_noisiest: int = 0
     max_length: int = 2048
+    keep_tokens: int = 0
     activation_checkpointing: bool = False
     generation: GenerationSettings = field(default_factory=GenerationSettings)
 
@@ -139,6 +145,22 @@ class InstructSettings(Settings):
         for name in ("diffusion_repeats", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        repeats, noisiest = self.diffusion_repeats, self.diffusion_noisiest
+        if not 0 <= noisiest <= repeats:
+            raise ValueError(f"diffusion_noisiest: expected 0 to {repeats}, got {noisiest}")
+
+        self._check_keep_tokens()
+
+    def _check_keep_tokens(self) -> None:
+        if self.keep_tokens < 0:
+            raise ValueError(f"keep_tokens: expected at least 0, got {self.keep_tokens}")
+        if self.keep_tokens and "tokenizer" in self.train:
+            raise ValueError(
+                f"keep_tokens: expected 0 where the tokenizer learns, got {self.keep_tokens}"
+            )
+        if self.keep_tokens and self.parallel == "fsdp":
+            # A process that has all tokens would leave the others waiting for its share.
+            raise ValueError(f"keep_tokens: expected 0 with fsdp, got {self.keep_tokens}")
 
     def _check_origin(self) -> None:
         for name in ("llm", "setok"):

@@ -27,6 +27,7 @@ from setokim.training.instruct_evaluation import evaluate
 from setokim.training.instruct_pictures import draw_answers
 from setokim.training.instruct_settings import InstructSettings
 from setokim.training.stage import Stage
+from setokim.training.token_store import TokenStore
 from setokim.word_tokenizer import build_word_tokenizer
 
 # Pictures from whose tokens the diffusion head takes its units.
@@ -51,6 +52,7 @@ class Instruct(Stage):
         if settings.activation_checkpointing:
             self.model.gradient_checkpointing_enable()
         freeze(self.model, settings)
+        self._store = TokenStore(settings.keep_tokens) if settings.keep_tokens else None
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Losses of conversations.
@@ -67,10 +69,13 @@ class Instruct(Stage):
         # Of every row, but only what is drawn learns from it.
         chosen = torch.rand(len(labels), device=labels.device) < settings.condition_dropout
         draws = (labels == self.model.config.image_token_id).any(1)
+        pictures = batch["pixel_values"]
+        if self._store is not None:
+            pictures = self._store.tokenize(self.model.setok, pictures)
         output = self.model(
             batch["input_ids"],
             batch["attention_mask"],
-            batch["pixel_values"],
+            pictures,
             labels,
             chosen & draws,
             settings.max_length,
@@ -79,7 +84,8 @@ class Instruct(Stage):
         if weights.text:
             found["text"] = weights.text * self.model.text_loss(output)
         if weights.diffusion:
-            loss = self.model.diffusion_loss(output, settings.diffusion_repeats)
+            noises = settings.diffusion_repeats, settings.diffusion_noisiest
+            loss = self.model.diffusion_loss(output, *noises)
             found["diffusion"] = weights.diffusion * loss
         if weights.mask:
             masks = batch["masks"]

@@ -106,6 +106,16 @@ def test_loss_by_hand_where_there_is_hardly_noise(prediction):
     assert head.loss(tokens, condition, weight=weight).item() == pytest.approx(10 * 5 / 4)
 
 
+def test_some_repeats_see_nothing_but_noise():
+    head = make_head()
+    head.network = stub = Stub(lambda noisy, embedded: torch.zeros_like(noisy))
+    tokens, condition = normal(5, TOKEN_DIM), normal(5, CONDITION_DIM)
+    head.loss(tokens, condition, 3, seeded(2), noisiest=2)
+    ((_, asked),) = stub.calls
+    drawn = torch.randint(1000, (3 * 5,), generator=seeded(2))
+    assert asked[:10].tolist() == [999] * 10 and torch.equal(asked[10:], drawn[10:])
+
+
 def test_masked_tokens_have_no_gradient():
     head = make_head(random=True)
     condition = normal(4, CONDITION_DIM).requires_grad_()
@@ -314,6 +324,8 @@ def test_errors_of_calls():
         r"condition: .*\(3, 5\), got torch.float32 \(2, 5\)": (tokens, condition[:2]),
         "repeats: expected at least 1, got 0": (tokens, condition, 0),
         r"weight: .*\(3,\), got \(3, 1\)": (tokens, condition, 1, None, torch.ones(3, 1)),
+        "noisiest: expected 0 to 2, got 3": (tokens, condition, 2, None, None, 3),
+        "noisiest: expected 0 to 2, got -1": (tokens, condition, 2, None, None, -1),
     }
     for match, arguments in bad.items():
         with pytest.raises(ValueError, match=match):

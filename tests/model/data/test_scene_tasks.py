@@ -10,6 +10,11 @@ from setokim.data.conversations import TASKS
 from setokim.data.scene_questions import NUMBERS
 from setokim.data.scene_tasks import WORDS, describe, locate
 
+# No phrase tells one from the other.
+TWINS = tuple(
+    Object("ring", "small", "red", "plain", 0.5, x, depth=i) for i, x in ((0, 0.2), (1, 1))
+)
+
 
 def only(task, number=20, seed=3, **options):
     dataset = ShapesTasks(seed, tasks={task: 1}, **options)
@@ -186,11 +191,26 @@ def test_an_item_is_about_the_scene_of_its_number():
         assert all(mask.shape == (16, 16) for mask in talk.masks)
 
 
+def test_items_come_back_to_the_same_scenes():
+    dataset = ShapesTasks(6, size=16, scenes=3, tasks={"vqa": 1, "edit": 1})
+    talks = [dataset[index] for index in range(60)]
+    world = ShapesWorld(6)
+    for index, talk in enumerate(talks):
+        assert talk.facts["scene"] == world.scene(index % 3).to_dict()
+    # The questions are others, the pictures are not.
+    assert len({str(talk.facts["answers"]) for talk in talks if talk.task == "vqa"}) > 20
+    assert len({image.tobytes() for talk in talks for image in pictures(talk)}) == 6
+
+
+def test_no_scene_fits_a_task(monkeypatch):
+    unnamed = Scene(TWINS, "grey")
+    monkeypatch.setattr(ShapesWorld, "scene", lambda _, index: unnamed)
+    with pytest.raises(ValueError, match=r"^scenes: expected one for 'edit', got none among 4$"):
+        ShapesTasks(0, scenes=4, tasks={"edit": 1})[0]
+
+
 def test_scenes_without_a_name_for_an_object_are_passed_over(monkeypatch):
-    twins = [
-        Object("ring", "small", "red", "plain", 0.5, x, depth=i) for i, x in ((0, 0.2), (1, 1))
-    ]
-    unnamed, scene = Scene(tuple(twins), "grey"), ShapesWorld(0).scene(0)
+    unnamed, scene = Scene(TWINS, "grey"), ShapesWorld(0).scene(0)
     monkeypatch.setattr(ShapesWorld, "scene", lambda _, index: unnamed if index == 4 else scene)
     for task in ("edit", "segment"):
         talk = only(task, 5)[4]
@@ -224,6 +244,7 @@ def test_facts_are_plain():
         ({"tasks": {"vqa": "1"}}, TypeError, r"tasks\['vqa'\]: expected a real number, got '1'"),
         ({"tasks": ["vqa"]}, TypeError, r"tasks: expected a mapping of names to weights, got \["),
         ({"turns": 0}, ValueError, "turns: expected at least 1, got 0"),
+        ({"scenes": 0}, ValueError, "scenes: expected at least 1, got 0"),
         ({"length": 0}, ValueError, "length: expected at least 1, got 0"),
         ({"size": 0}, ValueError, "size: expected at least 1, got 0"),
         ({"visible": 2}, ValueError, "visible: expected at most 1, got 2"),

@@ -237,6 +237,16 @@ def test_instruct_settings(load):
         ("start: a\nlora: 3", "^lora: expected keys and values, got 3$"),
         ("start: a\ncondition_dropout: 2", r"^condition_dropout: expected a number in \[0, 1\]"),
         ("start: a\ndiffusion_repeats: 0", "^diffusion_repeats: expected at least 1, got 0$"),
+        ("start: a\ndiffusion_noisiest: 5", "^diffusion_noisiest: expected 0 to 4, got 5$"),
+        ("start: a\nkeep_tokens: -1", "^keep_tokens: expected at least 0, got -1$"),
+        (
+            "start: a\nkeep_tokens: 9\ntrain: [tokenizer]",
+            "^keep_tokens: expected 0 where the tokenizer learns, got 9$",
+        ),
+        (
+            "start: a\nkeep_tokens: 9\nparallel: fsdp",
+            "^keep_tokens: expected 0 with fsdp, got 9$",
+        ),
         ("start: a\nmax_length: 0", "^max_length: expected at least 1, got 0$"),
         (
             "start: a\ngeneration: {sampling_steps: 0}",

@@ -12,6 +12,7 @@ from setokim.data import build_dataset
 from setokim.training import load_checkpoint
 from setokim.training.settings import load_settings
 from setokim.training.stage import build_stage
+from setokim.training.token_store import TokenStore
 from setokim.training.trainer import Trainer
 
 WORLD = {"kind": "shapes-tasks", "size": 32, "seed": 0, "options": {"objects": [1, 3], "turns": 2}}
@@ -119,6 +120,42 @@ def test_only_rows_that_draw_lose_their_prompt(settings, batch_of, monkeypatch):
     draws = (batch["labels"] == stage.model.config.image_token_id).any(1)
     assert draws.any() and not draws.all()
     assert seen[0].tolist() == draws.tolist()
+
+
+def test_pictures_are_tokenized_once(settings, batch_of, monkeypatch):
+    tasks = {"generate": 1.0, "segment": 1.0, "caption": 1.0, "edit": 1.0, "text": 1.0}
+
+    def losses(stage):
+        torch.manual_seed(1)
+        return {name: float(value) for name, value in stage(batch).items()}
+
+    torch.manual_seed(0)
+    stage = build_stage(settings("diffusion_noisiest=1"))
+    batch = batch_of(stage, tasks=tasks)
+    expected = losses(stage)
+    stage._store = store = TokenStore(2)
+    seen, tokenize = [], stage.model.setok.tokenize
+    monkeypatch.setattr(
+        stage.model.setok, "tokenize", lambda pixels: seen.append(len(pixels)) or tokenize(pixels)
+    )
+    number = len(batch["pixel_values"])
+    assert number > 2
+    for _ in range(2):
+        assert losses(stage) == pytest.approx(expected, rel=1e-5)
+    # The first two are kept, the others are made again.
+    assert seen == [number, number - 2] and len(store) == 2
+
+
+def test_equal_pictures_and_none_in_a_store(setok):
+    model = SetokModel.from_pretrained(setok)
+    store = TokenStore(9)
+    one, other = torch.rand(2, 3, *model.processor().size)
+    found = store.tokenize(model, torch.stack([one, other, one]))
+    assert len(store) == 2
+    expected = model.tokenize(torch.stack([one, other, one]))
+    assert torch.equal(found.tokens, expected.tokens) and torch.equal(found.labels, expected.labels)
+    assert torch.equal(found.features, expected.features) and found.grid == expected.grid
+    assert len(store.tokenize(model, one[None][:0]).tokens) == 0
 
 
 def test_masks_that_are_cut_off_do_not_count(settings, batch_of):
