@@ -33,7 +33,7 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW with warm-up and a cosine.
+    """An optimizer with warm-up and a cosine.
 
     Attributes:
         lr: at the end of the warm-up.
@@ -43,6 +43,8 @@ class OptimizerSettings:
         least: factor of `lr` at the last step.
         clip: largest norm of the gradient.
         visual_lr: in place of `lr` for the visual parts, in stages 2 and 3; None for `lr`.
+        kind: "adamw", or "muon" for the matrices of linear layers but the last, with AdamW for the
+            rest; `lr` and `weight_decay` are of both.
     """
 
     lr: float = 5e-4
@@ -52,6 +54,11 @@ class OptimizerSettings:
     least: float = 0.0
     clip: float = 1.0
     visual_lr: float | None = None
+    kind: str = "adamw"
+
+    def __post_init__(self):
+        if self.kind not in ("adamw", "muon"):
+            raise ValueError(f"optimizer.kind: expected adamw or muon, got {self.kind!r}")
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,9 @@ class Settings:
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema: expected a number in [0, 1), got {self.ema}")
         self.check_warmup("optimizer", self.optimizer)
+        if self.optimizer.kind == "muon" and self.parallel == "fsdp":
+            # A step needs whole matrices, and each process has some rows of each.
+            raise ValueError("optimizer.kind: expected adamw with parallel fsdp, got 'muon'")
 
     def check_warmup(self, name: str, optimizer: OptimizerSettings) -> None:
         """The warm-up of an optimizer of that name ends within the run.

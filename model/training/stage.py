@@ -75,25 +75,43 @@ class Stage(nn.Module, ABC):
         """Modules that learn at `visual_lr`."""
         return ()
 
+    def last_parts(self) -> Sequence[nn.Module]:
+        """Modules whose matrices give logits; they are no hidden ones."""
+        return ()
+
     def parameter_groups(self, settings: OptimizerSettings) -> list[dict[str, Any]]:
         """Parameters that learn, for an optimizer.
 
         Returns:
-            Groups with `weight_decay`, and `lr`, the rate at the end of the warm-up.
+            Groups with `weight_decay`, and `lr`, the rate at the end of the warm-up; with Muon
+            `hidden` is true in those of the matrices that it moves.
 
         Raises:
             ValueError: nothing is to be trained.
         """
         groups = parameter_groups(self, settings.lr, settings.weight_decay)
-        if settings.visual_lr is None:
-            return groups
-        visual = {id(p) for part in self.visual_parts() for p in part.parameters()}
-        split = []
-        for group in groups:
-            for is_visual, lr in ((False, settings.lr), (True, settings.visual_lr)):
-                own = [p for p in group["params"] if (id(p) in visual) == is_visual]
-                split.append({**group, "params": own, "lr": lr})
-        return [group for group in split if group["params"]]
+        if settings.visual_lr is not None:
+            visual = [p for part in self.visual_parts() for p in part.parameters()]
+            groups = _split(groups, visual, {"lr": settings.visual_lr})
+        if settings.kind == "muon":
+            last = {id(p) for part in self.last_parts() for p in part.parameters()}
+            linear = [part.weight for part in self.modules() if isinstance(part, nn.Linear)]
+            hidden = [weight for weight in linear if id(weight) not in last]
+            groups = _split(groups, hidden, {"hidden": True})
+        return groups
+
+
+def _split(
+    groups: list[dict[str, Any]], chosen: Sequence[nn.Parameter], fields: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Takes some parameters out of their groups, into ones with other fields."""
+    known = {id(parameter) for parameter in chosen}
+    split = []
+    for group in groups:
+        for is_chosen, own in ((False, {}), (True, fields)):
+            params = [p for p in group["params"] if (id(p) in known) == is_chosen]
+            split.append({**group, "params": params, **own})
+    return [group for group in split if group["params"]]
 
 
 def build_stage(settings: Settings) -> Stage:

@@ -138,6 +138,10 @@ class Instruct(Stage):
         model = self.model
         return [model.setok, model.project_in, model.head, model.segmentation]
 
+    def last_parts(self) -> Sequence[torch.nn.Module]:
+        """The head of the language model."""
+        return [self.model.llm.get_output_embeddings()]
+
     def evaluate(self, collate, held_out: Dataset, batch_size: int) -> dict[str, float | None]:
         """Figures of the tasks, as `setokim.training.instruct_evaluation` explains them."""
         return evaluate(self.model, self.processor, held_out, self.settings.generation)

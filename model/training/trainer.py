@@ -26,6 +26,7 @@ from setokim.data import (
 from setokim.distributed import mean_over_ranks, whole
 from setokim.training.adversary import build_adversary
 from setokim.training.checkpoint import latest_checkpoint
+from setokim.training.optimizers import build_optimizer
 from setokim.training.progress import commit, progress
 from setokim.training.schedule import EMA, cosine_with_warmup
 from setokim.training.settings import DataSettings, OptimizerSettings, Settings
@@ -98,7 +99,7 @@ class Trainer:
             self.sharded = Sharded(stage, settings.precision)
         groups = stage.parameter_groups(settings.optimizer)
         self._rates = [group["lr"] for group in groups]
-        optimizer = torch.optim.AdamW(groups, betas=settings.optimizer.betas)
+        optimizer = build_optimizer(groups, settings.optimizer)
         if self.sharded is None:
             self.stage, self.optimizer = accelerator.prepare(stage, optimizer)
         else:

@@ -119,6 +119,10 @@ def test_numbers_that_yaml_takes_for_text(load):
         ("stage: 4", "^stage: expected 1, 2 or 3, got 4$"),
         ("stage: two", "^stage: expected 1, 2 or 3, got 'two'$"),
         ("stage: [1]", r"^stage: expected 1, 2 or 3, got \[1\]$"),
+        (
+            "parallel: fsdp\noptimizer: {kind: muon}",
+            r"^optimizer\.kind: expected adamw with parallel fsdp, got 'muon'$",
+        ),
         ("parallel: tp", "^parallel: expected ddp or fsdp, got 'tp'$"),
         (
             "parallel: fsdp",

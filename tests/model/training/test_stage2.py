@@ -200,6 +200,20 @@ def test_visual_parts_have_their_own_rate(settings):
     assert rate[id(next(stage.model.llm.parameters()))] == 1e-3
 
 
+def test_muon_moves_hidden_matrices(settings):
+    chosen = settings("optimizer.kind=muon", "optimizer.weight_decay=0")
+    stage = build_stage(chosen)
+    groups = stage.parameter_groups(chosen.optimizer)
+    hidden = {id(p) for group in groups if group.get("hidden") for p in group["params"]}
+    names = {name for name, p in stage.named_parameters() if id(p) in hidden}
+    assert {"model.project_in.0.weight", "model.head.network.project_out.weight"} <= names
+    assert "model.llm.model.layers.0.mlp.up_proj.weight" in names
+    assert not any(name.endswith("bias") or "lm_head" in name or "embed" in name for name in names)
+    assert sum(len(group["params"]) for group in groups) == len(
+        [p for p in stage.parameters() if p.requires_grad]
+    )
+
+
 def test_unknown_fields_are_named(settings):
     with pytest.raises(ValueError, match=r"model\.head_widht: expected one of .*head_width"):
         build_stage(settings("model.head_widht=3"))
