@@ -113,6 +113,9 @@ class ShapesTasks:
         self._turns = turns
         self._scenes = scenes
         self._visible = visible
+        # What comes back is drawn once.
+        self._scenes_drawn: dict[int, Scene] = {}
+        self._pictures: dict[Scene, tuple[Image.Image, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return self._length
@@ -131,10 +134,24 @@ class ShapesTasks:
         messages, masks, facts = parts
         return Conversation(task, tuple(messages), tuple(masks), f"shapes-tasks #{index}", facts)
 
+    def _scene(self, index: int) -> Scene:
+        if self._scenes >= ENDLESS:
+            return self._world.scene(index)
+        if index not in self._scenes_drawn:
+            self._scenes_drawn[index] = self._world.scene(index)
+        return self._scenes_drawn[index]
+
+    def _draw(self, scene: Scene) -> tuple[Image.Image, np.ndarray]:
+        if self._scenes >= ENDLESS:
+            return render(scene, self._size)
+        if scene not in self._pictures:
+            self._pictures[scene] = render(scene, self._size)
+        return self._pictures[scene]
+
     def _vqa(self, index: int, generator: np.random.Generator) -> _Parts:
-        scene = self._world.scene(index)
+        scene = self._scene(index)
         questions = interview(scene, generator, self._turns)
-        image, _ = render(scene, self._size)
+        image, _ = self._draw(scene)
         facts = {
             "scene": scene.to_dict(),
             "kinds": [question.kind for question in questions],
@@ -144,31 +161,31 @@ class ShapesTasks:
         return _messages(turns, image), [], facts
 
     def _caption(self, index: int, generator: np.random.Generator) -> _Parts:
-        scene = self._world.scene(index)
-        image, _ = render(scene, self._size)
+        scene = self._scene(index)
+        image, _ = self._draw(scene)
         facts = {"scene": scene.to_dict(), "answers": [scene.caption]}
         return _messages([("describe the picture.", scene.caption)], image), [], facts
 
     def _locate(self, index: int, generator: np.random.Generator) -> _Parts:
-        scene = self._world.scene(index)
-        image, _ = render(scene, self._size)
+        scene = self._scene(index)
+        image, _ = self._draw(scene)
         text = locate(scene)
         facts = {"scene": scene.to_dict(), "answers": [text]}
         return _messages([("where is everything?", text)], image), [], facts
 
     def _generate(self, index: int, generator: np.random.Generator) -> _Parts:
-        scene = self._world.scene(index)
-        image, _ = render(scene, self._size)
+        scene = self._scene(index)
+        image, _ = self._draw(scene)
         facts = {"scene": scene.to_dict(), "wanted": scene.to_dict()}
         return _messages([(f"draw {describe(scene)}.", image)]), [], facts
 
     def _edit(self, index: int, generator: np.random.Generator) -> _Parts | None:
-        scene = self._world.scene(index)
+        scene = self._scene(index)
         own = np.random.default_rng((self._seed, index, 2))
         change = edit(scene, own, self._visible)
         if change is None:
             return None
-        before, after = (render(one, self._size)[0] for one in (scene, change.scene))
+        before, after = (self._draw(one)[0] for one in (scene, change.scene))
         facts = {
             "scene": scene.to_dict(),
             "kinds": [change.kind],
@@ -177,12 +194,12 @@ class ShapesTasks:
         return _messages([(change.instruction, after)], before), [], facts
 
     def _segment(self, index: int, generator: np.random.Generator) -> _Parts | None:
-        scene = self._world.scene(index)
+        scene = self._scene(index)
         phrases = _phrases(scene)
         if not phrases:
             return None
         chosen = generator.permutation(list(phrases))[: self._turns].tolist()
-        image, labels = render(scene, self._size)
+        image, labels = self._draw(scene)
         turns = [(f"segment the {pick(generator, phrases[number])}.", SEG) for number in chosen]
         facts = {"scene": scene.to_dict(), "objects": chosen}
         masks = [labels == number + 1 for number in chosen]
