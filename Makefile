@@ -14,7 +14,7 @@ avx2_flags := -march=x86-64-v3
 sanitized_env := ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)"
 
-.PHONY: demo stage1 small-world test lint format bench bench-docs compile-report mutants clean test-threads $(NATIVE_BUILDS:%=test-%)
+.PHONY: demo stage1 small-world token-swap test lint format bench bench-docs compile-report mutants clean test-threads $(NATIVE_BUILDS:%=test-%) $(SWAPPED:%=token-swap-%)
 
 demo: $(INSTALLED)
 	$(BIN)/python bench/demo.py --out demo_out
@@ -43,6 +43,20 @@ small-world: $(INSTALLED)
 	$(BIN)/setok train --config model/configs/stage1_small_world.yaml --out runs/small-world/stage1
 	$(BIN)/setok train --config model/configs/stage2_tiny.yaml --out runs/small-world/stage2
 	$(BIN)/setok train --config model/configs/stage3_tiny.yaml --out runs/small-world/stage3
+
+# As many tokens of each kind, but for `patches`, which are all; see docs/small-world.md.
+SWAPPED := clusters grid queries patches
+grid_tokens := "model.token_grid=[3, 3]"
+queries_tokens := model.num_queries=9
+patches_tokens := "model.grid=[8, 8]" model.patch_size=16
+
+token-swap: $(SWAPPED:%=token-swap-%)
+
+$(SWAPPED:%=token-swap-%): token-swap-%: $(INSTALLED)
+	$(BIN)/setok train --config model/configs/stage1_small_world.yaml --out runs/token-swap/$*/stage1 \
+		steps=700 model.tokens=$* $($*_tokens)
+	$(BIN)/setok train --config model/configs/token_swap.yaml --out runs/token-swap/$*/stage2 \
+		setok=runs/token-swap/$*/stage1/model
 
 # Clones of the peers below PEER_ROOT are measured too: make bench PEER_ROOT=clones
 bench: $(INSTALLED)

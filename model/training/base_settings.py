@@ -43,8 +43,9 @@ class OptimizerSettings:
         least: factor of `lr` at the last step.
         clip: largest norm of the gradient.
         visual_lr: in place of `lr` for the visual parts, in stages 2 and 3; None for `lr`.
-        kind: "adamw", or "muon" for the matrices of linear layers but the last, with AdamW for the
-            rest; `lr` and `weight_decay` are of both.
+        kind: "adamw", or "muon" for the matrices of hidden layers, with AdamW for the rest; `lr`
+            and `weight_decay` are of both. In stages 2 and 3 the hidden layers are those of the
+            language model and the projector into it.
     """
 
     lr: float = 5e-4

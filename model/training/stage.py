@@ -75,9 +75,9 @@ class Stage(nn.Module, ABC):
         """Modules that learn at `visual_lr`."""
         return ()
 
-    def last_parts(self) -> Sequence[nn.Module]:
-        """Modules whose matrices give logits; they are no hidden ones."""
-        return ()
+    def hidden_parts(self) -> Sequence[nn.Module]:
+        """Modules whose linear layers Muon moves, where it is chosen."""
+        return [self]
 
     def parameter_groups(self, settings: OptimizerSettings) -> list[dict[str, Any]]:
         """Parameters that learn, for an optimizer.
@@ -94,9 +94,8 @@ class Stage(nn.Module, ABC):
             visual = [p for part in self.visual_parts() for p in part.parameters()]
             groups = _split(groups, visual, {"lr": settings.visual_lr})
         if settings.kind == "muon":
-            last = {id(p) for part in self.last_parts() for p in part.parameters()}
-            linear = [part.weight for part in self.modules() if isinstance(part, nn.Linear)]
-            hidden = [weight for weight in linear if id(weight) not in last]
+            layers = [layer for part in self.hidden_parts() for layer in part.modules()]
+            hidden = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
             groups = _split(groups, hidden, {"hidden": True})
         return groups
 

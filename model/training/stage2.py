@@ -19,6 +19,7 @@ from setokim.configuration_setokim import SetokimConfig
 from setokim.data import Conversation, Dataset
 from setokim.data.scene_tasks import WORDS
 from setokim.distributed import mean_over_ranks
+from setokim.lora import base_of
 from setokim.losses import mask_loss, pixel_loss
 from setokim.modeling_setok import SetokModel, VisualTokens
 from setokim.modeling_setokim import SetokimModel
@@ -138,9 +139,9 @@ class Instruct(Stage):
         model = self.model
         return [model.setok, model.project_in, model.head, model.segmentation]
 
-    def last_parts(self) -> Sequence[torch.nn.Module]:
-        """The head of the language model."""
-        return [self.model.llm.get_output_embeddings()]
+    def hidden_parts(self) -> Sequence[torch.nn.Module]:
+        """The layers of the language model and what leads into it."""
+        return [base_of(self.model.llm).get_decoder(), self.model.project_in]
 
     def evaluate(self, collate, held_out: Dataset, batch_size: int) -> dict[str, float | None]:
         """Figures of the tasks, as `setokim.training.instruct_evaluation` explains them."""
