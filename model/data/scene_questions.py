@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -75,24 +75,30 @@ def ask(
     return _DRAWN[kind](scene, generator, told)
 
 
-def interview(scene: Scene, generator: np.random.Generator, turns: int) -> list[Question]:
-    """Draws several questions about a scene, each of a kind drawn evenly among the possible ones.
+def interview(
+    scene: Scene,
+    generator: np.random.Generator,
+    turns: int,
+    kinds: Mapping[str, float] | None = None,
+) -> list[Question]:
+    """Draws several questions about a scene, each of a kind drawn among the possible ones.
 
     Args:
         scene: What is asked about.
         generator: Of random numbers.
         turns: How many; fewer where the scene allows no more.
+        kinds: How often each kind is drawn, relative to the others; None for all alike.
 
     Raises:
         TypeError, ValueError: `turns` is no integer of at least 1.
     """
     check_count("turns", turns)
+    names = [kind for kind in QUESTION_KINDS if kinds is None or kinds.get(kind)]
+    weights = np.array([1.0 if kinds is None else kinds[kind] for kind in names])
     asked: list[Question] = []
     for _ in range(turns):
-        drawn = (
-            ask(scene, generator, QUESTION_KINDS[number], asked)
-            for number in generator.permutation(len(QUESTION_KINDS))
-        )
+        order = generator.choice(len(names), len(names), False, weights / weights.sum())
+        drawn = (ask(scene, generator, names[number], asked) for number in order)
         question = next((one for one in drawn if one is not None), None)
         if question is None:
             break

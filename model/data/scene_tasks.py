@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,13 @@ from setokim.data.order import ENDLESS
 from setokim.data.samples import check_index
 from setokim.data.scene import COLOURS, PLACES, SHAPES, SIZES, TEXTURES, Scene, place_name
 from setokim.data.scene_edits import edit
-from setokim.data.scene_questions import NUMBERS, RELATIONS, interview, only_ones
+from setokim.data.scene_questions import (
+    NUMBERS,
+    QUESTION_KINDS,
+    RELATIONS,
+    interview,
+    only_ones,
+)
 from setokim.data.shapes_render import render
 from setokim.data.shapes_world import ShapesWorld, pick
 
@@ -53,7 +59,8 @@ class ShapesTasks:
     The change that an "edit" asks for depends on the scene alone, so that the pictures are no more
     than twice as many as the scenes. A scene without an object that a
     phrase can single out, which repeated colours make possible, is passed over in "edit" and
-    "segment": the next one takes its place.
+    "segment", and one that allows no question of the kinds wanted in "vqa": the next one takes its
+    place.
 
     The tasks, and what `Conversation.facts` holds beside the "scene" as `Scene.to_dict` gives it:
 
@@ -79,6 +86,7 @@ class ShapesTasks:
         contrast: float = 1.0,
         repeat_colours: float = 0.0,
         scenes: int = ENDLESS,
+        questions: Mapping[str, float] | None = None,
     ):
         """Takes the settings; nothing is drawn yet.
 
@@ -94,6 +102,7 @@ class ShapesTasks:
             contrast: Of the textures.
             repeat_colours: The probability that an object may take a colour that is there already.
             scenes: Number of scenes that the items are about.
+            questions: How often each kind of question comes in "vqa", as `tasks` says it of tasks.
 
         Raises:
             TypeError, ValueError: An argument is none of these.
@@ -101,7 +110,8 @@ class ShapesTasks:
         check_count("length", length)
         check_count("turns", turns)
         check_count("scenes", scenes)
-        weights = dict.fromkeys(TASKS, 1.0) if tasks is None else _checked(tasks)
+        weights = _checked("tasks", tasks, TASKS)
+        self._kinds = _checked("questions", questions, QUESTION_KINDS)
         # In one order, so that the order of a settings file does not count.
         self._tasks = [task for task in TASKS if weights.get(task)]
         self._weights = np.array([weights[task] for task in self._tasks], np.float64)
@@ -148,9 +158,11 @@ class ShapesTasks:
             self._pictures[scene] = render(scene, self._size)
         return self._pictures[scene]
 
-    def _vqa(self, index: int, generator: np.random.Generator) -> _Parts:
+    def _vqa(self, index: int, generator: np.random.Generator) -> _Parts | None:
         scene = self._scene(index)
-        questions = interview(scene, generator, self._turns)
+        questions = interview(scene, generator, self._turns, self._kinds)
+        if not questions:
+            return None
         image, _ = self._draw(scene)
         facts = {
             "scene": scene.to_dict(),
@@ -266,13 +278,18 @@ def _messages(
     return messages
 
 
-def _checked(tasks: Mapping[str, float]) -> dict[str, float]:
-    if not isinstance(tasks, Mapping):
-        raise TypeError(f"tasks: expected a mapping of names to weights, got {tasks!r}")
-    for task, weight in tasks.items():
-        if task not in TASKS:
-            raise ValueError(f"tasks: expected names of {', '.join(TASKS)}, got {task!r}")
-        check_number(f"tasks[{task!r}]", weight, least=0)
-    if not any(tasks.values()):
-        raise ValueError(f"tasks: expected a weight of more than 0, got {dict(tasks)!r}")
-    return dict(tasks)
+def _checked(
+    name: str, weights: Mapping[str, float] | None, known: Sequence[str]
+) -> dict[str, float]:
+    """Weights of known names; None stands for all alike."""
+    if weights is None:
+        return dict.fromkeys(known, 1.0)
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"{name}: expected a mapping of names to weights, got {weights!r}")
+    for key, weight in weights.items():
+        if key not in known:
+            raise ValueError(f"{name}: expected names of {', '.join(known)}, got {key!r}")
+        check_number(f"{name}[{key!r}]", weight, least=0)
+    if not any(weights.values()):
+        raise ValueError(f"{name}: expected a weight of more than 0, got {dict(weights)!r}")
+    return dict(weights)

@@ -228,6 +228,19 @@ def test_tasks_come_by_their_weights():
     assert {every[index].task for index in range(60)} == set(TASKS)
 
 
+def test_kinds_of_questions_come_by_their_weights():
+    options = {"size": 8, "turns": 1, "objects": (2, 4), "tasks": {"vqa": 1}}
+    dataset = ShapesTasks(1, questions={"relation": 3, "count": 1, "shape": 0}, **options)
+    kinds = Counter(kind for index in range(400) for kind in dataset[index].facts["kinds"])
+    # Some scenes allow no relation.
+    assert set(kinds) == {"relation", "count"} and 240 < kinds["relation"] < 330
+    assert ShapesTasks(1, questions={"shape": 1}, **options)[0].facts["kinds"] == ["shape"]
+    # A scene of one object has no relations.
+    alone = ShapesTasks(1, questions={"relation": 1}, **options | {"objects": (1, 2)})
+    numbers = {len(alone[index].facts["scene"]["objects"]) for index in range(20)}
+    assert numbers == {2}
+
+
 def test_facts_are_plain():
     for task in TASKS:
         facts = only(task, 1)[0].facts
@@ -243,6 +256,12 @@ def test_facts_are_plain():
         ({"tasks": {"vqa": -1}}, ValueError, r"tasks\['vqa'\]: expected at least 0, got -1"),
         ({"tasks": {"vqa": "1"}}, TypeError, r"tasks\['vqa'\]: expected a real number, got '1'"),
         ({"tasks": ["vqa"]}, TypeError, r"tasks: expected a mapping of names to weights, got \["),
+        (
+            {"questions": {"why": 1}},
+            ValueError,
+            r"questions: expected names of count, .*, got 'why'",
+        ),
+        ({"questions": {"count": 0}}, ValueError, r"questions: expected a weight of more than 0"),
         ({"turns": 0}, ValueError, "turns: expected at least 1, got 0"),
         ({"scenes": 0}, ValueError, "scenes: expected at least 1, got 0"),
         ({"length": 0}, ValueError, "length: expected at least 1, got 0"),
