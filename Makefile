@@ -93,7 +93,7 @@ mutants: $(INSTALLED)
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(CXX_SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt setuptools wheel pybind11 ninja torch numpy
-	$(BIN)/pip install --quiet --no-build-isolation -c constraints.txt -e ".[cli,model,bench,peers,onnx,dev]"
+	$(BIN)/pip install --quiet --no-build-isolation -c constraints.txt -e ".[cli,model,eval,bench,peers,onnx,dev]"
 	touch $@
 
 clean:

@@ -7,13 +7,15 @@ from typing import Any
 
 from setok_kernels.config import check_count
 from setokim.data.image_folder import ImageFolder
+from setokim.data.readers import READERS
 from setokim.data.samples import Dataset, Guarded, Reading, Sample, check_index
 from setokim.data.scene_tasks import ShapesTasks
 from setokim.data.shapes_world import ShapesWorld
 from setokim.data.shards import Shards
 
-KINDS = ("shapes-world", "shapes-tasks", "folder", "shards")
 _DRAWN = {"shapes-world": ShapesWorld, "shapes-tasks": ShapesTasks}
+_READ = {"folder": ImageFolder, "shards": Shards} | READERS
+KINDS = (*_DRAWN, *_READ)
 
 
 class First:
@@ -52,7 +54,7 @@ def build_dataset(
     """Makes a data set.
 
     Args:
-        kind: "shapes-world", "shapes-tasks", "folder" or "shards".
+        kind: "shapes-world", "shapes-tasks", "folder", "shards", or a name of `readers.READERS`.
         path: of the folder, or a pattern for the shards.
         size: side of the pictures of shapes-world and shapes-tasks, in pixels.
         seed: of shapes-world and shapes-tasks.
@@ -71,7 +73,7 @@ def build_dataset(
     if kind in _DRAWN:
         dataset = _DRAWN[kind](seed=seed, size=size, **options)
     else:
-        dataset = {"folder": ImageFolder, "shards": Shards}[kind](path, **options)
+        dataset = _READ[kind](path, **options)
     return dataset if samples is None else First(dataset, samples)
 
 

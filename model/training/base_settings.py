@@ -15,7 +15,7 @@ class DataSettings:
     """Where samples come from.
 
     Attributes:
-        kind: "shapes-world", "folder" or "shards".
+        kind: as of `setokim.data.build_dataset`.
         path: of the folder, or a pattern for the shards.
         size: side of the pictures of shapes-world, in pixels.
         seed: of shapes-world.

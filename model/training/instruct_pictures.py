@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from setokim.benchmarks.asking import answers
 from setokim.data import Conversation, Dataset
 from setokim.images import to_image
 from setokim.modeling_setokim import SetokimModel
 from setokim.processing_setokim import SetokimProcessor
-from setokim.training.instruct_evaluation import answers
 from setokim.training.instruct_settings import GenerationSettings
 
 _ROWS = 8  # of each task

@@ -113,8 +113,12 @@ def add_speaking_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def make_speaker(arguments: argparse.Namespace) -> Speaker:
-    """Loads the model that the options of `add_speaking_options` name.
+def load_model(folder: Path, device: str) -> tuple[SetokimModel, SetokimProcessor]:
+    """A model in evaluation mode, and its processor.
+
+    Args:
+        folder: what `setok train` wrote.
+        device: where the model runs.
 
     Raises:
         UsageError: it is not there, does not fit, or a package is not installed.
@@ -124,7 +128,6 @@ def make_speaker(arguments: argparse.Namespace) -> Speaker:
         from setokim.processing_setokim import SetokimProcessor
     except ImportError as error:
         raise UsageError(f'needs {error.name}: pip install "setok-kernels[cli,model]"') from error
-    folder = arguments.model
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError) as error:
@@ -133,16 +136,25 @@ def make_speaker(arguments: argparse.Namespace) -> Speaker:
         ) from error
     if kind != "setokim":
         raise UsageError(f"--model: expected a SeTokim model in {folder}, got one of type {kind!r}")
-    device = usable_device(arguments.device)
+    usable = usable_device(device)
     try:
-        model = SetokimModel.from_pretrained(folder).to(device).eval()
-        processor = SetokimProcessor.from_pretrained(folder)
+        model = SetokimModel.from_pretrained(folder).to(usable).eval()
+        return model, SetokimProcessor.from_pretrained(folder)
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"--model: cannot load {folder}: {error}") from error
     except ImportError as error:
         raise UsageError(
             f"--model {folder} needs {error.name}: pip install {error.name}"
         ) from error
+
+
+def make_speaker(arguments: argparse.Namespace) -> Speaker:
+    """The model that the options of `add_speaking_options` name.
+
+    Raises:
+        UsageError: as of `load_model`.
+    """
+    model, processor = load_model(arguments.model, arguments.device)
     options = {
         "max_new_tokens": arguments.max_new_tokens,
         "temperature": arguments.temperature,

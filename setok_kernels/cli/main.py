@@ -18,6 +18,7 @@ from setok_kernels.cli import (
     cluster,
     doctor,
     edit,
+    evaluate,
     generate,
     plan,
     segment,
@@ -33,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"setok-kernels {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (cluster, train, plan, chat, generate, edit, segment, bench, doctor):
+    for module in (cluster, train, plan, evaluate, chat, generate, edit, segment, bench, doctor):
         module.add_parser(commands)
     return parser
 

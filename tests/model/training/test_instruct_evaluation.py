@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 from tiny_setokim import build
 
+from setokim.benchmarks import asking
 from setokim.data import ShapesTasks
 from setokim.data.conversations import message
 from setokim.generation import Answer
@@ -39,7 +40,7 @@ class Oracle:
                 own = next(masks) if sample.task == "segment" else None
                 self._known[id(text)] = (sample.task, reply["content"][0], own)
 
-    def __call__(self, model, processor, prompts, settings, mask_size=(64, 64)):
+    def __call__(self, model, processor, prompts, settings, mask_size=(64, 64), start=0):
         self.asked.append(prompts)
         return [self._answer(prompt[-1]["content"][-1]) for prompt in prompts]
 
@@ -59,7 +60,7 @@ class Oracle:
 @pytest.fixture
 def oracle(samples, built, monkeypatch):
     oracle = Oracle(samples, built[1])
-    monkeypatch.setattr(evaluation, "answers", oracle)
+    monkeypatch.setattr(asking, "answers", oracle)
     return oracle
 
 
@@ -82,7 +83,9 @@ def test_who_knows_everything_has_all_points(oracle, samples, built):
 
 def test_every_question_is_asked_by_itself_with_its_picture(oracle, samples, built):
     evaluation.evaluate(*built, [s for s in samples if s.task == "vqa"], SETTINGS)
-    seen, blind = oracle.asked
+    blind, seen = (
+        [p for asked in oracle.asked for p in asked if len(p[0]["content"]) == n] for n in (1, 2)
+    )
     number = sum(len(s.facts["answers"]) for s in samples if s.task == "vqa")
     assert len(seen) == len(blind) == number
     for asked, expected in ((seen, ["image", "text"]), (blind, ["text"])):
@@ -131,6 +134,7 @@ def test_as_many_as_the_settings_say(oracle, samples, built):
 
 def test_noise_of_a_prompt_does_not_depend_on_its_batch(built, monkeypatch):
     prompts = [[message("user", f"draw a {colour} circle.")] for colour in ("red", "blue", "pink")]
+    questions = [asking.Asked("generate", i, 0, "", {}, prompt) for i, prompt in enumerate(prompts)]
     seeds = []
 
     def generate(**options):
@@ -138,8 +142,9 @@ def test_noise_of_a_prompt_does_not_depend_on_its_batch(built, monkeypatch):
         return [Answer() for _ in options["generators"]]
 
     monkeypatch.setattr(built[0], "generate", generate)
-    monkeypatch.setattr(evaluation, "_AT_ONCE", 2)
-    assert len(evaluation.answers(*built, prompts, SETTINGS)) == 3
+    monkeypatch.setattr(asking, "AT_ONCE", 2)
+    for start, batch in asking.batches_of(questions):
+        asking.ask(*built, batch, SETTINGS, start)
     assert seeds == [0, 1, 2]
 
 

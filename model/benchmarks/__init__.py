@@ -1,0 +1,1 @@
+"""Benchmarks: questions of published data sets, and the figures of the answers."""

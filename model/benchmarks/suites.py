@@ -1,0 +1,175 @@
+"""The benchmarks by name: where their questions come from, and what their figures are."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from setokim.benchmarks.asking import Answered
+from setokim.benchmarks.cider import cider
+from setokim.benchmarks.shapes import shapes_figures
+from setokim.benchmarks.vqa_answers import choice_of, normalise_answer, soft_accuracy
+from setokim.benchmarks.yes_no import MmeRecord, mme_scores, pope_scores
+from setokim.data import Dataset, build_dataset
+from setokim.data.readers import READERS
+from setokim.data.rle import decode_rle
+from setokim.segmentation_scores import SegmentationScore
+from setokim.training.settings import load_settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """A benchmark.
+
+    Attributes:
+        open: a folder and, where there are several, the name of a split to samples.
+        figures: of all answers.
+        split: that figures are published of; None where there is one alone.
+        submission: what its server takes, from all answers; None where there is no server.
+        blind: whether questions are asked once more without their picture.
+        answers: the fact that a sample without a public answer lacks; None where all have one.
+        generation: how to generate with the data in a folder, where it is not as usual.
+    """
+
+    open: Callable[..., Dataset]
+    figures: Callable[[Sequence[Answered]], dict[str, float]]
+    split: str | None = None
+    submission: Callable[[Sequence[Answered]], Any] | None = None
+    blind: bool = False
+    answers: str | None = None
+    generation: Callable[[Path], dict[str, Any]] = lambda path: {}
+
+    def has_answers(self, rows: Sequence[Answered]) -> bool:
+        """Whether a split has public answers to judge by."""
+        return self.answers is None or any(_known(row, self.answers) for row in rows)
+
+
+def _soft(rows: Sequence[Answered]) -> dict[str, float]:
+    """VQAv2, OK-VQA and A-OKVQA's free answers, in percent; rows without answers do not count."""
+    judged = [row for row in rows if _known(row, "answers")]
+    scores = [100 * soft_accuracy(row.said, row.asked.facts["answers"]) for row in judged]
+    kinds: dict[str, list[float]] = {}
+    for row, score in zip(judged, scores, strict=True):
+        if "answer_type" in row.asked.facts:
+            kinds.setdefault(f"accuracy/{row.asked.facts['answer_type']}", []).append(score)
+    return {"accuracy": fmean(scores)} | {name: fmean(own) for name, own in sorted(kinds.items())}
+
+
+def _exact(rows: Sequence[Answered]) -> dict[str, float]:
+    """GQA: percent of answers that are the right one by its normal form."""
+    judged = [row for row in rows if _known(row, "answers")]
+    right = (
+        normalise_answer(row.said) == normalise_answer(row.asked.facts["answers"][0])
+        for row in judged
+    )
+    return {"accuracy": 100 * fmean(right)}
+
+
+def _chosen(rows: Sequence[Answered]) -> dict[str, float]:
+    """A-OKVQA by choice, in percent."""
+    judged = [row for row in rows if _known(row, "correct")]
+    right = (
+        choice_of(row.said, row.asked.facts["choices"]) == row.asked.facts["correct"]
+        for row in judged
+    )
+    return {"accuracy": 100 * fmean(right)}
+
+
+def _captions(rows: Sequence[Answered]) -> dict[str, float]:
+    """CIDEr in percent, as published."""
+    said = {str(row.asked.facts["image_id"]): row.said for row in rows}
+    references = {str(row.asked.facts["image_id"]): row.asked.facts["answers"] for row in rows}
+    return {"cider": 100 * cider(said, references)[0]}
+
+
+def _pope(rows: Sequence[Answered]) -> dict[str, float]:
+    return pope_scores([row.said for row in rows], [row.asked.facts["label"] for row in rows])
+
+
+def _mme(rows: Sequence[Answered]) -> dict[str, float]:
+    return mme_scores(
+        MmeRecord(*(row.asked.facts[name] for name in ("task", "image", "label")), row.said)
+        for row in rows
+    )
+
+
+def _masks(rows: Sequence[Answered]) -> dict[str, float]:
+    """Of all phrases; what does not count either way is left out of both masks."""
+    score = SegmentationScore()
+    for row in rows:
+        target = row.asked.target
+        mask = np.zeros_like(target) if row.mask is None else row.mask
+        if "ignored" in row.asked.facts:
+            mask = mask & ~decode_rle(row.asked.facts["ignored"])
+        score.add(mask, target)
+    return score.summary()
+
+
+def _answers_by_number(rows: Sequence[Answered]) -> list[dict[str, Any]]:
+    return [{"question_id": row.asked.facts["question_id"], "answer": row.said} for row in rows]
+
+
+def _gqa_submission(rows: Sequence[Answered]) -> list[dict[str, Any]]:
+    return [
+        {"questionId": row.asked.facts["question_id"], "prediction": normalise_answer(row.said)}
+        for row in rows
+    ]
+
+
+def _aokvqa_submission(rows: Sequence[Answered]) -> dict[str, dict[str, str]]:
+    return {row.asked.facts["question_id"]: {"direct_answer": row.said} for row in rows}
+
+
+def _choice_submission(rows: Sequence[Answered]) -> dict[str, dict[str, str]]:
+    found = {}
+    for row in rows:
+        number = choice_of(row.said, row.asked.facts["choices"])
+        choice = row.said if number is None else row.asked.facts["choices"][number]
+        found[row.asked.facts["question_id"]] = {"multiple_choice": choice}
+    return found
+
+
+def _shapes(path: str | Path, split: str | None = None) -> Dataset:
+    """The held-out conversations of a run, from its YAML file."""
+    fields = dataclasses.asdict(load_settings(path).held_out)
+    return build_dataset(**fields.pop("options"), **fields)
+
+
+def _shapes_generation(path: Path) -> dict[str, Any]:
+    return dataclasses.asdict(load_settings(path).generation)
+
+
+def _known(row: Answered, name: str) -> bool:
+    return row.asked.facts[name] not in (None, [])
+
+
+_ANSWERS = {"answers": "answers"}
+BENCHMARKS: dict[str, Benchmark] = {
+    "vqav2": Benchmark(READERS["vqav2"], _soft, "val2014", _answers_by_number, **_ANSWERS),
+    "okvqa": Benchmark(READERS["okvqa"], _soft, "val2014", _answers_by_number, **_ANSWERS),
+    "aokvqa": Benchmark(READERS["aokvqa"], _soft, "val", _aokvqa_submission, **_ANSWERS),
+    "aokvqa-choice": Benchmark(
+        partial(READERS["aokvqa"], choices=True),
+        _chosen,
+        "val",
+        _choice_submission,
+        answers="correct",
+    ),
+    "gqa": Benchmark(READERS["gqa"], _exact, "testdev_balanced", _gqa_submission, **_ANSWERS),
+    "flickr30k": Benchmark(READERS["flickr30k"], _captions, "test"),
+    "coco-captions": Benchmark(READERS["coco-captions"], _captions, "val2017"),
+    "pope-random": Benchmark(READERS["pope"], _pope, "random"),
+    "pope-popular": Benchmark(READERS["pope"], _pope, "popular"),
+    "pope-adversarial": Benchmark(READERS["pope"], _pope, "adversarial"),
+    "mme": Benchmark(READERS["mme"], _mme),
+    "refcoco+": Benchmark(READERS["refcoco+"], _masks, "val"),
+    "refcocog": Benchmark(READERS["refcocog"], _masks, "val"),
+    "reasonseg": Benchmark(READERS["reasonseg"], _masks),
+    "shapes-world": Benchmark(_shapes, shapes_figures, blind=True, generation=_shapes_generation),
+}

@@ -1,0 +1,140 @@
+"""Benchmarks of questions that are answered with yes or no: POPE and MME."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+# C. Fu et al., "MME: A comprehensive evaluation benchmark for multimodal large language models".
+MME_PERCEPTION = (
+    *("existence", "count", "position", "color", "posters"),
+    *("celebrity", "scene", "landmark", "artwork", "OCR"),
+)
+MME_COGNITION = (
+    *("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"),
+)
+
+
+def pope_answer(text: str) -> str:
+    """What POPE takes an answer for: "no" if its first sentence has the word no or not, else "yes".
+
+    Args:
+        text: an answer; an empty one is a "yes".
+    """
+    words = text.split(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "no", "not"} & set(words) else "yes"
+
+
+def pope_scores(answers: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
+    """Figures of one split of POPE, with "yes" as the positive class.
+
+    Y. Li et al., "Evaluating object hallucination in large vision-language models", 2023.
+
+    Args:
+        answers: of the model, as it gave them.
+        labels: "yes" or "no" of each.
+
+    Returns:
+        `accuracy`, `precision`, `recall`, `f1` and `yes_ratio`, each from 0 to 1; a ratio of 0 to 0
+        is 0.
+
+    Raises:
+        ValueError: the numbers differ, there is none, or a label is neither.
+    """
+    if len(answers) != len(labels):
+        raise ValueError(f"labels: expected {len(answers)}, one for each answer, got {len(labels)}")
+    if not labels:
+        raise ValueError("labels: expected at least one, got none")
+    for label in labels:
+        if label not in ("yes", "no"):
+            raise ValueError(f"labels: expected yes or no, got {label!r}")
+    said = [pope_answer(answer) == "yes" for answer in answers]
+    true = [label == "yes" for label in labels]
+    hits = sum(a and b for a, b in zip(said, true, strict=True))
+    precision, recall = _ratio(hits, sum(said)), _ratio(hits, sum(true))
+    return {
+        "accuracy": sum(a == b for a, b in zip(said, true, strict=True)) / len(true),
+        "precision": precision,
+        "recall": recall,
+        "f1": _ratio(2 * precision * recall, precision + recall),
+        "yes_ratio": sum(said) / len(said),
+    }
+
+
+def mme_answer(text: str) -> str:
+    """What MME takes an answer for: "yes" or "no" where its first four letters say so, or "other".
+
+    Args:
+        text: an answer.
+    """
+    start = text.lower()[:4]
+    if start.strip() in ("yes", "no"):
+        return start.strip()
+    return "yes" if "yes" in start else "no" if "no" in start else "other"
+
+
+@dataclass(frozen=True)
+class MmeRecord:
+    """An answer to one of the two questions about a picture.
+
+    Attributes:
+        task: subtask, such as "existence".
+        image: name of the picture within the subtask.
+        label: "yes" or "no", in any case.
+        answer: of the model.
+    """
+
+    task: str
+    image: str
+    label: str
+    answer: str
+
+
+def mme_scores(records: Iterable[MmeRecord]) -> dict[str, float]:
+    """The scores of MME.
+
+    A subtask's score is the share of right answers plus the share of pictures both of whose
+    questions are answered right, in percent: at most 200.
+
+    Args:
+        records: two for each picture of a subtask.
+
+    Returns:
+        `perception`, `cognition` and `total`, sums over subtasks; and for each subtask its score,
+        and as `NAME/acc` and `NAME/acc_plus` its shares in percent.
+
+    Raises:
+        ValueError: a subtask or label is not known, or a picture has not two questions.
+    """
+    tasks: dict[str, dict[str, list[bool]]] = {}
+    for record in records:
+        if record.task not in MME_PERCEPTION + MME_COGNITION:
+            expected = ", ".join(MME_PERCEPTION + MME_COGNITION)
+            raise ValueError(f"task: expected one of {expected}, got {record.task!r}")
+        label = record.label.lower()
+        if label not in ("yes", "no"):
+            raise ValueError(f"label: expected yes or no, got {record.label!r}")
+        right = mme_answer(record.answer) == label
+        tasks.setdefault(record.task, {}).setdefault(record.image, []).append(right)
+    scores: dict[str, float] = {}
+    for task, images in tasks.items():
+        for image, found in images.items():
+            if len(found) != 2:
+                raise ValueError(
+                    f"{task}/{image}: expected two questions for a picture, got {len(found)}"
+                )
+        right = [answer for found in images.values() for answer in found]
+        accuracy = 100 * sum(right) / len(right)
+        both = 100 * sum(map(all, images.values())) / len(images)
+        scores |= {task: accuracy + both, f"{task}/acc": accuracy, f"{task}/acc_plus": both}
+    perception, cognition = (_total(scores, names) for names in (MME_PERCEPTION, MME_COGNITION))
+    totals = {"perception": perception, "cognition": cognition, "total": perception + cognition}
+    return totals | scores
+
+
+def _total(scores: Mapping[str, float], names: Sequence[str]) -> float:
+    return sum(scores.get(name, 0.0) for name in names)
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0

@@ -1,0 +1,43 @@
+"""Readers of published data sets, by the layouts that their authors give them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from setokim.data.readers.captions import CaptionedParquet, CocoCaptions, Flickr30k
+from setokim.data.readers.chats import Chats
+from setokim.data.readers.edits import Edits
+from setokim.data.readers.labels import ImageNetFolder, ImageNetParquet, OpenImages
+from setokim.data.readers.objects import CocoInstances, CocoPanoptic
+from setokim.data.readers.questions import AokvqaQuestions, GqaQuestions, VqaQuestions
+from setokim.data.readers.referring import ReasonSeg, ReferringExpressions
+from setokim.data.readers.texts import SlimPajama
+from setokim.data.readers.yes_no import Mme, Pope
+from setokim.data.samples import Dataset
+
+# Each takes the folder first, and further arguments by name.
+READERS: dict[str, Callable[..., Dataset]] = {
+    "imagenet-folder": ImageNetFolder,
+    "imagenet-parquet": ImageNetParquet,
+    "openimages": OpenImages,
+    "slimpajama": SlimPajama,
+    "coco-captions": CocoCaptions,
+    "coco-instances": CocoInstances,
+    "coco-panoptic": CocoPanoptic,
+    "allava": Chats,
+    "llava-665k": partial(Chats, file="llava_v1_5_mix665k.json"),
+    "vqav2": VqaQuestions,
+    "okvqa": VqaQuestions,
+    "aokvqa": AokvqaQuestions,
+    "gqa": GqaQuestions,
+    "laion-parquet": CaptionedParquet,
+    "instructpix2pix": partial(Edits, name="instructpix2pix"),
+    "magicbrush": partial(Edits, name="magicbrush"),
+    "flickr30k": Flickr30k,
+    "refcoco+": partial(ReferringExpressions, name="refcoco+"),
+    "refcocog": partial(ReferringExpressions, name="refcocog"),
+    "reasonseg": ReasonSeg,
+    "pope": Pope,
+    "mme": Mme,
+}

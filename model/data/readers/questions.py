@@ -1,0 +1,190 @@
+"""Questions about pictures: VQAv2, OK-VQA, A-OKVQA and GQA in their published files."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from setokim.data.conversations import Conversation, message
+from setokim.data.readers.files import check_root, field_of, find_file, picture_of
+from setokim.data.records import JsonList, read_json
+from setokim.data.samples import BrokenSampleError, check_index
+
+# As LLaVA 1.5 asks for answers that are compared with others letter by letter.
+_SHORT = "Answer the question using a single word or phrase."
+_LETTER = "Answer with the option's letter from the given choices directly."
+
+
+class Questions(ABC):
+    """One question a sample, with its picture; `facts` has what its evaluation needs.
+
+    The answer of the assistant is the one that most people gave, the first of equals, and empty
+    where the file has none.
+    """
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Conversation:
+        check_index(index, len(self))
+        source = self._records.source(index)
+        text, answer, picture, facts = self._read(self._records[index], source)
+        image = picture_of(picture, source)
+        turns = message("user", image, text), message("assistant", answer)
+        return Conversation("vqa", turns, (), source, facts)
+
+    @abstractmethod
+    def _read(self, record: Any, source: str) -> tuple[str, str, Path, dict[str, Any]]:
+        """Question, answer, file of the picture, and facts."""
+
+
+class VqaQuestions(Questions):
+    """VQAv2 and OK-VQA: a file of questions and a file of ten answers to each.
+
+    `facts`: "question_id", "question", "answers" (may be empty) and, where there are answers,
+    "question_type" and "answer_type".
+
+    Args:
+        root: folder with the JSON files and the folders of pictures, such as train2014.
+        split: "train2014", "val2014", "test2015" or "test-dev2015".
+
+    Raises:
+        ValueError: a file is not there or holds something else.
+    """
+
+    def __init__(self, root: str | Path, split: str = "val2014"):
+        self._root = check_root(root)
+        prefixes = ("v2_OpenEnded_mscoco_", "OpenEnded_mscoco_")
+        names = [f"{prefix}{split}_questions.json" for prefix in prefixes]
+        self._records = JsonList(find_file(self._root, *names), "questions")
+        # Both test splits have the pictures of test2015.
+        self._folder = "test2015" if split.startswith("test") else split
+        self._answers: dict[Any, dict] = {}
+        if not split.startswith("test"):
+            names = [f"{prefix}mscoco_{split}_annotations.json" for prefix in ("v2_", "")]
+            annotations = JsonList(find_file(self._root, *names), "annotations")
+            for index in range(len(annotations)):
+                one = annotations[index]
+                if isinstance(one, dict):
+                    self._answers[one.get("question_id")] = one
+
+    def _read(self, record: Any, source: str) -> tuple[str, str, Path, dict[str, Any]]:
+        question = field_of(record, "question", str, source)
+        number = field_of(record, "question_id", int, source)
+        image = field_of(record, "image_id", int, source)
+        facts: dict[str, Any] = {"question_id": number, "question": question, "answers": []}
+        if self._answers:
+            annotation = self._answers.get(number)
+            if annotation is None:
+                raise BrokenSampleError(source, f"no answers to question {number}")
+            given = field_of(annotation, "answers", list, source)
+            facts["answers"] = [field_of(answer, "answer", str, source) for answer in given]
+            for name in ("question_type", "answer_type"):
+                facts[name] = field_of(annotation, name, str, source)
+        file = f"COCO_{self._folder}_{image:012d}.jpg"
+        picture = self._root / self._folder / file
+        return f"{question}\n{_SHORT}", _commonest(facts["answers"]), picture, facts
+
+
+class AokvqaQuestions(Questions):
+    """A-OKVQA, by free answers or by choice.
+
+    `facts`: "question_id", "question", "answers" (of people), "choices" and "correct" (the number
+    of the right choice, None in the test split).
+
+    Args:
+        root: folder with aokvqa_v1p0_SPLIT.json and the folders of COCO's pictures, such as
+            val2017.
+        split: "train", "val" or "test".
+        choices: ask for the letter of a choice.
+
+    Raises:
+        ValueError: a file is not there or holds something else.
+    """
+
+    def __init__(self, root: str | Path, split: str = "val", choices: bool = False):
+        self._root, self._split, self._choices = check_root(root), split, choices
+        self._records = JsonList(find_file(self._root, f"aokvqa_v1p0_{split}.json"))
+
+    def _read(self, record: Any, source: str) -> tuple[str, str, Path, dict[str, Any]]:
+        question = field_of(record, "question", str, source)
+        choices = field_of(record, "choices", list, source)
+        is_test = self._split == "test"
+        answers = [] if is_test else field_of(record, "direct_answers", list, source)
+        correct = None if is_test else field_of(record, "correct_choice_idx", int, source)
+        if correct is not None and not 0 <= correct < len(choices):
+            expected = f"0 to {len(choices) - 1}"
+            raise BrokenSampleError(
+                source, f"correct_choice_idx: expected {expected}, got {correct}"
+            )
+        facts = {
+            "question_id": field_of(record, "question_id", str, source),
+            "question": question,
+            "answers": answers,
+            "choices": choices,
+            "correct": correct,
+        }
+        folder = f"{self._split}2017"
+        image = field_of(record, "image_id", int, source)
+        picture = self._root / folder / f"{image:012d}.jpg"
+        if not self._choices:
+            return f"{question}\n{_SHORT}", _commonest(answers), picture, facts
+        listed = "\n".join(f"{_letter(i)}. {text}" for i, text in enumerate(choices))
+        answer = "" if correct is None else _letter(correct)
+        return f"{question}\n{listed}\n{_LETTER}", answer, picture, facts
+
+
+class GqaQuestions(Questions):
+    """GQA: one answer to each question.
+
+    `facts`: "question_id", "question", "answers" (one, or none in the test splits).
+
+    Args:
+        root: folder with SPLIT_questions.json and the folder images.
+        split: such as "train_balanced", "val_balanced" or "testdev_balanced".
+
+    Raises:
+        ValueError: a file is not there or holds something else.
+    """
+
+    def __init__(self, root: str | Path, split: str = "testdev_balanced"):
+        self._root = check_root(root)
+        self._records = _ById(find_file(self._root, f"{split}_questions.json"))
+
+    def _read(self, record: Any, source: str) -> tuple[str, str, Path, dict[str, Any]]:
+        number, fields = record
+        question = field_of(fields, "question", str, source)
+        image = field_of(fields, "imageId", str, source)
+        answers = [field_of(fields, "answer", str, source)] if "answer" in fields else []
+        facts = {"question_id": number, "question": question, "answers": answers}
+        picture = self._root / "images" / f"{image}.jpg"
+        return f"{question}\n{_SHORT}", _commonest(answers), picture, facts
+
+
+class _ById:
+    """The entries of a JSON object, in its order."""
+
+    def __init__(self, path: Path):
+        whole = read_json(path)
+        if not isinstance(whole, dict):
+            raise ValueError(f"{path}: expected an object, got {type(whole).__name__}")
+        self._path, self._items = path, list(whole.items())
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> tuple[str, Any]:
+        return self._items[index]
+
+    def source(self, index: int) -> str:
+        return f"{self._path}: {self._items[index][0]}"
+
+
+def _commonest(answers: list[str]) -> str:
+    return Counter(answers).most_common(1)[0][0] if answers else ""
+
+
+def _letter(number: int) -> str:
+    return chr(ord("A") + number)

@@ -1,0 +1,73 @@
+"""Texts without pictures: SlimPajama in lines of JSON, packed to rows of one length."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+
+from setok_kernels.config import check_count
+from setokim.data.readers.files import check_root, field_of
+from setokim.data.records import JsonLines
+from setokim.data.samples import check_index
+
+
+class SlimPajama:
+    """Texts in files of lines {"text": ..., "meta": ...}, unpacked from their compression.
+
+    Args:
+        root: folder; all *.jsonl in it and in those inside it are read, in sorted order.
+
+    Raises:
+        ValueError: there is no such folder, or no such file.
+    """
+
+    def __init__(self, root: str | Path):
+        paths = sorted(check_root(root).rglob("*.jsonl"))
+        if not paths:
+            raise ValueError(f"root: expected *.jsonl in {root}, got none")
+        self._files = [JsonLines(path) for path in paths]
+        self._ends = list(accumulate(map(len, self._files)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> str:
+        """The text of a line.
+
+        Raises:
+            BrokenSampleError: it cannot be read.
+            IndexError: there is none of that number.
+        """
+        check_index(index, len(self))
+        number = bisect_right(self._ends, index)
+        file = self._files[number]
+        place = index - (self._ends[number] - len(file))
+        return field_of(file[place], "text", str, file.source(place))
+
+
+def pack(
+    texts: Iterable[str],
+    encode: Callable[[str], Sequence[int]],
+    length: int,
+    separator: int,
+) -> Iterator[list[int]]:
+    """Joins texts to rows of one length, cutting them where a row ends; what is left is dropped.
+
+    Args:
+        texts: in order.
+        encode: a text to token ids.
+        length: tokens of a row, such as 2048.
+        separator: id after each text.
+
+    Raises:
+        TypeError, ValueError: `length` is no integer of at least 1.
+    """
+    check_count("length", length)
+    row: list[int] = []
+    for text in texts:
+        row += [*encode(text), separator]
+        while len(row) >= length:
+            yield row[:length]
+            row = row[length:]

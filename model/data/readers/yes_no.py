@@ -1,0 +1,101 @@
+"""Questions that are answered with yes or no: POPE and MME in their published files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from setokim.data.conversations import Conversation, message
+from setokim.data.readers.files import check_root, field_of, find_file, picture_of
+from setokim.data.records import JsonLines
+from setokim.data.samples import BrokenSampleError, check_index
+from setokim.images import IMAGE_SUFFIXES
+
+_ASKED = "Answer the question using a single word or phrase."
+
+
+class Pope:
+    """POPE on COCO: is there such an object in the picture?
+
+    `facts`: "question_id", "label" ("yes" or "no").
+
+    Args:
+        root: folder with coco_pope_SPLIT.json (also in coco/) and the folder val2014 of COCO's
+            pictures.
+        split: "random", "popular" or "adversarial".
+
+    Raises:
+        ValueError: there is no such folder or file.
+    """
+
+    def __init__(self, root: str | Path, split: str = "random"):
+        self._root = check_root(root)
+        name = f"coco_pope_{split}.json"
+        # Lines of JSON, whatever the name says.
+        self._records = JsonLines(find_file(self._root, name, f"coco/{name}"))
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Conversation:
+        check_index(index, len(self))
+        source, record = self._records.source(index), self._records[index]
+        label = field_of(record, "label", str, source)
+        if label not in ("yes", "no"):
+            raise BrokenSampleError(source, f"label: expected yes or no, got {label!r}")
+        picture = picture_of(
+            self._root / "val2014" / field_of(record, "image", str, source), source
+        )
+        text = field_of(record, "text", str, source)
+        facts = {"question_id": field_of(record, "question_id", int, source), "label": label}
+        turns = message("user", picture, f"{text}\n{_ASKED}"), message("assistant", label)
+        return Conversation("vqa", turns, (), source, facts)
+
+
+class Mme:
+    """MME: two questions about each picture of fourteen subtasks.
+
+    `facts`: "task", "image" (the file's name without its suffix), "label".
+
+    Args:
+        root: folder of the subtasks' folders. In each NAME.txt of two lines, question, tab and
+            answer, beside NAME.jpg or .png; or the texts in questions_answers_YN and the pictures
+            in images.
+
+    Raises:
+        ValueError: there is no such folder, or no question in it.
+    """
+
+    def __init__(self, root: str | Path):
+        self._root = check_root(root)
+        # Question and line of each sample.
+        self._samples: list[tuple[Path, int]] = []
+        for task in sorted(path for path in self._root.iterdir() if path.is_dir()):
+            inner = task / "questions_answers_YN"
+            for path in sorted((inner if inner.is_dir() else task).glob("*.txt")):
+                self._samples += [(path, 0), (path, 1)]
+        if not self._samples:
+            raise ValueError(f"root: expected folders of subtasks in {root}, got none")
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Conversation:
+        check_index(index, len(self))
+        path, number = self._samples[index]
+        source = f"{path}:{number + 1}"
+        try:
+            lines = path.read_bytes().decode("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise BrokenSampleError(source, f"cannot read it: {error}") from error
+        question, tab, label = lines[number].rpartition("\t") if number < len(lines) else ("",) * 3
+        if not tab or label.strip().lower() not in ("yes", "no"):
+            raise BrokenSampleError(source, "expected question, tab, and Yes or No")
+        is_nested = path.parent.name == "questions_answers_YN"
+        task = path.parents[1] if is_nested else path.parent
+        folder = task / "images" if is_nested else task
+        files = (folder / f"{path.stem}{suffix}" for suffix in sorted(IMAGE_SUFFIXES))
+        file = next((one for one in files if one.is_file()), folder / f"{path.stem}.jpg")
+        picture = picture_of(file, source)
+        facts = {"task": task.name, "image": path.stem, "label": label.strip()}
+        turns = message("user", picture, question.strip()), message("assistant", label.strip())
+        return Conversation("vqa", turns, (), source, facts)

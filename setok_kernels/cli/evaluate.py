@@ -1,0 +1,146 @@
+"""`setok eval`: figures of a model on a benchmark."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from setok_kernels.cli._speaking import load_model
+from setok_kernels.cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from setokim.training.instruct_settings import GenerationSettings
+
+_OPTIONS = {"max_new_tokens": 64, "guidance": 1.0, "sampling_steps": 25}
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the command to the parser of `setok`."""
+    parser = commands.add_parser(
+        "eval",
+        help="score a model on a benchmark",
+        description="Asks the model all questions of a benchmark and writes predictions.jsonl, "
+        "metrics.json and, where a server takes one, submission.json. A run that was killed goes "
+        "on where it was. The folders that each benchmark expects are in docs/data.md.",
+    )
+    chosen = parser.add_mutually_exclusive_group(required=True)
+    chosen.add_argument("--benchmark", metavar="NAME", help="see docs/data.md")
+    chosen.add_argument(
+        "--all", action="store_true", help="every benchmark that DIR of --data has a folder for"
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="the benchmark's folder; with --all, one with a folder NAME for each. For "
+        "shapes-world the YAML file of a run, whose held-out conversations are asked",
+    )
+    parser.add_argument(
+        "--model", required=True, type=Path, metavar="DIR", help="what `setok train` wrote"
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where results go")
+    parser.add_argument("--split", metavar="NAME", help="in place of the benchmark's own")
+    parser.add_argument(
+        "--samples", type=int, metavar="COUNT", help="of the data set, from its beginning"
+    )
+    parser.add_argument(
+        "--device", default="cpu", help="where the model runs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, metavar="COUNT", help="longest answer (default: 64)"
+    )
+    parser.add_argument(
+        "--guidance", type=float, metavar="NUMBER", help="of drawn pictures (default: 1)"
+    )
+    parser.add_argument(
+        "--sampling-steps", type=int, metavar="COUNT", help="of the diffusion (default: 25)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Scores; returns 0.
+
+    Raises:
+        UsageError: it cannot be done as asked.
+    """
+    try:
+        from setokim.benchmarks.suites import BENCHMARKS
+    except ImportError as error:
+        raise UsageError(f'needs {error.name}: pip install "setok-kernels[cli,model]"') from error
+    names = [arguments.benchmark]
+    if arguments.all:
+        names = [name for name in BENCHMARKS if (arguments.data / name).exists()]
+        if not names:
+            raise UsageError(
+                f"--data: expected folders of benchmarks, got none in {arguments.data}"
+            )
+    elif arguments.benchmark not in BENCHMARKS:
+        known = ", ".join(BENCHMARKS)
+        raise UsageError(f"--benchmark: expected one of {known}, got {arguments.benchmark!r}")
+    model, processor = load_model(arguments.model, arguments.device)
+    found = {}
+    for name in names:
+        data = arguments.data / name if arguments.all else arguments.data
+        folder = arguments.out / name if arguments.all else arguments.out
+        found[name] = _score(name, data, folder, model, processor, arguments)
+    for name, figures in found.items():
+        for figure, value in figures.items():
+            print(f"{name:<18} {figure:<32} {value:.4g}")
+    print(f"Predictions and figures are in {arguments.out}")
+    return 0
+
+
+def _score(
+    name: str, data: Path, folder: Path, model: Any, processor: Any, arguments: argparse.Namespace
+) -> dict[str, float]:
+    from setokim.benchmarks.answer_log import AnswerLog
+    from setokim.benchmarks.run import run_benchmark
+    from setokim.benchmarks.suites import BENCHMARKS
+
+    benchmark = BENCHMARKS[name]
+    try:
+        split = arguments.split or benchmark.split
+        dataset = benchmark.open(data) if split is None else benchmark.open(data, split=split)
+        settings = _settings(benchmark.generation(data), arguments)
+        run = {
+            "benchmark": name,
+            "data": str(data.resolve()),
+            "split": split,
+            "model": str(arguments.model.resolve()),
+            **dataclasses.asdict(settings),
+        }
+        log = AnswerLog(folder, run)
+    except ImportError as error:
+        raise UsageError(f'needs {error.name}: pip install "setok-kernels[eval]"') from error
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"{name}: {error}") from error
+    number = len(dataset) if settings.samples is None else min(settings.samples, len(dataset))
+    with _bar(name, number) as show:
+        return run_benchmark(benchmark, dataset, model, processor, settings, log, folder, show)
+
+
+def _settings(own: dict[str, Any], arguments: argparse.Namespace) -> GenerationSettings:
+    """Those of the command line, else the benchmark's, else the defaults."""
+    from setokim.training.instruct_settings import GenerationSettings
+
+    given = {name: getattr(arguments, name) for name in (*_OPTIONS, "samples")}
+    given = {name: value for name, value in given.items() if value is not None}
+    return GenerationSettings(**_OPTIONS | own | given)
+
+
+@contextlib.contextmanager
+def _bar(name: str, number: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr; yields a function to call with the number of samples read."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(name, total=number)
+        yield lambda done: bar.update(task, completed=done)

@@ -1,0 +1,257 @@
+import json
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from published import PUBLISHED, save
+from tiny_setokim import build
+
+from setok_kernels.cli.main import main
+from setokim.benchmarks import asking, run
+from setokim.benchmarks.answer_log import AnswerLog
+from setokim.benchmarks.asking import Answered, Asked, batches_of
+from setokim.benchmarks.suites import BENCHMARKS
+from setokim.data import ShapesTasks, build_dataset
+from setokim.training.instruct_evaluation import evaluate
+from setokim.training.instruct_settings import GenerationSettings
+
+WORLD = {"kind": "shapes-tasks", "size": 32, "seed": 1, "samples": 30}
+OPTIONS = {"objects": [2, 3], "turns": 2, "visible": 0.9, "contrast": 0.5}
+FOLDERS = {"aokvqa-choice": "aokvqa", "pope-random": "pope"}
+NEEDS = {"refcoco+": "pycocotools", "refcocog": "pycocotools"}
+
+
+@pytest.fixture(scope="module")
+def built():
+    return build()
+
+
+@pytest.fixture(scope="module")
+def model(built, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    for part in built:
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def world(tmp_path):
+    path = tmp_path / "stage3.yaml"
+    values = {
+        "stage": 3,
+        "steps": 5,
+        "start": "nowhere",
+        "held_out": WORLD | {"options": OPTIONS},
+        "optimizer": {"warmup": 1},
+        "generation": {"max_new_tokens": 6, "sampling_steps": 2},
+    }
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def lines_of(folder):
+    text = (folder / "predictions.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def figures_of(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in BENCHMARKS if name not in ("shapes-world", "pope-popular")]
+)
+def test_each_benchmark_on_its_fixture(name, model, tmp_path, capsys):
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    PUBLISHED[FOLDERS.get(name, name.split("-adv")[0])][0](data)
+    options = ["--max-new-tokens", "4", "--sampling-steps", "2"]
+    if name == "pope-adversarial":
+        (data / "coco_pope_random.json").rename(data / "coco_pope_adversarial.json")
+    where = ["--data", str(data), "--model", str(model), "--out", str(out)]
+    assert main(["eval", "--benchmark", name, *where, *options]) == 0
+    figures, number = figures_of(out), 4 if name == "mme" else 3
+    assert figures["samples"] == number and figures["broken"] == 0
+    assert len(lines_of(out)) == number and len(figures) > 2
+    assert set(figures) >= {"accuracy"} or set(figures) & {"cider", "ciou", "total"}
+    assert name in capsys.readouterr().out
+    if BENCHMARKS[name].submission is not None:
+        assert len(json.loads((out / "submission.json").read_text())) == number
+
+
+def test_shapes_world_as_the_training_run_says(built, model, world, tmp_path):
+    dataset = build_dataset(**WORLD, **OPTIONS)
+    settings = GenerationSettings(max_new_tokens=6, sampling_steps=2)
+    expected = evaluate(*built, dataset, settings)
+    out = tmp_path / "out"
+    where = ["--data", str(world), "--model", str(model), "--out", str(out)]
+    assert main(["eval", "--benchmark", "shapes-world", *where]) == 0
+    found = figures_of(out)
+    assert found.pop("samples") == 30 and found.pop("broken") == 0
+    assert found == expected and {"vqa_language_only", "edit_success", "ciou"} <= found.keys()
+
+
+def test_a_killed_run_goes_on(built, model, world, tmp_path, monkeypatch):
+    monkeypatch.setattr(asking, "AT_ONCE", 3)
+    arguments = ["eval", "--benchmark", "shapes-world", "--data", str(world)]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main([*arguments, "--model", str(model), "--out", str(whole)]) == 0
+    asked, ask = [], run.ask
+
+    def counted(model, processor, batch, settings, start):
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        asked.append(len(batch))
+        return ask(model, processor, batch, settings, start)
+
+    monkeypatch.setattr(run, "ask", counted)
+    with pytest.raises(KeyboardInterrupt):
+        main([*arguments, "--model", str(model), "--out", str(cut)])
+    # As if it had been killed while it wrote.
+    path = cut / "predictions.jsonl"
+    data = path.read_bytes()
+    path.write_bytes(data[:-20])
+    kept = data[:-20].count(b"\n")
+    assert 0 < kept < sum(asked)
+    asked.clear()
+    monkeypatch.setattr(run, "ask", lambda *a: asked.append(len(a[2])) or ask(*a))
+    assert main([*arguments, "--model", str(model), "--out", str(cut)]) == 0
+    assert sum(asked) + kept == len(lines_of(whole))
+    assert figures_of(cut) == figures_of(whole)
+
+    def by_key(folder):
+        return {(line["part"], line["number"], line["turn"]): line for line in lines_of(folder)}
+
+    assert by_key(cut) == by_key(whole) and len(by_key(cut)) == len(lines_of(cut))
+    # Once more: nothing is asked.
+    asked.clear()
+    assert main([*arguments, "--model", str(model), "--out", str(cut)]) == 0
+    assert not asked and figures_of(cut) == figures_of(whole)
+    assert main([*arguments, "--model", str(model), "--out", str(cut), "--guidance", "2"]) == 2
+
+
+def test_broken_samples_are_counted(model, tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    PUBLISHED["vqav2"][0](data)
+    (data / "val2014" / "COCO_val2014_000000000002.jpg").unlink()
+    where = ["--data", str(data), "--model", str(model), "--out", str(out)]
+    for _ in range(2):
+        assert main(["eval", "--benchmark", "vqav2", *where, "--max-new-tokens", "2"]) == 0
+        assert figures_of(out)["samples"] == 2 and figures_of(out)["broken"] == 1
+        (line,) = (line for line in lines_of(out) if "broken" in line)
+        assert line["number"] == 1 and "No such file" in line["broken"]
+
+
+def test_a_split_without_answers_has_a_submission(model, tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    questions = [{"image_id": i, "question_id": i, "question": "what?"} for i in (1, 2)]
+    for number in (1, 2):
+        save(data / "test2015" / f"COCO_test2015_{number:012d}.jpg", number)
+    path = data / "v2_OpenEnded_mscoco_test-dev2015_questions.json"
+    path.write_text(json.dumps({"questions": questions}))
+    where = ["--data", str(data), "--model", str(model), "--out", str(out)]
+    split = ["--split", "test-dev2015", "--max-new-tokens", "2"]
+    assert main(["eval", "--benchmark", "vqav2", *where, *split]) == 0
+    assert figures_of(out) == {"samples": 2, "broken": 0}
+    submitted = json.loads((out / "submission.json").read_text())
+    assert [one["question_id"] for one in submitted] == [1, 2]
+    assert all(isinstance(one["answer"], str) for one in submitted)
+
+
+def test_all_that_there_is(model, tmp_path, capsys):
+    for name in ("gqa", "flickr30k"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        PUBLISHED[name][0](tmp_path / "data" / name)
+    where = ["--data", str(tmp_path / "data"), "--model", str(model), "--out", str(tmp_path / "o")]
+    assert main(["eval", "--all", *where, "--max-new-tokens", "2", "--samples", "2"]) == 0
+    for name in ("gqa", "flickr30k"):
+        assert figures_of(tmp_path / "o" / name)["samples"] == 2
+    assert main(["eval", "--all", *where[2:], "--data", str(tmp_path / "o" / "gqa")]) == 2
+    assert "expected folders of benchmarks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "expected"),
+    [
+        ("vqav2", "The b.", {"accuracy": 100.0 * (3 * 2 / 3 + 1) / 4, "accuracy/other": 75.0}),
+        ("aokvqa", "two", {"accuracy": 100.0}),
+        ("gqa", "Yes.", {"accuracy": 100.0}),
+        ("gqa", "", {"accuracy": 0.0}),
+        ("flickr30k", "nothing", {"cider": 0.0}),
+        ("pope-random", "no", {"accuracy": 1 / 3, "recall": 0.0, "yes_ratio": 0.0}),
+        ("mme", "yes", {"total": 100.0, "existence/acc": 50.0, "OCR/acc_plus": 0.0}),
+    ],
+)
+def test_figures_by_hand(name, said, expected, tmp_path):
+    PUBLISHED[FOLDERS.get(name, name)][0](tmp_path)
+    benchmark = BENCHMARKS[name]
+    dataset = benchmark.open(tmp_path)
+    rows = [
+        Answered(question, said)
+        for index in range(len(dataset))
+        for question in asking.questions_of(index, dataset[index])
+    ]
+    found = benchmark.figures(rows)
+    assert {key: found[key] for key in expected} == pytest.approx(expected)
+
+
+def test_masks_leave_out_what_does_not_count(tmp_path):
+    PUBLISHED["reasonseg"][0](tmp_path)
+    benchmark = BENCHMARKS["reasonseg"]
+    dataset = benchmark.open(tmp_path)
+    questions = [q for i in range(3) for q in asking.questions_of(i, dataset[i])]
+    # Right where it counts, and everything that does not.
+    square = questions[0].target.copy()
+    square[4:7, 4:7] = True
+    found = benchmark.figures([Answered(question, "", None, square) for question in questions])
+    assert found == {"ciou": 1.0, "giou": 1.0, "p_at_50": 1.0}
+    nothing = benchmark.figures([Answered(question, "") for question in questions])
+    assert nothing == {"ciou": 0.0, "giou": 0.0, "p_at_50": 0.0}
+
+
+def test_batches_are_of_one_part_and_size():
+    def asked(part, number, size=None):
+        target = None if size is None else np.zeros(size, bool)
+        return Asked(part, number, 0, "", {}, (), target)
+
+    questions = [asked("vqa", i) for i in range(130)]
+    questions[5:5] = [asked("segment", 0, (2, 3)), asked("segment", 1, (3, 2))]
+    found = [(start, batch[0].part, len(batch)) for start, batch in batches_of(questions)]
+    assert found[:2] == [(0, "vqa", 64), (64, "vqa", 64)]
+    assert sorted(found[2:]) == [(0, "segment", 1), (0, "segment", 1), (128, "vqa", 2)]
+
+
+def test_answers_come_back_from_the_file(tmp_path):
+    sample = next(s for s in (ShapesTasks(0)[i] for i in range(50)) if s.task == "segment")
+    (asked, *_) = asking.questions_of(3, sample)
+    picture = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
+    log = AnswerLog(tmp_path, {"model": "a"})
+    log.add([Answered(asked, "é \n", picture, asked.target.copy())])
+    log.add_broken(7, "a.json: x", "cut")
+    log.add_broken(7, "a.json: x", "cut")
+    again = AnswerLog(tmp_path, {"model": "a"})
+    (row,) = again.rows
+    assert asked in again and row.said == "é \n" and row.asked.facts == asked.facts
+    assert row.picture.tobytes() == picture.tobytes()
+    assert np.array_equal(row.mask, asked.target) and np.array_equal(row.asked.target, asked.target)
+    assert again.broken == {7: "a.json: x: cut"}
+    with pytest.raises(ValueError, match=r"got others of model; use another folder$"):
+        AnswerLog(tmp_path, {"model": "b"})
+    with (tmp_path / "predictions.jsonl").open("a") as file:
+        file.write('{"part": "vqa"}\n')
+    with pytest.raises(ValueError, match=r"predictions\.jsonl:3: expected an answer, got "):
+        AnswerLog(tmp_path, {"model": "a"})
+
+
+def test_errors_of_the_command(model, tmp_path, capsys):
+    where = ["--data", str(tmp_path), "--model", str(model), "--out", str(tmp_path / "out")]
+    assert main(["eval", "--benchmark", "poetry", *where]) == 2
+    assert "expected one of vqav2, " in capsys.readouterr().err
+    assert main(["eval", "--benchmark", "gqa", *where]) == 2
+    assert "testdev_balanced_questions.json" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["eval", *where])

@@ -1,0 +1,372 @@
+import json
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from published import PUBLISHED, mask_in, picture
+from torch.utils.data import DataLoader
+
+from setokim.data import BrokenSampleError, Conversation, Guarded, Order, Sample
+from setokim.data.readers import READERS
+from setokim.data.readers.texts import pack
+from setokim.data.rle import decode_rle
+
+NEEDS = {
+    "imagenet-parquet": "pyarrow",
+    "laion-parquet": "pyarrow",
+    "instructpix2pix": "pyarrow",
+    "magicbrush": "pyarrow",
+    "coco-instances": "pycocotools",
+    "refcoco+": "pycocotools",
+    "refcocog": "pycocotools",
+}
+
+
+def build(name, root):
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
+    make, options = PUBLISHED[name]
+    make(root)
+    return READERS[name](root, **options)
+
+
+def reopen(name, root):
+    return READERS[name](root, **PUBLISHED[name][1])
+
+
+def said(sample):
+    return [part.get("text") for m in sample.messages for part in m["content"]]
+
+
+def shown(sample):
+    return [p["image"] for m in sample.messages for p in m["content"] if p["type"] == "image"]
+
+
+def broken(dataset):
+    """What can be read, and the messages of the rest."""
+    good, bad = [], []
+    for index in range(len(dataset)):
+        try:
+            good.append(dataset[index])
+        except BrokenSampleError as error:
+            bad.append(str(error))
+    return good, bad
+
+
+def test_all_are_here():
+    assert READERS.keys() == PUBLISHED.keys()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_three_samples_each(name, tmp_path):
+    dataset = build(name, tmp_path)
+    # Two questions about each of two pictures.
+    number = 4 if name == "mme" else 3
+    assert len(dataset) == number
+    samples = [dataset[index] for index in range(number)]
+    for sample in samples:
+        if name == "slimpajama":
+            assert isinstance(sample, str)
+        else:
+            assert isinstance(sample, (Sample, Conversation)) and str(tmp_path) in sample.source
+        if isinstance(sample, Conversation):
+            assert json.loads(json.dumps(sample.facts)) == sample.facts
+    with pytest.raises(IndexError, match=rf"^index: expected less than {number}, got {number}$"):
+        dataset[number]
+    with pytest.raises(ValueError, match=r"^root: expected a folder, got "):
+        reopen(name, tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises((ValueError, OSError), match=r"expected|No such file"):
+        reopen(name, tmp_path / "empty")
+
+
+def test_what_is_read(tmp_path):
+    def read(name, index=0):
+        root = tmp_path / name
+        root.mkdir(exist_ok=True)
+        return build(name, root)[index]
+
+    assert read("imagenet-folder", 2).caption == "n01443537"
+    assert read("openimages").concepts == ("Dog", "Tree, old")
+    assert read("openimages", 1).concepts == ("Dog",)
+    assert read("slimpajama", 2) == "text 2 é"
+    caption = read("coco-captions")
+    assert said(caption)[1:] == ["describe the picture.", "caption 0"]
+    assert caption.facts == {"image_id": 1, "answers": ["caption 0", "caption 3"]}
+    chat = read("llava-665k")
+    assert said(chat) == [None, "What is it?", "A dog.", "Sure?", "Yes."] and chat.task == "vqa"
+    spoken = read("allava", 1)
+    assert said(spoken) == ["Sure?", "Yes."] and spoken.task == "text" and not shown(spoken)
+    question = read("vqav2", 1)
+    assert said(question)[1].startswith("what 2?\n") and said(question)[2] == "b"
+    assert question.facts["answers"] == list("abbb") and question.facts["question_id"] == 20
+    choice = read("aokvqa", 1)
+    assert said(choice)[2] == "two" and choice.facts["correct"] == 2
+    by_letter = READERS["aokvqa"](tmp_path / "aokvqa", choices=True)[1]
+    assert said(by_letter)[2] == "C" and "\nC. three\n" in said(by_letter)[1]
+    assert read("gqa", 2).facts == {"question_id": "03", "question": "is it?", "answers": ["yes"]}
+    flickr = read("flickr30k", 2)
+    assert flickr.facts == {"image_id": "3.jpg", "answers": [f"A dog {i}." for i in range(5)]}
+
+
+def test_pictures_of_edits(tmp_path):
+    dataset = build("magicbrush", tmp_path)
+    before, after = shown(dataset[1])
+    assert before.tobytes() == picture(1).tobytes() and after.tobytes() == picture(2).tobytes()
+    assert dataset[1].facts == {"instruction": "make it 1", "img_id": "1", "turn_index": 1}
+
+
+def test_masks_of_phrases(tmp_path):
+    dataset = build("refcoco+", tmp_path)
+    assert said(dataset[1])[1:] == ["segment the left dog 1.", "[SEG]"]
+    assert dataset[1].facts == {"ref_id": 1, "sent_id": 1, "phrase": "left dog 1"}
+    # Corners at 2 and 12, 2 and 10.
+    assert np.array_equal(dataset[0].masks[0], mask_in(2, 2, 10, 8))
+    assert np.array_equal(dataset[2].masks[0], mask_in(4, 4, 3, 2))
+    assert len(READERS["refcoco+"](tmp_path, split="train")) == 2
+    with pytest.raises(ValueError, match=r"^split: expected one of .*, got 'testC'$"):
+        READERS["refcoco+"](tmp_path, split="testC")
+
+
+def test_masks_of_reasons(tmp_path):
+    sample = build("reasonseg", tmp_path)[0]
+    assert said(sample)[1] == "what can bark?"
+    ignored = decode_rle(sample.facts["ignored"])
+    assert np.array_equal(ignored, mask_in(4, 4, 3, 3))
+    assert np.array_equal(sample.masks[0], mask_in(2, 2, 11, 9) & ~ignored)
+
+
+def test_masks_of_objects(tmp_path):
+    instances = build("coco-instances", tmp_path)
+    assert instances[0].concepts == ("dog", "person")
+    expected = np.where(mask_in(2, 2, 10, 8), 1, 0)
+    expected[mask_in(4, 4, 3, 2)] = 2
+    assert np.array_equal(instances[0].masks, expected)
+    # A crowd is no object.
+    assert instances[1].concepts == () and not instances[1].masks.any()
+    panoptic = build("coco-panoptic", tmp_path)
+    expected = np.where(mask_in(0, 0, 24, 8), 1, 0)
+    expected[mask_in(3, 2, 6, 3)] = 2
+    assert np.array_equal(panoptic[0].masks, expected) and panoptic[0].concepts == ("sky", "person")
+
+
+def rewrite(path, change):
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+PICTURES = {
+    "imagenet-folder": "n01440764/n01440764_0.JPEG",
+    "openimages": "validation/a.jpg",
+    "coco-captions": "val2017/000000000001.jpg",
+    "coco-instances": "val2017/000000000001.jpg",
+    "coco-panoptic": "annotations/panoptic_val2017/000000000001.png",
+    "vqav2": "val2014/COCO_val2014_000000000001.jpg",
+    "okvqa": "val2014/COCO_val2014_000000000001.jpg",
+    "aokvqa": "val2017/000000000001.jpg",
+    "gqa": "images/n1.jpg",
+    "flickr30k": "flickr30k-images/0.jpg",
+    "refcocog": "train2014/000000000002.jpg",
+    "refcoco+": "train2014/000000000002.jpg",
+    "reasonseg": "1.jpg",
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_damaged_or_missing_picture(name, tmp_path):
+    dataset, file = build(name, tmp_path), tmp_path / PICTURES[name]
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2])
+    good, bad = broken(dataset)
+    assert len(good) == 2 and len(bad) == 1 and f"cannot read {file}: " in bad[0]
+    if name != "imagenet-folder":
+        file.unlink()
+        good, bad = broken(dataset)
+        assert len(good) == 2 and bad[0].endswith(f"cannot read {file}: No such file or directory")
+
+
+RECORDS = {
+    "coco-captions": (
+        "annotations/captions_val2017.json",
+        lambda v: v["images"][0].pop("id"),
+        "id",
+    ),
+    "coco-instances": (
+        "annotations/instances_val2017.json",
+        lambda v: v["annotations"][1]["segmentation"].update(size=[16, 23]),
+        "segmentation: counts: expected runs of 16 × 23 pixels",
+    ),
+    "coco-panoptic": (
+        "annotations/panoptic_val2017.json",
+        lambda v: v["annotations"][0]["segments_info"][0].update(id=6),
+        "expected segment 6, got none",
+    ),
+    "llava-665k": (
+        "llava_v1_5_mix665k.json",
+        lambda v: v[0]["conversations"].pop(),
+        "conversations: expected pairs of turns, got 3 turns",
+    ),
+    "allava": ("allava.json", lambda v: v[0].update(image=3), "image: expected str, got 3"),
+    "vqav2": (
+        "v2_mscoco_val2014_annotations.json",
+        lambda v: v["annotations"].pop(),
+        "no answers to question 30",
+    ),
+    "okvqa": (
+        "OpenEnded_mscoco_val2014_questions.json",
+        lambda v: v["questions"][1].update(question=None),
+        "question: expected str, got None",
+    ),
+    "aokvqa": (
+        "aokvqa_v1p0_val.json",
+        lambda v: v[0].update(correct_choice_idx=4),
+        "correct_choice_idx: expected 0 to 3, got 4",
+    ),
+    "gqa": (
+        "testdev_balanced_questions.json",
+        lambda v: v["01"].pop("imageId"),
+        "imageId: expected str, got None",
+    ),
+    "flickr30k": (
+        "dataset_flickr30k.json",
+        lambda v: v["images"][0].update(sentences=[]),
+        "it has no caption",
+    ),
+    "refcocog": (
+        "refcocog/instances.json",
+        lambda v: v["annotations"][1]["segmentation"].update(size=[24, 16]),
+        "segmentation: expected the picture's size (16, 24), got (24, 16)",
+    ),
+    "reasonseg": (
+        "2.json",
+        lambda v: v["shapes"][0]["points"].__setitem__(0, [1]),
+        "points: expected x and y of corners",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_malformed_record(name, tmp_path):
+    build(name, tmp_path)
+    file, change, reason = RECORDS[name]
+    rewrite(tmp_path / file, change)
+    good, bad = broken(reopen(name, tmp_path))
+    assert len(good) == 2 and len(bad) == 1 and reason in bad[0]
+    # Which record it is, the message says first.
+    assert bad[0].startswith(str(tmp_path))
+
+
+def test_lines_that_are_none(tmp_path):
+    dataset = build("slimpajama", tmp_path)
+    file = tmp_path / "chunk1" / "a.jsonl"
+    file.write_bytes(b'{"text": "a"\n{"text": "\xff"}\n{"meta": {}}\n{"text": "whole"}\n')
+    good, bad = broken(reopen("slimpajama", tmp_path))
+    assert good == ["whole", dataset[2]]
+    assert [text.removeprefix(f"{file}:")[:5] for text in bad] == ["1: no", "2: no", "3: te"]
+
+
+def test_rows_of_labels_that_are_none(tmp_path):
+    build("openimages", tmp_path)
+    file = tmp_path / "validation-annotations-human-imagelabels.csv"
+    file.write_bytes(file.read_bytes() + b"d,verification\n" + b"\xff,verification,/m/01,1\n")
+    good, bad = broken(reopen("openimages", tmp_path))
+    assert len(good) == 3 and len(bad) == 2
+    assert f"{file}:7: expected 4 fields, got 2" in bad and any(
+        f"{file}:8: no UTF-8" in b for b in bad
+    )
+
+
+def test_files_of_reasons_that_are_none(tmp_path):
+    build("reasonseg", tmp_path)
+    (tmp_path / "1.json").write_bytes('{"text": ["é"]'.encode("cp1252"))
+    (tmp_path / "2.json").write_text('{"text": ')
+    dataset = Guarded(reopen("reasonseg", tmp_path), max_share=1.0)
+    seen = {dataset[index][0].source for index in range(3)}
+    for index in range(3):
+        dataset.count(dataset[index][1])
+    assert seen == {str(tmp_path / "3.json")}
+    assert dataset.summary().startswith("2 of 3 samples could not be read: ")
+
+
+@pytest.mark.parametrize("name", ["instructpix2pix", "laion-parquet", "imagenet-parquet"])
+def test_rows_that_are_no_pictures(name, tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    build(name, tmp_path)
+    (file,) = tmp_path.rglob("*.parquet")
+    rows = parquet.read_table(file).to_pylist()
+    column = next(key for key in ("jpg", "image", "edited_image") if key in rows[0])
+    rows[0][column] = b"no picture" if column == "jpg" else {"bytes": b"no picture", "path": ""}
+    rows[1][column] = None
+    parquet.write_table(arrow.Table.from_pylist(rows), file)
+    good, bad = broken(reopen(name, tmp_path))
+    assert len(good) == 1 and len(bad) == 2
+    assert f"cannot read {column}: not a picture" in bad[0] and f"{file}: row 0" in bad[0]
+    assert f"{column}: expected the bytes of a picture, got NoneType" in bad[1]
+
+
+def test_a_malicious_pickle_does_nothing(tmp_path):
+    build("refcocog", tmp_path)
+    target = tmp_path / "made"
+    file = tmp_path / "refcocog" / "refs(umd).p"
+
+    class Evil:
+        def __reduce__(self):
+            return target.mkdir, ()
+
+    file.write_bytes(pickle.dumps([Evil()]))
+    with pytest.raises(ValueError, match=r"refs\(umd\)\.p: expected a pickle of plain values"):
+        reopen("refcocog", tmp_path)
+    assert not target.exists()
+
+
+class Numbers:
+    def __init__(self, length):
+        self.length = length
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        return index
+
+
+@pytest.mark.parametrize("length", [97, 64])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_four_ranks_see_each_sample_once_and_resume(length, workers):
+    def batches(rank, start, number):
+        order = Order(length, 3, rank, 4, seed=5, start=start)
+        loader = DataLoader(
+            Numbers(length), batch_sampler=order, num_workers=workers, collate_fn=list
+        )
+        stream = iter(loader)
+        return [next(stream) for _ in range(number)]
+
+    steps = -(-3 * length // 12)
+    whole = [batches(rank, 0, steps) for rank in range(4)]
+    # In the order of the steps; within a step one rank after the other.
+    seen = [index for step in zip(*whole, strict=True) for batch in step for index in batch]
+    for epoch in range(3):
+        assert sorted(seen[epoch * length : (epoch + 1) * length]) == list(range(length))
+    assert seen[:length] != seen[length : 2 * length]
+    middle = steps // 2
+    for rank in range(4):
+        assert batches(rank, middle, steps - middle) == whole[rank][middle:]
+
+
+def test_rows_of_one_length():
+    texts = ["abc", "", "defgh", "i"]
+    rows = list(pack(texts, lambda text: [ord(sign) for sign in text], 4, 0))
+    joined = [ord(sign) if sign != "|" else 0 for sign in "abc||defgh|i|"]
+    assert rows == [joined[:4], joined[4:8], joined[8:12]]
+    generator = random.Random(0)
+    texts = ["x" * generator.randrange(9) for _ in range(50)]
+    rows = list(pack(iter(texts), lambda text: [1] * len(text), 7, 0))
+    flat = torch.tensor(rows).flatten().tolist()
+    whole = [token for text in texts for token in [1] * len(text) + [0]]
+    assert flat == whole[: len(flat)] and len(whole) - len(flat) < 7
+    with pytest.raises(ValueError, match=r"^length: expected at least 1, got 0$"):
+        list(pack(["a"], list, 0, 0))
