@@ -6,6 +6,7 @@ transformers, which needs it in some releases.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,22 @@ _MAX_16_BIT = 65535
 
 class UnreadableImageError(ValueError):
     """A file that should be a picture could not be read; the message names the file."""
+
+
+class NamedBytes(io.BytesIO):
+    """Bytes of a file that `load_image` can name in its message.
+
+    Args:
+        data: of the file.
+        name: in messages.
+    """
+
+    def __init__(self, data: bytes, name: str):
+        super().__init__(data)
+        self._name = name
+
+    def __str__(self) -> str:
+        return self._name
 
 
 def find_images(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from setokim.data.samples import BrokenSampleError, Sample, check_index, split_concepts
-from setokim.images import UnreadableImageError, load_image
+from setokim.images import NamedBytes, UnreadableImageError, load_image
 
 _PICTURES = ("jpg", "jpeg", "png", "webp")
 _TEXTS = ("txt", "json")
@@ -74,22 +74,11 @@ class Shards:
         try:
             with entry.shard.open("rb") as stream:
                 data = {suffix: _read(stream, *at) for suffix, at in entry.members.items()}
-            image = load_image(_Named(data[picture], f"its .{picture}"))
+            image = load_image(NamedBytes(data[picture], f"its .{picture}"))
         except (OSError, UnreadableImageError) as error:
             raise BrokenSampleError(entry.source, str(error)) from error
         caption = _caption(entry, data)
         return Sample(image, caption, split_concepts(caption), None, entry.source)
-
-
-class _Named(io.BytesIO):
-    """Bytes of a member that `load_image` can name in its message."""
-
-    def __init__(self, data: bytes, name: str):
-        super().__init__(data)
-        self._name = name
-
-    def __str__(self) -> str:
-        return self._name
 
 
 def _find(paths: str | Path | Iterable[str | Path]) -> list[Path]:

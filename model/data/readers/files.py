@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from setokim.data.samples import BrokenSampleError
-from setokim.images import UnreadableImageError, load_image
+from setokim.images import NamedBytes, UnreadableImageError, load_image
 
 
 def check_root(root: str | Path) -> Path:
@@ -65,7 +64,7 @@ def picture_in(data: Any, source: str, field: str) -> Image.Image:
         got = type(data).__name__
         raise BrokenSampleError(source, f"{field}: expected the bytes of a picture, got {got}")
     try:
-        return load_image(_Named(data, field))
+        return load_image(NamedBytes(data, field))
     except UnreadableImageError as error:
         raise BrokenSampleError(source, str(error)) from error
 
@@ -82,14 +81,3 @@ def field_of(record: Any, name: str, kind: type | tuple[type, ...], source: str)
         kinds = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
         raise BrokenSampleError(source, f"{name}: expected {kinds}, got {value!r:.80}")
     return value
-
-
-class _Named(io.BytesIO):
-    """Bytes that `load_image` can name in its message."""
-
-    def __init__(self, data: bytes, name: str):
-        super().__init__(data)
-        self._name = name
-
-    def __str__(self) -> str:
-        return self._name
