@@ -300,6 +300,19 @@ def mme(root):
     path.write_text("Is it?\tYes\nIs it not?\tNo\n")
 
 
+def mm_vet(root):
+    records = {}
+    for number in (1, 2, 3):
+        save(root / "images" / f"v1_{number}.png", number)
+        records[f"v1_{number}"] = {
+            "imagename": f"v1_{number}.png",
+            "question": "what?",
+            "answer": "a dog<OR>a cat",
+            "capability": ["rec", "ocr"] if number == 1 else ["rec"],
+        }
+    write_json(root / "mm-vet.json", records)
+
+
 # Name of the reader, what builds its files, arguments of the reader.
 PUBLISHED = {
     "imagenet-folder": (imagenet_folder, {}),
@@ -324,4 +337,5 @@ PUBLISHED = {
     "reasonseg": (reasonseg, {}),
     "pope": (pope, {}),
     "mme": (mme, {}),
+    "mm-vet": (mm_vet, {}),
 }

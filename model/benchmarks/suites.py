@@ -29,7 +29,7 @@ class Benchmark:
 
     Attributes:
         open: a folder and, where there are several, the name of a split to samples.
-        figures: of all answers.
+        figures: of all answers; None where a judge outside has to give them.
         split: that figures are published of; None where there is one alone.
         submission: what its server takes, from all answers; None where there is no server.
         blind: whether questions are asked once more without their picture.
@@ -38,7 +38,7 @@ class Benchmark:
     """
 
     open: Callable[..., Dataset]
-    figures: Callable[[Sequence[Answered]], dict[str, float]]
+    figures: Callable[[Sequence[Answered]], dict[str, float]] | None
     split: str | None = None
     submission: Callable[[Sequence[Answered]], Any] | None = None
     blind: bool = False
@@ -46,7 +46,9 @@ class Benchmark:
     generation: Callable[[Path], dict[str, Any]] = lambda path: {}
 
     def has_answers(self, rows: Sequence[Answered]) -> bool:
-        """Whether a split has public answers to judge by."""
+        """Whether there is something to judge by: a public answer, and figures of our own."""
+        if self.figures is None:
+            return False
         return self.answers is None or any(_known(row, self.answers) for row in rows)
 
 
@@ -99,6 +101,35 @@ def _mme(rows: Sequence[Answered]) -> dict[str, float]:
     )
 
 
+def mm_vet_scores(
+    rows: Sequence[Answered], judge: Callable[[str, str, str], float]
+) -> dict[str, float]:
+    """MM-Vet by a judge of one's own, in percent.
+
+    W. Yu et al., "MM-Vet: Evaluating large multimodal models for integrated capabilities", 2023.
+    The official judge is a language model behind the server that takes the submission.
+
+    Args:
+        rows: answers to MM-Vet's questions, at least one.
+        judge: question, right answer and answer of the model to a score in [0, 1].
+
+    Returns:
+        `total`, and for each capability the mean of the questions that want it.
+
+    Raises:
+        ValueError: a score is out of range.
+    """
+    scores: dict[str, list[float]] = {}
+    for row in rows:
+        facts = row.asked.facts
+        score = judge(facts["question"], facts["answers"][0], row.said)
+        if not 0 <= score <= 1:
+            raise ValueError(f"judge: expected a score in [0, 1], got {score}")
+        for name in ("total", *facts["capabilities"]):
+            scores.setdefault(name, []).append(100 * score)
+    return {name: fmean(own) for name, own in scores.items()}
+
+
 def _masks(rows: Sequence[Answered]) -> dict[str, float]:
     """Of all phrases; what does not count either way is left out of both masks."""
     score = SegmentationScore()
@@ -113,6 +144,10 @@ def _masks(rows: Sequence[Answered]) -> dict[str, float]:
 
 def _answers_by_number(rows: Sequence[Answered]) -> list[dict[str, Any]]:
     return [{"question_id": row.asked.facts["question_id"], "answer": row.said} for row in rows]
+
+
+def _mm_vet_submission(rows: Sequence[Answered]) -> dict[str, str]:
+    return {row.asked.facts["question_id"]: row.said for row in rows}
 
 
 def _gqa_submission(rows: Sequence[Answered]) -> list[dict[str, Any]]:
@@ -168,6 +203,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "pope-popular": Benchmark(READERS["pope"], _pope, "popular"),
     "pope-adversarial": Benchmark(READERS["pope"], _pope, "adversarial"),
     "mme": Benchmark(READERS["mme"], _mme),
+    "mm-vet": Benchmark(READERS["mm-vet"], None, None, _mm_vet_submission),
     "refcoco+": Benchmark(READERS["refcoco+"], _masks, "val"),
     "refcocog": Benchmark(READERS["refcocog"], _masks, "val"),
     "reasonseg": Benchmark(READERS["reasonseg"], _masks),

@@ -10,7 +10,12 @@ from setokim.data.readers.chats import Chats
 from setokim.data.readers.edits import Edits
 from setokim.data.readers.labels import ImageNetFolder, ImageNetParquet, OpenImages
 from setokim.data.readers.objects import CocoInstances, CocoPanoptic
-from setokim.data.readers.questions import AokvqaQuestions, GqaQuestions, VqaQuestions
+from setokim.data.readers.questions import (
+    AokvqaQuestions,
+    GqaQuestions,
+    MmVet,
+    VqaQuestions,
+)
 from setokim.data.readers.referring import ReasonSeg, ReferringExpressions
 from setokim.data.readers.texts import SlimPajama
 from setokim.data.readers.yes_no import Mme, Pope
@@ -40,4 +45,5 @@ READERS: dict[str, Callable[..., Dataset]] = {
     "reasonseg": ReasonSeg,
     "pope": Pope,
     "mme": Mme,
+    "mm-vet": MmVet,
 }

@@ -1,4 +1,4 @@
-"""Questions about pictures: VQAv2, OK-VQA, A-OKVQA and GQA in their published files."""
+"""Questions about pictures: VQAv2, OK-VQA, A-OKVQA, GQA and MM-Vet in their published files."""
 
 from __future__ import annotations
 
@@ -161,6 +161,36 @@ class GqaQuestions(Questions):
         facts = {"question_id": number, "question": question, "answers": answers}
         picture = self._root / "images" / f"{image}.jpg"
         return f"{question}\n{_SHORT}", _commonest(answers), picture, facts
+
+
+class MmVet(Questions):
+    """MM-Vet: open questions, whose answers a judge compares with the right one.
+
+    `facts`: "question_id", "question", "answers" (one), "capabilities".
+
+    Args:
+        root: folder with mm-vet.json and the folder images.
+
+    Raises:
+        ValueError: a file is not there or holds something else.
+    """
+
+    def __init__(self, root: str | Path):
+        self._root = check_root(root)
+        self._records = _ById(find_file(self._root, "mm-vet.json"))
+
+    def _read(self, record: Any, source: str) -> tuple[str, str, Path, dict[str, Any]]:
+        number, fields = record
+        question = field_of(fields, "question", str, source)
+        answer = field_of(fields, "answer", str, source)
+        facts = {
+            "question_id": number,
+            "question": question,
+            "answers": [answer],
+            "capabilities": field_of(fields, "capability", list, source),
+        }
+        picture = self._root / "images" / field_of(fields, "imagename", str, source)
+        return question, answer, picture, facts
 
 
 class _ById:

@@ -168,6 +168,7 @@ PICTURES = {
     "okvqa": "val2014/COCO_val2014_000000000001.jpg",
     "aokvqa": "val2017/000000000001.jpg",
     "gqa": "images/n1.jpg",
+    "mm-vet": "images/v1_1.png",
     "flickr30k": "flickr30k-images/0.jpg",
     "refcocog": "train2014/000000000002.jpg",
     "refcoco+": "train2014/000000000002.jpg",
@@ -229,6 +230,11 @@ RECORDS = {
         "testdev_balanced_questions.json",
         lambda v: v["01"].pop("imageId"),
         "imageId: expected str, got None",
+    ),
+    "mm-vet": (
+        "mm-vet.json",
+        lambda v: v["v1_2"].update(capability="rec"),
+        "capability: expected list, got 'rec'",
     ),
     "flickr30k": (
         "dataset_flickr30k.json",
