@@ -8,6 +8,7 @@ from pathlib import Path
 
 from setokim.benchmarks.answer_log import AnswerLog
 from setokim.benchmarks.asking import Asked, ask, batches_of, questions_of
+from setokim.benchmarks.clusters import cluster_figures
 from setokim.benchmarks.suites import Benchmark
 from setokim.data import BrokenSampleError, Dataset
 from setokim.modeling_setokim import SetokimModel
@@ -45,6 +46,10 @@ def run_benchmark(
         were not there. A data set without public answers has no others.
     """
     number = len(dataset) if settings.samples is None else min(settings.samples, len(dataset))
+    if benchmark.clusters:
+        figures = cluster_figures(model.setok, dataset, number, show)
+        _write(folder / FIGURES, figures)
+        return figures
     asked = _questions(benchmark, dataset, number, log, show)
     for start, batch in batches_of(asked):
         # Of a batch that was cut off the beginning is there.

@@ -32,6 +32,7 @@ class Benchmark:
         figures: of all answers; None where a judge outside has to give them.
         split: that figures are published of; None where there is one alone.
         submission: what its server takes, from all answers; None where there is no server.
+        clusters: whether the clusters of pictures are judged, and nothing is asked.
         blind: whether questions are asked once more without their picture.
         answers: the fact that a sample without a public answer lacks; None where all have one.
         generation: how to generate with the data in a folder, where it is not as usual.
@@ -41,6 +42,7 @@ class Benchmark:
     figures: Callable[[Sequence[Answered]], dict[str, float]] | None
     split: str | None = None
     submission: Callable[[Sequence[Answered]], Any] | None = None
+    clusters: bool = False
     blind: bool = False
     answers: str | None = None
     generation: Callable[[Path], dict[str, Any]] = lambda path: {}
@@ -199,6 +201,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "gqa": Benchmark(READERS["gqa"], _exact, "testdev_balanced", _gqa_submission, **_ANSWERS),
     "flickr30k": Benchmark(READERS["flickr30k"], _captions, "test"),
     "coco-captions": Benchmark(READERS["coco-captions"], _captions, "val2017"),
+    "coco-panoptic": Benchmark(READERS["coco-panoptic"], None, "val2017", clusters=True),
     "pope-random": Benchmark(READERS["pope"], _pope, "random"),
     "pope-popular": Benchmark(READERS["pope"], _pope, "popular"),
     "pope-adversarial": Benchmark(READERS["pope"], _pope, "adversarial"),
