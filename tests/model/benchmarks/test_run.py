@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -138,6 +139,24 @@ def test_a_killed_run_goes_on(built, model, world, tmp_path, monkeypatch):
     assert main([*arguments, "--model", str(model), "--out", str(cut)]) == 0
     assert not asked and figures_of(cut) == figures_of(whole)
     assert main([*arguments, "--model", str(model), "--out", str(cut), "--guidance", "2"]) == 2
+
+
+def test_the_rest_of_a_batch_keeps_its_noise(built, tmp_path, monkeypatch):
+    dataset = ShapesTasks(0, length=5, size=16, tasks={"generate": 1})
+    settings = GenerationSettings()
+    log, seen = AnswerLog(tmp_path, {}), []
+
+    def ask(model, processor, batch, settings, start):
+        seen.append((start, [one.number for one in batch]))
+        return [Answered(one, "") for one in batch]
+
+    monkeypatch.setattr(run, "ask", ask)
+    log.add([Answered(q, "") for i in range(2) for q in asking.questions_of(i, dataset[i])])
+    monkeypatch.setattr(asking, "AT_ONCE", 3)
+    benchmark = dataclasses.replace(BENCHMARKS["shapes-world"], figures=lambda rows: {})
+    run.run_benchmark(benchmark, dataset, *built, settings, log, tmp_path)
+    # Question i has the noise of i, whatever was answered before.
+    assert seen == [(2, [2]), (3, [3, 4])]
 
 
 def test_broken_samples_are_counted(model, tmp_path):

@@ -72,6 +72,18 @@ def test_a_state_goes_on_where_it_was():
         assert torch.equal(a, b)
 
 
+def test_rates_that_change_count_after_a_state_was_read():
+    model = make()
+    optimizer = MuonAdamW(groups_of(model), (0.9, 0.98))
+    learn(model, optimizer)
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    before = [p.detach().clone() for p in model.parameters()]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    for a, b in zip(learn(model, optimizer), before, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_rates_that_change_count():
     moved = []
     for factor in (1.0, 0.5):
