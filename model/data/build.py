@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from setok_kernels.config import check_count
 from setokim.data.image_folder import ImageFolder
+from setokim.data.mixture import Mixture
 from setokim.data.readers import READERS
 from setokim.data.samples import Dataset, Guarded, Reading, Sample, check_index
 from setokim.data.scene_tasks import ShapesTasks
@@ -14,8 +15,9 @@ from setokim.data.shapes_world import ShapesWorld
 from setokim.data.shards import Shards
 
 _DRAWN = {"shapes-world": ShapesWorld, "shapes-tasks": ShapesTasks}
+_MIXTURE = "mixture"
 _READ = {"folder": ImageFolder, "shards": Shards} | READERS
-KINDS = (*_DRAWN, *_READ)
+KINDS = (*_DRAWN, _MIXTURE, *_READ)
 
 
 class First:
@@ -54,12 +56,14 @@ def build_dataset(
     """Makes a data set.
 
     Args:
-        kind: "shapes-world", "shapes-tasks", "folder", "shards", or a name of `readers.READERS`.
+        kind: "shapes-world", "shapes-tasks", "mixture", "folder", "shards", or a name of
+            `readers.READERS`.
         path: of the folder, or a pattern for the shards.
         size: side of the pictures of shapes-world and shapes-tasks, in pixels.
-        seed: of shapes-world and shapes-tasks.
+        seed: of shapes-world, shapes-tasks and mixture.
         samples: how many to take, in order; None for all.
-        **options: further arguments of the data set's class.
+        **options: further arguments of the data set's class. Those of a mixture are `parts`: by
+            name a `weight` and the arguments of this function, with the rest under `options`.
 
     Raises:
         ValueError: there is no such kind, or `path` does not fit it.
@@ -67,14 +71,27 @@ def build_dataset(
     """
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
-    if (path is None) != (kind in _DRAWN):
-        expected = "None" if kind in _DRAWN else "a path"
+    if (path is None) != (kind not in _READ):
+        expected = "a path" if kind in _READ else "None"
         raise ValueError(f"path: expected {expected} for kind={kind!r}, got {path!r}")
-    if kind in _DRAWN:
+    if kind == _MIXTURE:
+        dataset = _mix(seed, size, **options)
+    elif kind in _DRAWN:
         dataset = _DRAWN[kind](seed=seed, size=size, **options)
     else:
         dataset = _READ[kind](path, **options)
     return dataset if samples is None else First(dataset, samples)
+
+
+def _mix(seed: int, size: int, parts: Mapping[str, Mapping[str, Any]]) -> Mixture:
+    datasets, weights = {}, {}
+    for name, given in parts.items():
+        fields = {"size": size, "seed": seed} | dict(given)
+        weights[name] = fields.pop("weight", None)
+        if "kind" not in fields or weights[name] is None:
+            raise ValueError(f"parts[{name!r}]: expected kind and weight, got {dict(given)!r}")
+        datasets[name] = build_dataset(**fields.pop("options", {}), **fields)
+    return Mixture(datasets, weights, seed)
 
 
 class Counted:

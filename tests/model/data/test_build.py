@@ -100,3 +100,21 @@ def test_batches_come_with_one_report():
     batch, reading = collate(list(zip(samples, readings, strict=True)))
     assert batch == {"captions": ["0", "1"]}
     assert reading == Reading((3, 4, 7), (torn,))
+
+
+def test_a_mixture_takes_its_parts(folder):
+    parts = {
+        "drawn": {"kind": "shapes-world", "weight": 3, "options": {"objects": [1, 2]}},
+        "read": {"kind": "folder", "path": str(folder), "weight": 1},
+    }
+    dataset = build_dataset("mixture", size=16, seed=5, parts=parts)
+    samples = [dataset[index] for index in range(1000)]
+    drawn = [sample for sample in samples if sample.source.startswith("shapes-world")]
+    assert len(dataset) == ENDLESS and len(drawn) == 750
+    assert drawn[0].image.size == (16, 16)
+    assert np.array_equal(drawn[1].image, ShapesWorld(5, size=16, objects=(1, 2))[1].image)
+    assert len(build_dataset("mixture", samples=7, parts=parts)) == 7
+    with pytest.raises(ValueError, match=r"^parts\['read'\]: expected kind and weight, got \{"):
+        build_dataset("mixture", parts={"read": {"kind": "folder", "path": str(folder)}})
+    with pytest.raises(ValueError, match=r"^path: expected None for kind='mixture', got 'a'$"):
+        build_dataset("mixture", "a", parts=parts)
