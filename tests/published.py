@@ -210,7 +210,9 @@ def instructpix2pix(root):
     rows = [
         {
             "original_image": {"bytes": data_of(i), "path": ""},
+            "original_prompt": "it",
             "edit_prompt": f"make it {i}",
+            "edited_prompt": f"it is {i}",
             "edited_image": {"bytes": data_of(i + 1), "path": ""},
         }
         for i in range(3)
@@ -231,6 +233,28 @@ def magicbrush(root):
         for i in range(3)
     ]
     write_parquet(root / "data" / "train-00000-of-00001.parquet", rows)
+    write_parquet(root / "data" / "test-00000-of-00001.parquet", rows)
+    captions = {f"{i}": {f"{i}-output1.png": f"it is {i}"} for i in range(2)}
+    write_json(root / "global_descriptions.json", captions)
+
+
+def listed_edits(root):
+    for number in range(4):
+        save(root / "images" / f"{number}.jpg", number)
+
+
+def evr(root):
+    listed_edits(root)
+    fields = [{"img0": f"{i}.jpg", "img1": f"{i + 1}.jpg", "uid": f"u{i}"} for i in range(3)]
+    requests = [one | {"sents": ["make it bright", "more light"]} for one in fields]
+    write_json(root / "data" / "test.json", requests)
+
+
+def ma5k(root):
+    listed_edits(root)
+    fields = [{"input": f"{i}.jpg", "output": f"{i + 1}.jpg"} for i in range(3)]
+    requests = [one | {"request": "make it bright", "request_idx": [1, 2]} for one in fields]
+    write_json(root / "annotations" / "test_sess_1.json", requests)
 
 
 def flickr30k(root):
@@ -331,6 +355,8 @@ PUBLISHED = {
     "laion-parquet": (laion_parquet, {}),
     "instructpix2pix": (instructpix2pix, {}),
     "magicbrush": (magicbrush, {}),
+    "evr": (evr, {}),
+    "ma5k": (ma5k, {}),
     "flickr30k": (flickr30k, {}),
     "refcoco+": (refcocoplus, {}),
     "refcocog": (refcocog, {}),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from setokim.benchmarks.asking import Answered, Asked
 from setokim.data.rle import decode_rle, encode_rle
@@ -52,8 +52,10 @@ class AnswerLog:
         lines = []
         for row in rows:
             line = _to_plain(row)
-            if row.picture is not None:
+            if row.drawn is not None:
                 line["picture"] = self._save(row)
+                # Thousands of pictures do not fit into memory.
+                row = dataclasses.replace(row, drawn=self._folder / line["picture"])
             lines.append(json.dumps(line, ensure_ascii=False) + "\n")
             self._keep(row)
         self._append("".join(lines))
@@ -116,11 +118,8 @@ class AnswerLog:
     def _from_plain(self, line: dict[str, Any]) -> Answered:
         names = ("part", "number", "turn", "source", "facts")
         asked = Asked(*(line[name] for name in names), (), _mask(line["target"]))
-        picture = None
-        if line["picture"] is not None:
-            with Image.open(self._folder / line["picture"]) as opened:
-                picture = opened.convert("RGB")
-        return Answered(asked, line["said"], picture, _mask(line["mask"]))
+        drawn = None if line["picture"] is None else self._folder / line["picture"]
+        return Answered(asked, line["said"], drawn, _mask(line["mask"]))
 
 
 def _to_plain(row: Answered) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from setokim.data import Conversation
 from setokim.data.conversations import message
 from setokim.generation import Answer
-from setokim.images import to_image
+from setokim.images import load_image, to_image
 from setokim.modeling_setokim import SetokimModel
 from setokim.processing_setokim import SetokimProcessor
 from setokim.training.instruct_settings import GenerationSettings
@@ -57,14 +58,19 @@ class Answered:
     Attributes:
         asked: the question.
         said: words, without special tokens.
-        picture: the first that was drawn, None for none.
+        drawn: the first picture that was drawn, or the file that it is in; None for none.
         mask: (h, w) bool, the first one; None for none.
     """
 
     asked: Asked
     said: str
-    picture: Image.Image | None = None
+    drawn: Image.Image | Path | None = None
     mask: np.ndarray | None = None
+
+    @property
+    def picture(self) -> Image.Image | None:
+        """The first picture that was drawn, read anew if it is in a file; None for none."""
+        return load_image(self.drawn) if isinstance(self.drawn, Path) else self.drawn
 
 
 def questions_of(number: int, sample: Conversation, blind: bool = False) -> list[Asked]:

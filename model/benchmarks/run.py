@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from PIL import Image
+
 from setokim.benchmarks.answer_log import AnswerLog
-from setokim.benchmarks.asking import Asked, ask, batches_of, questions_of
+from setokim.benchmarks.asking import Answered, Asked, ask, batches_of, questions_of
 from setokim.benchmarks.clusters import cluster_figures
+from setokim.benchmarks.picture_networks import PictureNetworks
 from setokim.benchmarks.suites import Benchmark
 from setokim.data import BrokenSampleError, Dataset
 from setokim.modeling_setokim import SetokimModel
@@ -28,6 +31,7 @@ def run_benchmark(
     log: AnswerLog,
     folder: Path,
     show: Callable[[int], None] = lambda number: None,
+    networks: PictureNetworks | None = None,
 ) -> dict[str, float]:
     """Asks what the log has no answer to, and writes figures and submission.
 
@@ -40,10 +44,12 @@ def run_benchmark(
         log: of answers; a run that was killed goes on with what it has.
         folder: for metrics.json and, if the benchmark has one, submission.json.
         show: called with the number of samples read so far.
+        networks: that judge what is drawn; those that are not given leave out their figures.
 
     Returns:
         Figures; `samples` were answered, and `broken` could not be read, which count as if they
-        were not there. A data set without public answers has no others.
+        were not there. A data set without public answers has no others. Of drawn pictures
+        `undrawn` says how many were not: a black one stands for each.
     """
     number = len(dataset) if settings.samples is None else min(settings.samples, len(dataset))
     if benchmark.clusters:
@@ -59,6 +65,10 @@ def run_benchmark(
     figures: dict[str, float] = {}
     if log.rows and benchmark.has_answers(log.rows):
         figures = benchmark.figures(log.rows)
+    if benchmark.pictures is not None:
+        pairs = _pairs(log.rows, dataset)
+        figures = benchmark.pictures(pairs, PictureNetworks() if networks is None else networks)
+        figures["undrawn"] = sum(row.drawn is None for row in log.rows)
     answered = len({row.asked.number for row in log.rows})
     figures |= {"samples": answered, "broken": len(log.broken)}
     _write(folder / FIGURES, figures)
@@ -82,6 +92,17 @@ def _questions(
         else:
             yield from questions_of(index, sample, benchmark.blind)
         show(index + 1)
+
+
+def _pairs(
+    rows: Iterable[Answered], dataset: Dataset
+) -> Iterator[tuple[Image.Image, Image.Image, str | None]]:
+    """For each row what was drawn, what was wanted, and what that shows in words, if known."""
+    for row in rows:
+        answer = dataset[row.asked.number].messages[2 * row.asked.turn + 1]
+        wanted = next(part["image"] for part in answer["content"] if part["type"] == "image")
+        drawn = Image.new("RGB", wanted.size) if row.drawn is None else row.picture
+        yield drawn, wanted, row.asked.facts["caption"]
 
 
 def _write(path: Path, value) -> None:

@@ -13,8 +13,9 @@ import numpy as np
 
 from setokim.benchmarks.asking import Answered
 from setokim.benchmarks.cider import cider
+from setokim.benchmarks.picture_scores import PictureFigures, drawing_figures, pair_figures
 from setokim.benchmarks.shapes import shapes_figures
-from setokim.benchmarks.vqa_answers import choice_of, normalise_answer, soft_accuracy
+from setokim.benchmarks.vqa_answers import choice_of, soft_accuracy
 from setokim.benchmarks.yes_no import MmeRecord, mme_scores, pope_scores
 from setokim.data import Dataset, build_dataset
 from setokim.data.readers import READERS
@@ -29,13 +30,14 @@ class Benchmark:
 
     Attributes:
         open: a folder and, where there are several, the name of a split to samples.
-        figures: of all answers; None where a judge outside has to give them.
+        figures: of all answers; None where a judge outside, or what was drawn, has to give them.
         split: that figures are published of; None where there is one alone.
         submission: what its server takes, from all answers; None where there is no server.
         clusters: whether the clusters of pictures are judged, and nothing is asked.
         blind: whether questions are asked once more without their picture.
         answers: the fact that a sample without a public answer lacks; None where all have one.
         generation: how to generate with the data in a folder, where it is not as usual.
+        pictures: of what was drawn beside what was wanted; None where nothing is drawn.
     """
 
     open: Callable[..., Dataset]
@@ -46,6 +48,7 @@ class Benchmark:
     blind: bool = False
     answers: str | None = None
     generation: Callable[[Path], dict[str, Any]] = lambda path: {}
+    pictures: PictureFigures | None = None
 
     def has_answers(self, rows: Sequence[Answered]) -> bool:
         """Whether there is something to judge by: a public answer, and figures of our own."""
@@ -55,7 +58,7 @@ class Benchmark:
 
 
 def _soft(rows: Sequence[Answered]) -> dict[str, float]:
-    """VQAv2, OK-VQA and A-OKVQA's free answers, in percent; rows without answers do not count."""
+    """VQAv2 and OK-VQA, in percent; rows without answers do not count."""
     judged = [row for row in rows if _known(row, "answers")]
     scores = [100 * soft_accuracy(row.said, row.asked.facts["answers"]) for row in judged]
     kinds: dict[str, list[float]] = {}
@@ -66,13 +69,21 @@ def _soft(rows: Sequence[Answered]) -> dict[str, float]:
 
 
 def _exact(rows: Sequence[Answered]) -> dict[str, float]:
-    """GQA: percent of answers that are the right one by its normal form."""
+    """GQA: percent of answers that are the right one, letter by letter."""
     judged = [row for row in rows if _known(row, "answers")]
-    right = (
-        normalise_answer(row.said) == normalise_answer(row.asked.facts["answers"][0])
-        for row in judged
-    )
+    right = (_bare(row.said) == row.asked.facts["answers"][0] for row in judged)
     return {"accuracy": 100 * fmean(right)}
+
+
+def _direct(rows: Sequence[Answered]) -> dict[str, float]:
+    """A-OKVQA's free answers, in percent: letter by letter what three of ten people said.
+
+    D. Schwenk et al., "A-OKVQA: A Benchmark for Visual Question Answering using World Knowledge",
+    2022; unlike VQAv2, no one of the ten is left out in turn.
+    """
+    judged = [row for row in rows if _known(row, "answers")]
+    scores = [min(1, row.asked.facts["answers"].count(_bare(row.said)) / 3) for row in judged]
+    return {"accuracy": 100 * fmean(scores)}
 
 
 def _chosen(rows: Sequence[Answered]) -> dict[str, float]:
@@ -154,13 +165,13 @@ def _mm_vet_submission(rows: Sequence[Answered]) -> dict[str, str]:
 
 def _gqa_submission(rows: Sequence[Answered]) -> list[dict[str, Any]]:
     return [
-        {"questionId": row.asked.facts["question_id"], "prediction": normalise_answer(row.said)}
+        {"questionId": row.asked.facts["question_id"], "prediction": _bare(row.said)}
         for row in rows
     ]
 
 
 def _aokvqa_submission(rows: Sequence[Answered]) -> dict[str, dict[str, str]]:
-    return {row.asked.facts["question_id"]: {"direct_answer": row.said} for row in rows}
+    return {row.asked.facts["question_id"]: {"direct_answer": _bare(row.said)} for row in rows}
 
 
 def _choice_submission(rows: Sequence[Answered]) -> dict[str, dict[str, str]]:
@@ -182,6 +193,11 @@ def _shapes_generation(path: Path) -> dict[str, Any]:
     return dataclasses.asdict(load_settings(path).generation)
 
 
+def _bare(said: str) -> str:
+    """An answer as the scorers expect it that compare letters: no sentence, in small letters."""
+    return said.strip().removesuffix(".").lower()
+
+
 def _known(row: Answered, name: str) -> bool:
     return row.asked.facts[name] not in (None, [])
 
@@ -190,7 +206,7 @@ _ANSWERS = {"answers": "answers"}
 BENCHMARKS: dict[str, Benchmark] = {
     "vqav2": Benchmark(READERS["vqav2"], _soft, "val2014", _answers_by_number, **_ANSWERS),
     "okvqa": Benchmark(READERS["okvqa"], _soft, "val2014", _answers_by_number, **_ANSWERS),
-    "aokvqa": Benchmark(READERS["aokvqa"], _soft, "val", _aokvqa_submission, **_ANSWERS),
+    "aokvqa": Benchmark(READERS["aokvqa"], _direct, "val", _aokvqa_submission, **_ANSWERS),
     "aokvqa-choice": Benchmark(
         partial(READERS["aokvqa"], choices=True),
         _chosen,
@@ -210,5 +226,12 @@ BENCHMARKS: dict[str, Benchmark] = {
     "refcoco+": Benchmark(READERS["refcoco+"], _masks, "val"),
     "refcocog": Benchmark(READERS["refcocog"], _masks, "val"),
     "reasonseg": Benchmark(READERS["reasonseg"], _masks),
+    "coco-generation": Benchmark(
+        partial(READERS["coco-captions"], draw=True), None, "val2014", pictures=drawing_figures
+    ),
+    "instructpix2pix": Benchmark(READERS["instructpix2pix"], None, "train", pictures=pair_figures),
+    "magicbrush": Benchmark(READERS["magicbrush"], None, "test", pictures=pair_figures),
+    "evr": Benchmark(READERS["evr"], None, "test", pictures=pair_figures),
+    "ma5k": Benchmark(READERS["ma5k"], None, "test", pictures=pair_figures),
     "shapes-world": Benchmark(_shapes, shapes_figures, blind=True, generation=_shapes_generation),
 }

@@ -13,6 +13,7 @@ from setok_kernels.cli._speaking import load_model
 from setok_kernels.cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from setokim.benchmarks.picture_networks import PictureNetworks
     from setokim.training.instruct_settings import GenerationSettings
 
 _OPTIONS = {"max_new_tokens": 64, "guidance": 1.0, "sampling_steps": 25}
@@ -60,6 +61,21 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--sampling-steps", type=int, metavar="COUNT", help="of the diffusion (default: 25)"
     )
+    networks = parser.add_argument_group(
+        "networks that judge drawn and edited pictures, from files of your own",
+        "Figures whose network is not given are left out. They can be given once all is drawn: "
+        "the same command again draws nothing twice.",
+    )
+    networks.add_argument(
+        "--clip", type=Path, metavar="DIR", help="CLIP of transformers: CLIP-I and CLIP-T"
+    )
+    networks.add_argument("--dino", type=Path, metavar="DIR", help="a ViT of transformers: DINO")
+    networks.add_argument(
+        "--inception", type=Path, metavar="FILE", help="TorchScript, as for StyleGAN: FID"
+    )
+    networks.add_argument(
+        "--lpips", type=Path, metavar="FILE", help="safetensors of VGG16 and LPIPS: LPIPS"
+    )
     parser.set_defaults(run=run)
 
 
@@ -84,11 +100,12 @@ def run(arguments: argparse.Namespace) -> int:
         known = ", ".join(BENCHMARKS)
         raise UsageError(f"--benchmark: expected one of {known}, got {arguments.benchmark!r}")
     model, processor = load_model(arguments.model, arguments.device)
+    networks = _networks(arguments)
     found = {}
     for name in names:
         data = arguments.data / name if arguments.all else arguments.data
         folder = arguments.out / name if arguments.all else arguments.out
-        found[name] = _score(name, data, folder, model, processor, arguments)
+        found[name] = _score(name, data, folder, model, processor, networks, arguments)
     for name, figures in found.items():
         for figure, value in figures.items():
             print(f"{name:<18} {figure:<32} {value:.4g}")
@@ -97,7 +114,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _score(
-    name: str, data: Path, folder: Path, model: Any, processor: Any, arguments: argparse.Namespace
+    name: str,
+    data: Path,
+    folder: Path,
+    model: Any,
+    processor: Any,
+    networks: PictureNetworks,
+    arguments: argparse.Namespace,
 ) -> dict[str, float]:
     from setokim.benchmarks.answer_log import AnswerLog
     from setokim.benchmarks.run import run_benchmark
@@ -122,7 +145,23 @@ def _score(
         raise UsageError(f"{name}: {error}") from error
     number = len(dataset) if settings.samples is None else min(settings.samples, len(dataset))
     with _bar(name, number) as show:
-        return run_benchmark(benchmark, dataset, model, processor, settings, log, folder, show)
+        try:
+            return run_benchmark(
+                benchmark, dataset, model, processor, settings, log, folder, show, networks
+            )
+        except ImportError as error:
+            raise UsageError(f'needs {error.name}: pip install "setok-kernels[eval]"') from error
+
+
+def _networks(arguments: argparse.Namespace) -> PictureNetworks:
+    from setokim.benchmarks.picture_networks import PictureNetworks
+
+    names = ("clip", "dino", "inception", "lpips")
+    paths = {name: getattr(arguments, name) for name in names}
+    try:
+        return PictureNetworks.load(**paths, device=arguments.device)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--{error}") from error
 
 
 def _settings(own: dict[str, Any], arguments: argparse.Namespace) -> GenerationSettings:

@@ -7,7 +7,7 @@ from functools import partial
 
 from setokim.data.readers.captions import CaptionedParquet, CocoCaptions, Flickr30k
 from setokim.data.readers.chats import Chats
-from setokim.data.readers.edits import Edits
+from setokim.data.readers.edits import Edits, ListedEdits
 from setokim.data.readers.labels import ImageNetFolder, ImageNetParquet, OpenImages
 from setokim.data.readers.objects import CocoInstances, CocoPanoptic
 from setokim.data.readers.questions import (
@@ -39,6 +39,8 @@ READERS: dict[str, Callable[..., Dataset]] = {
     "laion-parquet": CaptionedParquet,
     "instructpix2pix": partial(Edits, name="instructpix2pix"),
     "magicbrush": partial(Edits, name="magicbrush"),
+    "evr": partial(ListedEdits, name="evr"),
+    "ma5k": partial(ListedEdits, name="ma5k"),
     "flickr30k": Flickr30k,
     "refcoco+": partial(ReferringExpressions, name="refcoco+"),
     "refcocog": partial(ReferringExpressions, name="refcocog"),

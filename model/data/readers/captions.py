@@ -16,18 +16,21 @@ _ASKED = "describe the picture."
 class CocoCaptions:
     """COCO: a picture and all that people say of it.
 
-    The assistant's answer is the first caption. `facts`: "image_id", "answers" (all of them).
+    The assistant's answer is the first caption. `facts`: "image_id", "answers" (all of them). The
+    other way round the first caption is asked for, and the answer is the picture. `facts`:
+    "image_id", "caption".
 
     Args:
         root: folder with annotations/captions_SPLIT.json and the folder SPLIT of pictures.
         split: such as "val2017" or "train2014".
+        draw: the other way round.
 
     Raises:
         OSError, ValueError: a file is not there or holds something else.
     """
 
-    def __init__(self, root: str | Path, split: str = "val2017"):
-        self._folder = check_root(root) / split
+    def __init__(self, root: str | Path, split: str = "val2017", draw: bool = False):
+        self._folder, self._draw = check_root(root) / split, draw
         path = find_file(check_root(root), f"annotations/captions_{split}.json")
         self._images, captions = JsonList(path, "images"), JsonList(path, "annotations")
         self._captions: dict[int, list[str]] = {}
@@ -44,7 +47,10 @@ class CocoCaptions:
         source, record = self._images.source(index), self._images[index]
         number = field_of(record, "id", int, source)
         picture = picture_of(self._folder / field_of(record, "file_name", str, source), source)
-        return _described(picture, self._captions.get(number, []), source, {"image_id": number})
+        captions, facts = self._captions.get(number, []), {"image_id": number}
+        if self._draw:
+            return _asked_for(picture, captions, source, facts)
+        return _described(picture, captions, source, facts)
 
 
 class Flickr30k:
@@ -118,8 +124,18 @@ class CaptionedParquet:
         return Sample(picture, caption, split_concepts(caption), None, source)
 
 
-def _described(picture, captions: list[str], source: str, facts: dict[str, Any]) -> Conversation:
+def _asked_for(picture, captions: list[str], source: str, facts: dict[str, Any]) -> Conversation:
+    _check_captions(captions, source)
+    turns = message("user", f"draw {captions[0]}"), message("assistant", picture)
+    return Conversation("generate", turns, (), source, facts | {"caption": captions[0]})
+
+
+def _check_captions(captions: list[str], source: str) -> None:
     if not captions:
         raise BrokenSampleError(source, "it has no caption")
+
+
+def _described(picture, captions: list[str], source: str, facts: dict[str, Any]) -> Conversation:
+    _check_captions(captions, source)
     turns = message("user", picture, _ASKED), message("assistant", captions[0])
     return Conversation("caption", turns, (), source, facts | {"answers": captions})

@@ -1,4 +1,4 @@
-"""Pictures before and after an instruction: InstructPix2Pix and MagicBrush, in parquet files."""
+"""Pictures before and after an instruction, in the files of four data sets."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from types import MappingProxyType
 from typing import Any
 
 from setokim.data.conversations import Conversation, message
-from setokim.data.readers.files import check_root, field_of, picture_in
-from setokim.data.records import ParquetRows
-from setokim.data.samples import check_index
+from setokim.data.readers.files import check_root, field_of, find_file, picture_in, picture_of
+from setokim.data.records import JsonList, ParquetRows, read_json
+from setokim.data.samples import BrokenSampleError, check_index
 
 # By data set, the columns of the picture before, the instruction and the picture after.
 _COLUMNS = {
@@ -21,22 +21,31 @@ _COLUMNS = {
 _FACTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"instructpix2pix": (), "magicbrush": ("img_id", "turn_index")}
 )
+_DESCRIPTIONS = "global_descriptions.json"
+# The same for lists in JSON, whose fields are names of files.
+_FIELDS = {"evr": ("img0", "sents", "img1"), "ma5k": ("input", "request", "output")}
+# Where the list of a split is.
+_LISTS = {
+    "evr": ("{split}.json", "data/{split}.json"),
+    "ma5k": ("annotations/{split}_sess_1.json",),
+}
 
 
 class Edits:
     """One edit a sample: a picture and an instruction, and the picture that answers them.
 
-    `facts`: "instruction"; of MagicBrush also "img_id" and "turn_index", whose turns follow one
-    another.
+    `facts`: "instruction", and "caption", what the picture after shows in words, or None; of
+    MagicBrush also "img_id" and "turn_index", whose turns follow one another.
 
     Args:
-        root: folder with SPLIT-*.parquet, or data/SPLIT-*.parquet, as the hub has them.
+        root: folder with SPLIT-*.parquet, or data/SPLIT-*.parquet, as the hub has them; of
+            MagicBrush's test split also global_descriptions.json, if there.
         name: "instructpix2pix" or "magicbrush".
         split: such as "train", "dev" or "test".
 
     Raises:
         ImportError: pyarrow is not installed.
-        ValueError: there is no such file, or no such data set.
+        ValueError: there is no such file, it holds something else, or there is no such data set.
     """
 
     def __init__(self, root: str | Path, name: str, split: str = "train"):
@@ -48,6 +57,10 @@ class Edits:
         if not paths:
             raise ValueError(f"root: expected {pattern} in {root} or its folder data, got none")
         self._records = ParquetRows(paths)
+        path = folder / _DESCRIPTIONS
+        self._descriptions = read_json(path) if path.is_file() else {}
+        if not isinstance(self._descriptions, dict):
+            raise ValueError(f"{path}: expected an object by picture, got another value")
 
     def __len__(self) -> int:
         return len(self._records)
@@ -58,7 +71,67 @@ class Edits:
         before, prompt, after = _COLUMNS[self._name]
         instruction = field_of(record, prompt, str, source)
         pictures = [picture_in(record.get(name), source, name) for name in (before, after)]
-        facts: dict[str, Any] = {"instruction": instruction}
-        facts |= {name: field_of(record, name, (str, int), source) for name in _FACTS[self._name]}
-        turns = message("user", pictures[0], instruction), message("assistant", pictures[1])
-        return Conversation("edit", turns, (), source, facts)
+        own = {name: field_of(record, name, (str, int), source) for name in _FACTS[self._name]}
+        facts = own | {"caption": self._caption(record)}
+        return _edit(pictures[0], instruction, pictures[1], source, facts)
+
+    def _caption(self, record: dict[str, Any]) -> str | None:
+        if self._name == "instructpix2pix":
+            caption = record.get("edited_prompt")
+        else:
+            picture = str(record["img_id"])
+            captions = self._descriptions.get(picture)
+            name = f"{picture}-output{record['turn_index']}.png"
+            caption = captions.get(name) if isinstance(captions, dict) else None
+        return caption if isinstance(caption, str) else None
+
+
+class ListedEdits:
+    """Edits of photographs that are listed in a JSON file; samples as of `Edits`.
+
+    `facts`: "instruction", "instructions" (all requests that people wrote for the pair), "caption"
+    (None).
+
+    Args:
+        root: folder with the folder images, and with SPLIT.json or data/SPLIT.json of the Image
+            Editing Request data ("evr": H. Tan et al., "Expressing Visual Relationships via
+            Language", 2019), or annotations/SPLIT_sess_1.json of the requests for MIT-Adobe FiveK
+            ("ma5k": J. Shi et al., "Learning by Planning: Language-Guided Global Image Editing",
+            2021).
+        name: "evr" or "ma5k".
+        split: "train", "valid" or "val", or "test".
+
+    Raises:
+        OSError, ValueError: a file is not there or holds something else, or there is no such data
+            set.
+    """
+
+    def __init__(self, root: str | Path, name: str, split: str = "test"):
+        if name not in _FIELDS:
+            raise ValueError(f"name: expected one of {', '.join(_FIELDS)}, got {name!r}")
+        self._folder, self._fields = check_root(root), _FIELDS[name]
+        paths = [path.format(split=split) for path in _LISTS[name]]
+        self._records = JsonList(find_file(self._folder, *paths))
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Conversation:
+        check_index(index, len(self))
+        source, record = self._records.source(index), self._records[index]
+        before, prompt, after = self._fields
+        said = field_of(record, prompt, (str, list), source)
+        requests = [said] if isinstance(said, str) else said
+        if not requests or not all(isinstance(one, str) for one in requests):
+            raise BrokenSampleError(source, f"{prompt}: expected texts, got {said!r:.80}")
+        pictures = [
+            picture_of(self._folder / "images" / field_of(record, name, str, source), source)
+            for name in (before, after)
+        ]
+        facts = {"instructions": requests, "caption": None}
+        return _edit(pictures[0], requests[0], pictures[1], source, facts)
+
+
+def _edit(before, instruction: str, after, source: str, facts: dict[str, Any]) -> Conversation:
+    turns = message("user", before, instruction), message("assistant", after)
+    return Conversation("edit", turns, (), source, {"instruction": instruction} | facts)

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from published import PUBLISHED, mask_in, picture
 from torch.utils.data import DataLoader
 
@@ -115,7 +116,36 @@ def test_pictures_of_edits(tmp_path):
     dataset = build("magicbrush", tmp_path)
     before, after = shown(dataset[1])
     assert before.tobytes() == picture(1).tobytes() and after.tobytes() == picture(2).tobytes()
-    assert dataset[1].facts == {"instruction": "make it 1", "img_id": "1", "turn_index": 1}
+    assert dataset[1].facts == {
+        "instruction": "make it 1",
+        "img_id": "1",
+        "turn_index": 1,
+        "caption": "it is 1",
+    }
+    # The file of descriptions says nothing of the third.
+    assert dataset[2].facts["caption"] is None
+    (tmp_path / "global_descriptions.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"global_descriptions.json: expected an object"):
+        reopen("magicbrush", tmp_path)
+    for name in ("evr", "ma5k"):
+        root = tmp_path / name
+        root.mkdir()
+        listed = build(name, root)
+        assert said(listed[1]) == [None, "make it bright", None] and listed[1].task == "edit"
+        for number, shot in enumerate(shown(listed[1]), 1):
+            with Image.open(root / "images" / f"{number}.jpg") as opened:
+                assert shot.tobytes() == opened.tobytes()
+        assert listed[1].facts["caption"] is None
+    assert listed[0].facts["instructions"] == ["make it bright"]
+    with pytest.raises(ValueError, match=r"expected annotations/val_sess_1.json in .*, got none"):
+        READERS["ma5k"](root, split="val")
+
+
+def test_pictures_to_be_drawn(tmp_path):
+    build("coco-captions", tmp_path)
+    asked = READERS["coco-captions"](tmp_path, draw=True)[0]
+    assert said(asked) == ["draw caption 0", None] and asked.task == "generate"
+    assert asked.facts == {"image_id": 1, "caption": "caption 0"} and len(shown(asked)) == 1
 
 
 def test_masks_of_phrases(tmp_path):
@@ -169,6 +199,8 @@ PICTURES = {
     "aokvqa": "val2017/000000000001.jpg",
     "gqa": "images/n1.jpg",
     "mm-vet": "images/v1_1.png",
+    "evr": "images/0.jpg",
+    "ma5k": "images/0.jpg",
     "flickr30k": "flickr30k-images/0.jpg",
     "refcocog": "train2014/000000000002.jpg",
     "refcoco+": "train2014/000000000002.jpg",
@@ -235,6 +267,12 @@ RECORDS = {
         "mm-vet.json",
         lambda v: v["v1_2"].update(capability="rec"),
         "capability: expected list, got 'rec'",
+    ),
+    "evr": ("data/test.json", lambda v: v[0].update(sents=[]), "sents: expected texts, got []"),
+    "ma5k": (
+        "annotations/test_sess_1.json",
+        lambda v: v[0].pop("output"),
+        "output: expected str, got None",
     ),
     "flickr30k": (
         "dataset_flickr30k.json",

@@ -1,0 +1,177 @@
+"""How many conversations with photographs a second are read, squeezed and put into words' numbers.
+
+    python bench/loading.py --workers 1 2 --out bench_out/loading.json
+
+Photographs that ship with scikit-image become JPEG files of 640 x 480, in the layout of LLaVA's
+conversations; each row of the table does one thing more than the row before. The worker processes
+have one thread each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from skimage import data
+from torch.utils.data import DataLoader
+
+from setok_bench.pipeline import PHOTOGRAPHS
+from setok_bench.provenance import provenance
+from setokim.data import Conversation, Guarded, GuardedCollator
+from setokim.data.readers.chats import Chats
+from setokim.images import load_image
+from setokim.processing_setok import SetokProcessor
+from setokim.processing_setokim import SetokimProcessor
+from setokim.word_tokenizer import build_word_tokenizer
+
+_SIZE = (640, 480)
+# Of SigLIP-so400m-patch14-384.
+_SIDE = 384
+_BATCH = 16
+_SAID = ("what does the picture show?", "a thing that a camera saw.")
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What was done, with how many worker processes, and pictures a second in each round."""
+
+    what: str
+    workers: int
+    rates: list[float]
+
+    @property
+    def median(self) -> float:
+        """Pictures a second."""
+        return median(self.rates)
+
+
+class Batches:
+    """Conversations to what a model takes: pixels, and words as numbers.
+
+    Args:
+        processor: of the model.
+    """
+
+    def __init__(self, processor: SetokimProcessor):
+        self._processor = processor
+
+    def __call__(self, samples: Sequence[Conversation]) -> dict[str, torch.Tensor]:
+        """A batch."""
+        # A worker inherits the threads of its parent.
+        torch.set_num_threads(1)
+        return self._processor([sample.messages for sample in samples])
+
+
+def write_conversations(folder: Path, number: int) -> Chats:
+    """A data set of `number` photographs and a question about each.
+
+    Args:
+        folder: where its files go.
+        number: of conversations; photographs come again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shots = [Image.fromarray(getattr(data, name)()).convert("RGB") for name in PHOTOGRAPHS]
+    asked, said = _SAID
+    turns = [{"from": "human", "value": f"<image>\n{asked}"}, {"from": "gpt", "value": said}]
+    records = []
+    for index in range(number):
+        name = f"{index:06d}.jpg"
+        shots[index % len(shots)].resize(_SIZE).save(folder / name, quality=90)
+        records.append({"id": str(index), "image": name, "conversations": turns})
+    (folder / "chats.json").write_text(json.dumps(records), encoding="utf-8")
+    return Chats(folder, file="chats.json")
+
+
+def measure(folder: Path, number: int, workers: Sequence[int], rounds: int) -> list[Rate]:
+    """Rates of reading alone, of more and more beside it, and with worker processes.
+
+    Args:
+        folder: for the files.
+        number: of conversations in a round.
+        workers: numbers of processes, each at least 1.
+        rounds: how often each is measured; all are measured in turns.
+    """
+    dataset = write_conversations(folder, number)
+    words = sorted({word.strip(".?") for text in _SAID for word in text.split()} | {".", "?"})
+    pixels = SetokProcessor((_SIDE, _SIDE))
+    collate = Batches(SetokimProcessor(build_word_tokenizer(words), pixels))
+    paths = sorted(folder.glob("*.jpg"))
+
+    def decode() -> None:
+        for path in paths:
+            load_image(path)
+
+    def squeeze() -> None:
+        for path in paths:
+            pixels(load_image(path))
+
+    def load(processes: int) -> None:
+        guarded = Guarded(dataset)
+        loader = DataLoader(
+            guarded, _BATCH, collate_fn=GuardedCollator(collate), num_workers=processes
+        )
+        seen = sum(len(batch["input_ids"]) for batch, _ in loader)
+        assert seen == number
+
+    jobs: dict[tuple[str, int], Callable[[], None]] = {
+        ("decode", 0): decode,
+        ("decode, resize, normalise", 0): squeeze,
+        ("read a sample, all of it, batch", 0): lambda: load(0),
+    }
+    for processes in workers:
+        jobs["read a sample, all of it, batch", processes] = lambda n=processes: load(n)
+    found: dict[tuple[str, int], list[float]] = {key: [] for key in jobs}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        decode()
+        for _ in range(rounds):
+            for key, job in jobs.items():
+                start = time.perf_counter()
+                job()
+                found[key].append(number / (time.perf_counter() - start))
+    finally:
+        torch.set_num_threads(threads)
+    return [Rate(*key, rates) for key, rates in found.items()]
+
+
+def main() -> None:
+    """The script."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--number", type=int, default=256, help="of conversations in a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], metavar="COUNT")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="a JSON file")
+    arguments = parser.parse_args()
+    if min(arguments.number, arguments.rounds, *arguments.workers) < 1:
+        parser.error("--number, --rounds and --workers: expected at least 1")
+    with tempfile.TemporaryDirectory() as folder:
+        rates = measure(Path(folder), arguments.number, arguments.workers, rounds=arguments.rounds)
+    table = Table("what", "worker processes", "pictures a second (median)")
+    for rate in rates:
+        table.add_row(rate.what, str(rate.workers), f"{rate.median:.0f}")
+    Console().print(table)
+    if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        result = {
+            **provenance(torch.device("cpu")),
+            "picture": list(_SIZE),
+            "side": _SIDE,
+            "number": arguments.number,
+            "rows": [asdict(rate) | {"median": rate.median} for rate in rates],
+        }
+        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

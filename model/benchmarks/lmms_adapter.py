@@ -1,0 +1,131 @@
+"""SeTokim as a model of lmms-eval, which finds it by its entry point.
+
+pip install "setok-kernels[lmms-eval]"
+lmms-eval --model setokim --model_args pretrained=DIR --tasks mme --batch_size 16
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from lmms_eval.api.model import lmms
+from PIL import Image
+
+from setokim.benchmarks.asking import answers
+from setokim.data.conversations import message
+from setokim.modeling_setokim import SetokimModel
+from setokim.processing_setokim import SetokimProcessor
+from setokim.training.instruct_settings import GenerationSettings
+
+if TYPE_CHECKING:
+    from lmms_eval.api.instance import Instance
+
+_LONGEST = 64
+# What a task may ask for that changes nothing in the likeliest answer, which is what is given.
+_GREEDY = {"do_sample": False, "num_beams": 1, "temperature": 0, "top_p": None}
+
+
+class Setokim(lmms):
+    """A trained SeTokim that answers the questions of lmms-eval, the likeliest word each time.
+
+    Args:
+        pretrained: the folder that `setok train` wrote.
+        device: where the model runs; of several processes each takes its own GPU.
+        batch_size: questions at once.
+
+    Raises:
+        OSError, ValueError: the folder has no such model.
+    """
+
+    is_simple = True
+
+    def __init__(self, pretrained: str, device: str = "cuda", batch_size: int | str = 1):
+        super().__init__()
+        self.accelerator = Accelerator()
+        self._rank = self.accelerator.local_process_index
+        self._world_size = self.accelerator.num_processes
+        self._device = torch.device(
+            f"cuda:{self._rank}" if self._world_size > 1 and device == "cuda" else device
+        )
+        self.batch_size = int(batch_size)
+        self.model = SetokimModel.from_pretrained(pretrained).to(self._device).eval()
+        self.processor = SetokimProcessor.from_pretrained(pretrained)
+
+    def generate_until(self, requests: Sequence[Instance]) -> list[str]:
+        """The answer to each request, in order.
+
+        Raises:
+            ValueError: a request wants samples or beams, or shows something else than pictures.
+        """
+        said: dict[int, str] = {}
+        for settings, numbers in self._batches(requests):
+            prompts = [self._prompt(requests[number]) for number in numbers]
+            found = answers(self.model, self.processor, prompts, settings)
+            for number, answer in zip(numbers, found, strict=True):
+                text = self.processor.decode(answer.ids)
+                said[number] = _until(text, requests[number].args[1].get("until"))
+        return [said[number] for number in range(len(requests))]
+
+    def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
+        """Not supported.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("setokim: expected tasks of one round, got one of several")
+
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+        """Not supported: tasks that rank given answers.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("setokim: expected tasks that generate, got one that ranks")
+
+    def _batches(
+        self, requests: Sequence[Instance]
+    ) -> Iterator[tuple[GenerationSettings, list[int]]]:
+        """Numbers of requests with the same settings, up to `batch_size` at a time."""
+        groups: dict[int, list[int]] = {}
+        for number, request in enumerate(requests):
+            groups.setdefault(_longest(request.args[1]), []).append(number)
+        for longest, numbers in groups.items():
+            settings = GenerationSettings(max_new_tokens=longest)
+            for start in range(0, len(numbers), self.batch_size):
+                yield settings, numbers[start : start + self.batch_size]
+
+    def _prompt(self, request: Instance) -> list[dict[str, Any]]:
+        context, _, to_visual, number, task, split = request.args
+        pictures = list(_pictures(to_visual(self.task_dict[task][split][number])))
+        # Where pictures are, the template says.
+        return [message("user", *pictures, context.replace("<image>", "").strip())]
+
+
+def manifest():
+    """What lmms-eval registers."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return ModelManifest("setokim", simple_class_path=f"{__name__}.{Setokim.__name__}")
+
+
+def _longest(options: dict[str, Any]) -> int:
+    for name, plain in _GREEDY.items():
+        if options.get(name, plain) not in (plain, None):
+            raise ValueError(f"{name}: expected {plain!r}, got {options[name]!r}")
+    return options.get("max_new_tokens", _LONGEST)
+
+
+def _pictures(shown: Any) -> Iterable[Image.Image]:
+    for one in shown or ():
+        if not isinstance(one, Image.Image):
+            raise ValueError(f"doc_to_visual: expected pictures, got {type(one).__name__}")
+        yield one.convert("RGB")
+
+
+def _until(text: str, ends: str | Sequence[str] | None) -> str:
+    for end in [ends] if isinstance(ends, str) else ends or ():
+        text = text.split(end)[0] if end else text
+    return text.strip()

@@ -1,0 +1,111 @@
+import importlib
+import sys
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from types import ModuleType
+
+import pytest
+from tiny_setokim import build, picture
+
+from setokim.benchmarks.asking import answers
+from setokim.data.conversations import message
+from setokim.training.instruct_settings import GenerationSettings
+
+DOCS = [{"image": picture(i)} for i in range(3)]
+SHORT, LONG = {"max_new_tokens": 3}, {"max_new_tokens": 5, "until": ["\n\n"], "temperature": 0}
+
+
+class Lmms:
+    """What the adapter needs of `lmms_eval.api.model.lmms`."""
+
+    def __init__(self):
+        self.task_dict = {"mine": {"test": DOCS}}
+
+
+@dataclass(frozen=True)
+class ModelManifest:
+    model_id: str
+    simple_class_path: str
+
+
+@dataclass
+class Instance:
+    args: tuple
+
+
+@pytest.fixture
+def adapter(monkeypatch):
+    for name, content in {
+        "lmms_eval": {},
+        "lmms_eval.api": {},
+        "lmms_eval.api.model": {"lmms": Lmms},
+        "lmms_eval.models": {},
+        "lmms_eval.models.registry_v2": {"ModelManifest": ModelManifest},
+    }.items():
+        module = ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.delitem(sys.modules, "setokim.benchmarks.lmms_adapter", raising=False)
+    yield importlib.import_module("setokim.benchmarks.lmms_adapter")
+    sys.modules.pop("setokim.benchmarks.lmms_adapter")
+
+
+@pytest.fixture(scope="module")
+def built():
+    return build()
+
+
+@pytest.fixture
+def model(adapter, built, tmp_path):
+    for part in built:
+        part.save_pretrained(tmp_path)
+    return adapter.Setokim(str(tmp_path), device="cpu", batch_size="2")
+
+
+def request_of(text, number, options, shown=lambda doc: [doc["image"]]):
+    return Instance((text, options, shown, number, "mine", "test"))
+
+
+def test_the_entry_point(adapter):
+    (found,) = entry_points(group="lmms_eval.models", name="setokim")
+    assert found.value == "setokim.benchmarks.lmms_adapter:manifest"
+    manifest = adapter.manifest()
+    module, name = manifest.simple_class_path.rsplit(".", 1)
+    assert manifest.model_id == "setokim" and getattr(importlib.import_module(module), name)
+    assert issubclass(adapter.Setokim, Lmms)
+
+
+def test_answers_in_order(model, built):
+    asked = [
+        ("where is everything?", 0, LONG),
+        ("what is and?", 1, SHORT),
+        ("<image>\nis?", 2, LONG),
+    ]
+    said = model.generate_until([request_of(*one) for one in asked])
+    for (text, number, options), found in zip(asked, said, strict=True):
+        prompt = [message("user", DOCS[number]["image"], text.removeprefix("<image>\n"))]
+        settings = GenerationSettings(max_new_tokens=options["max_new_tokens"])
+        (alone,) = answers(*built, [prompt], settings)
+        assert found == built[1].decode(alone.ids).split("\n\n")[0].strip()
+    assert len(set(said)) > 1
+    # Without a picture, and with two.
+    assert len(model.generate_until([request_of("is?", 0, SHORT, lambda doc: [])])) == 1
+    twice = request_of("is?", 0, SHORT, lambda doc: [doc["image"]] * 2)
+    assert len(model.generate_until([twice])) == 1
+
+
+def test_until(adapter):
+    assert adapter._until("yes. no", [". ", ""]) == "yes"
+    assert adapter._until(" yes ", None) == "yes"
+    assert adapter._until("a\nb", "\n") == "a"
+
+
+def test_what_it_cannot_do(model):
+    with pytest.raises(ValueError, match=r"^temperature: expected 0, got 0.7$"):
+        model.generate_until([request_of("is?", 0, {"temperature": 0.7})])
+    with pytest.raises(ValueError, match=r"^doc_to_visual: expected pictures, got str$"):
+        model.generate_until([request_of("is?", 0, SHORT, lambda doc: ["film.mp4"])])
+    with pytest.raises(NotImplementedError, match="rank"):
+        model.loglikelihood([])
+    with pytest.raises(NotImplementedError, match="one round"):
+        model.generate_until_multi_round([])
