@@ -8,13 +8,17 @@ from itertools import accumulate
 from pathlib import Path
 
 from setok_kernels.config import check_count
+from setokim.data.conversations import Conversation, message
 from setokim.data.readers.files import check_root, field_of
 from setokim.data.records import JsonLines
-from setokim.data.samples import check_index
+from setokim.data.samples import BrokenSampleError, check_index
+from setokim.processing_setokim import SPECIAL
 
 
 class SlimPajama:
     """Texts in files of lines {"text": ..., "meta": ...}, unpacked from their compression.
+
+    A sample is a conversation in which the assistant says the whole text and nobody asked.
 
     Args:
         root: folder; all *.jsonl in it and in those inside it are read, in sorted order.
@@ -33,7 +37,7 @@ class SlimPajama:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, index: int) -> str:
+    def __getitem__(self, index: int) -> Conversation:
         """The text of a line.
 
         Raises:
@@ -44,7 +48,14 @@ class SlimPajama:
         number = bisect_right(self._ends, index)
         file = self._files[number]
         place = index - (self._ends[number] - len(file))
-        return field_of(file[place], "text", str, file.source(place))
+        source = file.source(place)
+        text = field_of(file[place], "text", str, source)
+        for name in SPECIAL:
+            if name in text:
+                # It would stand for a picture or a mask that is not there.
+                raise BrokenSampleError(source, f"text: expected one without {name}")
+        turns = message("user", ""), message("assistant", text)
+        return Conversation("text", turns, (), source)
 
 
 def pack(

@@ -1,0 +1,82 @@
+"""`setok train` on every published data set, a step on its fixture."""
+
+import json
+import math
+
+import pytest
+import torch
+import yaml
+from published import PUBLISHED
+from tiny_stage1 import TINY
+
+from setok_kernels.cli.main import main
+from setokim import SetokConfig, SetokModel
+from setokim.data import Conversation
+from setokim.data.readers import READERS
+
+NEEDS = {
+    "imagenet-parquet": "pyarrow",
+    "laion-parquet": "pyarrow",
+    "instructpix2pix": "pyarrow",
+    "magicbrush": "pyarrow",
+    "coco-instances": "pycocotools",
+    "refcoco+": "pycocotools",
+    "refcocog": "pycocotools",
+}
+LLM = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def setok(tmp_path_factory):
+    torch.manual_seed(0)
+    model = SetokModel(SetokConfig(**TINY["model"]))
+    folder = tmp_path_factory.mktemp("stage1")
+    model.save_pretrained(folder)
+    model.processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_step_on_its_fixture(name, setok, tmp_path):
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
+    make, options = PUBLISHED[name]
+    root = tmp_path / "data"
+    root.mkdir()
+    make(root)
+    speaks = isinstance(READERS[name](root, **options)[0], Conversation)
+    data = {"kind": name, "path": str(root), "options": options}
+    if name == "slimpajama":
+        # The diffusion head takes its units from pictures, so there must be some.
+        shapes = {"kind": "shapes-tasks", "size": 32, "weight": 1, "options": {"turns": 1}}
+        parts = {"texts": data | {"weight": 1}, "shapes": shapes}
+        data = {"kind": "mixture", "options": {"parts": parts}}
+    common = {"steps": 1, "batch_size": 3, "accumulation": 1, "data": data}
+    if speaks:
+        values = {
+            **{key: TINY[key] for key in ("precision", "every", "workers")},
+            "stage": 2,
+            "setok": str(setok),
+            "llm": LLM,
+            "model": {"head_width": 16, "head_layers": 1, "segmentation_width": 8},
+            "losses": {"text": 1.0, "diffusion": 1.0, "mask": 1.0},
+            "train": ["llm"],
+            "held_out": {"kind": "shapes-tasks", "size": 32, "samples": 2, "options": {"turns": 1}},
+            "optimizer": {"lr": 1.0e-3, "warmup": 1},
+            "generation": {"max_new_tokens": 2, "sampling_steps": 2},
+            **common,
+        }
+    else:
+        values = TINY | common | dict.fromkeys(("optimizer", "discriminator"), {"warmup": 1})
+    path, out = tmp_path / "run.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(values))
+    assert main(["train", "--config", str(path), "--out", str(out)]) == 0
+    (line,) = (out / "losses.jsonl").read_text().splitlines()
+    losses = json.loads(line)
+    assert losses["step"] == 1 and all(math.isfinite(value) for value in losses.values())
