@@ -73,7 +73,7 @@ def test_a_step_on_its_fixture(name, setok, tmp_path):
             **common,
         }
     else:
-        values = TINY | common | dict.fromkeys(("optimizer", "discriminator"), {"warmup": 1})
+        values = TINY | common | {name: {"warmup": 1} for name in ("optimizer", "discriminator")}
     path, out = tmp_path / "run.yaml", tmp_path / "out"
     path.write_text(yaml.safe_dump(values))
     assert main(["train", "--config", str(path), "--out", str(out)]) == 0
