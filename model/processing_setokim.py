@@ -12,11 +12,9 @@ from tokenizers import AddedToken
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from setokim.data.conversations import SEG
+from setokim.data.conversations import IMAGE, IMAGE_END, IMAGE_START, SPECIAL
 from setokim.processing_setok import SetokProcessor
 
-IMAGE, IMAGE_START, IMAGE_END = "<image>", "<img>", "</img>"
-SPECIAL = (IMAGE, IMAGE_START, IMAGE_END, SEG)
 IGNORED = -100  # the label of what is not learnt, as everywhere in transformers
 # Vicuna's words. What the assistant says, its end included, is what `generation` encloses.
 CHAT_TEMPLATE = (

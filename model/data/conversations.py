@@ -11,7 +11,10 @@ from PIL import Image
 
 TASKS = ("vqa", "caption", "locate", "generate", "edit", "segment", "text")
 ROLES = ("user", "assistant")
-SEG = "[SEG]"
+# Tokens that stand for pictures and masks: the place of a visual token, where a picture that is
+# drawn begins and ends, and a mask.
+IMAGE, IMAGE_START, IMAGE_END, SEG = "<image>", "<img>", "</img>", "[SEG]"
+SPECIAL = (IMAGE, IMAGE_START, IMAGE_END, SEG)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,11 +8,10 @@ from itertools import accumulate
 from pathlib import Path
 
 from setok_kernels.config import check_count
-from setokim.data.conversations import Conversation, message
+from setokim.data.conversations import SPECIAL, Conversation, message
 from setokim.data.readers.files import check_root, field_of
 from setokim.data.records import JsonLines
 from setokim.data.samples import BrokenSampleError, check_index
-from setokim.processing_setokim import SPECIAL
 
 
 class SlimPajama:
