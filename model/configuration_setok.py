@@ -26,6 +26,8 @@ class SetokConfig(PretrainedConfig):
         encoder_trainable: with "hf", whether the encoder gets gradients.
         grid: rows and columns of patches; None for the encoder's own.
         patch_size: with "patch-statistics", side of a patch in pixels.
+        feature_weights: with "patch-statistics", of the four groups of features: a patch's colour,
+            that of its neighbourhood, the deviations, the contrasts; None for the encoder's own.
         tokens: what a token stands for: "clusters" of patches; cells of a "grid" laid over them;
             what learned "queries" read in them, as a Q-Former does; or the "patches" themselves.
         token_grid: with tokens="grid", rows and columns of cells, at most those of the patches.
@@ -62,6 +64,7 @@ class SetokConfig(PretrainedConfig):
         encoder_trainable: bool = False,
         grid: tuple[int, int] | None = None,
         patch_size: int = 14,
+        feature_weights: tuple[float, float, float, float] | None = None,
         tokens: str = "clusters",
         token_grid: tuple[int, int] | None = None,
         num_queries: int | None = None,
@@ -95,6 +98,7 @@ class SetokConfig(PretrainedConfig):
         self.encoder_trainable = encoder_trainable
         self.grid = None if grid is None else list(grid)
         self.patch_size = patch_size
+        self.feature_weights = None if feature_weights is None else list(feature_weights)
         self.tokens = tokens
         self.token_grid = None if token_grid is None else list(token_grid)
         self.num_queries = num_queries
@@ -132,6 +136,9 @@ class SetokConfig(PretrainedConfig):
                 "encoder_config: expected a dict with encoder='hf' and None otherwise, "
                 f"got {self.encoder_config!r}"
             )
+        if self.encoder == "hf" and self.feature_weights is not None:
+            expected = "None with encoder='hf', whose features are learnt"
+            raise ValueError(f"feature_weights: expected {expected}, got {self.feature_weights}")
         self._check_tokens()
         known = [field.name for field in dataclasses.fields(ClusterConfig)]
         for name in self.cluster:

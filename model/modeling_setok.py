@@ -229,7 +229,8 @@ class SetokModel(PreTrainedModel):
 
 def _build_encoder(config: SetokConfig) -> nn.Module:
     if config.encoder != "hf":
-        return PatchStatisticsEncoder(config.grid, config.patch_size)
+        weights = () if config.feature_weights is None else (config.feature_weights,)
+        return PatchStatisticsEncoder(config.grid, config.patch_size, *weights)
     fields = dict(config.encoder_config)
     backbone = AutoConfig.for_model(fields.pop("model_type"), **fields)
     processor = ImageProcessor(**config.preprocessor) if config.preprocessor else ImageProcessor()

@@ -28,10 +28,8 @@ _CONES_TO_LAB = (
 # across one object; the wider mean outweighs the patch's own, because a patch on an edge mixes two
 # objects into a colour of neither.
 _COLOUR_WEIGHTS = (1.0, 3.0, 3.0)
-_PATCH_WEIGHT = 0.5
-_NEIGHBOURHOOD_WEIGHT = 1.2
-_DEVIATION_WEIGHT = 0.5
-_CONTRAST_WEIGHT = 1.0
+# Of a patch's own colour, that of its neighbourhood, its deviation, and its contrasts.
+WEIGHTS = (0.5, 1.2, 0.5, 1.0)
 _SCALES = 3
 # Of squared colours: what is less is rounding.
 _FLAT = 1e-12
@@ -85,20 +83,30 @@ class PatchStatisticsEncoder(nn.Module):
     Attributes:
         grid: Rows and columns of patches.
         patch_size: Side of a patch in pixels; the picture is squeezed to grid × patch_size.
+        weights: Of the four groups of features.
         feature_dim: Number of features per patch.
     """
 
     feature_dim = 9 + _SCALES * _ORIENTATIONS
 
-    def __init__(self, grid: tuple[int, int] | None = None, patch_size: int = 14):
+    def __init__(
+        self,
+        grid: tuple[int, int] | None = None,
+        patch_size: int = 14,
+        weights: Sequence[float] = WEIGHTS,
+    ):
         """Checks the sizes.
 
         Args:
             grid: Rows and columns, 27 × 27 (SigLIP's at 384 pixels) when None.
             patch_size: Side of a patch in pixels, at least 4.
+            weights: Of the mean colour, that over 3 × 3 patches, the deviations and the contrasts;
+                at least 0, and not all 0. Where things are hardly larger than 3 × 3 patches, what
+                the neighbours look like makes their rims things of their own.
 
         Raises:
-            ValueError: The grid has no patches, or the patches are too small.
+            ValueError: The grid has no patches, the patches are too small, or the weights are not
+                four such numbers.
         """
         super().__init__()
         grid = (27, 27) if grid is None else tuple(grid)
@@ -106,8 +114,17 @@ class PatchStatisticsEncoder(nn.Module):
             raise ValueError(f"grid: expected two numbers of at least 1, got {grid}")
         if patch_size < _MIN_PATCH_SIZE:
             raise ValueError(f"patch_size: expected at least {_MIN_PATCH_SIZE}, got {patch_size}")
+        weights = tuple(weights)
+        if (
+            len(weights) != 4
+            or not all(0 <= one < float("inf") for one in weights)
+            or not any(weights)
+        ):
+            expected = "four numbers of at least 0, not all 0"
+            raise ValueError(f"feature_weights: expected {expected}, got {weights}")
         self.grid = grid
         self.patch_size = patch_size
+        self.weights = weights
         self.processor = ImageProcessor(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
     @property
@@ -138,6 +155,7 @@ class PatchStatisticsEncoder(nn.Module):
         """As `forward`, of pixels only."""
         lab = srgb_to_oklab(pixels.float())
         lab = lab * lab.new_tensor(_COLOUR_WEIGHTS)[:, None, None]
+        own, neighbours, deviations, contrast_weight = self.weights
         mean = F.avg_pool2d(lab, self.patch_size)  # (B, 3, rows, columns)
         square = F.avg_pool2d(lab * lab, self.patch_size)
         deviation = _root(_smooth((square - mean * mean).clamp(min=0)))
@@ -146,12 +164,12 @@ class PatchStatisticsEncoder(nn.Module):
         for _ in range(_SCALES):
             contrast = oriented_contrast(lightness, _ORIENTATIONS)
             pooled = F.adaptive_avg_pool2d(contrast, self.grid)  # (B, orientations, rows, columns)
-            contrasts.append(_root(_smooth(pooled)) * _CONTRAST_WEIGHT)
+            contrasts.append(_root(_smooth(pooled)) * contrast_weight)
             lightness = F.avg_pool2d(lightness, 2)
         parts = [
-            mean * _PATCH_WEIGHT,
-            _smooth(mean) * _NEIGHBOURHOOD_WEIGHT,
-            deviation * _DEVIATION_WEIGHT,
+            mean * own,
+            _smooth(mean) * neighbours,
+            deviation * deviations,
             *contrasts,
         ]
         return torch.cat(parts, 1).permute(0, 2, 3, 1).contiguous()

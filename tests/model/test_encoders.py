@@ -128,6 +128,24 @@ def test_patch_statistics_errors():
         PatchStatisticsEncoder((0, 3))
     with pytest.raises(ValueError, match="patch_size: expected at least 4, got 3"):
         PatchStatisticsEncoder(patch_size=3)
+    for weights in ((1, 1, 1), (1, 1, 1, -1), (0, 0, 0, 0), (1, 1, 1, float("nan"))):
+        with pytest.raises(
+            ValueError, match=r"^feature_weights: expected four numbers of at least"
+        ):
+            PatchStatisticsEncoder(weights=weights)
+
+
+def test_weights_of_groups_of_features():
+    halves = Image.new("RGB", (64, 48), (200, 30, 30))
+    halves.paste((30, 30, 200), (0, 0, 32, 48))
+    picture = [halves]
+    plain = PatchStatisticsEncoder((6, 8))(picture)
+    doubled = PatchStatisticsEncoder((6, 8), weights=(1.0, 2.4, 1.0, 2.0))(picture)
+    assert torch.allclose(doubled, 2 * plain)
+    alone = PatchStatisticsEncoder((6, 8), weights=(0.5, 0, 0, 0))(picture)
+    assert torch.equal(alone[..., :3], plain[..., :3]) and not alone[..., 3:].any()
+    # With a neighbourhood the patches at the edge have colours of neither half.
+    assert len(alone.flatten(0, 2).unique(dim=0)) < len(plain.flatten(0, 2).unique(dim=0))
 
 
 @pytest.mark.parametrize(
