@@ -30,6 +30,10 @@ class SetokimConfig(PretrainedConfig):
         noise_steps: of the diffusion head, in training.
         segmentation_width: of the segmentation head.
         token_order: of a picture's tokens in the text: "raster", "size" or "seed".
+        answer_order: of a picture that the assistant draws after another one: "own", which is
+            `token_order`, or "before", which goes by what its tokens are most like there.
+        recall_width: of the attention by which the diffusion head finds earlier visual tokens; None
+            for a head that has the state before the token alone.
         lora: None, or {"rank", "alpha", "dropout", "targets"} of adapters in the language model.
     """
 
@@ -52,6 +56,8 @@ class SetokimConfig(PretrainedConfig):
         noise_steps: int = 1000,
         segmentation_width: int = 64,
         token_order: str = "raster",
+        answer_order: str = "own",
+        recall_width: int | None = None,
         lora: dict[str, Any] | None = None,
         **kwargs,
     ):
@@ -75,6 +81,8 @@ class SetokimConfig(PretrainedConfig):
         self.noise_steps = noise_steps
         self.segmentation_width = segmentation_width
         self.token_order = token_order
+        self.answer_order = answer_order
+        self.recall_width = recall_width
         self.lora = lora
         self._check()
         super().__init__(eos_token_id=eos_token_id, **kwargs)
@@ -108,6 +116,10 @@ class SetokimConfig(PretrainedConfig):
             raise ValueError(
                 f"token_order: expected raster, size or seed, got {self.token_order!r}"
             )
+        if self.answer_order not in ("own", "before"):
+            raise ValueError(f"answer_order: expected own or before, got {self.answer_order!r}")
+        if self.recall_width is not None and self.recall_width < 1:
+            raise ValueError(f"recall_width: expected None or at least 1, got {self.recall_width}")
         if any(self.special_ids) and len(set(self.special_ids)) < 4:
             raise ValueError(f"image_token_id: expected four ids, got {self.special_ids}")
         known = {"rank", "alpha", "dropout", "targets"}

@@ -131,6 +131,7 @@ class DiffusionHead(nn.Module):
         generator: torch.Generator | None = None,
         weight: Tensor | None = None,
         noisiest: int = 0,
+        base: Tensor | None = None,
     ) -> Tensor:
         """Mean squared error of the prediction at random timesteps.
 
@@ -145,6 +146,8 @@ class DiffusionHead(nn.Module):
             weight: (S,), at least 0, of each token in the mean over tokens; all 1 when None.
             noisiest: how many of the repeats are at the last timestep, where the condition is
                 all there is.
+            base: (S, token_dim) in units of the diffusion, what the network's answer is added to;
+                None for nothing.
 
         Returns:
             0-dim float32, whatever autocast says. Without tokens, or when all weights are 0, it is
@@ -159,6 +162,8 @@ class DiffusionHead(nn.Module):
         self._check_fitted()
         _check_rows("tokens", tokens, self.token_dim)
         _check_rows("condition", condition, self.condition_dim, len(tokens))
+        if base is not None:
+            _check_rows("base", base, self.token_dim, len(tokens))
         if repeats < 1:
             raise ValueError(f"repeats: expected at least 1, got {repeats}")
         if not 0 <= noisiest <= repeats:
@@ -167,7 +172,7 @@ class DiffusionHead(nn.Module):
             expected = f"one number per token, ({len(tokens)},)"
             raise ValueError(f"weight: expected {expected}, got {tuple(weight.shape)}")
         if len(tokens) == 0:
-            used = [condition, *self.parameters()]
+            used = [condition, *self.parameters(), *([] if base is None else [base])]
             return sum(tensor.float().sum() for tensor in used) * 0.0
 
         device, rows = tokens.device, repeats * len(tokens)
@@ -181,7 +186,10 @@ class DiffusionHead(nn.Module):
         signal = levels[timesteps, None]  # (rows, 1), a²
         noisy = signal.sqrt() * clean + (1 - signal).sqrt() * noise  # (rows, token_dim)
         embedded = self.network.embed(condition).repeat(repeats, 1)
-        squares = (self.network(noisy, timesteps, embedded).float() - clean).square()
+        answer = self.network(noisy, timesteps, embedded).float()
+        if base is not None:
+            answer = answer + base.float().repeat(repeats, 1)
+        squares = (answer - clean).square()
         # All blocks count the same: a place has two numbers, and what is there a hundred.
         parts = squares.split(self.blocks, dim=1)
         error = torch.stack([part.mean(1) for part in parts]).mean(0)  # (rows,)
@@ -204,6 +212,8 @@ class DiffusionHead(nn.Module):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         temperature: float = 1.0,
         noise: Tensor | None = None,
+        base: Tensor | None = None,
+        unconditional_base: Tensor | None = None,
     ) -> Tensor:
         """Draws one token for each condition, by DDIM, which adds no noise on the way.
 
@@ -216,6 +226,8 @@ class DiffusionHead(nn.Module):
                 row becomes does not depend on its batch; torch's own when None.
             temperature: multiplies the first noise.
             noise: (S, token_dim), standard normal, the first noise itself.
+            base: as of `loss`.
+            unconditional_base: the same beside `unconditional`.
 
         Returns:
             (S, token_dim) float32, in units of the tokens.
@@ -237,6 +249,8 @@ class DiffusionHead(nn.Module):
                 raise ValueError(f"unconditional: expected {expected}, got None")
             _check_rows("unconditional", unconditional, self.condition_dim, len(condition))
             embedded = torch.cat([embedded, self.network.embed(unconditional)])
+            if base is not None:
+                base = torch.cat([base, unconditional_base])
         scheduler = _scheduler(self.schedule, self.steps)
         scheduler.set_timesteps(steps)
         x = temperature * self._first_noise(condition, generator, noise)  # (S, token_dim)
@@ -244,6 +258,8 @@ class DiffusionHead(nn.Module):
             rows = x.repeat(2, 1) if guided else x
             time = torch.full((len(rows),), timestep, device=x.device)
             clean = self.network(rows, time, embedded).float()
+            if base is not None:
+                clean = clean + base.float()
             if guided:
                 # Of clean tokens as of v and of noise: one is affine in the other.
                 conditional, free = clean.chunk(2)

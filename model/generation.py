@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from setokim.outlines import unit_shapes
+from setokim.recall import Memory
 
 if TYPE_CHECKING:
     from setokim.modeling_setokim import SetokimModel
@@ -102,7 +103,7 @@ def generate(
         alone[:, -1] = 1
         embeddings, seen = torch.cat([embeddings, embeddings]), torch.cat([seen, alone])
     reader = _Reader(model, use_cache)
-    hidden = reader.read(embeddings, seen)  # (B or 2 B, hidden)
+    hidden = reader.read(embeddings, seen, spliced.visual, packed.tokens)  # (B or 2 B, hidden)
     if max_image_tokens is None:
         max_image_tokens = visual.tokens.shape[1]
     rows = [_Row(config, max_image_tokens, bool(i >= 0)) for i in spliced.image[:, -1].tolist()]
@@ -123,9 +124,16 @@ def generate(
             index = torch.tensor(drawing, device=hidden.device)
             places[index] = torch.arange(len(drawing), device=hidden.device)
             noise = _noise(drawing, tokens.shape[1], generators).to(hidden.device)
-            unconditional = hidden[batch:][index] if guided else None
+            condition, base = reader.conditions(hidden, index)
+            unconditional = reader.conditions(hidden, index + batch) if guided else (None, None)
             tokens = model.head.sample(
-                hidden[index], unconditional, guidance, sampling_steps, noise=noise
+                condition,
+                unconditional[0],
+                guidance,
+                sampling_steps,
+                noise=noise,
+                base=base,
+                unconditional_base=unconditional[1],
             )
             tokens = unit_shapes(tokens.to(packed.tokens.dtype), model.setok.config.outline_dim)
         for i in range(batch):
@@ -139,7 +147,7 @@ def generate(
         seen = torch.tensor([[not row.finished] for row in rows], device=hidden.device).long()
         if guided:
             embeddings, seen = torch.cat([embeddings, embeddings]), torch.cat([seen, seen])
-        hidden = reader.read(embeddings, seen)
+        hidden = reader.read(embeddings, seen, places[:, None], tokens)
         states += [
             (i, hidden[i]) for i in range(batch) if speaking[i] and chosen[i] == config.segment_id
         ]
@@ -159,9 +167,23 @@ class _Reader:
         self._cache = DynamicCache() if use_cache else None
         self._embeddings: Tensor | None = None
         self._seen: Tensor | None = None
+        self._memory: Memory | None = None
 
-    def read(self, embeddings: Tensor, seen: Tensor) -> Tensor:
-        """(B, hidden), the state of the last place; `seen` is (B, n), 0 for what nobody reads."""
+    def read(self, embeddings: Tensor, seen: Tensor, visual: Tensor, tokens: Tensor) -> Tensor:
+        """Reads on.
+
+        Args:
+            embeddings: (B, n, hidden), or two times B rows for guidance.
+            seen: (B, n) or (2 B, n), 0 for what nobody reads.
+            visual: (B, n) number of the visual token in each place, -1 for none.
+            tokens: (S, token_dim) visual tokens.
+
+        Returns:
+            (B, hidden) or (2 B, hidden), the state of the last place.
+        """
+        if len(embeddings) > len(visual):
+            visual = torch.cat([visual, visual])
+        new = seen
         self._seen = seen if self._seen is None else torch.cat([self._seen, seen], 1)
         if self._cache is None:
             earlier = [] if self._embeddings is None else [self._embeddings]
@@ -174,7 +196,30 @@ class _Reader:
             past_key_values=self._cache,
             use_cache=self._cache is not None,
         )
-        return found.last_hidden_state[:, -1]
+        hidden = found.last_hidden_state
+        # Without a cache all was read anew, and is the same.
+        self._remember(self._model.memory(hidden[:, -new.shape[1] :], visual, tokens, new))
+        return hidden[:, -1]
+
+    def conditions(self, hidden: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the diffusion head draws the next tokens of some rows from.
+
+        Args:
+            hidden: of `read`.
+            rows: (S,) int64, ascending.
+        """
+        last = torch.full_like(rows, self._seen.shape[1] - 1)
+        return self._model.conditions(hidden[rows], rows, last, self._memory)
+
+    def _remember(self, memory: Memory | None) -> None:
+        if self._memory is not None:
+            pairs = zip(
+                (self._memory.hidden, self._memory.tokens, self._memory.visual),
+                (memory.hidden, memory.tokens, memory.visual),
+                strict=True,
+            )
+            memory = Memory(*(torch.cat(pair, 1) for pair in pairs))
+        self._memory = memory
 
 
 class _Row:

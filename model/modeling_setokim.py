@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,33 +19,21 @@ from transformers import initialization as init
 from setok_kernels import Packed
 from setokim.configuration_setokim import SetokimConfig
 from setokim.diffusion_head import DiffusionHead
-from setokim.distributed import mean_over_ranks
+from setokim.instruct_losses import Losses, SetokimOutput
 from setokim.lora import add_lora, base_of
 from setokim.modeling_setok import SetokModel, VisualTokens
 from setokim.processing_setokim import IGNORED, SetokimProcessor
+from setokim.recall import Memory, Recall
 from setokim.segmentation import MaskLogits, SegmentationHead
 from setokim.splice import Spliced, prompt_places, splice
+from setokim.token_order import follow, pictures_before
 from setokim.units import token_blocks
 
-
-@dataclass(frozen=True)
-class SetokimOutput:
-    """What one pass gives.
-
-    Attributes:
-        hidden: (B, T, hidden) last states of the language model.
-        spliced: what is in each of the T places.
-        visual: the tokens of all pictures of the batch.
-        packed: the same, one after the other, as the places number them.
-    """
-
-    hidden: Tensor
-    spliced: Spliced
-    visual: VisualTokens
-    packed: Packed
+# Of `Packed`, what has a line for each token.
+_ROWS = ("tokens", "images", "rows", "sizes", "seeds", "seed_positions", "centroids")
 
 
-class SetokimModel(PreTrainedModel):
+class SetokimModel(Losses, PreTrainedModel):
     """Any causal language model, with the visual tokenizer before and three heads behind it.
 
     Pictures become visual tokens in the places of `<image>`. The language model's head says what
@@ -79,15 +67,19 @@ class SetokimModel(PreTrainedModel):
         )
         self.special_in = nn.Parameter(torch.zeros(4, hidden))
         self.special_out = nn.Parameter(torch.zeros(4, hidden))
+        blocks = token_blocks(visual.token_dim, visual.outline_dim)
+        self.recall = None
+        if config.recall_width is not None:
+            self.recall = Recall(hidden, visual.token_dim, config.recall_width, blocks)
         self.head = DiffusionHead(
             visual.token_dim,
-            hidden,
+            hidden if self.recall is None else self.recall.condition_dim,
             config.head_width,
             config.head_layers,
             config.noise_steps,
             config.noise_schedule,
             config.prediction,
-            blocks=token_blocks(visual.token_dim, visual.outline_dim),
+            blocks=blocks,
         )
         self.segmentation = SegmentationHead(
             hidden, visual.token_dim, self.setok.encoder.feature_dim, config.segmentation_width
@@ -175,6 +167,12 @@ class SetokimModel(PreTrainedModel):
         if isinstance(pixel_values, Tensor):
             visual = self.setok.tokenize(pixel_values)
         packed = visual.pack(self.config.token_order)
+        if labels is not None and self.config.answer_order == "before":
+            read = input_ids.masked_fill(attention_mask == 0, -1)
+            before = pictures_before(read, labels, self.config.image_token_id, IGNORED)
+            normal = self.head.normalise(packed.tokens.detach())
+            order = follow(normal, packed.cu_seqlens, before, self.head.blocks)
+            packed = replace(packed, **{name: getattr(packed, name)[order] for name in _ROWS})
         ids = (self.config.image_token_id, self.config.segment_id)
         offsets = packed.cu_seqlens
         spliced = splice(input_ids, attention_mask, labels, offsets, *ids, max_length, padding_side)
@@ -217,61 +215,41 @@ class SetokimModel(PreTrainedModel):
         embeddings = self.embed(spliced.ids, spliced.visual, packed.tokens)
         positions = (seen.cumsum(1) - 1).clamp(min=0)
         hidden = self.decode(embeddings, seen, positions, use_cache=False).last_hidden_state
-        return SetokimOutput(hidden, spliced, visual, packed)
+        return SetokimOutput(hidden, spliced, visual, packed, seen)
 
-    def text_loss(self, output: SetokimOutput) -> Tensor:
-        """Mean cross-entropy of what the assistant says next, the ends of pictures included."""
-        labels = output.spliced.labels[:, 1:]
-        learnt = labels != IGNORED
-        logits = self.logits(output.hidden[:, :-1][learnt])
-        # Processes have different numbers of tokens; the mean is over those of all.
-        number = mean_over_ranks(learnt.sum().float()).clamp(min=1)
-        return F.cross_entropy(logits, labels[learnt], reduction="sum") / number
-
-    def drawn(self, output: SetokimOutput) -> tuple[Tensor, Tensor]:
-        """Visual tokens that the assistant draws, and the states before them.
-
-        Returns:
-            (S, token_dim) without gradient, and (S, hidden).
-        """
-        spliced = output.spliced
-        rows, places = ((spliced.visual >= 0) & (spliced.labels != IGNORED)).nonzero().unbind(1)
-        tokens = output.packed.tokens.detach()[spliced.visual[rows, places]]
-        return tokens, output.hidden[rows, places - 1]
-
-    def diffusion_loss(self, output: SetokimOutput, repeats: int, noisiest: int = 0) -> Tensor:
-        """Mean over the tokens that are drawn, of all processes, of the diffusion head's loss.
+    def memory(self, hidden: Tensor, visual: Tensor, tokens: Tensor, seen: Tensor) -> Memory | None:
+        """What `conditions` looks back at; None for a model that does not.
 
         Args:
-            output: of `forward`.
-            repeats: timesteps and noises for each token.
-            noisiest: how many of them are at the last timestep.
+            hidden: (B, T, hidden) states.
+            visual: (B, T) number of the visual token in each place, -1 for none.
+            tokens: (S, token_dim) visual tokens.
+            seen: (B, T), 0 for places that no other sees.
         """
-        tokens, states = self.drawn(output)
-        number = mean_over_ranks(states.new_tensor(len(states), dtype=torch.float32))
-        loss = self.head.loss(tokens, states, repeats, noisiest=noisiest)
-        return loss * (len(states) / number.clamp(min=1))
+        if self.recall is None:
+            return None
+        # One row more, which -1 takes.
+        normal = F.pad(self.head.normalise(tokens.detach()), (0, 0, 0, 1))
+        kept = seen.bool()
+        return Memory(hidden * kept[..., None], normal[visual], (visual >= 0) & kept)
 
-    def segment(self, output: SetokimOutput, size: tuple[int, int]) -> tuple[MaskLogits, Tensor]:
-        """Masks of all `[SEG]` that are learnt.
+    def conditions(
+        self, states: Tensor, rows: Tensor, places: Tensor, memory: Memory | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the diffusion head draws tokens from.
 
         Args:
-            output: of `forward`.
-            size: height and width of the masks in pixels.
+            states: (S, hidden) before the tokens.
+            rows: (S,) int64 row of each, in ascending order.
+            places: (S,) int64 place of each state.
+            memory: of `memory`.
 
         Returns:
-            Logits of Q masks, and (Q,) the number of each among the batch's `[SEG]`: `max_length`
-            may have cut some off.
-
-        Raises:
-            ValueError: there is no picture before one of them.
+            (S, C) conditions, and (S, token_dim) what the head's answer is added to, or None.
         """
-        rows, places = (output.spliced.segment >= 0).nonzero().unbind(1)
-        images = output.spliced.image[rows, places]
-        return (
-            self.masks(output.hidden[rows, places], output.visual, images, size),
-            output.spliced.segment[rows, places],
-        )
+        if memory is None:
+            return states, None
+        return self.recall(states, rows, places, memory)
 
     def masks(
         self, states: Tensor, visual: VisualTokens, images: Tensor, size: tuple[int, int]

@@ -137,7 +137,8 @@ class Instruct(Stage):
     def visual_parts(self) -> Sequence[torch.nn.Module]:
         """All but the language model."""
         model = self.model
-        return [model.setok, model.project_in, model.head, model.segmentation]
+        parts = [model.setok, model.project_in, model.head, model.segmentation]
+        return parts if model.recall is None else [*parts, model.recall]
 
     def hidden_parts(self) -> Sequence[torch.nn.Module]:
         """The layers of the language model and what leads into it."""
@@ -251,4 +252,6 @@ def freeze(model: SetokimModel, settings: InstructSettings) -> None:
         parameter.requires_grad_("llm" in train if model.config.lora is None else "lora_" in name)
     # A parameter without gradient would make distributed training wait for it.
     model.head.requires_grad_(bool(weights.diffusion))
+    if model.recall is not None:
+        model.recall.requires_grad_(bool(weights.diffusion))
     model.segmentation.requires_grad_(bool(weights.mask))

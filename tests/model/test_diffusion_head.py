@@ -206,6 +206,25 @@ def test_guidance_by_hand():
     assert [len(noisy) for noisy, _ in stub.calls] == [1, 1]
 
 
+def test_the_answer_is_added_to_a_base():
+    head = DiffusionHead(2, 2, width=8, layers=1)
+    head.fit(torch.tensor([[-1.0, 1.0], [3.0, 5.0]]))  # mean 1, 3; scale 2
+    tokens, condition = normal(4, 2), normal(4, 2)
+    # Nothing is to be learnt where the base is the token: the network gives 0 before training.
+    base = head.normalise(tokens)
+    assert head.loss(tokens, condition, base=base).item() == pytest.approx(0, abs=1e-10)
+    assert head.loss(tokens, condition).item() > 0.1
+    drawn = head.sample(condition, steps=5, base=base)
+    torch.testing.assert_close(drawn, tokens)
+    head.network = Stub(lambda noisy, embedded: embedded)
+    one, other = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+    found = head.sample(one, one, 3.0, steps=2, base=other, unconditional_base=one)
+    # Conditional 1, 2; free 2, 0.
+    assert found.tolist() == [[1 + 2 * (2 - 3.0), 3 + 2 * (0 + 3 * 2.0)]]
+    with pytest.raises(ValueError, match=r"^base: expected a floating-point \(4, 2\), got "):
+        head.loss(tokens, condition, base=base[:3])
+
+
 def test_rows_do_not_depend_on_their_batch():
     head = make_head(random=True)
     condition, free = normal(5, CONDITION_DIM, seed=1), normal(5, CONDITION_DIM, seed=2)

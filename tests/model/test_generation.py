@@ -24,9 +24,13 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 FAST = {"sampling_steps": 4, "mask_size": (12, 10)}
 
 
-@pytest.fixture(scope="module")
-def built():
-    return build()
+@pytest.fixture(scope="module", params=[{}, {"recall_width": 8}], ids=["states", "recall"])
+def built(request):
+    model, processor = build(**request.param)
+    if model.recall is not None:
+        # Random states are hardly alike: a sharp choice among them makes much of rounding.
+        model.recall.sharpness.data.fill_(0.7)
+    return model, processor
 
 
 @pytest.fixture
@@ -137,11 +141,11 @@ def test_it_draws_from_the_states_that_it_learnt_from(model, processor, use_cach
     whole = processor([[*EDIT, message("assistant", picture(3))]])
     output = model(**whole)
     free = model(**whole, unconditional=torch.tensor([True]))
-    tokens, expected = model.drawn(output)
+    tokens, *expected = model.drawn(output)
     asked = []
 
     def sample(condition, unconditional, *args, **kwargs):
-        asked.append((condition, unconditional))
+        asked.append((condition, unconditional, kwargs["base"], kwargs["unconditional_base"]))
         return tokens[len(asked) - 1 : len(asked)]
 
     model.head.sample = sample
@@ -150,8 +154,16 @@ def test_it_draws_from_the_states_that_it_learnt_from(model, processor, use_cach
         model, processor, [EDIT], [script], guidance=2.0, use_cache=use_cache
     )
     assert len(tokens) > 1
-    assert_close(torch.cat([c for c, _ in asked]), expected, **CLOSE)
-    assert_close(torch.cat([u for _, u in asked]), model.drawn(free)[1], **CLOSE)
+    conditions, unconditional, *bases = zip(*asked, strict=True)
+    assert_close(torch.cat(conditions), expected[0], **CLOSE)
+    assert_close(torch.cat(unconditional), model.drawn(free)[1], **CLOSE)
+    if model.recall is None:
+        assert expected[1] is None and set(sum(bases, ())) == {None}
+    else:
+        assert_close(torch.cat(bases[0]), expected[1], **CLOSE)
+        assert_close(torch.cat(bases[1]), model.drawn(free)[2], **CLOSE)
+        # What the prompt shows is not there to be found.
+        assert expected[1][0].any() and not model.drawn(free)[2][0].any()
     assert_close(answer.tokens[0], tokens, **CLOSE)
     # From before <img> to before </s>.
     assert_close(torch.cat(states), output.hidden[0, -len(states) - 1 : -1], **CLOSE)

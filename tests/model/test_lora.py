@@ -37,7 +37,7 @@ def trained(processor):
     model.setok.requires_grad_(False)
     before = copy.deepcopy(model.state_dict())
     output = model(**processor(CHATS))
-    tokens, states = model.drawn(output)
+    tokens, states, _ = model.drawn(output)
     diffusion = model.head.loss(tokens, states, generator=torch.Generator().manual_seed(0))
     masks = model.segment(output, (8, 8))[0].fine
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]

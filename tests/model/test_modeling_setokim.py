@@ -144,7 +144,7 @@ def test_padding_and_other_rows_change_nothing(model, processor, side):
 
 def test_drawn_tokens_and_the_states_before_them(model, processor):
     output = model(**processor([TEXT, SHOW, SELECT]))
-    tokens, states = model.drawn(output)
+    tokens, states, _ = model.drawn(output)
     packed = output.visual.pack("raster")
     # The third picture is the only one that the assistant draws.
     first, last = packed.cu_seqlens[2:4].tolist()
@@ -159,7 +159,7 @@ def test_drawn_tokens_and_the_states_before_them(model, processor):
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_the_diffusion_loss_is_a_mean_over_the_tokens_of_all(model, processor, monkeypatch, share):
     output = model(**processor([SHOW]))
-    tokens, states = model.drawn(output)
+    tokens, states, _ = model.drawn(output)
     torch.manual_seed(3)
     alone = model.head.loss(tokens, states, 2)
     # Other processes have so many that this one has a `share` of their mean.
