@@ -33,7 +33,7 @@ class Setokim(lmms):
 
     Args:
         pretrained: the folder that `setok train` wrote.
-        device: where the model runs, a GPU if there is one; of several processes each takes its own.
+        device: where the model runs, a GPU if there is one; several processes have one each.
         batch_size: questions at once.
         max_batch_size: none; the size of a batch is not sought.
 
