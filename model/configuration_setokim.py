@@ -7,7 +7,8 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 
 from setokim.configuration_setok import SetokConfig
-from setokim.diffusion_head import PREDICTIONS, SCHEDULES
+from setokim.diffusion_head import PREDICTIONS
+from setokim.noise_schedule import SCHEDULES
 
 
 class SetokimConfig(PretrainedConfig):

@@ -6,20 +6,15 @@ MLP removes noise from a token, given the hidden state of the language model at 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from setokim.denoiser import Denoiser
+from setokim.noise_schedule import SCHEDULES, scheduler, signal_levels
 from setokim.units import channel_units
 
-if TYPE_CHECKING:
-    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-
-SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTIONS = ("v_prediction", "epsilon")
 # Of the loss on the clean token. Without a bound, the few timesteps that have nearly no noise would
 # be all of the loss: at the first of 1000 the weight is 24 000.
@@ -182,7 +177,7 @@ class DiffusionHead(nn.Module):
         timesteps[: noisiest * len(tokens)] = self.steps - 1
         timesteps = timesteps.to(device)
         clean = self.normalise(tokens).repeat(repeats, 1)
-        levels = _signal_levels(self.schedule, self.steps).to(device)  # (steps,)
+        levels = signal_levels(self.schedule, self.steps).to(device)  # (steps,)
         signal = levels[timesteps, None]  # (rows, 1), a²
         noisy = signal.sqrt() * clean + (1 - signal).sqrt() * noise  # (rows, token_dim)
         embedded = self.network.embed(condition).repeat(repeats, 1)
@@ -251,10 +246,10 @@ class DiffusionHead(nn.Module):
             embedded = torch.cat([embedded, self.network.embed(unconditional)])
             if base is not None:
                 base = torch.cat([base, unconditional_base])
-        scheduler = _scheduler(self.schedule, self.steps)
-        scheduler.set_timesteps(steps)
+        sampler = scheduler(self.schedule, self.steps)
+        sampler.set_timesteps(steps)
         x = temperature * self._first_noise(condition, generator, noise)  # (S, token_dim)
-        for timestep in scheduler.timesteps.tolist():
+        for timestep in sampler.timesteps.tolist():
             rows = x.repeat(2, 1) if guided else x
             time = torch.full((len(rows),), timestep, device=x.device)
             clean = self.network(rows, time, embedded).float()
@@ -264,7 +259,7 @@ class DiffusionHead(nn.Module):
                 # Of clean tokens as of v and of noise: one is affine in the other.
                 conditional, free = clean.chunk(2)
                 clean = free + guidance * (conditional - free)
-            x = scheduler.step(clean, timestep, x).prev_sample
+            x = sampler.step(clean, timestep, x).prev_sample
         return x * self.scale.float() + self.mean.float()
 
     def _first_noise(
@@ -291,26 +286,6 @@ class DiffusionHead(nn.Module):
     def _check_fitted(self) -> None:
         if not self.fitted:
             raise RuntimeError("DiffusionHead: expected fit(tokens) to be called first")
-
-
-def _scheduler(schedule: str, steps: int) -> DDIMScheduler:
-    # Here, because importing diffusers takes longer than importing torch.
-    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-
-    return DDIMScheduler(
-        steps,
-        beta_schedule=schedule,
-        clip_sample=False,
-        # The others start below the noisiest timestep, or their steps are uneven.
-        timestep_spacing="trailing",
-        prediction_type="sample",
-    )
-
-
-@functools.lru_cache
-def _signal_levels(schedule: str, steps: int) -> Tensor:
-    """(steps,) float32, a² of each timestep."""
-    return _scheduler(schedule, steps).alphas_cumprod
 
 
 def _check_rows(name: str, rows: Tensor, width: int, number: int | None = None) -> None:

@@ -81,8 +81,8 @@ class Recall(nn.Module):
         first = torch.searchsorted(rows, torch.arange(batch, device=rows.device))
         column = torch.arange(len(rows), device=rows.device) - first[rows]
         most = int(column.max()) + 1 if len(rows) else 0
-        queries = states.new_zeros(batch, most, self.query.out_features)
-        queries = queries.index_put((rows, column), F.normalize(self.query(states), dim=-1))
+        asked = F.normalize(self.query(states), dim=-1)
+        queries = asked.new_zeros(batch, most, asked.shape[-1]).index_put((rows, column), asked)
         until = places.new_full((batch, most), -1).index_put((rows, column), places)
         seen = memory.visual[:, None] & (
             torch.arange(length, device=rows.device) <= until[..., None]

@@ -33,17 +33,29 @@ class Setokim(lmms):
 
     Args:
         pretrained: the folder that `setok train` wrote.
-        device: where the model runs; of several processes each takes its own GPU.
+        device: where the model runs, a GPU if there is one; several processes have one each.
         batch_size: questions at once.
+        max_batch_size: none; the size of a batch is not sought.
 
     Raises:
-        OSError, ValueError: the folder has no such model.
+        OSError, ValueError: the folder has no such model, or a size is no number.
     """
 
     is_simple = True
 
-    def __init__(self, pretrained: str, device: str = "cuda", batch_size: int | str = 1):
+    def __init__(
+        self,
+        pretrained: str,
+        device: str | None = None,
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+    ):
         super().__init__()
+        if max_batch_size is not None or not str(batch_size).isdecimal() or int(batch_size) < 1:
+            got = batch_size if max_batch_size is None else f"max_batch_size {max_batch_size}"
+            raise ValueError(f"batch_size: expected a number of at least 1, got {got}")
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         self.accelerator = Accelerator()
         self._rank = self.accelerator.local_process_index
         self._world_size = self.accelerator.num_processes

@@ -100,6 +100,12 @@ def test_until(adapter):
     assert adapter._until("a\nb", "\n") == "a"
 
 
+def test_sizes_of_batches(adapter, tmp_path):
+    for options in ({"batch_size": "auto"}, {"batch_size": 0}, {"max_batch_size": 8}):
+        with pytest.raises(ValueError, match=r"^batch_size: expected a number of at least 1, got "):
+            adapter.Setokim(str(tmp_path), **options)
+
+
 def test_what_it_cannot_do(model):
     with pytest.raises(ValueError, match=r"^temperature: expected 0, got 0.7$"):
         model.generate_until([request_of("is?", 0, {"temperature": 0.7})])
