@@ -102,7 +102,8 @@ def generate(
         alone[:, -1] = 1
         embeddings, seen = torch.cat([embeddings, embeddings]), torch.cat([seen, alone])
     reader = Reader(model, use_cache)
-    hidden = reader.read(embeddings, seen, spliced.visual, packed.tokens)  # (B or 2 B, hidden)
+    read = spliced.ids, spliced.visual, packed.tokens
+    hidden = reader.read(embeddings, seen, *read)  # (B or 2 B, hidden)
     if max_image_tokens is None:
         max_image_tokens = visual.tokens.shape[1]
     rows = [_Row(config, max_image_tokens, bool(i >= 0)) for i in spliced.image[:, -1].tolist()]
@@ -146,7 +147,7 @@ def generate(
         seen = torch.tensor([[not row.finished] for row in rows], device=hidden.device).long()
         if guided:
             embeddings, seen = torch.cat([embeddings, embeddings]), torch.cat([seen, seen])
-        hidden = reader.read(embeddings, seen, places[:, None], tokens)
+        hidden = reader.read(embeddings, seen, following[:, None], places[:, None], tokens)
         states += [
             (i, hidden[i]) for i in range(batch) if speaking[i] and chosen[i] == config.segment_id
         ]

@@ -56,7 +56,8 @@ class Losses:
         spliced = output.spliced
         rows, places = ((spliced.visual >= 0) & (spliced.labels != IGNORED)).nonzero().unbind(1)
         tokens = output.packed.tokens.detach()[spliced.visual[rows, places]]
-        memory = self.memory(output.hidden, spliced.visual, output.packed.tokens, output.seen)
+        read = spliced.ids, spliced.visual, output.packed.tokens, output.seen
+        memory = self.memory(output.hidden, *read)
         states = output.hidden[rows, places - 1]
         return tokens, *self.conditions(states, rows, places - 1, memory)
 

@@ -217,11 +217,14 @@ class SetokimModel(Losses, PreTrainedModel):
         hidden = self.decode(embeddings, seen, positions, use_cache=False).last_hidden_state
         return SetokimOutput(hidden, spliced, visual, packed, seen)
 
-    def memory(self, hidden: Tensor, visual: Tensor, tokens: Tensor, seen: Tensor) -> Memory | None:
+    def memory(
+        self, hidden: Tensor, ids: Tensor, visual: Tensor, tokens: Tensor, seen: Tensor
+    ) -> Memory | None:
         """What `conditions` looks back at; None for a model that does not.
 
         Args:
             hidden: (B, T, hidden) states.
+            ids: (B, T) token in each place.
             visual: (B, T) number of the visual token in each place, -1 for none.
             tokens: (S, token_dim) visual tokens.
             seen: (B, T), 0 for places that no other sees.
@@ -231,7 +234,8 @@ class SetokimModel(Losses, PreTrainedModel):
         # One row more, which -1 takes.
         normal = F.pad(self.head.normalise(tokens.detach()), (0, 0, 0, 1))
         kept = seen.bool()
-        return Memory(hidden * kept[..., None], normal[visual], (visual >= 0) & kept)
+        begun = (ids == self.config.image_start_id).cumsum(1)
+        return Memory(hidden * kept[..., None], normal[visual], (visual >= 0) & kept, begun)
 
     def conditions(
         self, states: Tensor, rows: Tensor, places: Tensor, memory: Memory | None

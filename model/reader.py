@@ -24,12 +24,15 @@ class Reader:
         self._seen: Tensor | None = None
         self._memory: Memory | None = None
 
-    def read(self, embeddings: Tensor, seen: Tensor, visual: Tensor, tokens: Tensor) -> Tensor:
+    def read(
+        self, embeddings: Tensor, seen: Tensor, ids: Tensor, visual: Tensor, tokens: Tensor
+    ) -> Tensor:
         """Reads on.
 
         Args:
             embeddings: (B, n, hidden), or two times B rows for guidance.
             seen: (B, n) or (2 B, n), 0 for what nobody reads.
+            ids: (B, n) token in each place.
             visual: (B, n) number of the visual token in each place, -1 for none.
             tokens: (S, token_dim) visual tokens.
 
@@ -37,7 +40,7 @@ class Reader:
             (B, hidden) or (2 B, hidden), the state of the last place.
         """
         if len(embeddings) > len(visual):
-            visual = torch.cat([visual, visual])
+            ids, visual = torch.cat([ids, ids]), torch.cat([visual, visual])
         new = seen
         self._seen = seen if self._seen is None else torch.cat([self._seen, seen], 1)
         if self._cache is None:
@@ -53,7 +56,8 @@ class Reader:
         )
         hidden = found.last_hidden_state
         # Without a cache all was read anew, and is the same.
-        self._remember(self._model.memory(hidden[:, -new.shape[1] :], visual, tokens, new))
+        memory = self._model.memory(hidden[:, -new.shape[1] :], ids, visual, tokens, new)
+        self._memory = memory if self._memory is None else self._memory.then(memory)
         return hidden[:, -1]
 
     def conditions(self, hidden: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -65,13 +69,3 @@ class Reader:
         """
         last = torch.full_like(rows, self._seen.shape[1] - 1)
         return self._model.conditions(hidden[rows], rows, last, self._memory)
-
-    def _remember(self, memory: Memory | None) -> None:
-        if self._memory is not None:
-            pairs = zip(
-                (self._memory.hidden, self._memory.tokens, self._memory.visual),
-                (memory.hidden, memory.tokens, memory.visual),
-                strict=True,
-            )
-            memory = Memory(*(torch.cat(pair, 1) for pair in pairs))
-        self._memory = memory

@@ -29,11 +29,22 @@ class Memory:
         hidden: (B, T, hidden) states of all places, 0 where nothing may be seen.
         tokens: (B, T, token_dim) visual tokens in units of the diffusion, 0 in other places.
         visual: (B, T) bool, the places of visual tokens that may be seen.
+        begun: (B, T) int64, how many pictures the assistant has begun up to each place.
     """
 
     hidden: Tensor
     tokens: Tensor
     visual: Tensor
+    begun: Tensor
+
+    def then(self, later: Memory) -> Memory:
+        """With what was read after it."""
+        return Memory(
+            torch.cat([self.hidden, later.hidden], 1),
+            torch.cat([self.tokens, later.tokens], 1),
+            torch.cat([self.visual, later.visual], 1),
+            torch.cat([self.begun, later.begun + self.begun[:, -1:]], 1),
+        )
 
 
 class Recall(nn.Module):
@@ -69,24 +80,24 @@ class Recall(nn.Module):
         Args:
             states: (S, hidden) before the tokens to be drawn.
             rows: (S,) int64 row of each, in ascending order.
-            places: (S,) int64 place of each state; what lies behind it is not seen.
+            places: (S,) int64 place of each state. Only what was before the picture that is being
+                drawn is seen: its own tokens are not to come twice.
             memory: of the rows.
 
         Returns:
             (S, condition_dim) conditions, and (S, token_dim) in units of the diffusion: the tokens
             that were found, through their gates. 0 where there is nothing to be found.
         """
-        batch, length = memory.visual.shape
+        batch = len(memory.visual)
         # One line for each of a row's states.
         first = torch.searchsorted(rows, torch.arange(batch, device=rows.device))
         column = torch.arange(len(rows), device=rows.device) - first[rows]
         most = int(column.max()) + 1 if len(rows) else 0
         asked = F.normalize(self.query(states), dim=-1)
         queries = asked.new_zeros(batch, most, asked.shape[-1]).index_put((rows, column), asked)
-        until = places.new_full((batch, most), -1).index_put((rows, column), places)
-        seen = memory.visual[:, None] & (
-            torch.arange(length, device=rows.device) <= until[..., None]
-        )  # (B, Q, T)
+        own = memory.begun.new_zeros(batch, most)
+        own = own.index_put((rows, column), memory.begun[rows, places])
+        seen = memory.visual[:, None] & (memory.begun[:, None] < own[..., None])  # (B, Q, T)
         earlier = F.pad(memory.hidden[:, :-1], (0, 0, 1, 0))
         keys = F.normalize(self.before(earlier) + self.at(memory.hidden), dim=-1)
         likeness = self.sharpness.exp() * queries @ keys.mT

@@ -163,7 +163,7 @@ def test_the_diffusion_loss_is_a_mean_over_the_tokens_of_all(model, processor, m
     torch.manual_seed(3)
     alone = model.head.loss(tokens, states, 2)
     # Other processes have so many that this one has a `share` of their mean.
-    monkeypatch.setattr("setokim.modeling_setokim.mean_over_ranks", lambda x: x / share)
+    monkeypatch.setattr("setokim.instruct_losses.mean_over_ranks", lambda x: x / share)
     torch.manual_seed(3)
     assert_close(model.diffusion_loss(output, 2), share * alone)
     assert float(model.diffusion_loss(model(**processor([TEXT])), 2)) == 0
