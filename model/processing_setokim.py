@@ -95,6 +95,7 @@ class SetokimProcessor:
         conversations: Sequence[Sequence[Mapping[str, Any]]],
         add_generation_prompt: bool = False,
         padding_side: str = "right",
+        pack_to: int | None = None,
     ) -> dict[str, Tensor]:
         """B conversations to a batch.
 
@@ -104,6 +105,9 @@ class SetokimProcessor:
                 {"type": "image", "image": RGB picture}.
             add_generation_prompt: end with the words after which the assistant speaks.
             padding_side: "right" or "left".
+            pack_to: length of rows, such as 2048, to which conversations without pictures are
+                joined one after the other and cut, behind the others; None keeps a row for each.
+                Nothing is lost, but B may be another.
 
         Returns:
             `input_ids` (B, L) int64 with one `<image>` for each picture, `attention_mask` (B, L)
@@ -128,6 +132,11 @@ class SetokimProcessor:
             if part["type"] == "image"
         ]
         rows = [self._encode(messages, add_generation_prompt) for messages in checked]
+        if pack_to is not None:
+            if pack_to < 1 or add_generation_prompt:
+                got = "add_generation_prompt" if pack_to >= 1 else pack_to
+                raise ValueError(f"pack_to: expected at least 1 and whole conversations, got {got}")
+            rows = _packed(rows, [_has_picture(messages) for messages in checked], pack_to)
         longest = max(len(row["input_ids"]) for row in rows)
 
         def stack(name: str, fill: int) -> Tensor:
@@ -183,6 +192,23 @@ class SetokimProcessor:
         if not images:
             return torch.zeros(0, 3, *self.image_processor.size)
         return self.image_processor(images)["pixel_values"]
+
+
+def _has_picture(messages: Sequence[Mapping[str, Any]]) -> bool:
+    return any(part["type"] == "image" for message in messages for part in message["content"])
+
+
+def _packed(
+    rows: Sequence[dict[str, list[int]]], apart: Sequence[bool], length: int
+) -> list[dict[str, list[int]]]:
+    """The rows that stay apart, then all others, joined and cut to one length."""
+    kept = [row for row, own in zip(rows, apart, strict=True) if own]
+    others = [row for row, own in zip(rows, apart, strict=True) if not own]
+    joined = {name: [token for row in others for token in row[name]] for name in rows[0]}
+    return kept + [
+        {name: tokens[start : start + length] for name, tokens in joined.items()}
+        for start in range(0, len(joined["input_ids"]), length)
+    ]
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -99,6 +99,8 @@ class InstructSettings(Settings):
         diffusion_noisiest: how many of these leave nothing of it, so that the language model
             learns what it is to become.
         max_length: of a conversation, in tokens.
+        pack: whether conversations without pictures are joined to rows of `max_length`, so that
+            little is padding and nothing of a long text is cut off.
         keep_tokens: most pictures whose tokens each process keeps in memory, so that a picture
             that comes again is not tokenized again; the tokenizer must not learn.
         activation_checkpointing: compute activations again going back, to save memory.
@@ -117,6 +119,7 @@ class InstructSettings(Settings):
     diffusion_repeats: int = 4
     diffusion_noisiest: int = 0
     max_length: int = 2048
+    pack: bool = False
     keep_tokens: int = 0
     activation_checkpointing: bool = False
     generation: GenerationSettings = field(default_factory=GenerationSettings)

@@ -112,7 +112,8 @@ class Instruct(Stage):
         """Of conversations."""
         config = self.model.setok.config
         size = tuple(side * config.decoder_patch_size for side in config.decoder_grid)
-        return InstructCollator(self.processor, size)
+        length = self.settings.max_length if self.settings.pack else None
+        return InstructCollator(self.processor, size, length)
 
     @torch.no_grad()
     def prepare(self, dataset: Dataset) -> None:
@@ -164,14 +165,18 @@ class InstructCollator:
     Args:
         processor: of the model.
         size: height and width of masks and of the pictures that are drawn again.
+        pack_to: as of the processor.
     """
 
-    def __init__(self, processor: SetokimProcessor, size: tuple[int, int]):
-        self._processor, self._size = processor, size
+    def __init__(
+        self, processor: SetokimProcessor, size: tuple[int, int], pack_to: int | None = None
+    ):
+        self._processor, self._size, self._pack_to = processor, size, pack_to
 
     def __call__(self, samples: Sequence[Conversation]) -> dict[str, Tensor]:
         """What the processor gives, `masks` (K, h, w) bool and `pictures` (M, 3, h, w)."""
-        batch = self._processor([sample.messages for sample in samples])
+        messages = [sample.messages for sample in samples]
+        batch = self._processor(messages, pack_to=self._pack_to)
         masks = [self._mask(mask) for sample in samples for mask in sample.masks]
         pictures = [self._picture(image) for sample in samples for image in pictures_of(sample)]
         empty = torch.zeros(0, *self._size)

@@ -157,6 +157,35 @@ def test_messages_that_do_not_fit(processor, messages, expected):
         processor([messages])
 
 
+def test_conversations_without_pictures_are_packed(processor):
+    texts = [[message("user", "is the?"), message("assistant", text)] for text in ("red " * 9, "a")]
+    chats = [texts[0], CHAT, texts[1]]
+    plain, packed = processor(chats), processor(chats, pack_to=7)
+
+    def rows_of(batch):
+        return [
+            [
+                batch[name][i][batch["attention_mask"][i] == 1].tolist()
+                for name in ("input_ids", "labels")
+            ]
+            for i in range(len(batch["labels"]))
+        ]
+
+    expected, found = rows_of(plain), rows_of(packed)
+    # The row with pictures is as it was; the others are one after the other, and nothing is lost.
+    assert found[0] == expected[1]
+    joined = [[token for row in found[1:] for token in row[part]] for part in (0, 1)]
+    assert joined == [expected[0][part] + expected[2][part] for part in (0, 1)]
+    assert [len(ids) for ids, _ in found[1:-1]] == [7] * (len(found) - 2)
+    assert 1 <= len(found[-1][0]) <= 7
+    assert torch.equal(packed["pixel_values"], plain["pixel_values"])
+    # Without texts there is nothing to pack.
+    assert torch.equal(processor([CHAT], pack_to=7)["input_ids"], processor([CHAT])["input_ids"])
+    for options, got in (({"pack_to": 0}, "0"), ({"add_generation_prompt": True}, "add_gen")):
+        with pytest.raises(ValueError, match=rf"^pack_to: expected at least 1 .*, got {got}"):
+            processor([CHAT], **{"pack_to": 7} | options)
+
+
 def test_batches_that_do_not_fit(processor):
     with pytest.raises(ValueError, match="conversations: expected at least one, got none"):
         processor([])

@@ -1,13 +1,11 @@
-"""Texts without pictures: SlimPajama in lines of JSON, packed to rows of one length."""
+"""Texts without pictures: SlimPajama in lines of JSON."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 
-from setok_kernels.config import check_count
 from setokim.data.conversations import SPECIAL, Conversation, message
 from setokim.data.readers.files import check_root, field_of
 from setokim.data.records import JsonLines
@@ -55,29 +53,3 @@ class SlimPajama:
                 raise BrokenSampleError(source, f"text: expected one without {name}")
         turns = message("user", ""), message("assistant", text)
         return Conversation("text", turns, (), source)
-
-
-def pack(
-    texts: Iterable[str],
-    encode: Callable[[str], Sequence[int]],
-    length: int,
-    separator: int,
-) -> Iterator[list[int]]:
-    """Joins texts to rows of one length, cutting them where a row ends; what is left is dropped.
-
-    Args:
-        texts: in order.
-        encode: a text to token ids.
-        length: tokens of a row, such as 2048.
-        separator: id after each text.
-
-    Raises:
-        TypeError, ValueError: `length` is no integer of at least 1.
-    """
-    check_count("length", length)
-    row: list[int] = []
-    for text in texts:
-        row += [*encode(text), separator]
-        while len(row) >= length:
-            yield row[:length]
-            row = row[length:]

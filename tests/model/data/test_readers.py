@@ -1,17 +1,14 @@
 import json
 import pickle
-import random
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from published import PUBLISHED, mask_in, picture
 from torch.utils.data import DataLoader
 
 from setokim.data import BrokenSampleError, Conversation, Guarded, Order, Sample
 from setokim.data.readers import READERS
-from setokim.data.readers.texts import pack
 from setokim.data.rle import decode_rle
 
 NEEDS = {
@@ -399,18 +396,3 @@ def test_four_ranks_see_each_sample_once_and_resume(length, workers):
     middle = steps // 2
     for rank in range(4):
         assert batches(rank, middle, steps - middle) == whole[rank][middle:]
-
-
-def test_rows_of_one_length():
-    texts = ["abc", "", "defgh", "i"]
-    rows = list(pack(texts, lambda text: [ord(sign) for sign in text], 4, 0))
-    joined = [ord(sign) if sign != "|" else 0 for sign in "abc||defgh|i|"]
-    assert rows == [joined[:4], joined[4:8], joined[8:12]]
-    generator = random.Random(0)
-    texts = ["x" * generator.randrange(9) for _ in range(50)]
-    rows = list(pack(iter(texts), lambda text: [1] * len(text), 7, 0))
-    flat = torch.tensor(rows).flatten().tolist()
-    whole = [token for text in texts for token in [1] * len(text) + [0]]
-    assert flat == whole[: len(flat)] and len(whole) - len(flat) < 7
-    with pytest.raises(ValueError, match=r"^length: expected at least 1, got 0$"):
-        list(pack(["a"], list, 0, 0))

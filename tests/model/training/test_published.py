@@ -63,6 +63,7 @@ def test_a_step_on_its_fixture(name, setok, tmp_path):
             **{key: TINY[key] for key in ("precision", "every", "workers")},
             "stage": 2,
             "setok": str(setok),
+            "pack": name == "slimpajama",
             "llm": LLM,
             "model": {"head_width": 16, "head_layers": 1, "segmentation_width": 8},
             "losses": {"text": 1.0, "diffusion": 1.0, "mask": 1.0},
