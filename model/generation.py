@@ -54,6 +54,7 @@ def generate(
     top_p: float = 1.0,
     guidance: float = 1.0,
     sampling_steps: int = 25,
+    image_temperature: float = 1.0,
     max_image_tokens: int | None = None,
     image_size: tuple[int, int] | None = None,
     mask_size: tuple[int, int] = (256, 256),
@@ -77,6 +78,8 @@ def generate(
         guidance: how far visual tokens go from what would be drawn without the prompt to what is
             drawn with it, and beyond for more than 1 (classifier-free guidance).
         sampling_steps: of the diffusion head, for each visual token.
+        image_temperature: of the noise that visual tokens begin as. With less they are more typical
+            and differ less; with 0 the same words give the same picture.
         max_image_tokens: most tokens of a picture, after which it ends; None for as many as the
             visual tokenizer makes at most.
         image_size: height and width of the pictures; None for the detokenizer's own.
@@ -90,6 +93,8 @@ def generate(
     """
     batch, config = input_ids.shape[0], model.config
     _check(batch, max_new_tokens, temperature, top_p, sampling_steps, generators, streamer)
+    if image_temperature < 0:
+        raise ValueError(f"image_temperature: expected at least 0, got {image_temperature}")
     spliced, visual, packed = model.read(
         input_ids, attention_mask, pixel_values, padding_side="left"
     )
@@ -131,6 +136,7 @@ def generate(
                 unconditional[0],
                 guidance,
                 sampling_steps,
+                temperature=image_temperature,
                 noise=noise,
                 base=base,
                 unconditional_base=unconditional[1],

@@ -177,6 +177,7 @@ def answers(
         max_new_tokens=settings.max_new_tokens,
         guidance=settings.guidance,
         sampling_steps=settings.sampling_steps,
+        image_temperature=settings.image_temperature,
         mask_size=mask_size,
         generators=[torch.Generator().manual_seed(start + i) for i in range(len(prompts))],
     )

@@ -64,12 +64,14 @@ class GenerationSettings:
         guidance: scale of classifier-free guidance of the diffusion; 1 for none.
         sampling_steps: of the diffusion.
         max_new_tokens: the longest answer.
+        image_temperature: of the noise that visual tokens begin as, see `generate`.
     """
 
     samples: int | None = None
     guidance: float = 1.0
     sampling_steps: int = 25
     max_new_tokens: int = 64
+    image_temperature: float = 1.0
 
     def __post_init__(self):
         for name in ("samples", "sampling_steps", "max_new_tokens"):
@@ -78,6 +80,9 @@ class GenerationSettings:
                 raise ValueError(f"generation.{name}: expected at least 1, got {number}")
         if self.guidance < 0:
             raise ValueError(f"generation.guidance: expected at least 0, got {self.guidance}")
+        if self.image_temperature < 0:
+            got = self.image_temperature
+            raise ValueError(f"generation.image_temperature: expected at least 0, got {got}")
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,13 @@ def add_speaking_options(parser: argparse.ArgumentParser) -> None:
         help="of the diffusion, for each visual token (default: %(default)s)",
     )
     parser.add_argument(
+        "--image-temperature",
+        type=float,
+        default=1.0,
+        metavar="NUMBER",
+        help="of the noise that pictures begin as; 0 draws the typical one (default: %(default)s)",
+    )
+    parser.add_argument(
         "--seed", type=int, default=0, help="of all that is drawn by chance (default: %(default)s)"
     )
 
@@ -161,6 +168,7 @@ def make_speaker(arguments: argparse.Namespace) -> Speaker:
         "top_p": arguments.top_p,
         "guidance": arguments.guidance,
         "sampling_steps": arguments.steps,
+        "image_temperature": arguments.image_temperature,
     }
     generator = torch.Generator().manual_seed(arguments.seed)
     return Speaker(model, processor, options, generator)

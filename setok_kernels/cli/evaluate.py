@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from setokim.benchmarks.picture_networks import PictureNetworks
     from setokim.training.instruct_settings import GenerationSettings
 
-_OPTIONS = {"max_new_tokens": 64, "guidance": 1.0, "sampling_steps": 25}
+_OPTIONS = {
+    "max_new_tokens": 64,
+    "guidance": 1.0,
+    "sampling_steps": 25,
+    "image_temperature": 1.0,
+}
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -60,6 +65,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--sampling-steps", type=int, metavar="COUNT", help="of the diffusion (default: 25)"
+    )
+    parser.add_argument(
+        "--image-temperature",
+        type=float,
+        metavar="NUMBER",
+        help="of the noise that pictures begin as; 0 draws the typical one (default: 1)",
     )
     networks = parser.add_argument_group(
         "networks that judge drawn and edited pictures, from files of your own",

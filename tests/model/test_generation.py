@@ -282,6 +282,14 @@ def test_a_streamer_gets_the_prompt_and_each_word(model, processor):
     assert streamer.ended == 1
 
 
+def test_without_noise_all_draw_the_same(model, processor):
+    options = {"scripts": SCRIPTS[2:3], "image_temperature": 0.0}
+    runs = [follow(model, processor, [DRAW], first=i, **options)[0][0] for i in (0, 9)]
+    same(*runs)
+    warm = follow(model, processor, [DRAW], SCRIPTS[2:3])[0][0]
+    assert (warm.tokens[0] - runs[0].tokens[0]).abs().max() > 1e-3
+
+
 def test_nothing_is_random_but_the_generators(model, processor):
     options = {"temperature": 1.5, "max_new_tokens": 8}
     batch = prompt(processor, TEXT, DRAW)
@@ -319,6 +327,7 @@ def test_temperature_and_top_p():
         ({"max_new_tokens": 0}, "max_new_tokens: expected at least 1, got 0"),
         ({"sampling_steps": 0}, "sampling_steps: expected at least 1, got 0"),
         ({"temperature": -1.0}, "temperature: expected at least 0, got -1.0"),
+        ({"image_temperature": -1.0}, "image_temperature: expected at least 0, got -1.0"),
         ({"top_p": 0.0}, "top_p: expected a number above 0 and up to 1, got 0.0"),
         ({"top_p": 1.5}, "top_p: expected a number above 0 and up to 1, got 1.5"),
         ({"generators": []}, "generators: expected one for each of 2, got 0"),

@@ -260,6 +260,10 @@ def test_instruct_settings(load):
             "start: a\ngeneration: {guidance: -1}",
             r"^generation\.guidance: expected at least 0, got -1\.0$",
         ),
+        (
+            "start: a\ngeneration: {image_temperature: -1}",
+            r"^generation\.image_temperature: expected at least 0, got -1\.0$",
+        ),
         ("start: a\nsteps: 5", r"^optimizer\.warmup: expected a number from 0 to steps=5, got "),
     ],
 )
