@@ -11,6 +11,16 @@ from PIL import Image
 from setokim.data.rle import encode_rle
 
 SIZE = (24, 16)  # width, height
+# What a reader wants to have installed.
+NEEDS = {
+    "imagenet-parquet": "pyarrow",
+    "laion-parquet": "pyarrow",
+    "instructpix2pix": "pyarrow",
+    "magicbrush": "pyarrow",
+    "coco-instances": "pycocotools",
+    "refcoco+": "pycocotools",
+    "refcocog": "pycocotools",
+}
 
 
 def picture(seed=0):

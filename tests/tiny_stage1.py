@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from setokim import SetokConfig, SetokModel
 from setokim.training.settings import Stage1Settings, load_settings
 from setokim.training.trainer import Trainer
 
@@ -50,6 +51,15 @@ TINY = {
     "ema": 0.9,
     "workers": 0,
 }
+
+
+def write_setok(folder: Path) -> Path:
+    """A random model of stage 1 as its run would leave it; the folder."""
+    torch.manual_seed(0)
+    model = SetokModel(SetokConfig(**TINY["model"]))
+    model.save_pretrained(folder)
+    model.processor().save_pretrained(folder)
+    return folder
 
 
 def tiny_file(folder: Path) -> Path:

@@ -4,22 +4,12 @@ import pickle
 import numpy as np
 import pytest
 from PIL import Image
-from published import PUBLISHED, mask_in, picture
+from published import NEEDS, PUBLISHED, mask_in, picture
 from torch.utils.data import DataLoader
 
 from setokim.data import BrokenSampleError, Conversation, Guarded, Order, Sample
 from setokim.data.readers import READERS
 from setokim.data.rle import decode_rle
-
-NEEDS = {
-    "imagenet-parquet": "pyarrow",
-    "laion-parquet": "pyarrow",
-    "instructpix2pix": "pyarrow",
-    "magicbrush": "pyarrow",
-    "coco-instances": "pycocotools",
-    "refcoco+": "pycocotools",
-    "refcocog": "pycocotools",
-}
 
 
 def build(name, root):

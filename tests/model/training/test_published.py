@@ -4,25 +4,14 @@ import json
 import math
 
 import pytest
-import torch
 import yaml
-from published import PUBLISHED
-from tiny_stage1 import TINY
+from published import NEEDS, PUBLISHED
+from tiny_stage1 import TINY, write_setok
 
 from setok_kernels.cli.main import main
-from setokim import SetokConfig, SetokModel
 from setokim.data import Conversation
 from setokim.data.readers import READERS
 
-NEEDS = {
-    "imagenet-parquet": "pyarrow",
-    "laion-parquet": "pyarrow",
-    "instructpix2pix": "pyarrow",
-    "magicbrush": "pyarrow",
-    "coco-instances": "pycocotools",
-    "refcoco+": "pycocotools",
-    "refcocog": "pycocotools",
-}
 LLM = {
     "model_type": "llama",
     "hidden_size": 32,
@@ -34,12 +23,7 @@ LLM = {
 
 @pytest.fixture(scope="module")
 def setok(tmp_path_factory):
-    torch.manual_seed(0)
-    model = SetokModel(SetokConfig(**TINY["model"]))
-    folder = tmp_path_factory.mktemp("stage1")
-    model.save_pretrained(folder)
-    model.processor().save_pretrained(folder)
-    return folder
+    return write_setok(tmp_path_factory.mktemp("stage1"))
 
 
 @pytest.mark.parametrize("name", READERS)

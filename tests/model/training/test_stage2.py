@@ -5,9 +5,9 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny_stage1 import TINY, losses_of, run_in_processes
+from tiny_stage1 import losses_of, run_in_processes, write_setok
 
-from setokim import SetokConfig, SetokimModel, SetokimProcessor, SetokModel
+from setokim import SetokimModel, SetokimProcessor, SetokModel
 from setokim.data import build_dataset
 from setokim.training import load_checkpoint
 from setokim.training.settings import load_settings
@@ -20,12 +20,7 @@ WORLD = {"kind": "shapes-tasks", "size": 32, "seed": 0, "options": {"objects": [
 
 @pytest.fixture(scope="module")
 def setok(tmp_path_factory):
-    torch.manual_seed(0)
-    model = SetokModel(SetokConfig(**TINY["model"]))
-    folder = tmp_path_factory.mktemp("stage1")
-    model.save_pretrained(folder)
-    model.processor().save_pretrained(folder)
-    return folder
+    return write_setok(tmp_path_factory.mktemp("stage1"))
 
 
 @pytest.fixture
