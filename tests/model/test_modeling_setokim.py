@@ -156,6 +156,41 @@ def test_drawn_tokens_and_the_states_before_them(model, processor):
     assert model.drawn(model(**processor([TEXT])))[0].shape == (0, 24)
 
 
+def test_an_answer_may_have_the_order_of_the_picture_before():
+    model, processor = build(answer_order="before", recall_width=4)
+    chats = [
+        [message("user", picture(i), "draw"), message("assistant", picture(i).rotate(90 * turns))]
+        for i in range(4)
+        for turns in (1, 2, 3)
+    ]
+    batch = processor([TEXT, *chats], padding_side="left")
+    # What is masked is no picture.
+    batch["input_ids"][batch["attention_mask"] == 0] = model.config.image_token_id
+    output = model(**batch)
+    tokens, _, base = model.drawn(output)
+    packed = output.visual.pack("raster")
+    offsets = packed.cu_seqlens.tolist()
+    sizes = torch.tensor(model.head.blocks)
+    scale = sizes.sqrt().repeat_interleave(sizes)
+    expected, orders = [], []
+    for number in range(0, 2 * len(chats), 2):
+        # Each second picture follows the one before.
+        a, b, c = offsets[number : number + 3]
+        before, own = packed.tokens[a:b], packed.tokens[b:c]
+        assert_close(output.packed.tokens[a:b], before, **EXACT)
+        apart = torch.cdist(*(model.head.normalise(t) / scale for t in (own, before)))
+        orders.append(apart.argmin(1).argsort(stable=True))
+        expected.append(own[orders[-1]])
+    assert_close(tokens, torch.cat(expected), **EXACT)
+    assert any(order.tolist() != list(range(len(order))) for order in orders)
+    # What is not seen is nothing to look back at.
+    memory = model.memory(
+        output.hidden, output.spliced.ids, output.spliced.visual, packed.tokens, output.seen
+    )
+    assert not memory.hidden[output.seen == 0].any() and memory.hidden[output.seen == 1].any()
+    assert base.any()
+
+
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_the_diffusion_loss_is_a_mean_over_the_tokens_of_all(model, processor, monkeypatch, share):
     output = model(**processor([SHOW]))

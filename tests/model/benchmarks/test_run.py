@@ -147,6 +147,22 @@ def test_a_killed_run_goes_on(built, model, world, tmp_path, monkeypatch):
     assert main([*arguments, "--model", str(model), "--out", str(cut), "--guidance", "2"]) == 2
 
 
+def test_settings_reach_the_model(built):
+    class Model:
+        device = "cpu"
+
+        def generate(self, **options):
+            self.options = options
+            return []
+
+    fields = {"guidance": 2.5, "sampling_steps": 7, "image_temperature": 0.3, "max_new_tokens": 9}
+    sample, model = ShapesTasks(0, length=1, size=16, tasks={"generate": 1})[0], Model()
+    asking.answers(model, built[1], [sample.messages[:1]], GenerationSettings(**fields), start=4)
+    assert {name: model.options[name] for name in fields} == fields
+    (generator,) = model.options["generators"]
+    assert generator.initial_seed() == 4
+
+
 def test_the_rest_of_a_batch_keeps_its_noise(built, tmp_path, monkeypatch):
     dataset = ShapesTasks(0, length=5, size=16, tasks={"generate": 1})
     settings = GenerationSettings()

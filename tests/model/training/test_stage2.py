@@ -195,6 +195,15 @@ def test_visual_parts_have_their_own_rate(settings):
     assert rate[id(next(stage.model.llm.parameters()))] == 1e-3
 
 
+def test_what_looks_back_learns_with_the_head(settings):
+    stage = build_stage(settings("model.recall_width=4"))
+    groups = stage.parameter_groups(settings().optimizer)
+    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert rate[id(stage.model.recall.query.weight)] == 2e-3
+    frozen = build_stage(settings("model.recall_width=4", "losses.diffusion=0"))
+    assert not any(p.requires_grad for p in frozen.model.recall.parameters())
+
+
 def test_muon_moves_hidden_matrices(settings):
     chosen = settings("optimizer.kind=muon", "optimizer.weight_decay=0")
     stage = build_stage(chosen)
