@@ -234,7 +234,7 @@ def magicbrush(root):
     rows = [
         {
             "img_id": f"{i}",
-            "turn_index": 1,
+            "turn_index": 1 + i % 2,
             "source_img": {"bytes": data_of(i), "path": ""},
             "mask_img": {"bytes": data_of(i), "path": ""},
             "instruction": f"make it {i}",
@@ -244,7 +244,7 @@ def magicbrush(root):
     ]
     write_parquet(root / "data" / "train-00000-of-00001.parquet", rows)
     write_parquet(root / "data" / "test-00000-of-00001.parquet", rows)
-    captions = {f"{i}": {f"{i}-output1.png": f"it is {i}"} for i in range(2)}
+    captions = {f"{i}": {f"{i}-output{1 + i % 2}.png": f"it is {i}"} for i in range(2)}
     write_json(root / "global_descriptions.json", captions)
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -14,6 +15,9 @@ from tiny_setokim import build
 from transformers import AutoTokenizer, CLIPModel, ViTModel
 
 from setok_kernels.cli.main import main
+from setokim.benchmarks import run
+from setokim.benchmarks.answer_log import AnswerLog
+from setokim.benchmarks.asking import Answered
 from setokim.benchmarks.picture_networks import PictureNetworks
 from setokim.benchmarks.picture_scores import (
     drawing_figures,
@@ -23,7 +27,11 @@ from setokim.benchmarks.picture_scores import (
     similarity,
     ssim,
 )
+from setokim.benchmarks.suites import BENCHMARKS
+from setokim.data import Conversation
+from setokim.data.conversations import message
 from setokim.perceptual import PerceptualLoss
+from setokim.training.instruct_settings import GenerationSettings
 
 BLACK, WHITE, GREY = ((level,) * 3 for level in (0, 255, 51))  # 51 is a fifth of 255
 C1, C2 = 0.01**2, 0.03**2
@@ -229,6 +237,35 @@ def test_files_that_are_no_networks(files, tmp_path):
             PictureNetworks.load(**{name: path})
     with pytest.raises(ValueError, match=r"tensors of LPIPS"):
         PictureNetworks.load(lpips=tmp_path / "no.safetensors")
+
+
+def test_what_was_drawn_beside_what_was_wanted(tmp_path, monkeypatch):
+    turns = [
+        message("user", picture(0), "a"),
+        message("assistant", picture(1)),
+        message("user", "b"),
+        message("assistant", picture(2).resize((30, 20))),
+    ]
+    sample = Conversation("edit", tuple(turns), (), "", {"caption": "it"})
+    seen = []
+
+    def judge(pairs, networks):
+        seen.extend(pairs)
+        return {}
+
+    def ask(model, processor, batch, settings, start):
+        # Nothing for the second turn.
+        return [Answered(q, "", None if q.turn else picture(5)) for q in batch]
+
+    monkeypatch.setattr(run, "ask", ask)
+    benchmark = dataclasses.replace(BENCHMARKS["evr"], pictures=judge)
+    log, settings = AnswerLog(tmp_path, {}), GenerationSettings()
+    figures = run.run_benchmark(benchmark, [sample], None, None, settings, log, tmp_path)
+    assert figures == {"undrawn": 1, "samples": 1, "broken": 0}
+    (first, wanted, words), (second, other, _) = seen
+    assert words == "it" and first.tobytes() == picture(5).tobytes()
+    assert wanted.tobytes() == picture(1).tobytes() and other.size == second.size == (30, 20)
+    assert not np.asarray(second).any()
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_pictures_of_edits(tmp_path):
     assert dataset[1].facts == {
         "instruction": "make it 1",
         "img_id": "1",
-        "turn_index": 1,
+        "turn_index": 2,
         "caption": "it is 1",
     }
     # The file of descriptions says nothing of the third.
