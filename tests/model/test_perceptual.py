@@ -105,7 +105,10 @@ def test_encoder_errors():
         PerceptualLoss.from_encoder(trainable)
 
 
-def test_lpips_is_the_definition(vgg, vgg_file):
+@pytest.mark.parametrize(
+    ("size", "seed"), [((32, 16), 0), ((16, 16), 1), ((33, 47), 2), ((24, 40), 3), ((64, 64), 4)]
+)
+def test_lpips_is_the_definition(vgg, vgg_file, size, seed):
     def stages(x):
         x = (2 * x - 1 - torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1)) / torch.tensor(
             [0.458, 0.448, 0.450]
@@ -119,7 +122,7 @@ def test_lpips_is_the_definition(vgg, vgg_file):
             found.append(x)
         return found
 
-    picture, target = pictures(2, 3, 32, 16), pictures(2, 3, 32, 16, seed=1)
+    picture, target = (pictures(2, 3, *size, seed=2 * seed + i) for i in range(2))
     expected = torch.zeros(2)
     for i, (a, b) in enumerate(zip(stages(picture), stages(target), strict=True)):
         a, b = a / (a.norm(dim=1, keepdim=True) + 1e-10), b / (b.norm(dim=1, keepdim=True) + 1e-10)
