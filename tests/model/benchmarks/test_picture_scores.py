@@ -254,15 +254,15 @@ def test_what_was_drawn_beside_what_was_wanted(tmp_path, monkeypatch):
         return {}
 
     def ask(model, processor, batch, settings, start):
-        # Nothing for the second turn.
-        return [Answered(q, "", None if q.turn else picture(5)) for q in batch]
+        # Nothing for the second turn, and nothing for the second sample.
+        return [Answered(q, "", None if q.turn or q.number else picture(5)) for q in batch]
 
     monkeypatch.setattr(run, "ask", ask)
     benchmark = dataclasses.replace(BENCHMARKS["evr"], pictures=judge)
     log, settings = AnswerLog(tmp_path, {}), GenerationSettings()
-    figures = run.run_benchmark(benchmark, [sample], None, None, settings, log, tmp_path)
-    assert figures == {"undrawn": 1, "samples": 1, "broken": 0}
-    (first, wanted, words), (second, other, _) = seen
+    figures = run.run_benchmark(benchmark, [sample] * 2, None, None, settings, log, tmp_path)
+    assert figures == {"undrawn": 3, "samples": 2, "broken": 0}
+    (first, wanted, words), (second, other, _), *_ = seen
     assert words == "it" and first.tobytes() == picture(5).tobytes()
     assert wanted.tobytes() == picture(1).tobytes() and other.size == second.size == (30, 20)
     assert not np.asarray(second).any()
