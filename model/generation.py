@@ -92,9 +92,9 @@ def generate(
         ValueError: an argument does not fit; what `SetokimModel.forward` raises.
     """
     batch, config = input_ids.shape[0], model.config
-    _check(batch, max_new_tokens, temperature, top_p, sampling_steps, generators, streamer)
-    if image_temperature < 0:
-        raise ValueError(f"image_temperature: expected at least 0, got {image_temperature}")
+    _check_counts(max_new_tokens=max_new_tokens, sampling_steps=sampling_steps)
+    _check_noise(temperature=temperature, image_temperature=image_temperature)
+    _check(batch, top_p, generators, streamer)
     spliced, visual, packed = model.read(
         input_ids, attention_mask, pixel_values, padding_side="left"
     )
@@ -273,12 +273,19 @@ def _mask(
         answers[row].masks.append(mask)
 
 
-def _check(batch, max_new_tokens, temperature, top_p, sampling_steps, generators, streamer):
-    for name, value in (("max_new_tokens", max_new_tokens), ("sampling_steps", sampling_steps)):
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
-    if temperature < 0:
-        raise ValueError(f"temperature: expected at least 0, got {temperature}")
+
+
+def _check_noise(**temperatures: float) -> None:
+    for name, value in temperatures.items():
+        if value < 0:
+            raise ValueError(f"{name}: expected at least 0, got {value}")
+
+
+def _check(batch, top_p, generators, streamer):
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p: expected a number above 0 and up to 1, got {top_p}")
     if generators is not None and len(generators) != batch:

@@ -1,8 +1,4 @@
-"""SeTokim as a model of lmms-eval, which finds it by its entry point.
-
-pip install "setok-kernels[lmms-eval]"
-lmms-eval --model setokim --model_args pretrained=DIR --tasks mme --batch_size 16
-"""
+"""SeTokim as a model of lmms-eval, which finds it by its entry point: see docs/data.md."""
 
 from __future__ import annotations
 
@@ -24,8 +20,6 @@ if TYPE_CHECKING:
     from lmms_eval.api.instance import Instance
 
 _LONGEST = 64
-# What a task may ask for that changes nothing in the likeliest answer, which is what is given.
-_GREEDY = {"do_sample": False, "num_beams": 1, "temperature": 0, "top_p": None}
 
 
 class Setokim(lmms):
@@ -124,9 +118,14 @@ def manifest():
 
 
 def _longest(options: dict[str, Any]) -> int:
-    for name, plain in _GREEDY.items():
-        if options.get(name, plain) not in (plain, None):
-            raise ValueError(f"{name}: expected {plain!r}, got {options[name]!r}")
+    """The most tokens of an answer, from a task's options, if these want the likeliest one."""
+    beams, temperature = options.get("num_beams"), options.get("temperature")
+    if beams not in (1, None):
+        raise ValueError(f"num_beams: expected 1, got {beams}")
+    samples = options.get("do_sample")
+    # Without samples neither temperature nor top_p changes anything.
+    if temperature != 0 and (bool(temperature) if samples is None else samples):
+        raise ValueError(f"temperature: expected 0, got {temperature}")
     return options.get("max_new_tokens", _LONGEST)
 
 

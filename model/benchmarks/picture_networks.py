@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -35,14 +36,14 @@ class PictureNetworks:
         clip_words: words to their (D,) features by CLIP.
         dino: a picture to the (D,) state of DINO's class token.
         inception: a picture to its (D,) features, for FID.
-        lpips: the distance of (1, 3, h, w) pictures in [0, 1].
+        lpips: the distance of two pictures of one size.
     """
 
     clip_picture: Embedder | None = None
     clip_words: Callable[[str], Tensor] | None = None
     dino: Embedder | None = None
     inception: Embedder | None = None
-    lpips: PerceptualLoss | None = None
+    lpips: Callable[[Image.Image, Image.Image], float] | None = None
 
     @classmethod
     def load(
@@ -66,21 +67,23 @@ class PictureNetworks:
             device: where the networks run.
 
         Raises:
-            OSError, ValueError: a file is not there or holds something else.
+            ValueError: a file is not there or holds something else.
         """
+        given = {"clip": clip, "dino": dino, "inception": inception, "lpips": lpips}
         networks: dict[str, Callable] = {}
-        if clip is not None:
-            networks |= _clip(_folder("clip", clip), device)
-        if dino is not None:
-            networks["dino"] = _dino(_folder("dino", dino), device)
-        if inception is not None:
-            networks["inception"] = _inception(Path(inception), device)
-        if lpips is not None:
-            networks["lpips"] = PerceptualLoss.lpips(lpips).to(device)
+        for name, path in given.items():
+            if path is None:
+                continue
+            try:
+                networks |= _LOADERS[name](Path(path), device)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{name}: {error}") from error
         return cls(**networks)
 
 
 def _clip(folder: Path, device: str | torch.device) -> dict[str, Callable]:
+    # Another model's weights would be read as none, and random ones stay.
+    _check_folder(folder, "clip")
     model = CLIPModel.from_pretrained(folder, local_files_only=True).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     processor = ImageProcessor.from_file(folder / "preprocessor_config.json")
@@ -102,7 +105,8 @@ def _clip(folder: Path, device: str | torch.device) -> dict[str, Callable]:
     return {"clip_picture": picture, "clip_words": words}
 
 
-def _dino(folder: Path, device: str | torch.device) -> Embedder:
+def _dino(folder: Path, device: str | torch.device) -> dict[str, Callable]:
+    _check_folder(folder)
     model = AutoModel.from_pretrained(folder, local_files_only=True).to(device).eval()
     processor = ImageProcessor.from_file(folder / "preprocessor_config.json")
     side = model.config.image_size
@@ -113,26 +117,43 @@ def _dino(folder: Path, device: str | torch.device) -> Embedder:
         pixels = _middle(image, processor, short, cut).to(device)
         return model(pixels).last_hidden_state[0, 0].float().cpu()
 
-    return picture
+    return {"dino": picture}
 
 
-def _inception(path: Path, device: str | torch.device) -> Embedder:
+def _inception(path: Path, device: str | torch.device) -> dict[str, Callable]:
     if not path.is_file():
-        raise ValueError(f"inception: expected a TorchScript file, got {path}")
+        raise ValueError(f"expected a TorchScript file, got {path}")
     try:
         with warnings.catch_warnings():
             # torch no longer wants such files; this network is published in no other.
             warnings.simplefilter("ignore", DeprecationWarning)
             network = torch.jit.load(path, map_location=device).eval()
     except RuntimeError as error:
-        raise ValueError(f"inception: expected a TorchScript file, got {path}: {error}") from error
+        raise ValueError(f"expected a TorchScript file, got {path}: {error}") from error
 
     @torch.no_grad()
     def picture(image: Image.Image) -> Tensor:
-        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
-        return network(pixels.to(device), return_features=True)[0].float().cpu()
+        return network(_levels(image).to(device), return_features=True)[0].float().cpu()
 
-    return picture
+    return {"inception": picture}
+
+
+def _lpips(path: Path, device: str | torch.device) -> dict[str, Callable]:
+    loss = PerceptualLoss.lpips(path).to(device)
+
+    @torch.no_grad()
+    def distance(one: Image.Image, other: Image.Image) -> float:
+        return float(loss(*(_levels(image).to(device).float() / 255 for image in (one, other))))
+
+    return {"lpips": distance}
+
+
+_LOADERS = {"clip": _clip, "dino": _dino, "inception": _inception, "lpips": _lpips}
+
+
+def _levels(image: Image.Image) -> Tensor:
+    """(1, 3, h, w) uint8."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
 
 
 def _middle(image: Image.Image, processor: ImageProcessor, short: int, side: int) -> Tensor:
@@ -144,8 +165,10 @@ def _middle(image: Image.Image, processor: ImageProcessor, short: int, side: int
     return processor([resized.crop((left, top, left + side, top + side))], (side, side))
 
 
-def _folder(name: str, path: str | Path) -> Path:
-    folder = Path(path)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{name}: expected the folder of a model, got {path}")
-    return folder
+def _check_folder(folder: Path, kind: str | None = None) -> None:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"expected the folder of a model, got {folder}")
+    found = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    if kind not in (None, found):
+        raise ValueError(f"expected a model of type {kind!r} in {folder}, got one of {found!r}")

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -99,7 +98,7 @@ def pair_figures(
         for name, judge in {"l1": l1, "l2": l2, "ssim": ssim}.items():
             note(name, judge(drawn, wanted))
         if networks.lpips is not None:
-            note("lpips", float(networks.lpips(*map(_tensor, _same_size(drawn, wanted)))))
+            note("lpips", networks.lpips(*_same_size(drawn, wanted)))
         for name, embed in {"dino": networks.dino, "clip_i": networks.clip_picture}.items():
             if embed is not None:
                 note(name, similarity(embed(drawn), embed(wanted)))
@@ -155,8 +154,3 @@ def _same_size(drawn: Image.Image, wanted: Image.Image) -> tuple[Image.Image, Im
 def _pixels(drawn: Image.Image, wanted: Image.Image) -> list[np.ndarray]:
     """(h, w, 3) float64 in [0, 1], both."""
     return [np.asarray(one, np.float64) / 255 for one in _same_size(drawn, wanted)]
-
-
-def _tensor(picture: Image.Image) -> Tensor:
-    """(1, 3, h, w) float32 in [0, 1]."""
-    return torch.from_numpy(np.asarray(picture, np.float32) / 255).permute(2, 0, 1)[None]

@@ -171,7 +171,7 @@ def _networks(arguments: argparse.Namespace) -> PictureNetworks:
     paths = {name: getattr(arguments, name) for name in names}
     try:
         return PictureNetworks.load(**paths, device=arguments.device)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise UsageError(f"--{error}") from error
 
 

@@ -94,6 +94,19 @@ def test_answers_in_order(model, built):
     assert len(model.generate_until([twice])) == 1
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0, "top_p": 1.0, "num_beams": 1, "do_sample": False},
+        {"temperature": 0.7, "top_p": 0.9, "do_sample": False},
+        {"temperature": 0.0, "do_sample": True},
+        {"temperature": None, "num_beams": None},
+    ],
+)
+def test_options_that_want_the_likeliest(adapter, options):
+    assert adapter._longest(SHORT | options) == 3 and adapter._longest(options) == 64
+
+
 def test_until(adapter):
     assert adapter._until("yes. no", [". ", ""]) == "yes"
     assert adapter._until(" yes ", None) == "yes"
@@ -109,6 +122,10 @@ def test_sizes_of_batches(adapter, tmp_path):
 def test_what_it_cannot_do(model):
     with pytest.raises(ValueError, match=r"^temperature: expected 0, got 0.7$"):
         model.generate_until([request_of("is?", 0, {"temperature": 0.7})])
+    with pytest.raises(ValueError, match=r"^temperature: expected 0, got None$"):
+        model.generate_until([request_of("is?", 0, {"do_sample": True})])
+    with pytest.raises(ValueError, match=r"^num_beams: expected 1, got 3$"):
+        model.generate_until([request_of("is?", 0, {"num_beams": 3})])
     with pytest.raises(ValueError, match=r"^doc_to_visual: expected pictures, got str$"):
         model.generate_until([request_of("is?", 0, SHORT, lambda doc: ["film.mp4"])])
     with pytest.raises(NotImplementedError, match="rank"):

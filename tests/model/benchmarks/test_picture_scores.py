@@ -235,8 +235,14 @@ def test_files_that_are_no_networks(files, tmp_path):
     ):
         with pytest.raises(ValueError, match=rf"^{name}: {reason}"):
             PictureNetworks.load(**{name: path})
-    with pytest.raises(ValueError, match=r"tensors of LPIPS"):
+    with pytest.raises(ValueError, match=r"^lpips: .*tensors of LPIPS"):
         PictureNetworks.load(lpips=tmp_path / "no.safetensors")
+    with pytest.raises(ValueError, match=r"^clip: expected a model of type 'clip' .*'vit'$"):
+        PictureNetworks.load(clip=files["dino"])
+    (files["dino"] / "preprocessor_config.json").rename(tmp_path / "moved.json")
+    with pytest.raises(ValueError, match=r"^dino: .*preprocessor_config\.json"):
+        PictureNetworks.load(dino=files["dino"])
+    (tmp_path / "moved.json").rename(files["dino"] / "preprocessor_config.json")
 
 
 def test_what_was_drawn_beside_what_was_wanted(tmp_path, monkeypatch):
