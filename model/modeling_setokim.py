@@ -22,7 +22,7 @@ from setokim.diffusion_head import DiffusionHead
 from setokim.instruct_losses import Losses, SetokimOutput
 from setokim.lora import add_lora, base_of
 from setokim.modeling_setok import SetokModel, VisualTokens
-from setokim.processing_setokim import IGNORED, SetokimProcessor
+from setokim.processing_setokim import SetokimProcessor
 from setokim.recall import Memory, Recall
 from setokim.segmentation import MaskLogits, SegmentationHead
 from setokim.splice import Spliced, prompt_places, splice
@@ -167,9 +167,9 @@ class SetokimModel(Losses, PreTrainedModel):
         if isinstance(pixel_values, Tensor):
             visual = self.setok.tokenize(pixel_values)
         packed = visual.pack(self.config.token_order)
-        if labels is not None and self.config.answer_order == "before":
+        if self.config.answer_order == "before":
             read = input_ids.masked_fill(attention_mask == 0, -1)
-            before = pictures_before(read, labels, self.config.image_token_id, IGNORED)
+            before = pictures_before(read, *self.config.special_ids[:2])
             normal = self.head.normalise(packed.tokens.detach())
             order = follow(normal, packed.cu_seqlens, before, self.head.blocks)
             packed = replace(packed, **{name: getattr(packed, name)[order] for name in _ROWS})

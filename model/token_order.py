@@ -8,23 +8,24 @@ import torch
 from torch import Tensor
 
 
-def pictures_before(input_ids: Tensor, labels: Tensor, image_token_id: int, ignored: int) -> Tensor:
-    """For each picture that is an answer the last one before it in its row.
+def pictures_before(input_ids: Tensor, image_token_id: int, image_start_id: int) -> Tensor:
+    """For each picture that the assistant draws the last one before it in its row.
 
     Args:
-        input_ids: (B, L) with one `image_token_id` for each of M pictures.
-        labels: (B, L), `ignored` where nothing is learnt.
+        input_ids: (B, L) with one `image_token_id` for each of M pictures, behind an
+            `image_start_id` where the assistant draws it.
         image_token_id: stands for a picture.
-        ignored: stands for no label.
+        image_start_id: where a picture that is drawn begins.
 
     Returns:
-        (M,) int64 numbers of pictures; -1 for none, and for pictures that are no answers.
+        (M,) int64 numbers of pictures; -1 for none, and for pictures that are given.
     """
     rows, places = (input_ids == image_token_id).nonzero().unbind(1)
     number = torch.arange(len(rows), device=rows.device)
     follows = torch.zeros_like(rows, dtype=torch.bool)
     follows[1:] = rows[1:] == rows[:-1]
-    return torch.where(follows & (labels[rows, places] != ignored), number - 1, -1)
+    drawn = input_ids[rows, (places - 1).clamp(min=0)] == image_start_id
+    return torch.where(follows & drawn, number - 1, -1)
 
 
 def follow(tokens: Tensor, cu_seqlens: Tensor, before: Tensor, blocks: Sequence[int]) -> Tensor:

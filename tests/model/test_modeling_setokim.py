@@ -183,6 +183,10 @@ def test_an_answer_may_have_the_order_of_the_picture_before():
         expected.append(own[orders[-1]])
     assert_close(tokens, torch.cat(expected), **EXACT)
     assert any(order.tolist() != list(range(len(order))) for order in orders)
+    # What was drawn before is read in the same order when the model goes on.
+    batch.pop("labels")
+    _, _, again = model.read(**batch)
+    assert_close(again.tokens, output.packed.tokens, **EXACT)
     # What is not seen is nothing to look back at.
     memory = model.memory(
         output.hidden, output.spliced.ids, output.spliced.visual, packed.tokens, output.seen

@@ -4,15 +4,14 @@ import torch
 
 from setokim.token_order import follow, pictures_before
 
-IMAGE = 7
+IMAGE, START = 7, 8
 
 
 def test_pictures_before():
-    ids = torch.tensor([[7, 1, 7, 7], [7, 2, 3, 4], [1, 7, 2, 7]])
-    labels = torch.tensor([[-100, -100, 7, 7], [7, -100, -100, -100], [-100, -100, -100, -100]])
-    # The first of a row follows none, and neither does one that is no answer.
-    found = pictures_before(ids, labels, IMAGE, -100)
-    assert found.tolist() == [-1, 0, 1, -1, -1, -1]
+    ids = torch.tensor([[7, 1, 8, 7, 8, 7], [7, 2, 8, 3, 4, 8], [8, 7, 2, 7, 7, 5]])
+    # The first of a row follows none, and neither does one that is given.
+    found = pictures_before(ids, IMAGE, START)
+    assert found.tolist() == [-1, 0, 1, -1, -1, -1, -1]
 
 
 def test_tokens_come_as_what_they_are_like():
