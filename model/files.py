@@ -1,0 +1,71 @@
+"""Files that are whole or not there: written beside, forced to the disk, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+# Begins the name of a file that is being written; one that a killed process left is not read.
+UNFINISHED = ".unfinished-"
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Replace a file in one step.
+
+    A reader sees the old file or the new one, whatever stops the writer. A link at `path` is
+    replaced, never followed.
+
+    Args:
+        path: file to replace, or to make.
+
+    Yields:
+        The path to write to: an empty file in the same folder with the ending of `path`. It takes
+        the name of `path` when the block ends, and is removed if an error ends the block.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    path = Path(path)
+    # A name of its own length: that of `path` may be as long as the file system allows.
+    beside = path.with_name(f"{UNFINISHED}{secrets.token_hex(8)}{path.suffix[:16]}")
+    os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        yield beside
+        sync(beside)
+        os.replace(beside, path)
+        sync(path.parent)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def write_file(path: str | Path, content: str | bytes) -> None:
+    """Write a whole file as `replacing` does.
+
+    Args:
+        path: file to replace, or to make.
+        content: its bytes, or its text, which is encoded in UTF-8.
+
+    Raises:
+        OSError: as of `replacing`.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with replacing(path) as beside:
+        beside.write_bytes(data)
+
+
+def sync(path: str | Path) -> None:
+    """Force a file's content, or a folder's names, to the disk.
+
+    Raises:
+        OSError: it is not there, or the disk fails.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
