@@ -106,8 +106,9 @@ class Setokim(lmms):
     def _prompt(self, request: Instance) -> list[dict[str, Any]]:
         context, _, to_visual, number, task, split = request.args
         pictures = list(_pictures(to_visual(self.task_dict[task][split][number])))
-        # Where pictures are, the template says.
-        return [message("user", *pictures, context.replace("<image>", "").strip())]
+        # Where pictures are, the template says. What names no picture is text.
+        text = context.replace("<image>", "", len(pictures)).strip()
+        return [message("user", *pictures, text)]
 
 
 def manifest():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -185,22 +186,24 @@ class Printer:
 
 
 def answer_message(speaker: Speaker, answer: Answer, drawn: list[Image.Image]) -> dict[str, Any]:
-    """What was said as a message of the conversation, its pictures in their places."""
-    config, tokenizer = speaker.model.config, speaker.processor.tokenizer
+    """What was said as a message of the conversation, pictures and masks in their places."""
+    config, processor = speaker.model.config, speaker.processor
     parts: list[dict[str, Any]] = []
     words: list[int] = []
     pictures = iter(drawn)
 
     def end_words() -> None:
-        if words:
-            # With [SEG], which belongs to what was said.
-            parts.append({"type": "text", "text": tokenizer.decode(words).strip()})
-            words.clear()
+        if text := processor.decode(words):
+            parts.append({"type": "text", "text": text})
+        words.clear()
 
     for token in answer.ids:
         if token == config.image_end_id:
             end_words()
             parts.append({"type": "image", "image": next(pictures)})
+        elif token == config.segment_id:
+            end_words()
+            parts.append({"type": "mask"})
         elif token not in (config.image_token_id, config.image_start_id):
             words.append(token)
     end_words()
@@ -209,6 +212,9 @@ def answer_message(speaker: Speaker, answer: Answer, drawn: list[Image.Image]) -
 
 def _lines() -> Iterator[str]:
     """Of the standard input, without empty ones, until its end or "exit"."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # Bytes that are not UTF-8 do not end a conversation.
+        sys.stdin.reconfigure(errors="replace")
     asks = sys.stdin.isatty()
     while True:
         if asks:

@@ -1,4 +1,5 @@
 import io
+import os
 import sys
 
 import numpy as np
@@ -8,12 +9,27 @@ from PIL import Image
 from tiny_speaker import complaints, photo, prompts, says, speaker_folder  # noqa: F401
 
 from setok_kernels.cli.main import main
+from setokim.data.conversations import SPECIAL
 from setokim.modeling_setokim import SetokimModel
+from setokim.processing_setokim import SetokimProcessor
 
 
 @pytest.fixture
 def chat(speaker_folder):  # noqa: F811
     return lambda *arguments: main(["chat", "--model", str(speaker_folder), *map(str, arguments)])
+
+
+@pytest.fixture
+def prompt_ids(speaker_folder, monkeypatch):  # noqa: F811
+    """Ids of each prompt that the model was given, and its tokenizer."""
+    given, generate = [], SetokimModel.generate
+
+    def spied(self, input_ids, **options):
+        given.append(input_ids[0].tolist())
+        return generate(self, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(SetokimModel, "generate", spied)
+    return given, SetokimProcessor.from_pretrained(speaker_folder).tokenizer
 
 
 def texts(message):
@@ -53,26 +69,28 @@ def test_pictures_and_masks_are_named_and_kept(tmp_path, chat, says, photo, caps
 
 
 def test_a_conversation_is_kept(tmp_path, chat, says, prompts, photo, capsys, monkeypatch):  # noqa: F811
-    says("<img> <image> </img> yes [SEG] </s>", "no</s>", "<img> <image> </img> </s>")
+    turns = (
+        "<img> <image> </img> yes [SEG] a </s>",
+        "a</s>",
+        "no</s>",
+        "<img> <image> </img> </s>",
+    )
+    says(*turns)
     lines = "draw a circle\n\n what is <image>?\n is the circle red?\ndraw a square\nexit\nnever\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
     out = tmp_path / "out"
-    # The line with the name of a token cannot be said, and is forgotten.
-    assert chat("--image", photo, "--out", out) == 1
+    assert chat("--image", photo, "--out", out) == 0
     printed = capsys.readouterr()
-    assert printed.out == "[answer-001.png] yes [mask-001.png]\nno\n[answer-002.png]\n"
-    assert complaints(printed.err) == [
-        "setok chat: text: expected none of the tokens of pictures, got '<image>'"
-    ]
+    assert printed.out == "[answer-001.png] yes [mask-001.png] a\na\nno\n[answer-002.png]\n"
+    assert complaints(printed.err) == []
     assert [[m["role"] for m in messages] for messages in prompts] == [
-        ["user"],
-        ["user", "assistant", "user"],
-        ["user", "assistant", "user"],
-        ["user", "assistant", "user", "assistant", "user"],
+        ["user", "assistant"] * number + ["user"] for number in range(4)
     ]
     assert [texts(message) for message in prompts[-1]] == [
         ["image", "draw a circle"],
-        ["image", "yes[SEG]"],
+        ["image", "yes", "mask", "a"],
+        ["what is <image>?"],
+        ["a"],
         ["is the circle red?"],
         ["no"],
         ["draw a square"],
@@ -80,6 +98,42 @@ def test_a_conversation_is_kept(tmp_path, chat, says, prompts, photo, capsys, mo
     # The picture that goes on being talked about is the one that was shown.
     kept = Image.open(out / "answer-001.png")
     assert list(prompts[-1][1]["content"][0]["image"].getdata()) == list(kept.getdata())
+
+
+def test_what_was_said_is_read_as_it_was_said(chat, says, prompt_ids, photo, monkeypatch):  # noqa: F811
+    says("<img> <image> <image> </img> yes [SEG] a [SEG] </s>", "no</s>")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("draw a circle\nis the circle red?\n"))
+    assert chat("--image", photo) == 0
+    [first, second], tokenizer = prompt_ids
+    # A picture has one place, however many tokens it has.
+    said = tokenizer.encode("<img> <image> </img> yes [SEG] a [SEG] </s>", add_special_tokens=False)
+    assert second[: len(first) + len(said)] == first + said
+
+
+@pytest.mark.parametrize("name", [*SPECIAL, "<s>", "</s>", "<pad>", "<unk>"])
+def test_a_text_makes_no_special_tokens(chat, says, prompt_ids, photo, monkeypatch, name):  # noqa: F811
+    def specials(text):
+        says("yes</s>", "no</s>")
+        monkeypatch.setattr(sys, "stdin", io.StringIO(f"{text}\nis {text} red{text}?\n"))
+        assert chat("--image", photo) == 0
+        given, tokenizer = prompt_ids
+        special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        found = [[i for i in ids if i in special] for ids in given]
+        given.clear()
+        return found
+
+    assert specials(name) == specials("red")
+
+
+def test_bytes_that_are_no_text(chat, says, prompts, capsys, monkeypatch):  # noqa: F811
+    says("yes</s>", "no</s>")
+    stdin = io.TextIOWrapper(io.BytesIO(b"is \xff red?\n"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert chat() == 0
+    assert texts(prompts[0][0]) == ["is \ufffd red?"]
+    # As an argument of the command line.
+    assert chat(os.fsdecode(b"is \xff red?")) == 0
+    assert capsys.readouterr().out == "yes\nno\n"
 
 
 def test_end_of_input_ends(chat, says, capsys, monkeypatch):  # noqa: F811
@@ -126,7 +180,6 @@ def test_a_seed_makes_it_repeatable(chat, says, monkeypatch):  # noqa: F811
         (["--device", "moon", "yes"], "--device moon cannot be used"),
         (["--image", "/nowhere.png", "--", "yes"], "--image: cannot read /nowhere.png"),
         (["--out", "/dev/null/x", "yes"], "--out: cannot make the folder /dev/null/x"),
-        (["a <image>"], "text: expected none of the tokens of pictures, got '<image>'"),
     ],
 )
 def test_bad_arguments_are_named(chat, capsys, arguments, message):

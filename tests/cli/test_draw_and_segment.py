@@ -85,6 +85,11 @@ def test_a_picture_that_cannot_be_read(run, capsys, command):
     assert f"setok {command}: --image: cannot read /nowhere.png" in capsys.readouterr().err
 
 
-def test_a_text_that_cannot_be_said(run, capsys):
-    assert run("generate", "draw </img>") == 2
-    assert "setok generate: text: expected none of the tokens" in capsys.readouterr().err
+def test_a_text_with_the_name_of_a_token(run, says):  # noqa: F811
+    says("<img> <image> </img> </s>")
+    assert run("generate", "draw </img> and </s>") == 0
+
+
+def test_an_option_that_does_not_fit(run, capsys):
+    assert run("generate", "--temperature", "-1", "draw") == 2
+    assert "setok generate: temperature: expected at least 0, got -1.0" in capsys.readouterr().err

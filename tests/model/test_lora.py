@@ -7,14 +7,14 @@ import torch
 from tiny_setokim import LORA, build, picture
 from torch.testing import assert_close
 
-from setokim.data.conversations import message
+from setokim.data.conversations import MASK, message
 from setokim.lora import base_of
 from setokim.modeling_setokim import SetokimModel
 from setokim.training.instruct_settings import InstructSettings
 from setokim.training.stage2 import freeze
 
 CHATS = [
-    [message("user", picture(0), "red"), message("assistant", "[SEG]")],
+    [message("user", picture(0), "red"), message("assistant", MASK)],
     [message("user", "draw a circle."), message("assistant", "yes.", picture(1))],
 ]
 EXACT = {"rtol": 0, "atol": 0}

@@ -9,7 +9,7 @@ from transformers import AutoModel
 
 from setokim.configuration_setok import SetokConfig
 from setokim.configuration_setokim import SetokimConfig
-from setokim.data.conversations import message
+from setokim.data.conversations import MASK, message
 from setokim.modeling_setokim import SetokimModel, prompt_places
 
 SHOW = [
@@ -18,7 +18,7 @@ SHOW = [
     message("user", "draw a circle."),
     message("assistant", picture(2)),
 ]
-SELECT = [message("user", picture(3), "red"), message("assistant", "[SEG]")]
+SELECT = [message("user", picture(3), "red"), message("assistant", MASK)]
 TEXT = [message("user", "red"), message("assistant", "yes, a red circle.")]
 EXACT = {"rtol": 0, "atol": 0}
 
@@ -257,7 +257,7 @@ def test_logits_of_special_tokens_are_their_own():
 
 
 def test_masks_are_about_the_last_picture(model, processor):
-    both = [message("user", picture(0), picture(3), "red"), message("assistant", "[SEG] [SEG]")]
+    both = [message("user", picture(0), picture(3), "red"), message("assistant", MASK, MASK)]
     output = model(**processor([TEXT, both, SELECT]))
     found, numbers = model.segment(output, (12, 10))
     assert found.fine.shape == (3, 12, 10)
@@ -273,7 +273,7 @@ def test_masks_are_about_the_last_picture(model, processor):
 
 
 def test_masks_that_were_cut_off_have_no_logits(model, processor):
-    long = [message("user", picture(0), "red"), message("assistant", "yes, a red circle. [SEG]")]
+    long = [message("user", picture(0), "red"), message("assistant", "yes, a red circle.", MASK)]
     batch = processor([long, SELECT])
     number = int((model(**processor([SELECT])).spliced.attention_mask).sum())
     found, numbers = model.segment(model(**batch, max_length=number), (6, 6))
@@ -281,7 +281,7 @@ def test_masks_that_were_cut_off_have_no_logits(model, processor):
 
 
 def test_masks_need_a_picture(model, processor):
-    output = model(**processor([[message("user", "red"), message("assistant", "[SEG]")]]))
+    output = model(**processor([[message("user", "red"), message("assistant", MASK)]]))
     with pytest.raises(ValueError, match="input_ids: expected an image before each"):
         model.segment(output, (4, 4))
 

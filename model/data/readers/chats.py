@@ -17,7 +17,8 @@ _SPEAKERS = {"human": "user", "gpt": "assistant"}
 class Chats:
     """LLaVA-665K and ALLaVA: turns of "human" and "gpt", with a picture or without.
 
-    The picture stands before the first question, wherever its "<image>" does. `facts`: "id".
+    The picture stands before the first question, wherever its "<image>" does. In answers, and in
+    conversations without a picture, "<image>" is text. `facts`: "id".
 
     Args:
         root: folder that the records' paths of pictures begin at.
@@ -41,7 +42,8 @@ class Chats:
         if not turns or len(turns) % 2:
             reason = f"conversations: expected pairs of turns, got {len(turns)} turns"
             raise BrokenSampleError(source, reason)
-        texts = [_text(turn, ROLES[i % 2], source) for i, turn in enumerate(turns)]
+        shown = "image" in record
+        texts = [_text(turn, ROLES[i % 2], source, shown) for i, turn in enumerate(turns)]
         messages = [message(ROLES[i % 2], text) for i, text in enumerate(texts)]
         if "image" in record:
             name = field_of(record, "image", str, source)
@@ -52,9 +54,10 @@ class Chats:
         return Conversation(task, tuple(messages), (), source, facts)
 
 
-def _text(turn: Any, role: str, source: str) -> str:
+def _text(turn: Any, role: str, source: str, shown: bool) -> str:
     speaker = field_of(turn, "from", str, source)
     if _SPEAKERS.get(speaker) != role:
         expected = next(name for name, known in _SPEAKERS.items() if known == role)
         raise BrokenSampleError(source, f"from: expected {expected}, got {speaker!r}")
-    return field_of(turn, "value", str, source).replace(_PLACE, "").strip()
+    text = field_of(turn, "value", str, source)
+    return (text.replace(_PLACE, "") if shown and role == "user" else text).strip()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from setokim.data.conversations import SEG, Conversation, message
+from setokim.data.conversations import MASK, Conversation, message
 from setokim.data.readers.files import check_root, field_of, picture_of
 from setokim.data.records import JsonList, read_plain_pickle
 from setokim.data.rle import decode_rle, encode_rle
@@ -83,7 +83,7 @@ class ReferringExpressions:
             "sent_id": field_of(sentence, "sent_id", int, source),
             "phrase": phrase,
         }
-        turns = message("user", picture, f"segment the {phrase}."), message("assistant", SEG)
+        turns = message("user", picture, f"segment the {phrase}."), message("assistant", MASK)
         return Conversation("segment", turns, (mask,), source, facts)
 
 
@@ -133,7 +133,7 @@ class ReasonSeg:
             "is_sentence": is_sentence,
             "ignored": encode_rle(levels == _IGNORED),
         }
-        turns = message("user", picture, asked), message("assistant", SEG)
+        turns = message("user", picture, asked), message("assistant", MASK)
         return Conversation("segment", turns, (levels == _TARGET,), str(path), facts)
 
 

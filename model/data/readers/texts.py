@@ -6,10 +6,10 @@ from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
 
-from setokim.data.conversations import SPECIAL, Conversation, message
+from setokim.data.conversations import Conversation, message
 from setokim.data.readers.files import check_root, field_of
 from setokim.data.records import JsonLines
-from setokim.data.samples import BrokenSampleError, check_index
+from setokim.data.samples import check_index
 
 
 class SlimPajama:
@@ -47,9 +47,5 @@ class SlimPajama:
         place = index - (self._ends[number] - len(file))
         source = file.source(place)
         text = field_of(file[place], "text", str, source)
-        for name in SPECIAL:
-            if name in text:
-                # It would stand for a picture or a mask that is not there.
-                raise BrokenSampleError(source, f"text: expected one without {name}")
         turns = message("user", ""), message("assistant", text)
         return Conversation("text", turns, (), source)

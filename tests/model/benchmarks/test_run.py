@@ -96,6 +96,20 @@ def test_each_benchmark_on_its_fixture(name, model, tmp_path, capsys):
         assert len(json.loads((out / "submission.json").read_text())) == number
 
 
+def test_names_of_special_tokens_in_questions(model, tmp_path):
+    names = "<img> </img> <image> [SEG] <s> </s> <pad> <unk>"
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    PUBLISHED["vqav2"][0](data)
+    for path in data.glob("*.json"):
+        text = path.read_text().replace("what 2?", f"what {names}?").replace('"b"', f'"{names}"')
+        path.write_text(text)
+    where = ["--data", str(data), "--model", str(model), "--out", str(out)]
+    assert main(["eval", "--benchmark", "vqav2", *where, "--max-new-tokens", "4"]) == 0
+    assert figures_of(out)["samples"] == 3 and figures_of(out)["broken"] == 0
+    assert names in (out / "predictions.jsonl").read_text(encoding="utf-8")
+
+
 def test_shapes_world_as_the_training_run_says(built, model, world, tmp_path):
     dataset = build_dataset(**WORLD, **OPTIONS)
     settings = GenerationSettings(max_new_tokens=6, sampling_steps=2)

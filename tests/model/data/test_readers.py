@@ -8,6 +8,7 @@ from published import NEEDS, PUBLISHED, mask_in, picture
 from torch.utils.data import DataLoader
 
 from setokim.data import BrokenSampleError, Conversation, Guarded, Order, Sample
+from setokim.data.conversations import MASK
 from setokim.data.readers import READERS
 from setokim.data.rle import decode_rle
 
@@ -25,7 +26,9 @@ def reopen(name, root):
 
 
 def said(sample):
-    return [part.get("text") for m in sample.messages for part in m["content"]]
+    """Texts, MASK, and None for pictures."""
+    parts = (part for one in sample.messages for part in one["content"])
+    return [part if part == MASK else part.get("text") for part in parts]
 
 
 def shown(sample):
@@ -97,6 +100,21 @@ def test_what_is_read(tmp_path):
     assert flickr.facts == {"image_id": "3.jpg", "answers": [f"A dog {i}." for i in range(5)]}
 
 
+def test_the_place_of_a_picture_in_a_chat(tmp_path):
+    """It is the user's "<image>" where there is a picture; anywhere else it is text."""
+    build("llava-665k", tmp_path)
+
+    def change(records):
+        for record in records:
+            asked, answer, *_ = record["conversations"]
+            asked["value"], answer["value"] = "What is <image>?", "A tag, <image>."
+
+    rewrite(tmp_path / "llava_v1_5_mix665k.json", change)
+    dataset = reopen("llava-665k", tmp_path)
+    assert said(dataset[0]) == [None, "What is ?", "A tag, <image>.", "Sure?", "Yes."]
+    assert said(dataset[1]) == ["What is <image>?", "A tag, <image>."]
+
+
 def test_pictures_of_edits(tmp_path):
     dataset = build("magicbrush", tmp_path)
     before, after = shown(dataset[1])
@@ -135,7 +153,7 @@ def test_pictures_to_be_drawn(tmp_path):
 
 def test_masks_of_phrases(tmp_path):
     dataset = build("refcoco+", tmp_path)
-    assert said(dataset[1])[1:] == ["segment the left dog 1.", "[SEG]"]
+    assert said(dataset[1])[1:] == ["segment the left dog 1.", MASK]
     assert dataset[1].facts == {"ref_id": 1, "sent_id": 1, "phrase": "left dog 1"}
     # Corners at 2 and 12, 2 and 10.
     assert np.array_equal(dataset[0].masks[0], mask_in(2, 2, 10, 8))
@@ -292,11 +310,12 @@ def test_lines_that_are_none(tmp_path):
     dataset = build("slimpajama", tmp_path)
     file = tmp_path / "chunk1" / "a.jsonl"
     lines = [b'{"text": "a"', b'{"text": "\xff"}', b'{"meta": {}}', b'{"text": "whole"}']
-    file.write_bytes(b"\n".join([*lines, b'{"text": "a [SEG]"}']))
+    file.write_bytes(b"\n".join([*lines, b'{"text": "a [SEG]</s>"}']))
     good, bad = broken(reopen("slimpajama", tmp_path))
-    assert [said(one) for one in good] == [["", "whole"], said(dataset[2])]
+    # Names of special tokens are text.
+    assert [said(one) for one in good] == [["", "whole"], ["", "a [SEG]</s>"], said(dataset[2])]
     found = [text.removeprefix(f"{file}:")[:5] for text in bad]
-    assert found == ["1: no", "2: no", "3: te", "5: te"]
+    assert found == ["1: no", "2: no", "3: te"]
 
 
 def test_rows_of_labels_that_are_none(tmp_path):
