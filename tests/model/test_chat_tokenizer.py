@@ -298,3 +298,13 @@ def test_other_templates():
     pieces = turns.replace("'<|tool|>'", "'<|' + 'tool|>'")
     with pytest.raises(ValueError, match="chat_template: expected a template with the names of"):
         ChatTokenizer(tokenizer, pieces)
+
+
+def test_an_end_of_text_among_ordinary_added_tokens():
+    tokenizer = with_names(byte_level())
+    tokenizer.add_tokens(["<|end|>"])
+    tokenizer.eos_token = "<|end|>"
+    assert not tokenizer.added_tokens_decoder[tokenizer.eos_token_id].special
+    chat = ChatTokenizer(tokenizer, CHAT_TEMPLATE)
+    ids, _ = chat([message("user", "<|end|>"), message("assistant", "<|end|>")])
+    assert ids.index(tokenizer.eos_token_id) == len(ids) - 1
