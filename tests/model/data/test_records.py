@@ -1,6 +1,5 @@
 import json
 import os
-import pickle
 
 import pytest
 
@@ -12,7 +11,6 @@ from setokim.data.records import (
     Lines,
     ParquetRows,
     read_json,
-    read_plain_pickle,
 )
 
 
@@ -92,36 +90,3 @@ def test_rows_of_parquet(tmp_path):
     paths[0].write_text("no parquet")
     with pytest.raises(ValueError, match=r"a\.parquet: expected a parquet file, got "):
         ParquetRows(paths)
-
-
-class Evil:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_plain_pickles_execute_nothing(tmp_path, protocol):
-    path, made = tmp_path / "refs.p", tmp_path / "made"
-    plain = [{"ref_id": 1, "sentences": [{"raw": "le café", "tokens": ["a"]}], "box": (1.5, None)}]
-    path.write_bytes(pickle.dumps(plain, protocol))
-    assert read_plain_pickle(path) == plain
-    path.write_bytes(pickle.dumps([plain, Evil(str(made))], protocol))
-    with pytest.raises(
-        ValueError, match=r"refs\.p: expected a pickle of plain values, got \w+\.mk"
-    ):
-        read_plain_pickle(path)
-    assert not made.exists()
-
-
-def test_pickles_of_python_2_and_broken_ones(tmp_path):
-    path = tmp_path / "refs.p"
-    # A list of one dict with a str, of protocol 0.
-    path.write_bytes(b"(lp0\n(dp1\nS'raw'\np2\nS'a dog'\np3\nsa.")
-    assert read_plain_pickle(path) == [{"raw": "a dog"}]
-    for data in (b"", b"no pickle", pickle.dumps([1, 2])[:-3]):
-        path.write_bytes(data)
-        with pytest.raises(ValueError, match=r"refs\.p: expected a pickle of plain values, got "):
-            read_plain_pickle(path)
