@@ -115,7 +115,9 @@ def check_outline(corners: Any, size: tuple[int, int]) -> None:
     for x, y in zip(corners[::2], corners[1::2], strict=True):
         # Not finite values fail the comparison too.
         if not (-width <= x <= 2 * width and -height <= y <= 2 * height):
-            raise ValueError(f"expected corners near {width} × {height} pixels, got {x!r}, {y!r}")
+            raise ValueError(
+                f"expected corners near {width} × {height} pixels, got {x!r:.20}, {y!r:.20}"
+            )
     points = np.array(corners, np.float64).reshape(-1, 2)  # (n, 2): x, y
     steps = np.abs(points - np.roll(points, 1, axis=0))
     length = float(steps.max(axis=1, initial=0).sum())
