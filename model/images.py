@@ -73,11 +73,16 @@ def find_images(
     return list(found.values())
 
 
-def load_image(path: str | Path) -> Image.Image:
+def load_image(path: str | Path, upright: bool = True) -> Image.Image:
     """Reads a picture as 8-bit RGB, upright.
 
     EXIF orientation is applied, transparency is laid on white, of an animation the first frame is
     taken, and 16-bit, 32-bit and float pictures are scaled to 8 bits.
+
+    Args:
+        path: File, or a stream that `PIL.Image.open` takes.
+        upright: False leaves the pixels as they are stored, whatever EXIF says: annotations may
+            be of those.
 
     Raises:
         UnreadableImageError: The file is missing, no picture, or damaged.
@@ -85,7 +90,7 @@ def load_image(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as opened:
             opened.load()
-            return to_rgb(ImageOps.exif_transpose(opened))
+            return to_rgb(ImageOps.exif_transpose(opened) if upright else opened)
     except Exception as error:
         # A damaged file makes PIL's decoders raise nearly anything (SyntaxError, struct.error,
         # DecompressionBombError, ...), and for the caller all of it means the same.

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from setokim.benchmarks.asking import Answered, Asked
+from setokim.data.records import parse_json
 from setokim.data.rle import decode_rle, encode_rle
 
 FILE = "predictions.jsonl"
@@ -87,9 +88,9 @@ class AnswerLog:
         if len(whole) < len(data):
             # Killed while it wrote.
             self._path.write_bytes(whole)
-        for number, line in enumerate(whole.decode("utf-8").splitlines(), 1):
+        for number, line in enumerate(whole.decode("utf-8").split("\n")[:-1], 1):
             try:
-                fields = json.loads(line)
+                fields = parse_json(line)
                 if "broken" in fields:
                     self.broken[fields["number"]] = f"{fields['source']}: {fields['broken']}"
                 else:

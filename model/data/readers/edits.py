@@ -8,9 +8,18 @@ from types import MappingProxyType
 from typing import Any
 
 from setokim.data.conversations import Conversation, message
-from setokim.data.readers.files import check_root, field_of, find_file, picture_in, picture_of
-from setokim.data.records import JsonList, ParquetRows, read_json
-from setokim.data.samples import BrokenSampleError, check_index
+from setokim.data.file_dataset import FileDataset
+from setokim.data.readers.edit_turns import EditTurns, find_turns
+from setokim.data.readers.files import (
+    check_root,
+    field_of,
+    file_in,
+    find_file,
+    picture_in,
+    picture_of,
+)
+from setokim.data.records import JsonList, ParquetRows, json_of
+from setokim.data.samples import BrokenSampleError
 
 # By data set, the columns of the picture before, the instruction and the picture after.
 _COLUMNS = {
@@ -31,15 +40,16 @@ _LISTS = {
 }
 
 
-class Edits:
+class Edits(FileDataset):
     """One edit a sample: a picture and an instruction, and the picture that answers them.
 
     `facts`: "instruction", and "caption", what the picture after shows in words, or None; of
     MagicBrush also "img_id" and "turn_index", whose turns follow one another.
 
     Args:
-        root: folder with SPLIT-*.parquet, or data/SPLIT-*.parquet, as the hub has them; of
-            MagicBrush's test split also global_descriptions.json, if there.
+        root: folder with SPLIT-*.parquet, or data/SPLIT-*.parquet, as the hub has them; or with
+            MagicBrush's test split as its authors give it, a zip file or what is in it (see
+            `EditTurns`); and global_descriptions.json, if there.
         name: "instructpix2pix" or "magicbrush".
         split: such as "train", "dev" or "test".
 
@@ -54,20 +64,23 @@ class Edits:
         self._name, folder = name, check_root(root)
         pattern = f"{split}-*.parquet"
         paths = sorted(folder.glob(pattern)) or sorted(folder.glob(f"data/{pattern}"))
-        if not paths:
+        turns = find_turns(folder) if name == "magicbrush" and split == "test" else None
+        if paths:
+            self._records: ParquetRows | EditTurns = ParquetRows(paths)
+        elif turns is not None:
+            self._records = EditTurns(turns)
+        else:
             raise ValueError(f"root: expected {pattern} in {root} or its folder data, got none")
-        self._records = ParquetRows(paths)
-        path = folder / _DESCRIPTIONS
-        self._descriptions = read_json(path) if path.is_file() else {}
-        if not isinstance(self._descriptions, dict):
-            raise ValueError(f"{path}: expected an object by picture, got another value")
+        self._descriptions = _by_picture(folder, self._records, _DESCRIPTIONS)
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> Conversation:
-        check_index(index, len(self))
-        source, record = self._records.source(index), self._records[index]
+    def _source(self, index: int) -> str:
+        return self._records.source(index)
+
+    def _read(self, index: int, source: str) -> Conversation:
+        record = self._records[index]
         before, prompt, after = _COLUMNS[self._name]
         instruction = field_of(record, prompt, str, source)
         pictures = [picture_in(record.get(name), source, name) for name in (before, after)]
@@ -86,7 +99,7 @@ class Edits:
         return caption if isinstance(caption, str) else None
 
 
-class ListedEdits:
+class ListedEdits(FileDataset):
     """Edits of photographs that are listed in a JSON file; samples as of `Edits`.
 
     `facts`: "instruction", "instructions" (all requests that people wrote for the pair), "caption"
@@ -116,20 +129,34 @@ class ListedEdits:
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> Conversation:
-        check_index(index, len(self))
-        source, record = self._records.source(index), self._records[index]
+    def _source(self, index: int) -> str:
+        return self._records.source(index)
+
+    def _read(self, index: int, source: str) -> Conversation:
+        record = self._records[index]
         before, prompt, after = self._fields
         said = field_of(record, prompt, (str, list), source)
         requests = [said] if isinstance(said, str) else said
         if not requests or not all(isinstance(one, str) for one in requests):
             raise BrokenSampleError(source, f"{prompt}: expected texts, got {said!r:.80}")
         pictures = [
-            picture_of(self._folder / "images" / field_of(record, name, str, source), source)
-            for name in (before, after)
+            picture_of(file_in(self._folder, f"images/{name}", source), source)
+            for name in (field_of(record, field, str, source) for field in (before, after))
         ]
         facts = {"instructions": requests, "caption": None}
         return _edit(pictures[0], requests[0], pictures[1], source, facts)
+
+
+def _by_picture(folder: Path, records: ParquetRows | EditTurns, name: str) -> dict[str, Any]:
+    """The object in a JSON file of the folder, or of the archive of the edits; {} without one."""
+    path = folder / name
+    data = path.read_bytes() if path.is_file() else None
+    if data is None and isinstance(records, EditTurns):
+        data = records.beside(name)
+    found = {} if data is None else json_of(data, str(path))
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected an object by picture, got another value")
+    return found
 
 
 def _edit(before, instruction: str, after, source: str, facts: dict[str, Any]) -> Conversation:

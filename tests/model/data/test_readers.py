@@ -233,7 +233,7 @@ RECORDS = {
     "coco-instances": (
         "annotations/instances_val2017.json",
         lambda v: v["annotations"][1]["segmentation"].update(size=[16, 23]),
-        "segmentation: counts: expected runs of 16 × 23 pixels",
+        "segmentation: size: expected the image's (16, 24), got (16, 23)",
     ),
     "coco-panoptic": (
         "annotations/panoptic_val2017.json",
@@ -245,7 +245,11 @@ RECORDS = {
         lambda v: v[0]["conversations"].pop(),
         "conversations: expected pairs of turns, got 3 turns",
     ),
-    "allava": ("allava.json", lambda v: v[0].update(image=3), "image: expected str, got 3"),
+    "allava": (
+        "allava.json",
+        lambda v: v[0].update(image=3),
+        "image: expected str or list of str, got 3",
+    ),
     "vqav2": (
         "v2_mscoco_val2014_annotations.json",
         lambda v: v["annotations"].pop(),
@@ -285,7 +289,7 @@ RECORDS = {
     "refcocog": (
         "refcocog/instances.json",
         lambda v: v["annotations"][1]["segmentation"].update(size=[24, 16]),
-        "segmentation: expected the picture's size (16, 24), got (24, 16)",
+        "segmentation: size: expected the image's (16, 24), got (24, 16)",
     ),
     "reasonseg": (
         "2.json",
