@@ -7,6 +7,7 @@ in an incomplete installation.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from setok_kernels.cli import (
     train,
 )
 from setok_kernels.cli.errors import UsageError
+from setok_kernels.cli.signals import signal_of, stops_as_interrupts
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,9 +48,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments after the program's name; those of the process when None.
 
     Returns:
-        The exit code: 0 all well, 1 part of the work failed, 2 the command cannot run as given.
+        The exit code: 0 all well, 1 part of the work failed, 2 the command cannot run as given,
+        128 + the signal's number when SIGINT, SIGTERM or SIGHUP stopped it.
     """
     arguments = build_parser().parse_args(argv)
+    try:
+        with stops_as_interrupts():
+            return _run(arguments)
+    except KeyboardInterrupt as stop:
+        number = signal_of(stop)
+        # After SIGHUP the terminal may be gone.
+        with contextlib.suppress(OSError):
+            print(f"setok {arguments.command}: stopped by {number.name}", file=sys.stderr)
+        return 128 + number
+
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
         code = arguments.run(arguments)
         sys.stdout.flush()
