@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,14 @@ IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 )
 _MAX_16_BIT = 65535
+_TIFF_BITS = 258  # tag BitsPerSample
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 
 class UnreadableImageError(ValueError):
@@ -76,16 +86,18 @@ def find_images(
 def load_image(path: str | Path) -> Image.Image:
     """Reads a picture as 8-bit RGB, upright.
 
-    EXIF orientation is applied, transparency is laid on white, of an animation the first frame is
-    taken, and 16-bit, 32-bit and float pictures are scaled to 8 bits.
+    EXIF orientation is applied, of an animation the first frame is taken, and the mode is
+    converted as `to_rgb` says.
 
     Raises:
-        UnreadableImageError: The file is missing, no picture, or damaged.
+        UnreadableImageError: The file is missing, no picture, no regular file, or damaged.
     """
     try:
+        _require_regular(path)
         with Image.open(path) as opened:
             opened.load()
-            return to_rgb(ImageOps.exif_transpose(opened))
+            top = _stated_top(opened)  # before a turned copy forgets the file
+            return _to_rgb(ImageOps.exif_transpose(opened), top)
     except Exception as error:
         # A damaged file makes PIL's decoders raise nearly anything (SyntaxError, struct.error,
         # DecompressionBombError, ...), and for the caller all of it means the same.
@@ -96,30 +108,66 @@ def load_image(path: str | Path) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts a picture of any mode to 8-bit RGB.
+    """Convert an image of any mode to 8-bit RGB.
 
-    Deep greys keep their meaning: 16-bit values are divided by 65535, wider integers and floats
-    are stretched from their minimum to their maximum (floats within [0, 1] are taken as such).
+    Transparency is laid on white. Deep greys are scaled by their depth: 0 stays black and the top
+    of the range becomes white. Where mode or file state the depth, that is the top, whatever the
+    values: 65535 for 16 bits ("I;16", a PGM or PNG), 4095 for a 12-bit TIFF. Images of 32-bit
+    integers or floats ("I", "F") do not state it. Where they hold nothing but whole numbers from 0
+    on, their top is the first of 1, 255 and 65535 that no value exceeds; fractions within [0, 1]
+    have the top 1. All else (depth in metres, negative or larger values) is stretched from min to
+    max. NaN and -inf become black, inf white; neither counts for the range.
     """
+    return _to_rgb(image, _stated_top(image))
+
+
+def _to_rgb(image: Image.Image, top: int | None) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(_deep_to_uint8(np.asarray(image))).convert("RGB")
+        values = np.asarray(image)
+        levels = _deep_to_uint8(values, top)
+        clear = image.info.get("transparency")
+        if isinstance(clear, int):
+            levels[values == clear] = 255
+        return Image.fromarray(levels).convert("RGB")
     if image.has_transparency_data:
+        if image.mode == "La":
+            image = image.convert("LA")  # the one way out of premultiplied grey
         layered = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), layered)
     return image.convert("RGB")
 
 
-def _deep_to_uint8(values: np.ndarray) -> np.ndarray:
-    values = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
-    low, high = float(values.min()), float(values.max())
-    is_float_unit = low >= 0 and high <= 1
-    is_16_bit = low >= 0 and 1 < high <= _MAX_16_BIT and np.all(values == np.round(values))
-    if is_float_unit:
-        low, high = 0.0, 1.0
-    elif is_16_bit:
-        low, high = 0.0, float(_MAX_16_BIT)
+def _stated_top(image: Image.Image) -> int | None:
+    """Largest value of a deep grey as mode and file state it; None where they do not."""
+    if image.mode.startswith("I;16"):
+        bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS, (16,))
+        return 2 ** bits[0] - 1
+    # Pillow scales PGM files of any deep maximum to 16 bits.
+    return _MAX_16_BIT if image.mode == "I" and image.format == "PPM" else None
+
+
+def _deep_to_uint8(values: np.ndarray, top: int | None) -> np.ndarray:
+    values = values.astype(np.float64)
+    finite = values[np.isfinite(values)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+    if top is None and low >= 0:
+        is_whole = np.array_equal(finite, np.round(finite))
+        tops = (1, 255, _MAX_16_BIT) if is_whole else (1,)
+        top = next((t for t in tops if high <= t), None)
+    if top is not None:
+        low, high = 0.0, float(top)
     span = (high - low) or 1.0
+    values = np.nan_to_num(values, nan=low, posinf=low + span, neginf=low)
     return np.rint((values - low) / span * 255).astype(np.uint8)
+
+
+def _require_regular(path: str | Path | io.BytesIO) -> None:
+    """Refuses what would block or never end when it is read: pipes and devices."""
+    if isinstance(path, (str, Path)):
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            kind = next((name for test, name in _KINDS if test(mode)), "something else")
+            raise ValueError(f"expected a regular file, got {kind}")
 
 
 @dataclass(frozen=True)
