@@ -10,7 +10,7 @@ import io
 import json
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +19,16 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from setokim.file_names import printable_name
+from setokim.files import UNFINISHED
+
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+)
+# What else users call an image: read where Pillow or a plugin of it does, else named.
+OTHER_IMAGE_SUFFIXES = frozenset(
+    {".arw", ".avif", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl"}
+    | {".nef", ".pbm", ".pfm", ".pnm", ".qoi", ".tga"}
 )
 _MAX_16_BIT = 65535
 _TIFF_BITS = 258  # tag BitsPerSample
@@ -56,31 +64,70 @@ class NamedBytes(io.BytesIO):
 def find_images(
     inputs: Iterable[str | Path], recursive: bool = False, skip_suffix: str | None = None
 ) -> list[Path]:
-    """Lists the picture files behind paths given by a user.
+    """Lists the picture files behind paths given by a user; see `scan_images`."""
+    return scan_images(inputs, recursive, skip_suffix)[0]
+
+
+def scan_images(
+    inputs: Iterable[str | Path], recursive: bool = False, skip_suffix: str | None = None
+) -> tuple[list[Path], list[UnreadableImageError]]:
+    """List the image files behind paths given by a user, and what cannot be read there.
 
     Args:
-        inputs: Files, kept as they are whether they exist or not, and folders, searched for the
-            suffixes of `IMAGE_SUFFIXES` in sorted order.
-        recursive: Also search the folders inside a folder.
-        skip_suffix: Names that end so are left out of folders.
+        inputs: files, kept as they are whether they exist or not, and folders, searched for names
+            of images in sorted order.
+        recursive: also search the folders inside a folder; links to folders are not followed.
+        skip_suffix: names that end so are left out of folders.
 
     Returns:
-        The files in the order given, each once.
+        The files in the order given, each once; and an error for every name of an image in a
+        folder that is a broken link or no file, or whose format this Pillow cannot read, and for
+        every folder that cannot be searched.
     """
-    found: dict[Path, Path] = {}
+    found: dict[str, Path] = {}
+    refused: list[UnreadableImageError] = []
     for entry in map(Path, inputs):
-        files = [entry]
-        if entry.is_dir():
-            files = [
-                path
-                for path in sorted(entry.rglob("*") if recursive else entry.iterdir())
-                if path.suffix.lower() in IMAGE_SUFFIXES
-                and path.is_file()
-                and not (skip_suffix and path.name.endswith(skip_suffix))
-            ]
+        files = _search(entry, recursive, refused) if entry.is_dir() else [entry]
         for path in files:
-            found.setdefault(path.resolve(), path)
-    return list(found.values())
+            if path is entry or not (skip_suffix and path.name.endswith(skip_suffix)):
+                found.setdefault(_identity(path), path)
+    return list(found.values()), refused
+
+
+def _search(folder: Path, recursive: bool, refused: list[UnreadableImageError]) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        refused.append(_unreadable(error.filename, error))
+
+    listed: list[Path] = []
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        listed += (Path(parent, name) for name in names)
+        if not recursive:
+            folders.clear()
+    for path in sorted(listed):
+        suffix = path.suffix.lower()
+        is_image = suffix in IMAGE_SUFFIXES | OTHER_IMAGE_SUFFIXES
+        if not is_image or path.name.startswith(UNFINISHED):
+            continue
+        try:
+            _require_regular(path)
+            if suffix in OTHER_IMAGE_SUFFIXES and not _opens(suffix):
+                raise ValueError(f"the Pillow installed here does not read {suffix} files")
+        except (OSError, ValueError) as error:
+            refused.append(_unreadable(path, error))
+        else:
+            yield path
+
+
+def _opens(suffix: str) -> bool:
+    """Whether Pillow, with the plugins that are registered now, reads files of this ending."""
+    return Image.registered_extensions().get(suffix) in Image.OPEN
+
+
+def _identity(path: Path) -> str:
+    try:
+        return os.path.realpath(path)
+    except ValueError:  # a NUL byte, which reading will report
+        return str(path)
 
 
 def load_image(path: str | Path) -> Image.Image:
@@ -101,10 +148,15 @@ def load_image(path: str | Path) -> Image.Image:
     except Exception as error:
         # A damaged file makes PIL's decoders raise nearly anything (SyntaxError, struct.error,
         # DecompressionBombError, ...), and for the caller all of it means the same.
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        if isinstance(error, UnidentifiedImageError):
-            reason = "not a picture of a known format"
-        raise UnreadableImageError(f"cannot read {path}: {reason}") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str | Path | io.BytesIO, error: Exception) -> UnreadableImageError:
+    name = str(path) if isinstance(path, io.BytesIO) else printable_name(path)
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        reason = "not a picture of a known format"
+    return UnreadableImageError(f"cannot read {name}: {reason}")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

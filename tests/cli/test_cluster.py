@@ -60,6 +60,11 @@ def picture(tmp_path):
     return path
 
 
+def listing(folder):
+    """Names in a folder, without that of its lock."""
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+
+
 def read(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -67,7 +72,7 @@ def read(path):
 def test_a_png_and_a_json_per_picture(picture, tmp_path, capsys):
     out = tmp_path / "new" / "out"
     assert main(["cluster", str(picture), "--out", str(out), *GRID]) == 0
-    assert sorted(p.name for p in out.iterdir()) == ["halves.clusters.json", "halves.clusters.png"]
+    assert listing(out) == ["halves.clusters.json", "halves.clusters.png"]
 
     record = read(out / "halves.clusters.json")
     text = (out / "halves.clusters.json").read_text()
@@ -137,11 +142,7 @@ def test_a_folder_of_unequal_pictures(tmp_path, batch_size):
 def test_results_are_not_taken_for_pictures(picture, tmp_path):
     for _ in range(2):
         assert main(["cluster", str(tmp_path), "--out", str(tmp_path), *GRID]) == 0
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "halves.clusters.json",
-        "halves.clusters.png",
-        "halves.png",
-    ]
+    assert listing(tmp_path) == ["halves.clusters.json", "halves.clusters.png", "halves.png"]
     assert Image.open(picture).size == (64, 48)
 
 
@@ -260,13 +261,18 @@ def test_an_explicit_backend_is_recorded(picture, tmp_path):
 
 def test_out_is_a_file(picture, capsys):
     assert main(["cluster", str(picture), "--out", str(picture)]) == 2
-    assert "cannot make the folder" in capsys.readouterr().err
+    assert f"cannot make the folder {picture} or write into it" in capsys.readouterr().err
 
 
 def test_a_result_that_cannot_be_written(picture, tmp_path, capsys):
-    (tmp_path / "out" / "halves.clusters.png").mkdir(parents=True)
-    assert main(["cluster", str(picture), "--out", str(tmp_path / "out"), *GRID]) == 2
+    out = tmp_path / "out"
+    command = ["cluster", str(picture), "--out", str(out), *GRID]
+    assert main(command) == 0
+    (out / "halves.clusters.png").unlink()
+    (out / "halves.clusters.png").mkdir()
+    assert main(command) == 2
     assert f"cannot write the results of {picture}" in capsys.readouterr().err
+    assert listing(out) == ["halves.clusters.json", "halves.clusters.png"], "nothing unfinished"
 
 
 @pytest.mark.parametrize("module", ["PIL", "rich"])
