@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from setok_kernels.cli.device import usable_device
 from setok_kernels.cli.errors import UsageError, missing_package
-from setok_kernels.cli.options import add_config_options, read_config
+from setok_kernels.cli.options import add_config_options, add_trust_option, read_config
 from setok_kernels.dispatch import backends, select_backend
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="COUNT",
         help="pictures encoded and clustered together (default: %(default)s)",
     )
+    add_trust_option(parser)
     add_config_options(parser)
     parser.set_defaults(run=run)
 
@@ -89,7 +90,12 @@ def run(arguments: argparse.Namespace) -> int:
         inputs = ", ".join(map(printable_name, arguments.inputs))
         raise UsageError(f"no pictures found in {inputs} (looked for {looked_for})")
     method = make_method(
-        arguments.encoder, arguments.grid, config, arguments.backend, arguments.device
+        arguments.encoder,
+        arguments.grid,
+        config,
+        arguments.backend,
+        arguments.device,
+        arguments.trust_remote_code,
     )
     _require_memory(method, min(len(files), arguments.batch_size))
     with contextlib.ExitStack() as stack:
@@ -160,6 +166,7 @@ def make_method(
     config: ClusterConfig,
     backend: str = "auto",
     device_name: str = "cpu",
+    trust_remote_code: bool = False,
 ) -> Method:
     """Builds the encoder and checks that the device and the backend can be used.
 
@@ -172,7 +179,7 @@ def make_method(
     device = usable_device(device_name)
     try:
         select_backend(backend, device)
-        encoder = build_encoder(encoder_name, grid).to(device)
+        encoder = build_encoder(encoder_name, grid, trust_remote_code).to(device)
     except ImportError as error:
         raise missing_package(error, "cli,model", f"--encoder {encoder_name} ") from error
     except (RuntimeError, ValueError) as error:
@@ -214,13 +221,17 @@ def _require_memory(method: Method, batch_size: int) -> None:
     from setokim.host_memory import require_memory
 
     rows, columns = method.encoder.grid
-    pixels = math.prod(method.encoder.pixel_size)
-    # Per image: pixels and a normalised copy, features, masks with the residual's; all float32.
-    numbers = 6 * pixels + rows * columns * (
-        method.encoder.feature_dim + method.config.max_clusters + 1
+    pixels = 3 * math.prod(method.encoder.pixel_size)
+    per_patch = method.encoder.feature_dim + method.config.max_clusters + 1
+    needed = max(
+        # While the last image of a batch is scaled: the batch, its bytes, two copies in float64.
+        pixels * (4 * batch_size + 17),
+        # While the batch is encoded: its pixels and a copy. Afterwards: features and masks.
+        pixels * 8 * batch_size,
+        rows * columns * per_patch * 4 * batch_size,
     )
     try:
-        require_memory(4 * numbers * batch_size, f"--grid {rows}x{columns}")
+        require_memory(needed, f"--grid {rows}x{columns}")
     except ValueError as error:
         raise UsageError(f"{error}; --batch-size is {batch_size}") from error
 
