@@ -135,11 +135,10 @@ class HFVisionEncoder(nn.Module):
             self._options["interpolate_pos_encoding"] = True
 
         if grid is not None:
-            # Pixels and the kept hidden states, float32.
+            # The pixels and one hidden state, float32.
             states = math.prod(grid) * getattr(config, "hidden_size", 0)
-            layers = 1 + getattr(config, "num_hidden_layers", 0)
-            numbers = 3 * math.prod(self.pixel_size) + states * layers
-            require_memory(4 * numbers, f"grid {grid[0]}x{grid[1]}")
+            needed = 4 * (3 * math.prod(self.pixel_size) + states)
+            require_memory(needed, f"grid {grid[0]}x{grid[1]}")
         try:
             with torch.no_grad():
                 features = self(torch.zeros(1, 3, *self.pixel_size))
