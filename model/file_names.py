@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -9,6 +10,13 @@ from pathlib import Path
 def utf8_name(path: str | Path) -> str:
     """Decode a name as UTF-8, whatever the locale; other bytes stay as surrogates U+DC80-U+DCFF."""
     return os.fsencode(path).decode("utf-8", "surrogateescape")
+
+
+def true_path(path: str | Path) -> str:
+    """Absolute path without links, as text: the same however a file is named."""
+    with contextlib.suppress(ValueError):  # a NUL byte: no file, which reading it will say
+        path = os.path.realpath(path)
+    return utf8_name(path)
 
 
 def printable_name(path: str | Path) -> str:

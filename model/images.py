@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from setokim.file_names import printable_name
+from setokim.file_names import printable_name, true_path
 from setokim.files import UNFINISHED
 
 IMAGE_SUFFIXES = frozenset(
@@ -90,7 +90,7 @@ def scan_images(
         files = _search(entry, recursive, refused) if entry.is_dir() else [entry]
         for path in files:
             if path is entry or not (skip_suffix and path.name.endswith(skip_suffix)):
-                found.setdefault(_identity(path), path)
+                found.setdefault(true_path(path), path)
     return list(found.values()), refused
 
 
@@ -121,13 +121,6 @@ def _search(folder: Path, recursive: bool, refused: list[UnreadableImageError]) 
 def _opens(suffix: str) -> bool:
     """Whether Pillow, with the plugins that are registered now, reads files of this ending."""
     return Image.registered_extensions().get(suffix) in Image.OPEN
-
-
-def _identity(path: Path) -> str:
-    try:
-        return os.path.realpath(path)
-    except ValueError:  # a NUL byte, which reading will report
-        return str(path)
 
 
 def load_image(path: str | Path) -> Image.Image:

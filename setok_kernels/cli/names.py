@@ -11,17 +11,12 @@ from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
-from setokim.file_names import utf8_name
+from setokim.file_names import true_path
 
 # Before the ending, so that results never overwrite an image and are known again as results.
 RESULT_MARK = ".clusters"
 _ENDINGS = (".json", ".png")
 _LONGEST_NAME = 255  # bytes, on nearly every file system
-
-
-def identity(file: Path) -> str:
-    """Absolute path without links, by which the JSON of a result knows its image again."""
-    return utf8_name(os.path.realpath(file))
 
 
 def result_names(files: Sequence[Path], out: Path | None = None) -> list[str]:
@@ -47,7 +42,7 @@ def result_names(files: Sequence[Path], out: Path | None = None) -> list[str]:
     passed: dict[tuple[str, str], str] = {}
     names = []
     for file in files:
-        stem, image = file.stem, identity(file)
+        stem, image = file.stem, true_path(file)
         name = passed.pop((_folded(stem), image), None)
         while name is None or _folded(name) in taken:
             number = next(numbers[_folded(stem)])

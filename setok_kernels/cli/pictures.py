@@ -18,9 +18,9 @@ from PIL import Image
 from setok_kernels import ClusterConfig, Clusters, cluster_tokens
 from setok_kernels.cli.draw import draw_figure
 from setok_kernels.cli.errors import UsageError
-from setok_kernels.cli.names import RESULT_MARK, identity, result_names
+from setok_kernels.cli.names import RESULT_MARK, result_names
 from setokim import UnreadableImageError, VisionEncoder, load_image
-from setokim.file_names import printable_name, utf8_name
+from setokim.file_names import printable_name, true_path, utf8_name
 from setokim.files import replacing, write_file
 
 _PACKAGES = ("setok-kernels", "torch", "numpy", "pillow", "transformers")
@@ -193,7 +193,7 @@ def to_json(picture: PictureClusters, method: Method) -> str:
     ]
     record = {
         "image": utf8_name(picture.source),
-        "source": identity(picture.source),
+        "source": true_path(picture.source),
         "width": width,
         "height": height,
         "tokens": picture.tokens,

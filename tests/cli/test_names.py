@@ -2,17 +2,19 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
 from setok_kernels.cli import names
-from setok_kernels.cli.names import identity, result_names
+from setok_kernels.cli.names import result_names
+from setokim.file_names import true_path
 
 
 def earlier(out, name, image, endings=(".json", ".png")):
     """A result that lies in the folder."""
     for ending in endings:
-        (out / f"{name}.clusters{ending}").write_text(json.dumps({"source": identity(image)}))
+        (out / f"{name}.clusters{ending}").write_text(json.dumps({"source": true_path(image)}))
 
 
 def test_a_result_of_the_same_image_is_replaced_and_of_another_kept(tmp_path):
@@ -31,7 +33,7 @@ def test_the_same_name_given_from_another_folder_is_another_image(tmp_path, monk
         (tmp_path / folder).mkdir()
     monkeypatch.chdir(tmp_path / "a")
     earlier(tmp_path, "x", tmp_path / "a" / "x.png")
-    [x] = [tmp_path.__class__("x.png")]
+    x = Path("x.png")
     assert result_names([x], tmp_path) == ["x"]
     monkeypatch.chdir(tmp_path / "b")
     assert result_names([x], tmp_path) == ["x-2"]

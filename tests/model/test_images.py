@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import struct
 import zlib
 
@@ -8,7 +10,7 @@ import torch
 from PIL import Image
 
 from setokim import ImageProcessor, UnreadableImageError, find_images, load_image
-from setokim.images import to_rgb
+from setokim.images import scan_images, to_rgb
 
 
 def red_and_blue(width=6, height=4):
@@ -57,6 +59,32 @@ def test_find_images_keeps_the_order_given_sorts_folders_and_drops_repeats(tmp_p
 
 def test_find_images_keeps_named_files_whatever_they_are(tmp_path):
     assert find_images([tmp_path / "missing.xyz"]) == [tmp_path / "missing.xyz"]
+
+
+def test_formats_that_only_some_pillows_read(tmp_path, monkeypatch):
+    (tmp_path / "phone.heic").touch()
+    files, [refused] = scan_images([tmp_path])
+    assert files == [] and "phone.heic: the Pillow installed here does not read" in str(refused)
+    # As a plugin registers them.
+    monkeypatch.setitem(Image.EXTENSION, ".heic", "HEIF")
+    monkeypatch.setitem(Image.OPEN, "HEIF", (None, None))
+    assert scan_images([tmp_path]) == ([tmp_path / "phone.heic"], [])
+
+
+def test_a_folder_that_cannot_be_searched_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.png").touch()
+    before = os.scandir
+
+    def scandir(path):
+        if str(path) == str(tmp_path / "closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return before(path)
+
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr(os, "scandir", scandir)
+    files, [refused] = scan_images([tmp_path], recursive=True)
+    assert files == [tmp_path / "a.png"]
+    assert str(refused) == f"cannot read {tmp_path / 'closed'}: Permission denied"
 
 
 def test_exif_orientation_is_applied(tmp_path):

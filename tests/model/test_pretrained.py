@@ -87,7 +87,7 @@ def speaker(tmp_path_factory):
     ids=["config", "model", "tokenizer", "encoder", "text"],
 )
 def test_code_of_a_folder_is_refused_and_the_option_named(load, foreign, mark):
-    with pytest.raises(ValueError, match="brings Python code of its own.*--trust-remote-code"):
+    with pytest.raises(ValueError, match=r"brings Python code of its own.*--trust-remote-code"):
         load(foreign)
     assert not mark.exists()
 
@@ -106,7 +106,7 @@ def test_code_of_a_tokenizer(speaker, mark, tmp_path):
     (folder / "code.py").write_text(CODE.format(mark=str(mark)))
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | WORDS))
-    with pytest.raises(ValueError, match="brings Python code of its own"):
+    with pytest.raises(ValueError, match=r"brings Python code of its own"):
         SetokimProcessor.from_pretrained(folder)
     assert not mark.exists()
     processor = SetokimProcessor.from_pretrained(folder, trust_remote_code=True)
@@ -151,7 +151,7 @@ def test_a_folder_that_is_not_there_below_one_that_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="there is no such folder"):
         load_pretrained(AutoConfig, "models/siglip")
-    with pytest.raises(ValueError, match="not in the local cache.* nor is there a folder"):
+    with pytest.raises(ValueError, match=r"not in the local cache.* nor is there a folder"):
         load_pretrained(AutoConfig, "nobody/siglip")
 
 
