@@ -93,9 +93,7 @@ def test_a_text_that_cannot_be_said(run, capsys):
 
 
 @pytest.mark.parametrize("command", ["generate", "segment"])
-def test_a_result_is_written_beside_and_renamed(
-    tmp_path, run, says, photo, capsys, command, monkeypatch
-):
+def test_results_are_written_beside(tmp_path, run, says, photo, capsys, command, monkeypatch):  # noqa: F811
     other, out = tmp_path / "other.png", tmp_path / "new" / "out.png"
     other.write_text("precious")
     out.parent.mkdir()
