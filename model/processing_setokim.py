@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from setokim.chat_tokenizer import ChatTokenizer
 from setokim.data.conversations import SPECIAL
+from setokim.pretrained import load_pretrained
 from setokim.processing_setok import SetokProcessor
 
 IGNORED = -100  # the label of what is not learnt, as everywhere in transformers
@@ -173,13 +174,19 @@ class SetokimProcessor:
         self.image_processor.save_pretrained(folder)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> SetokimProcessor:
+    def from_pretrained(
+        cls, folder: str | Path, trust_remote_code: bool = False
+    ) -> SetokimProcessor:
         """Reads what `save_pretrained` wrote.
+
+        Args:
+            folder: what was written.
+            trust_remote_code: run Python code that the folder brings for its tokenizer.
 
         Raises:
             OSError, ValueError: something is not there, or not what it should be.
         """
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = load_pretrained(AutoTokenizer, folder, trust_remote_code)
         template = tokenizer.chat_template or CHAT_TEMPLATE
         return cls(tokenizer, SetokProcessor.from_pretrained(folder), template)
 

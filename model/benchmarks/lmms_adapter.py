@@ -13,6 +13,7 @@ from PIL import Image
 from setokim.benchmarks.asking import answers
 from setokim.data.conversations import message
 from setokim.modeling_setokim import SetokimModel
+from setokim.pretrained import load_pretrained
 from setokim.processing_setokim import SetokimProcessor
 from setokim.training.instruct_settings import GenerationSettings
 
@@ -57,7 +58,7 @@ class Setokim(lmms):
             f"cuda:{self._rank}" if self._world_size > 1 and device == "cuda" else device
         )
         self.batch_size = int(batch_size)
-        self.model = SetokimModel.from_pretrained(pretrained).to(self._device).eval()
+        self.model = load_pretrained(SetokimModel, pretrained).to(self._device).eval()
         self.processor = SetokimProcessor.from_pretrained(pretrained)
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:

@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoTokenizer, CLIPModel
 
 from setokim.images import ImageProcessor
 from setokim.perceptual import PerceptualLoss
+from setokim.pretrained import load_pretrained
 
 # As the official script of MagicBrush prepares pictures: the shorter side, and what is cut out of
 # the middle.
@@ -84,8 +85,8 @@ class PictureNetworks:
 def _clip(folder: Path, device: str | torch.device) -> dict[str, Callable]:
     # Another model's weights would be read as none, and random ones stay.
     _check_folder(folder, "clip")
-    model = CLIPModel.from_pretrained(folder, local_files_only=True).to(device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = load_pretrained(CLIPModel, folder, local_files_only=True).to(device).eval()
+    tokenizer = load_pretrained(AutoTokenizer, folder, local_files_only=True)
     processor = ImageProcessor.from_file(folder / "preprocessor_config.json")
     longest = model.config.text_config.max_position_embeddings
     side = model.config.vision_config.image_size
@@ -107,7 +108,7 @@ def _clip(folder: Path, device: str | torch.device) -> dict[str, Callable]:
 
 def _dino(folder: Path, device: str | torch.device) -> dict[str, Callable]:
     _check_folder(folder)
-    model = AutoModel.from_pretrained(folder, local_files_only=True).to(device).eval()
+    model = load_pretrained(AutoModel, folder, local_files_only=True).to(device).eval()
     processor = ImageProcessor.from_file(folder / "preprocessor_config.json")
     side = model.config.image_size
 

@@ -23,6 +23,7 @@ from setokim.lora import base_of
 from setokim.losses import mask_loss, pixel_loss
 from setokim.modeling_setok import SetokModel, VisualTokens
 from setokim.modeling_setokim import SetokimModel
+from setokim.pretrained import load_pretrained
 from setokim.processing_setokim import SetokimProcessor
 from setokim.training.instruct_evaluation import evaluate
 from setokim.training.instruct_pictures import draw_answers
@@ -219,18 +220,20 @@ def build_model(settings: InstructSettings) -> tuple[SetokimModel, SetokimProces
     if settings.start is not None:
         if fields:
             raise ValueError(f"model: expected no fields beside start, got {sorted(fields)}")
-        model = SetokimModel.from_pretrained(settings.start)
+        model = load_pretrained(SetokimModel, settings.start)
         if lora is not None:
             model.add_lora(lora)
-        return model, SetokimProcessor.from_pretrained(settings.start)
-    setok = SetokModel.from_pretrained(settings.setok)
+        trusts = settings.trust_remote_code
+        return model, SetokimProcessor.from_pretrained(settings.start, trusts)
+    setok = load_pretrained(SetokModel, settings.setok)
     if isinstance(settings.llm, str):
-        llm = AutoModelForCausalLM.from_pretrained(settings.llm)
-        tokenizer = AutoTokenizer.from_pretrained(settings.llm)
+        trusts = settings.trust_remote_code
+        llm = load_pretrained(AutoModelForCausalLM, settings.llm, trusts)
+        tokenizer = load_pretrained(AutoTokenizer, settings.llm, trusts)
     else:
         tokenizer = build_word_tokenizer(WORDS)
         config = AutoConfig.for_model(**{"vocab_size": len(tokenizer)} | settings.llm)
-        llm = AutoModelForCausalLM.from_config(config)
+        llm = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     processor = SetokimProcessor(tokenizer, setok.processor())
     model = SetokimModel.from_parts(setok, llm, processor, **fields)
     if lora is not None:

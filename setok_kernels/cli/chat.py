@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from setok_kernels.cli._speaking import (
     make_speaker,
     mask_of,
     read_picture,
+    save_image,
     save_mask,
     user_message,
 )
@@ -124,7 +124,7 @@ class Chat:
         for picture in drawn:
             self._pictures += 1
             if self._out is not None:
-                picture.save(self._out / _PICTURE.format(self._pictures))
+                save_image(picture, self._out / _PICTURE.format(self._pictures))
         for mask in answer.masks:
             self._masks += 1
             if self._out is not None:
@@ -212,8 +212,10 @@ def answer_message(speaker: Speaker, answer: Answer, drawn: list[Image.Image]) -
 
 def _lines() -> Iterator[str]:
     """Of the standard input, without empty ones, until its end or "exit"."""
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        # Bytes that are not UTF-8 do not end a conversation.
+    if sys.stdin is None:
+        raise UsageError("text: expected a message or an open standard input, got neither")
+    # A line that is no UTF-8 is still a line.
+    if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
     asks = sys.stdin.isatty()
     while True:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from setok_kernels.cli._speaking import load_model
-from setok_kernels.cli.errors import UsageError
+from setok_kernels.cli.errors import UsageError, missing_package
+from setok_kernels.cli.options import add_trust_option
 
 if TYPE_CHECKING:
     from setokim.benchmarks.picture_networks import PictureNetworks
@@ -72,6 +73,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="NUMBER",
         help="of the noise that pictures begin as; 0 draws the typical one (default: 1)",
     )
+    add_trust_option(parser)
     networks = parser.add_argument_group(
         "networks that judge drawn and edited pictures, from files of your own",
         "Figures whose network is not given are left out. They can be given once all is drawn: "
@@ -99,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         from setokim.benchmarks.suites import BENCHMARKS
     except ImportError as error:
-        raise UsageError(f'needs {error.name}: pip install "setok-kernels[cli,model]"') from error
+        raise missing_package(error, "cli,model") from error
     names = [arguments.benchmark]
     if arguments.all:
         names = [name for name in BENCHMARKS if (arguments.data / name).exists()]
@@ -110,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.benchmark not in BENCHMARKS:
         known = ", ".join(BENCHMARKS)
         raise UsageError(f"--benchmark: expected one of {known}, got {arguments.benchmark!r}")
-    model, processor = load_model(arguments.model, arguments.device)
+    model, processor = load_model(arguments.model, arguments.device, arguments.trust_remote_code)
     networks = _networks(arguments)
     found = {}
     for name in names:
@@ -151,7 +153,7 @@ def _score(
         }
         log = AnswerLog(folder, run)
     except ImportError as error:
-        raise UsageError(f'needs {error.name}: pip install "setok-kernels[eval]"') from error
+        raise missing_package(error, "eval") from error
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"{name}: {error}") from error
     number = len(dataset) if settings.samples is None else min(settings.samples, len(dataset))
@@ -161,7 +163,7 @@ def _score(
                 benchmark, dataset, model, processor, settings, log, folder, show, networks
             )
         except ImportError as error:
-            raise UsageError(f'needs {error.name}: pip install "setok-kernels[eval]"') from error
+            raise missing_package(error, "eval") from error
 
 
 def _networks(arguments: argparse.Namespace) -> PictureNetworks:

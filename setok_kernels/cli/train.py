@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from setok_kernels.cli.errors import UsageError
+from setok_kernels.cli.errors import UsageError, missing_package
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         # A stage imports what it alone needs.
         trainer = Trainer(settings, arguments.out, arguments.resume)
     except ImportError as error:
-        raise UsageError(f'needs {error.name}: pip install "setok-kernels[cli,model]"') from error
+        raise missing_package(error, "cli,model") from error
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
     metrics = trainer.train()

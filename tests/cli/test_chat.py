@@ -1,5 +1,8 @@
 import io
+import json
 import os
+import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -207,3 +210,67 @@ def test_a_missing_package_is_named(chat, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "setokim.modeling_setokim", None)
     assert chat("yes") == 2
     assert 'pip install "setok-kernels[cli,model]"' in capsys.readouterr().err
+
+
+def copy_of(folder, tmp_path):
+    """A copy of the model's folder, to be damaged."""
+    shutil.copytree(folder, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("model.safetensors", None),
+        ("model.safetensors", b"short"),
+        ("config.json", b"{"),
+        ("config.json", b"[]"),
+        ("tokenizer.json", b"{"),
+        ("tokenizer_config.json", b"{"),
+        ("preprocessor_config.json", b"{"),
+        ("preprocessor_config.json", None),
+    ],
+)
+def test_a_model_that_is_damaged(speaker_folder, tmp_path, capsys, file, content):  # noqa: F811
+    folder = copy_of(speaker_folder, tmp_path)
+    if content is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_bytes(content)
+    assert main(["chat", "--model", str(folder), "hello"]) == 2
+    [line] = [one for one in capsys.readouterr().err.splitlines() if one.startswith("setok")]
+    assert line.startswith("setok chat: --model: ") and str(folder) in line
+
+
+@pytest.mark.slow
+def test_code_of_a_model_is_not_run(speaker_folder, tmp_path):  # noqa: F811
+    """Whatever the standard input says."""
+    folder, mark = copy_of(speaker_folder, tmp_path), tmp_path / "it-ran"
+    (folder / "code.py").write_text(f"open({str(mark)!r}, 'w')\nclass Words: pass\n")
+    path = folder / "tokenizer_config.json"
+    ours = {"tokenizer_class": "Words", "auto_map": {"AutoTokenizer": [None, "code.Words"]}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | ours))
+    code = "from setok_kernels.cli.main import main; import sys; sys.exit(main())"
+    run = subprocess.run(
+        [sys.executable, "-c", code, "chat", "--model", str(folder)],
+        input="y\n" * 9,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2 and "brings Python code of its own" in run.stderr
+    assert run.stdout == "" and not mark.exists()
+
+
+def test_a_closed_standard_input(chat, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert chat() == 2
+    assert "expected a message or an open standard input" in capsys.readouterr().err
+
+
+def test_a_line_that_is_no_utf8(chat, says, prompts, monkeypatch):  # noqa: F811
+    says("no</s>")
+    lines = io.TextIOWrapper(io.BytesIO(b"is it r\xe9d?\nexit\n"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", lines)
+    assert chat() == 0
+    assert texts(prompts[0][0]) == ["is it r\N{REPLACEMENT CHARACTER}d?"]
