@@ -21,7 +21,8 @@ _COLUMNS = {
 _FACTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"instructpix2pix": (), "magicbrush": ("img_id", "turn_index")}
 )
-_DESCRIPTIONS = "global_descriptions.json"
+# MagicBrush has two texts for each picture after an edit: what the edit made, and all it shows.
+DESCRIPTIONS = ("local", "global")
 # The same for lists in JSON, whose fields are names of files.
 _FIELDS = {"evr": ("img0", "sents", "img1"), "ma5k": ("input", "request", "output")}
 # Where the list of a split is.
@@ -39,28 +40,33 @@ class Edits:
 
     Args:
         root: folder with SPLIT-*.parquet, or data/SPLIT-*.parquet, as the hub has them; of
-            MagicBrush's test split also global_descriptions.json, if there.
+            MagicBrush's test split also local_descriptions.json or global_descriptions.json.
         name: "instructpix2pix" or "magicbrush".
         split: such as "train", "dev" or "test".
+        descriptions: which of MagicBrush's texts are the captions: "local", what the edit made, as
+            its published CLIP-T takes them, or "global", all that the picture shows.
 
     Raises:
         ImportError: pyarrow is not installed.
-        ValueError: there is no such file, it holds something else, or there is no such data set.
+        ValueError: there is no such file, it holds something else, or there is no such data set;
+            or the other descriptions are there and those asked for are not.
     """
 
-    def __init__(self, root: str | Path, name: str, split: str = "train"):
+    def __init__(
+        self, root: str | Path, name: str, split: str = "train", descriptions: str = "local"
+    ):
         if name not in _COLUMNS:
             raise ValueError(f"name: expected one of {', '.join(_COLUMNS)}, got {name!r}")
+        if descriptions not in DESCRIPTIONS:
+            expected = f"one of {', '.join(DESCRIPTIONS)}"
+            raise ValueError(f"descriptions: expected {expected}, got {descriptions!r}")
         self._name, folder = name, check_root(root)
         pattern = f"{split}-*.parquet"
         paths = sorted(folder.glob(pattern)) or sorted(folder.glob(f"data/{pattern}"))
         if not paths:
             raise ValueError(f"root: expected {pattern} in {root} or its folder data, got none")
         self._records = ParquetRows(paths)
-        path = folder / _DESCRIPTIONS
-        self._descriptions = read_json(path) if path.is_file() else {}
-        if not isinstance(self._descriptions, dict):
-            raise ValueError(f"{path}: expected an object by picture, got another value")
+        self._descriptions = _descriptions(folder, descriptions) if name == "magicbrush" else {}
 
     def __len__(self) -> int:
         return len(self._records)
@@ -84,6 +90,20 @@ class Edits:
             name = f"{picture}-output{record['turn_index']}.png"
             caption = captions.get(name) if isinstance(captions, dict) else None
         return caption if isinstance(caption, str) else None
+
+
+def _descriptions(folder: Path, kind: str) -> dict[str, Any]:
+    """MagicBrush's texts by picture; none where a split has none."""
+    paths = {one: folder / f"{one}_descriptions.json" for one in DESCRIPTIONS}
+    there = [one for one, path in paths.items() if path.is_file()]
+    if there and kind not in there:
+        # CLIP-T would be left out, or be of the other texts.
+        got = f"{paths[there[0]].name} alone (descriptions={there[0]!r} takes it)"
+        raise ValueError(f"root: expected {paths[kind].name} in {folder}, got {got}")
+    found = read_json(paths[kind]) if there else {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{paths[kind]}: expected an object by picture, got another value")
+    return found
 
 
 class ListedEdits:

@@ -109,9 +109,19 @@ def test_pictures_of_edits(tmp_path):
     }
     # The file of descriptions says nothing of the third.
     assert dataset[2].facts["caption"] is None
-    (tmp_path / "global_descriptions.json").write_text("[1]")
-    with pytest.raises(ValueError, match=r"global_descriptions.json: expected an object"):
+    whole = READERS["magicbrush"](tmp_path, descriptions="global")
+    assert whole[1].facts["caption"] == "all of it is 1"
+    (tmp_path / "local_descriptions.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"local_descriptions.json: expected an object"):
         reopen("magicbrush", tmp_path)
+    (tmp_path / "local_descriptions.json").unlink()
+    message = r"^root: expected local_descriptions.json in .*, got global_descriptions.json alone"
+    with pytest.raises(ValueError, match=message):
+        reopen("magicbrush", tmp_path)
+    (tmp_path / "global_descriptions.json").unlink()
+    assert reopen("magicbrush", tmp_path)[1].facts["caption"] is None
+    with pytest.raises(ValueError, match=r"^descriptions: expected one of local, global, got 'a'$"):
+        READERS["magicbrush"](tmp_path, descriptions="a")
     for name in ("evr", "ma5k"):
         root = tmp_path / name
         root.mkdir()
