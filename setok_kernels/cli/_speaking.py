@@ -131,24 +131,28 @@ def load_model(folder: Path, device: str) -> tuple[SetokimModel, SetokimProcesso
         UsageError: it is not there, does not fit, or a package is not installed.
     """
     try:
+        from setokim.loading import load_whole
         from setokim.modeling_setokim import SetokimModel
         from setokim.processing_setokim import SetokimProcessor
     except ImportError as error:
         raise UsageError(f'needs {error.name}: pip install "setok-kernels[cli,model]"') from error
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError) as error:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"--model: expected a folder with a SeTokim model, got {folder}: {error}"
         ) from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != "setokim":
         raise UsageError(f"--model: expected a SeTokim model in {folder}, got one of type {kind!r}")
     usable = usable_device(device)
     try:
-        model = SetokimModel.from_pretrained(folder).to(usable).eval()
+        model = load_whole(SetokimModel, folder).to(usable).eval()
         return model, SetokimProcessor.from_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"--model: cannot load {folder}: {error}") from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        # Files of several kinds, each read by a library of its own, may hold anything.
+        reason = " ".join(str(error).split())
+        raise UsageError(f"--model: cannot load {folder}: {reason}") from error
     except ImportError as error:
         raise UsageError(
             f"--model {folder} needs {error.name}: pip install {error.name}"
