@@ -125,8 +125,7 @@ def test_a_folder_that_another_process_writes_into(command, tmp_path, capsys):
     assert main(command("gqa")) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_stopped_process_keeps_its_answers(number, model, tmp_path):
+def test_a_stopped_process_keeps_its_answers(model, tmp_path):
     world = {"kind": "shapes-tasks", "size": 32, "seed": 1, "samples": 200}
     options = {"objects": [1, 2], "turns": 1, "tasks": {"text": 1}}
     path = tmp_path / "stage3.yaml"
@@ -142,7 +141,7 @@ def test_a_stopped_process_keeps_its_answers(number, model, tmp_path):
         stderr=subprocess.PIPE,
     )
     assert process.stdout.readline() == b"waits\n", process.communicate()[1]
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     process.communicate()
     assert process.returncode != 0 and not (out / "metrics.json").exists()
     kept = (out / "predictions.jsonl").read_bytes()

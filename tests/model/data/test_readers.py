@@ -163,6 +163,19 @@ def test_masks_of_reasons(tmp_path):
     assert np.array_equal(sample.masks[0], mask_in(2, 2, 11, 9) & ~ignored)
 
 
+@pytest.mark.parametrize(
+    ("labels", "on_top"),
+    [(["target", "ignore"], 99), (["ignore", "target"], 0), (["target", "ignore", "flag"], 99)],
+)
+def test_of_equal_shapes_the_first_lies_on_top(labels, on_top, tmp_path):
+    build("reasonseg", tmp_path)
+    square = [[2.9, 2], [12, 2], [12, 10.9], [2.9, 10.9]]
+    shapes = [{"label": label, "points": square} for label in labels]
+    rewrite(tmp_path / "1.json", lambda record: record.update(shapes=shapes))
+    (mask,) = reopen("reasonseg", tmp_path)[0].masks
+    assert mask.sum() == on_top and not mask[:, 13].any()
+
+
 def test_masks_of_objects(tmp_path):
     instances = build("coco-instances", tmp_path)
     assert instances[0].concepts == ("dog", "person")
