@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,38 @@ def load_pretrained(
     except Exception as error:
         # Damaged files make the readers of safetensors, pickle and JSON raise nearly anything.
         raise ValueError(_reason(error)) from error
+
+
+def load_whole(kind: type, folder: str | Path, unused: Sequence[str] = (), **options: Any) -> Any:
+    """Load a model all of whose weights are in a folder: none stays random.
+
+    Args:
+        kind: class of transformers, or one of ours with its `from_pretrained`.
+        folder: what `save_pretrained` wrote; never a name on the hub.
+        unused: names of modules whose weights may be missing, as nobody asks for their output.
+        options: further arguments of `from_pretrained`.
+
+    Raises:
+        ValueError: there is no such folder, or its weights are damaged, of another shape, or not
+            all there.
+        ImportError: a package is missing.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"expected the folder of a model with a config.json, got {folder}")
+    # Weights of other shapes are refused below, by name.
+    options |= {"local_files_only": True, "ignore_mismatched_sizes": True}
+    model, info = load_pretrained(kind, folder, output_loading_info=True, **options)
+    for name, found in {"lacks": "missing_keys", "has others of": "mismatched_keys"}.items():
+        # A mismatch comes with its shapes.
+        keys = (key if isinstance(key, str) else key[0] for key in info[found])
+        wanted = sorted(key for key in keys if not set(unused) & set(key.split(".")))
+        if wanted:
+            raise ValueError(
+                f"expected all weights that config.json speaks of, but the folder {name} "
+                f"{len(wanted)}, such as {wanted[0]}"
+            )
+    return model
 
 
 def _require_place(name: str | Path) -> None:

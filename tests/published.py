@@ -245,8 +245,9 @@ def magicbrush(root):
     ]
     write_parquet(root / "data" / "train-00000-of-00001.parquet", rows)
     write_parquet(root / "data" / "test-00000-of-00001.parquet", rows)
-    captions = {f"{i}": {f"{i}-output{1 + i % 2}.png": f"it is {i}"} for i in range(2)}
-    write_json(root / "global_descriptions.json", captions)
+    for kind, text in {"local": "it is", "global": "all of it is"}.items():
+        captions = {f"{i}": {f"{i}-output{1 + i % 2}.png": f"{text} {i}"} for i in range(2)}
+        write_json(root / f"{kind}_descriptions.json", captions)
 
 
 def edit_turns(root):

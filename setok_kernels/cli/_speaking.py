@@ -137,24 +137,25 @@ def load_model(
     """
     try:
         from setokim.modeling_setokim import SetokimModel
-        from setokim.pretrained import load_pretrained
+        from setokim.pretrained import load_whole
         from setokim.processing_setokim import SetokimProcessor
     except ImportError as error:
         raise missing_package(error, "cli,model") from error
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = found.get("model_type")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"--model: expected a folder with a SeTokim model, got {folder}: {error}"
         ) from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != "setokim":
         raise UsageError(f"--model: expected a SeTokim model in {folder}, got one of type {kind!r}")
     usable = usable_device(device)
     try:
-        model = load_pretrained(SetokimModel, folder)
+        model = load_whole(SetokimModel, folder)
         processor = SetokimProcessor.from_pretrained(folder, trust_remote_code)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        # Files of several kinds, each read by a library of its own, may hold anything.
         raise UsageError(f"--model: cannot load {folder}: {one_line(error)}") from error
     except ImportError as error:
         raise missing_package(error, subject=f"--model {folder} ") from error

@@ -30,7 +30,8 @@ _COLUMNS = {
 _FACTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"instructpix2pix": (), "magicbrush": ("img_id", "turn_index")}
 )
-_DESCRIPTIONS = "global_descriptions.json"
+# MagicBrush has two texts for each picture after an edit: what the edit made, and all it shows.
+DESCRIPTIONS = ("local", "global")
 # The same for lists in JSON, whose fields are names of files.
 _FIELDS = {"evr": ("img0", "sents", "img1"), "ma5k": ("input", "request", "output")}
 # Where the list of a split is.
@@ -49,18 +50,26 @@ class Edits(FileDataset):
     Args:
         root: folder with SPLIT-*.parquet, or data/SPLIT-*.parquet, as the hub has them; or with
             MagicBrush's test split as its authors give it, a zip file or what is in it (see
-            `EditTurns`); and global_descriptions.json, if there.
+            `EditTurns`). Of that split also local_descriptions.json or global_descriptions.json.
         name: "instructpix2pix" or "magicbrush".
         split: such as "train", "dev" or "test".
+        descriptions: which of MagicBrush's texts are the captions: "local", what the edit made, as
+            its published CLIP-T takes them, or "global", all that the picture shows.
 
     Raises:
         ImportError: pyarrow is not installed.
-        ValueError: there is no such file, it holds something else, or there is no such data set.
+        ValueError: there is no such file, it holds something else, or there is no such data set;
+            or the other descriptions are there and those asked for are not.
     """
 
-    def __init__(self, root: str | Path, name: str, split: str = "train"):
+    def __init__(
+        self, root: str | Path, name: str, split: str = "train", descriptions: str = "local"
+    ):
         if name not in _COLUMNS:
             raise ValueError(f"name: expected one of {', '.join(_COLUMNS)}, got {name!r}")
+        if descriptions not in DESCRIPTIONS:
+            expected = f"one of {', '.join(DESCRIPTIONS)}"
+            raise ValueError(f"descriptions: expected {expected}, got {descriptions!r}")
         self._name, folder = name, check_root(root)
         pattern = f"{split}-*.parquet"
         paths = sorted(folder.glob(pattern)) or sorted(folder.glob(f"data/{pattern}"))
@@ -71,7 +80,9 @@ class Edits(FileDataset):
             self._records = EditTurns(turns)
         else:
             raise ValueError(f"root: expected {pattern} in {root} or its folder data, got none")
-        self._descriptions = _by_picture(folder, self._records, _DESCRIPTIONS)
+        self._descriptions = {}
+        if name == "magicbrush":
+            self._descriptions = _descriptions(folder, self._records, descriptions)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -147,15 +158,20 @@ class ListedEdits(FileDataset):
         return _edit(pictures[0], requests[0], pictures[1], source, facts)
 
 
-def _by_picture(folder: Path, records: ParquetRows | EditTurns, name: str) -> dict[str, Any]:
-    """The object in a JSON file of the folder, or of the archive of the edits; {} without one."""
-    path = folder / name
-    data = path.read_bytes() if path.is_file() else None
-    if data is None and isinstance(records, EditTurns):
-        data = records.beside(name)
-    found = {} if data is None else json_of(data, str(path))
+def _descriptions(folder: Path, records: ParquetRows | EditTurns, kind: str) -> dict[str, Any]:
+    """MagicBrush's texts by picture, of the folder or archive; none where a split has none."""
+    paths = {one: folder / f"{one}_descriptions.json" for one in DESCRIPTIONS}
+    data = {one: path.read_bytes() if path.is_file() else None for one, path in paths.items()}
+    if isinstance(records, EditTurns):
+        data = {one: data[one] or records.beside(path.name) for one, path in paths.items()}
+    there = [one for one in DESCRIPTIONS if data[one] is not None]
+    if there and kind not in there:
+        # CLIP-T would be left out, or be of the other texts.
+        got = f"{paths[there[0]].name} alone (descriptions={there[0]!r} takes it)"
+        raise ValueError(f"root: expected {paths[kind].name} in {folder}, got {got}")
+    found = json_of(data[kind], str(paths[kind])) if there else {}
     if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected an object by picture, got another value")
+        raise ValueError(f"{paths[kind]}: expected an object by picture, got another value")
     return found
 
 

@@ -22,6 +22,8 @@ from setokim.data.samples import BrokenSampleError
 
 # As LLaVA 1.5 asks for answers that are compared with others letter by letter.
 _SHORT = "Answer the question using a single word or phrase."
+# One for each letter.
+_MOST_CHOICES = 26
 _LETTER = "Answer with the option's letter from the given choices directly."
 
 
@@ -100,8 +102,9 @@ class VqaQuestions(Questions):
 class AokvqaQuestions(Questions):
     """A-OKVQA, by free answers or by choice.
 
-    `facts`: "question_id", "question", "answers" (of people), "choices" and "correct" (the number
-    of the right choice, None in the test split).
+    `facts`: "question_id", "question", "answers" (of people), "choices", "correct" (the number of
+    the right choice, None in the test split) and "difficult_direct_answer" (whether free answers do
+    not count).
 
     Args:
         root: folder with aokvqa_v1p0_SPLIT.json and the folders of COCO's pictures, such as
@@ -119,9 +122,16 @@ class AokvqaQuestions(Questions):
 
     def _asked(self, record: Any, source: str) -> tuple[str, str, str, dict[str, Any]]:
         question = field_of(record, "question", str, source)
-        choices = field_of(record, "choices", list, source)
+        choices = _texts(record, "choices", source)
+        if not 1 <= len(choices) <= _MOST_CHOICES:
+            expected = f"1 to {_MOST_CHOICES}"
+            raise BrokenSampleError(source, f"choices: expected {expected}, got {len(choices)}")
         is_test = self._split == "test"
-        answers = [] if is_test else field_of(record, "direct_answers", list, source)
+        answers = [] if is_test else _texts(record, "direct_answers", source)
+        difficult = record.get("difficult_direct_answer", False)
+        if not isinstance(difficult, bool):
+            reason = f"difficult_direct_answer: expected a bool, got {difficult!r:.80}"
+            raise BrokenSampleError(source, reason)
         correct = None if is_test else field_of(record, "correct_choice_idx", int, source)
         if correct is not None and not 0 <= correct < len(choices):
             expected = f"0 to {len(choices) - 1}"
@@ -134,6 +144,7 @@ class AokvqaQuestions(Questions):
             "answers": answers,
             "choices": choices,
             "correct": correct,
+            "difficult_direct_answer": difficult,
         }
         folder = f"{self._split}2017"
         image = field_of(record, "image_id", int, source)
@@ -196,7 +207,7 @@ class MmVet(Questions):
             "question_id": number,
             "question": question,
             "answers": [answer],
-            "capabilities": field_of(fields, "capability", list, source),
+            "capabilities": _texts(fields, "capability", source),
         }
         name = field_of(fields, "imagename", str, source)
         return question, answer, f"images/{name}", facts
@@ -219,6 +230,14 @@ class _ById:
 
     def source(self, index: int) -> str:
         return f"{self._path}: {self._items[index][0]}"
+
+
+def _texts(record: Any, name: str, source: str) -> list[str]:
+    """A list of texts in a record."""
+    found = field_of(record, name, list, source)
+    if not all(isinstance(one, str) for one in found):
+        raise BrokenSampleError(source, f"{name}: expected texts, got {found!r:.80}")
+    return found
 
 
 def _commonest(answers: list[str]) -> str:

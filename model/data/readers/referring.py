@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from setokim.data.conversations import MASK, Conversation, message
 from setokim.data.file_dataset import FileDataset
 from setokim.data.plain_pickle import read_plain_pickle
+from setokim.data.polygon_pixels import polygon_pixels
 from setokim.data.readers.files import (
     annotated_picture,
     by_key,
@@ -137,7 +137,8 @@ class ReasonSeg(FileDataset):
         shapes = _with_outlines(shapes, picture.size, str(path))
         drawn = [_drawn(shape, picture.size, str(path)) for shape in shapes]
         levels = np.zeros(picture.size[::-1], np.uint8)
-        for level, inside in sorted(drawn, key=lambda pair: -int(pair[1].sum())):
+        # Of equal ones the first lies on top: the official loader turns an ascending order round.
+        for level, inside in sorted(drawn, key=lambda pair: int(pair[1].sum()))[::-1]:
             levels[inside] = level
         is_sentence = bool(record.get("is_sentence"))
         asked = texts[0] if is_sentence else f"segment the {texts[0]}."
@@ -199,10 +200,12 @@ def _drawn(shape: Any, size: tuple[int, int], source: str) -> tuple[int, np.ndar
     points = field_of(shape, "points", list, source)
     if len(points) < 2 or not all(map(_is_corner, points)):
         raise BrokenSampleError(source, f"points: expected x and y of corners, got {points!r:.80}")
-    canvas = Image.new("1", size)
-    if label != "flag":
-        ImageDraw.Draw(canvas).polygon([tuple(point) for point in points], fill=1, outline=1)
-    return _IGNORED if "ignore" in label else _TARGET, np.asarray(canvas).copy()
+    if label == "flag":
+        return _TARGET, np.zeros(size[::-1], bool)
+    try:
+        return _IGNORED if "ignore" in label else _TARGET, polygon_pixels(points, size[::-1])
+    except ValueError as error:
+        raise BrokenSampleError(source, f"points: {error}") from error
 
 
 def _is_corner(point: Any) -> bool:

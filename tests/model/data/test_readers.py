@@ -127,9 +127,19 @@ def test_pictures_of_edits(tmp_path):
     }
     # The file of descriptions says nothing of the third.
     assert dataset[2].facts["caption"] is None
-    (tmp_path / "global_descriptions.json").write_text("[1]")
-    with pytest.raises(ValueError, match=r"global_descriptions.json: expected an object"):
+    whole = READERS["magicbrush"](tmp_path, descriptions="global")
+    assert whole[1].facts["caption"] == "all of it is 1"
+    (tmp_path / "local_descriptions.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"local_descriptions.json: expected an object"):
         reopen("magicbrush", tmp_path)
+    (tmp_path / "local_descriptions.json").unlink()
+    message = r"^root: expected local_descriptions.json in .*, got global_descriptions.json alone"
+    with pytest.raises(ValueError, match=message):
+        reopen("magicbrush", tmp_path)
+    (tmp_path / "global_descriptions.json").unlink()
+    assert reopen("magicbrush", tmp_path)[1].facts["caption"] is None
+    with pytest.raises(ValueError, match=r"^descriptions: expected one of local, global, got 'a'$"):
+        READERS["magicbrush"](tmp_path, descriptions="a")
     for name in ("evr", "ma5k"):
         root = tmp_path / name
         root.mkdir()
@@ -169,6 +179,19 @@ def test_masks_of_reasons(tmp_path):
     ignored = decode_rle(sample.facts["ignored"])
     assert np.array_equal(ignored, mask_in(4, 4, 3, 3))
     assert np.array_equal(sample.masks[0], mask_in(2, 2, 11, 9) & ~ignored)
+
+
+@pytest.mark.parametrize(
+    ("labels", "on_top"),
+    [(["target", "ignore"], 99), (["ignore", "target"], 0), (["target", "ignore", "flag"], 99)],
+)
+def test_of_equal_shapes_the_first_lies_on_top(labels, on_top, tmp_path):
+    build("reasonseg", tmp_path)
+    square = [[2.9, 2], [12, 2], [12, 10.9], [2.9, 10.9]]
+    shapes = [{"label": label, "points": square} for label in labels]
+    rewrite(tmp_path / "1.json", lambda record: record.update(shapes=shapes))
+    (mask,) = reopen("reasonseg", tmp_path)[0].masks
+    assert mask.sum() == on_top and not mask[:, 13].any()
 
 
 def test_masks_of_objects(tmp_path):
