@@ -48,7 +48,7 @@ def test_what_is_saved_comes_back(tmp_path):
     }
     path = save_checkpoint(tmp_path / "run", 3, tensors, state)
     assert path == tmp_path / "run" / "checkpoint-00000003"
-    assert names(path) == ["state.json", "tensors.safetensors"]
+    assert names(path) == ["SHA256SUMS", "state.json", "tensors.safetensors"]
     loaded, loaded_state = load_checkpoint(path)
     assert loaded.keys() == tensors.keys() and loaded_state == state
     for name, tensor in tensors.items():
@@ -103,7 +103,7 @@ def test_death_at_any_call_leaves_the_latest_or_the_next(tmp_path, monkeypatch):
         (checkpoint.Path, "mkdir"),
         (checkpoint.Path, "rename"),
         (checkpoint.shutil, "rmtree"),
-        (checkpoint.os, "fsync"),
+        (os, "fsync"),
     ]
     left = 0
 
@@ -155,9 +155,9 @@ for trial in range(6):
             last += 1
             x = torch.full((200_000,), last)
             save_checkpoint(folder, last, {"x": x, "y": x + 1}, {"step": last}, keep=2)
-    target, limit = last + 2, time.monotonic() + 30
+    target = last + 2
     while not (path := latest_checkpoint(folder)) or int(path.name[-8:]) < target:
-        assert time.monotonic() < limit
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
         time.sleep(0.001)
     time.sleep(0.0021 * trial)
     os.kill(child, signal.SIGKILL)
@@ -173,7 +173,7 @@ print(kills)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 def test_kill_9_in_the_middle_of_saves(tmp_path):
     command = [sys.executable, "-c", SAVE_UNTIL_KILLED, str(tmp_path)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "6"
 

@@ -31,15 +31,29 @@ def gloo():
 
 def save_in_three(folder, **options):
     """A checkpoint of step 4 by three threads in place of processes."""
-    barrier = threading.Barrier(3, timeout=20)
+    barrier, told = threading.Barrier(3), {}
+
+    def gather_of(process):
+        def gather(value):
+            told[process] = value
+            barrier.wait()
+            values = [told[i] for i in range(3)]
+            barrier.wait()
+            return values
+
+        return gather
 
     def save(process):
         start, stop = PARTS[process]
         tensors = {"spread": WHOLE[start:stop]}
         if process == 0:
             tensors |= {"scalar": torch.tensor(2.5), "plain": torch.ones(2)}
-        shards = Shards(process, 3, {"spread": (start, 7)}, barrier.wait)
-        save_checkpoint(folder, 4, tensors, {"step": 4}, shards=shards, **options)
+        shards = Shards(process, 3, {"spread": (start, 7)}, gather_of(process))
+        try:
+            save_checkpoint(folder, 4, tensors, {"step": 4}, shards=shards, **options)
+        except BaseException:
+            barrier.abort()
+            raise
 
     threads = [threading.Thread(target=save, args=(process,)) for process in PARTS]
     for thread in threads:
@@ -52,7 +66,7 @@ def save_in_three(folder, **options):
 def test_each_process_writes_its_rows_and_any_can_be_read(tmp_path):
     path = save_in_three(tmp_path)
     names = [f"tensors-{i:05d}-of-00003.safetensors" for i in range(3)]
-    assert sorted(p.name for p in path.iterdir()) == ["state.json", *names]
+    assert sorted(p.name for p in path.iterdir()) == ["SHA256SUMS", "state.json", *names]
     for (start, stop), name in zip(PARTS.values(), names, strict=True):
         with safe_open(path / name, "pt") as file:
             assert torch.equal(file.get_tensor("spread"), WHOLE[start:stop])
