@@ -153,6 +153,14 @@ def run_in_processes(folder: Path, *arguments, **options) -> subprocess.Complete
     return subprocess.CompletedProcess(process.args, process.returncode, *texts)
 
 
+def wait_for(path: Path, process: subprocess.Popen) -> Path:
+    """Until the file is there; not for a time, which would depend on the machine."""
+    while not path.exists():
+        assert process.poll() is None, (path.parent / "stderr.txt").read_text()
+        time.sleep(0.01)
+    return path
+
+
 class Mortal(Trainer):
     """Dies without a word in the middle of a step, or waits there for a signal."""
 

@@ -111,7 +111,9 @@ class RunFolder:
             write_line(file, {"step": step, **metrics})
             sync_log(file)
 
-    def save(self, state: TrainingState, step: int, settings: Settings, log: BinaryIO | None) -> None:
+    def save(
+        self, state: TrainingState, step: int, settings: Settings, log: BinaryIO | None
+    ) -> None:
         """Writes a checkpoint, once the losses up to its step are on the disk.
 
         Args:

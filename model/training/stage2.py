@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,7 @@ class Instruct(Stage):
         settings: of the run.
 
     Raises:
-        OSError: a model is not where the settings say.
-        TypeError, ValueError: a setting does not fit.
+        TypeError, ValueError: a setting does not fit, or a model is not where it says, or damaged.
     """
 
     def __init__(self, settings: InstructSettings):
@@ -206,8 +206,7 @@ def build_model(settings: InstructSettings) -> tuple[SetokimModel, SetokimProces
     """The model that a run begins with, and its processor.
 
     Raises:
-        OSError: a model is not where the settings say.
-        TypeError, ValueError: a setting does not fit.
+        TypeError, ValueError: a setting does not fit, or a model is not where it says, or damaged.
     """
     fields = dict(settings.model)
     known = set(inspect.signature(SetokimConfig).parameters) - {"kwargs", "setok", "llm", "lora"}
@@ -219,14 +218,18 @@ def build_model(settings: InstructSettings) -> tuple[SetokimModel, SetokimProces
     if settings.start is not None:
         if fields:
             raise ValueError(f"model: expected no fields beside start, got {sorted(fields)}")
-        model = SetokimModel.from_pretrained(settings.start)
+        with _naming("start", settings.start):
+            model = SetokimModel.from_pretrained(settings.start)
+            processor = SetokimProcessor.from_pretrained(settings.start)
         if lora is not None:
             model.add_lora(lora)
-        return model, SetokimProcessor.from_pretrained(settings.start)
-    setok = SetokModel.from_pretrained(settings.setok)
+        return model, processor
+    with _naming("setok", settings.setok):
+        setok = SetokModel.from_pretrained(settings.setok)
     if isinstance(settings.llm, str):
-        llm = AutoModelForCausalLM.from_pretrained(settings.llm)
-        tokenizer = AutoTokenizer.from_pretrained(settings.llm)
+        with _naming("llm", settings.llm):
+            llm = AutoModelForCausalLM.from_pretrained(settings.llm)
+            tokenizer = AutoTokenizer.from_pretrained(settings.llm)
     else:
         tokenizer = build_word_tokenizer(WORDS)
         config = AutoConfig.for_model(**{"vocab_size": len(tokenizer)} | settings.llm)
@@ -236,6 +239,24 @@ def build_model(settings: InstructSettings) -> tuple[SetokimModel, SetokimProces
     if lora is not None:
         model.add_lora(lora)
     return model, processor
+
+
+@contextlib.contextmanager
+def _naming(setting: str, place: str) -> Iterator[None]:
+    """Name the setting and the folder in errors of loading a model.
+
+    Damaged files make the readers of safetensors, pickle and JSON raise nearly anything.
+
+    Raises:
+        ValueError: in place of any error but one of a missing package.
+    """
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{setting}: expected a whole model, got {place}: {reason}") from error
 
 
 def freeze(model: SetokimModel, settings: InstructSettings) -> None:

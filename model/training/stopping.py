@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import NoReturn
 
 import torch
 
@@ -66,6 +68,25 @@ def stop_requests() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def stop_after(step: int, number: int, quiet: bool) -> NoReturn:
+    """End the run after a step that is saved.
+
+    Args:
+        step: number of the step.
+        number: of the signal that asked for it.
+        quiet: whether this process says nothing on stderr.
+
+    Raises:
+        KeyboardInterrupt: always; its argument is `number`.
+    """
+    if not quiet:
+        # After SIGHUP the terminal may be gone.
+        with contextlib.suppress(OSError):
+            name = signal.Signals(number).name
+            print(f"{name}: step {step} is saved; --resume goes on from it", file=sys.stderr)
+    raise KeyboardInterrupt(number)
 
 
 def leave_signals_to_parent(_worker: int = 0) -> None:

@@ -6,8 +6,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +37,7 @@ from setokim.training.settings import DataSettings, OptimizerSettings, Settings
 from setokim.training.sharding import Sharded
 from setokim.training.stage import Stage, build_stage, to_device
 from setokim.training.state import TrainingState
-from setokim.training.stopping import leave_signals_to_parent, stop_requests
+from setokim.training.stopping import leave_signals_to_parent, stop_after, stop_requests
 
 
 class NotFiniteError(RuntimeError):
@@ -178,14 +176,8 @@ class Trainer:
                 if stop or self._due(every.checkpoint) or self.step == settings.steps:
                     self.folder.save(self.state, self.step, settings, file)
                 if stop:
-                    self._stop(stop)
-
-    def _stop(self, number: int) -> None:
-        if self.main:
-            name = signal.Signals(number).name
-            print(f"{name}: step {self.step} is saved; --resume goes on from it", file=sys.stderr)
-        self.accelerator.end_training()
-        raise KeyboardInterrupt(number)
+                    self.accelerator.end_training()
+                    stop_after(self.step, stop, quiet=not self.main)
 
     def _take_step(self, batches) -> dict[str, float]:
         settings, accelerator = self.settings, self.accelerator

@@ -5,6 +5,7 @@ import torch
 import yaml
 from rounding import assert_same_but_for_rounding
 from safetensors.torch import load_file
+from tiny_setokim import build
 from tiny_stage1 import change_settings, losses_of, run_in_processes, write_setok
 
 from setokim import SetokimModel, SetokimProcessor, SetokModel
@@ -223,6 +224,45 @@ def test_muon_moves_hidden_matrices(settings):
 def test_unknown_fields_are_named(settings):
     with pytest.raises(ValueError, match=r"model\.head_widht: expected one of .*head_width"):
         build_stage(settings("model.head_widht=3"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (None, None),
+        ("model.safetensors", None),
+        ("model.safetensors", b""),
+        ("model.safetensors", b"x" * 999),
+        ("config.json", b"{"),
+        ("config.json", b"[]"),
+        ("preprocessor_config.json", b"{"),
+        ("tokenizer.json", b"{"),
+    ],
+)
+@pytest.mark.parametrize("setting", ["setok", "start"])
+def test_a_missing_or_damaged_model_is_named(settings, setok, tmp_path, setting, name, content):
+    folder = tmp_path / "model"
+    if setting == "setok":
+        if name in ("preprocessor_config.json", "tokenizer.json"):
+            # Of the model alone the weights say how pictures are prepared.
+            return
+        if name is not None:
+            shutil.copytree(setok, folder)
+        chosen = settings(f"setok={folder}")
+    else:
+        if name is not None:
+            for part in build():
+                part.save_pretrained(folder)
+        chosen = settings("stage=3", f"start={folder}", "llm=null", "setok=null", "model={}")
+    if content is not None:
+        (folder / name).write_bytes(content)
+    elif name is not None:
+        (folder / name).unlink()
+    with pytest.raises(
+        ValueError, match=f"^{setting}: expected a whole model, got {folder}: "
+    ) as e:
+        build_stage(chosen)
+    assert len(str(e.value).splitlines()) == 1
 
 
 @pytest.mark.slow

@@ -1,13 +1,16 @@
 """Signals to real processes: the step in which they arrive is finished and saved."""
 
 import os
+import pty
+import select
 import signal
+import sys
 import threading
-import time
 
 import pytest
+import tiny_stage1
 import torch
-from tiny_stage1 import assert_same_run, losses_of, run_in_processes, start_in_processes
+from tiny_stage1 import assert_same_run, losses_of, run_in_processes, start_in_processes, wait_for
 
 from setokim.training import latest_checkpoint
 from setokim.training.stopping import stop_requests
@@ -16,14 +19,6 @@ CPU = torch.device("cpu")
 # Two batches a step; nothing is due at the step that is stopped.
 SETTINGS = ("steps=7", "accumulation=2", "every.checkpoint=5", "every.evaluation=2")
 STEP = 3
-
-
-def wait_for(path, process):
-    """Until the file is there; not for a time, which would depend on the machine."""
-    while not path.exists():
-        assert process.poll() is None, (path.parent / "stderr.txt").read_text()
-        time.sleep(0.01)
-    return path
 
 
 def assert_stopped(folder, out):
@@ -61,6 +56,27 @@ def test_a_signal_ends_the_run_after_its_step_and_it_goes_on_as_if_it_had_not(
     done = run_in_processes(tmp_path, out, *SETTINGS, "workers=1", resume=True)
     assert done.returncode == 0, done.stderr
     assert_same_run(whole, out)
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_takes_nothing_with_it(tmp_path):
+    """The system sends SIGHUP then, and whatever the run still writes to it fails."""
+    config, out = tiny_file(tmp_path), tmp_path / "out"
+    child, terminal = pty.fork()
+    if child == 0:
+        command = [sys.executable, tiny_stage1.__file__, str(config), str(out), *SETTINGS]
+        command += ["every.log=1", "--world=1", "--die-at=-1"]
+        command += [f"--wait-at={STEP}", f"--notes={tmp_path}"]
+        os.execvpe(command[0], command, os.environ | {"ACCELERATE_USE_CPU": "true"})
+    while not (tmp_path / "waiting-0").exists():
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
+        # A terminal that nobody reads takes no more after some pages.
+        if select.select([terminal], [], [], 0.01)[0]:
+            os.read(terminal, 1 << 16)
+    os.close(terminal)
+    os.waitpid(child, 0)
+    assert [line["step"] for line in losses_of(out)] == list(range(1, STEP + 1))
+    assert latest_checkpoint(out).name == f"checkpoint-{STEP:08d}"
 
 
 @pytest.mark.slow

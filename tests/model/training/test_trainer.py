@@ -210,6 +210,55 @@ def test_learning_rates_go_up_and_down(build):
     assert [rate for (rate,) in judge] == pytest.approx([1e-3 * (1 + c) / 2 for c in sixths])
 
 
+def test_the_discriminators_rates_and_clip_are_its_own(build):
+    """Its schedule begins where it does, and its gradients have its own limit."""
+    own = ("discriminator.clip=2e-4", "discriminator.lr=3e-3", "discriminator.warmup=2")
+    trainer = build("out", "steps=6", "losses.adversarial_start=2", "optimizer.clip=1e-4", *own)
+    seen = {"model": [], "discriminator": []}
+
+    def note(name, optimizer):
+        step = optimizer.step
+
+        def noting():
+            gradients = [p.grad for g in optimizer.param_groups for p in g["params"]]
+            norm = torch.stack([g.norm() for g in gradients if g is not None]).norm().item()
+            seen[name].append((optimizer.param_groups[0]["lr"], norm))
+            step()
+
+        optimizer.step = noting
+
+    note("model", trainer.optimizer)
+    note("discriminator", trainer.adversary.optimizer)
+    trainer.train()
+    rates, norms = zip(*seen["discriminator"], strict=True)
+    # Of the four steps from its first on, two up and two down: half of them, all, all, half.
+    assert rates == pytest.approx([1.5e-3, 3e-3, 3e-3, 1.5e-3])
+    assert norms == pytest.approx([2e-4] * 4, rel=0.02)
+    assert [norm for _, norm in seen["model"]] == pytest.approx([1e-4] * 6, rel=0.02)
+
+
+def test_averages_follow_the_weights_from_the_first_step_on(build):
+    trainer = build("out", "steps=3", "ema=0.15")
+    name, weight = next(iter(trainer.unwrapped.named_parameters()))
+    take_step, seen = trainer._take_step, [weight.detach().clone()]
+    expected = seen[0].double()
+
+    def noting(batches):
+        nonlocal expected
+        losses = take_step(batches)
+        # (1 + n) / (10 + n) until that is more than 0.15, which it is at n = 1.
+        keep = 0.1 if len(seen) == 1 else 0.15
+        seen.append(weight.detach().clone())
+        expected = keep * expected + (1 - keep) * seen[-1].double()
+        found = trainer.ema.averages[name].double()
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+        return losses
+
+    trainer._take_step = noting
+    trainer.train()
+    assert len(seen) == 4 and not torch.equal(seen[0], seen[1])
+
+
 @pytest.mark.parametrize(
     ("off", "absent", "frozen", "moving"),
     [
