@@ -61,7 +61,7 @@ def test_a_signal_ends_the_run_after_its_step_and_it_goes_on_as_if_it_had_not(
 @pytest.mark.slow
 def test_a_terminal_that_is_closed_takes_nothing_with_it(tmp_path):
     """The system sends SIGHUP then, and whatever the run still writes to it fails."""
-    config, out = tiny_file(tmp_path), tmp_path / "out"
+    config, out = tiny_stage1.tiny_file(tmp_path), tmp_path / "out"
     child, terminal = pty.fork()
     if child == 0:
         command = [sys.executable, tiny_stage1.__file__, str(config), str(out), *SETTINGS]
