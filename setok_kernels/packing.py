@@ -11,7 +11,7 @@ from setok_kernels import layout
 ORDERS = ("seed", "raster", "size")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Packed:
     """Rows of all images one after the other; what `pack` of every result returns.
 
