@@ -210,6 +210,9 @@ def check_number(name, value, *, above=None, least=None, most=None) -> None:
 def _check_learnable(name, value, above):
     if not isinstance(value, Tensor):
         return check_number(name, value, above=above)
+    # The layout first: of a nested tensor there is no shape to print.
+    if value.layout != torch.strided or value.is_nested:
+        raise TypeError(f"{name}: expected a dense 0-dim tensor, got a sparse or nested one")
     if value.dim() != 0 or not value.dtype.is_floating_point:
         got = f"shape {tuple(value.shape)}, {value.dtype}"
         raise ValueError(f"{name}: expected a 0-dim floating-point tensor, got {got}")
