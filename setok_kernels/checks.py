@@ -13,9 +13,18 @@ _DTYPE_NAMES = "float64, float32, bfloat16 or float16"
 
 
 def check_tensor(name: str, value) -> None:
-    """`value` is a tensor."""
+    """`value` is a dense tensor: neither nested, nor sparse, nor in a layout of MKL-DNN."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if value.is_nested:
+        raise TypeError(
+            f"{name}: expected a dense tensor, got a nested one; pad it with `to_padded_tensor` and "
+            "give a token_mask, or pass its values with cu_seqlens"
+        )
+    if value.layout != torch.strided:
+        raise TypeError(
+            f"{name}: expected a dense tensor, got layout {value.layout}; use `to_dense()`"
+        )
 
 
 def check_shape(name: str, value: Tensor, expected: tuple[int, ...]) -> None:

@@ -20,13 +20,14 @@ CAPS = ("diameter", "eccentricity")
 LEARNABLE = ("bandwidth", "beta", "temperature", "offset")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClusterConfig:
     """Options of `cluster_tokens` (SeTok, Eq. 1, Eq. 2 and Algorithm 1).
 
     The defaults follow objects on natural images; `ClusterConfig.paper()` is the literal preset.
     `bandwidth`, `beta`, `temperature` and `offset` may each be a float or a 0-dim floating-point
-    tensor, which then receives a gradient.
+    tensor, which then receives a gradient. NumPy's numbers become Python's. Two configs are equal
+    when all their options are; of tensors, those that are the same object.
 
     Attributes:
         k: neighbours in the local density, at least 1. With fewer tokens, all there are count.
@@ -69,6 +70,7 @@ class ClusterConfig:
     include_self: bool = False
 
     def __post_init__(self):
+        _make_plain(self)
         for name in ("k", "max_clusters"):
             check_count(name, getattr(self, name))
         _check_choice("kernel", self.kernel, KERNELS)
@@ -109,6 +111,17 @@ class ClusterConfig:
         )
         return cls(**(preset | overrides))
 
+    def __eq__(self, other) -> bool:
+        return self._key() == other._key() if isinstance(other, ClusterConfig) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple:
+        # Values of tensors change, and reading them may wait for a device.
+        fields = (getattr(self, f.name) for f in dataclasses.fields(self))
+        return tuple((Tensor, id(v)) if isinstance(v, Tensor) else v for v in fields)
+
     def to_dict(self) -> dict:
         """The fields as plain Python values (tensors become floats), ready for JSON."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -139,6 +152,7 @@ class DPCOptions:
     cap: Literal["diameter", "eccentricity"] = "diameter"
 
     def __post_init__(self):
+        _make_plain(self)
         if self.num_clusters is None and self.threshold is None:
             raise ValueError("num_clusters: expected an int, or else a threshold, got neither")
         for name in ("k", "num_clusters", "min_clusters"):
@@ -148,6 +162,16 @@ class DPCOptions:
             check_number("threshold", self.threshold)
         _check_choice("order", self.order, ORDERS)
         _check_choice("cap", self.cap, CAPS)
+
+
+def _make_plain(options) -> None:
+    """NumPy's numbers among the fields become Python's, which JSON and operators take."""
+    if torch.compiler.is_compiling():
+        return
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if not isinstance(value, Tensor) and getattr(value, "shape", None) == ():
+            object.__setattr__(options, field.name, value.item())
 
 
 def _message(name, expected, got) -> str:
@@ -186,6 +210,9 @@ def check_number(name, value, *, above=None, least=None, most=None) -> None:
 def _check_learnable(name, value, above):
     if not isinstance(value, Tensor):
         return check_number(name, value, above=above)
+    # The layout first: of a nested tensor there is no shape to print.
+    if value.layout != torch.strided or value.is_nested:
+        raise TypeError(f"{name}: expected a dense 0-dim tensor, got a sparse or nested one")
     if value.dim() != 0 or not value.dtype.is_floating_point:
         got = f"shape {tuple(value.shape)}, {value.dtype}"
         raise ValueError(f"{name}: expected a 0-dim floating-point tensor, got {got}")

@@ -285,7 +285,9 @@ def _triton_kernel(name: str):
         # Imported with the first call: triton is slow to import, and not everywhere.
         from setok_triton import backend
 
-        return getattr(backend, name)(*args)
+        # Triton launches on the current device, wherever the tensors lie.
+        with torch.cuda.device_of(args[0]):
+            return getattr(backend, name)(*args)
 
     return kernel
 

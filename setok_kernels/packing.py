@@ -11,7 +11,7 @@ from setok_kernels import layout
 ORDERS = ("seed", "raster", "size")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Packed:
     """Rows of all images one after the other; what `pack` of every result returns.
 
@@ -269,7 +269,9 @@ def _check_grids(grids, tokens: list[int], exact: bool) -> Tensor:
     """
     if not isinstance(grids, Tensor):
         try:
-            grids = torch.tensor(grids) if len(grids) else torch.empty(0, 2, dtype=torch.int64)
+            # Where they are read, whatever torch's default device is.
+            grids = torch.tensor(grids, dtype=None if len(grids) else torch.int64, device="cpu")
+            grids = grids if len(grids) else grids.reshape(0, 2)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
                 f"grids: expected a (B, 2) tensor or a list of (H, W), got {grids!r}"

@@ -69,7 +69,7 @@ def neighbours_fwd_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """The K nearest tokens of BLOCK_M tokens, ascending, ties lowest index, -1 where absent."""
-    i_b, i_m, start, n = locate(p_offsets, blocks_per_image)
+    i_b, i_m, start, n = locate(p_offsets, L, blocks_per_image)
     o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
     o_k = tl.arange(0, BLOCK_K)
     factor = tl.load(p_factor + i_b)
@@ -140,7 +140,7 @@ def density_fwd_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """Rho = exp(-sigma * mean distance to the neighbours); 1 without any, 0 where not `ok`."""
-    i_b, i_n, start, n = locate(p_offsets, blocks_per_image)
+    i_b, i_n, start, n = locate(p_offsets, L, blocks_per_image)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
     factor, sigma = tl.load(p_factor + i_b), tl.load(p_sigma + i_b)

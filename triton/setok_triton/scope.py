@@ -76,7 +76,7 @@ def scope_fwd_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """The whole loop of one image: scope, score and eligibility never leave the chip."""
-    i_b, _, start, n = locate(p_offsets, 1)
+    i_b, _, start, n = locate(p_offsets, L, 1)
     o_n = tl.arange(0, BLOCK_N)
     m_n = o_n < n
     m_ok = m_n & (tl.load(p_ok + start + o_n, mask=m_n, other=0) != 0)
@@ -128,7 +128,7 @@ def scope_fwd_kernel(
         tl.store(p_counts + i_b, count.to(tl.int64))
 
 
-@triton.jit(do_not_specialize=["C"])
+@triton.jit(do_not_specialize=["C", "L"])
 def labels_fwd_kernel(
     p_offsets,
     p_ok,
@@ -139,6 +139,7 @@ def labels_fwd_kernel(
     p_masks,
     p_labels,  # (T,) int64
     C,
+    L,
     blocks_per_image,
     stride_image,
     stride_row,
@@ -148,7 +149,7 @@ def labels_fwd_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """Residual row, rows without a seed, and the row of each token's largest mask."""
-    i_b, i_n, start, n = locate(p_offsets, blocks_per_image)
+    i_b, i_n, start, n = locate(p_offsets, L, blocks_per_image)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
     m_ok = m_n & (tl.load(p_ok + start + o_n, mask=m_n, other=0) != 0)
@@ -267,6 +268,7 @@ def labels(
         masks,
         out,
         seeds.shape[1],
+        chunk.longest,
         blocks,
         layout.image,
         layout.row,
