@@ -1,7 +1,9 @@
 """What the functions return: labels or masks, statistics, and the decisions behind them."""
 
+import dataclasses
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from setok_kernels.packing import Rows
@@ -25,6 +27,11 @@ class Decisions:
     parent: Tensor
     seeds: Tensor
     counts: Tensor
+
+    def cut(self) -> "Decisions":
+        """The same without the seeds behind `counts`, which somebody may have lowered."""
+        row = torch.arange(self.seeds.shape[1], device=self.seeds.device)
+        return dataclasses.replace(self, seeds=self.seeds.where(row < self.counts[:, None], -1))
 
 
 @dataclass(frozen=True)
