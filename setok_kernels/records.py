@@ -42,17 +42,28 @@ def check_record(out):
     if hasattr(out, "masks"):
         masks = out.masks
         check_float("masks", masks)
-        rows = masks.shape[-2] if masks.dim() == labels.dim() + 1 else "max_clusters + 1"
-        check_shape("masks", masks, (*labels.shape[:-1], rows, labels.shape[-1]))
+        before, tokens = labels.shape[:-1], labels.shape[-1]
+        if masks.dim() != labels.dim() + 1 or (*masks.shape[:-2], masks.shape[-1]) != (
+            *before,
+            tokens,
+        ):
+            expected = ", ".join(map(str, (*before, "max_clusters + 1", tokens)))
+            raise ValueError(f"masks: expected shape ({expected}), got {tuple(masks.shape)}")
         check_device("masks", masks, labels.device, like="the labels")
         widened["masks"] = masks.to(torch.promote_types(masks.dtype, torch.float32))
     else:
         check_tensor("centres", out.centres)
-        rows = out.centres.shape[1] if out.centres.dim() == 2 else "C"
-        _check_index("centres", out.centres, (images, rows), labels)
+        if out.centres.dim() != 2:
+            raise ValueError(
+                f"centres: expected shape ({images}, C), got {tuple(out.centres.shape)}"
+            )
+        _check_index("centres", out.centres, (images, out.centres.shape[1]), labels)
         widened["centres"] = out.centres.long()
-    if grid is not None and (packed or math.prod(grid) != labels.shape[1]):
-        raise ValueError(f"grid: expected None or (H, W) of {labels.shape[-1]} tokens, got {grid}")
+    if grid is not None and not (
+        _is_grid(grid) and not packed and math.prod(grid) == labels.shape[1]
+    ):
+        expected = "None" if packed else f"None or (H, W) of {labels.shape[1]} tokens"
+        raise ValueError(f"grid: expected {expected}, got {grid!r}")
     changed = {n: v for n, v in widened.items() if v is not getattr(out, n)}
     return dataclasses.replace(out, **changed) if changed else out
 
@@ -70,7 +81,7 @@ def check_members(out, weights=None) -> None:
         misfit = (out.labels >= 0) & ~((weights >= 0) & weights.isfinite())
         if misfit.any():
             got = weights[misfit][0].item()
-            raise ValueError(f"weights: expected finite values of at least 0, got {got}")
+            raise ValueError(f"weights: expected finite values of at least 0, got {got:g}")
 
 
 def check_choices(out) -> None:
@@ -100,6 +111,12 @@ def _check_offsets(out) -> int:
         if out.max_seqlen < longest:
             raise ValueError(f"max_seqlen: expected at least {longest}, got {out.max_seqlen}")
     return out.cu_seqlens.shape[0] - 1
+
+
+def _is_grid(grid) -> bool:
+    if not isinstance(grid, tuple | list) or len(grid) != 2:
+        return False
+    return all(isinstance(side, int | torch.SymInt) for side in grid)
 
 
 def _check_index(name: str, value, shape: tuple[int, ...], labels) -> None:
