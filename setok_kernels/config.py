@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import numbers
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +16,9 @@ DISTANCE_SCALES = ("variance", "dim")
 SCORE_NORMS = ("max", None)
 ORDERS = ("score", "index")
 CAPS = ("diameter", "eccentricity")
+
+# Largest count: products with it are shapes in 64 bits.
+MOST = 2**31 - 1
 
 # The hyper-parameters that may be tensors and receive a gradient.
 LEARNABLE = ("bandwidth", "beta", "temperature", "offset")
@@ -179,11 +183,13 @@ def _message(name, expected, got) -> str:
 
 
 def check_count(name, value) -> None:
-    """`value` is an integer of at least 1."""
+    """`value` is an integer from 1 to `MOST`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(_message(name, "an int", value))
     if value < 1:
         raise ValueError(_message(name, "at least 1", value))
+    if value > MOST:
+        raise ValueError(_message(name, f"at most {MOST}", value))
 
 
 def _check_choice(name, value, known):
@@ -196,8 +202,8 @@ def check_number(name, value, *, above=None, least=None, most=None) -> None:
     """`value` is a finite real number within the bounds."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(_message(name, "a real number", value))
-    # Traced numbers compare, but math.isfinite takes them not.
-    if not abs(value) < math.inf:
+    # Traced numbers compare, but math.isfinite takes them not; integers may be beyond all floats.
+    if not abs(value) <= sys.float_info.max:
         raise ValueError(_message(name, "a finite number", value))
     if above is not None and not value > above:
         raise ValueError(_message(name, f"more than {above}", value))

@@ -85,7 +85,7 @@ def select_backend(name: str, device: torch.device):
     """
     if name == "auto":
         make = next(make for can_run, make in _BACKENDS.values() if can_run(device))
-    elif name in _BACKENDS:
+    elif isinstance(name, str) and name in _BACKENDS:
         can_run, make = _BACKENDS[name]
         can_run(device, raise_error=True)
     else:

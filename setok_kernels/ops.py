@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from setok_kernels import _native
+from setok_kernels.arguments import check_device
 from setok_kernels.config import LEARNABLE
 
 # What `scale` of the schemas counts; `factor` goes with the last.
@@ -94,7 +95,7 @@ def _merge_backward_fake(
 ):
     return (
         x.new_empty(x.shape),
-        masks.new_empty(masks.shape) if need_masks else x.new_empty(0),
+        x.new_empty(0) if masks is None or not need_masks else masks.new_empty(masks.shape),
         x.new_empty(0) if weights is None else weights.new_empty(weights.shape),
     )
 
@@ -106,7 +107,7 @@ def _unmerge_fake(tokens, masks, labels, counts, cu_seqlens, max_seqlen):
 def _unmerge_backward_fake(grad, tokens, masks, labels, counts, cu_seqlens, max_seqlen, need_masks):
     return (
         tokens.new_empty(tokens.shape),
-        masks.new_empty(masks.shape) if need_masks else tokens.new_empty(0),
+        tokens.new_empty(0) if masks is None or not need_masks else masks.new_empty(masks.shape),
     )
 
 
@@ -124,6 +125,22 @@ def _dpc_knn_fake(x, valid, cu_seqlens, max_seqlen, noise, k, num_clusters, *res
 
 def _threshold_greedy_fake(x, valid, cu_seqlens, max_seqlen, threshold):
     return _hard_fake(x, cu_seqlens, max_seqlen)
+
+
+def _on_one_device(name: str, fake):
+    """The fake of operation `name` for tensors that lie on the device of the first one.
+
+    A call of tensors on several devices comes here, not to a kernel, when one of them is "meta".
+    """
+    names = [word.split()[1] for word in SCHEMAS[name].split(") ->")[0].split(",")]
+
+    def checked(*arguments):
+        for label, value in zip(names, arguments, strict=True):
+            if isinstance(value, Tensor):
+                check_device(label, value, arguments[0].device, like=names[0])
+        return fake(*arguments)
+
+    return checked
 
 
 # Autograd. Decisions are constants; x, the learnable numbers, masks, weights are differentiated.
@@ -238,7 +255,7 @@ def _define(namespace: str, triton_key: str) -> torch.library.Library:
     for name, schema in SCHEMAS.items():
         qualified = f"{namespace}::{name}"
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        torch.library.register_fake(qualified, _FAKES[name], lib=library)
+        torch.library.register_fake(qualified, _on_one_device(name, _FAKES[name]), lib=library)
         library.impl(name, _triton_kernel(name), triton_key)
         if name in _FORMULAS:
             backward, setup = _FORMULAS[name]

@@ -3,8 +3,10 @@
 Results are equal only to themselves: tensors have no one answer to `==`.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from setok_kernels.packing import Rows
@@ -28,6 +30,11 @@ class Decisions:
     parent: Tensor
     seeds: Tensor
     counts: Tensor
+
+    def cut(self) -> "Decisions":
+        """The same without the seeds behind `counts`, which somebody may have lowered."""
+        row = torch.arange(self.seeds.shape[1], device=self.seeds.device)
+        return dataclasses.replace(self, seeds=self.seeds.where(row < self.counts[:, None], -1))
 
 
 @dataclass(frozen=True, eq=False)

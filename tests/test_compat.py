@@ -280,7 +280,7 @@ def test_errors_name_the_argument():
         r"noise: expected shape \(2, 30\), got \(30,\)": lambda: chatunivi.cluster_dpc_knn(
             {"x": x}, 5, noise=torch.rand(30)
         ),
-        r"idx_cluster: expected values from 0 to 4, got 0 to 5": lambda: tcformer.merge_tokens(
+        r"idx_cluster: expected values from 0 to 4, got 5": lambda: tcformer.merge_tokens(
             token_dict, idx_cluster, 5
         ),
         r"idx_cluster: expected dtype torch.int64, got torch.int32": lambda: tcformer.merge_tokens(
