@@ -19,7 +19,6 @@ from setok_kernels.records import check_record
 from setok_kernels.result import Clusters, Decisions, HardClusters
 
 
-
 def check_x(x, packed: bool) -> None:
     """`x` is (B, N, D) or (B, H, W, D), or (T, D) when packed; D is at least 1."""
     check_float("x", x)
