@@ -219,7 +219,8 @@ class ParquetRows:
                     self._add(path, file)
             except FileNotFoundError:
                 raise
-            except (OSError, pyarrow.ArrowException) as error:
+            except (OSError, ValueError, pyarrow.ArrowException) as error:
+                # Names of columns that are no UTF-8 are a ValueError.
                 raise ValueError(f"{path}: expected a parquet file, got {error}") from error
         self._kept: tuple[_Group | None, Any] = (None, None)
 
@@ -244,7 +245,7 @@ class ParquetRows:
         for number in range(file.num_row_groups):
             length = file.metadata.row_group(number).num_rows
             if length < 0:
-                raise ValueError(f"{path}: expected a parquet file, got {length} rows in a group")
+                raise ValueError(f"a group of {length} rows")
             rows = self._counting(file, number, range(length))
             self._groups.append(_Group(path, number, rows, len(self) + len(rows)))
 

@@ -3,6 +3,7 @@ import json
 import struct
 import tarfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -265,6 +266,22 @@ def test_sizes_of_members_that_lie(tmp_path, size, kind):
         assert all("damaged here" in str(text) for text in reasons(Shards(path)).values())
     except ValueError as error:
         assert str(error).startswith("paths: expected ")
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_no_more_is_asked_for_than_there_is(tmp_path, monkeypatch, kind):
+    path, asked = tmp_path / "s.tar", []
+    path.write_bytes(header("a.png", 2**40, kind) + bytes(1024))
+
+    class Recording(io.BufferedReader):
+        def read(self, size=-1):
+            asked.append(size)
+            return super().read(size)
+
+    monkeypatch.setattr(Path, "open", lambda self, mode: Recording(io.FileIO(self, mode)))
+    with pytest.raises(ValueError, match=r"^paths: expected "):
+        Shards(path)
+    assert len(asked) > 1 and max(asked) <= 1536
 
 
 def test_an_archive_that_shrinks(tmp_path):

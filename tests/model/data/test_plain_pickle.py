@@ -46,34 +46,43 @@ def sized(code, size, width):
 
 
 BOMBS = {
-    "LONG4": sized(pickle.LONG4, 2**31 - 1, 4),
-    "BINSTRING": sized(pickle.BINSTRING, 2**31 - 1, 4),
-    "BINUNICODE": sized(pickle.BINUNICODE, 2**32 - 1, 4),
-    "BINUNICODE8": sized(pickle.BINUNICODE8, 2**33, 8),
-    "BINBYTES": sized(pickle.BINBYTES, 2**32 - 1, 4),
-    "BINBYTES8": sized(pickle.BINBYTES8, 2**62, 8),
-    "BYTEARRAY8": sized(pickle.BYTEARRAY8, 2**34, 8),
-    "FRAME": sized(pickle.FRAME, 2**33, 8),
-    "LONG_BINPUT": b"\x80\x02]" + pickle.LONG_BINPUT + (2**31).to_bytes(4, "little") + b".",
-    "PUT": b"]p2147483648\n.",
-    # Lists of two references to one another: 2^40 values in 200 bytes.
-    "references": b"]" + b"".join(b"q%c0](h%ch%ce" % ((n,) * 3) for n in range(40)) + b".",
-    "itself": b"]q\x00h\x00a.",
-    "deep": b"]" * 10**5 + b"a" * (10**5 - 1) + b".",
-    "a set": pickle.dumps({1}, 4),
-    "a long number": b"I" + b"9" * 10**5 + b"\n.",
-    "no stop": b"]]]",
-    "no opcode": b"\xff.",
+    "LONG4": (sized(pickle.LONG4, 2**31 - 1, 4), "2147483654 bytes of 11"),
+    "BINSTRING": (sized(pickle.BINSTRING, 2**31 - 1, 4), "2147483654 bytes of 11"),
+    "BINUNICODE": (sized(pickle.BINUNICODE, 2**32 - 1, 4), "4294967302 bytes of 11"),
+    "BINUNICODE8": (sized(pickle.BINUNICODE8, 2**33, 8), "8589934603 bytes of 15"),
+    "BINBYTES": (sized(pickle.BINBYTES, 2**32 - 1, 4), "4294967302 bytes of 11"),
+    "BINBYTES8": (sized(pickle.BINBYTES8, 2**62, 8), "4611686018427387915 bytes of 15"),
+    "BYTEARRAY8": (sized(pickle.BYTEARRAY8, 2**34, 8), "17179869195 bytes of 15"),
+    "FRAME": (sized(pickle.FRAME, 2**33, 8), "a frame of 8589934592 bytes"),
+    "LONG_BINPUT": (
+        b"\x80\x02]" + pickle.LONG_BINPUT + (2**31).to_bytes(4, "little") + b".",
+        "memo index 2147483648 after 4 bytes",
+    ),
+    "PUT": (b"]p2147483648\n.", "memo index 2147483648 after 2 bytes"),
+    # Lists of two references to one another: 2^40 values in 400 bytes.
+    "references": (
+        b"]" + b"".join(b"q%c0](h%ch%ce" % ((n,) * 3) for n in range(40)) + b".",
+        "values that hold one another too often",
+    ),
+    "itself": (b"]q\x00h\x00a.", "values that hold one another too often"),
+    "deep": (
+        b"]" * 10**5 + b"a" * (10**5 - 1) + b".",
+        "values that hold one another too often",
+    ),
+    "a set": (pickle.dumps({1}, 4), "a set"),
+    "no stop": (b"]]]", "Ran out of input"),
+    "no opcode": (b"\xff.", r"the opcode b'\\xff'"),
 }
 
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_what_a_pickle_claims_is_not_allocated(tmp_path, name):
     path = tmp_path / "refs.p"
-    path.write_bytes(BOMBS[name])
+    data, reason = BOMBS[name]
+    path.write_bytes(data)
     tracemalloc.start()
     try:
-        with pytest.raises(ValueError, match=r"refs\.p: expected a pickle of plain values, got "):
+        with pytest.raises(ValueError, match=rf"expected a pickle of plain values, got {reason}$"):
             read_plain_pickle(path)
         assert tracemalloc.get_traced_memory()[1] < 2**25
     finally:

@@ -186,6 +186,13 @@ def test_rows_of_parquet_that_do_not_count(tmp_path):
     assert len(ParquetRows([path, other])) == 9
 
 
+def test_parquet_with_names_that_are_no_text(tmp_path):
+    path = write_rows(tmp_path / "a.parquet", [{"abcdef": 1}])
+    path.write_bytes(path.read_bytes().replace(b"abcdef", b"abc\xffef"))
+    with pytest.raises(ValueError, match=r"a\.parquet: expected a parquet file, got .*codec"):
+        ParquetRows([path])
+
+
 def test_parquet_that_claims_more_than_it_holds(tmp_path, monkeypatch):
     write_rows(tmp_path / "a.parquet", [{"id": number} for number in range(4)])
     rows = ParquetRows([tmp_path / "a.parquet"])
