@@ -60,6 +60,18 @@ def test_texts_of_all_kinds_take_a_line_each(tmp_path):
     assert again.broken == {2: f"b.json: {odd}: {odd}"} and again.recall(question(0, text=odd))
 
 
+def test_a_line_ends_at_a_line_feed_alone(tmp_path):
+    odd = ENDS.replace("\n", "")
+    AnswerLog(tmp_path, {}).add([Answered(question(0, text=odd), odd)])
+    path = tmp_path / "predictions.jsonl"
+    # As another program writes it: without escapes.
+    line = json.dumps(json.loads(path.read_bytes()), ensure_ascii=False)
+    assert "\u2028" in line and "\x85" in line
+    path.write_bytes(line.encode("utf-8") + b"\n")
+    (row,) = AnswerLog(tmp_path, {}).rows
+    assert row.said == odd
+
+
 def test_json_of_all_signs_is_utf_8_and_comes_back():
     # Halves of signs, in no order in which two make one.
     text = "".join(map(chr, range(0x3000))) + "\ud7ff\udc00\udbffx\udfff\U0001f600"

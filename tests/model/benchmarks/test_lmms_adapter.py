@@ -122,6 +122,11 @@ def test_sizes_of_batches(adapter, tmp_path):
             adapter.Setokim(str(tmp_path), **options)
 
 
+def test_a_missing_folder_is_no_name_on_the_hub(adapter):
+    with pytest.raises(ValueError, match=r"^expected the folder of a model .*, got no/such/model$"):
+        adapter.Setokim("no/such/model")
+
+
 def test_what_it_cannot_do(model):
     with pytest.raises(ValueError, match=r"^temperature: expected 0, got 0.7$"):
         model.generate_until([request_of("is?", 0, {"temperature": 0.7})])
