@@ -13,7 +13,7 @@ from PIL import Image
 
 import setok_kernels as sk
 from setok_kernels.cli import cluster, pictures
-from setok_kernels.cli.draw import draw_contact_sheet, draw_map, fit
+from setok_kernels.cli.draw import _title, draw_contact_sheet, draw_map, fit
 from setok_kernels.cli.main import main
 from setok_kernels.cli.options import FIELD_OPTIONS
 from setok_kernels.cli.pictures import (
@@ -235,8 +235,9 @@ def test_files_of_any_name_in_the_c_locale(picture, tmp_path):
     )
     assert run.returncode == 0, run.stderr
     records = [path for path in (tmp_path / "out").iterdir() if path.suffix == ".json"]
-    assert {os.fsencode(read(path)["image"]) for path in records} == {
-        b"in/" + name for name in ODD_NAMES
+    # Text where the name is UTF-8, which this locale does not know.
+    assert {read(path)["image"] for path in records} == {
+        f"in/{name.decode('utf-8', 'surrogateescape')}" for name in ODD_NAMES
     }
 
 
@@ -535,6 +536,11 @@ def test_the_map_shows_clusters_boundaries_and_seeds():
     assert drawn[10, 40:60].std(0).max() == 0, "no boundary inside a cluster"
     ring = drawn[50, 30:70]
     assert (ring.min(-1) > 230).any() and (ring.max(-1) < 60).any(), "a light and a dark ring"
+
+
+def test_a_title_is_one_line_that_can_be_drawn():
+    drawn = dataclasses.replace(make_picture([[0]], [(0, 0)]), name="two\nlines\udcff")
+    assert _title(drawn) == r"two\nlines\xff: 1 token"
 
 
 def test_the_residual_is_hatched_grey():

@@ -164,14 +164,15 @@ def test_an_output_that_takes_nothing(command, said):
     assert (run.returncode, run.stderr) == (1, said)
 
 
-def test_a_closed_output_is_not_the_next_file(tmp_path):
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_closed_output_is_not_the_next_file(tmp_path, closed):
     """Python leaves its number to the first file that is opened, which prints would reach."""
     code = (
         "import os; from setok_kernels.cli.streams import writable_streams\n"
         "with writable_streams():\n"
         f"    assert os.open({str(tmp_path / 'file')!r}, os.O_CREAT) > 2"
     )
-    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} >&- 2>&-"
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} {closed}"
     assert subprocess.run(["bash", "-c", command], check=False).returncode == 0
 
 
