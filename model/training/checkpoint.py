@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -143,18 +142,8 @@ def open_checkpoint(path: str | Path) -> tuple[StoredTensors, dict[str, Any]]:
     """
     path = Path(path)
     try:
-        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
-        if not isinstance(state, dict):
-            raise ValueError(f"{_STATE}: expected an object, got {type(state).__name__}")
-        return StoredTensors(path), state
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        SafetensorError,
-    ) as error:
+        return StoredTensors(path), _read_state(path)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"path: expected a complete checkpoint, got {path}: {error}") from error
 
 
@@ -248,6 +237,16 @@ def _write_tensors(folder: Path, tensors: Mapping[str, Tensor], shards: Shards) 
         sync(file)
         # Read again from the memory that the file system has just written it from.
         return file.name, checksum(file)
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    try:
+        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{_STATE}: expected JSON, got {error}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{_STATE}: expected an object, got {type(state).__name__}")
+    return state
 
 
 def _write(path: Path, content: str) -> None:

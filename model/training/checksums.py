@@ -40,7 +40,8 @@ def read_sums(folder: Path) -> dict[str, str]:
         OSError: there are none.
         ValueError: a line is no checksum, or a name comes twice.
     """
-    lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+    # What is no UTF-8 is no checksum either.
+    lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
     matches = [_LINE.fullmatch(line) for line in lines]
     for number, match in enumerate(matches, 1):
         if match is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
@@ -56,15 +56,18 @@ class StoredTensors(Mapping):
         folder: of the files.
 
     Raises:
-        OSError, SafetensorError: a file is missing or broken.
-        ValueError: rows of a tensor are missing.
+        OSError: a file is missing.
+        ValueError: a file is broken, or rows of a tensor are missing.
     """
 
     def __init__(self, folder: Path):
         # name: (file, first row, number of rows, number of all rows), in the order of the rows
         self._parts: dict[str, list[tuple]] = {}
         for path in tensor_files(folder):
-            file = safe_open(path, "pt")
+            try:
+                file = safe_open(path, "pt")
+            except SafetensorError as error:
+                raise ValueError(f"{path.name}: {error}") from error
             rows = json.loads((file.metadata() or {}).get("rows", "{}"))
             for name in file.keys():  # noqa: SIM118, it is no dict
                 start, total = rows.get(name, (0, None))

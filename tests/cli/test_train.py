@@ -197,7 +197,7 @@ def test_too_many_broken_samples_and_a_run_that_diverges_end_in_one_line(tmp_pat
     line = one_line(capsys.readouterr().err)
     assert "of the samples are broken" in line and ".png: not a picture" in line
     shutil.rmtree(tmp_path / "out")
-    assert train("optimizer.lr=1e38", "optimizer.warmup=0", "optimizer.clip=1e38") == 2
+    assert train("optimizer.lr=1e25") == 2
     assert ": a loss is not finite: {" in one_line(capsys.readouterr().err)
 
 
@@ -227,23 +227,18 @@ sys.exit(main(sys.argv[2:]))
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("limit", "name"),
-    [(300, "losses.jsonl"), (20_000, "tensors.safetensors"), (200_000, None)],
+    ("limit", "name"), [(300, "losses.jsonl"), (20_000, "tensors.safetensors")]
 )
 def test_a_full_disk_ends_the_run_in_one_line(tmp_path, limit, name):
-    """Whatever is written when it is full; the sizes are those of the tiny run."""
+    """A line of losses has some 170 bytes, a checkpoint more than the limit."""
     config, out = tiny_file(tmp_path), tmp_path / "out"
     arguments = ["train", "--config", str(config), "--out", str(out), "losses.adversarial=0"]
-    command = [sys.executable, "-c", LIMITED, str(limit), *arguments, "every.checkpoint=1"]
+    command = [sys.executable, "-c", LIMITED, str(limit), *arguments]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if name is None:
-        sizes = {p.name: p.stat().st_size for p in out.rglob("*") if p.is_file()}
-        assert done.returncode == 0, (done.stderr, sizes)
-        return
     assert done.returncode == 2, done.stderr
     line = one_line(done.stderr)
-    assert name in line and "large" in line.lower()
+    assert name in line and "File too large" in line
     assert not list(out.glob(".unfinished*")) and not list(out.glob("checkpoint-*"))
 
 
