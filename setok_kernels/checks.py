@@ -18,8 +18,8 @@ def check_tensor(name: str, value) -> None:
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
     if value.is_nested:
         raise TypeError(
-            f"{name}: expected a dense tensor, got a nested one; pad it with `to_padded_tensor` and "
-            "give a token_mask, or pass its values with cu_seqlens"
+            f"{name}: expected a dense tensor, got a nested one; pad it with `to_padded_tensor` "
+            "and give a token_mask, or pass its values with cu_seqlens"
         )
     if value.layout != torch.strided:
         raise TypeError(

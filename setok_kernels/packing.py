@@ -212,10 +212,7 @@ class Rows(abc.ABC):
             image = torch.arange(batch, device=labels.device)[:, None].expand_as(labels).flatten()
             token = torch.arange(labels.shape[1], device=labels.device).expand_as(labels).flatten()
         else:
-            offsets = self.cu_seqlens.long()
-            token = torch.arange(labels.shape[0], device=labels.device)
-            image = torch.searchsorted(offsets[1:], token, right=True)
-            token = token - offsets[image]
+            image, token = layout.token_positions(self.cu_seqlens, labels.shape[0])
         labels = labels.flatten()
         slot = torch.where(labels < 0, batch * self.num_rows, image * self.num_rows + labels)
         return slot, image, token

@@ -313,7 +313,7 @@ def test_errors_name_the_argument():
             call()
 
 
-# What the callers of the originals pass on a GPU: the dtypes of x, and of the weights, which autocast
+# What the callers of the originals pass on a GPU: dtypes of x, and of the weights, which autocast
 # makes float32.
 GPU_DTYPES = [
     (torch.float32, torch.float32),
