@@ -9,6 +9,7 @@ import os
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from setok_kernels import _native
 from setok_kernels.arguments import check_device
@@ -262,7 +263,9 @@ def _define(namespace: str, triton_key: str) -> torch.library.Library:
             kernel = _autograd_kernel(getattr(ops, name).default, backward(ops), setup)
             library.impl(name, kernel, "Autograd", with_keyset=True)
         elif name.endswith("backward"):
-            torch.library.register_autograd(qualified, _once_differentiable(qualified), lib=library)
+            op = getattr(ops, name).default
+            kernel = _autograd_kernel(op, _once_differentiable(qualified), lambda *_: None)
+            library.impl(name, kernel, "Autograd", with_keyset=True)
     return library
 
 
@@ -290,11 +293,23 @@ def _autograd_kernel(op, backward, setup):
     Formula.__name__ = f"{op._opname}_formula"
 
     def kernel(keyset, *arguments):
+        if forward_ad._current_level >= 0 and any(map(_has_tangent, arguments)):
+            raise RuntimeError(f"{op.name()}: forward-mode derivatives {_REMEDY}")
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+            if torch._C._are_functorch_transforms_active():
+                raise RuntimeError(f"{op.name()}: derivatives by torch.func {_REMEDY}")
             return Formula.apply(keyset, *arguments)
         return below(keyset, arguments)
 
     return kernel
+
+
+_REMEDY = "are not there; use backend='reference' for them, as backend='auto' does"
+
+
+def _has_tangent(argument) -> bool:
+    """Whether forward-mode AD follows the argument."""
+    return isinstance(argument, Tensor) and forward_ad.unpack_dual(argument).tangent is not None
 
 
 def _triton_kernel(name: str):

@@ -221,10 +221,7 @@ class Rows(abc.ABC):
             image = torch.arange(batch, device=labels.device)[:, None].expand_as(labels).flatten()
             token = torch.arange(labels.shape[1], device=labels.device).expand_as(labels).flatten()
         else:
-            offsets = self.cu_seqlens.long()
-            token = torch.arange(labels.shape[0], device=labels.device)
-            image = torch.searchsorted(offsets[1:], token, right=True)
-            token = token - offsets[image]
+            image, token = layout.token_positions(self.cu_seqlens, labels.shape[0])
         labels = labels.flatten()
         # What is no row must not count in another image, where no label can be read.
         named = (labels >= 0) & (labels < self.num_rows)

@@ -313,8 +313,8 @@ def test_errors_name_the_argument():
             call()
 
 
-# What the callers of the originals pass on a GPU: the dtypes of x, and of the weights, which
-# autocast makes float32.
+# What the callers of the originals pass on a GPU: dtypes of x, and of the weights, which autocast
+# makes float32.
 GPU_DTYPES = [
     (torch.float32, torch.float32),
     (torch.bfloat16, torch.bfloat16),
