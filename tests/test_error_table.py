@@ -54,13 +54,20 @@ PUBLIC = {
     "x: NaN, with check_finite=True": lambda: sk.cluster_tokens(X / X, check_finite=True),
     "token_mask: numbers": lambda: sk.cluster_tokens(X, token_mask=torch.ones(2, 5)),
     "token_mask: cropped": lambda: sk.cluster_tokens(X, token_mask=X[:, :4, 0] > 0),
-    "token_mask: on another device": lambda: sk.cluster_tokens(X, token_mask=(X[..., 0] > 0).to("meta")),
-    "token_mask: with cu_seqlens": lambda: sk.cluster_tokens(X[0], token_mask=X[0] > 0, cu_seqlens=CU),
+    "token_mask: on another device": lambda: sk.cluster_tokens(
+        X, token_mask=(X[..., 0] > 0).to("meta")
+    ),
+    "token_mask: with cu_seqlens": lambda: sk.cluster_tokens(
+        X[0], token_mask=X[0] > 0, cu_seqlens=CU
+    ),
     "cu_seqlens: numbers": lambda: sk.cluster_tokens(X[0], cu_seqlens=CU.float()),
     "cu_seqlens: falling": lambda: sk.cluster_tokens(X[0], cu_seqlens=torch.tensor([0, 4, 2, 5])),
     "max_seqlen: too small": lambda: sk.cluster_tokens(X[0], cu_seqlens=CU, max_seqlen=2),
     "max_seqlen: missing in a result": lambda: sk.merge_tokens(
-        X[0], sk.HardClusters(labels=HARD.labels[0], centres=HARD.centres, counts=HARD.counts, cu_seqlens=CU)
+        X[0],
+        sk.HardClusters(
+            labels=HARD.labels[0], centres=HARD.centres, counts=HARD.counts, cu_seqlens=CU
+        ),
     ),
     "k: 0": lambda: sk.ClusterConfig(k=0),
     "max_clusters: beyond 32 bits": lambda: sk.ClusterConfig(max_clusters=2**40),
@@ -72,7 +79,9 @@ PUBLIC = {
     "decisions.counts: more than max_clusters": lambda: replay(counts=torch.tensor([0, 5])),
     "threshold: NaN": lambda: sk.threshold_greedy(X, float("nan")),
     "noise: cropped": lambda: sk.dpc_knn(X, 2, noise=torch.zeros(2, 4)),
-    "labels: of a row that is not there, merged": lambda: sk.merge_tokens(X, hard(labels=HARD.labels + 1)),
+    "labels: of a row that is not there, merged": lambda: sk.merge_tokens(
+        X, hard(labels=HARD.labels + 1)
+    ),
     "labels: of a row that is not there, unmerged": lambda: sk.unmerge_tokens(
         TOKENS, hard(labels=HARD.labels + 1)
     ),
@@ -100,7 +109,7 @@ PUBLIC = {
     "out: no result": lambda: sk.merge_tokens(X, HARD.labels),
     "tokens: of another number of rows": lambda: sk.unmerge_tokens(X, HARD),
     "backend: unknown": lambda: sk.cluster_tokens(X, backend="numpy"),
-}  # fmt: skip
+}
 
 
 def operation(name, **changes):
@@ -115,18 +124,21 @@ def operation(name, **changes):
     members = dict(masks=None, labels=HARD.labels, counts=HARD.counts, weights=None)
     spread = dict(tokens=TOKENS, cu_seqlens=None, max_seqlen=5)
     loop = dict(k=2, max_clusters=4, distinct_seeds=True, include_self=False, stop_residual=0.02)
+    loop |= dict(min_mass=0.0, dense_limit=9)
+    peaks = dict(noise=None, k=2, num_clusters=2, threshold=0.0, min_clusters=1)
+    peaks |= dict(by_index=False, capped=False, dense_limit=9)
     arguments = {
-        "cluster": dict(x=X, **images, **dict.fromkeys(known), **options, **loop, min_mass=0.0, dense_limit=9),
+        "cluster": dict(x=X, **images, **dict.fromkeys(known), **options, **loop),
         "cluster_backward": dict(x=X, **images, **known, **values, **grads, **options),
-        "dpc_knn": dict(x=X, **images, noise=None, k=2, num_clusters=2, threshold=0.0, min_clusters=1,
-                        by_index=False, capped=False, dense_limit=9),
+        "dpc_knn": dict(x=X, **images, **peaks),
         "threshold_greedy": dict(x=X, **images, threshold=0.5),
         "merge": dict(x=X, **members, cu_seqlens=None, max_seqlen=5, rows=2, eps=0.0),
-        "merge_backward": dict(grad=TOKENS, x=X, **members, cu_seqlens=None, max_seqlen=5, eps=0.0,
-                               need_masks=True),
+        "merge_backward": dict(
+            grad=TOKENS, x=X, **members, cu_seqlens=None, max_seqlen=5, eps=0.0, need_masks=True
+        ),
         "unmerge": dict(**members, **spread),
         "unmerge_backward": dict(grad=X, **members, **spread, need_masks=True),
-    }[name]  # fmt: skip
+    }[name]
     function = getattr(torch.ops.setok, name)
     names = [argument.name for argument in function.default._schema.arguments]
     assert set(changes) <= set(names)
@@ -145,7 +157,9 @@ OPERATIONS = {
     "cluster(x): not contiguous": lambda: operation("cluster", x=X.mT.contiguous().mT),
     "cluster(x): its storage freed": lambda: operation("cluster", x=freed()),
     "cluster(x): a matrix": lambda: operation("cluster", x=X[0]),
-    "cluster(valid): on another device": lambda: operation("cluster", valid=(X[..., 0] > 0).to("meta")),
+    "cluster(valid): on another device": lambda: operation(
+        "cluster", valid=(X[..., 0] > 0).to("meta")
+    ),
     "cluster(max_seqlen): too small": lambda: operation("cluster", max_seqlen=4),
     "cluster(knn): alone": lambda: operation("cluster", knn=OUT.decisions.knn),
     "cluster(max_clusters): 0, in a replay": lambda: operation(
@@ -171,7 +185,9 @@ OPERATIONS = {
         "dpc_knn", noise=torch.zeros(2, 5).double()
     ),
     "dpc_knn(k): beyond 32 bits": lambda: operation("dpc_knn", k=2**40),
-    "threshold_greedy(threshold): NaN": lambda: operation("threshold_greedy", threshold=float("nan")),
+    "threshold_greedy(threshold): NaN": lambda: operation(
+        "threshold_greedy", threshold=float("nan")
+    ),
     "merge(x): bfloat16": lambda: operation("merge", x=X.bfloat16()),
     "merge(labels): int32": lambda: operation("merge", labels=HARD.labels.int()),
     "merge(labels): of a row that is not there": lambda: operation("merge", rows=1),
@@ -198,7 +214,7 @@ OPERATIONS = {
     "unmerge_backward(labels): on another device": lambda: operation(
         "unmerge_backward", labels=HARD.labels.to("meta")
     ),
-}  # fmt: skip
+}
 
 ROW = re.compile(r"\| (?P<what>[^|]+) \| `(?P<error>\w+): (?P<message>[^`]+)` \|")
 
