@@ -13,6 +13,8 @@ if os.environ["TRITON_INTERPRET"] != "1":
     pytest.skip("these run in the interpreter", allow_module_level=True)
 
 import interpreter
+import test_dpc_knn
+import test_edge_cases
 
 import setok_kernels as sk
 import setok_triton
@@ -168,3 +170,15 @@ def test_a_max_seqlen_too_small_reads_nothing_out_of_bounds(regime, monkeypatch)
             for t, o in ((x, whole), (x[kept].contiguous(), short))
         )
         assert torch.equal(got[0][kept], want[0]) and torch.equal(got[1], want[1])
+
+
+def test_the_loop_stops_at_its_boundaries(regime):
+    test_edge_cases.check_boundaries("triton")
+
+
+def test_a_larger_max_seqlen_gives_the_same(regime):
+    test_edge_cases.check_longer_images_than_there_are("triton")
+
+
+def test_the_cap_of_tokens_without_order(regime):
+    test_dpc_knn.check_the_cap_of_tokens_without_order("triton")
