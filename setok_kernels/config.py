@@ -76,7 +76,7 @@ class ClusterConfig:
     def __post_init__(self):
         _make_plain(self)
         for name in ("k", "max_clusters"):
-            check_count(name, getattr(self, name))
+            check_count(name, getattr(self, name), MOST)
         _check_choice("kernel", self.kernel, KERNELS)
         _check_choice("alpha", self.alpha, ALPHAS)
         _check_choice("score_norm", self.score_norm, SCORE_NORMS)
@@ -104,7 +104,7 @@ class ClusterConfig:
             **overrides: fields of `ClusterConfig` to set on top of the preset.
         """
         max_clusters = overrides.get("max_clusters", cls.max_clusters)
-        check_count("max_clusters", max_clusters)
+        check_count("max_clusters", max_clusters, MOST)
         preset = dict(
             distance_scale="dim",
             score_norm=None,
@@ -161,7 +161,7 @@ class DPCOptions:
             raise ValueError("num_clusters: expected an int, or else a threshold, got neither")
         for name in ("k", "num_clusters", "min_clusters"):
             if name != "num_clusters" or self.num_clusters is not None:
-                check_count(name, getattr(self, name))
+                check_count(name, getattr(self, name), MOST)
         if self.threshold is not None:
             check_number("threshold", self.threshold)
         _check_choice("order", self.order, ORDERS)
@@ -182,14 +182,14 @@ def _message(name, expected, got) -> str:
     return f"{name}: expected {expected}, got {got!r}"
 
 
-def check_count(name, value) -> None:
-    """`value` is an integer from 1 to `MOST`."""
+def check_count(name, value, most: int | None = None) -> None:
+    """`value` is an integer from 1 to `most`, if there is one."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(_message(name, "an int", value))
     if value < 1:
         raise ValueError(_message(name, "at least 1", value))
-    if value > MOST:
-        raise ValueError(_message(name, f"at most {MOST}", value))
+    if most is not None and value > most:
+        raise ValueError(_message(name, f"at most {most}", value))
 
 
 def _check_choice(name, value, known):
