@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,11 @@ def _require_place(name: str | Path) -> None:
 
 def _reason(error: Exception) -> str:
     from huggingface_hub.errors import LocalEntryNotFoundError
+    from safetensors import SafetensorError
 
     said = " ".join(str(error).split())
+    if isinstance(error, SafetensorError | pickle.UnpicklingError | EOFError):
+        return f"expected whole weights, got a damaged file: {said}"
     if isinstance(error.__cause__, LocalEntryNotFoundError):
         return (
             "it is not in the local cache and the hub cannot be reached; nor is there a folder of "

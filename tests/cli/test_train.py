@@ -139,7 +139,7 @@ def test_a_missing_package_is_named(train, capsys, monkeypatch):
 def test_a_missing_package_of_a_stage_is_named(train, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "setokim.training.stage1", None)
     assert train() == 2
-    assert "setok train: needs setokim.training.stage1: pip install" in capsys.readouterr().err
+    assert "setok train: needs setokim: pip install" in capsys.readouterr().err
 
 
 def one_line(error):

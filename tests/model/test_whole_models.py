@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTModel
 
-from setokim.loading import load_whole
+from setokim.pretrained import load_whole
 
 SIZES = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "image_size": 8}
 CONFIG = ViTConfig(**SIZES, num_attention_heads=1, patch_size=4)
@@ -50,7 +50,7 @@ def test_a_damaged_file_and_none(folder):
         with pytest.raises(ValueError, match=r"^expected whole weights, got a damaged file: "):
             load_whole(ViTModel, folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(OSError, match=r"model\.safetensors"):
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
         load_whole(ViTModel, folder)
 
 
