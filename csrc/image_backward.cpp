@@ -192,6 +192,7 @@ template <class T>
 void cluster_image_backward(const ImageInput& image, const Options& options,
                             const KnownDecisions& decisions, const ImageValues<T>& values,
                             const ImageValues<T>& grad, void* grad_x, double* grad_learnable) {
+  if (image.tokens == 0) return;
   Scratch& scratch = Scratch::of_this_thread();
   const Features<T> tokens = load_features<T>(image, options, scratch);
   const bool all_zero = options.scale == Scale::variance && tokens.sigma == 0;

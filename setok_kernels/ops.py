@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 from setok_kernels import _native
 from setok_kernels.arguments import check_device
 from setok_kernels.config import LEARNABLE
+from setok_kernels.operands import check_operands
 
 # What `scale` of the schemas counts; `factor` goes with the last.
 SCALES = ("variance", "dim", "number")
@@ -53,6 +54,11 @@ SCHEMAS = {
     "threshold_greedy": f"(Tensor x, Tensor? valid, {_IMAGES}, float threshold) -> "
     "(Tensor labels, Tensor centres, Tensor counts)",
 }
+
+
+def operand_names(name: str) -> list[str]:
+    """Names of what operation `name` takes, in their order."""
+    return [word.split()[1] for word in SCHEMAS[name].split(") ->")[0].split(",")]
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
@@ -133,7 +139,7 @@ def _on_one_device(name: str, fake):
 
     A call of tensors on several devices comes here, not to a kernel, when one of them is "meta".
     """
-    names = [word.split()[1] for word in SCHEMAS[name].split(") ->")[0].split(",")]
+    names = operand_names(name)
 
     def checked(*arguments):
         for label, value in zip(names, arguments, strict=True):
@@ -313,7 +319,10 @@ def _has_tangent(argument) -> bool:
 
 
 def _triton_kernel(name: str):
+    names = operand_names(name)
+
     def kernel(*args):
+        check_operands(dict(zip(names, args, strict=True)))
         # Imported with the first call: triton is slow to import, and not everywhere.
         from setok_triton import backend
 

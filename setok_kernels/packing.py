@@ -161,7 +161,9 @@ class Rows(abc.ABC):
             ValueError: `tokens` or `grids` does not fit the result, its fields do not fit together,
                 or there is no such `order`.
         """
-        check_record(self)
+        record = check_record(self)
+        if record is not self:
+            return record.pack(tokens, drop_empty, order, grids)
         check_choices(self)
         batch, rows = self.counts.shape[0], self.num_rows
         check_tensor("tokens", tokens)

@@ -19,6 +19,9 @@ from setok_kernels.testing.calls import Call, random_call
 _NAMED = re.compile(r"[A-Za-z_][\w.]*(\[.*?\])?: ")
 # What torch says when it cannot have the memory that valid arguments ask for.
 _NO_MEMORY = re.compile(r"allocate memory|Storage size calculation overflowed")
+# The process that makes the calls.
+COMMAND = (sys.executable, "-m", "setok_kernels.testing.fuzz")
+
 _OF_OPERATIONS = (
     ValueError,
     TypeError,
@@ -67,21 +70,20 @@ def fuzz(first: int, calls: int) -> tuple[collections.Counter, list[str]]:
     """
     counts, failures, seed = collections.Counter(), [], first
     while seed < first + calls:
-        command = [sys.executable, "-m", "setok_kernels.testing.fuzz", "--work"]
-        command += ["--seed", str(seed), "--calls", str(first + calls - seed)]
-        worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        name = ""
-        for line in worker.stdout:
-            kind, _, message = line.rstrip("\n").partition("\t")
-            if kind == "call":
-                seed, name = int(message), ""
-            elif kind == "name":
-                name = message
-            else:
-                counts[kind, _prefix(name, message)] += 1
-                if kind == "failed":
-                    failures.append(f"seed {seed}: {name}: {message}")
-        if worker.wait() != 0:
+        left = str(first + calls - seed)
+        command, name = [*COMMAND, "--work", "--seed", str(seed), "--calls", left], ""
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
+            for line in worker.stdout:
+                kind, _, message = line.rstrip("\n").partition("\t")
+                if kind == "call":
+                    seed, name = int(message), ""
+                elif kind == "name":
+                    name = message
+                else:
+                    counts[kind, _prefix(name, message)] += 1
+                    if kind == "failed":
+                        failures.append(f"seed {seed}: {name}: {message}")
+        if worker.returncode != 0:
             counts["died", f"exit code {worker.returncode}"] += 1
             failures.append(f"seed {seed}: {name}: the process ended with {worker.returncode}")
         seed += 1
