@@ -354,6 +354,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*(Sparse|nested)")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_tensors_that_are_not_dense(layout):
     """Of each argument that is a tensor, what the layout can hold of it."""
