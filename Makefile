@@ -4,8 +4,8 @@ INSTALLED := .venv/.installed
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp)
 
 # What the compiled module runs through.
-NATIVE_TESTS := $(addprefix tests/test_,cpp.py cpp_backward.py dpc_knn_cpp.py edge_cases.py errors.py \
-	invariants.py merge.py oracle.py threshold_greedy_cpp.py)
+NATIVE_TESTS := $(addprefix tests/test_,cpp.py cpp_backward.py dpc_knn_cpp.py edge_cases.py \
+	error_table.py errors.py invariants.py merge.py oracle.py threshold_greedy_cpp.py)
 NATIVE_BUILDS := sanitized avx2 baseline
 sanitized_flags := -march=native -g -fno-omit-frame-pointer -fsanitize=address,undefined \
 	-fno-sanitize-recover=undefined

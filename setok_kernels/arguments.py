@@ -5,6 +5,8 @@ import itertools
 import torch
 from torch import Tensor
 
+from setok_kernels.config import MOST
+
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INDEX_DTYPES = (torch.int64, torch.int32)
 _FLOAT_NAMES = "float64, float32, bfloat16 or float16"
@@ -72,6 +74,14 @@ def longest_image(cu_seqlens: Tensor, total: int) -> int:
             f"cu_seqlens: expected non-decreasing offsets from 0 to {total}, got {offsets}"
         )
     return max(lengths, default=0)
+
+
+def check_max_seqlen(value, expected: str) -> None:
+    """`value` is the number of tokens that images have at most; `expected` describes it."""
+    if not isinstance(value, int | torch.SymInt) or value < 0:
+        raise ValueError(f"max_seqlen: expected {expected}, got {value!r}")
+    if value > MOST:
+        raise ValueError(f"max_seqlen: expected at most {MOST}, got {value}")
 
 
 def readable(value: Tensor) -> bool:

@@ -7,6 +7,7 @@ from setok_kernels.arguments import (
     check_device,
     check_dtype,
     check_float,
+    check_max_seqlen,
     check_offsets,
     check_shape,
     check_tensor,
@@ -56,8 +57,8 @@ def check_packing(x: Tensor, cu_seqlens, max_seqlen, token_mask) -> int:
         )
     check_offsets("cu_seqlens", cu_seqlens)
     check_device("cu_seqlens", cu_seqlens, x.device)
-    if max_seqlen is not None and (not isinstance(max_seqlen, int) or max_seqlen < 0):
-        raise ValueError(f"max_seqlen: expected an int of at least 0, got {max_seqlen!r}")
+    if max_seqlen is not None:
+        check_max_seqlen(max_seqlen, "an int of at least 0")
     if not readable(cu_seqlens):
         if max_seqlen is None:
             raise ValueError(

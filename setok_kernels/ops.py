@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from setok_kernels import _native
-from setok_kernels.arguments import check_device
+from setok_kernels.arguments import check_device, check_tensor
 from setok_kernels.config import LEARNABLE
 from setok_kernels.operands import check_operands
 
@@ -54,11 +54,6 @@ SCHEMAS = {
     "threshold_greedy": f"(Tensor x, Tensor? valid, {_IMAGES}, float threshold) -> "
     "(Tensor labels, Tensor centres, Tensor counts)",
 }
-
-
-def operand_names(name: str) -> list[str]:
-    """Names of what operation `name` takes, in their order."""
-    return [word.split()[1] for word in SCHEMAS[name].split(") ->")[0].split(",")]
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
@@ -134,20 +129,38 @@ def _threshold_greedy_fake(x, valid, cu_seqlens, max_seqlen, threshold):
     return _hard_fake(x, cu_seqlens, max_seqlen)
 
 
-def _on_one_device(name: str, fake):
-    """The fake of operation `name` for tensors that lie on the device of the first one.
+def _fake(name: str):
+    """The shapes of operation `name`, for tensors that lie on the device of the first one.
 
     A call of tensors on several devices comes here, not to a kernel, when one of them is "meta".
     """
-    names = operand_names(name)
+    named = _namer(name)
 
     def checked(*arguments):
-        for label, value in zip(names, arguments, strict=True):
+        operands = named(arguments)
+        first = next(iter(operands))
+        for label, value in operands.items():
             if isinstance(value, Tensor):
-                check_device(label, value, arguments[0].device, like=names[0])
-        return fake(*arguments)
+                check_device(label, value, operands[first].device, like=first)
+        return _FAKES[name](*arguments)
 
     return checked
+
+
+def _namer(name: str):
+    """What puts the names of the schema to arguments, none of whose tensors may be undefined."""
+    words = [word.split() for word in SCHEMAS[name].strip("(").split(") ->")[0].split(",")]
+
+    def named(arguments) -> dict:
+        operands = {}
+        for (kind, label), value in zip(words, arguments, strict=True):
+            # To the dispatcher None is a tensor that is not there.
+            if kind == "Tensor":
+                check_tensor(label, value)
+            operands[label] = value
+        return operands
+
+    return named
 
 
 # Autograd. Decisions are constants; x, the learnable numbers, masks, weights are differentiated.
@@ -262,7 +275,7 @@ def _define(namespace: str, triton_key: str) -> torch.library.Library:
     for name, schema in SCHEMAS.items():
         qualified = f"{namespace}::{name}"
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        torch.library.register_fake(qualified, _on_one_device(name, _FAKES[name]), lib=library)
+        torch.library.register_fake(qualified, _fake(name), lib=library)
         library.impl(name, _triton_kernel(name), triton_key)
         if name in _FORMULAS:
             backward, setup = _FORMULAS[name]
@@ -319,10 +332,10 @@ def _has_tangent(argument) -> bool:
 
 
 def _triton_kernel(name: str):
-    names = operand_names(name)
+    named = _namer(name)
 
     def kernel(*args):
-        check_operands(dict(zip(names, args, strict=True)))
+        check_operands(named(args))
         # Imported with the first call: triton is slow to import, and not everywhere.
         from setok_triton import backend
 

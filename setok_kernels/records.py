@@ -10,6 +10,7 @@ from setok_kernels.arguments import (
     check_device,
     check_dtype,
     check_float,
+    check_max_seqlen,
     check_offsets,
     check_shape,
     check_tensor,
@@ -102,10 +103,7 @@ def _check_offsets(out) -> int:
     """B of a packed result, whose `cu_seqlens` and `max_seqlen` fit its labels."""
     check_offsets("cu_seqlens", out.cu_seqlens)
     check_device("cu_seqlens", out.cu_seqlens, out.labels.device, like="the labels")
-    if not isinstance(out.max_seqlen, int | torch.SymInt) or out.max_seqlen < 0:
-        raise ValueError(
-            f"max_seqlen: expected the longest image's token count (an int), got {out.max_seqlen!r}"
-        )
+    check_max_seqlen(out.max_seqlen, "the longest image's token count (an int)")
     if readable(out.cu_seqlens):
         longest = longest_image(out.cu_seqlens, out.labels.shape[0])
         if out.max_seqlen < longest:

@@ -164,6 +164,26 @@ def test_replayed_decisions_that_no_clustering_makes():
         assert torch.equal(out.masks.argmax(1), out.labels)
 
 
+def test_the_operations_too_ignore_seeds_behind_the_last():
+    """`cluster_tokens` has cut them off already; others may not."""
+    x = testing.planted_clusters(2, 40, 6, 3, noise=0.3)[0]
+    config = sk.ClusterConfig(max_clusters=5, stop_residual=0.0)
+    d = cluster(x, config).decisions
+    lower = torch.tensor([2, 0])
+    ops, options = torch.ops.setok, compiled.mask_options(config, x)
+    grad = torch.randn(2, 6, 40, generator=torch.Generator().manual_seed(0))
+    made, grads = [], []
+    for seeds in (d.seeds, dataclasses.replace(d, counts=lower).cut().seeds):
+        known, images = (d.knn, d.parent, seeds, lower), (x, None, None, 40)
+        loop = (config.k, config.max_clusters, True, False, 0.0, 0.0, 3072)
+        masks, _, *values = ops.cluster(*images, *known, *options, *loop)[:5]
+        made.append(masks)
+        values = (masks, *values, grad, None, None, None)
+        grads.append(ops.cluster_backward(*images, *known, *values, *options)[0])
+    torch.testing.assert_close(made[0].sum(1), torch.ones(2, 40))
+    assert torch.equal(*made) and torch.equal(*grads) and grads[0][0].any()
+
+
 def test_only_cpu_tensors():
     assert not dispatch.can_run_cpp(torch.device("meta"))
     with pytest.raises(RuntimeError, match="takes CPU tensors, got meta"):

@@ -313,7 +313,8 @@ def test_offsets_are_looked_at_in_compiled_calls_too():
         fullgraph=True,
         backend="aot_eager",
     )
-    with pytest.raises(ValueError, match="cu_seqlens: expected non-decreasing offsets"):
+    match = "^cu_seqlens: expected non-decreasing offsets, got 7 before 5$"
+    with pytest.raises(ValueError, match=match):
         compiled(x, wrong)
 
 
@@ -326,3 +327,68 @@ def test_decisions_of_a_longer_image_are_refused():
         getattr(wrong, name)[-1] = 8
         with pytest.raises(ValueError, match=f"^{name}: expected values from -1 to 2, got 8$"):
             sk.cluster_tokens(x, CONFIG, decisions=wrong, backend="cpp", **arguments)
+
+
+def test_a_compiled_call_names_what_does_not_fit():
+    """No value is read while it is traced; the kernels look."""
+    if sk.backends()["cpp"] is not None:
+        pytest.skip("the compiled module is not there")
+    labels = torch.tensor([[0, 1, 1], [0, 0, 0]])
+    centres, counts = torch.tensor([[0, 1], [0, -1]]), torch.tensor([2, 1])
+
+    def merge(x, labels, weights):
+        out = sk.HardClusters(labels=labels, centres=centres, counts=counts)
+        return sk.merge_tokens(x, out, weights=weights)
+
+    compiled = torch.compile(merge, fullgraph=True, backend="eager")
+    x, weights = torch.ones(2, 3, 4), torch.ones(2, 3)
+    assert torch.equal(compiled(x, labels, weights), merge(x, labels, weights))
+    with pytest.raises(ValueError, match=r"^labels: expected values from -1 to 1, got 2$"):
+        compiled(x, labels + 1, weights)
+    with pytest.raises(ValueError, match=r"^weights: expected finite values of at least 0, got -1"):
+        compiled(x, labels, -weights)
+
+
+@pytest.mark.parametrize("namespace", ["setok", "setok_interpreted"])
+def test_operands_that_do_not_fit(namespace):
+    """Of the kernels that are launched from Python too, before one of them runs."""
+    if not hasattr(getattr(torch.ops, namespace), "merge"):
+        pytest.skip("its kernels are not there")
+    ops, index = getattr(torch.ops, namespace), torch.zeros(2, 3, dtype=torch.int64)
+    x, rows, counts = torch.ones(2, 3, 4), torch.ones(2, 2, 4), torch.ones(2, dtype=torch.int64)
+    options = (None, 0, 0, 0.5, 0.1, 0.1, 0.5, 0, 0.0, True, 1, 1, True, False, 0.0, 0.0, 9)
+    known = (index[..., None], index, index[:, :1], counts)
+    for match, call in {
+        r"valid: expected shape \(2, 3\), got \(2, 2\)": lambda: ops.cluster(
+            x, x[:, 1:, 0] > 0, None, 3, *[None] * 4, *options
+        ),
+        "decisions: expected all of knn, parent, seeds and counts, or none, got 3": lambda: (
+            ops.cluster(x, None, None, 3, None, *known[1:], *options)
+        ),
+        r"knn: expected shape \(2, 3, 1\), got \(2, 3\)": lambda: ops.cluster(
+            x, None, None, 3, index, *known[1:], *options
+        ),
+        "max_seqlen: expected at least 3, got 2": lambda: ops.threshold_greedy(
+            x, None, None, 2, 0.5
+        ),
+        "noise: expected shape": lambda: ops.dpc_knn(
+            x, None, None, 3, x, 2, 2, 0.0, 1, False, False, 9
+        ),
+        r"labels: expected shape|labels: expected 2 axes": lambda: ops.merge(
+            x, None, index[0], counts, None, None, 3, 2, 0.0
+        ),
+        r"masks: expected shape \(2, 2, 3\), got \(2, 2, 4\)": lambda: ops.merge(
+            x, rows, index, counts, None, None, 3, 2, 0.0
+        ),
+        r"grad: expected shape \(2, 2, 4\), got \(2, 2, 3\)": lambda: ops.merge_backward(
+            rows[..., 1:].contiguous(), x, None, index, counts, None, None, 3, 0.0, False
+        ),
+        r"counts: expected shape \(2,\), got \(1,\)": lambda: ops.unmerge(
+            rows, None, index, counts[:1], None, 3
+        ),
+        r"labels: expected device cpu like grad, got meta": lambda: ops.unmerge_backward(
+            x, rows, None, index.to("meta"), counts, None, 3, False
+        ),
+    }.items():
+        with pytest.raises(ValueError, match=f"^({match})"):
+            call()

@@ -49,6 +49,8 @@ def _is_refusal(call: Call, error: Exception) -> bool:
         return True
     if not call.public:
         return isinstance(error, _OF_OPERATIONS)
+    if isinstance(error, RuntimeError) and str(error).startswith("backend="):
+        return True
     return isinstance(error, ValueError | TypeError) and bool(_NAMED.match(str(error)))
 
 
