@@ -196,6 +196,8 @@ def image_fwd_kernel(
         BLOCK_T,
     )
     b_delta = tl.where(m_peak, tl.load(p_delta + start + o_n, mask=m_peak, other=0.0), b_delta)
+    # In a small block several warps hold a token: none may store before all have read.
+    tl.debug_barrier()
     # An infinite delta at density 0 would make the score NaN.
     b_delta = tl.where(m_ok, tl.minimum(sigma * b_delta, LARGEST), 0.0)
     tl.store(p_delta + start + o_n, b_delta, mask=m_n)
