@@ -168,7 +168,7 @@ def density_fwd_kernel(
         )
         b_found += m_pair.to(tl.float32)
     # Scaling the sum, not the terms, keeps sums of small integers exact and their ties ties.
-    b_density = tl.exp(-sigma * (b_sum / tl.maximum(b_found, 1.0)))
+    b_density = tl.exp(-sigma * tl.div_rn(b_sum, tl.maximum(b_found, 1.0)))
     if NOISE:
         b_density += tl.load(p_noise + start + o_n, mask=m_n, other=0.0)
     m_ok = tl.load(p_ok + start + o_n, mask=m_n, other=0) != 0

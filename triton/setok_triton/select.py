@@ -100,7 +100,8 @@ def select_fwd_kernel(
     p_out = p_knn + ((start + o_m) * K)[:, None] + o_k
     tl.store(p_out, b_knn.to(tl.int64), mask=m_m[:, None] & (o_k < K))
     # Scaling the sum, not the terms, keeps sums of small integers exact and their ties ties.
-    b_density = tl.exp(-tl.load(p_sigma + i_b) * (b_sum / tl.maximum(b_found, 1.0)))
+    b_mean = tl.div_rn(b_sum, tl.maximum(b_found, 1.0))
+    b_density = tl.exp(-tl.load(p_sigma + i_b) * b_mean)
     if NOISE:
         b_density += tl.load(p_noise + start + o_m, mask=m_m, other=0.0)
     m_ok = tl.load(p_ok + start + o_m, mask=m_m, other=0) != 0

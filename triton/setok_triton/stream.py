@@ -95,6 +95,8 @@ def scope_step_fwd_kernel(
             )
             going = seed >= 0
         else:
+            # Steps that did not take place have left no sums.
+            m_p = m_p & (o_p < tl.where(going, blocks_per_image, 0))
             b_highest = tl.load(p_before, mask=m_p, other=-1.0)
             b_token = tl.load(p_before + 1, mask=m_p, other=0.0).to(tl.int32)
             highest = tl.max(b_highest, axis=0)
@@ -109,7 +111,7 @@ def scope_step_fwd_kernel(
                     tl.store(p_seeds + i_b * stride_seeds + step - 1, -1)
                 count += appended.to(tl.int32)
                 half = tl.where(appended, 1 - half, half)
-                going = appended & (left / part > stop_residual)
+                going = appended & (tl.div_rn(left, part) > stop_residual)
             going = going & (highest >= 0)
         going = going & (step < C)
         if i_n == 0:
@@ -144,6 +146,8 @@ def scope_step_fwd_kernel(
             m_eligible = tl.load(p_eligible + start + o_n, mask=m_n, other=0) != 0
             if DISTINCT:
                 m_eligible = m_eligible & (o_n != seed)
+                # Several warps hold a token: none may store before all have read.
+                tl.debug_barrier()
                 tl.store(p_eligible + start + o_n, m_eligible.to(tl.int8), mask=m_n)
             if not REPLAY:
                 if i_n == 0:
