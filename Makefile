@@ -11,10 +11,11 @@ sanitized_flags := -march=native -g -fno-omit-frame-pointer -fsanitize=address,u
 	-fno-sanitize-recover=undefined
 avx2_flags := -march=x86-64-v3
 # Python itself knows nothing of the sanitizers, and leaks on purpose.
-sanitized_env := ASAN_OPTIONS=detect_leaks=0 \
+# An allocation that is too large is an error there, not the end of the process.
+sanitized_env := ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)"
 
-.PHONY: demo stage1 small-world token-swap test lint format bench bench-docs compile-report mutants clean test-threads $(NATIVE_BUILDS:%=test-%) $(SWAPPED:%=token-swap-%)
+.PHONY: demo stage1 small-world token-swap test lint format bench bench-docs compile-report mutants clean fuzz test-threads $(NATIVE_BUILDS:%=build-%) $(NATIVE_BUILDS:%=test-%) $(SWAPPED:%=token-swap-%)
 
 demo: $(INSTALLED)
 	$(BIN)/python bench/demo.py --out demo_out
@@ -69,13 +70,23 @@ bench-docs: $(INSTALLED)
 	$(BIN)/python bench/report.py --docs
 
 # The compiled module once more, with other flags and beside the installed one.
-$(NATIVE_BUILDS:%=test-%): test-%: $(INSTALLED)
+$(NATIVE_BUILDS:%=build-%): build-%: $(INSTALLED)
 	mkdir -p build
 	CXXFLAGS="-DSETOK_NO_CLONES $($*_flags)" LDFLAGS="$(filter -fsanitize%,$($*_flags))" \
 		$(BIN)/python setup.py -q build --build-base build/$* >build/$*.log 2>&1
 	cd build/$*/lib.* && $($*_env) PYTHONPATH=. $(abspath $(BIN))/python -c "\
 	import setok_kernels._C as c; print(c.__file__, i := c.build_info()); assert '/build/$*/' in c.__file__ and not i['clones']"
+
+$(NATIVE_BUILDS:%=test-%): test-%: build-%
 	PYTHONPATH=$$(echo build/$*/lib.*) $($*_env) $(BIN)/pytest -q $(NATIVE_TESTS)
+
+# N random calls, valid and invalid, under the sanitizers; SEED is that of the first one. One call
+# again: make fuzz N=1 SEED=...
+N ?= 20000
+SEED ?= 0
+fuzz: build-sanitized
+	cd build/sanitized/lib.* && $(sanitized_env) OMP_NUM_THREADS=2 \
+		$(abspath $(BIN))/python -m setok_kernels.testing.fuzz --calls $(N) --seed $(SEED)
 
 test-threads: $(INSTALLED)
 	for threads in 1 2 4; do OMP_NUM_THREADS=$$threads $(BIN)/pytest -q $(NATIVE_TESTS) || exit 1; done

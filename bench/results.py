@@ -7,6 +7,9 @@ import json
 import re
 from pathlib import Path
 
+# Here, so that a command that lacks it says so before it measures for minutes.
+import jsonschema
+
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
 
 
@@ -44,8 +47,6 @@ def validate(result) -> None:
     Raises:
         ValueError: names the place, what was expected and what came.
     """
-    import jsonschema
-
     error = jsonschema.exceptions.best_match(_validator().iter_errors(result))
     if error is not None:
         where = "/".join(map(str, error.absolute_path)) or "the result"
@@ -64,8 +65,6 @@ def timed(row: dict) -> dict[str, dict]:
 
 @functools.lru_cache(maxsize=1)
 def _validator():
-    import jsonschema
-
     schema = json.loads(SCHEMA_FILE.read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     return jsonschema.Draft202012Validator(schema)

@@ -57,10 +57,12 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.out.touch()
     settings = Settings(device, suite.seconds, arguments.rounds, peer_root=arguments.peer_root)
     result = _run_with_progress(arguments.suite, suite, settings, errors)
+    if arguments.out:
+        # First of all: whatever is wrong with it, it took minutes.
+        arguments.out.write_text(to_json(result))
     validate(result)
     _print(result, console)
     if arguments.out:
-        arguments.out.write_text(to_json(result))
         print(f"written to {arguments.out}")
     wrong = failures(result)
     for line in wrong:

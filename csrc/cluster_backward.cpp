@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "checks.h"
 #include "image_backward.h"
 #include "tensors.h"
 
@@ -27,29 +28,35 @@ ImageValues<T> values_of(const std::optional<Tensor> (&tensors)[4], const Layout
 // the dtype of the values, and zero where absent.
 std::tuple<Tensor, Tensor> cluster_backward(
     const Tensor& x, std::optional<Tensor> valid, std::optional<Tensor> cu_seqlens,
-    int64_t /*max_seqlen*/, const Tensor& knn, const Tensor& parent, const Tensor& seeds,
+    int64_t max_seqlen, const Tensor& knn, const Tensor& parent, const Tensor& seeds,
     const Tensor& counts, const Tensor& masks, const Tensor& density, const Tensor& delta,
     const Tensor& score, std::optional<Tensor> grad_masks, std::optional<Tensor> grad_density,
     std::optional<Tensor> grad_delta, std::optional<Tensor> grad_score,
     std::optional<Tensor> learnable, int64_t kernel, int64_t alpha, double bandwidth, double beta,
     double temperature, double offset, int64_t scale, double factor, bool score_norm_max) {
+  const Layout layout = check_tokens(x, valid, cu_seqlens, max_seqlen);
+  const ScalarType wide = wide_of(x);
   const MaskOptions given{kernel, alpha, bandwidth, beta,          temperature,
                           offset, scale, factor,    score_norm_max};
-  Options options = given.options(x.size(-1), learnable);
-  options.k = knn.size(-1);
-  options.max_clusters = seeds.size(-1);
-  STD_TORCH_CHECK(x.dim() == (cu_seqlens ? 2 : 3), "x: wrong rank");
-  STD_TORCH_CHECK(x.is_contiguous(), "x: expected a contiguous tensor");
+  const index_t dim = x.size(-1);
+  Options options = check_options(given, dim, learnable, wide);
+  options.k = knn.dim() > 0 ? knn.size(-1) : 0;
+  options.max_clusters = seeds.dim() > 0 ? seeds.size(-1) : 0;
+  check_count("k", options.k);
+  check_count("max_clusters", options.max_clusters);
+  const index_t rows = options.max_clusters + 1;
+  const Shape leading = leading_of(x);
+  check_decisions(layout, leading, knn, parent, seeds, counts, options.k, options.max_clusters);
+  const Shape of_masks = mask_shape(layout, leading, rows);
   const std::optional<Tensor> saved[4] = {masks, density, delta, score};
   const std::optional<Tensor> grads[4] = {grad_masks, grad_density, grad_delta, grad_score};
-  for (const auto* group : {&saved, &grads})
-    for (const std::optional<Tensor>& tensor : *group)
-      STD_TORCH_CHECK(
-          !tensor || (tensor->is_contiguous() && tensor->scalar_type() == masks.scalar_type()),
-          "values and gradients: expected contiguous tensors of one dtype");
-
-  const Layout layout(parent, cu_seqlens);
-  const index_t dim = x.size(-1), rows = options.max_clusters + 1;
+  const char* const names[8] = {"masks",      "density",      "delta",      "score",
+                                "grad_masks", "grad_density", "grad_delta", "grad_score"};
+  for (int value = 0; value < 4; ++value) {
+    const Shape& shape = value == 0 ? of_masks : leading;
+    check_tensor(names[value], saved[value], {wide}, shape);
+    check_tensor(names[value + 4], grads[value], {wide}, shape);
+  }
   const size_t width = bytes_of(dtype_of(x));
   Tensor grad_x = empty_as(x);
   Tensor grad_learnable = empty_cpu({4}, masks.scalar_type());

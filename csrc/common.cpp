@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <exception>
+#include <mutex>
 
 namespace setok {
 
@@ -15,9 +16,19 @@ void parallel_tasks(index_t count, const std::function<void(index_t)>& f) {
   }
   // Tasks are taken in turn: the first ones may be the largest.
   std::atomic<index_t> next{0};
+  // torch's own loop would turn it into a RuntimeError, whatever it was.
+  std::exception_ptr failure;
+  std::mutex guard;
   torch::stable::parallel_for(0, threads, 1, [&](index_t, index_t) {
-    for (index_t i = next++; i < count; i = next++) f(i);
+    try {
+      for (index_t i = next++; i < count; i = next++) f(i);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(guard);
+      if (!failure) failure = std::current_exception();
+      next = count;
+    }
   });
+  if (failure) std::rethrow_exception(failure);
 }
 
 Scratch& Scratch::of_this_thread() {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "centres.h"
+#include "checks.h"
 #include "density.h"
 #include "peaks.h"
 #include "tensors.h"
@@ -161,24 +162,25 @@ void cluster_image(const ImageInput& image, const Options& options, const Choice
 
 // x (B, N, D), or (T, D) with cu_seqlens, and noise as `ops.py` says; all contiguous.
 Results dpc_knn(const Tensor& x, std::optional<Tensor> valid, std::optional<Tensor> cu_seqlens,
-                int64_t /*max_seqlen*/, std::optional<Tensor> noise, int64_t k,
-                int64_t num_clusters, double threshold, int64_t min_clusters, bool by_index,
-                bool capped, int64_t dense_limit) {
-  STD_TORCH_CHECK(x.dim() == (cu_seqlens ? 2 : 3), "x: wrong rank");
-  STD_TORCH_CHECK(x.is_contiguous(), "x: expected a contiguous tensor");
-  const Layout layout(x, cu_seqlens);
-  const std::vector<int64_t> leading(x.sizes().begin(), x.sizes().end() - 1);
-  const ScalarType wide = dtype_of(x) == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
-  STD_TORCH_CHECK(!noise || (noise->is_contiguous() && noise->scalar_type() == wide &&
-                             noise->numel() == layout.start.back()),
-                  "noise: expected a contiguous number per token, of the dtype of the results");
+                int64_t max_seqlen, std::optional<Tensor> noise, int64_t k, int64_t num_clusters,
+                double threshold, int64_t min_clusters, bool by_index, bool capped,
+                int64_t dense_limit) {
+  const Layout layout = check_tokens(x, valid, cu_seqlens, max_seqlen);
+  const Shape leading = leading_of(x);
+  const ScalarType wide = wide_of(x);
+  check_tensor("noise", noise, {wide}, leading);
+  check_count("k", k);
+  // Without a number there is one per token, and none at all where images are empty.
+  check_range("num_clusters", num_clusters, 0, kMostCount);
+  check_count("min_clusters", min_clusters);
+  if (std::isnan(threshold)) refuse("threshold", "a number", threshold);
   Options options{};
   options.k = k;
   options.scale = Scale::fixed;
   options.factor = 1.0 / static_cast<double>(x.size(-1));
   options.include_self = true;
   const Choice choice{num_clusters, threshold, min_clusters, by_index, capped};
-  std::vector<int64_t> neighbours = leading;
+  Shape neighbours = leading;
   neighbours.push_back(k);
   const index_t images = layout.images();
   const Results results{empty_index(leading),     empty_index({images, num_clusters}),

@@ -34,7 +34,7 @@ void find_score(const Job<T>& job) {
   T* score = job.peaks.score;
   for (index_t i = 0; i < n; ++i) score[i] = job.peaks.density[i] * job.peaks.delta[i];
   if (!job.options.score_norm_max) return;
-  index_t top = job.known.knn != nullptr ? job.peaks.compact(job.known.seeds[0]) : -1;
+  index_t top = job.known.knn != nullptr ? job.peaks.compact(job.known.seed(0)) : -1;
   if (top < 0) top = std::max_element(score, score + n) - score;
   const T largest = score[top];
   // A subnormal maximum counts as 0, as in the reference.
@@ -96,7 +96,7 @@ index_t choose_seeds(const Job<T>& job, ScopeState<T>& state) {
 template <class T>
 void replay_seeds(const Job<T>& job, ScopeState<T>& state) {
   for (index_t row = 0; row < job.options.max_clusters; ++row) {
-    const index_t seed = job.peaks.compact(job.known.seeds[row]);
+    const index_t seed = job.peaks.compact(job.known.seed(row));
     if (seed < 0) {
       std::fill_n(state.mask, state.width, T{0});
       write_mask(job, row, state.mask);

@@ -19,6 +19,9 @@ struct ImageOutput {
 // Known decisions of one image; knn is null where they are to be made.
 struct KnownDecisions {
   const index_t *knn, *parent, *seeds, *count;
+
+  // Seed of a row, -1 where there is none: a count below the number of seeds cuts them short.
+  index_t seed(index_t row) const { return row < *count ? seeds[row] : -1; }
 };
 
 // Images of more tokens than `dense_limit` keep no matrix of distances.

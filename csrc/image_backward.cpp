@@ -42,7 +42,7 @@ Seeds<T> find_seeds(const Job<T>& job) {
   if (job.grad.masks == nullptr) return seeds;
   const index_t dim = job.tokens.dim;
   for (index_t row = 0; row < job.options.max_clusters; ++row) {
-    const index_t token = job.compact(job.decisions.seeds[row]);
+    const index_t token = job.compact(job.decisions.seed(row));
     if (token < 0) continue;
     seeds.token.push_back(token);
     seeds.row.push_back(row);
@@ -125,7 +125,7 @@ std::pair<double, index_t> normaliser(const Job<T>& job) {
     const index_t place = job.tokens.place(i);
     return job.values.density[place] * job.values.delta[place];
   };
-  index_t top = job.compact(job.decisions.seeds[0]);
+  index_t top = job.compact(job.decisions.seed(0));
   if (top < 0) {
     top = 0;
     for (index_t i = 1; i < job.tokens.n; ++i)
@@ -192,6 +192,7 @@ template <class T>
 void cluster_image_backward(const ImageInput& image, const Options& options,
                             const KnownDecisions& decisions, const ImageValues<T>& values,
                             const ImageValues<T>& grad, void* grad_x, double* grad_learnable) {
+  if (image.tokens == 0) return;
   Scratch& scratch = Scratch::of_this_thread();
   const Features<T> tokens = load_features<T>(image, options, scratch);
   const bool all_zero = options.scale == Scale::variance && tokens.sigma == 0;

@@ -11,6 +11,7 @@
 #include <optional>
 #include <vector>
 
+#include "checks.h"
 #include "columns.h"
 #include "tensors.h"
 
@@ -123,16 +124,9 @@ void merge_masks(const T* x, const T* masks, index_t mask_stride, const index_t*
   }
 }
 
-std::vector<int64_t> spread_shape(const Tensor& labels, index_t dim) {
-  std::vector<int64_t> shape(labels.sizes().begin(), labels.sizes().end());
-  shape.push_back(dim);
-  return shape;
-}
-
 // x (..., D) and weights in float32 or float64, labels (...); (B, rows, D).
-Tensor merge_hard(const Tensor& x, const Tensor& labels, std::optional<Tensor> weights,
-                  std::optional<Tensor> cu_seqlens, int64_t rows) {
-  const Layout layout(labels, cu_seqlens);
+Tensor merge_hard(const Tensor& x, const Tensor& labels, const std::optional<Tensor>& weights,
+                  const Layout& layout, index_t rows) {
   const index_t dim = x.size(-1);
   Tensor out = empty_cpu({layout.images(), rows, dim}, x.scalar_type());
   for_type_of(x, [&](auto zero) {
@@ -149,8 +143,7 @@ Tensor merge_hard(const Tensor& x, const Tensor& labels, std::optional<Tensor> w
 
 // As merge_hard, with masks (B, rows, N) or (rows, T) in the dtype of x.
 Tensor merge_soft(const Tensor& x, const Tensor& masks, const Tensor& labels,
-                  std::optional<Tensor> weights, std::optional<Tensor> cu_seqlens, double eps) {
-  const Layout layout(labels, cu_seqlens);
+                  const std::optional<Tensor>& weights, const Layout& layout, double eps) {
   const index_t dim = x.size(-1), rows = masks.size(-2);
   Tensor out = empty_cpu({layout.images(), rows, dim}, x.scalar_type());
   for_type_of(x, [&](auto zero) {
@@ -167,10 +160,9 @@ Tensor merge_soft(const Tensor& x, const Tensor& masks, const Tensor& labels,
 
 // tokens (B, rows, D) and masks in float32 or float64, labels (...); (..., D).
 Tensor unmerge_soft(const Tensor& tokens, const Tensor& masks, const Tensor& labels,
-                    std::optional<Tensor> cu_seqlens) {
-  const Layout layout(labels, cu_seqlens);
+                    const Layout& layout) {
   const index_t dim = tokens.size(-1), rows = masks.size(-2);
-  Tensor out = empty_cpu(spread_shape(labels, dim), tokens.scalar_type());
+  Tensor out = empty_cpu(feature_shape(labels, dim), tokens.scalar_type());
   for_type_of(tokens, [&](auto zero) {
     using T = decltype(zero);
     parallel_images(layout.images(), [&](index_t b) {
@@ -182,11 +174,10 @@ Tensor unmerge_soft(const Tensor& tokens, const Tensor& masks, const Tensor& lab
   return out;
 }
 
-// tokens (B, rows, D) of any dtype, labels (...); (..., D).
-Tensor unmerge_hard(const Tensor& tokens, const Tensor& labels, std::optional<Tensor> cu_seqlens) {
-  const Layout layout(labels, cu_seqlens);
+// As unmerge_soft, without masks.
+Tensor unmerge_hard(const Tensor& tokens, const Tensor& labels, const Layout& layout) {
   const index_t dim = tokens.size(-1);
-  Tensor out = empty_cpu(spread_shape(labels, dim), tokens.scalar_type());
+  Tensor out = empty_cpu(feature_shape(labels, dim), tokens.scalar_type());
   const Dtype dtype = dtype_of(tokens);
   const index_t width = dim * static_cast<index_t>(bytes_of(dtype));
   const auto* from = static_cast<const char*>(tokens.const_data_ptr());
@@ -209,16 +200,21 @@ Tensor unmerge_hard(const Tensor& tokens, const Tensor& labels, std::optional<Te
 
 // Soft where there are masks, else hard.
 Tensor merge(const Tensor& x, std::optional<Tensor> masks, const Tensor& labels,
-             const Tensor& /*counts*/, std::optional<Tensor> weights,
-             std::optional<Tensor> cu_seqlens, int64_t /*max_seqlen*/, int64_t rows, double eps) {
-  if (!masks) return merge_hard(x, labels, weights, cu_seqlens, rows);
-  return merge_soft(x, *masks, labels, weights, cu_seqlens, eps);
+             const Tensor& counts, std::optional<Tensor> weights, std::optional<Tensor> cu_seqlens,
+             int64_t max_seqlen, int64_t rows, double eps) {
+  const Members members{labels, counts, masks, weights, cu_seqlens, max_seqlen, rows};
+  const Layout layout = check_members(members, wide_of(x));
+  check_merged(x, labels);
+  check_at_least("eps", eps, 0);
+  if (!masks) return merge_hard(x, labels, weights, layout, rows);
+  return merge_soft(x, *masks, labels, weights, layout, eps);
 }
 
 Tensor unmerge(const Tensor& tokens, std::optional<Tensor> masks, const Tensor& labels,
-               const Tensor& /*counts*/, std::optional<Tensor> cu_seqlens, int64_t /*max_seqlen*/) {
-  if (!masks) return unmerge_hard(tokens, labels, cu_seqlens);
-  return unmerge_soft(tokens, *masks, labels, cu_seqlens);
+               const Tensor& counts, std::optional<Tensor> cu_seqlens, int64_t max_seqlen) {
+  const Layout layout = check_spread(tokens, labels, counts, masks, cu_seqlens, max_seqlen);
+  if (!masks) return unmerge_hard(tokens, labels, layout);
+  return unmerge_soft(tokens, *masks, labels, layout);
 }
 
 }  // namespace

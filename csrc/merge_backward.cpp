@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "checks.h"
 #include "columns.h"
 #include "merge.h"
 #include "tensors.h"
@@ -182,12 +183,19 @@ void merge_members_backward(const Merge<T>& m) {
 
 // grad (B, rows, D), x (..., D), masks (B, rows, N) or (rows, T) and weights (...) in float32 or
 // float64; without masks the gradients of `merge_hard`. What is not wanted is empty.
-std::tuple<Tensor, Tensor, Tensor> merge_backward(
-    const Tensor& grad, const Tensor& x, std::optional<Tensor> masks, const Tensor& labels,
-    const Tensor& /*counts*/, std::optional<Tensor> weights, std::optional<Tensor> cu_seqlens,
-    int64_t /*max_seqlen*/, double eps, bool need_masks) {
-  const Layout layout(labels, cu_seqlens);
-  const index_t dim = x.size(-1), rows = grad.size(1);
+std::tuple<Tensor, Tensor, Tensor> merge_backward(const Tensor& grad, const Tensor& x,
+                                                  std::optional<Tensor> masks, const Tensor& labels,
+                                                  const Tensor& counts,
+                                                  std::optional<Tensor> weights,
+                                                  std::optional<Tensor> cu_seqlens,
+                                                  int64_t max_seqlen, double eps, bool need_masks) {
+  const int64_t rows = rows_of("grad", grad);
+  const Members members{labels, counts, masks, weights, cu_seqlens, max_seqlen, rows};
+  const Layout layout = check_members(members, wide_of(x));
+  check_merged(x, labels);
+  const index_t dim = x.size(-1);
+  check_tensor("grad", grad, {x.scalar_type()}, {layout.images(), rows, dim});
+  check_at_least("eps", eps, 0);
   need_masks = need_masks && masks.has_value();
   const Tensor none = empty_cpu({0}, x.scalar_type());
   const Tensor grad_x = empty_as(x), grad_masks = need_masks ? empty_as(*masks) : none;
@@ -222,10 +230,10 @@ std::tuple<Tensor, Tensor, Tensor> merge_backward(
 // `unmerge_hard`. What is not wanted is empty.
 std::tuple<Tensor, Tensor> unmerge_backward(const Tensor& grad, const Tensor& tokens,
                                             std::optional<Tensor> masks, const Tensor& labels,
-                                            const Tensor& /*counts*/,
-                                            std::optional<Tensor> cu_seqlens,
-                                            int64_t /*max_seqlen*/, bool need_masks) {
-  const Layout layout(labels, cu_seqlens);
+                                            const Tensor& counts, std::optional<Tensor> cu_seqlens,
+                                            int64_t max_seqlen, bool need_masks) {
+  const Layout layout = check_spread(tokens, labels, counts, masks, cu_seqlens, max_seqlen);
+  check_tensor("grad", grad, {tokens.scalar_type()}, feature_shape(labels, tokens.size(-1)));
   const index_t dim = tokens.size(-1), rows = tokens.size(1);
   need_masks = need_masks && masks.has_value();
   const Tensor grad_tokens = empty_as(tokens);

@@ -25,7 +25,6 @@ struct Block {
   alignas(64) T mask[kScopeBlock], grad[kScopeBlock];
   alignas(64) T later[kScopeBlock];  // gradient of the scope that is left
   alignas(64) T pull[kScopeBlock];
-  alignas(64) T scope[kScopeBlock];
   index_t width;
   double sums[4][kLanes];
 };
@@ -96,35 +95,17 @@ SETOK_INLINE void step(const Curve<T>& curve, Block<T>& block, T* row) {
   }
 }
 
-// The scope after one more seed, and its mask.
-template <class T, Kernel kernel, Alpha form>
-SETOK_INLINE void take(const Curve<T>& curve, Block<T>& block, const T* row) {
-  for (index_t i = 0; i < block.width; ++i) {
-    const T d = std::min(curve.sigma * row[i], curve.far);
-    const AlphaAt<T> at = alpha_at<T, kernel, form>(curve, d, block.score[i], block.threshold[i]);
-    block.mask[i] = block.scope[i] * at.alpha;
-    block.scope[i] *= at.rest;
-  }
-}
-
 template <class T, Alpha form>
-SETOK_INLINE void step_of_kernel(const Curve<T>& curve, Block<T>& block, T* row, bool back) {
-  if (!back) {
-    if (curve.kernel == Kernel::gaussian) return take<T, Kernel::gaussian, form>(curve, block, row);
-    if (curve.kernel == Kernel::laplacian)
-      return take<T, Kernel::laplacian, form>(curve, block, row);
-    return take<T, Kernel::epanechnikov, form>(curve, block, row);
-  }
+SETOK_INLINE void step_of_kernel(const Curve<T>& curve, Block<T>& block, T* row) {
   if (curve.kernel == Kernel::gaussian) return step<T, Kernel::gaussian, form>(curve, block, row);
   if (curve.kernel == Kernel::laplacian) return step<T, Kernel::laplacian, form>(curve, block, row);
   step<T, Kernel::epanechnikov, form>(curve, block, row);
 }
 
-#define SETOK_SCOPE_BACKWARD(T)                                                          \
-  SETOK_CLONES void step_of(const Curve<T>& curve, Block<T>& block, T* row, bool back) { \
-    if (curve.form == Alpha::sigmoid)                                                    \
-      return step_of_kernel<T, Alpha::sigmoid>(curve, block, row, back);                 \
-    step_of_kernel<T, Alpha::kernel>(curve, block, row, back);                           \
+#define SETOK_SCOPE_BACKWARD(T)                                                                    \
+  SETOK_CLONES void step_of(const Curve<T>& curve, Block<T>& block, T* row) {                      \
+    if (curve.form == Alpha::sigmoid) return step_of_kernel<T, Alpha::sigmoid>(curve, block, row); \
+    step_of_kernel<T, Alpha::kernel>(curve, block, row);                                           \
   }
 SETOK_SCOPE_BACKWARD(float)
 SETOK_SCOPE_BACKWARD(double)
@@ -175,22 +156,13 @@ ScopeSums scope_backward(const ScopeBackward<T>& image, index_t begin, index_t e
   };
   load(image.score, block.score);
   const T offset = static_cast<T>(image.options.offset);
-  for (index_t i = 0; i < block.width; ++i) {
+  for (index_t i = 0; i < block.width; ++i)
     block.threshold[i] = offset + curve.beta * block.score[i];
-    block.scope[i] = i < end - begin ? 1 : 0;
-  }
   load(image.grad_masks + image.count * image.mask_stride, block.later);
   for (index_t c = image.live - 1; c >= 0; --c) {
-    if (image.row[c] == image.count) {
-      // The residual stands where the mask of this seed would be.
-      std::fill_n(block.grad, kScopeBlock, T{0});
-      for (index_t before = 0; before <= c; ++before)
-        step_of(curve, block, image.distance + before * image.ld + begin, false);
-    } else {
-      load(image.masks + image.row[c] * image.mask_stride, block.mask);
-      load(image.grad_masks + image.row[c] * image.mask_stride, block.grad);
-    }
-    step_of(curve, block, image.distance + c * image.ld + begin, true);
+    load(image.masks + image.row[c] * image.mask_stride, block.mask);
+    load(image.grad_masks + image.row[c] * image.mask_stride, block.grad);
+    step_of(curve, block, image.distance + c * image.ld + begin);
   }
   std::copy_n(block.pull, block.width, image.pull + begin);
   double total[4] = {};

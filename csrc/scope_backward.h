@@ -22,7 +22,7 @@ struct ScopeBackward {
   const index_t* position;  // of the tokens in the image; null where it is the same
   index_t n, mask_stride;
   const T *score, *masks, *grad_masks;  // of the image
-  const index_t* row;                   // (live,) rows of the masks that have a seed
+  const index_t* row;                   // (live,) rows of the masks that have a seed, below count
   index_t live, count;                  // `count` is the row of the residual
   T* distance;                          // (live, ld) from the seeds; becomes twice its gradient
   index_t ld;

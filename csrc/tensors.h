@@ -36,29 +36,48 @@ T* data(const torch::stable::Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-inline torch::stable::Tensor empty_cpu(const std::vector<int64_t>& shape, ScalarType dtype) {
+using Shape = std::vector<int64_t>;
+
+inline Shape shape_of(const torch::stable::Tensor& tensor) {
+  return {tensor.sizes().begin(), tensor.sizes().end()};
+}
+
+// Without the features.
+inline Shape leading_of(const torch::stable::Tensor& x) {
+  return {x.sizes().begin(), x.sizes().end() - 1};
+}
+
+// With features: of one token for each label.
+inline Shape feature_shape(const torch::stable::Tensor& labels, int64_t dim) {
+  Shape shape = shape_of(labels);
+  shape.push_back(dim);
+  return shape;
+}
+
+// The dtype of what is computed from `x`.
+inline ScalarType wide_of(const torch::stable::Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline torch::stable::Tensor empty_cpu(const Shape& shape, ScalarType dtype) {
   return torch::stable::empty(shape, dtype);
 }
 
-inline torch::stable::Tensor empty_index(const std::vector<int64_t>& shape) {
+inline torch::stable::Tensor empty_index(const Shape& shape) {
   return empty_cpu(shape, ScalarType::Long);
 }
 
 inline torch::stable::Tensor empty_as(const torch::stable::Tensor& tensor) {
-  return empty_cpu({tensor.sizes().begin(), tensor.sizes().end()}, tensor.scalar_type());
+  return empty_cpu(shape_of(tensor), tensor.scalar_type());
 }
 
 // (B + 1,) int32 or int64 offsets.
-inline std::vector<index_t> offsets_of(const torch::stable::Tensor& cu_seqlens, index_t tokens) {
+inline std::vector<index_t> offsets_of(const torch::stable::Tensor& cu_seqlens) {
   std::vector<index_t> offsets(cu_seqlens.numel());
   for (size_t i = 0; i < offsets.size(); ++i)
     offsets[i] = cu_seqlens.scalar_type() == ScalarType::Long
                      ? static_cast<const int64_t*>(cu_seqlens.const_data_ptr())[i]
                      : static_cast<const int32_t*>(cu_seqlens.const_data_ptr())[i];
-  // In a compiled call nobody has looked at them before.
-  const bool fit = !offsets.empty() && offsets.front() == 0 && offsets.back() == tokens &&
-                   std::is_sorted(offsets.begin(), offsets.end());
-  STD_TORCH_CHECK(fit, "cu_seqlens: expected non-decreasing offsets from 0 to ", tokens);
   return offsets;
 }
 
@@ -101,14 +120,14 @@ struct Layout {
   std::vector<index_t> start;
   bool packed;
 
-  Layout(const torch::stable::Tensor& labels,
-         const std::optional<torch::stable::Tensor>& cu_seqlens)
+  // Of tokens (B, N), or (T,) with offsets.
+  Layout(const Shape& leading, const std::optional<torch::stable::Tensor>& cu_seqlens)
       : packed(cu_seqlens.has_value()) {
     if (packed) {
-      start = offsets_of(*cu_seqlens, labels.size(0));
+      start = offsets_of(*cu_seqlens);
       return;
     }
-    for (index_t b = 0; b <= labels.size(0); ++b) start.push_back(b * labels.size(1));
+    for (index_t b = 0; b <= leading[0]; ++b) start.push_back(b * leading[1]);
   }
 
   index_t images() const { return static_cast<index_t>(start.size()) - 1; }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "centres.h"
+#include "checks.h"
 #include "gram.h"
 #include "merge.h"
 #include "tensors.h"
@@ -275,14 +276,11 @@ index_t cluster_image(const ImageInput& image, double threshold, index_t columns
 std::tuple<Tensor, Tensor, Tensor> threshold_greedy(const Tensor& x, std::optional<Tensor> valid,
                                                     std::optional<Tensor> cu_seqlens,
                                                     int64_t max_seqlen, double threshold) {
-  STD_TORCH_CHECK(x.dim() == (cu_seqlens ? 2 : 3), "x: wrong rank");
-  STD_TORCH_CHECK(x.is_contiguous(), "x: expected a contiguous tensor");
-  const Layout layout(x, cu_seqlens);
+  const Layout layout = check_tokens(x, valid, cu_seqlens, max_seqlen);
+  check_range("max_seqlen", max_seqlen, 0, kMostCount);
+  if (std::isnan(threshold)) refuse("threshold", "a number", threshold);
   const index_t images = layout.images();
-  for (index_t b = 0; b < images; ++b)
-    STD_TORCH_CHECK(layout.tokens(b) <= max_seqlen, "max_seqlen: expected at least ",
-                    layout.tokens(b), ", got ", max_seqlen);
-  const Tensor labels = empty_index({x.sizes().begin(), x.sizes().end() - 1});
+  const Tensor labels = empty_index(leading_of(x));
   const Tensor centres = empty_index({images, max_seqlen}), counts = empty_index({images});
   for_type_of(x, [&](auto zero) {
     parallel_images(images, [&](index_t b) {

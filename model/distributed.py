@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+
+_T = TypeVar("_T")
 
 
 def world_size() -> int:
@@ -83,6 +86,48 @@ def sizes_over_ranks(sizes: Sequence[int], device: torch.device) -> list[tuple[i
     """
     own = torch.tensor([sizes], dtype=torch.int64, device=device)  # (1, n)
     return [tuple(row) for row in gather_with_gradient(own).tolist()]
+
+
+class ElsewhereError(ValueError):
+    """Another rank cannot go on; the message is that of its own error."""
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Values of all ranks in the order of the ranks; anything that can be pickled."""
+    found = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(found, value)
+    return found
+
+
+def together(
+    work: Callable[[], _T], gather: Callable[[Any], list[Any]] = gather_objects
+) -> list[_T]:
+    """Do a piece of work on all ranks; where it fails on one, it fails on all.
+
+    A rank that fails alone leaves the others waiting for it in the next collective call.
+
+    Args:
+        work: function without collective calls; its result can be pickled.
+        gather: as `gather_objects`.
+
+    Returns:
+        The results in the order of the ranks.
+
+    Raises:
+        ElsewhereError: the work failed on another rank; an own error is raised as it is.
+    """
+    try:
+        found, own = work(), None
+    except Exception as error:
+        found, own = None, error
+    told = gather((found, None if own is None else str(own)))
+    if own is not None:
+        raise own
+    for number, (_, message) in enumerate(told):
+        if message is not None:
+            raise ElsewhereError(f"process {number}: {message}")
+    return [result for result, _ in told]
 
 
 class _Gather(torch.autograd.Function):

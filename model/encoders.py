@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,8 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from setokim.host_memory import require_memory
 from setokim.images import ImageProcessor
 from setokim.patch_statistics import PatchStatisticsEncoder, resized
+from setokim.pretrained import load_pretrained
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -88,6 +91,7 @@ class HFVisionEncoder(nn.Module):
         layer: int = -2,
         trainable: bool = False,
         processor: ImageProcessor | None = None,
+        trust_remote_code: bool = False,
     ):
         """Loads the model and finds out, with one blank picture, what it returns.
 
@@ -99,16 +103,18 @@ class HFVisionEncoder(nn.Module):
             layer: Which hidden state is taken: -2 is the penultimate layer's, 0 the embedding.
             trainable: Train the backbone; otherwise it stays frozen and in evaluation mode.
             processor: Resizing and normalisation; the checkpoint's own when None.
+            trust_remote_code: Run Python code that the folder brings.
 
         Raises:
             ValueError: There is no such model or it cannot be reached, it is no vision model, its
-                weights are incomplete, or it cannot make this grid.
+                weights are incomplete or damaged, it cannot make this grid or not in the free
+                memory, or it brings code of its own.
         """
         super().__init__()
         if isinstance(name_or_path, str):
-            config = _load_vision_config(name_or_path)
+            config = _load_vision_config(name_or_path, trust_remote_code)
             self.processor = processor or _load_processor(name_or_path, config.model_type)
-            self.backbone = _load_backbone(name_or_path, config)
+            self.backbone = _load_backbone(name_or_path, config, trust_remote_code)
         else:
             config = name_or_path
             self.processor = processor or _default_processor(config.model_type)
@@ -128,6 +134,11 @@ class HFVisionEncoder(nn.Module):
         if self.pixel_size != native and "interpolate_pos_encoding" in accepted:
             self._options["interpolate_pos_encoding"] = True
 
+        if grid is not None:
+            # The pixels and one hidden state, float32.
+            states = math.prod(grid) * getattr(config, "hidden_size", 0)
+            needed = 4 * (3 * math.prod(self.pixel_size) + states)
+            require_memory(needed, f"grid {grid[0]}x{grid[1]}")
         try:
             with torch.no_grad():
                 features = self(torch.zeros(1, 3, *self.pixel_size))
@@ -198,7 +209,9 @@ class HFVisionEncoder(nn.Module):
         return states[:, extra:].unflatten(1, (rows, columns))
 
 
-def build_encoder(name: str, grid: tuple[int, int] | None = None) -> VisionEncoder:
+def build_encoder(
+    name: str, grid: tuple[int, int] | None = None, trust_remote_code: bool = False
+) -> VisionEncoder:
     """Makes the encoder a user named: "patch-statistics", or a Hugging Face name or folder.
 
     Raises:
@@ -206,44 +219,49 @@ def build_encoder(name: str, grid: tuple[int, int] | None = None) -> VisionEncod
     """
     if name == PATCH_STATISTICS:
         return PatchStatisticsEncoder(grid)
-    return HFVisionEncoder(name, grid)
+    return HFVisionEncoder(name, grid, trust_remote_code=trust_remote_code)
 
 
-def _load_vision_config(name: str) -> Any:
-    from huggingface_hub.errors import LocalEntryNotFoundError
+def _load_vision_config(name: str, trust_remote_code: bool) -> Any:
     from transformers import MODEL_MAPPING, AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        if isinstance(error.__cause__, LocalEntryNotFoundError):
-            reason = "it is not in the local cache and the hub cannot be reached"
-        else:
-            reason = " ".join(str(error).split())
+        config = load_pretrained(AutoConfig, name, trust_remote_code)
+    except ValueError as error:
         raise ValueError(
             f"encoder: expected {PATCH_STATISTICS!r}, a folder with a config.json, or the name of "
-            f"a vision model on the Hugging Face hub, got {name!r}: {reason}"
+            f"a vision model on the Hugging Face hub, got {name!r}: {error}"
         ) from error
     config = getattr(config, "vision_config", config)
     takes_pixels = (
         type(config) in MODEL_MAPPING
         and MODEL_MAPPING[type(config)].main_input_name == "pixel_values"
     )
-    if not takes_pixels:
-        raise ValueError(
-            f"encoder: expected a vision model or one with a vision tower, got {name!r}, a model "
-            f"of type {config.model_type!r}"
-        )
+    # What a class of its own takes is known once it is made.
+    is_foreign = trust_remote_code and "AutoModel" in (getattr(config, "auto_map", None) or {})
+    if not takes_pixels and not is_foreign:
+        raise _no_vision_model(name, config)
     return config
 
 
-def _load_backbone(name: str, config: Any) -> nn.Module:
+def _no_vision_model(name: str, config: Any) -> ValueError:
+    return ValueError(
+        f"encoder: expected a vision model or one with a vision tower, got {name!r}, a model "
+        f"of type {config.model_type!r}"
+    )
+
+
+def _load_backbone(name: str, config: Any, trust_remote_code: bool) -> nn.Module:
     from transformers import AutoModel
 
-    with _quiet_loading():
-        backbone, info = AutoModel.from_pretrained(
-            name, config=config, dtype=torch.float32, output_loading_info=True
-        )
+    options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+    try:
+        with _quiet_loading():
+            backbone, info = load_pretrained(AutoModel, name, trust_remote_code, **options)
+    except ValueError as error:
+        raise ValueError(f"encoder: cannot load the weights of {name!r}: {error}") from error
+    if backbone.main_input_name != "pixel_values":
+        raise _no_vision_model(name, config)
     missing = sorted(key for key in info["missing_keys"] if not set(_HEADS) & set(key.split(".")))
     if missing:
         raise ValueError(
@@ -256,7 +274,7 @@ def _load_backbone(name: str, config: Any) -> nn.Module:
 def _random_backbone(config: PretrainedConfig) -> nn.Module:
     from transformers import AutoModel
 
-    return AutoModel.from_config(config)
+    return AutoModel.from_config(config, trust_remote_code=False)
 
 
 @contextlib.contextmanager

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 # Begins the name of a file that is being written; one that a killed process left is not read.
 UNFINISHED = ".unfinished-"
@@ -34,12 +37,65 @@ def replacing(path: str | Path) -> Iterator[Path]:
     beside = path.with_name(f"{UNFINISHED}{secrets.token_hex(8)}{path.suffix[:16]}")
     os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
-        yield beside
-        sync(beside)
-        os.replace(beside, path)
-        sync(path.parent)
+        with naming(path):
+            yield beside
+            sync(beside)
+            os.replace(beside, path)
+            sync(path.parent)
     except BaseException:
         beside.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def filling(folder: str | Path) -> Iterator[Path]:
+    """Write files into a folder, each of them whole or not at all.
+
+    Args:
+        folder: made if need be; files of other names that are in it stay.
+
+    Yields:
+        A folder beside it, to write to. When the block ends its files move to `folder`, in place
+        of those of the same names; if an error ends the block, nothing moves.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    folder = Path(folder)
+    beside = folder.with_name(f"{UNFINISHED}{secrets.token_hex(8)}")
+    with naming(folder):
+        beside.mkdir(parents=True)
+        try:
+            yield beside
+            files = sorted(path for path in beside.rglob("*") if path.is_file())
+            for path in files:
+                sync(path)
+            for path in files:
+                final = folder / path.relative_to(beside)
+                final.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, final)
+                sync(final.parent)
+            sync(folder.parent)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Name a file in the errors of writing it: that of a full disk, for one, names none.
+
+    Raises:
+        OSError: with the name of `path`, where the error has no other; errors of safetensors are
+            raised as such.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from error
+    except OSError as error:
+        # The text of one that has no number would be lost.
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
         raise
 
 

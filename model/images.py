@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +19,26 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from setokim.file_names import printable_name, true_path
+from setokim.files import UNFINISHED
+
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 )
+# What else users call an image: read where Pillow or a plugin of it does, else named.
+OTHER_IMAGE_SUFFIXES = frozenset(
+    {".arw", ".avif", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl"}
+    | {".nef", ".pbm", ".pfm", ".pnm", ".qoi", ".tga"}
+)
 _MAX_16_BIT = 65535
+_TIFF_BITS = 258  # tag BitsPerSample
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 
 class UnreadableImageError(ValueError):
@@ -46,80 +64,160 @@ class NamedBytes(io.BytesIO):
 def find_images(
     inputs: Iterable[str | Path], recursive: bool = False, skip_suffix: str | None = None
 ) -> list[Path]:
-    """Lists the picture files behind paths given by a user.
+    """Lists the picture files behind paths given by a user; see `scan_images`."""
+    return scan_images(inputs, recursive, skip_suffix)[0]
+
+
+def scan_images(
+    inputs: Iterable[str | Path], recursive: bool = False, skip_suffix: str | None = None
+) -> tuple[list[Path], list[UnreadableImageError]]:
+    """List the image files behind paths given by a user, and what cannot be read there.
 
     Args:
-        inputs: Files, kept as they are whether they exist or not, and folders, searched for the
-            suffixes of `IMAGE_SUFFIXES` in sorted order.
-        recursive: Also search the folders inside a folder.
-        skip_suffix: Names that end so are left out of folders.
+        inputs: files, kept as they are whether they exist or not, and folders, searched for names
+            of images in sorted order.
+        recursive: also search the folders inside a folder; links to folders are not followed.
+        skip_suffix: names that end so are left out of folders.
 
     Returns:
-        The files in the order given, each once.
+        The files in the order given, each once; and an error for every name of an image in a
+        folder that is a broken link or no file, or whose format this Pillow cannot read, and for
+        every folder that cannot be searched.
     """
-    found: dict[Path, Path] = {}
+    found: dict[str, Path] = {}
+    refused: list[UnreadableImageError] = []
     for entry in map(Path, inputs):
-        files = [entry]
-        if entry.is_dir():
-            files = [
-                path
-                for path in sorted(entry.rglob("*") if recursive else entry.iterdir())
-                if path.suffix.lower() in IMAGE_SUFFIXES
-                and path.is_file()
-                and not (skip_suffix and path.name.endswith(skip_suffix))
-            ]
+        files = _search(entry, recursive, refused) if entry.is_dir() else [entry]
         for path in files:
-            found.setdefault(path.resolve(), path)
-    return list(found.values())
+            if path is entry or not (skip_suffix and path.name.endswith(skip_suffix)):
+                found.setdefault(true_path(path), path)
+    return list(found.values()), refused
 
 
-def load_image(path: str | Path) -> Image.Image:
+def _search(folder: Path, recursive: bool, refused: list[UnreadableImageError]) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        refused.append(_unreadable(error.filename, error))
+
+    listed: list[Path] = []
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        listed += (Path(parent, name) for name in names)
+        if not recursive:
+            folders.clear()
+    for path in sorted(listed):
+        suffix = path.suffix.lower()
+        is_image = suffix in IMAGE_SUFFIXES | OTHER_IMAGE_SUFFIXES
+        if not is_image or path.name.startswith(UNFINISHED):
+            continue
+        try:
+            _require_regular(path)
+            if suffix in OTHER_IMAGE_SUFFIXES and not _opens(suffix):
+                raise ValueError(f"the Pillow installed here does not read {suffix} files")
+        except (OSError, ValueError) as error:
+            refused.append(_unreadable(path, error))
+        else:
+            yield path
+
+
+def _opens(suffix: str) -> bool:
+    """Whether Pillow, with the plugins that are registered now, reads files of this ending."""
+    return Image.registered_extensions().get(suffix) in Image.OPEN
+
+
+def load_image(path: str | Path, upright: bool = True) -> Image.Image:
     """Reads a picture as 8-bit RGB, upright.
 
-    EXIF orientation is applied, transparency is laid on white, of an animation the first frame is
-    taken, and 16-bit, 32-bit and float pictures are scaled to 8 bits.
+    EXIF orientation is applied, of an animation the first frame is taken, and the mode is
+    converted as `to_rgb` says.
+
+    Args:
+        path: File, or a stream that `PIL.Image.open` takes.
+        upright: False leaves the pixels as they are stored, whatever EXIF says: annotations may
+            be of those.
 
     Raises:
-        UnreadableImageError: The file is missing, no picture, or damaged.
+        UnreadableImageError: The file is missing, no picture, no regular file, or damaged.
     """
     try:
+        _require_regular(path)
         with Image.open(path) as opened:
             opened.load()
-            return to_rgb(ImageOps.exif_transpose(opened))
+            top = _stated_top(opened)  # before a turned copy forgets the file
+            return _to_rgb(ImageOps.exif_transpose(opened) if upright else opened, top)
     except Exception as error:
         # A damaged file makes PIL's decoders raise nearly anything (SyntaxError, struct.error,
         # DecompressionBombError, ...), and for the caller all of it means the same.
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        if isinstance(error, UnidentifiedImageError):
-            reason = "not a picture of a known format"
-        raise UnreadableImageError(f"cannot read {path}: {reason}") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str | Path | io.BytesIO, error: Exception) -> UnreadableImageError:
+    name = str(path) if isinstance(path, io.BytesIO) else printable_name(path)
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        reason = "not a picture of a known format"
+    return UnreadableImageError(f"cannot read {name}: {reason}")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts a picture of any mode to 8-bit RGB.
+    """Convert an image of any mode to 8-bit RGB.
 
-    Deep greys keep their meaning: 16-bit values are divided by 65535, wider integers and floats
-    are stretched from their minimum to their maximum (floats within [0, 1] are taken as such).
+    Transparency is laid on white. Deep greys are scaled by their depth: 0 stays black and the top
+    of the range becomes white. Where mode or file state the depth, that is the top, whatever the
+    values: 65535 for 16 bits ("I;16", a PGM or PNG), 4095 for a 12-bit TIFF. Images of 32-bit
+    integers or floats ("I", "F") do not state it. Where they hold nothing but whole numbers from 0
+    on, their top is the first of 1, 255 and 65535 that no value exceeds; fractions within [0, 1]
+    have the top 1. All else (depth in metres, negative or larger values) is stretched from min to
+    max. NaN and -inf become black, inf white; neither counts for the range.
     """
+    return _to_rgb(image, _stated_top(image))
+
+
+def _to_rgb(image: Image.Image, top: int | None) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(_deep_to_uint8(np.asarray(image))).convert("RGB")
+        values = np.asarray(image)
+        levels = _deep_to_uint8(values, top)
+        clear = image.info.get("transparency")
+        if isinstance(clear, int):
+            levels[values == clear] = 255
+        return Image.fromarray(levels).convert("RGB")
     if image.has_transparency_data:
+        if image.mode == "La":
+            image = image.convert("LA")  # the one way out of premultiplied grey
         layered = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), layered)
     return image.convert("RGB")
 
 
-def _deep_to_uint8(values: np.ndarray) -> np.ndarray:
-    values = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
-    low, high = float(values.min()), float(values.max())
-    is_float_unit = low >= 0 and high <= 1
-    is_16_bit = low >= 0 and 1 < high <= _MAX_16_BIT and np.all(values == np.round(values))
-    if is_float_unit:
-        low, high = 0.0, 1.0
-    elif is_16_bit:
-        low, high = 0.0, float(_MAX_16_BIT)
+def _stated_top(image: Image.Image) -> int | None:
+    """Largest value of a deep grey as mode and file state it; None where they do not."""
+    if image.mode.startswith("I;16"):
+        bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS, (16,))
+        return 2 ** bits[0] - 1
+    # Pillow scales PGM files of any deep maximum to 16 bits.
+    return _MAX_16_BIT if image.mode == "I" and image.format == "PPM" else None
+
+
+def _deep_to_uint8(values: np.ndarray, top: int | None) -> np.ndarray:
+    values = values.astype(np.float64)
+    finite = values[np.isfinite(values)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+    if top is None and low >= 0:
+        is_whole = np.array_equal(finite, np.round(finite))
+        tops = (1, 255, _MAX_16_BIT) if is_whole else (1,)
+        top = next((t for t in tops if high <= t), None)
+    if top is not None:
+        low, high = 0.0, float(top)
     span = (high - low) or 1.0
+    values = np.nan_to_num(values, nan=low, posinf=low + span, neginf=low)
     return np.rint((values - low) / span * 255).astype(np.uint8)
+
+
+def _require_regular(path: str | Path | io.BytesIO) -> None:
+    """Refuses what would block or never end when it is read: pipes and devices."""
+    if isinstance(path, (str, Path)):
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            kind = next((name for test, name in _KINDS if test(mode)), "something else")
+            raise ValueError(f"expected a regular file, got {kind}")
 
 
 @dataclass(frozen=True)

@@ -223,7 +223,7 @@ class SetokModel(PreTrainedModel):
             module.emphasis.copy_(first_emphasis(module.outline_dim))
         elif isinstance(module, QueryPartition):
             module.queries.normal_()
-        elif isinstance(module, (nn.Linear, nn.LayerNorm)):
+        elif isinstance(module, (nn.Linear, nn.LayerNorm, ClusterPartition)):
             module.reset_parameters()
 
 

@@ -54,7 +54,7 @@ class SetokimModel(Losses, PreTrainedModel):
     def __init__(self, config: SetokimConfig):
         super().__init__(config)
         self.setok = SetokModel(config.setok_config())
-        self.llm = AutoModelForCausalLM.from_config(config.llm_config())
+        self.llm = AutoModelForCausalLM.from_config(config.llm_config(), trust_remote_code=False)
         if config.lora is not None:
             self.llm = add_lora(self.llm, **config.lora)
         # What fully sharded training takes apart.

@@ -12,7 +12,9 @@ from tokenizers import AddedToken
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from setokim.data.conversations import IMAGE, IMAGE_END, IMAGE_START, SPECIAL
+from setokim.chat_tokenizer import ChatTokenizer
+from setokim.data.conversations import SPECIAL
+from setokim.pretrained import load_pretrained
 from setokim.processing_setok import SetokProcessor
 
 IGNORED = -100  # the label of what is not learnt, as everywhere in transformers
@@ -44,11 +46,13 @@ class SetokimProcessor:
         tokenizer: any fast tokenizer; it is changed.
         image_processor: of the visual tokenizer.
         chat_template: Jinja, in which `generation` encloses what the assistant says and pictures
-            are `<image>`, between `<img>` and `</img>` where the assistant draws them.
+            are `<image>`, between `<img>` and `</img>` where the assistant draws them. A mask
+            reaches it as a text part, which becomes `[SEG]`. Names of special tokens stand in it in
+            one piece.
 
     Raises:
         ValueError: the tokenizer is not a fast one, has no end of text, or the template has no
-            `generation`.
+            `generation`, or assembles names of special tokens.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class SetokimProcessor:
         )
         tokenizer.chat_template = chat_template
         self.tokenizer = tokenizer
+        self._encode = ChatTokenizer(tokenizer, chat_template)
         self.image_processor = image_processor
 
     @property
@@ -99,10 +104,15 @@ class SetokimProcessor:
     ) -> dict[str, Tensor]:
         """B conversations to a batch.
 
+        Text is text: names of special tokens in it, such as "[SEG]" or "</s>", become ordinary
+        tokens. Special tokens come from the template, images and masks alone. Lone surrogates
+        become U+FFFD.
+
         Args:
             conversations: messages {"role": "system" | "user" | "assistant", "content": text or
-                parts}, parts being {"type": "text", "text": text} and
-                {"type": "image", "image": RGB picture}.
+                parts}, parts being {"type": "text", "text": text},
+                {"type": "image", "image": RGB picture} and, of the assistant, {"type": "mask"},
+                where `[SEG]` stands.
             add_generation_prompt: end with the words after which the assistant speaks.
             padding_side: "right" or "left".
             pack_to: length of rows, such as 2048, to which conversations without pictures are
@@ -116,8 +126,7 @@ class SetokimProcessor:
             is not the assistant who speaks.
 
         Raises:
-            ValueError: there is no conversation, a message does not fit, or a text holds the name
-                of a token of pictures.
+            ValueError: there is no conversation, or a message does not fit.
         """
         if padding_side not in ("left", "right"):
             raise ValueError(f"padding_side: expected left or right, got {padding_side!r}")
@@ -131,7 +140,7 @@ class SetokimProcessor:
             for part in message["content"]
             if part["type"] == "image"
         ]
-        rows = [self._encode(messages, add_generation_prompt) for messages in checked]
+        rows = [self._row(messages, add_generation_prompt) for messages in checked]
         if pack_to is not None:
             if pack_to < 1 or add_generation_prompt:
                 got = "add_generation_prompt" if pack_to >= 1 else pack_to
@@ -165,27 +174,25 @@ class SetokimProcessor:
         self.image_processor.save_pretrained(folder)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> SetokimProcessor:
+    def from_pretrained(
+        cls, folder: str | Path, trust_remote_code: bool = False
+    ) -> SetokimProcessor:
         """Reads what `save_pretrained` wrote.
+
+        Args:
+            folder: what was written.
+            trust_remote_code: run Python code that the folder brings for its tokenizer.
 
         Raises:
             OSError, ValueError: something is not there, or not what it should be.
         """
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = load_pretrained(AutoTokenizer, folder, trust_remote_code)
         template = tokenizer.chat_template or CHAT_TEMPLATE
         return cls(tokenizer, SetokProcessor.from_pretrained(folder), template)
 
-    def _encode(self, messages: list[dict], prompt: bool) -> dict[str, list[int]]:
-        found = self.tokenizer.apply_chat_template(
-            messages,
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            add_generation_prompt=prompt,
-        )
-        ids = list(found["input_ids"])
-        spoken = zip(ids, found["assistant_masks"], strict=True)
-        labels = [token if own else IGNORED for token, own in spoken]
+    def _row(self, messages: list[dict], prompt: bool) -> dict[str, list[int]]:
+        ids, spoken = self._encode(messages, prompt)
+        labels = [token if own else IGNORED for token, own in zip(ids, spoken, strict=True)]
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
 
     def _pixels(self, images: list[Image.Image]) -> Tensor:
@@ -223,12 +230,11 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "image" and isinstance(part.get("image"), Image.Image):
             continue
+        if kind == "mask" and role == "assistant":
+            continue
         if kind != "text" or not isinstance(part.get("text"), str):
-            raise ValueError(f"content: expected parts with a text or a picture, got {part!r}")
-        for name in (IMAGE, IMAGE_START, IMAGE_END):
-            if name in part["text"]:
-                # It would be taken for a picture that is not there.
-                raise ValueError(f"text: expected none of the tokens of pictures, got {name!r}")
+            expected = "parts with a text or a picture, or masks of the assistant"
+            raise ValueError(f"content: expected {expected}, got {part!r}")
     if role == "system" and any(part["type"] == "image" for part in parts):
         raise ValueError("content: expected a text of the system, got a picture")
     return {"role": role, "content": list(parts)}

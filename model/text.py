@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from setokim.attention import Block
 from setokim.positions import sincos_encoding
+from setokim.pretrained import load_pretrained
 
 CONCEPTS = "concepts"
 
@@ -108,20 +109,27 @@ class HFConceptEncoder(nn.Module):
         trainable: whether the backbone receives gradients; the projection always does.
     """
 
-    def __init__(self, name_or_path: str, dim: int, trainable: bool = False):
+    def __init__(
+        self,
+        name_or_path: str,
+        dim: int,
+        trainable: bool = False,
+        trust_remote_code: bool = False,
+    ):
         """Loads the model and its tokenizer.
 
         Args:
             name_or_path: a name on the Hugging Face hub or a folder with a `config.json`.
             dim: of the concepts.
             trainable: train the backbone; otherwise it stays frozen and in evaluation mode.
+            trust_remote_code: run Python code that the folder brings.
 
         Raises:
-            ValueError: there is no such model, it is no text encoder, or its weights are
-                incomplete.
+            ValueError: there is no such model, it is no text encoder, its weights are incomplete
+                or damaged, or it brings code of its own.
         """
         super().__init__()
-        self.backbone, self.tokenizer = _load_text_model(name_or_path)
+        self.backbone, self.tokenizer = _load_text_model(name_or_path, trust_remote_code)
         self.trainable = trainable
         self.backbone.requires_grad_(trainable)
         self.train(self.training)
@@ -194,26 +202,31 @@ class HFConceptEncoder(nn.Module):
         return self
 
 
-def build_text_encoder(name: str, dim: int) -> ConceptEncoder | HFConceptEncoder:
+def build_text_encoder(
+    name: str, dim: int, trust_remote_code: bool = False
+) -> ConceptEncoder | HFConceptEncoder:
     """Makes the encoder a user named: "concepts", or a Hugging Face name or folder.
 
     Raises:
         ValueError: see the encoders.
     """
-    return ConceptEncoder(dim) if name == CONCEPTS else HFConceptEncoder(name, dim)
+    if name == CONCEPTS:
+        return ConceptEncoder(dim)
+    return HFConceptEncoder(name, dim, trust_remote_code=trust_remote_code)
 
 
-def _load_text_model(name: str) -> tuple[nn.Module, Callable]:
+def _load_text_model(name: str, trust_remote_code: bool) -> tuple[nn.Module, Callable]:
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model, info = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        tokenizer = load_pretrained(AutoTokenizer, name, trust_remote_code)
+        model, info = load_pretrained(
+            AutoModel, name, trust_remote_code, dtype=torch.float32, output_loading_info=True
+        )
+    except ValueError as error:
         raise ValueError(
             f"text encoder: expected {CONCEPTS!r}, a folder with a model and its tokenizer, or the "
-            f"name of a text encoder on the Hugging Face hub, got {name!r}: {reason}"
+            f"name of a text encoder on the Hugging Face hub, got {name!r}: {error}"
         ) from error
     # Where the tokenizer's files are missing, transformers makes one that knows no word.
     if len(tokenizer) <= len(tokenizer.all_special_ids):

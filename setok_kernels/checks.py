@@ -1,41 +1,22 @@
-"""Validation of arguments: every message names the argument, what was expected and what came."""
-
-import itertools
+"""Validation of the arguments of the public functions."""
 
 import torch
 from torch import Tensor
 
+from setok_kernels.arguments import (
+    check_device,
+    check_dtype,
+    check_float,
+    check_offsets,
+    check_shape,
+    check_tensor,
+    check_values,
+    longest_image,
+    readable,
+)
 from setok_kernels.config import ClusterConfig
+from setok_kernels.records import check_record
 from setok_kernels.result import Clusters, Decisions, HardClusters
-
-FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_DTYPE_NAMES = "float64, float32, bfloat16 or float16"
-
-
-def check_tensor(name: str, value) -> None:
-    """`value` is a tensor."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
-
-
-def check_shape(name: str, value: Tensor, expected: tuple[int, ...]) -> None:
-    """`value` is a tensor of exactly this shape."""
-    check_tensor(name, value)
-    if tuple(value.shape) != tuple(expected):
-        raise ValueError(f"{name}: expected shape {tuple(expected)}, got {tuple(value.shape)}")
-
-
-def check_device(name: str, value: Tensor, device: torch.device) -> None:
-    """`value` lies on the device of x."""
-    if value.device != device:
-        raise ValueError(f"{name}: expected device {device} like x, got {value.device}")
-
-
-def check_float(name: str, value) -> None:
-    """`value` is a tensor of a dtype the backends take."""
-    check_tensor(name, value)
-    if value.dtype not in FLOAT_DTYPES:
-        raise TypeError(f"{name}: expected dtype {_DTYPE_NAMES}, got {value.dtype}")
 
 
 def check_x(x, packed: bool) -> None:
@@ -57,8 +38,7 @@ def check_config(config) -> None:
 def check_mask(mask, x: Tensor) -> None:
     """`token_mask` is bool with the shape of `x` without its features."""
     check_tensor("token_mask", mask)
-    if mask.dtype != torch.bool:
-        raise TypeError(f"token_mask: expected dtype torch.bool, got {mask.dtype}")
+    check_dtype("token_mask", mask, torch.bool)
     flat = (x.shape[0], x.shape[1:-1].numel())
     if tuple(mask.shape) not in (flat, tuple(x.shape[:-1])):
         raise ValueError(f"token_mask: expected shape {flat}, got {tuple(mask.shape)}")
@@ -74,15 +54,11 @@ def check_packing(x: Tensor, cu_seqlens, max_seqlen, token_mask) -> int:
         raise ValueError(
             "token_mask: expected None with cu_seqlens (leave the tokens out), got one"
         )
-    check_tensor("cu_seqlens", cu_seqlens)
-    if cu_seqlens.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"cu_seqlens: expected dtype torch.int32, got {cu_seqlens.dtype}")
-    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
-        raise ValueError(f"cu_seqlens: expected shape (B + 1,), got {tuple(cu_seqlens.shape)}")
+    check_offsets("cu_seqlens", cu_seqlens)
     check_device("cu_seqlens", cu_seqlens, x.device)
     if max_seqlen is not None and (not isinstance(max_seqlen, int) or max_seqlen < 0):
         raise ValueError(f"max_seqlen: expected an int of at least 0, got {max_seqlen!r}")
-    if not _readable(cu_seqlens):
+    if not readable(cu_seqlens):
         if max_seqlen is None:
             raise ValueError(
                 "max_seqlen: expected the longest image's token count (an int), got None; "
@@ -90,13 +66,7 @@ def check_packing(x: Tensor, cu_seqlens, max_seqlen, token_mask) -> int:
                 "break the graph"
             )
         return max_seqlen
-    offsets = cu_seqlens.tolist()
-    lengths = [b - a for a, b in itertools.pairwise(offsets)]
-    if offsets[0] != 0 or offsets[-1] != x.shape[0] or min(lengths, default=0) < 0:
-        raise ValueError(
-            f"cu_seqlens: expected non-decreasing offsets from 0 to {x.shape[0]}, got {offsets}"
-        )
-    longest = max(lengths, default=0)
+    longest = longest_image(cu_seqlens, x.shape[0])
     if max_seqlen is not None and max_seqlen < longest:
         raise ValueError(f"max_seqlen: expected at least {longest}, got {max_seqlen}")
     return longest if max_seqlen is None else max_seqlen
@@ -126,22 +96,10 @@ def check_decisions(
     for name, shape in shapes.items():
         value, label = getattr(decisions, name), f"decisions.{name}"
         check_shape(label, value, shape)
-        if value.dtype != torch.int64:
-            raise TypeError(f"{label}: expected dtype torch.int64, got {value.dtype}")
+        check_dtype(label, value, torch.int64)
         check_device(label, value, device)
-        if not _readable(value) or value.numel() == 0:
-            continue
         low, high = (0, config.max_clusters) if name == "counts" else (-1, longest - 1)
-        least, most = value.min().item(), value.max().item()
-        if least < low or most > high:
-            raise ValueError(
-                f"{label}: expected values from {low} to {high}, got {least} to {most}"
-            )
-
-
-def _readable(value: Tensor) -> bool:
-    """Whether values can be read without waiting for a device or breaking a traced graph."""
-    return value.device.type == "cpu" and not torch.compiler.is_compiling()
+        check_values(label, value, low, high)
 
 
 def check_finite_tokens(x: Tensor, valid: Tensor | None, cu_seqlens: Tensor | None) -> None:
@@ -170,21 +128,19 @@ def check_noise(noise, x: Tensor) -> None:
 
 def check_labels(name: str, labels: Tensor, rows: int) -> None:
     """`labels` are int64 in [0, rows). A GPU finds out later, without waiting."""
-    if labels.dtype != torch.int64:
-        raise TypeError(f"{name}: expected dtype torch.int64, got {labels.dtype}")
-    if labels.numel() == 0:
-        return
-    if _readable(labels):
-        least, most = labels.min().item(), labels.max().item()
-        if least < 0 or most >= rows:
-            raise ValueError(f"{name}: expected values from 0 to {rows - 1}, got {least} to {most}")
-    else:
+    check_dtype(name, labels, torch.int64)
+    check_values(name, labels, 0, rows - 1)
+    if not readable(labels):
         fit = (labels >= 0) & (labels < rows)
         torch._assert_async(fit.all(), f"{name}: expected values from 0 to {rows - 1}")
 
 
-def check_clusters(out, mode) -> None:
-    """`out` is a result that knows `mode`: "hard", or "soft" where it has masks."""
+def check_clusters(out, mode) -> Clusters | HardClusters:
+    """`out` is a whole result that knows `mode`: "hard", or "soft" where it has masks.
+
+    Returns:
+        It with int64 indices and masks of at least 32 bits, as the backends take them.
+    """
     if not isinstance(out, Clusters | HardClusters):
         raise TypeError(
             "out: expected the Clusters of cluster_tokens or HardClusters, "
@@ -196,3 +152,4 @@ def check_clusters(out, mode) -> None:
         raise ValueError(
             f"mode: expected 'hard' for {type(out).__name__}, which has no masks, got 'soft'"
         )
+    return check_record(out)

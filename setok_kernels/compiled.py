@@ -8,6 +8,7 @@ from torch import Tensor
 
 from setok_kernels.config import ALPHAS, KERNELS, LEARNABLE, ClusterConfig, DPCOptions
 from setok_kernels.ops import SCALES, wide_dtype
+from setok_kernels.records import check_members
 from setok_kernels.result import Clusters, Decisions, DensityPeaks, HardClusters
 
 # Images of more tokens keep no rows of distances, but make the inner products twice.
@@ -70,6 +71,7 @@ class Compiled:
         wide = out.masks.dtype if mode == "soft" else wide_dtype(x)
         if weights is not None:
             weights = weights.to(wide).contiguous()
+        self._check(out, weights)
         merged = self._ops.merge(
             self._accumulated(x, wide), *share[:3], weights, *share[3:], out.num_rows, eps
         )
@@ -78,6 +80,7 @@ class Compiled:
     def unmerge(self, tokens: Tensor, out: Clusters | HardClusters, mode: str) -> Tensor:
         """Clusters back to tokens; the arguments are those of `reference.unmerge`."""
         wide = out.masks.dtype if mode == "soft" else wide_dtype(tokens)
+        self._check(out)
         spread = self._ops.unmerge(self._accumulated(tokens, wide), *self._shares(out, mode))
         return spread.to(tokens.dtype)
 
@@ -138,6 +141,11 @@ class Compiled:
     @property
     def _ops(self):
         return getattr(torch.ops, self.namespace)
+
+    def _check(self, out: Clusters | HardClusters, weights: Tensor | None = None) -> None:
+        # The C++ kernels look for themselves; those in Triton would have to wait for the device.
+        if self.backend != "cpp":
+            check_members(out, weights)
 
     def _accumulated(self, x: Tensor, wide: torch.dtype) -> Tensor:
         # The C++ kernels multiply in one dtype; those in Triton read 16 bits as they are.

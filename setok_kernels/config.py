@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import numbers
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,17 +17,21 @@ SCORE_NORMS = ("max", None)
 ORDERS = ("score", "index")
 CAPS = ("diameter", "eccentricity")
 
+# Largest count: products with it are shapes in 64 bits.
+MOST = 2**31 - 1
+
 # The hyper-parameters that may be tensors and receive a gradient.
 LEARNABLE = ("bandwidth", "beta", "temperature", "offset")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClusterConfig:
     """Options of `cluster_tokens` (SeTok, Eq. 1, Eq. 2 and Algorithm 1).
 
     The defaults follow objects on natural images; `ClusterConfig.paper()` is the literal preset.
     `bandwidth`, `beta`, `temperature` and `offset` may each be a float or a 0-dim floating-point
-    tensor, which then receives a gradient.
+    tensor, which then receives a gradient. NumPy's numbers become Python's. Two configs are equal
+    when all their options are; of tensors, those that are the same object.
 
     Attributes:
         k: neighbours in the local density, at least 1. With fewer tokens, all there are count.
@@ -69,8 +74,9 @@ class ClusterConfig:
     include_self: bool = False
 
     def __post_init__(self):
+        _make_plain(self)
         for name in ("k", "max_clusters"):
-            check_count(name, getattr(self, name))
+            check_count(name, getattr(self, name), MOST)
         _check_choice("kernel", self.kernel, KERNELS)
         _check_choice("alpha", self.alpha, ALPHAS)
         _check_choice("score_norm", self.score_norm, SCORE_NORMS)
@@ -98,7 +104,7 @@ class ClusterConfig:
             **overrides: fields of `ClusterConfig` to set on top of the preset.
         """
         max_clusters = overrides.get("max_clusters", cls.max_clusters)
-        check_count("max_clusters", max_clusters)
+        check_count("max_clusters", max_clusters, MOST)
         preset = dict(
             distance_scale="dim",
             score_norm=None,
@@ -108,6 +114,17 @@ class ClusterConfig:
             bandwidth=1 / (max_clusters * math.log(2)),
         )
         return cls(**(preset | overrides))
+
+    def __eq__(self, other) -> bool:
+        return self._key() == other._key() if isinstance(other, ClusterConfig) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple:
+        # Values of tensors change, and reading them may wait for a device.
+        fields = (getattr(self, f.name) for f in dataclasses.fields(self))
+        return tuple((Tensor, id(v)) if isinstance(v, Tensor) else v for v in fields)
 
     def to_dict(self) -> dict:
         """The fields as plain Python values (tensors become floats), ready for JSON."""
@@ -139,27 +156,40 @@ class DPCOptions:
     cap: Literal["diameter", "eccentricity"] = "diameter"
 
     def __post_init__(self):
+        _make_plain(self)
         if self.num_clusters is None and self.threshold is None:
             raise ValueError("num_clusters: expected an int, or else a threshold, got neither")
         for name in ("k", "num_clusters", "min_clusters"):
             if name != "num_clusters" or self.num_clusters is not None:
-                check_count(name, getattr(self, name))
+                check_count(name, getattr(self, name), MOST)
         if self.threshold is not None:
             check_number("threshold", self.threshold)
         _check_choice("order", self.order, ORDERS)
         _check_choice("cap", self.cap, CAPS)
 
 
+def _make_plain(options) -> None:
+    """NumPy's numbers among the fields become Python's, which JSON and operators take."""
+    if torch.compiler.is_compiling():
+        return
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if not isinstance(value, Tensor) and getattr(value, "shape", None) == ():
+            object.__setattr__(options, field.name, value.item())
+
+
 def _message(name, expected, got) -> str:
     return f"{name}: expected {expected}, got {got!r}"
 
 
-def check_count(name, value) -> None:
-    """`value` is an integer of at least 1."""
+def check_count(name, value, most: int | None = None) -> None:
+    """`value` is an integer from 1 to `most`, if there is one."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(_message(name, "an int", value))
     if value < 1:
         raise ValueError(_message(name, "at least 1", value))
+    if most is not None and value > most:
+        raise ValueError(_message(name, f"at most {most}", value))
 
 
 def _check_choice(name, value, known):
@@ -172,8 +202,8 @@ def check_number(name, value, *, above=None, least=None, most=None) -> None:
     """`value` is a finite real number within the bounds."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(_message(name, "a real number", value))
-    # Traced numbers compare, but math.isfinite takes them not.
-    if not abs(value) < math.inf:
+    # Traced numbers compare, but math.isfinite takes them not; integers may be beyond all floats.
+    if not abs(value) <= sys.float_info.max:
         raise ValueError(_message(name, "a finite number", value))
     if above is not None and not value > above:
         raise ValueError(_message(name, f"more than {above}", value))
@@ -186,6 +216,9 @@ def check_number(name, value, *, above=None, least=None, most=None) -> None:
 def _check_learnable(name, value, above):
     if not isinstance(value, Tensor):
         return check_number(name, value, above=above)
+    # The layout first: of a nested tensor there is no shape to print.
+    if value.layout != torch.strided or value.is_nested:
+        raise TypeError(f"{name}: expected a dense 0-dim tensor, got a sparse or nested one")
     if value.dim() != 0 or not value.dtype.is_floating_point:
         got = f"shape {tuple(value.shape)}, {value.dtype}"
         raise ValueError(f"{name}: expected a 0-dim floating-point tensor, got {got}")

@@ -4,6 +4,7 @@ import importlib.util
 import os
 
 import torch
+from torch.autograd import forward_ad
 
 from setok_kernels import _native, reference
 from setok_kernels.compiled import Compiled
@@ -32,6 +33,16 @@ def can_run_triton(device: torch.device, raise_error: bool = False) -> bool:
         elif not torch.cuda.is_available():
             reason = "needs a CUDA device and this torch sees none; use backend='reference'"
     return _verdict("triton", reason, raise_error)
+
+
+def is_followed() -> bool:
+    """Whether forward-mode AD or torch.func may follow the operations: only the reference's can be.
+
+    A compiled call has no such state; there an operation that is followed says so itself.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 # What follows does not change while a program runs, and a compiler need not look inside.
@@ -79,13 +90,17 @@ _BACKENDS = {
 def select_backend(name: str, device: torch.device):
     """The backend that runs, for `backend=name` and tensors on `device`.
 
+    "auto" is the reference inside of torch.func's transforms and levels of forward-mode AD.
+
     Raises:
         ValueError: no backend has this name.
         RuntimeError: the named backend cannot run here; says why and what to do.
     """
+    if name == "auto" and is_followed():
+        return reference
     if name == "auto":
         make = next(make for can_run, make in _BACKENDS.values() if can_run(device))
-    elif name in _BACKENDS:
+    elif isinstance(name, str) and name in _BACKENDS:
         can_run, make = _BACKENDS[name]
         can_run(device, raise_error=True)
     else:

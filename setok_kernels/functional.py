@@ -36,7 +36,8 @@ def cluster_tokens(
         cu_seqlens: (B + 1,) int32 offsets of the images in packed input.
         max_seqlen: most tokens of an image in packed input. Required on CUDA, where reading it
             from `cu_seqlens` would synchronise; derived on the CPU when None.
-        decisions: choices of an earlier call to replay instead of making them.
+        decisions: choices of an earlier call to replay instead of making them. Counts may be
+            lowered: seeds behind them are ignored.
         backend: "auto" (the fastest that can run), "reference", "cpp" or "triton".
         check_finite: raise if a valid token has a non-finite feature (waits for the device).
             Without it such a token is no seed, neighbour or parent and belongs to the residual.
@@ -55,6 +56,7 @@ def cluster_tokens(
         checks.check_decisions(
             decisions, tuple(batch.x.shape[:-1]), batch.images, batch.longest, config, x.device
         )
+        decisions = decisions.cut()
     if check_finite:
         checks.check_finite_tokens(batch.x, batch.valid, cu_seqlens)
     out = select_backend(backend, x.device).cluster(*batch.arguments, config, decisions)
@@ -179,12 +181,15 @@ def merge_tokens(
     Args:
         x: the tokens that `out` came from, or others of the same layout with any feature
             dimension.
-        out: result of `cluster_tokens`, `dpc_knn` or `threshold_greedy`.
+        out: result of `cluster_tokens`, `dpc_knn` or `threshold_greedy`, or one made by hand;
+            int32 indices and 16-bit masks are widened.
         mode: "hard" averages the members of each label (A_ci = 1 where label_i = c); "soft"
             weighs every token by its mask (A = masks, of `cluster_tokens` only) and adds `eps` to
             the denominator.
-        weights: non-negative weight of each token, (B, N), (B, H, W) or (T,); None means 1.
-        eps: see `mode`.
+        weights: weight of each token, (B, N), (B, H, W) or (T,), finite and at least 0; None means
+            1. On CUDA and in a compiled call of the reference the values are not read: a row with
+            a negative or non-finite weight is not a mean.
+        eps: see `mode`; at least 0.
         backend: as in `cluster_tokens`.
 
     Returns:
@@ -195,7 +200,8 @@ def merge_tokens(
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
     """
-    checks.check_clusters(out, mode)
+    out = checks.check_clusters(out, mode)
+    check_number("eps", eps, least=0)
     checks.check_float("x", x)
     leading = _leading_shape(out, x)
     checks.check_shape("x", x, (*leading, x.shape[-1] if x.dim() else 1))
@@ -228,7 +234,7 @@ def unmerge_tokens(
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
     """
-    checks.check_clusters(out, mode)
+    out = checks.check_clusters(out, mode)
     checks.check_float("tokens", tokens)
     expected = (out.counts.shape[0], out.num_rows, tokens.shape[-1] if tokens.dim() else 1)
     checks.check_shape("tokens", tokens, expected)

@@ -25,10 +25,19 @@ def pad_tokens(
 
 def unpad(padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
     """(B, L, ...) to (total, ...): the inverse of `pad`."""
-    cu_seqlens = cu_seqlens.long()
-    token = torch.arange(total, device=padded.device)
-    image = torch.searchsorted(cu_seqlens[1:], token, right=True)
-    return padded[image, token - cu_seqlens[image]]
+    return padded[token_positions(cu_seqlens, total)]
+
+
+def token_positions(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """(total,) image of each packed token, and its index there."""
+    offsets = cu_seqlens.long()
+    token = torch.arange(total, device=offsets.device)
+    if torch.compiler.is_exporting():
+        # ONNX has no searchsorted.
+        image = (offsets[1:] <= token[:, None]).sum(1)
+    else:
+        image = torch.searchsorted(offsets[1:], token, right=True)
+    return image, token - offsets[image]
 
 
 def valid_tokens(cu_seqlens: Tensor, max_seqlen: int) -> Tensor:

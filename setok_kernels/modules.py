@@ -17,9 +17,10 @@ _POSITIVE = ("bandwidth", "temperature")
 class TokenClustering(nn.Module):
     """`cluster_tokens` with learnable bandwidth, beta, temperature and offset (Algorithm 1).
 
-    Learnable ones are 0-dim float32 parameters, in the state dict as `log_bandwidth`, `beta`,
-    `log_temperature` and `offset`; the logarithm keeps the first and the third positive. The others
-    keep the value of `config`.
+    Learnable ones are float32 parameters of shape (1,), which FSDP can shard, in the state dict as
+    `log_bandwidth`, `beta`, `log_temperature` and `offset`; the logarithm keeps the first and the
+    third positive. The others keep the value of `config`. State dicts of earlier versions, which
+    had 0-dim parameters, load too.
 
     Args:
         config: options; None means `ClusterConfig()`. Tensors in it give the initial values.
@@ -48,14 +49,22 @@ class TokenClustering(nn.Module):
         self.learnable = tuple(name for name in LEARNABLE if name in learnable)
         self.backend = backend
         for name in self.learnable:
-            value = math.log(values[name]) if name in _POSITIVE else values[name]
-            self.register_parameter(_parameter_name(name), nn.Parameter(torch.tensor(value)))
+            parameter = nn.Parameter(torch.empty(1, dtype=torch.float32))
+            self.register_parameter(_parameter_name(name), parameter)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Give the learnable numbers the values of the config again."""
+        for name in self.learnable:
+            value = getattr(self.config, name)
+            value = math.log(value) if name in _POSITIVE else value
+            nn.init.constant_(getattr(self, _parameter_name(name)), value)
 
     def current_config(self) -> ClusterConfig:
         """The config with the learnable numbers as tensors, which carry gradient."""
         learnt = {}
         for name in self.learnable:
-            value = getattr(self, _parameter_name(name))
+            value = getattr(self, _parameter_name(name)).squeeze(0)
             learnt[name] = value.exp() if name in _POSITIVE else value
         return dataclasses.replace(self.config, **learnt)
 
@@ -77,6 +86,13 @@ class TokenClustering(nn.Module):
             decisions=decisions,
             backend=self.backend,
         )
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest):
+        for name in self.learnable:
+            key = prefix + _parameter_name(name)
+            if key in state_dict and state_dict[key].dim() == 0:
+                state_dict[key] = state_dict[key].unsqueeze(0)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
         """The options, and which of them learn."""

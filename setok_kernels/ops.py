@@ -9,9 +9,12 @@ import os
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from setok_kernels import _native
+from setok_kernels.arguments import check_device
 from setok_kernels.config import LEARNABLE
+from setok_kernels.operands import check_operands
 
 # What `scale` of the schemas counts; `factor` goes with the last.
 SCALES = ("variance", "dim", "number")
@@ -51,6 +54,11 @@ SCHEMAS = {
     "threshold_greedy": f"(Tensor x, Tensor? valid, {_IMAGES}, float threshold) -> "
     "(Tensor labels, Tensor centres, Tensor counts)",
 }
+
+
+def operand_names(name: str) -> list[str]:
+    """Names of what operation `name` takes, in their order."""
+    return [word.split()[1] for word in SCHEMAS[name].split(") ->")[0].split(",")]
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
@@ -94,7 +102,7 @@ def _merge_backward_fake(
 ):
     return (
         x.new_empty(x.shape),
-        masks.new_empty(masks.shape) if need_masks else x.new_empty(0),
+        x.new_empty(0) if masks is None or not need_masks else masks.new_empty(masks.shape),
         x.new_empty(0) if weights is None else weights.new_empty(weights.shape),
     )
 
@@ -106,7 +114,7 @@ def _unmerge_fake(tokens, masks, labels, counts, cu_seqlens, max_seqlen):
 def _unmerge_backward_fake(grad, tokens, masks, labels, counts, cu_seqlens, max_seqlen, need_masks):
     return (
         tokens.new_empty(tokens.shape),
-        masks.new_empty(masks.shape) if need_masks else tokens.new_empty(0),
+        tokens.new_empty(0) if masks is None or not need_masks else masks.new_empty(masks.shape),
     )
 
 
@@ -124,6 +132,22 @@ def _dpc_knn_fake(x, valid, cu_seqlens, max_seqlen, noise, k, num_clusters, *res
 
 def _threshold_greedy_fake(x, valid, cu_seqlens, max_seqlen, threshold):
     return _hard_fake(x, cu_seqlens, max_seqlen)
+
+
+def _on_one_device(name: str, fake):
+    """The fake of operation `name` for tensors that lie on the device of the first one.
+
+    A call of tensors on several devices comes here, not to a kernel, when one of them is "meta".
+    """
+    names = operand_names(name)
+
+    def checked(*arguments):
+        for label, value in zip(names, arguments, strict=True):
+            if isinstance(value, Tensor):
+                check_device(label, value, arguments[0].device, like=names[0])
+        return fake(*arguments)
+
+    return checked
 
 
 # Autograd. Decisions are constants; x, the learnable numbers, masks, weights are differentiated.
@@ -238,14 +262,16 @@ def _define(namespace: str, triton_key: str) -> torch.library.Library:
     for name, schema in SCHEMAS.items():
         qualified = f"{namespace}::{name}"
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        torch.library.register_fake(qualified, _FAKES[name], lib=library)
+        torch.library.register_fake(qualified, _on_one_device(name, _FAKES[name]), lib=library)
         library.impl(name, _triton_kernel(name), triton_key)
         if name in _FORMULAS:
             backward, setup = _FORMULAS[name]
             kernel = _autograd_kernel(getattr(ops, name).default, backward(ops), setup)
             library.impl(name, kernel, "Autograd", with_keyset=True)
         elif name.endswith("backward"):
-            torch.library.register_autograd(qualified, _once_differentiable(qualified), lib=library)
+            op = getattr(ops, name).default
+            kernel = _autograd_kernel(op, _once_differentiable(qualified), lambda *_: None)
+            library.impl(name, kernel, "Autograd", with_keyset=True)
     return library
 
 
@@ -273,19 +299,36 @@ def _autograd_kernel(op, backward, setup):
     Formula.__name__ = f"{op._opname}_formula"
 
     def kernel(keyset, *arguments):
+        if forward_ad._current_level >= 0 and any(map(_has_tangent, arguments)):
+            raise RuntimeError(f"{op.name()}: forward-mode derivatives {_REMEDY}")
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+            if torch._C._are_functorch_transforms_active():
+                raise RuntimeError(f"{op.name()}: derivatives by torch.func {_REMEDY}")
             return Formula.apply(keyset, *arguments)
         return below(keyset, arguments)
 
     return kernel
 
 
+_REMEDY = "are not there; use backend='reference' for them, as backend='auto' does"
+
+
+def _has_tangent(argument) -> bool:
+    """Whether forward-mode AD follows the argument."""
+    return isinstance(argument, Tensor) and forward_ad.unpack_dual(argument).tangent is not None
+
+
 def _triton_kernel(name: str):
+    names = operand_names(name)
+
     def kernel(*args):
+        check_operands(dict(zip(names, args, strict=True)))
         # Imported with the first call: triton is slow to import, and not everywhere.
         from setok_triton import backend
 
-        return getattr(backend, name)(*args)
+        # Triton launches on the current device, wherever the tensors lie.
+        with torch.cuda.device_of(args[0]):
+            return getattr(backend, name)(*args)
 
     return kernel
 

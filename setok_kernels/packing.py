@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from setok_kernels import layout
+from setok_kernels.arguments import check_device, check_tensor
+from setok_kernels.records import check_choices, check_members, check_record
 
 ORDERS = ("seed", "raster", "size")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Packed:
     """Rows of all images one after the other; what `pack` of every result returns.
 
@@ -92,11 +94,10 @@ class Packed:
         if tokens is None:
             return self.tokens
         rows = self.rows.shape[0]
-        if not isinstance(tokens, Tensor):
-            raise TypeError(f"tokens: expected a torch.Tensor, got {type(tokens).__name__}")
+        check_tensor("tokens", tokens)
         if tokens.dim() == 0 or tokens.shape[0] != rows:
             raise ValueError(f"tokens: expected shape ({rows}, ...), got {tuple(tokens.shape)}")
-        _check_device(tokens, self.rows.device)
+        check_device("tokens", tokens, self.rows.device, like="the labels")
         return tokens
 
 
@@ -118,7 +119,11 @@ class Rows(abc.ABC):
         """(B,) last row in use, -1 where there is none."""
 
     def sizes(self) -> Tensor:
-        """(B, num_rows) int64 number of tokens whose label names the row."""
+        """(B, num_rows) int64 number of tokens whose label names the row.
+
+        Raises:
+            TypeError, ValueError: a field of the result does not fit; the message names it.
+        """
         slot, _, _ = self._members()
         batch, rows = self.counts.shape[0], self.num_rows
         count = slot.new_zeros(batch * rows + 1).index_add(0, slot, torch.ones_like(slot))
@@ -153,16 +158,20 @@ class Rows(abc.ABC):
 
         Raises:
             TypeError: an argument is of another type.
-            ValueError: `tokens` or `grids` does not fit the result, or there is no such `order`.
+            ValueError: `tokens` or `grids` does not fit the result, its fields do not fit together,
+                or there is no such `order`.
         """
+        record = check_record(self)
+        if record is not self:
+            return record.pack(tokens, drop_empty, order, grids)
+        check_choices(self)
         batch, rows = self.counts.shape[0], self.num_rows
-        if not isinstance(tokens, Tensor):
-            raise TypeError(f"tokens: expected a torch.Tensor, got {type(tokens).__name__}")
+        check_tensor("tokens", tokens)
         if tokens.dim() != 3 or tokens.shape[:2] != (batch, rows):
             raise ValueError(
                 f"tokens: expected shape ({batch}, {rows}, D), got {tuple(tokens.shape)}"
             )
-        _check_device(tokens, self.labels.device)
+        check_device("tokens", tokens, self.labels.device, like="the labels")
         if order not in ORDERS:
             raise ValueError(f"order: expected one of {', '.join(ORDERS)}, got {order!r}")
 
@@ -207,17 +216,18 @@ class Rows(abc.ABC):
 
         Masked tokens have the row B * num_rows, one behind the last.
         """
+        check_record(self)
+        check_members(self)
         labels, batch = self.labels, self.counts.shape[0]
         if self.cu_seqlens is None:
             image = torch.arange(batch, device=labels.device)[:, None].expand_as(labels).flatten()
             token = torch.arange(labels.shape[1], device=labels.device).expand_as(labels).flatten()
         else:
-            offsets = self.cu_seqlens.long()
-            token = torch.arange(labels.shape[0], device=labels.device)
-            image = torch.searchsorted(offsets[1:], token, right=True)
-            token = token - offsets[image]
+            image, token = layout.token_positions(self.cu_seqlens, labels.shape[0])
         labels = labels.flatten()
-        slot = torch.where(labels < 0, batch * self.num_rows, image * self.num_rows + labels)
+        # What is no row must not count in another image, where no label can be read.
+        named = (labels >= 0) & (labels < self.num_rows)
+        slot = torch.where(named, image * self.num_rows + labels, batch * self.num_rows)
         return slot, image, token
 
     def _lengths(self) -> Tensor:
@@ -269,7 +279,9 @@ def _check_grids(grids, tokens: list[int], exact: bool) -> Tensor:
     """
     if not isinstance(grids, Tensor):
         try:
-            grids = torch.tensor(grids) if len(grids) else torch.empty(0, 2, dtype=torch.int64)
+            # Where they are read, whatever torch's default device is.
+            grids = torch.tensor(grids, dtype=None if len(grids) else torch.int64, device="cpu")
+            grids = grids if len(grids) else grids.reshape(0, 2)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
                 f"grids: expected a (B, 2) tensor or a list of (H, W), got {grids!r}"
@@ -292,8 +304,3 @@ def _check_grids(grids, tokens: list[int], exact: bool) -> Tensor:
             continue
         raise ValueError(f"grids: expected {wanted} for image {image}, got ({height}, {width})")
     return grids
-
-
-def _check_device(tokens: Tensor, device: torch.device) -> None:
-    if tokens.device != device:
-        raise ValueError(f"tokens: expected device {device} like the labels, got {tokens.device}")

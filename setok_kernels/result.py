@@ -1,13 +1,18 @@
-"""What the functions return: labels or masks, statistics, and the decisions behind them."""
+"""What the functions return: labels or masks, statistics, and the decisions behind them.
 
+Results are equal only to themselves: tensors have no one answer to `==`.
+"""
+
+import dataclasses
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from setok_kernels.packing import Rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Decisions:
     """The discrete choices of one clustering; pass them back as `decisions=` to replay it.
 
@@ -26,8 +31,13 @@ class Decisions:
     seeds: Tensor
     counts: Tensor
 
+    def cut(self) -> "Decisions":
+        """The same without the seeds behind `counts`, which somebody may have lowered."""
+        row = torch.arange(self.seeds.shape[1], device=self.seeds.device)
+        return dataclasses.replace(self, seeds=self.seeds.where(row < self.counts[:, None], -1))
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Clusters(Rows):
     """Result of `cluster_tokens`. Packed input has (T,) in place of (B, N).
 
@@ -77,7 +87,7 @@ class Clusters(Rows):
         return self.counts
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class HardClusters(Rows):
     """A clustering whose tokens belong to one centre each. All are int64, without gradient.
 
@@ -113,7 +123,7 @@ class HardClusters(Rows):
         return self.counts - 1
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class DensityPeaks(HardClusters):
     """Result of `dpc_knn`. Values are float32 (float64 for float64 input), without gradient.
 

@@ -1,9 +1,11 @@
 """Repairs of Triton 3.7's interpreter, and tokens too far apart for 31 bits.
 
 It multiplies the bit patterns of bfloat16 in a dot, reduces by a function of ours one number after
-the other, and looks through all of `triton.language` whenever a kernel calls a function.
+the other, and looks through all of `triton.language` whenever a kernel calls a function. And memory
+that finds accesses out of bounds.
 """
 
+import contextlib
 import inspect
 
 import numpy as np
@@ -69,7 +71,10 @@ def reduce_by_halves() -> None:
 
 
 def patch_once() -> None:
-    """Makes a launch patch `triton.language` once, not at every call of a function: half the time."""
+    """Makes a launch patch `triton.language` once, not at each call of a function.
+
+    That is half of the time.
+    """
     plain, patched = interpreter._patch_lang, set()
     if plain.__module__ != interpreter.__name__:
         return
@@ -102,3 +107,68 @@ def far_apart(x: torch.Tensor) -> torch.Tensor:
     memory = np.empty((tokens - 1) * stride + dim, dtype=np.int16)
     spread = torch.from_numpy(memory).view(torch.bfloat16)
     return spread.as_strided((1, tokens, dim), (0, stride, 1)).copy_(x)
+
+
+# Bytes around each tensor of a launch: further than a block of any test reaches.
+MARGIN = 2**20
+
+
+@contextlib.contextmanager
+def guarded_memory(monkeypatch):
+    """Kernels that touch what lies outside the tensors of their launch raise an AssertionError.
+
+    Each launch works on copies that lie apart, so that no tensor is another one's neighbour. Yields
+    the names of the kernels that were launched.
+    """
+    views, launched, plain = [], set(), interpreter.InterpreterBuilder
+
+    def guard(tensor, copies):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in copies:
+            memory = torch.full((storage.nbytes() + 2 * MARGIN,), 255, dtype=torch.uint8)
+            memory[MARGIN:-MARGIN] = torch.empty(0, dtype=torch.uint8).set_(storage)
+            copies[storage.data_ptr()] = (storage, memory)
+        # MARGIN is a multiple of every size of an element.
+        offset = MARGIN // tensor.itemsize + tensor.storage_offset()
+        memory = copies[storage.data_ptr()][1].view(tensor.dtype)
+        copy = memory.as_strided(tensor.size(), tensor.stride(), offset)
+        if copy.numel():
+            last = sum((n - 1) * s for n, s in zip(copy.shape, copy.stride(), strict=True))
+            views.append((copy.data_ptr(), copy.data_ptr() + last * copy.itemsize))
+        return copy
+
+    def to_host(self, arguments, keywords):
+        launched.add(self.fn.__name__)
+        views.clear()
+        self.copies = {}
+        return [
+            guard(a, self.copies) if isinstance(a, torch.Tensor) else a for a in arguments
+        ], keywords
+
+    def to_device(self, *_):
+        for storage, memory in self.copies.values():
+            torch.empty(0, dtype=torch.uint8).set_(storage).copy_(memory[MARGIN:-MARGIN])
+
+    def inside(pointers, mask):
+        address = pointers.data[mask.data.astype(bool)]
+        inside = np.zeros(address.shape, dtype=bool)
+        for first, last in views:
+            inside |= (address >= first) & (address <= last)
+        assert inside.all(), "a kernel left the tensors of its launch"
+
+    def checked(name, pointers_at, mask_at):
+        kernel = getattr(plain, name)
+
+        def call(self, *arguments):
+            inside(arguments[pointers_at], arguments[mask_at])
+            return kernel(self, *arguments)
+
+        patch.setattr(plain, name, call)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(interpreter.GridExecutor, "_init_args_hst", to_host)
+        patch.setattr(interpreter.GridExecutor, "_restore_args_dev", to_device)
+        checked("create_masked_load", 0, 1)
+        checked("create_masked_store", 0, 2)
+        checked("create_atomic_rmw", 1, 3)
+        yield launched

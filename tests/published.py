@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import pickle
+import zipfile
 
 import numpy as np
 from PIL import Image
@@ -244,8 +245,26 @@ def magicbrush(root):
     ]
     write_parquet(root / "data" / "train-00000-of-00001.parquet", rows)
     write_parquet(root / "data" / "test-00000-of-00001.parquet", rows)
-    captions = {f"{i}": {f"{i}-output{1 + i % 2}.png": f"it is {i}"} for i in range(2)}
-    write_json(root / "global_descriptions.json", captions)
+    for kind, text in {"local": "it is", "global": "all of it is"}.items():
+        captions = {f"{i}": {f"{i}-output{1 + i % 2}.png": f"{text} {i}"} for i in range(2)}
+        write_json(root / f"{kind}_descriptions.json", captions)
+
+
+def edit_turns(root):
+    """MagicBrush's test split as its authors give it: two turns of one picture, one of another."""
+    turns = [
+        {"input": "7-input.png", "mask": "7-mask1.png", "output": "7-output1.png"},
+        {"input": "7-output1.png", "mask": "7-mask2.png", "output": "7-output2.png"},
+        {"input": "8-input.png", "mask": "8-mask1.png", "output": "8-output1.png"},
+    ]
+    turns = [turn | {"instruction": f"make it {index}"} for index, turn in enumerate(turns)]
+    names = sorted({turn[field] for turn in turns for field in ("input", "mask", "output")})
+    captions = {"7": {"7-output1.png": "it is 0", "7-output2.png": "it is 1"}}
+    with zipfile.ZipFile(root / "MagicBrush_test.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("test/edit_turns.json", json.dumps(turns))
+        archive.writestr("test/global_descriptions.json", json.dumps(captions))
+        for seed, name in enumerate(names):
+            archive.writestr(f"test/images/{name.split('-')[0]}/{name}", data_of(seed))
 
 
 def listed_edits(root):

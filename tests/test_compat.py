@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from fake_gpu import fake_gpu
 
 import setok_kernels as sk
 from setok_kernels import testing
@@ -279,7 +280,7 @@ def test_errors_name_the_argument():
         r"noise: expected shape \(2, 30\), got \(30,\)": lambda: chatunivi.cluster_dpc_knn(
             {"x": x}, 5, noise=torch.rand(30)
         ),
-        r"idx_cluster: expected values from 0 to 4, got 0 to 5": lambda: tcformer.merge_tokens(
+        r"idx_cluster: expected values from 0 to 4, got 5": lambda: tcformer.merge_tokens(
             token_dict, idx_cluster, 5
         ),
         r"idx_cluster: expected dtype torch.int64, got torch.int32": lambda: tcformer.merge_tokens(
@@ -310,3 +311,72 @@ def test_errors_name_the_argument():
     }.items():
         with pytest.raises((TypeError, ValueError), match=match):
             call()
+
+
+# What the callers of the originals pass on a GPU: dtypes of x, and of the weights, which autocast
+# makes float32.
+GPU_DTYPES = [
+    (torch.float32, torch.float32),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.bfloat16, torch.float32),
+    (torch.float16, torch.float32),
+]
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A device without values, where every number of clusters that is data is 3."""
+    with fake_gpu(monkeypatch, 3) as device:
+        yield device
+
+
+@pytest.mark.parametrize("dtypes", GPU_DTYPES, ids=str)
+@pytest.mark.parametrize("mask", [None, torch.bool, torch.float32, torch.int64], ids=str)
+@pytest.mark.parametrize("name", TOKEN_DICT)
+def test_token_dicts_of_the_callers_on_a_gpu(name, mask, dtypes, gpu):
+    """Chat-UniVi makes `idx_token` on the CPU; of its answer the next stage is made."""
+    dtype, weight_dtype = dtypes
+    x = torch.randn(2, 30, 8, device=gpu, dtype=dtype)
+    token_dict = {
+        "x": x,
+        "token_num": 30,
+        "idx_token": torch.arange(30)[None, :].repeat(2, 1),
+        "agg_weight": x.new_ones(2, 30, 1),
+        "mask": None,
+        "map_size": (5, 6),
+        "init_grid_size": (5, 6),
+    }
+    if name == "tcformer":
+        token_dict["idx_token"] = token_dict["idx_token"].to(gpu)
+    # The sums of each stage carry what the weights are.
+    expected = torch.promote_types(dtype, weight_dtype)
+    for clusters in (12, 4):
+        tokens = token_dict["x"].shape[1]
+        token_mask = None if mask is None else torch.ones(2, tokens, device=gpu, dtype=mask)
+        noise = torch.rand(2, tokens, device=gpu, dtype=dtype)
+        module = TOKEN_DICT[name]
+        ids, number = module.cluster_dpc_knn(token_dict, clusters, 3, token_mask, noise=noise)
+        weight = torch.randn(2, tokens, 1, device=gpu, dtype=weight_dtype).exp()
+        merged = module.merge_tokens(token_dict, ids, number, weight)
+        token_dict = token_dict | merged
+        for key, shape, kind in (
+            ("x", (2, clusters, 8), dtype),
+            ("idx_token", (2, 30), torch.int64),
+            ("agg_weight", (2, 30, 1), expected),
+        ):
+            value = merged[key]
+            assert (value.device, tuple(value.shape), value.dtype) == (gpu, shape, kind), key
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_setok_and_divt_on_a_gpu(dtype, gpu):
+    x = torch.randn(30, 8, device=gpu, dtype=dtype)
+    for mask in (None, *(torch.ones(30, device=gpu, dtype=t) for t in (torch.bool, torch.int64))):
+        down, ids, score = setok.cluster_dpc_knn(x, 5, mask, 0.5, noise=torch.rand(30, device=gpu))
+        assert down.device == ids.device == score.device == gpu
+        assert score.dtype == dtype and x[down].shape == (3, 8) and ids.shape == (30,)
+    features = torch.randn(2, 30, 5, device=gpu)
+    query = torch.randn(2, 30, 8, device=gpu, dtype=dtype)
+    tokens, counts, mask = divt.threshold_greedy(query, features, 0.5)
+    assert tokens.device == counts.device == mask.device == gpu
+    assert tokens.dtype == dtype and tokens.shape == (2, 3, 8) and mask.shape == (2, 3, 30)

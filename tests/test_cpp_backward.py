@@ -275,6 +275,25 @@ def test_huge_and_tiny_magnitudes(kernel, scale, size):
         torch.testing.assert_close(got[1].double(), truth[1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype, power", [(torch.float64, -516), (torch.float32, -68)])
+def test_a_subnormal_maximum_divides_nothing(dtype, power):
+    """Its reciprocal would not be finite: scores are not normalised, nor are their gradients."""
+    config = dataclasses.replace(SOFT, distance_scale=1.0, score_norm="max")
+    x = testing.planted_clusters(1, 40, 5, 4, 0, 0.3, torch.float64)[0].to(dtype) * 2.0**power
+    case = make(x, config)
+    tiny = torch.finfo(dtype).tiny
+    assert 0 < case.out.score.max() < tiny
+    case.grads[:3] = [None] * 3
+    got, expected = case.native(), case.plain()
+    assert got[0].isfinite().all() and got[0].abs().max() > 0
+    error, largest = (got[0] - expected[0]).abs().max(), expected[0].abs().max()
+    # Subnormal factors have fewer digits.
+    assert error <= 1e-4 * largest, (error, largest)
+    raw = make(x, dataclasses.replace(config, score_norm=None), decisions=case.out.decisions)
+    raw.grads = case.grads
+    assert torch.equal(got[0], raw.native()[0])
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_distances_that_are_cut_off_have_no_gradient(kernel):
     """A bandwidth beyond the cut leaves phi a slope there."""

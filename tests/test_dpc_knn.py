@@ -327,3 +327,28 @@ CU = torch.tensor([0, 2, 5], dtype=torch.int32)
 def test_errors(arguments, error, match):
     with raises(error, match):
         sk.dpc_knn(**(dict(x=X) | arguments))
+
+
+def check_the_cap_of_tokens_without_order(backend):
+    """Noise that is no number: nothing precedes such a token, and it precedes nothing."""
+    x = testing.integer_tokens(1, 20, 5)
+    noise = torch.zeros(1, 20)
+    noise[0, [0, 7]] = torch.nan
+    out = sk.dpc_knn(x, 5, k=3, cap="eccentricity", noise=noise, backend=backend)
+    plain = sk.dpc_knn(x, 5, k=3, backend="reference").density[0]
+    density = (plain + noise[0]).tolist()
+    distance = torch.cdist(x[0].double(), x[0].double()) / 5**0.5
+    farthest = distance.amax(1).tolist()
+    for i in range(20):
+        before = [
+            j for j in range(20) if density[j] > density[i] or (density[j] == density[i] and j < i)
+        ]
+        cap = min(farthest[j] for j in range(20) if j not in before)
+        near = min((distance[i, j].item() for j in before), default=float("inf"))
+        assert out.delta[0, i].item() == pytest.approx(min(near, cap), rel=1e-6), i
+        assert (out.parent[0, i] < 0) == (not before)
+    assert not out.density[0, [0, 7]].isfinite().any()
+
+
+def test_the_cap_of_tokens_without_order(backend):
+    check_the_cap_of_tokens_without_order(backend)

@@ -219,6 +219,10 @@ def test_images_without_a_token(regime, options):
 def test_the_operation_refuses_noise_that_does_not_fit():
     x = torch.zeros(1, 4, 2)
     rest = (2, 2, -torch.inf, 1, False, False, 0)
-    for noise in (torch.zeros(1, 3), torch.zeros(1, 4).double(), torch.zeros(4, 2)[:, 0]):
-        with pytest.raises(RuntimeError, match="noise: expected a contiguous number per token"):
+    for noise, misfit in (
+        (torch.zeros(1, 3), r"shape \(1, 4\), got \(1, 3\)"),
+        (torch.zeros(1, 4).double(), "dtype float32, got float64"),
+        (torch.zeros(1, 4, 2)[..., 0], r"a contiguous tensor, got strides \(8, 2\)"),
+    ):
+        with pytest.raises(ValueError, match=f"noise: expected {misfit}"):
             torch.ops.setok.dpc_knn(x, None, None, 4, noise, *rest)

@@ -301,3 +301,85 @@ def test_distinct_seeds_and_repeats(backend):
     repeat = sk.ClusterConfig.paper(max_clusters=9, stop_residual=0.0)
     out = sk.cluster_tokens(x, repeat, backend=backend)
     assert out.counts.item() == 9 and len(set(out.decisions.seeds[0].tolist())) < 9
+
+
+# Two tokens at distance 2, of which alpha is 0.99 at the seed and 0.5 at the other: what is left of
+# the scope, and the mass of the first mask, are exact sums of two numbers.
+HALVES = dict(
+    k=1, max_clusters=2, kernel="epanechnikov", bandwidth=4.0, beta=0.0, alpha="kernel",
+    distance_scale=1.0, stop_residual=0.0,
+)  # fmt: skip
+CLAMPED = torch.tensor(0.99)
+
+
+def next_to(value, direction):
+    return torch.nextafter(value, torch.tensor(direction)).item()
+
+
+def check_boundaries(backend):
+    """`stop_residual` is reached by what equals it, `min_mass` is missed by what is less."""
+    x = torch.tensor([[[0.0, 0.0], [1.0, 1.0]]])
+    left, mass = ((1 - CLAMPED) + 0.5) / 2, CLAMPED + 0.5
+    for options, count in (
+        (dict(stop_residual=left.item()), 1),
+        (dict(stop_residual=next_to(left, 1.0)), 1),
+        (dict(stop_residual=next_to(left, 0.0)), 2),
+        (dict(min_mass=mass.item()), 1),
+        (dict(min_mass=next_to(mass, 9.0)), 0),
+    ):
+        config = sk.ClusterConfig(**(HALVES | options))
+        out = sk.cluster_tokens(x, config, backend=backend)
+        assert out.counts.tolist() == [count], options
+        if count:
+            assert torch.equal(out.masks[0, 0], torch.tensor([CLAMPED, 0.5]))
+
+
+def test_the_loop_stops_at_its_boundaries(backend):
+    check_boundaries(backend)
+
+
+def check_longer_images_than_there_are(backend):
+    """Grids and rows are made for `max_seqlen` tokens: what is behind an image changes nothing."""
+    lengths = [5, 0, 11, 1]
+    packed, cu_seqlens, _, _ = testing.ragged_batch(lengths, 4, exact=True)
+    config = sk.ClusterConfig(k=3, max_clusters=4, stop_residual=0.0)
+    weights = torch.arange(1.0, 18.0)
+    for cluster, rows in (
+        (lambda x, **kwargs: sk.cluster_tokens(x, config, **kwargs), None),
+        (lambda x, **kwargs: sk.dpc_knn(x, 3, k=3, cap="eccentricity", **kwargs), None),
+        (lambda x, **kwargs: sk.dpc_knn(x, threshold=0.2, k=3, **kwargs), "max_seqlen"),
+        (lambda x, **kwargs: sk.threshold_greedy(x, 0.5, **kwargs), "max_seqlen"),
+    ):
+        found = []
+        for longest in (11, 33):
+            x = packed.clone().requires_grad_()
+            out = cluster(x, cu_seqlens=cu_seqlens, max_seqlen=longest, backend=backend)
+            assert out.max_seqlen == longest
+            assert rows is None or out.num_rows == longest
+            values = {
+                name: value
+                for name, value in vars(out).items()
+                if isinstance(value, torch.Tensor) and name != "centres"
+            }
+            values["centres"] = out.centres[:, :11]
+            assert (out.centres[:, 11:] == -1).all()
+            loss = 0
+            for mode in ("soft", "hard") if isinstance(out, sk.Clusters) else ("hard",):
+                merged = sk.merge_tokens(x, out, mode, weights, backend=backend)
+                values |= {f"merged {mode}": merged[:, :11], f"sizes {mode}": out.sizes()[:, :11]}
+                assert (merged[:, 11:] == 0).all()
+                spread = sk.unmerge_tokens(merged, out, mode, backend=backend)
+                values[f"spread {mode}"] = spread
+                loss = loss + spread.square().sum()
+            loss.backward()
+            values["gradient"] = x.grad
+            found.append(values | {"packed": out.pack(merged).tokens})
+        for other in found[1:]:
+            for name, value in found[0].items():
+                # Products of longer rows may sum in another order.
+                close = dict(rtol=1e-5, atol=1e-5) if value.is_floating_point() else {}
+                torch.testing.assert_close(other[name], value, **close, msg=name)
+
+
+def test_a_larger_max_seqlen_gives_the_same(backend):
+    check_longer_images_than_there_are(backend)

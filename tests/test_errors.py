@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import setok_kernels as sk
+from setok_kernels import compat
 
 X = torch.zeros(2, 5, 3)
 CU = torch.tensor([0, 2, 5], dtype=torch.int32)
@@ -342,3 +343,55 @@ def test_unpack_errors(name):
         function(torch.tensor(0.0))
     with pytest.raises(ValueError, match=r"tokens: expected device cpu like the labels, got meta"):
         function(torch.zeros(3, 2, device="meta"))
+
+
+LAYOUTS = {
+    "coo": lambda x: x.to_sparse(),
+    "csr": lambda x: x.to_sparse_csr(),
+    "mkldnn": lambda x: x.to_mkldnn(),
+    "nested": lambda x: torch.nested.nested_tensor(list(x)),
+    "jagged": lambda x: torch.nested.nested_tensor(list(x), layout=torch.jagged),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tensors_that_are_not_dense(layout):
+    """Of each argument that is a tensor, what the layout can hold of it."""
+    odd = LAYOUTS[layout]
+    out, peaks = sk.cluster_tokens(X), sk.dpc_knn(X, 3)
+    merged = sk.merge_tokens(X, out)
+    token_dict = {"x": X, "idx_token": torch.zeros(2, 5).long(), "agg_weight": torch.ones(2, 5, 1)}
+    calls = {
+        "x": [
+            lambda: sk.cluster_tokens(odd(X)),
+            lambda: sk.dpc_knn(odd(X), 3),
+            lambda: sk.threshold_greedy(odd(X), 0.5),
+            lambda: sk.merge_tokens(odd(X), out),
+            lambda: sk.TokenClustering()(odd(X)),
+            lambda: compat.setok.cluster_dpc_knn(odd(X[0]), 3),
+        ],
+        "weights": [lambda: sk.merge_tokens(X, peaks, weights=odd(X[..., 0]))],
+        "tokens": [lambda: sk.unmerge_tokens(odd(merged), out)],
+        "noise": [lambda: sk.dpc_knn(X, 3, noise=odd(X[..., 0]))],
+        r"token_dict\['x'\]": [lambda: compat.tcformer.cluster_dpc_knn({"x": odd(X)}, 3)],
+        "token_weight": [
+            lambda: compat.chatunivi.merge_tokens(
+                token_dict, peaks.labels, 3, odd(torch.ones(2, 5, 1))
+            )
+        ],
+        "features": [lambda: compat.divt.threshold_greedy(X, odd(X), 0.5)],
+        "query": [lambda: compat.divt.threshold_greedy(odd(X), X, 0.5)],
+    }
+    if layout in ("coo", "nested", "jagged"):
+        mask = torch.ones(2, 5, dtype=torch.bool)
+        calls["token_mask"] = [lambda: sk.cluster_tokens(X, token_mask=odd(mask))]
+    if layout == "coo":
+        calls["cu_seqlens"] = [lambda: sk.cluster_tokens(X[0], cu_seqlens=odd(CU))]
+        calls["beta"] = [lambda: sk.ClusterConfig(beta=odd(torch.tensor(0.5)))]
+        d = sk.cluster_tokens(X).decisions
+        wrong = dataclasses.replace(d, seeds=odd(d.seeds))
+        calls[r"decisions\.seeds"] = [lambda: sk.cluster_tokens(X, decisions=wrong)]
+    for name, attempts in calls.items():
+        for attempt in attempts:
+            with raises(TypeError, rf"^{name}: expected a dense .*(sparse|nested|layout|mkldnn)"):
+                attempt()

@@ -1,10 +1,23 @@
 """TokenClustering: parameters, state, and that it learns."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 import setok_kernels as sk
 from setok_kernels.config import LEARNABLE
+
+
+@pytest.fixture
+def default_dtype():
+    """Sets torch's default dtype; restores it."""
+    before = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(before)
 
 
 def test_parameters_stay_positive():
@@ -38,6 +51,34 @@ def test_state_goes_from_one_to_another():
     x = torch.randn(2, 20, 4, generator=torch.Generator().manual_seed(0))
     assert torch.equal(one(x).masks, other(x).masks)
     assert not torch.equal(sk.TokenClustering()(x).masks, one(x).masks)
+
+
+def test_state_of_earlier_versions_loads():
+    """Their parameters had no dimensions."""
+    one = sk.TokenClustering(sk.ClusterConfig(beta=0.3, bandwidth=0.9))
+    old = {f"cluster.{name}": value[0] for name, value in one.state_dict().items()}
+    holder = torch.nn.Module()
+    holder.cluster = sk.TokenClustering()
+    holder.load_state_dict(old)
+    for name, value in one.state_dict().items():
+        assert torch.equal(holder.state_dict()[f"cluster.{name}"], value)
+    assert all(value.dim() == 0 for value in old.values())
+    with pytest.raises(RuntimeError, match="size mismatch for beta"):
+        one.load_state_dict(one.state_dict() | {"beta": torch.zeros(2)})
+
+
+def test_parameters_are_float32_and_come_back(default_dtype):
+    """A half-precision default is for the weights of networks; a logarithm needs its digits."""
+    for dtype in (torch.bfloat16, torch.float64):
+        default_dtype(dtype)
+        module = sk.TokenClustering(sk.ClusterConfig(beta=0.3))
+        assert {(p.dtype, tuple(p.shape)) for p in module.parameters()} == {(torch.float32, (1,))}
+        with torch.device("meta"):
+            late = sk.TokenClustering(sk.ClusterConfig(beta=0.3))
+        late.to_empty(device="cpu")
+        late.reset_parameters()
+        for a, b in zip(module.parameters(), late.parameters(), strict=True):
+            assert torch.equal(a, b)
 
 
 def test_initial_values_may_be_tensors():
@@ -131,3 +172,27 @@ def test_it_learns_planted_groups_through_the_masks():
 def test_it_does_not_learn_without_the_gradient_of_the_tokens():
     first, last, _ = train(detached=True)
     assert first < 0.5 and last < 0.5, (first, last)
+
+
+def test_two_processes_share_it_and_compute_the_same(tmp_path):
+    """FSDP2 shards no parameter without dimensions, and hands masks on in 16 bits."""
+    program, path = Path(__file__).parent / "sharded.py", tmp_path / "found.pt"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, program, path], text=True, capture_output=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    out = torch.load(path)
+    assert out["world"] == 2 and out["dtype"] == torch.bfloat16
+    learnt = {f"cluster.{name}" for name, _ in sk.TokenClustering().named_parameters()}
+    assert learnt < set(out["found"])
+    for name, grad in out["found"].items():
+        assert grad.abs().max() > 0, name
+        # What 16 bits keep of each rank's gradient.
+        want = out["expected"][name]
+        near = dict(rtol=2**-7, atol=2**-8 * want.abs().max().item())
+        torch.testing.assert_close(grad, want, **near, msg=name)
+    sk.TokenClustering().load_state_dict(
+        {name.removeprefix("cluster."): out["state"][name] for name in learnt}
+    )

@@ -3,6 +3,9 @@
 import importlib
 import os
 import shutil
+import subprocess
+import sys
+import textwrap
 
 import pytest
 
@@ -79,3 +82,31 @@ def test_a_failure_is_remembered_with_its_remedy(attempts, error, note, cause):
             _native.load()
     assert asked == ["setok_kernels._C"]
     assert "\n" not in _native.why_missing()
+
+
+def test_memory_that_is_not_there_is_a_memory_error():
+    """Also where a thread of the kernels' own asks for it."""
+    if _native.why_missing() is not None:
+        pytest.skip("the compiled module is not there")
+    program = """
+        import resource, torch
+        import setok_kernels as sk
+        from setok_kernels import compiled
+        torch.set_num_threads(2)
+        x = torch.zeros(2, 30000, 1)
+        sk.threshold_greedy(x[:, :40], 0.5)
+        compiled.DENSE_LIMITS["cpp"] = 10**6
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))
+        try:
+            sk.dpc_knn(x, 2, backend="cpp")
+        except MemoryError:
+            print("MemoryError")
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert run.stdout == "MemoryError\n", run.stderr

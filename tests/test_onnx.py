@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import setok_kernels as sk
-from setok_kernels import testing
+from setok_kernels import layout, selection, testing
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -82,3 +82,81 @@ def test_onnxruntime_on_photographs(tmp_path):
             labels, counts, _ = model(batch)
         got = run(session, batch)
         assert (got[0] == labels.numpy()).all() and (got[1] == counts.numpy()).all()
+
+
+class Peaks(torch.nn.Module):
+    """A hard clustering, ranked by score or by token."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.options = options
+
+    def forward(self, x):
+        out = sk.dpc_knn(x, 7, k=3, **self.options, backend="reference")
+        merged = sk.merge_tokens(x, out, backend="reference")
+        return out.labels, out.centres, out.counts, out.score, merged, out.occupied()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [{}, dict(threshold=0.2, order="index", cap="eccentricity")], ids=["score", "index"]
+)
+def test_onnxruntime_finds_the_same_centres(options, tmp_path):
+    """Scores of duplicates tie: the lowest token comes first there too."""
+    shapes = ((3, 40), (1, 33), (6, 60))
+    cases = [testing.duplicate_tokens(*shape, 5, distinct=9) for shape in shapes]
+    model = Peaks(**options)
+    session = export(model, cases[0], tmp_path / "peaks.onnx")
+    for x in cases:
+        for got, want in zip(run(session, x), model(x), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+            assert want.is_floating_point() or (got == want.numpy()).all()
+
+
+class PackedImages(torch.nn.Module):
+    """A clustering of packed tokens, and its merge there and back."""
+
+    def __init__(self, cluster):
+        super().__init__()
+        self.cluster = cluster
+
+    def forward(self, x, cu_seqlens):
+        out = self.cluster(x, cu_seqlens=cu_seqlens, max_seqlen=20, backend="reference")
+        merged = sk.merge_tokens(x, out, backend="reference")
+        spread = sk.unmerge_tokens(merged, out, backend="reference")
+        return out.labels, out.counts, out.centres, out.sizes(), merged, spread
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cluster_tokens", "dpc_knn", "threshold_greedy"])
+def test_onnxruntime_reads_packed_images(name, tmp_path):
+    option = {"cluster_tokens": sk.ClusterConfig(max_clusters=4), "dpc_knn": 4}.get(name, 0.5)
+    model = PackedImages(lambda x, **images: getattr(sk, name)(x, option, **images))
+    lengths = ([20, 7], [3, 0, 11, 12], [20])
+    cases = [testing.ragged_batch(tokens, 5, exact=True)[:2] for tokens in lengths]
+    dynamic = {
+        "x": {0: torch.export.Dim("total", min=2)},
+        "cu_seqlens": {0: torch.export.Dim("offsets", min=2)},
+    }
+    path = tmp_path / "packed.onnx"
+    torch.onnx.export(
+        model, cases[0], dynamo=True, dynamic_shapes=dynamic, verbose=False, optimize=False
+    ).save(path)
+    session = onnxruntime.InferenceSession(path)
+    names = [i.name for i in session.get_inputs()]
+    for case in cases:
+        found = session.run(None, dict(zip(names, (t.numpy() for t in case), strict=True)))
+        for got, want in zip(found, model(*case), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_exported_orders_and_locates_alike(monkeypatch):
+    """Ties, infinities, and images without tokens."""
+    values = testing.integer_tokens(3, 50, 1)[..., 0]
+    values[0, :9], values[1] = -torch.inf, 0.5
+    offsets = torch.tensor([0, 0, 7, 7, 20, 20], dtype=torch.int32)
+    order, positions = selection.descending(values), layout.token_positions(offsets, 20)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    assert torch.equal(selection.descending(values), order)
+    for got, want in zip(layout.token_positions(offsets, 20), positions, strict=True):
+        assert torch.equal(got, want)

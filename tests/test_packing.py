@@ -65,8 +65,9 @@ def image_alone(out, b, grid):
     labels, counts = out.labels[None, start:end], out.counts[b : b + 1]
     layout = dict(grid=grid, cu_seqlens=None, max_seqlen=None)
     if isinstance(out, sk.Clusters):
-        choices = dataclasses.replace(out.decisions, seeds=out.decisions.seeds[b : b + 1])
-        return dataclasses.replace(out, labels=labels, counts=counts, decisions=choices, **layout)
+        layout["decisions"] = dataclasses.replace(out.decisions, seeds=out.centres[b : b + 1])
+        layout["masks"] = out.masks[None, :, start:end]
+        return dataclasses.replace(out, labels=labels, counts=counts, **layout)
     centres = out.centres[b : b + 1]
     return sk.HardClusters(labels=labels, counts=counts, centres=centres, **layout)
 

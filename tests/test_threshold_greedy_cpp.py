@@ -174,5 +174,5 @@ def test_images_without_a_token():
 
 def test_the_operation_refuses_too_few_columns():
     x, cu_seqlens = torch.zeros(6, 2), torch.tensor([0, 4, 6])
-    with pytest.raises(RuntimeError, match="max_seqlen: expected at least 4, got 3"):
+    with pytest.raises(ValueError, match="max_seqlen: expected at least 4, got 3"):
         torch.ops.setok.threshold_greedy(x, None, cu_seqlens, 3, 0.5)

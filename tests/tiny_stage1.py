@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -16,6 +18,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from setokim import SetokConfig, SetokModel
+from setokim.training import latest_checkpoint
+from setokim.training.checksums import SUMS, checksum, format_sums, read_sums
 from setokim.training.settings import Stage1Settings, load_settings
 from setokim.training.trainer import Trainer
 
@@ -76,18 +80,51 @@ def losses_of(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "losses.jsonl").read_text().splitlines()]
 
 
-def run_in_processes(
+def assert_same_run(whole, resumed):
+    """Losses, evaluations, weights, averages, optimizers and random state, to the bit."""
+    for name in ("losses.jsonl", "evaluations.jsonl"):
+        assert (resumed / name).read_text() == (whole / name).read_text()
+    last = latest_checkpoint(whole)
+    assert latest_checkpoint(resumed).name == last.name
+    for file in (last / "tensors.safetensors", whole / "model" / "model.safetensors"):
+        assert (resumed / file.relative_to(whole)).read_bytes() == file.read_bytes()
+
+
+def change_settings(checkpoint: Path, **changed: Any) -> None:
+    """Writes other settings into a checkpoint, as if the run had had them."""
+    file = checkpoint / "state.json"
+    state = json.loads(file.read_text())
+    state["settings"] |= changed
+    file.write_text(json.dumps(state))
+    sums = read_sums(checkpoint) | {file.name: checksum(file)}
+    (checkpoint / SUMS).write_text(format_sums(sums))
+
+
+def start_in_processes(
     folder: Path,
     out: Path,
     *overrides: str,
     world: int = 1,
     die_at: int = -1,
+    wait_at: int = -1,
     resume: bool = False,
     config: Path | None = None,
-) -> subprocess.CompletedProcess:
-    """Trains in `world` new processes, which kill themselves in the middle of step `die_at`.
+) -> subprocess.Popen:
+    """Trains in `world` new processes of a process group of their own.
 
-    The settings are TINY's, or those of the file `config`.
+    The settings are TINY's, or those of the file `config`. What they print is in `stdout.txt` and
+    `stderr.txt` of `folder`.
+
+    Args:
+        folder: for files of the test.
+        out: of the run.
+        overrides: of the settings.
+        world: number of processes.
+        die_at: step in the middle of which they kill themselves.
+        wait_at: step in the middle of which each writes `waiting-N`, N its rank, with its own
+            number as a process, into `folder`, and waits for a signal to any of them.
+        resume: as of the trainer.
+        config: file of settings.
     """
     launcher = [sys.executable]
     if world > 1:
@@ -95,28 +132,61 @@ def run_in_processes(
     script = [__file__, str(config or tiny_file(folder)), str(out), *overrides]
     script += ["--resume"] if resume else []
     # Into files: the workers of a killed run hold its pipes for some seconds more.
-    files = [folder / "stdout.txt", folder / "stderr.txt"]
-    with files[0].open("w") as stdout, files[1].open("w") as stderr:
-        done = subprocess.run(
-            [*launcher, *script, f"--world={world}", f"--die-at={die_at}"],
+    with (folder / "stdout.txt").open("w") as stdout, (folder / "stderr.txt").open("w") as stderr:
+        return subprocess.Popen(
+            [
+                *(*launcher, *script, f"--world={world}"),
+                *(f"--die-at={die_at}", f"--wait-at={wait_at}", f"--notes={folder}"),
+            ],
             env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
             stdout=stdout,
             stderr=stderr,
-            timeout=120,
+            start_new_session=True,
         )
-    done.stdout, done.stderr = (file.read_text() for file in files)
-    return done
+
+
+def run_in_processes(folder: Path, *arguments, **options) -> subprocess.CompletedProcess:
+    """Trains as `start_in_processes` does, to the end."""
+    process = start_in_processes(folder, *arguments, **options)
+    process.wait()
+    texts = [(folder / name).read_text() for name in ("stdout.txt", "stderr.txt")]
+    return subprocess.CompletedProcess(process.args, process.returncode, *texts)
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> Path:
+    """Until the file is there; not for a time, which would depend on the machine."""
+    while not path.exists():
+        assert process.poll() is None, (path.parent / "stderr.txt").read_text()
+        time.sleep(0.01)
+    return path
 
 
 class Mortal(Trainer):
-    """Dies without a word in the middle of a step."""
+    """Dies without a word in the middle of a step, or waits there for a signal."""
 
-    die_at = -1
+    die_at = wait_at = -1
+    notes = Path()
 
     def _synchronised(self, module, last):
         if self.step + 1 == self.die_at and last:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.step + 1 == self.wait_at and last:
+            self.wait_at = -1
+            self._wait()
         return super()._synchronised(module, last)
+
+    def _wait(self):
+        """Whichever signal is noted first, SIGTERM does then again what it did before."""
+        noting = signal.getsignal(signal.SIGTERM)
+        rank = self.accelerator.process_index
+        own, noted = self.notes / f"waiting-{rank}", self.notes / "noted"
+        own.with_suffix(".new").write_text(str(os.getpid()))
+        own.with_suffix(".new").rename(own)
+        while signal.getsignal(signal.SIGTERM) == noting and not noted.exists():
+            time.sleep(0.01)
+        noted.touch()
+        while (self.notes / "stay").exists():
+            time.sleep(0.01)
 
 
 def main() -> None:
@@ -126,6 +196,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--world", type=int)
     parser.add_argument("--die-at", type=int)
+    parser.add_argument("--wait-at", type=int)
+    parser.add_argument("--notes", type=Path)
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
     # As the runs that these are compared with.
@@ -133,7 +205,8 @@ def main() -> None:
     torch.set_num_threads(1)
     settings = load_settings(arguments.config, arguments.overrides)
     trainer = Mortal(settings, arguments.out, arguments.resume)
-    trainer.die_at = arguments.die_at
+    trainer.die_at, trainer.wait_at = arguments.die_at, arguments.wait_at
+    trainer.notes = arguments.notes
     if arguments.world > 1:
         # `accelerate launch` is known to start one process where two were asked for.
         assert distributed.get_world_size() == arguments.world
@@ -146,7 +219,10 @@ def main() -> None:
             assert trainer.adversary is None or isinstance(
                 trainer.adversary.module, DistributedDataParallel
             )
-    trainer.train()
+    try:
+        trainer.train()
+    except KeyboardInterrupt as stop:
+        sys.exit(128 + stop.args[0])
 
 
 if __name__ == "__main__":

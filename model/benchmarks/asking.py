@@ -50,6 +50,12 @@ class Asked:
     prompt: Messages
     target: np.ndarray | None = None
 
+    @property
+    def text(self) -> str:
+        """The texts of the prompt, one below the other."""
+        parts = (part for message in self.prompt for part in message["content"])
+        return "\n".join(part["text"] for part in parts if part["type"] == "text")
+
 
 @dataclass(frozen=True, eq=False)
 class Answered:

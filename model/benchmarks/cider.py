@@ -7,33 +7,14 @@ R. Vedantam, C. L. Zitnick and D. Parikh, "CIDEr: Consensus-based image descript
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from setokim.benchmarks.ptb_words import tokenize_caption
+
 _LONGEST = 4
 _SIGMA = 6.0
-# What the Penn Treebank tokenizer of the official evaluation drops.
-_PUNCTUATION = frozenset("'' ' `` ` . ? ! , : - -- ... ; \" ( ) [ ] { }".split(" "))  # noqa: SIM905
-_TOKEN = re.compile(
-    r"""\.\.\.|--+|[\w$€£%&/@#*+=<>~^|\\]+(?:[-.,:/]\w+)*?(?=n't\b)|n't\b|'(?:s|re|ve|ll|d|m)\b"""
-    r"""|[\w$€£%&/@#*+=<>~^|\\]+(?:[-.,:/][\w]+)*|\S""",
-    re.UNICODE,
-)
-
 _Grams = Counter[tuple[str, ...]]
-
-
-def tokenize_caption(text: str) -> list[str]:
-    """Words in lower case without punctuation, clitics by themselves ("it 's", "do n't").
-
-    Near what the tokenizer of the official evaluation gives (PTBTokenizer 3.4.1, which is Java);
-    the two agree on plain captions, not on every sign.
-
-    Args:
-        text: a caption.
-    """
-    return [word for word in _TOKEN.findall(text.lower()) if word not in _PUNCTUATION]
 
 
 def cider(

@@ -13,6 +13,7 @@ from PIL import Image
 from setokim.benchmarks.asking import answers
 from setokim.data.conversations import message
 from setokim.modeling_setokim import SetokimModel
+from setokim.pretrained import load_whole
 from setokim.processing_setokim import SetokimProcessor
 from setokim.training.instruct_settings import GenerationSettings
 
@@ -57,7 +58,8 @@ class Setokim(lmms):
             f"cuda:{self._rank}" if self._world_size > 1 and device == "cuda" else device
         )
         self.batch_size = int(batch_size)
-        self.model = SetokimModel.from_pretrained(pretrained).to(self._device).eval()
+        # A folder that is not there must not be taken for a name on the hub.
+        self.model = load_whole(SetokimModel, pretrained).to(self._device).eval()
         self.processor = SetokimProcessor.from_pretrained(pretrained)
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
@@ -106,8 +108,9 @@ class Setokim(lmms):
     def _prompt(self, request: Instance) -> list[dict[str, Any]]:
         context, _, to_visual, number, task, split = request.args
         pictures = list(_pictures(to_visual(self.task_dict[task][split][number])))
-        # Where pictures are, the template says.
-        return [message("user", *pictures, context.replace("<image>", "").strip())]
+        # Where pictures are, the template says. What names no picture is text.
+        text = context.replace("<image>", "", len(pictures)).strip()
+        return [message("user", *pictures, text)]
 
 
 def manifest():

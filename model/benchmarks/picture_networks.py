@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +14,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, CLIPModel
 
+from setokim.data.records import read_json
 from setokim.images import ImageProcessor
 from setokim.perceptual import PerceptualLoss
+from setokim.pretrained import load_pretrained, load_whole
 
 # As the official script of MagicBrush prepares pictures: the shorter side, and what is cut out of
 # the middle.
@@ -82,10 +83,9 @@ class PictureNetworks:
 
 
 def _clip(folder: Path, device: str | torch.device) -> dict[str, Callable]:
-    # Another model's weights would be read as none, and random ones stay.
     _check_folder(folder, "clip")
-    model = CLIPModel.from_pretrained(folder, local_files_only=True).to(device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = load_whole(CLIPModel, folder).to(device).eval()
+    tokenizer = load_pretrained(AutoTokenizer, folder, local_files_only=True)
     processor = ImageProcessor.from_file(folder / "preprocessor_config.json")
     longest = model.config.text_config.max_position_embeddings
     side = model.config.vision_config.image_size
@@ -107,7 +107,8 @@ def _clip(folder: Path, device: str | torch.device) -> dict[str, Callable]:
 
 def _dino(folder: Path, device: str | torch.device) -> dict[str, Callable]:
     _check_folder(folder)
-    model = AutoModel.from_pretrained(folder, local_files_only=True).to(device).eval()
+    # Published DINO has no pooler, and its class token is taken as it is.
+    model = load_whole(AutoModel, folder, unused=["pooler"]).to(device).eval()
     processor = ImageProcessor.from_file(folder / "preprocessor_config.json")
     side = model.config.image_size
 
@@ -169,6 +170,7 @@ def _check_folder(folder: Path, kind: str | None = None) -> None:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"expected the folder of a model, got {folder}")
-    found = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    config = read_json(path)
+    found = config.get("model_type") if isinstance(config, dict) else None
     if kind not in (None, found):
         raise ValueError(f"expected a model of type {kind!r} in {folder}, got one of {found!r}")

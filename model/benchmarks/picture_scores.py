@@ -87,16 +87,22 @@ def pair_figures(
 
     Returns:
         `l1`, `l2`, `ssim`, and with networks `lpips`, `dino`, `clip_i`, and `clip_t` of the
-        pictures with words. Empty without pairs.
+        pictures with words. Empty without pairs. Where wanted pictures are too small for SSIM,
+        `ssim_left_out` is their number.
     """
     scores: dict[str, list[float]] = {}
+    too_small = 0
 
     def note(name: str, value: float) -> None:
         scores.setdefault(name, []).append(value)
 
     for drawn, wanted, words in pairs:
-        for name, judge in {"l1": l1, "l2": l2, "ssim": ssim}.items():
+        for name, judge in {"l1": l1, "l2": l2}.items():
             note(name, judge(drawn, wanted))
+        if min(wanted.size) >= _SSIM_LEAST:
+            note("ssim", ssim(drawn, wanted))
+        else:
+            too_small += 1
         if networks.lpips is not None:
             note("lpips", networks.lpips(*_same_size(drawn, wanted)))
         for name, embed in {"dino": networks.dino, "clip_i": networks.clip_picture}.items():
@@ -104,7 +110,8 @@ def pair_figures(
                 note(name, similarity(embed(drawn), embed(wanted)))
         if networks.clip_words is not None and words is not None:
             note("clip_t", similarity(networks.clip_picture(drawn), networks.clip_words(words)))
-    return {name: float(np.mean(values)) for name, values in scores.items()}
+    figures = {name: float(np.mean(values)) for name, values in scores.items()}
+    return figures | ({"ssim_left_out": too_small} if too_small else {})
 
 
 def drawing_figures(

@@ -79,11 +79,14 @@ def _direct(rows: Sequence[Answered]) -> dict[str, float]:
     """A-OKVQA's free answers, in percent: letter by letter what three of ten people said.
 
     D. Schwenk et al., "A-OKVQA: A Benchmark for Visual Question Answering using World Knowledge",
-    2022; unlike VQAv2, no one of the ten is left out in turn.
+    2022; unlike VQAv2, no one of the ten is left out in turn. Questions that the authors mark as
+    too hard to answer without choices do not count: `left_out` is their number.
     """
-    judged = [row for row in rows if _known(row, "answers")]
+    known = [row for row in rows if _known(row, "answers")]
+    judged = [row for row in known if not row.asked.facts["difficult_direct_answer"]]
     scores = [min(1, row.asked.facts["answers"].count(_bare(row.said)) / 3) for row in judged]
-    return {"accuracy": 100 * fmean(scores)}
+    figures = {"accuracy": 100 * fmean(scores)} if scores else {}
+    return figures | {"left_out": len(known) - len(judged)}
 
 
 def _chosen(rows: Sequence[Answered]) -> dict[str, float]:

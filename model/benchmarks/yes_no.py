@@ -94,42 +94,45 @@ def mme_scores(records: Iterable[MmeRecord]) -> dict[str, float]:
     """The scores of MME.
 
     A subtask's score is the share of right answers plus the share of pictures both of whose
-    questions are answered right, in percent: at most 200.
+    questions are answered right, in percent: at most 200. Records that no score is defined for
+    count in none: those of other subtasks, and those of a picture without its two questions, of
+    which one may have been damaged or beyond the samples asked for.
 
     Args:
         records: two for each picture of a subtask.
 
     Returns:
-        `perception`, `cognition` and `total`, sums over subtasks; and for each subtask its score,
-        and as `NAME/acc` and `NAME/acc_plus` its shares in percent.
+        `perception`, `cognition` and `total`, sums over subtasks; for each subtask its score, and
+        as `NAME/acc` and `NAME/acc_plus` its shares in percent. And `left_out`, the number of
+        records that count in none of them; alone where that is all.
 
     Raises:
-        ValueError: a subtask or label is not known, or a picture has not two questions.
+        ValueError: a label is neither yes nor no.
     """
     tasks: dict[str, dict[str, list[bool]]] = {}
     for record in records:
-        if record.task not in MME_PERCEPTION + MME_COGNITION:
-            expected = ", ".join(MME_PERCEPTION + MME_COGNITION)
-            raise ValueError(f"task: expected one of {expected}, got {record.task!r}")
         label = record.label.lower()
         if label not in ("yes", "no"):
             raise ValueError(f"label: expected yes or no, got {record.label!r}")
         right = mme_answer(record.answer) == label
         tasks.setdefault(record.task, {}).setdefault(record.image, []).append(right)
+    number = sum(len(own) for images in tasks.values() for own in images.values())
     scores: dict[str, float] = {}
-    for task, images in tasks.items():
-        for image, found in images.items():
-            if len(found) != 2:
-                raise ValueError(
-                    f"{task}/{image}: expected two questions for a picture, got {len(found)}"
-                )
+    judged = 0
+    for task in MME_PERCEPTION + MME_COGNITION:
+        images = {name: own for name, own in tasks.get(task, {}).items() if len(own) == 2}
+        if not images:
+            continue
+        judged += 2 * len(images)
         right = [answer for found in images.values() for answer in found]
         accuracy = 100 * sum(right) / len(right)
         both = 100 * sum(map(all, images.values())) / len(images)
         scores |= {task: accuracy + both, f"{task}/acc": accuracy, f"{task}/acc_plus": both}
+    if not scores:
+        return {"left_out": number}
     perception, cognition = (_total(scores, names) for names in (MME_PERCEPTION, MME_COGNITION))
     totals = {"perception": perception, "cognition": cognition, "total": perception + cognition}
-    return totals | scores
+    return totals | scores | {"left_out": number - judged}
 
 
 def _total(scores: Mapping[str, float], names: Sequence[str]) -> float:

@@ -15,6 +15,8 @@ ROLES = ("user", "assistant")
 # drawn begins and ends, and a mask.
 IMAGE, IMAGE_START, IMAGE_END, SEG = "<image>", "<img>", "</img>", "[SEG]"
 SPECIAL = (IMAGE, IMAGE_START, IMAGE_END, SEG)
+# The part of the assistant's message that stands for a mask.
+MASK = {"type": "mask"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,10 +26,11 @@ class Conversation:
     Attributes:
         task: One of `TASKS`.
         messages: In the chat format of Hugging Face, {"role": ..., "content": [{"type": "text",
-            "text": ...} or {"type": "image", "image": a PIL picture of mode RGB}, ...]}. The user
-            begins, the roles take turns, and the assistant has the last word.
-        masks: (h, w) bool for each "[SEG]" in the assistant's texts, in their order; h and w are
-            those of the last picture before it.
+            "text": ...}, {"type": "image", "image": a PIL picture of mode RGB} or, of the
+            assistant, `MASK`, ...]}. The user begins, the roles take turns, and the assistant has
+            the last word. A text may hold anything: names of special tokens in it mean nothing.
+        masks: (h, w) bool for each `MASK`, in their order; h and w are those of the last picture
+            before it.
         source: The file and its member, or the name and number of a drawn sample.
         facts: Plain values that an evaluation needs.
 
@@ -51,26 +54,27 @@ class Conversation:
         sizes = list(_sizes_of_masks(self.messages))
         if len(self.masks) != len(sizes):
             raise ValueError(
-                f"masks: expected one for each of {len(sizes)} {SEG}, got {len(self.masks)}"
+                f"masks: expected one for each of {len(sizes)} MASK, got {len(self.masks)}"
             )
         for number, (mask, size) in enumerate(zip(self.masks, sizes, strict=True)):
             _check_mask(f"masks[{number}]", mask, size)
 
 
-def message(role: str, *content: str | Image.Image) -> dict[str, Any]:
-    """A message of a conversation from its texts and pictures.
+def message(role: str, *content: str | Image.Image | Mapping[str, Any]) -> dict[str, Any]:
+    """A message of a conversation from its texts, pictures and masks.
 
     Args:
         role: "user" or "assistant".
-        *content: Texts and pictures in their order.
+        *content: Texts, pictures and `MASK` in their order.
     """
-    parts = [
-        {"type": "text", "text": part}
-        if isinstance(part, str)
-        else {"type": "image", "image": part}
-        for part in content
-    ]
-    return {"role": role, "content": parts}
+
+    def part_of(given: str | Image.Image | Mapping[str, Any]) -> dict[str, Any]:
+        if isinstance(given, Mapping):
+            return dict(given)
+        kind = "text" if isinstance(given, str) else "image"
+        return {"type": kind, kind: given}
+
+    return {"role": role, "content": list(map(part_of, content))}
 
 
 def _sizes_of_masks(messages: tuple[dict[str, Any], ...]) -> Iterator[tuple[int, int]]:
@@ -85,29 +89,31 @@ def _sizes_of_masks(messages: tuple[dict[str, Any], ...]) -> Iterator[tuple[int,
         if not isinstance(one["content"], (list, tuple)) or not one["content"]:
             raise ValueError(f"{name}: expected a list of parts, got {one['content']!r}")
         for part in one["content"]:
-            if _is_image(name, part):
+            kind = _checked_type(name, part)
+            if kind == "image":
                 size = part["image"].height, part["image"].width
-            elif role == "assistant" and SEG in part["text"]:
+            elif kind == "mask":
+                if role != "assistant":
+                    raise ValueError(f"{name}: expected masks of the assistant, got one of {role}")
                 if size is None:
-                    raise ValueError(f"{name}: expected a picture before {SEG}, got none")
-                yield from [size] * part["text"].count(SEG)
+                    raise ValueError(f"{name}: expected a picture before a mask, got none")
+                yield size
 
 
-def _is_image(name: str, part: Any) -> bool:
-    """Whether a part is a picture; it is one or a text, or an error is raised."""
+def _checked_type(name: str, part: Any) -> str:
+    """The type of a part: "text", "image" or "mask", or an error is raised."""
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind not in ("text", "image") or set(part) != {"type", kind}:
-        raise ValueError(f"{name}: expected a part of type text or image, got {part!r}")
-    if kind == "text":
-        if not isinstance(part["text"], str):
-            raise TypeError(f"{name}: expected a str as text, got {part['text']!r}")
-        return False
-    image = part["image"]
-    if not isinstance(image, Image.Image):
-        raise TypeError(f"{name}: expected a PIL picture as image, got {image!r}")
-    if image.mode != "RGB":
-        raise ValueError(f"{name}: expected a picture of mode RGB, got {image.mode}")
-    return True
+    if part != MASK and (kind not in ("text", "image") or set(part) != {"type", kind}):
+        raise ValueError(f"{name}: expected a part of type text, image or mask, got {part!r}")
+    if kind == "text" and not isinstance(part["text"], str):
+        raise TypeError(f"{name}: expected a str as text, got {part['text']!r}")
+    if kind == "image":
+        image = part["image"]
+        if not isinstance(image, Image.Image):
+            raise TypeError(f"{name}: expected a PIL picture as image, got {image!r}")
+        if image.mode != "RGB":
+            raise ValueError(f"{name}: expected a picture of mode RGB, got {image.mode}")
+    return kind
 
 
 def _check_mask(name: str, mask: np.ndarray, size: tuple[int, int]) -> None:

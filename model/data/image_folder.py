@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from setokim.data.samples import BrokenSampleError, Sample, check_index, split_concepts
+from setokim.data.file_dataset import FileDataset
+from setokim.data.samples import BrokenSampleError, Sample, split_concepts
 from setokim.images import UnreadableImageError, find_images, load_image
 
 
-class ImageFolder:
+class ImageFolder(FileDataset):
     """All pictures of a folder and of those inside it, in sorted order.
 
     The caption of `NAME.jpg` is the text of `NAME.txt` in the same folder, in UTF-8; without that
@@ -36,21 +37,23 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self._files)
 
-    def __getitem__(self, index: int) -> Sample:
-        check_index(index, len(self))
+    def _source(self, index: int) -> str:
+        return str(self._files[index])
+
+    def _read(self, index: int, source: str) -> Sample:
         file = self._files[index]
         try:
             image = load_image(file)
         except UnreadableImageError as error:
             reason = str(error).removeprefix(f"cannot read {file}: ")
-            raise BrokenSampleError(str(file), reason) from error
+            raise BrokenSampleError(source, reason) from error
         caption = self._caption(file) if self._captions else ""
-        return Sample(image, caption, split_concepts(caption), None, str(file))
+        return Sample(image, caption, split_concepts(caption), None, source)
 
     def _caption(self, file: Path) -> str:
         text = file.with_suffix(".txt")
         try:
-            return text.read_text(encoding="utf-8").strip()
+            return text.read_text(encoding="utf-8-sig").strip()
         except FileNotFoundError:
             return ""
         except (OSError, UnicodeDecodeError) as error:

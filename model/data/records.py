@@ -1,4 +1,4 @@
-"""Records of data sets in their published files: JSON, lines of JSON, CSV, parquet, plain pickles.
+"""Records of data sets in their published files: JSON, lines of JSON, CSV, parquet.
 
 A record that cannot be read is a `BrokenSampleError` that names file and line; the others are not
 affected. Nothing is held in memory but where records begin, apart from `JsonList`.
@@ -6,16 +6,22 @@ affected. Nothing is held in memory but where records begin, apart from `JsonLis
 
 from __future__ import annotations
 
+import codecs
 import csv
-import io
 import json
-import pickle
+import threading
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from setokim.data.samples import BrokenSampleError, check_index
+
+# The field of img2dataset that says how a download went, and what it says of a good one.
+DOWNLOADED = ("status", "success")
+# csv has one limit for the whole process, and a field of a data set may be longer.
+_CSV_LIMIT = threading.Lock()
 
 
 class Records(Protocol):
@@ -38,7 +44,9 @@ class Records(Protocol):
 
 
 class Lines:
-    """Lines of a text file in UTF-8, empty ones left out.
+    r"""Lines of a text file in UTF-8, empty ones left out.
+
+    "\n" alone ends a line: U+2028 and its like are text. A byte order mark is skipped.
 
     Args:
         path: of the file.
@@ -54,8 +62,9 @@ class Lines:
         start = 0
         with self.path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                if number > skip and line.strip():
-                    self._starts.append(start)
+                mark = len(codecs.BOM_UTF8) if _has_mark(line, start) else 0
+                if number > skip and line[mark:].strip():
+                    self._starts.append(start + mark)
                     self._numbers.append(number)
                 start += len(line)
 
@@ -82,34 +91,66 @@ class JsonLines(Lines):
     def __getitem__(self, index: int) -> Any:
         line = super().__getitem__(index)
         try:
-            return json.loads(line)
+            return parse_json(line)
         except ValueError as error:
             raise BrokenSampleError(self.source(index), f"no JSON: {error}") from error
 
 
 class CsvRows(Lines):
-    """Rows of a CSV file as dicts by the names in its first line; no field spans lines.
+    """Rows of a CSV file as dicts by the names of its columns; no field spans lines.
+
+    Args:
+        path: of the file.
+        columns: names that must be there.
+        names: of all columns of a file without a line of names; None where the first line has them.
 
     Raises:
         OSError: there is no such file.
-        ValueError: the first line is no UTF-8.
+        ValueError: the first line is no UTF-8, or has no such column.
     """
 
-    def __init__(self, path: str | Path):
-        super().__init__(path, skip=1)
+    def __init__(
+        self,
+        path: str | Path,
+        columns: Sequence[str] = (),
+        names: Sequence[str] | None = None,
+    ):
+        super().__init__(path, skip=1 if names is None else 0)
+        self._names = self._head() if names is None else list(names)
+        missing = [name for name in columns if name not in self._names]
+        if missing:
+            raise ValueError(f"{self.path}:1: expected a column {missing[0]}, got {self._names}")
+
+    def _head(self) -> list[str]:
         with self.path.open("rb") as file:
             try:
-                head = file.readline().decode("utf-8-sig")
-            except UnicodeDecodeError as error:
+                return _fields(file.readline().decode("utf-8-sig"))
+            except (UnicodeDecodeError, csv.Error) as error:
                 raise ValueError(f"{self.path}:1: expected UTF-8, got {error}") from error
-        self._names = next(csv.reader([head]), [])
 
     def __getitem__(self, index: int) -> dict[str, str]:
-        fields = next(csv.reader([super().__getitem__(index)]))
+        line = super().__getitem__(index)
+        try:
+            fields = _fields(line)
+        except csv.Error as error:
+            raise BrokenSampleError(self.source(index), f"no CSV: {error}") from error
         if len(fields) != len(self._names):
             reason = f"expected {len(self._names)} fields, got {len(fields)}"
             raise BrokenSampleError(self.source(index), reason)
         return dict(zip(self._names, fields, strict=True))
+
+
+def _fields(line: str) -> list[str]:
+    with _CSV_LIMIT:
+        limit = csv.field_size_limit(max(len(line), 1))
+        try:
+            return next(csv.reader([line]), [])
+        finally:
+            csv.field_size_limit(limit)
+
+
+def _has_mark(line: bytes, start: int) -> bool:
+    return start == 0 and line.startswith(codecs.BOM_UTF8)
 
 
 class JsonList:
@@ -145,103 +186,158 @@ class JsonList:
         return f"{self.path}: {where}[{index}]"
 
 
+@dataclass(frozen=True)
+class _Group:
+    """A group of rows of a parquet file: those of its rows that count, and how many up to it."""
+
+    path: Path
+    number: int
+    rows: Sequence[int]
+    end: int
+
+
 class ParquetRows:
     """Rows of parquet files, one file after the other; a group of rows is read at a time.
 
     Args:
         paths: of the files, at least one.
+        where: column and value; rows of files with such a column and another value do not count.
 
     Raises:
         ImportError: pyarrow is not installed.
         OSError, ValueError: a file is not there, or no parquet.
     """
 
-    def __init__(self, paths: Sequence[str | Path]):
+    def __init__(self, paths: Sequence[str | Path], where: tuple[str, str] | None = None):
         import pyarrow.parquet
 
-        self._paths = [Path(path) for path in paths]
-        # For each group of rows: file, group, and the number of rows up to its end.
-        self._groups: list[tuple[int, int, int]] = []
-        rows = 0
-        for number, path in enumerate(self._paths):
+        self._where = where
+        self._groups: list[_Group] = []
+        for path in map(Path, paths):
             try:
-                metadata = pyarrow.parquet.read_metadata(path)
-            except pyarrow.ArrowInvalid as error:
+                with pyarrow.parquet.ParquetFile(path) as file:
+                    self._add(path, file)
+            except FileNotFoundError:
+                raise
+            except (OSError, ValueError, pyarrow.ArrowException) as error:
+                # Names of columns that are no UTF-8 are a ValueError.
                 raise ValueError(f"{path}: expected a parquet file, got {error}") from error
-            for group in range(metadata.num_row_groups):
-                rows += metadata.row_group(group).num_rows
-                self._groups.append((number, group, rows))
-        self._length = rows
-        self._kept: tuple[int, Any] = (-1, None)
+        self._kept: tuple[_Group | None, Any] = (None, None)
 
     def __len__(self) -> int:
-        return self._length
+        return self._groups[-1].end if self._groups else 0
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        place, row = self._find(index)
-        if self._kept[0] != place:
-            self._kept = (place, self._read(place, index))
-        return self._kept[1].slice(row, 1).to_pylist()[0]
+        group, row = self._find(index)
+        if self._kept[0] is not group:
+            self._kept = (group, self._read(group, index))
+        table = self._kept[1]
+        if row >= table.num_rows:
+            reason = f"expected {len(group.rows)} rows, got {table.num_rows}"
+            raise BrokenSampleError(self.source(index), reason)
+        return table.slice(row, 1).to_pylist()[0]
 
     def source(self, index: int) -> str:
-        place, row = self._find(index)
-        number, group, _ = self._groups[place]
-        return f"{self._paths[number]}: row {row} of group {group}"
+        group, row = self._find(index)
+        return f"{group.path}: row {row} of group {group.number}"
 
-    def _find(self, index: int) -> tuple[int, int]:
+    def _add(self, path: Path, file: Any) -> None:
+        for number in range(file.num_row_groups):
+            length = file.metadata.row_group(number).num_rows
+            if length < 0:
+                raise ValueError(f"a group of {length} rows")
+            rows = self._counting(file, number, range(length))
+            self._groups.append(_Group(path, number, rows, len(self) + len(rows)))
+
+    def _counting(self, file: Any, number: int, rows: range) -> Sequence[int]:
+        import pyarrow
+
+        if self._where is None or self._where[0] not in file.schema_arrow.names:
+            return rows
+        name, value = self._where
+        try:
+            column = file.read_row_group(number, columns=[name]).column(name).to_pylist()
+        except (OSError, pyarrow.ArrowException):
+            # Damaged: reading the rows will say so.
+            return rows
+        return array("q", [row for row, one in enumerate(column) if one == value])
+
+    def _find(self, index: int) -> tuple[_Group, int]:
+        """The group of a record, and its row in there."""
         check_index(index, len(self))
-        place = next(i for i, (_, _, end) in enumerate(self._groups) if index < end)
-        start = self._groups[place - 1][2] if place else 0
-        return place, index - start
+        group = next(one for one in self._groups if index < one.end)
+        return group, group.rows[index - (group.end - len(group.rows))]
 
-    def _read(self, place: int, index: int) -> Any:
+    def _read(self, group: _Group, index: int) -> Any:
         import pyarrow.parquet
 
-        number, group, _ = self._groups[place]
         try:
-            with pyarrow.parquet.ParquetFile(self._paths[number]) as file:
-                return file.read_row_group(group)
-        except (OSError, pyarrow.ArrowException) as error:
+            with pyarrow.parquet.ParquetFile(group.path) as file:
+                _check_chunks(file.metadata.row_group(group.number), group.path.stat().st_size)
+                return file.read_row_group(group.number)
+        except (OSError, ValueError, pyarrow.ArrowException) as error:
             raise BrokenSampleError(self.source(index), str(error)) from error
 
 
-def read_json(path: str | Path) -> Any:
-    """The value in a JSON file.
+def _check_chunks(group: Any, size: int) -> None:
+    """Columns lie within the file, of `size` bytes: what they claim is allocated at once."""
+    for number in range(group.num_columns):
+        column = group.column(number)
+        starts = (column.dictionary_page_offset, column.data_page_offset)
+        start, length = min(one for one in starts if one is not None), column.total_compressed_size
+        if start < 0 or length < 0 or start + length > size:
+            name = column.path_in_schema
+            raise ValueError(f"{name}: expected data within {size} bytes, got {start} + {length}")
+
+
+def parse_json(text: str) -> Any:
+    """The value that a text spells.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deep.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("expected JSON, got one nested too deep") from error
+
+
+def read_json(path: str | Path, fallback: str | None = None) -> Any:
+    """The value in a JSON file in UTF-8, with a byte order mark or without.
+
+    Args:
+        path: of the file.
+        fallback: encoding of a file that is no UTF-8; None where there is no other.
 
     Raises:
         OSError: there is no such file.
         ValueError: it is no UTF-8 or no JSON; the message names file, line and column.
     """
     path = Path(path)
-    try:
-        return json.loads(path.read_bytes().decode("utf-8"))
-    except json.JSONDecodeError as error:
-        where = f"{path}:{error.lineno}:{error.colno}"
-        raise ValueError(f"{where}: expected JSON, got {error.msg}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8, got {error}") from error
+    return json_of(path.read_bytes(), str(path), fallback)
 
 
-def read_plain_pickle(path: str | Path) -> Any:
-    """Lists, dicts, texts and numbers from a pickle; nothing else is built, nothing is called.
-
-    Args:
-        path: of the file; Python 2 may have written it.
+def json_of(data: bytes, name: str, fallback: str | None = None) -> Any:
+    """The value in the bytes of a JSON file; `name` stands in messages, the rest as `read_json`.
 
     Raises:
-        OSError: there is no such file.
-        ValueError: it asks for anything else, or is no pickle.
+        ValueError: they are no UTF-8 or no JSON; the message names line and column.
     """
-    path = Path(path)
     try:
-        return _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="utf-8").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError) as error:
-        raise ValueError(f"{path}: expected a pickle of plain values, got {error}") from error
+        return parse_json(_decoded(data, fallback))
+    except json.JSONDecodeError as error:
+        where = f"{name}:{error.lineno}:{error.colno}"
+        raise ValueError(f"{where}: expected JSON, got {error.msg}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: expected UTF-8, got {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str):
-        raise pickle.UnpicklingError(f"{module}.{name}")
-
-    def persistent_load(self, pid: Any):
-        raise pickle.UnpicklingError(f"the persistent id {pid!r}")
+def _decoded(data: bytes, fallback: str | None) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        if fallback is None:
+            raise
+        return data.decode(fallback)

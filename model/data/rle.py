@@ -1,4 +1,7 @@
-"""Masks as run lengths, in the two forms of COCO: a list of numbers, or its compressed text."""
+"""Masks as COCO writes them: run lengths, as numbers or compressed text, and polygons.
+
+What a file claims is checked before anything of that size is allocated.
+"""
 
 from __future__ import annotations
 
@@ -7,38 +10,119 @@ from typing import Any
 
 import numpy as np
 
+# The size from which on PIL takes an image for a decompression bomb: no mask is larger.
+MAX_PIXELS = 178_956_970
+# Upper bound on the outline of a polygon in pixels: pycocotools keeps five points for each.
+_MAX_OUTLINE = 1_000_000
+# Bits of the largest run that a compressed text may spell.
+_MAX_BITS = 40
 
-def decode_rle(code: Mapping[str, Any]) -> np.ndarray:
+
+def decode_rle(code: Mapping[str, Any], size: tuple[int, int] | None = None) -> np.ndarray:
     """A mask from {"size": [h, w], "counts": list, text or bytes}.
 
     Runs of pixels outside and inside take turns, column by column from the top, outside first.
 
     Args:
         code: as COCO and its tools write it.
+        size: height and width that the mask must have; None for any up to `MAX_PIXELS` pixels.
 
     Returns:
         (h, w) bool.
 
     Raises:
-        ValueError: a field is missing or malformed, or the runs do not fill the picture.
+        ValueError: a field is missing or malformed, the size is another one or too large, or the
+            runs do not fill the picture.
     """
-    size, counts = (code.get(name) for name in ("size", "counts"))
-    if (
-        not isinstance(size, Sequence)
-        or len(size) != 2
-        or not all(isinstance(side, int) and side >= 0 for side in size)
-    ):
-        raise ValueError(f"size: expected height and width, got {size!r}")
+    height, width = _size_of(code, size)
+    counts = code.get("counts")
     if isinstance(counts, str | bytes):
         counts = _unpack(counts.encode("ascii", "replace") if isinstance(counts, str) else counts)
-    if not isinstance(counts, Sequence) or not all(isinstance(run, int) for run in counts):
-        raise ValueError(f"counts: expected whole numbers or their text, got {counts!r}")
-    height, width = size
+    if not isinstance(counts, Sequence) or not all(type(run) is int for run in counts):
+        raise ValueError(f"counts: expected whole numbers or their text, got {counts!r:.80}")
     if any(run < 0 for run in counts) or sum(counts) != height * width:
         expected = f"runs of {height} × {width} pixels"
         raise ValueError(f"counts: expected {expected}, got {sum(counts)} in {len(counts)} runs")
     inside = np.arange(len(counts)) % 2 == 1
     return np.repeat(inside, counts).reshape(width, height).T
+
+
+def _size_of(code: Mapping[str, Any], expected: tuple[int, int] | None) -> tuple[int, int]:
+    size = code.get("size")
+    if (
+        not isinstance(size, Sequence)
+        or len(size) != 2
+        or not all(type(side) is int and side >= 0 for side in size)
+    ):
+        raise ValueError(f"size: expected height and width, got {size!r:.80}")
+    if expected is not None and tuple(size) != tuple(expected):
+        raise ValueError(f"size: expected the image's {tuple(expected)}, got {tuple(size)}")
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"size: expected at most {MAX_PIXELS} pixels, got {size[0]} × {size[1]}")
+    return size[0], size[1]
+
+
+def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
+    """The mask of an annotation of COCO: polygons, or run lengths.
+
+    A polygon with fewer than three different corners encloses nothing and is dropped, unless there
+    is no other.
+
+    Args:
+        segmentation: list of polygons, each a flat list of x and y, or a dict of run lengths.
+        size: height and width of the image.
+
+    Returns:
+        (h, w) bool.
+
+    Raises:
+        ImportError: there are polygons, and pycocotools is not installed.
+        ValueError: it is neither, of another size, or no polygon encloses anything.
+    """
+    if isinstance(segmentation, Mapping):
+        return decode_rle(segmentation, size)
+    if not isinstance(segmentation, list) or not segmentation:
+        raise ValueError(f"expected polygons or run lengths, got {segmentation!r:.80}")
+    for polygon in segmentation:
+        check_outline(polygon, size)
+    polygons = [one for one in segmentation if len(set(zip(one[::2], one[1::2], strict=True))) > 2]
+    if not polygons:
+        raise ValueError(f"expected a polygon of three corners x, y, got {segmentation!r:.80}")
+    # Which pixels an edge takes is what pycocotools says it is.
+    from pycocotools import mask as coco
+
+    return decode_rle(coco.merge(coco.frPyObjects(polygons, *size)), size)
+
+
+def check_outline(corners: Any, size: tuple[int, int]) -> None:
+    """Check a polygon before it is drawn: an edge takes memory and time by its length.
+
+    Args:
+        corners: flat list of x and y.
+        size: height and width of the image.
+
+    Raises:
+        ValueError: it is no such list, a corner is not finite or farther outside the image than
+            the image is wide or high, or the outline is too long.
+    """
+    if (
+        not isinstance(corners, list)
+        or len(corners) % 2
+        or not all(isinstance(value, int | float) for value in corners)
+    ):
+        raise ValueError(f"expected corners x, y, got {corners!r:.80}")
+    height, width = size
+    for x, y in zip(corners[::2], corners[1::2], strict=True):
+        # Not finite values fail the comparison too.
+        if not (-width <= x <= 2 * width and -height <= y <= 2 * height):
+            raise ValueError(
+                f"expected corners near {width} × {height} pixels, got {x!r:.20}, {y!r:.20}"
+            )
+    points = np.array(corners, np.float64).reshape(-1, 2)  # (n, 2): x, y
+    steps = np.abs(points - np.roll(points, 1, axis=0))
+    length = float(steps.max(axis=1, initial=0).sum())
+    if length > _MAX_OUTLINE:
+        raise ValueError(f"expected an outline of at most {_MAX_OUTLINE} pixels, got {length:.0f}")
 
 
 def encode_rle(mask: np.ndarray) -> dict[str, Any]:
@@ -69,6 +153,8 @@ def _unpack(text: bytes) -> list[int]:
         bits = sign - 48
         if not 0 <= bits < 64:
             raise ValueError(f"counts: expected signs from '0' to 'o', got {chr(sign)!r}")
+        if shift > _MAX_BITS:
+            raise ValueError(f"counts: expected runs below 2^{_MAX_BITS}, got more signs for one")
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from setok_kernels.config import check_count, check_number
+from setokim.text_cleaning import replace_surrogates
 
 _NAMED_IN_MESSAGES = 5
 # A full stop ends a phrase only before a space or at the end, so that "2.5 metres" stays whole.
@@ -55,12 +56,15 @@ class Sample:
 class BrokenSampleError(ValueError):
     """A sample cannot be read.
 
+    Bytes in names of files that are no text become U+FFFD, so that a log can be written.
+
     Attributes:
         source: Which one, as `Sample.source` would name it.
         reason: Why.
     """
 
     def __init__(self, source: str, reason: str):
+        source, reason = replace_surrogates(source), replace_surrogates(reason)
         super().__init__(source, reason)
         self.source = source
         self.reason = reason

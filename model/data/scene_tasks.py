@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from setok_kernels.config import check_count, check_number
-from setokim.data.conversations import SEG, TASKS, Conversation, message
+from setokim.data.conversations import MASK, TASKS, Conversation, message
 from setokim.data.order import ENDLESS
 from setokim.data.samples import check_index
 from setokim.data.scene import COLOURS, PLACES, SHAPES, SIZES, TEXTURES, Scene, place_name
@@ -35,7 +35,7 @@ _SENTENCES = (
     "describe the picture. where is everything? draw a, a and a at the. make the. remove the. "
     "segment the object. what is and?"
 )
-# All words and signs that the texts can hold, sorted; "[SEG]" is a special token and none of them.
+# All words and signs that the texts can hold, sorted.
 WORDS = tuple(
     sorted(
         {*COLOURS, *SHAPES, *SIZES, *NUMBERS, *TEXTURES}.union(
@@ -70,7 +70,7 @@ class ShapesTasks:
     - "generate": "draw" and what `describe` says; the answer is the picture. "wanted" is the scene.
     - "edit": a picture and an instruction; the answer is a picture. "kinds" has the kind of the
       change, "wanted" the changed scene.
-    - "segment": the answers are "[SEG]". "objects" are the numbers of the objects asked for.
+    - "segment": the answers are masks. "objects" are the numbers of the objects asked for.
     - "text": sums in words, without a picture and a scene. "kinds" (all "sum") and "answers".
     """
 
@@ -212,7 +212,7 @@ class ShapesTasks:
             return None
         chosen = generator.permutation(list(phrases))[: self._turns].tolist()
         image, labels = self._draw(scene)
-        turns = [(f"segment the {pick(generator, phrases[number])}.", SEG) for number in chosen]
+        turns = [(f"segment the {pick(generator, phrases[number])}.", MASK) for number in chosen]
         facts = {"scene": scene.to_dict(), "objects": chosen}
         masks = [labels == number + 1 for number in chosen]
         return _messages(turns, image), masks, facts
@@ -267,7 +267,7 @@ def _phrases(scene: Scene) -> dict[int, list[str]]:
 
 
 def _messages(
-    turns: list[tuple[str, str | Image.Image]], image: Image.Image | None = None
+    turns: list[tuple[str, str | Image.Image | Mapping[str, str]]], image: Image.Image | None = None
 ) -> list[dict[str, Any]]:
     """Questions and answers in turn, with a picture before the first question or without."""
     messages = []

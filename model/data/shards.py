@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import glob
 import io
-import json
+import os
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from setokim.data.samples import BrokenSampleError, Sample, check_index, split_concepts
+from setokim.data.file_dataset import FileDataset
+from setokim.data.records import DOWNLOADED, json_of
+from setokim.data.samples import BrokenSampleError, Sample, split_concepts
 from setokim.images import NamedBytes, UnreadableImageError, load_image
 
 _PICTURES = ("jpg", "jpeg", "png", "webp")
@@ -31,14 +34,22 @@ class _Entry:
     def source(self) -> str:
         return f"{self.shard}: {self.key}"
 
+    @property
+    def pictures(self) -> list[str]:
+        """Suffixes of its picture, or of those among which nothing chooses."""
+        plain = [suffix for suffix in self.members if suffix in _PICTURES]
+        return plain[:1] or [suffix for suffix in self.members if _is_picture(suffix)]
 
-class Shards:
+
+class Shards(FileDataset):
     """The keys of uncompressed tar archives, in the order of the archives.
 
-    The picture of a key is its first member named KEY.jpg, .jpeg, .png or .webp. Its caption is
-    KEY.txt, or "caption" of the object in KEY.json, and empty without either. Members of other
-    names are ignored, nothing is unpickled or written to disk. Concepts are cut out of the caption
-    by `split_concepts`.
+    A key ends at the first dot of a name, as in webdataset. Its picture is its first member named
+    KEY.jpg, .jpeg, .png or .webp; without any, the only one named KEY.WORD.jpg and so on. Its
+    caption is KEY.txt, or "caption" of the object in KEY.json, and empty without either or where
+    that is null. Members of other names are ignored, nothing is unpickled or written to disk. Keys
+    that have no picture as their download failed, which img2dataset notes in KEY.json, are left
+    out. Concepts are cut out of the caption by `split_concepts`.
 
     An archive is opened for each read and closed again, so that processes share nothing.
     """
@@ -63,22 +74,24 @@ class Shards:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __getitem__(self, index: int) -> Sample:
-        check_index(index, len(self))
+    def _source(self, index: int) -> str:
+        return self._entries[index].source
+
+    def _read(self, index: int, source: str) -> Sample:
         entry = self._entries[index]
         if entry.cut:
-            raise BrokenSampleError(entry.source, "the archive is cut off here")
-        picture = next((s for s in entry.members if s in _PICTURES), None)
-        if picture is None:
-            raise BrokenSampleError(entry.source, "it has no picture")
+            raise BrokenSampleError(source, "the archive is cut off or damaged here")
+        pictures = entry.pictures
+        if len(pictures) != 1:
+            reason = f"expected one picture, got {', '.join(pictures)}"
+            raise BrokenSampleError(source, reason if pictures else "it has no picture")
         try:
-            with entry.shard.open("rb") as stream:
-                data = {suffix: _read(stream, *at) for suffix, at in entry.members.items()}
-            image = load_image(NamedBytes(data[picture], f"its .{picture}"))
+            data = _bytes(entry, *pictures, *_TEXTS)
+            image = load_image(NamedBytes(data[pictures[0]], f"its .{pictures[0]}"))
         except (OSError, UnreadableImageError) as error:
-            raise BrokenSampleError(entry.source, str(error)) from error
+            raise BrokenSampleError(source, str(error)) from error
         caption = _caption(entry, data)
-        return Sample(image, caption, split_concepts(caption), None, entry.source)
+        return Sample(image, caption, split_concepts(caption), None, source)
 
 
 def _find(paths: str | Path | Iterable[str | Path]) -> list[Path]:
@@ -97,10 +110,30 @@ def _scan(shard: Path) -> list[_Entry]:
     with shard.open("rb") as stream:
         _check_plain(shard, stream)
         try:
-            with tarfile.open(fileobj=stream, mode="r:") as archive:
-                return _entries(shard, archive, stream)
-        except tarfile.TarError as error:
+            with tarfile.open(fileobj=_Within(stream), mode="r:") as archive:
+                entries = _entries(shard, archive, stream)
+        except Exception as error:
+            # Of damaged headers tarfile raises nearly anything.
             raise ValueError(f"paths: expected tar archives, got {shard} ({error})") from error
+    return [entry for entry in entries if not _is_failed(entry)]
+
+
+class _Within:
+    """A file for tarfile, which asks for as many bytes as a header claims.
+
+    Args:
+        stream: whose bytes are read, and no more of them asked for than there are.
+    """
+
+    def __init__(self, stream: io.BufferedReader):
+        self._stream = stream
+        self._size = os.fstat(stream.fileno()).st_size
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int) -> bytes:
+        if size < 0:
+            raise tarfile.ReadError(f"a member of {size} bytes")
+        return self._stream.read(min(size, max(self._size - self.tell(), 0)))
 
 
 def _entries(shard: Path, archive: tarfile.TarFile, stream: io.BufferedReader) -> list[_Entry]:
@@ -109,20 +142,35 @@ def _entries(shard: Path, archive: tarfile.TarFile, stream: io.BufferedReader) -
     try:
         for member in archive:
             key, suffix = _split_name(member.name)
-            if not member.isreg() or member.issparse() or suffix not in _PICTURES + _TEXTS:
-                continue
-            last = entries.setdefault(key, _Entry(shard, key))
-            last.members.setdefault(suffix, (member.offset_data, member.size))
+            is_known = suffix in _TEXTS or _is_picture(suffix)
+            if is_known and member.isreg() and not member.issparse():
+                last = entries.setdefault(key, _Entry(shard, key))
+                last.members.setdefault(suffix, (member.offset_data, member.size))
+            if member.size < 0:
+                # The next header would be this one, for ever.
+                raise tarfile.ReadError(f"a member of {member.size} bytes")
         # tarfile takes an archive that ends between two members, or is garbage from there on, for
         # a whole one. Then too the last key may lack members.
         stream.seek(archive.offset)
         is_whole = stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
-    except tarfile.ReadError:
+    except Exception:
         is_whole = False
     if not is_whole:
         last = last or entries.setdefault("", _Entry(shard, "(no key)"))
         last.cut = True
     return list(entries.values())
+
+
+def _is_failed(entry: _Entry) -> bool:
+    """Whether there is no picture because its download failed."""
+    if entry.cut or entry.pictures or "json" not in entry.members:
+        return False
+    try:
+        fields = _fields(entry, _bytes(entry, "json")["json"])
+    except (OSError, BrokenSampleError):
+        return False
+    name, good = DOWNLOADED
+    return isinstance(fields, dict) and fields.get(name, good) != good
 
 
 def _check_plain(shard: Path, stream: io.BufferedReader) -> None:
@@ -140,22 +188,49 @@ def _split_name(name: str) -> tuple[str, str]:
     return str(path.with_name(stem)) if stem else name, suffix.lower()
 
 
-def _read(stream: io.BufferedReader, offset: int, size: int) -> bytes:
-    stream.seek(offset)
-    return stream.read(size)
+def _is_picture(suffix: str) -> bool:
+    return suffix.rpartition(".")[2] in _PICTURES
+
+
+def _bytes(entry: _Entry, *suffixes: str) -> dict[str, bytes]:
+    """Members of a key by suffix, those that it has.
+
+    Raises:
+        OSError: the archive is not there, or shorter than it was.
+    """
+    found = {}
+    with entry.shard.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        for suffix in entry.members.keys() & set(suffixes):
+            start, length = entry.members[suffix]
+            if start + length > size:
+                raise OSError(f"its .{suffix}: expected {start + length} bytes, got {size}")
+            stream.seek(start)
+            found[suffix] = stream.read(length)
+    return found
+
+
+def _fields(entry: _Entry, data: bytes) -> Any:
+    try:
+        return json_of(data, "its .json")
+    except ValueError as error:
+        raise BrokenSampleError(entry.source, f"cannot read its caption: {error}") from error
 
 
 def _caption(entry: _Entry, data: dict[str, bytes]) -> str:
-    try:
-        if "txt" in data:
-            return data["txt"].decode("utf-8").strip()
-        if "json" not in data:
-            return ""
-        fields = json.loads(data["json"])
-    except ValueError as error:
-        # UnicodeDecodeError and JSONDecodeError are both of this kind.
-        raise BrokenSampleError(entry.source, f"cannot read its caption: {error}") from error
-    caption = fields.get("caption") if isinstance(fields, dict) else None
-    if not isinstance(caption, str):
-        raise BrokenSampleError(entry.source, 'its .json has no text under "caption"')
-    return caption.strip()
+    if "txt" in data:
+        try:
+            return data["txt"].decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise BrokenSampleError(entry.source, f"cannot read its caption: {error}") from error
+    if "json" not in data:
+        return ""
+    fields = _fields(entry, data["json"])
+    missing = BrokenSampleError(entry.source, 'its .json has no text under "caption"')
+    if not isinstance(fields, dict) or "caption" not in fields:
+        raise missing
+    if fields["caption"] is None:
+        return ""
+    if not isinstance(fields["caption"], str):
+        raise missing
+    return fields["caption"].strip()

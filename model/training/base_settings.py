@@ -99,6 +99,7 @@ class Settings:
         ema: decay of the averaged weights that are evaluated and saved; 0 for none.
         workers: processes that load data; 0 for none.
         keep: checkpoints to keep.
+        trust_remote_code: run the Python code that Hugging Face folders named here bring.
     """
 
     stage: int = 1
@@ -115,6 +116,7 @@ class Settings:
     ema: float = 0.999
     workers: int = 2
     keep: int = 2
+    trust_remote_code: bool = False
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulation", "keep"):

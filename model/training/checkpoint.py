@@ -2,15 +2,15 @@
 
 A checkpoint is a folder `checkpoint-00001234` with `state.json` and `tensors.safetensors`, or,
 where each of n processes writes its rows, `tensors-00000-of-0000n.safetensors` and so on; the
-metadata of a file say which rows it has. A checkpoint is written under another name and renamed
-once everything is on the disk, so a process that is killed leaves at worst a hidden folder, which
-the next save removes.
+metadata of a file say which rows it has. `SHA256SUMS` has the checksums of all of them, in the
+format of `sha256sum -c`. A checkpoint is written under another name and renamed once everything is
+on the disk, so a process that is killed leaves at worst a hidden folder, which the next save
+removes.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from setokim.training.shards import Shards, StoredTensors
+from setokim.distributed import together
+from setokim.files import UNFINISHED, naming, sync
+from setokim.training.checksums import SUMS, checksum, format_sums, read_sums
+from setokim.training.shards import Shards, StoredTensors, tensor_files
 
 _STATE = "state.json"
 _NAME = re.compile(r"checkpoint-(\d{8,})")
-_UNFINISHED = ".unfinished-"
 
 
 def save_checkpoint(
@@ -56,8 +57,9 @@ def save_checkpoint(
         The checkpoint's folder.
 
     Raises:
-        ValueError: `step` is negative or `keep` less than 1.
+        ValueError: `step` is negative or `keep` less than 1; or another process failed.
         TypeError: `state` holds something that JSON would not give back as it was.
+        OSError: the folder cannot be written, or the disk is full; the older checkpoints stay.
     """
     if step < 0:
         raise ValueError(f"step: expected at least 0, got {step}")
@@ -66,34 +68,52 @@ def save_checkpoint(
     _check_json("state", dict(state))
     folder = Path(folder)
     shards = shards or Shards()
-    unfinished = folder / f"{_UNFINISHED}{step}"
+    unfinished = folder / f"{UNFINISHED}{step}"
     final = folder / f"checkpoint-{step:08d}"
-    if shards.process == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(f"{_UNFINISHED}*"):
-            shutil.rmtree(leftover)
-        unfinished.mkdir()
-    shards.wait()
-    # A copy of its own for each: safetensors refuses tensors that share memory.
-    copies = {
-        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
-    }
-    file = unfinished / shards.file
-    save_file(copies, file, shards.metadata)
-    _sync(file)
-    shards.wait()
-    if shards.process == 0:
-        (unfinished / _STATE).write_text(json.dumps(dict(state), indent=1), encoding="utf-8")
-        for path in (unfinished / _STATE, unfinished):
-            _sync(path)
-        _finish(unfinished, final, keep)
-    shards.wait()
+    first = shards.process == 0
+
+    def begin() -> None:
+        if first:
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob(f"{UNFINISHED}*"):
+                _remove(leftover)
+            unfinished.mkdir()
+
+    def finish(sums: Mapping[str, str]) -> None:
+        if first:
+            _write(unfinished / _STATE, json.dumps(dict(state), indent=1))
+            sums = {_STATE: checksum(unfinished / _STATE), **sums}
+            _write(unfinished / SUMS, format_sums(sums))
+            sync(unfinished)
+            _finish(unfinished, final, keep)
+
+    try:
+        together(begin, shards.gather)
+        found = together(lambda: _write_tensors(unfinished, tensors, shards), shards.gather)
+        together(lambda: finish(dict(found)), shards.gather)
+    except Exception:
+        if first:
+            # On a full disk it would be in the way.
+            shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     return final
 
 
+def checkpoints(folder: str | Path) -> list[Path]:
+    """Folders that are named like checkpoints, whole or damaged, by step."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return []
+    found = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
+    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
+
+
 def latest_checkpoint(folder: str | Path) -> Path | None:
-    """The complete checkpoint of the highest step, or None; anything else is ignored."""
-    complete = (path for path in reversed(_checkpoints(Path(folder))) if _is_complete(path))
+    """The complete checkpoint of the highest step, or None; anything else is ignored.
+
+    Complete is one whose files are there in their full lengths; `verify_checkpoint` reads them.
+    """
+    complete = (path for path in reversed(checkpoints(folder)) if _is_complete(path))
     return next(complete, None)
 
 
@@ -107,8 +127,9 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
         The tensors, on the CPU, and the state.
 
     Raises:
-        ValueError: it is no complete checkpoint.
+        ValueError: it is no complete checkpoint, or differs from its checksums.
     """
+    verify_checkpoint(path)
     tensors, state = open_checkpoint(path)
     return {name: tensors[name] for name in tensors}, state
 
@@ -121,10 +142,41 @@ def open_checkpoint(path: str | Path) -> tuple[StoredTensors, dict[str, Any]]:
     """
     path = Path(path)
     try:
-        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
-        return StoredTensors(path), state
-    except (OSError, ValueError, SafetensorError) as error:
+        return StoredTensors(path), _read_state(path)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"path: expected a complete checkpoint, got {path}: {error}") from error
+
+
+def verify_checkpoint(path: str | Path, process: int = 0, processes: int = 1) -> bool:
+    """Compare the files of a checkpoint with its checksums.
+
+    Args:
+        path: folder of the checkpoint.
+        process: number of this process, where several share the work.
+        processes: number of all.
+
+    Returns:
+        Whether it has checksums: a checkpoint of an earlier version has none.
+
+    Raises:
+        ValueError: it is not complete, or a file differs; the message names the file.
+    """
+    path = Path(path)
+    open_checkpoint(path)
+    if not (path / SUMS).exists():
+        return False
+    try:
+        sums = read_sums(path)
+        expected = {_STATE, *(file.name for file in tensor_files(path))}
+        if sums.keys() != expected:
+            raise ValueError(f"{SUMS}: expected {sorted(expected)}, got {sorted(sums)}")
+        for name in sorted(sums)[process::processes]:
+            found = checksum(path / name)
+            if found != sums[name]:
+                raise ValueError(f"{name}: expected the checksum {sums[name]}, got {found}")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"path: expected a complete checkpoint, got {path}: {error}") from error
+    return True
 
 
 def rng_state() -> dict[str, Tensor]:
@@ -164,14 +216,6 @@ def _check_json(name: str, value: Any) -> None:
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """Folders that are named like checkpoints, by step."""
-    if not folder.is_dir():
-        return []
-    found = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
-    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
-
-
 def _is_complete(path: Path) -> bool:
     try:
         # Reads the headers alone, and compares the files' lengths with them.
@@ -181,13 +225,43 @@ def _is_complete(path: Path) -> bool:
     return True
 
 
+def _write_tensors(folder: Path, tensors: Mapping[str, Tensor], shards: Shards) -> tuple[str, str]:
+    """Writes the file of one process; returns its name and its checksum."""
+    # A copy of its own for each: safetensors refuses tensors that share memory.
+    copies = {
+        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
+    }
+    file = folder / shards.file
+    with naming(file):
+        save_file(copies, file, shards.metadata)
+        sync(file)
+        # Read again from the memory that the file system has just written it from.
+        return file.name, checksum(file)
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    try:
+        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{_STATE}: expected JSON, got {error}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{_STATE}: expected an object, got {type(state).__name__}")
+    return state
+
+
+def _write(path: Path, content: str) -> None:
+    with naming(path):
+        path.write_text(content, encoding="utf-8")
+        sync(path)
+
+
 def _finish(unfinished: Path, final: Path, keep: int) -> None:
     """Gives a checkpoint its name, and takes away those that are too many."""
     folder = final.parent
     removed = [_hide(final)] if final.exists() else []
     unfinished.rename(final)
-    _sync(folder)
-    others = [path for path in _checkpoints(folder) if path != final]
+    sync(folder)
+    others = [path for path in checkpoints(folder) if path != final]
     removed += [_hide(path) for path in others[: max(0, len(others) - (keep - 1))]]
     for path in removed:
         shutil.rmtree(path)
@@ -195,12 +269,12 @@ def _finish(unfinished: Path, final: Path, keep: int) -> None:
 
 def _hide(path: Path) -> Path:
     """Takes a checkpoint's name away in one step: its files cannot be removed in one."""
-    return path.rename(path.parent / f"{_UNFINISHED}{path.name}")
+    return path.rename(path.parent / f"{UNFINISHED}{path.name}")
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _remove(path: Path) -> None:
+    """Removes what a killed process left: a folder, or a file."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

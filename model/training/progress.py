@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -27,7 +29,7 @@ def progress(
         A function to call with the losses of each step, `loss` among them.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    console = Console(stderr=True)
+    console = Console(file=_MayBeGone(sys.stderr))
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden) as bar:
         task = bar.add_task("training", total=steps, completed=done)
         step = done
@@ -41,6 +43,29 @@ def progress(
                 bar.console.print(f"{step:>7}  {text}", highlight=False)
 
         yield show
+
+
+class _MayBeGone:
+    """A stream whose terminal may be closed, which is no reason to end a run half-way in a step.
+
+    Args:
+        stream: what is written to as long as it is there.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 def commit() -> str | None:

@@ -8,9 +8,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
@@ -27,13 +28,13 @@ class Shards:
         processes: number of all.
         rows: of the tensors that are spread: the first row that this process has, and their
             number in all processes.
-        wait: returns once all processes have called it.
+        gather: values of all processes in their order, for which all of them call it.
     """
 
     process: int = 0
     processes: int = 1
     rows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    wait: Callable[[], None] = lambda: None
+    gather: Callable[[Any], list[Any]] = lambda value: [value]
 
     @property
     def file(self) -> str:
@@ -55,15 +56,18 @@ class StoredTensors(Mapping):
         folder: of the files.
 
     Raises:
-        OSError, SafetensorError: a file is missing or broken.
-        ValueError: rows of a tensor are missing.
+        OSError: a file is missing.
+        ValueError: a file is broken, or rows of a tensor are missing.
     """
 
     def __init__(self, folder: Path):
         # name: (file, first row, number of rows, number of all rows), in the order of the rows
         self._parts: dict[str, list[tuple]] = {}
-        for path in _files(folder):
-            file = safe_open(path, "pt")
+        for path in tensor_files(folder):
+            try:
+                file = safe_open(path, "pt")
+            except SafetensorError as error:
+                raise ValueError(f"{path.name}: {error}") from error
             rows = json.loads((file.metadata() or {}).get("rows", "{}"))
             for name in file.keys():  # noqa: SIM118, it is no dict
                 start, total = rows.get(name, (0, None))
@@ -155,7 +159,8 @@ def share(length: int, process: int, processes: int) -> tuple[int, int]:
     return start, min(start + step, length)
 
 
-def _files(folder: Path) -> list[Path]:
+def tensor_files(folder: Path) -> list[Path]:
+    """The files that the tensors of a checkpoint are in, as its folder tells; some may be gone."""
     for path in folder.iterdir():
         match = _PART.fullmatch(path.name)
         if match:

@@ -45,7 +45,9 @@ class Stage1(Stage):
         super().__init__()
         self.losses, self.token_noise = settings.losses, settings.token_noise
         self.setok = build_model(settings.model)
-        self.text = build_text_encoder(settings.text_encoder, self.setok.config.concept_dim)
+        self.text = build_text_encoder(
+            settings.text_encoder, self.setok.config.concept_dim, settings.trust_remote_code
+        )
         self.log_scale = nn.Parameter(torch.tensor(_FIRST_SCALE))
         self.perceptual = build_perceptual(settings.losses, self.setok)
         self._freeze_what_nothing_trains()

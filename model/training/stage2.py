@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from setokim.lora import base_of
 from setokim.losses import mask_loss, pixel_loss
 from setokim.modeling_setok import SetokModel, VisualTokens
 from setokim.modeling_setokim import SetokimModel
+from setokim.pretrained import load_pretrained, load_whole
 from setokim.processing_setokim import SetokimProcessor
 from setokim.training.instruct_evaluation import evaluate
 from setokim.training.instruct_pictures import draw_answers
@@ -42,8 +44,7 @@ class Instruct(Stage):
         settings: of the run.
 
     Raises:
-        OSError: a model is not where the settings say.
-        TypeError, ValueError: a setting does not fit.
+        TypeError, ValueError: a setting does not fit, or a model is not where it says, or damaged.
     """
 
     def __init__(self, settings: InstructSettings):
@@ -206,8 +207,7 @@ def build_model(settings: InstructSettings) -> tuple[SetokimModel, SetokimProces
     """The model that a run begins with, and its processor.
 
     Raises:
-        OSError: a model is not where the settings say.
-        TypeError, ValueError: a setting does not fit.
+        TypeError, ValueError: a setting does not fit, or a model is not where it says, or damaged.
     """
     fields = dict(settings.model)
     known = set(inspect.signature(SetokimConfig).parameters) - {"kwargs", "setok", "llm", "lora"}
@@ -216,26 +216,45 @@ def build_model(settings: InstructSettings) -> tuple[SetokimModel, SetokimProces
             expected = f"one of {', '.join(sorted(known))}"
             raise ValueError(f"model.{name}: expected {expected}, got {name!r}")
     lora = None if settings.lora is None else dataclasses.asdict(settings.lora)
+    trusts = settings.trust_remote_code
     if settings.start is not None:
         if fields:
             raise ValueError(f"model: expected no fields beside start, got {sorted(fields)}")
-        model = SetokimModel.from_pretrained(settings.start)
+        with _naming("start", settings.start):
+            model = load_whole(SetokimModel, settings.start)
+            processor = SetokimProcessor.from_pretrained(settings.start, trusts)
         if lora is not None:
             model.add_lora(lora)
-        return model, SetokimProcessor.from_pretrained(settings.start)
-    setok = SetokModel.from_pretrained(settings.setok)
+        return model, processor
+    with _naming("setok", settings.setok):
+        setok = load_whole(SetokModel, settings.setok)
     if isinstance(settings.llm, str):
-        llm = AutoModelForCausalLM.from_pretrained(settings.llm)
-        tokenizer = AutoTokenizer.from_pretrained(settings.llm)
+        with _naming("llm", settings.llm):
+            llm = load_pretrained(AutoModelForCausalLM, settings.llm, trusts)
+            tokenizer = load_pretrained(AutoTokenizer, settings.llm, trusts)
     else:
         tokenizer = build_word_tokenizer(WORDS)
         config = AutoConfig.for_model(**{"vocab_size": len(tokenizer)} | settings.llm)
-        llm = AutoModelForCausalLM.from_config(config)
+        llm = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     processor = SetokimProcessor(tokenizer, setok.processor())
     model = SetokimModel.from_parts(setok, llm, processor, **fields)
     if lora is not None:
         model.add_lora(lora)
     return model, processor
+
+
+@contextlib.contextmanager
+def _naming(setting: str, place: str) -> Iterator[None]:
+    """Name the setting and the folder in errors of loading a model.
+
+    Raises:
+        ValueError: in place of an error of reading files, or of what is in them.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{setting}: expected a whole model, got {place}: {reason}") from error
 
 
 def freeze(model: SetokimModel, settings: InstructSettings) -> None:

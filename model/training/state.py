@@ -1,20 +1,20 @@
-"""What a run goes on from: the whole state of training in a checkpoint, and logs cut to fit it."""
+"""What a run goes on from: the whole state of training in a checkpoint."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from setokim.data import Guarded
-from setokim.distributed import own_part
+from setokim.distributed import gather_objects, own_part, together
 from setokim.training.checkpoint import open_checkpoint, rng_state, save_checkpoint, set_rng_state
 from setokim.training.nested import flatten_state, unflatten_state
 from setokim.training.schedule import EMA
@@ -51,11 +51,7 @@ class TrainingState:
             step: number of steps made.
             settings: of the run.
         """
-        own = {"rng": rng_state(), "data": self.dataset.state_dict()}
-        processes = [own]
-        if self.accelerator.num_processes > 1:
-            processes = [None] * self.accelerator.num_processes
-            torch.distributed.all_gather_object(processes, own)
+        processes = gather_objects({"rng": rng_state(), "data": self.dataset.state_dict()})
         tensors, structure = flatten_state(
             {
                 "modules": {n: m.state_dict() for n, m in self.modules.items()},
@@ -68,10 +64,10 @@ class TrainingState:
         spread = {n: rows_of(t) for n, t in tensors.items() if isinstance(t, DTensor)}
         if spread:
             self._save_shards(out, step, tensors, state, spread)
-        elif self.accelerator.is_main_process:
+        else:
             # Weights and optimizers are the same in all processes.
-            save_checkpoint(out, step, tensors, state, keep=settings.keep)
-        self.accelerator.wait_for_everyone()
+            main, keep = self.accelerator.is_main_process, settings.keep
+            together(lambda: main and save_checkpoint(out, step, tensors, state, keep))
 
     def _save_shards(self, out: Path, step: int, tensors: dict, state: dict, spread: dict) -> None:
         """Each process writes its rows, the first one also what all of them have."""
@@ -82,7 +78,7 @@ class TrainingState:
             tensors = {name: tensors[name] for name in rows}
         own = {n: own_part(t) for n, t in tensors.items() if n in rows or n not in spread}
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
-        shards = Shards(process, processes, rows, self.accelerator.wait_for_everyone)
+        shards = Shards(process, processes, rows, gather_objects)
         save_checkpoint(out, step, own, state, keep=state["settings"]["keep"], shards=shards)
 
     def restore(self, checkpoint: Path, settings: Settings) -> int:
@@ -98,19 +94,27 @@ class TrainingState:
             The number of steps made.
 
         Raises:
-            ValueError: the checkpoint is not complete, or was made with other settings; how often
-                something happens, `workers`, `keep`, `parallel` and the number of processes may
-                differ.
+            ValueError: the checkpoint is not complete, holds something else than such a state, or
+                was made with other settings; how often something happens, `workers`, `keep`,
+                `parallel` and the number of processes may differ.
         """
         stored, state = open_checkpoint(checkpoint)
-        changed = changed_settings(state["settings"], settings.to_dict())
+        old = state.get("settings")
+        if not isinstance(old, dict) or "structure" not in state:
+            expected = "a state with settings and structure"
+            raise ValueError(f"{checkpoint}: expected {expected}, got keys {sorted(state)}")
+        changed = changed_settings(old, settings.to_dict())
         if changed:
             raise ValueError(
                 f"settings: expected those of {checkpoint}, got others of {', '.join(changed)}"
             )
-        # Read in the end, so that a process needs no more memory than for its share.
-        tensors = {name: StoredTensor(stored, name) for name in stored}
-        found = unflatten_state(tensors, state["structure"])
+        with _fitting(checkpoint):
+            # Read in the end, so that a process needs no more memory than for its share.
+            tensors = {name: StoredTensor(stored, name) for name in stored}
+            self._restore(unflatten_state(tensors, state["structure"]))
+        return int(checkpoint.name.rpartition("-")[2])
+
+    def _restore(self, found: dict[str, Any]) -> None:
         for name, module in self.modules.items():
             module.load_state_dict(_read(found["modules"][name], module.state_dict()))
         for name, optimizer in self.optimizers.items():
@@ -120,7 +124,22 @@ class TrainingState:
             own = _read(found["processes"][self.accelerator.process_index])
             self.dataset.load_state_dict(own["data"])
             set_rng_state(own["rng"])
-        return int(checkpoint.name.rpartition("-")[2])
+
+
+@contextlib.contextmanager
+def _fitting(checkpoint: Path) -> Iterator[None]:
+    """Says which checkpoint it is that something in it does not fit the run.
+
+    Each module and optimizer has errors of its own for a state that it does not know.
+    """
+    try:
+        yield
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{checkpoint}: expected the state of a run with these settings and this version, "
+            f"got {type(error).__name__}: {reason}"
+        ) from error
 
 
 def _read(state: Any, like: Any = None) -> Any:
@@ -137,10 +156,15 @@ def _read_optimizer(state: dict, optimizer: torch.optim.Optimizer) -> dict:
     """Moments are spread like their parameters; before the first step there are none to ask."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments = {
-        i: {key: _read(value, parameters[i]) for key, value in own.items()}
+        i: {key: _own(_read(value, parameters[i])) for key, value in own.items()}
         for i, own in state["state"].items()
     }
     return {**state, "state": moments}
+
+
+def _own(value: Any) -> Any:
+    """Takes a tensor out of the file, whose space could not be freed while the run has it."""
+    return value.clone() if isinstance(value, Tensor) and not isinstance(value, DTensor) else value
 
 
 def changed_settings(old: dict[str, Any], new: dict[str, Any], where: str = "") -> list[str]:
@@ -162,24 +186,3 @@ def changed_settings(old: dict[str, Any], new: dict[str, Any], where: str = "") 
         elif a != b:
             changed.append(name)
     return changed
-
-
-def open_log(path: Path, step: int) -> TextIO:
-    """Opens a log to write on after its last line of a step up to `step`.
-
-    What a killed run wrote after its last checkpoint is cut off: it will be written again.
-
-    Args:
-        path: JSON with a "step" a line, in rising order; made if need be. A process that was
-            killed may have left half a line.
-        step: the last one that stays.
-    """
-    path.touch()
-    with path.open("r+b") as file:
-        end = 0
-        for line in file:
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
-                break
-            end += len(line)
-        file.truncate(end)
-    return path.open("a", encoding="utf-8")

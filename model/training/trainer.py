@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -21,21 +22,26 @@ from setokim.data import (
     Guarded,
     GuardedCollator,
     Order,
+    Reading,
     build_dataset,
 )
 from setokim.distributed import mean_over_ranks, whole
+from setokim.files import filling, replacing, write_file
 from setokim.training.adversary import build_adversary
-from setokim.training.checkpoint import latest_checkpoint
+from setokim.training.logs import write_line
 from setokim.training.optimizers import build_optimizer
 from setokim.training.progress import commit, progress
+from setokim.training.run_folder import RunFolder
 from setokim.training.schedule import EMA, cosine_with_warmup
 from setokim.training.settings import DataSettings, OptimizerSettings, Settings
 from setokim.training.sharding import Sharded
 from setokim.training.stage import Stage, build_stage, to_device
-from setokim.training.state import TrainingState, open_log
+from setokim.training.state import TrainingState
+from setokim.training.stopping import leave_signals_to_parent, stop_after, stop_requests
 
-LOSSES = "losses.jsonl"
-EVALUATIONS = "evaluations.jsonl"
+
+class NotFiniteError(RuntimeError):
+    """A loss is infinite or no number: the run has diverged, and no later step would help."""
 
 
 class Trainer:
@@ -48,18 +54,19 @@ class Trainer:
     Args:
         settings: of the run.
         out: folder for checkpoints, the model, pictures and logs.
-        resume: go on from the newest checkpoint in `out`.
+        resume: go on from the newest whole checkpoint in `out`; newer ones that are damaged are
+            named on stderr.
 
     Raises:
-        TypeError, ValueError: a setting does not fit; or `out` has checkpoints and `resume` is not
-            set, or they were made with other settings.
+        TypeError, ValueError: a setting does not fit; `out` has checkpoints and `resume` is not
+            set; or it is set, and there are none, all are damaged, they were made with other
+            settings, or the logs are damaged.
+        FolderInUseError: another run writes into `out`.
+        OSError: `out` cannot be written.
     """
 
     def __init__(self, settings: Settings, out: Path, resume: bool = False):
         self.settings, self.out, self.commit = settings, out, commit()
-        checkpoint = latest_checkpoint(out)
-        if checkpoint is not None and not resume:
-            raise ValueError(f"out: expected a folder without checkpoints, got {out}; resume it?")
         unused = DistributedDataParallelKwargs(
             find_unused_parameters=settings.leaves_parameters_unused
         )
@@ -70,6 +77,7 @@ class Trainer:
             kwargs_handlers=[unused],
         )
         self.main = self.accelerator.is_main_process
+        self.folder = RunFolder(out, resume)
         self.dataset = Guarded(_build(settings.data))
         self.held_out = Guarded(_build(settings.held_out))
         if len(self.held_out) >= ENDLESS:
@@ -77,7 +85,7 @@ class Trainer:
         torch.manual_seed(settings.seed)
         stage = build_stage(settings).to(self.accelerator.device).train()
         self.collate = stage.collator()
-        if checkpoint is None:
+        if not resume:
             stage.prepare(Counted(self.dataset))
         self._prepare(stage)
         self.ema = EMA(self.unwrapped, settings.ema)
@@ -87,8 +95,11 @@ class Trainer:
         torch.manual_seed(settings.seed + 1 + self.accelerator.process_index)
         self.state = self._state()
         self.step = 0
-        if checkpoint is not None:
-            self.step = self.state.restore(checkpoint, settings)
+        if resume:
+            with self.folder.held():
+                checkpoint = self.folder.checkpoint_to_resume()
+                self.step = self.state.restore(checkpoint, settings)
+                self.folder.check_logs(self.step)
 
     def _prepare(self, stage: Stage) -> None:
         """Spreads a stage over the processes, and makes its optimizer."""
@@ -111,43 +122,62 @@ class Trainer:
         return self.accelerator.unwrap_model(self.stage)
 
     def train(self) -> dict:
-        """Runs to the last step and writes the model and `metrics.json`; returns the metrics."""
-        started, settings = time.monotonic(), self.settings
-        if self.main:
-            self.out.mkdir(parents=True, exist_ok=True)
-        self.accelerator.init_trackers("logs")
-        batches = iter(self._loader())
-        with self._progress() as show, self._losses_log() as file:
-            while self.step < settings.steps:
-                losses = self._take_step(batches)
-                self.step += 1
-                if self.main:
-                    file.write(_line({"step": self.step, **losses}))
-                    file.flush()
-                show(losses)
-                every = settings.every
-                if self._due(every.log):
-                    self.accelerator.log(losses, self.step)
-                if self._due(every.evaluation) and self.step < settings.steps:
-                    self._evaluate()
-                if self._due(every.pictures) or (every.pictures and self.step == settings.steps):
-                    self._draw()
-                if self._due(every.checkpoint) or self.step == settings.steps:
-                    self.state.save(self.out, self.step, settings)
-        metrics = self._evaluate() | {
-            # Of this process, whatever was done before it resumed.
-            "seconds": time.monotonic() - started,
-            "steps": self.step,
-            "seed": settings.seed,
-            "commit": self.commit,
-        }
-        self._export(metrics)
+        """Runs to the last step and writes the model and `metrics.json`; returns the metrics.
+
+        SIGINT, SIGTERM and SIGHUP end the run after the step in which they arrive, with what is due
+        at that step, and a checkpoint of it.
+
+        Raises:
+            FolderInUseError: another run writes into the folder, or has done so.
+            OSError: a file cannot be written; what is there stays.
+            NotFiniteError, TooManyBrokenError: the run cannot go on.
+            KeyboardInterrupt: a signal, which is its argument, has ended the run.
+        """
+        started = time.monotonic()
+        with self.folder.held():
+            self.accelerator.init_trackers("logs")
+            self._take_steps()
+            metrics = self._evaluate() | {
+                # Of this process, whatever was done before it resumed.
+                "seconds": time.monotonic() - started,
+                "steps": self.step,
+                "seed": self.settings.seed,
+                "commit": self.commit,
+            }
+            self._export(metrics)
         self.accelerator.end_training()
         # Of this process; more than 1 % of broken samples is an error, less is said.
         for name, dataset in (("data", self.dataset), ("held_out", self.held_out)):
             said = f"{name}: {dataset.finish()}"
             print(f"process {self.accelerator.process_index}, {said}", flush=True)
         return metrics
+
+    def _take_steps(self) -> None:
+        settings, every = self.settings, self.settings.every
+        with (
+            stop_requests() as request,
+            contextlib.closing(self._batches()) as batches,
+            self._progress() as show,
+            self.folder.losses_log(self.step) as file,
+        ):
+            while self.step < settings.steps:
+                losses = self._take_step(batches)
+                self.step += 1
+                if self.main:
+                    write_line(file, {"step": self.step, **losses})
+                show(losses)
+                if self._due(every.log):
+                    self.accelerator.log(losses, self.step)
+                if self._due(every.evaluation) and self.step < settings.steps:
+                    self._evaluate()
+                if self._due(every.pictures) or (every.pictures and self.step == settings.steps):
+                    self._draw()
+                stop = request.agreed(self.accelerator.device)
+                if stop or self._due(every.checkpoint) or self.step == settings.steps:
+                    self.folder.save(self.state, self.step, settings, file)
+                if stop:
+                    self.accelerator.end_training()
+                    stop_after(self.step, stop, quiet=not self.main)
 
     def _take_step(self, batches) -> dict[str, float]:
         settings, accelerator = self.settings, self.accelerator
@@ -185,7 +215,7 @@ class Trainer:
         losses["loss"] = sum(value for name, value in losses.items() if name != "discriminator")
         losses["gradient_norm"] = float(whole(norm))
         if not all(map(math.isfinite, losses.values())):
-            raise RuntimeError(f"step {self.step + 1}: a loss is not finite: {losses}")
+            raise NotFiniteError(f"step {self.step + 1}: a loss is not finite: {losses}")
         return losses
 
     def _losses(self, batch: dict) -> dict[str, Tensor]:
@@ -240,10 +270,12 @@ class Trainer:
             num_workers=settings.workers,
             # Its own: otherwise a loader draws from the state that a checkpoint has restored.
             generator=torch.Generator(),
+            worker_init_fn=leave_signals_to_parent,
         )
 
-    def _losses_log(self):
-        return open_log(self.out / LOSSES, self.step) if self.main else contextlib.nullcontext()
+    def _batches(self) -> Iterator[tuple[dict, Reading]]:
+        """Batches without end; closing it ends the workers."""
+        yield from self._loader()
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
@@ -254,16 +286,16 @@ class Trainer:
             metrics = stage.evaluate(self.collate, Counted(self.held_out), batch_size)
         if self.main:
             self.accelerator.log({f"held_out/{k}": v for k, v in metrics.items()}, self.step)
-            # A run that resumes evaluates some steps a second time.
-            with open_log(self.out / EVALUATIONS, self.step - 1) as file:
-                file.write(_line({"step": self.step, **metrics}))
+            self.folder.add_evaluation(self.step, metrics)
         return metrics
 
     def _draw(self) -> None:
         with self._averaged() as stage:
             if self.main:
                 path = self.out / "pictures" / f"step-{self.step:08d}.png"
-                stage.draw(self.collate, Counted(self.held_out), path)
+                path.parent.mkdir(exist_ok=True)
+                with replacing(path) as beside:
+                    stage.draw(self.collate, Counted(self.held_out), beside)
         self.accelerator.wait_for_everyone()
 
     def _state(self) -> TrainingState:
@@ -277,10 +309,11 @@ class Trainer:
         """Averaged weights in Hugging Face manner, and the metrics beside them."""
         with self._averaged() as stage:
             if self.main:
-                stage.export(self.out / "model")
+                with filling(self.out / "model") as folder:
+                    stage.export(folder)
         if self.main:
             text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
-            (self.out / "metrics.json").write_text(text, encoding="utf-8")
+            write_file(self.out / "metrics.json", text)
 
     def _progress(self):
         settings = self.settings
@@ -290,7 +323,3 @@ class Trainer:
 def _build(settings: DataSettings) -> Dataset:
     fields = dataclasses.asdict(settings)
     return build_dataset(**fields.pop("options"), **fields)
-
-
-def _line(values: dict) -> str:
-    return json.dumps(values, allow_nan=False) + "\n"

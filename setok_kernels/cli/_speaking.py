@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from setok_kernels.cli.device import usable_device
-from setok_kernels.cli.errors import UsageError
+from setok_kernels.cli.errors import UsageError, missing_package, one_line
+from setok_kernels.cli.options import add_trust_option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,41 +119,47 @@ def add_speaking_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="of all that is drawn by chance (default: %(default)s)"
     )
+    add_trust_option(parser)
 
 
-def load_model(folder: Path, device: str) -> tuple[SetokimModel, SetokimProcessor]:
+def load_model(
+    folder: Path, device: str, trust_remote_code: bool = False
+) -> tuple[SetokimModel, SetokimProcessor]:
     """A model in evaluation mode, and its processor.
 
     Args:
         folder: what `setok train` wrote.
         device: where the model runs.
+        trust_remote_code: run Python code that the folder brings for its tokenizer.
 
     Raises:
-        UsageError: it is not there, does not fit, or a package is not installed.
+        UsageError: it is not there, damaged or does not fit, or a package is not installed.
     """
     try:
         from setokim.modeling_setokim import SetokimModel
+        from setokim.pretrained import load_whole
         from setokim.processing_setokim import SetokimProcessor
     except ImportError as error:
-        raise UsageError(f'needs {error.name}: pip install "setok-kernels[cli,model]"') from error
+        raise missing_package(error, "cli,model") from error
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError) as error:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"--model: expected a folder with a SeTokim model, got {folder}: {error}"
         ) from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != "setokim":
         raise UsageError(f"--model: expected a SeTokim model in {folder}, got one of type {kind!r}")
     usable = usable_device(device)
     try:
-        model = SetokimModel.from_pretrained(folder).to(usable).eval()
-        return model, SetokimProcessor.from_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"--model: cannot load {folder}: {error}") from error
+        model = load_whole(SetokimModel, folder)
+        processor = SetokimProcessor.from_pretrained(folder, trust_remote_code)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        # Files of several kinds, each read by a library of its own, may hold anything.
+        raise UsageError(f"--model: cannot load {folder}: {one_line(error)}") from error
     except ImportError as error:
-        raise UsageError(
-            f"--model {folder} needs {error.name}: pip install {error.name}"
-        ) from error
+        raise missing_package(error, subject=f"--model {folder} ") from error
+    return model.to(usable).eval(), processor
 
 
 def make_speaker(arguments: argparse.Namespace) -> Speaker:
@@ -161,7 +168,7 @@ def make_speaker(arguments: argparse.Namespace) -> Speaker:
     Raises:
         UsageError: as of `load_model`.
     """
-    model, processor = load_model(arguments.model, arguments.device)
+    model, processor = load_model(arguments.model, arguments.device, arguments.trust_remote_code)
     options = {
         "max_new_tokens": arguments.max_new_tokens,
         "temperature": arguments.temperature,
@@ -205,7 +212,7 @@ def read_picture(path: Path) -> Image.Image:
     try:
         from setokim.images import UnreadableImageError, load_image
     except ImportError as error:
-        raise UsageError(f'needs {error.name}: pip install "setok-kernels[cli,model]"') from error
+        raise missing_package(error, "cli,model") from error
     try:
         return load_image(path)
     except UnreadableImageError as error:
@@ -232,7 +239,7 @@ def make_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"--out: cannot make the folder {folder}: {error}") from error
 
 
@@ -245,7 +252,22 @@ def save_mask(mask: np.ndarray, path: Path) -> None:
     """Writes white where the mask is, else black."""
     from PIL import Image
 
-    Image.fromarray(mask).convert("L").save(path)
+    save_image(Image.fromarray(mask).convert("L"), path)
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Writes an image as a whole, in the place of what is there.
+
+    Raises:
+        UsageError: the folder cannot be written, or the disk is full.
+    """
+    from setokim.files import replacing
+
+    try:
+        with replacing(path) as beside:
+            image.save(beside)
+    except OSError as error:
+        raise UsageError(f"--out: cannot write {path}: {error}") from error
 
 
 def words_of(speaker: Speaker, answer: Answer) -> str:
@@ -274,7 +296,7 @@ def draw_one(command: str, arguments: argparse.Namespace, images: Sequence[Path]
         said = words_of(speaker, answer)
         print(f"setok {command}: the model drew nothing; it said: {said}", file=sys.stderr)
         return 1
-    to_image(answer.images[0]).save(arguments.out)
+    save_image(to_image(answer.images[0]), arguments.out)
     print(f"Picture of {len(answer.tokens[0])} visual tokens is in {arguments.out}")
     if len(answer.images) > 1:
         print(

@@ -15,6 +15,7 @@ from setok_kernels.cli._speaking import (
     make_speaker,
     mask_of,
     read_picture,
+    save_image,
     save_mask,
     user_message,
 )
@@ -123,7 +124,7 @@ class Chat:
         for picture in drawn:
             self._pictures += 1
             if self._out is not None:
-                picture.save(self._out / _PICTURE.format(self._pictures))
+                save_image(picture, self._out / _PICTURE.format(self._pictures))
         for mask in answer.masks:
             self._masks += 1
             if self._out is not None:
@@ -185,22 +186,24 @@ class Printer:
 
 
 def answer_message(speaker: Speaker, answer: Answer, drawn: list[Image.Image]) -> dict[str, Any]:
-    """What was said as a message of the conversation, its pictures in their places."""
-    config, tokenizer = speaker.model.config, speaker.processor.tokenizer
+    """What was said as a message of the conversation, pictures and masks in their places."""
+    config, processor = speaker.model.config, speaker.processor
     parts: list[dict[str, Any]] = []
     words: list[int] = []
     pictures = iter(drawn)
 
     def end_words() -> None:
-        if words:
-            # With [SEG], which belongs to what was said.
-            parts.append({"type": "text", "text": tokenizer.decode(words).strip()})
-            words.clear()
+        if text := processor.decode(words):
+            parts.append({"type": "text", "text": text})
+        words.clear()
 
     for token in answer.ids:
         if token == config.image_end_id:
             end_words()
             parts.append({"type": "image", "image": next(pictures)})
+        elif token == config.segment_id:
+            end_words()
+            parts.append({"type": "mask"})
         elif token not in (config.image_token_id, config.image_start_id):
             words.append(token)
     end_words()
@@ -209,6 +212,11 @@ def answer_message(speaker: Speaker, answer: Answer, drawn: list[Image.Image]) -
 
 def _lines() -> Iterator[str]:
     """Of the standard input, without empty ones, until its end or "exit"."""
+    if sys.stdin is None:
+        raise UsageError("text: expected a message or an open standard input, got neither")
+    # A line that is no UTF-8 is still a line.
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")
     asks = sys.stdin.isatty()
     while True:
         if asks:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -10,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from setok_kernels.cli.device import usable_device
-from setok_kernels.cli.errors import UsageError
-from setok_kernels.cli.options import add_config_options, read_config
+from setok_kernels.cli.errors import UsageError, missing_package
+from setok_kernels.cli.options import add_config_options, add_trust_option, read_config
 from setok_kernels.dispatch import backends, select_backend
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from setok_kernels.cli.pictures import Method, PictureClusters
     from setok_kernels.config import ClusterConfig
+    from setokim.images import UnreadableImageError
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -63,6 +66,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="COUNT",
         help="pictures encoded and clustered together (default: %(default)s)",
     )
+    add_trust_option(parser)
     add_config_options(parser)
     parser.set_defaults(run=run)
 
@@ -74,42 +78,86 @@ def run(arguments: argparse.Namespace) -> int:
         UsageError: There is nothing to do, or it cannot be done as asked.
     """
     _require_extras()
+    from setok_kernels.cli.names import RESULT_MARK
+    from setokim.file_names import printable_name
+    from setokim.folder_lock import FolderInUseError, locked
+    from setokim.images import IMAGE_SUFFIXES, scan_images
+
+    config = read_config(arguments)
+    files, refused = scan_images(arguments.inputs, arguments.recursive, f"{RESULT_MARK}.png")
+    if not files and not refused:
+        looked_for = " ".join(sorted(IMAGE_SUFFIXES))
+        inputs = ", ".join(map(printable_name, arguments.inputs))
+        raise UsageError(f"no pictures found in {inputs} (looked for {looked_for})")
+    method = make_method(
+        arguments.encoder,
+        arguments.grid,
+        config,
+        arguments.backend,
+        arguments.device,
+        arguments.trust_remote_code,
+    )
+    _require_memory(method, min(len(files), arguments.batch_size))
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(arguments.out, "--out"))
+        except FolderInUseError as error:
+            raise UsageError(str(error)) from error
+        except (OSError, ValueError) as error:
+            shown = printable_name(arguments.out)
+            raise UsageError(f"cannot make the folder {shown} or write into it: {error}") from error
+        failures = _process(files, refused, arguments.out, method, arguments.batch_size)
+    return 1 if failures else 0
+
+
+def _process(
+    files: Sequence[Path],
+    refused: Sequence[UnreadableImageError],
+    out: Path,
+    method: Method,
+    batch_size: int,
+) -> list[UnreadableImageError]:
+    """Clusters the files and reports, also what was done before something ended it.
+
+    Returns:
+        Why images could not be read, `refused` among them.
+    """
     from rich.console import Console
     from rich.progress import track
 
-    from setok_kernels.cli.pictures import RESULT_MARK, process_files
-    from setokim import UnreadableImageError, find_images
-    from setokim.images import IMAGE_SUFFIXES
+    from setok_kernels.cli.pictures import process_files
+    from setokim.images import UnreadableImageError
 
-    config = read_config(arguments)
-    files = find_images(arguments.inputs, arguments.recursive, skip_suffix=f"{RESULT_MARK}.png")
-    if not files:
-        looked_for = " ".join(sorted(IMAGE_SUFFIXES))
-        raise UsageError(
-            f"no pictures found in {', '.join(arguments.inputs)} (looked for {looked_for})"
-        )
-    method = make_method(
-        arguments.encoder, arguments.grid, config, arguments.backend, arguments.device
-    )
-    try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make the folder {arguments.out}: {error}") from error
-
-    rows, failures = [], []
+    rows, failures = [], [*refused]
+    results = process_files(files, out, method, batch_size)
     errors = Console(stderr=True)
-    results = process_files(files, arguments.out, method, arguments.batch_size)
-    for result in track(results, "Clustering", total=len(files), console=errors):
-        if isinstance(result, UnreadableImageError):
-            failures.append(result)
-        else:
-            rows.append(summarise(result))
-    if rows:
-        Console().print(summary_table(rows))
-        print(f"Results are in {arguments.out}")
+    try:
+        for result in track(results, "Clustering", total=len(files), console=errors):
+            if isinstance(result, UnreadableImageError):
+                failures.append(result)
+            else:
+                rows.append(summarise(result))
+    except BaseException:
+        # What is done is kept and told; that the output is gone too must not hide the reason.
+        with contextlib.suppress(OSError):
+            _report(rows, failures, out)
+        raise
+    _report(rows, failures, out)
+    return failures
+
+
+def _report(
+    rows: Sequence[tuple[str, ...]], failures: Sequence[UnreadableImageError], out: Path
+) -> None:
+    from rich.console import Console
+
+    from setokim.file_names import printable_name
+
     for failure in failures:
         print(f"setok cluster: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+    if rows:
+        Console().print(summary_table(rows))
+        print(f"Results are in {printable_name(out)}")
 
 
 def make_method(
@@ -118,6 +166,7 @@ def make_method(
     config: ClusterConfig,
     backend: str = "auto",
     device_name: str = "cpu",
+    trust_remote_code: bool = False,
 ) -> Method:
     """Builds the encoder and checks that the device and the backend can be used.
 
@@ -130,11 +179,9 @@ def make_method(
     device = usable_device(device_name)
     try:
         select_backend(backend, device)
-        encoder = build_encoder(encoder_name, grid).to(device)
+        encoder = build_encoder(encoder_name, grid, trust_remote_code).to(device)
     except ImportError as error:
-        raise UsageError(
-            f'--encoder {encoder_name} needs {error.name}: pip install "setok-kernels[cli,model]"'
-        ) from error
+        raise missing_package(error, "cli,model", f"--encoder {encoder_name} ") from error
     except (RuntimeError, ValueError) as error:
         raise UsageError(str(error)) from error
     return Method(encoder, encoder_name, config, backend, device_name)
@@ -142,8 +189,10 @@ def make_method(
 
 def summarise(picture: PictureClusters) -> tuple[str, ...]:
     """One row of the table, without keeping the picture itself in memory."""
+    from setokim.file_names import printable_name
+
     return (
-        picture.name,
+        printable_name(picture.name),
         str(picture.tokens),
         str(picture.distinct_labels),
         f"{picture.residual_share:.1%}",
@@ -155,14 +204,36 @@ def summarise(picture: PictureClusters) -> tuple[str, ...]:
 def summary_table(rows: Sequence[tuple[str, ...]]) -> Table:
     """Lays out the rows of `summarise`."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table()
     table.add_column("picture", overflow="fold")
     for heading in ("tokens", "labels", "residual", "encode ms", "cluster ms"):
         table.add_column(heading, justify="right")
     for row in rows:
-        table.add_row(*row)
+        # As text: in a string, rich would take "[draft]" for markup.
+        table.add_row(*map(Text, row))
     return table
+
+
+def _require_memory(method: Method, batch_size: int) -> None:
+    """Refuses a grid whose tensors alone exceed the free memory, before they are allocated."""
+    from setokim.host_memory import require_memory
+
+    rows, columns = method.encoder.grid
+    pixels = 3 * math.prod(method.encoder.pixel_size)
+    per_patch = method.encoder.feature_dim + method.config.max_clusters + 1
+    needed = max(
+        # While the last image of a batch is scaled: the batch, its bytes, two copies in float64.
+        pixels * (4 * batch_size + 17),
+        # While the batch is encoded: its pixels and a copy. Afterwards: features and masks.
+        pixels * 8 * batch_size,
+        rows * columns * per_patch * 4 * batch_size,
+    )
+    try:
+        require_memory(needed, f"--grid {rows}x{columns}")
+    except ValueError as error:
+        raise UsageError(f"{error}; --batch-size is {batch_size}") from error
 
 
 def _require_extras() -> None:
@@ -170,7 +241,7 @@ def _require_extras() -> None:
         import PIL  # noqa: F401
         import rich  # noqa: F401
     except ImportError as error:
-        raise UsageError(f'needs {error.name}: pip install "setok-kernels[cli]"') from error
+        raise missing_package(error, "cli") from error
 
 
 def _grid(text: str) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from setokim.colours import palette
+from setokim.file_names import printable_name
 
 if TYPE_CHECKING:
     from setok_kernels.cli.pictures import PictureClusters
@@ -144,7 +145,7 @@ def _draw_seeds(image: Image.Image, picture: PictureClusters) -> None:
 
 
 def _title(picture: PictureClusters) -> str:
-    return f"{picture.name}: {_count(picture.tokens, 'token')}"
+    return f"{printable_name(picture.name)}: {_count(picture.tokens, 'token')}"
 
 
 def _count(number: int, noun: str) -> str:

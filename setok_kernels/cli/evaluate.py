@@ -5,15 +5,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from setok_kernels.cli._speaking import load_model
-from setok_kernels.cli.errors import UsageError
+from setok_kernels.cli.errors import UsageError, missing_package
+from setok_kernels.cli.options import add_trust_option
 
 if TYPE_CHECKING:
     from setokim.benchmarks.picture_networks import PictureNetworks
+    from setokim.benchmarks.suites import Benchmark
+    from setokim.data import Dataset
     from setokim.training.instruct_settings import GenerationSettings
 
 _OPTIONS = {
@@ -22,6 +26,8 @@ _OPTIONS = {
     "sampling_steps": 25,
     "image_temperature": 1.0,
 }
+# Has descriptions of two kinds.
+_DESCRIBED = "magicbrush"
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -55,6 +61,16 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--samples", type=int, metavar="COUNT", help="of the data set, from its beginning"
     )
     parser.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="go on when more than 1 %% of the samples cannot be read",
+    )
+    parser.add_argument(
+        "--descriptions",
+        choices=("local", "global"),
+        help="MagicBrush's texts that CLIP-T compares with (default: local, as published)",
+    )
+    parser.add_argument(
         "--device", default="cpu", help="where the model runs (default: %(default)s)"
     )
     parser.add_argument(
@@ -72,6 +88,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="NUMBER",
         help="of the noise that pictures begin as; 0 draws the typical one (default: 1)",
     )
+    add_trust_option(parser)
     networks = parser.add_argument_group(
         "networks that judge drawn and edited pictures, from files of your own",
         "Figures whose network is not given are left out. They can be given once all is drawn: "
@@ -91,15 +108,16 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Scores; returns 0.
+    """Scores; returns 0, or 1 when some of several benchmarks failed.
 
     Raises:
         UsageError: it cannot be done as asked.
     """
     try:
+        from setokim.benchmarks.fingerprint import fingerprint, versions
         from setokim.benchmarks.suites import BENCHMARKS
     except ImportError as error:
-        raise UsageError(f'needs {error.name}: pip install "setok-kernels[cli,model]"') from error
+        raise missing_package(error, "cli,model") from error
     names = [arguments.benchmark]
     if arguments.all:
         names = [name for name in BENCHMARKS if (arguments.data / name).exists()]
@@ -110,58 +128,113 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.benchmark not in BENCHMARKS:
         known = ", ".join(BENCHMARKS)
         raise UsageError(f"--benchmark: expected one of {known}, got {arguments.benchmark!r}")
-    model, processor = load_model(arguments.model, arguments.device)
+    if arguments.descriptions is not None and _DESCRIBED not in names:
+        got = ", ".join(names)
+        raise UsageError(f"--descriptions: expected the benchmark {_DESCRIBED}, got {got}")
+    model, processor = load_model(arguments.model, arguments.device, arguments.trust_remote_code)
     networks = _networks(arguments)
-    found = {}
+    with _usage_errors("--model", OSError):
+        identity = {
+            "model": str(arguments.model.resolve()),
+            "weights": fingerprint(arguments.model),
+            "versions": versions(),
+        }
+    found, failed = {}, False
     for name in names:
-        data = arguments.data / name if arguments.all else arguments.data
-        folder = arguments.out / name if arguments.all else arguments.out
-        found[name] = _score(name, data, folder, model, processor, networks, arguments)
+        try:
+            found[name] = _score(name, model, processor, identity, networks, arguments)
+        except UsageError as error:
+            if not arguments.all:
+                raise
+            # The others take hours of their own.
+            failed = True
+            print(f"setok eval: {error}", file=sys.stderr)
     for name, figures in found.items():
         for figure, value in figures.items():
             print(f"{name:<18} {figure:<32} {value:.4g}")
-    print(f"Predictions and figures are in {arguments.out}")
-    return 0
+    if found:
+        print(f"Predictions and figures are in {arguments.out}")
+    return int(failed)
 
 
 def _score(
     name: str,
-    data: Path,
-    folder: Path,
     model: Any,
     processor: Any,
+    identity: dict[str, Any],
     networks: PictureNetworks,
     arguments: argparse.Namespace,
 ) -> dict[str, float]:
-    from setokim.benchmarks.answer_log import AnswerLog
-    from setokim.benchmarks.run import run_benchmark
+    from setokim.benchmarks.answer_log import AnswerLog, AnswerLogError
+    from setokim.benchmarks.run import ScoringError, run_benchmark
     from setokim.benchmarks.suites import BENCHMARKS
+    from setokim.data import TooManyBrokenError
+    from setokim.folder_lock import FolderInUseError, locked
 
     benchmark = BENCHMARKS[name]
-    try:
+    data = arguments.data / name if arguments.all else arguments.data
+    folder = arguments.out / name if arguments.all else arguments.out
+    with _usage_errors(name, OSError, ValueError, TypeError, RecursionError):
         split = arguments.split or benchmark.split
-        dataset = benchmark.open(data) if split is None else benchmark.open(data, split=split)
+        dataset = _open(name, benchmark, data, split, arguments)
         settings = _settings(benchmark.generation(data), arguments)
-        run = {
-            "benchmark": name,
-            "data": str(data.resolve()),
-            "split": split,
-            "model": str(arguments.model.resolve()),
-            **dataclasses.asdict(settings),
-        }
-        log = AnswerLog(folder, run)
-    except ImportError as error:
-        raise UsageError(f'needs {error.name}: pip install "setok-kernels[eval]"') from error
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"{name}: {error}") from error
+    run = {
+        "benchmark": name,
+        "data": str(data.resolve()),
+        "split": split,
+        **identity,
+        **dataclasses.asdict(settings),
+    }
     number = len(dataset) if settings.samples is None else min(settings.samples, len(dataset))
-    with _bar(name, number) as show:
-        try:
-            return run_benchmark(
-                benchmark, dataset, model, processor, settings, log, folder, show, networks
+    with contextlib.ExitStack() as stack:
+        kinds = (OSError, AnswerLogError, FolderInUseError, ScoringError)
+        stack.enter_context(_usage_errors(name, *kinds))
+        stack.enter_context(locked(folder, "--out"))
+        log = AnswerLog(folder, run)
+        with (
+            _usage_errors(name, TooManyBrokenError, hint="; --allow-missing goes on all the same"),
+            _bar(name, number) as show,
+        ):
+            figures = run_benchmark(
+                benchmark,
+                dataset,
+                model,
+                processor,
+                settings,
+                log,
+                folder,
+                show,
+                networks,
+                arguments.allow_missing,
             )
-        except ImportError as error:
-            raise UsageError(f'needs {error.name}: pip install "setok-kernels[eval]"') from error
+    if figures["broken"]:
+        first = next(iter(log.broken.values()), "smaller than the grid of patches")
+        text = f"{figures['broken']} of {number} samples could not be judged, the first: {first}"
+        print(f"setok eval: {name}: {text}", file=sys.stderr)
+    return figures
+
+
+def _open(
+    name: str, benchmark: Benchmark, data: Path, split: str | None, arguments: argparse.Namespace
+) -> Dataset:
+    options = {} if split is None else {"split": split}
+    if name == _DESCRIBED and arguments.descriptions is not None:
+        options["descriptions"] = arguments.descriptions
+    dataset = benchmark.open(data, **options)
+    if not len(dataset):
+        raise ValueError(f"expected at least one sample in {data}, got none")
+    return dataset
+
+
+@contextlib.contextmanager
+def _usage_errors(name: str, *kinds: type[Exception], hint: str = "") -> Iterator[None]:
+    """Errors of these kinds in one line, and packages that are not installed."""
+    try:
+        yield
+    except ImportError as error:
+        raise missing_package(error, "eval") from error
+    except kinds as error:
+        raise UsageError(f"{name}: {error}{hint}") from error
 
 
 def _networks(arguments: argparse.Namespace) -> PictureNetworks:

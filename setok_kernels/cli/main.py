@@ -7,7 +7,7 @@ in an incomplete installation.
 from __future__ import annotations
 
 import argparse
-import os
+import contextlib
 import sys
 from collections.abc import Sequence
 
@@ -24,7 +24,9 @@ from setok_kernels.cli import (
     segment,
     train,
 )
-from setok_kernels.cli.errors import UsageError
+from setok_kernels.cli.errors import UsageError, machine_failure
+from setok_kernels.cli.signals import signal_of, stops_as_interrupts
+from setok_kernels.cli.streams import flush_or_discard, writable_streams
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,20 +48,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments after the program's name; those of the process when None.
 
     Returns:
-        The exit code: 0 all well, 1 part of the work failed, 2 the command cannot run as given.
+        The exit code: 0 all well, 1 part of the work failed, 2 the command cannot run as given,
+        128 + the signal's number when SIGINT, SIGTERM or SIGHUP stopped it.
     """
-    arguments = build_parser().parse_args(argv)
+    with writable_streams():
+        arguments = build_parser().parse_args(argv)
+        try:
+            with stops_as_interrupts():
+                code, reason = _run(arguments)
+        except KeyboardInterrupt as stop:
+            number = signal_of(stop)
+            code, reason = 128 + number, f"stopped by {number.name}"
+        flush_or_discard()
+        if reason is not None:
+            # After SIGHUP the terminal may be gone.
+            with contextlib.suppress(OSError):
+                print(f"setok {arguments.command}: {reason}", file=sys.stderr)
+        return code
+
+
+def _run(arguments: argparse.Namespace) -> tuple[int, str | None]:
+    """The exit code, and why the command did not come to its end."""
     try:
         code = arguments.run(arguments)
         sys.stdout.flush()
-        return code
+        return code, None
     except BrokenPipeError:
-        # `setok doctor | head`: nobody reads on. Python would complain again when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        # `setok doctor | head`: nobody reads on.
+        return 0, None
     except UsageError as error:
-        print(f"setok {arguments.command}: {error}", file=sys.stderr)
-        return 2
+        return 2, str(error)
+    except (OSError, MemoryError, RuntimeError) as error:
+        reason = machine_failure(error)
+        if reason is None:
+            raise
+        return 1, reason
 
 
 if __name__ == "__main__":

@@ -76,6 +76,15 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         )
 
 
+def add_trust_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--trust-remote-code`, without which no model brings code that is run."""
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run Python code that the folder of a Hugging Face model brings (default: refuse it)",
+    )
+
+
 def read_config(arguments: argparse.Namespace) -> ClusterConfig:
     """Makes the configuration from parsed options.
 

@@ -8,8 +8,8 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +18,11 @@ from PIL import Image
 from setok_kernels import ClusterConfig, Clusters, cluster_tokens
 from setok_kernels.cli.draw import draw_figure
 from setok_kernels.cli.errors import UsageError
+from setok_kernels.cli.names import RESULT_MARK, result_names
 from setokim import UnreadableImageError, VisionEncoder, load_image
+from setokim.file_names import printable_name, true_path, utf8_name
+from setokim.files import replacing, write_file
 
-# Before the ending, so that results never overwrite a picture and are known again as results.
-RESULT_MARK = ".clusters"
 _PACKAGES = ("setok-kernels", "torch", "numpy", "pillow", "transformers")
 
 
@@ -104,7 +105,7 @@ def process_files(
     Raises:
         UsageError: A result cannot be written.
     """
-    named = list(zip(files, result_names(files), strict=True))
+    named = list(zip(files, result_names(files, out), strict=True))
     for start in range(0, len(named), batch_size):
         batch = []
         for file, name in named[start : start + batch_size]:
@@ -153,33 +154,22 @@ def cluster_batch(
     return pictures
 
 
-def result_names(files: Sequence[Path]) -> list[str]:
-    """Stems of the results: those of the files, numbered from -2 on where they meet again.
-
-    Names that differ in case only count as equal, as they are on some file systems.
-    """
-    taken: set[str] = set()
-    names = []
-    for file in files:
-        candidates = (file.stem if i == 1 else f"{file.stem}-{i}" for i in count(1))
-        name = next(c for c in candidates if c.casefold() not in taken)
-        taken.add(name.casefold())
-        names.append(name)
-    return names
-
-
 def write_results(picture: PictureClusters, out: Path, method: Method) -> None:
-    """Writes the PNG and the JSON of one picture into the folder `out`.
+    """Writes the JSON and the PNG of one picture into the folder `out`, each as a whole.
+
+    The JSON comes first: it says whose results these are, should the second file never be written.
 
     Raises:
         UsageError: The folder or a file is not writable.
     """
-    stem = out / f"{picture.name}{RESULT_MARK}"
+    stem = f"{picture.name}{RESULT_MARK}"
     try:
-        draw_figure(picture, method.encoder_name).save(f"{stem}.png")
-        Path(f"{stem}.json").write_text(to_json(picture, method), encoding="utf-8")
+        write_file(out / f"{stem}.json", to_json(picture, method))
+        with replacing(out / f"{stem}.png") as beside:
+            draw_figure(picture, method.encoder_name).save(beside)
     except OSError as error:
-        raise UsageError(f"cannot write the results of {picture.source}: {error}") from error
+        source = printable_name(picture.source)
+        raise UsageError(f"cannot write the results of {source}: {error}") from error
 
 
 def to_json(picture: PictureClusters, method: Method) -> str:
@@ -202,7 +192,8 @@ def to_json(picture: PictureClusters, method: Method) -> str:
         for label, (row, column) in enumerate(picture.seeds)
     ]
     record = {
-        "image": str(picture.source),
+        "image": utf8_name(picture.source),
+        "source": true_path(picture.source),
         "width": width,
         "height": height,
         "tokens": picture.tokens,
@@ -220,13 +211,27 @@ def to_json(picture: PictureClusters, method: Method) -> str:
         "config": method.config.to_dict(),
         "versions": _versions(),
     }
-    text = json.dumps(record, indent=2, ensure_ascii=False)
-    # One line per row of the label map instead of one per patch.
-    return re.sub(r"\[\s+([\d,\s]+?)\s+\]", _on_one_line, text) + "\n"
+    return _laid_out(record) + "\n"
 
 
-def _on_one_line(found: re.Match[str]) -> str:
-    return f"[{' '.join(found[1].split())}]"
+def _laid_out(value: Any, indent: str = "") -> str:
+    """JSON with an indent of 2 and each list of numbers, such as a row of the map, on one line."""
+    inner = indent + "  "
+    if isinstance(value, dict) and value:
+        items = [f"{_text(key)}: {_laid_out(one, inner)}" for key, one in value.items()]
+        opening, closing = "{", "}"
+    elif isinstance(value, list) and any(isinstance(one, (dict, list)) for one in value):
+        items = [_laid_out(one, inner) for one in value]
+        opening, closing = "[", "]"
+    else:
+        return _text(value)
+    return f"{opening}\n{inner}" + f",\n{inner}".join(items) + f"\n{indent}{closing}"
+
+
+def _text(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    # Bytes of a file name that are no UTF-8, which no file could hold unescaped.
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _to_host(clusters: Clusters) -> list[dict[str, np.ndarray]]:

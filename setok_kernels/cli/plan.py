@@ -6,9 +6,9 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from setok_kernels.cli.errors import UsageError
+from setok_kernels.cli.errors import UsageError, missing_package
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         from setokim.training.settings import load_settings
         from setokim.training.stage2 import freeze
     except ImportError as error:
-        raise UsageError(f'needs {error.name}: pip install "setok-kernels[cli,model]"') from error
+        raise missing_package(error, "cli,model") from error
     try:
         settings = load_settings(arguments.config, arguments.overrides)
         if settings.stage == 1:
@@ -115,35 +115,38 @@ def _config(settings: InstructSettings, llm: str | None, setok: str | None) -> S
     from setokim.configuration_setok import SetokConfig
     from setokim.configuration_setokim import SetokimConfig
     from setokim.memory_plan import combine, paper_setok, vicuna_7b
+    from setokim.pretrained import load_pretrained
 
     lora = None if settings.lora is None else dataclasses.asdict(settings.lora)
     if settings.start is not None and llm is None and setok is None:
         _require_folder("start", settings.start, "--llm vicuna-7b --setok paper")
-        config = SetokimConfig.from_pretrained(settings.start)
+        config = load_pretrained(SetokimConfig, settings.start)
         config.lora = lora or config.lora
         return config
     if settings.start is not None and None in (llm, setok):
         raise UsageError("--llm: expected together with --setok in place of start, got one of them")
     if setok is None:
         _require_folder("setok", settings.setok, "--setok paper")
-        tokenizer = SetokConfig.from_pretrained(settings.setok)
+        tokenizer = load_pretrained(SetokConfig, settings.setok)
     else:
         tokenizer = paper_setok()
-    language = _llm_config(settings.llm) if llm is None else vicuna_7b()
+    language = _llm_config(settings) if llm is None else vicuna_7b()
     return combine(tokenizer, language, lora=lora, **settings.model)
 
 
-def _llm_config(llm: str | dict[str, Any]) -> PretrainedConfig:
+def _llm_config(settings: InstructSettings) -> PretrainedConfig:
     from transformers import AutoConfig
 
     from setokim.data.scene_tasks import WORDS
+    from setokim.pretrained import load_pretrained
     from setokim.word_tokenizer import build_word_tokenizer
 
+    llm = settings.llm
     if isinstance(llm, dict):
         # The words of a language model with random weights, as training takes them.
         return AutoConfig.for_model(**{"vocab_size": len(build_word_tokenizer(WORDS))} | llm)
     _require_folder("llm", llm, "--llm vicuna-7b")
-    return AutoConfig.from_pretrained(llm)
+    return load_pretrained(AutoConfig, llm, settings.trust_remote_code)
 
 
 def _require_folder(name: str, folder: str, instead: str) -> None:

@@ -24,7 +24,7 @@ def merge_tokens(
 
     Args:
         token_dict: "x" (B, N, C), "idx_token" (B, N_init) int64 token of each initial place,
-            "agg_weight" (B, N_init, 1).
+            on any device, "agg_weight" (B, N_init, 1).
         idx_cluster: (B, N) int64 in [0, cluster_num).
         cluster_num: clusters of every image.
         token_weight: (B, N, 1) weight of each token; None means 1.

@@ -92,7 +92,8 @@ def merge_tokens(
     # Sums through means of members: they are deterministic on every device.
     mass = merge_rows(token_weight, out, backend=backend) * out.sizes()[..., None]
     share = (token_weight / (mass + 1e-6).gather(1, idx_cluster[..., None])).to(token_weight.dtype)
-    idx_token = token_dict["idx_token"]
+    # Chat-UniVi makes it on the CPU, wherever x is.
+    idx_token = token_dict["idx_token"].to(x.device, torch.int64)
     return {
         "x": (mean * (mass / (mass + 1e-6))).to(x.dtype),
         "token_num": cluster_num,

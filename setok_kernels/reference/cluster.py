@@ -75,7 +75,8 @@ def _cluster_padded(x, valid, config, decisions):
     distance = density.squared_distances(x)
     with torch.no_grad():
         if config.distance_scale == "variance":
-            sigma = density.variance_scale(x, ok)
+            # Forward-mode derivatives are those of constants behind `detach`, not in `no_grad`.
+            sigma = density.variance_scale(x.detach(), ok)
         else:
             factor = 1 / dim if config.distance_scale == "dim" else config.distance_scale
             sigma = density.fixed_scale(x, exponent, factor)

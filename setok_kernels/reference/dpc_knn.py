@@ -22,6 +22,8 @@ def dpc_knn(
     options: DPCOptions,
 ) -> DensityPeaks:
     """Cluster padded or packed tokens; the arguments are those of `dpc_knn`, checked."""
+    # Forward-mode derivatives too: `no_grad` stops only the others.
+    x, noise = x.detach(), None if noise is None else noise.detach()
     total = x.shape[0]
     x, valid = layout.pad_tokens(x, valid, cu_seqlens, max_seqlen)
     if cu_seqlens is not None and noise is not None:

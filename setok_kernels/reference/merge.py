@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from setok_kernels import layout
+from setok_kernels.records import check_members
 from setok_kernels.reference.precision import own_dtype
 from setok_kernels.result import Clusters, HardClusters
 
@@ -17,6 +18,7 @@ def merge(
     dtype, x = x.dtype, x.to(share.dtype)
     if weights is not None:
         weights = weights.to(share.dtype)
+    check_members(out, weights)
     if out.cu_seqlens is not None:
         x = layout.pad(x, out.cu_seqlens, out.max_seqlen)
         if weights is not None:
@@ -35,6 +37,7 @@ def merge(
 @own_dtype
 def unmerge(tokens: Tensor, out: Clusters | HardClusters, mode: str) -> Tensor:
     """(B, rows, D) to (B, N, D) or (T, D): the transposed assignment; 0 where masked."""
+    check_members(out)
     share = _assignment(out, mode, tokens.dtype)
     spread = torch.bmm(share.mT, tokens.to(share.dtype)).to(tokens.dtype)
     if out.cu_seqlens is None:

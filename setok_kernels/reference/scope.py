@@ -9,13 +9,23 @@ from torch import Tensor
 class _ClampStraightThrough(torch.autograd.Function):
     """clamp(x, low, high) whose gradient is 1 everywhere (GENESIS-V2)."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x, low, high):
+    def forward(x, low, high):
         return x.clamp(low, high)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
 
     @staticmethod
     def backward(ctx, grad):
         return grad, None, None
+
+    @staticmethod
+    def jvp(ctx, tangent, *_):
+        return tangent.clone()
 
 
 def seed_score(density: Tensor, delta: Tensor, norm: str | None, top: Tensor | None) -> Tensor:

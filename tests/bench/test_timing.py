@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,14 +38,24 @@ class Recording:
         self.took.append((time.monotonic_ns() - start) / 1e9)
 
 
-def test_a_sleep_is_reported_as_long_as_it_is():
-    long = Recording(lambda: time.sleep(0.03))
-    calls = {"short": lambda: time.sleep(0.01), "long": long}
+@pytest.fixture
+def sleep(monkeypatch):
+    """Lets time pass, which otherwise stands still: a busy machine would add to it."""
+    now = 0.0
+
+    def pass_by(seconds):
+        nonlocal now
+        now += seconds
+
+    clock = SimpleNamespace(perf_counter=lambda: now)
+    monkeypatch.setattr("setok_bench.timing.time", clock)
+    return pass_by
+
+
+def test_a_sleep_is_reported_as_long_as_it_is(sleep):
+    calls = {"short": lambda: sleep(1 / 64), "long": lambda: sleep(3 / 64)}
     samples = time_in_turns(calls, WallClock(), warmup=1, rounds=7)
-    # A sleep never ends early; on a busy machine it ends late, but not the quickest of seven.
-    assert within(min(samples["short"]), 0.01)
-    assert within(min(samples["long"]), 0.03)
-    assert within(percentiles(samples["long"])["p50_s"], statistics.median(long.took[-7:]))
+    assert samples == {"short": [1 / 64] * 7, "long": [3 / 64] * 7}
 
 
 def test_a_known_copy_is_reported_as_long_as_it_takes():
@@ -67,10 +78,10 @@ def test_every_call_has_a_sample_of_every_round():
     assert len({tuple(r) for r in rounds}) > 3
 
 
-def test_slow_calls_get_fewer_rounds_but_never_too_few():
-    calls = {"slow": lambda: time.sleep(0.02)}
-    assert len(time_in_turns(calls, WallClock(), 1, 100, seconds=0.2)["slow"]) in range(5, 11)
-    assert len(time_in_turns(calls, WallClock(), 1, 100, seconds=0.01)["slow"]) == MIN_ROUNDS
+def test_slow_calls_get_fewer_rounds_but_never_too_few(sleep):
+    calls = {"slow": lambda: sleep(1 / 64)}
+    assert len(time_in_turns(calls, WallClock(), 1, 100, seconds=10 / 64)["slow"]) == 10
+    assert len(time_in_turns(calls, WallClock(), 1, 100, seconds=1 / 128)["slow"]) == MIN_ROUNDS
     assert len(time_in_turns(calls, WallClock(), 1, 3, seconds=9.0)["slow"]) == 3
 
 

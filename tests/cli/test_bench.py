@@ -49,6 +49,35 @@ def test_errors_are_the_users(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_what_a_result_needs_is_asked_for_before_measuring():
+    blocked = "import sys; sys.modules['jsonschema'] = None\n"
+    command = "from setok_kernels.cli.main import main\nsys.exit(main(sys.argv[1:]))"
+    # It would take hours.
+    arguments = ["bench", "--device", "cpu", "--seconds", "36000", "--only", "cluster_tokens"]
+    done = subprocess.run(
+        [sys.executable, "-c", blocked + command, *arguments],
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "jsonschema" in done.stderr and "pip install" in done.stderr
+    doctor = subprocess.run([sys.executable, "-c", blocked + command, "doctor"], timeout=300)
+    assert doctor.returncode == 0
+
+
+def test_a_result_that_does_not_fit_is_kept(tmp_path, monkeypatch, capsys):
+    def refuse(result):
+        raise ValueError("rows/0: 7 is not of type 'object'")
+
+    monkeypatch.setattr("setok_bench.run.validate", refuse)
+    out = tmp_path / "result.json"
+    arguments = ["bench", "--device", "cpu", "--only", "dpc_knn", "--shapes", "1x20x4"]
+    assert main([*arguments, "--seconds", "0.1", "--out", str(out)]) == 2
+    assert "rows/0: 7 is not" in capsys.readouterr().err
+    assert json.loads(out.read_text())["rows"]
+
+
 def test_the_plan(capsys):
     assert main(["bench", "--plan"]) == 0
     assert "tokenise 28 M" in capsys.readouterr().out

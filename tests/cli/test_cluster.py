@@ -1,21 +1,25 @@
 import dataclasses
-import json
 import sys
 
 import numpy as np
 import pytest
 import torch
+from cluster_files import GRID, listing, read, two_halves
 from PIL import Image
 
 import setok_kernels as sk
 from setok_kernels.cli import cluster
-from setok_kernels.cli.draw import draw_contact_sheet, draw_map, fit
+from setok_kernels.cli.draw import _title, draw_contact_sheet, draw_map, fit
 from setok_kernels.cli.main import main
 from setok_kernels.cli.options import FIELD_OPTIONS
-from setok_kernels.cli.pictures import Method, PictureClusters, cluster_batch, result_names
+from setok_kernels.cli.pictures import (
+    Method,
+    PictureClusters,
+    cluster_batch,
+    result_names,
+)
 from setokim.colours import palette
 
-GRID = ["--grid", "6x8"]
 EVERY_FIELD_CHANGED = sk.ClusterConfig(
     k=3,
     max_clusters=7,
@@ -45,14 +49,6 @@ def as_options(config):
     return options
 
 
-def two_halves(width=64, height=48):
-    """Left half blue, right half orange."""
-    pixels = np.zeros((height, width, 3), np.uint8)
-    pixels[:, : width // 2] = (20, 40, 200)
-    pixels[:, width // 2 :] = (230, 140, 20)
-    return Image.fromarray(pixels)
-
-
 @pytest.fixture
 def picture(tmp_path):
     path = tmp_path / "halves.png"
@@ -60,14 +56,10 @@ def picture(tmp_path):
     return path
 
 
-def read(path):
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def test_a_png_and_a_json_per_picture(picture, tmp_path, capsys):
     out = tmp_path / "new" / "out"
     assert main(["cluster", str(picture), "--out", str(out), *GRID]) == 0
-    assert sorted(p.name for p in out.iterdir()) == ["halves.clusters.json", "halves.clusters.png"]
+    assert listing(out) == ["halves.clusters.json", "halves.clusters.png"]
 
     record = read(out / "halves.clusters.json")
     text = (out / "halves.clusters.json").read_text()
@@ -137,11 +129,7 @@ def test_a_folder_of_unequal_pictures(tmp_path, batch_size):
 def test_results_are_not_taken_for_pictures(picture, tmp_path):
     for _ in range(2):
         assert main(["cluster", str(tmp_path), "--out", str(tmp_path), *GRID]) == 0
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "halves.clusters.json",
-        "halves.clusters.png",
-        "halves.png",
-    ]
+    assert listing(tmp_path) == ["halves.clusters.json", "halves.clusters.png", "halves.png"]
     assert Image.open(picture).size == (64, 48)
 
 
@@ -260,13 +248,18 @@ def test_an_explicit_backend_is_recorded(picture, tmp_path):
 
 def test_out_is_a_file(picture, capsys):
     assert main(["cluster", str(picture), "--out", str(picture)]) == 2
-    assert "cannot make the folder" in capsys.readouterr().err
+    assert f"cannot make the folder {picture} or write into it" in capsys.readouterr().err
 
 
 def test_a_result_that_cannot_be_written(picture, tmp_path, capsys):
-    (tmp_path / "out" / "halves.clusters.png").mkdir(parents=True)
-    assert main(["cluster", str(picture), "--out", str(tmp_path / "out"), *GRID]) == 2
+    out = tmp_path / "out"
+    command = ["cluster", str(picture), "--out", str(out), *GRID]
+    assert main(command) == 0
+    (out / "halves.clusters.png").unlink()
+    (out / "halves.clusters.png").mkdir()
+    assert main(command) == 2
     assert f"cannot write the results of {picture}" in capsys.readouterr().err
+    assert listing(out) == ["halves.clusters.json", "halves.clusters.png"], "nothing unfinished"
 
 
 @pytest.mark.parametrize("module", ["PIL", "rich"])
@@ -333,6 +326,11 @@ def test_the_map_shows_clusters_boundaries_and_seeds():
     assert drawn[10, 40:60].std(0).max() == 0, "no boundary inside a cluster"
     ring = drawn[50, 30:70]
     assert (ring.min(-1) > 230).any() and (ring.max(-1) < 60).any(), "a light and a dark ring"
+
+
+def test_a_title_is_one_line_that_can_be_drawn():
+    drawn = dataclasses.replace(make_picture([[0]], [(0, 0)]), name="two\nlines\udcff")
+    assert _title(drawn) == r"two\nlines\xff: 1 token"
 
 
 def test_the_residual_is_hatched_grey():

@@ -1,3 +1,5 @@
+import errno
+
 import numpy as np
 import pytest
 import torch
@@ -85,6 +87,33 @@ def test_a_picture_that_cannot_be_read(run, capsys, command):
     assert f"setok {command}: --image: cannot read /nowhere.png" in capsys.readouterr().err
 
 
-def test_a_text_that_cannot_be_said(run, capsys):
-    assert run("generate", "draw </img>") == 2
-    assert "setok generate: text: expected none of the tokens" in capsys.readouterr().err
+def test_a_text_with_the_name_of_a_token(run, says):  # noqa: F811
+    says("<img> <image> </img> </s>")
+    assert run("generate", "draw </img> and </s>") == 0
+
+
+def test_an_option_that_does_not_fit(run, capsys):
+    assert run("generate", "--temperature", "-1", "draw") == 2
+    assert "setok generate: temperature: expected at least 0, got -1.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["generate", "segment"])
+def test_results_are_written_beside(tmp_path, run, says, photo, capsys, command, monkeypatch):  # noqa: F811
+    other, out = tmp_path / "other.png", tmp_path / "new" / "out.png"
+    other.write_text("precious")
+    out.parent.mkdir()
+    out.symlink_to(other)
+    says(*["<img> <image> </img> </s>" if command == "generate" else "[SEG] </s>"] * 2)
+    image = () if command == "generate" else ("--image", photo)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("setokim.files.os.fsync", full)
+        assert run(command, *image, "a circle.") == 2
+    assert f"--out: cannot write {out}: [Errno 28]" in capsys.readouterr().err
+    assert list(out.parent.iterdir()) == [out] and out.is_symlink()
+    assert run(command, *image, "a circle.") == 0
+    assert Image.open(out).width > 0 and not out.is_symlink()
+    assert other.read_text() == "precious"

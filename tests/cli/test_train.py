@@ -1,15 +1,23 @@
+import errno
 import json
+import os
+import shutil
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_stage1 import TINY, losses_of, tiny_file
+from tiny_stage1 import TINY, losses_of, tiny_file, wait_for
 
 from setok_kernels.cli.main import main
 from setokim import SetokModel, SetokProcessor
 from setokim.data import ShapesWorld
+from setokim.folder_lock import locked
 from setokim.training.evaluation import evaluate
 from setokim.training.settings import load_settings
 from setokim.training.stage1 import Stage1, Stage1Collator
@@ -131,4 +139,127 @@ def test_a_missing_package_is_named(train, capsys, monkeypatch):
 def test_a_missing_package_of_a_stage_is_named(train, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "setokim.training.stage1", None)
     assert train() == 2
-    assert "setok train: needs setokim.training.stage1: pip install" in capsys.readouterr().err
+    assert "setok train: needs setokim: pip install" in capsys.readouterr().err
+
+
+def one_line(error):
+    """What the command says, which is all on stderr."""
+    (line,) = [line for line in error.splitlines() if line.startswith("setok train:")]
+    assert error.rstrip().endswith(line) and "Traceback" not in error
+    return line
+
+
+def test_resume_where_nothing_is_to_be_resumed(tmp_path, train, capsys):
+    assert train("--resume") == 2
+    expected = "setok train: out: expected a folder with a checkpoint to resume from, got "
+    assert one_line(capsys.readouterr().err) == f"{expected}{tmp_path / 'out'}"
+    assert not (tmp_path / "out").exists()
+
+
+def test_damages_are_named_in_one_line_and_nothing_is_lost(tmp_path, train, capsys):
+    out = tmp_path / "out"
+    assert train("keep=1") == 0
+    checkpoint = out / "checkpoint-00000004"
+    damages = {
+        out / "losses.jsonl": b"\0\xff\n",
+        checkpoint / "state.json": b"{}",
+        checkpoint / "tensors.safetensors": b"x" * 99,
+        checkpoint / "SHA256SUMS": b"\xff",
+    }
+    for path, content in damages.items():
+        before = path.read_bytes()
+        path.write_bytes(content)
+        files = {p: p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+        capsys.readouterr()
+        assert train("keep=1", "--resume") == 2
+        assert path.name in one_line(capsys.readouterr().err)
+        assert {p: p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()} == files
+        path.write_bytes(before)
+    assert train("keep=1", "--resume") == 0
+
+
+def test_a_folder_in_use_is_named_with_its_holder(tmp_path, train, capsys):
+    with locked(tmp_path / "out"):
+        assert train() == 2
+    line = one_line(capsys.readouterr().err)
+    assert line.startswith("setok train: out: expected a folder that no process writes into, got ")
+    assert f"held by process {os.getpid()} on " in line
+    assert not (tmp_path / "out" / "losses.jsonl").exists()
+
+
+def test_too_many_broken_samples_and_a_run_that_diverges_end_in_one_line(tmp_path, train, capsys):
+    (tmp_path / "pictures").mkdir()
+    for i in range(4):
+        (tmp_path / "pictures" / f"{i}.png").write_text("no picture")
+    Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "4.png")
+    data = f"data={{kind: folder, path: {tmp_path / 'pictures'}}}"
+    assert train(data) == 2
+    line = one_line(capsys.readouterr().err)
+    assert "of the samples are broken" in line and ".png: not a picture" in line
+    shutil.rmtree(tmp_path / "out")
+    assert train("optimizer.lr=1e25") == 2
+    assert ": a loss is not finite: {" in one_line(capsys.readouterr().err)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, train, capsys, monkeypatch):
+    (tmp_path / "out").write_text("a file")
+    assert train() == 2
+    assert f"'{tmp_path / 'out'}'" in one_line(capsys.readouterr().err)
+    (tmp_path / "out").unlink()
+
+    def refuse(path, *arguments, **named):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert train() == 2
+    line = one_line(capsys.readouterr().err)
+    assert "Read-only file system" in line and f"'{tmp_path / 'out'}'" in line
+
+
+LIMITED = """
+import resource, sys
+from setok_kernels.cli.main import main
+# As a disk that is full after so many bytes of a file.
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("limit", "name"), [(300, "losses.jsonl"), (20_000, "tensors.safetensors")]
+)
+def test_a_full_disk_ends_the_run_in_one_line(tmp_path, limit, name):
+    """A line of losses has some 170 bytes, a checkpoint more than the limit."""
+    config, out = tiny_file(tmp_path), tmp_path / "out"
+    arguments = ["train", "--config", str(config), "--out", str(out), "losses.adversarial=0"]
+    command = [sys.executable, "-c", LIMITED, str(limit), *arguments]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    line = one_line(done.stderr)
+    assert name in line and "File too large" in line
+    assert not list(out.glob(".unfinished*")) and not list(out.glob("checkpoint-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_saves_and_has_its_exit_code(tmp_path, name):
+    """Whenever it comes after the first step: the run has far more of them to do."""
+    number, out = getattr(signal, name), tmp_path / "out"
+    command = [sys.executable, "-m", "setok_kernels.cli.main", "train", "--out", str(out)]
+    command += ["--config", str(tiny_file(tmp_path)), "steps=1000000"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    with (tmp_path / "stderr.txt").open("w") as stderr:
+        process = subprocess.Popen(command, env=environment, stderr=stderr)
+    wait_for(out / "losses.jsonl", process)
+    while not (out / "losses.jsonl").stat().st_size:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.wait() == 128 + number
+    said = (tmp_path / "stderr.txt").read_text()
+    step = losses_of(out)[-1]["step"]
+    assert f"{name}: step {step} is saved; --resume goes on from it\n" in said
+    assert "Traceback" not in said
+    assert [p.name for p in out.glob("checkpoint-*")] == [f"checkpoint-{step:08d}"]

@@ -3,8 +3,9 @@
 import os
 
 import pytest
+from safetensors import SafetensorError
 
-from setokim.files import UNFINISHED, replacing, write_file
+from setokim.files import UNFINISHED, filling, naming, replacing, write_file
 
 
 def test_a_text_and_bytes_are_written_and_nothing_is_left_beside(tmp_path):
@@ -53,3 +54,65 @@ def test_the_file_is_on_the_disk_before_its_name_and_the_name_after(tmp_path, mo
     write_file(tmp_path / "a", "x")
     assert UNFINISHED in calls[0]
     assert calls[1:] == ["replace", str(tmp_path)]
+
+
+def test_a_full_disk_is_named_with_the_file_that_it_was_for(tmp_path):
+    full = pytest.raises(OSError, match=rf"No space left on device: '{tmp_path / 'a'}'$")
+    with full, replacing(tmp_path / "a"), open("/dev/full", "wb", buffering=0) as file:
+        file.write(b"x")
+    assert os.listdir(tmp_path) == []
+
+
+def test_errors_that_have_a_name_or_no_number_stay_what_they_are(tmp_path):
+    with pytest.raises(FileNotFoundError, match="'other'"), naming(tmp_path):
+        raise FileNotFoundError(2, "No such file", "other")
+    with pytest.raises(OSError, match=r"^just words$"), naming(tmp_path):
+        raise OSError("just words")
+    with pytest.raises(OSError, match=rf"^{tmp_path}: no room$"), naming(tmp_path):
+        raise SafetensorError("no room")
+
+
+class TestFilling:
+    def test_files_are_replaced_and_others_stay(self, tmp_path):
+        folder = tmp_path / "out"
+        (folder / "deep").mkdir(parents=True)
+        for name in ("a", "b", "deep/c"):
+            (folder / name).write_text("old")
+        with filling(folder) as beside:
+            (beside / "deep").mkdir()
+            for name in ("a", "deep/c", "deep/d"):
+                (beside / name).write_text("new")
+            assert (folder / "a").read_text() == "old"
+        found = {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("?")}
+        assert found == {"a": "new", "b": "old", "deep/c": "new", "deep/d": "new"}
+        assert os.listdir(tmp_path) == ["out"]
+
+    @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+    def test_an_error_in_between_changes_nothing(self, tmp_path, error):
+        with pytest.raises(error), filling(tmp_path / "out") as beside:
+            (beside / "a").write_text("new")
+            raise error
+        assert os.listdir(tmp_path) == []
+
+    def test_a_link_is_replaced_and_what_it_points_at_stays(self, tmp_path):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "secret").write_text("kept")
+        (tmp_path / "out" / "a").symlink_to(tmp_path / "secret")
+        with filling(tmp_path / "out") as beside:
+            (beside / "a").write_text("new")
+        assert (tmp_path / "secret").read_text() == "kept"
+        assert not (tmp_path / "out" / "a").is_symlink()
+
+    def test_files_are_on_the_disk_before_their_names_and_the_names_after(
+        self, tmp_path, monkeypatch
+    ):
+        calls = []
+        monkeypatch.setattr(
+            os, "fsync", lambda fd: calls.append(os.readlink(f"/proc/self/fd/{fd}"))
+        )
+        replace = os.replace
+        monkeypatch.setattr(os, "replace", lambda *a: (calls.append("replace"), replace(*a)))
+        with filling(tmp_path / "out") as beside:
+            (beside / "a").touch()
+        assert calls[0].endswith("/a") and UNFINISHED in calls[0]
+        assert calls[1:] == ["replace", str(tmp_path / "out"), str(tmp_path)]

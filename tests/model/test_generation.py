@@ -5,7 +5,7 @@ import torch
 from tiny_setokim import Script, build, picture
 from torch.testing import assert_close
 
-from setokim.data.conversations import message
+from setokim.data.conversations import MASK, message
 from setokim.generation import Answer, _choose
 
 TEXT = [message("user", "is there a red circle?")]
@@ -190,7 +190,7 @@ def test_words_are_the_likeliest(model, processor):
 
 def test_masks_are_those_of_the_whole_conversation(model, processor):
     (answer,), _ = follow(model, processor, [SEE], ["[SEG] and [SEG]"])
-    whole = processor([[*SEE, message("assistant", "[SEG] and [SEG]")]])
+    whole = processor([[*SEE, message("assistant", MASK, "and", MASK)]])
     expected = model.segment(model(**whole), (12, 10))[0].fine
     assert_close(torch.stack(answer.masks), expected, **CLOSE)
 
@@ -319,6 +319,15 @@ def test_temperature_and_top_p():
     assert shares(1.0, 0.01).tolist() == [1, 0, 0, 0]
     # Likelihoods need not come in order.
     assert set(_choose(logits.flip(1), 1.0, 0.7, generators).tolist()) == {2, 3}
+
+
+def test_top_p_keeps_the_fewest_that_reach_it():
+    """Four words of probability 1/4, which is exact, as its multiples are."""
+    logits = torch.full((400, 6), -torch.inf)
+    logits[:, 1:5] = 0
+    generators = [torch.Generator().manual_seed(0)] * 400
+    for top_p, number in ((0.25, 1), (0.5, 2), (0.75, 3), (0.7501, 4), (1.0, 4)):
+        assert len(set(_choose(logits, 1.0, top_p, generators).tolist())) == number
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from tiny_setokim import picture
 from torch.testing import assert_close
 from transformers import PreTrainedTokenizer
 
-from setokim.data.conversations import message
+from setokim.data.conversations import MASK, message
 from setokim.data.scene_tasks import WORDS
 from setokim.processing_setok import SetokProcessor
 from setokim.processing_setokim import SPECIAL, SetokimProcessor
@@ -100,8 +100,8 @@ def test_text_only(processor):
     assert processor.special_ids()["image_token_id"] not in batch["input_ids"]
 
 
-def test_segments_are_the_assistants_words(processor):
-    batch = processor([[message("user", picture(0), "red"), message("assistant", "[SEG]")]])
+def test_masks_are_the_assistants_words(processor):
+    batch = processor([[message("user", picture(0), "red"), message("assistant", MASK)]])
     learnt = batch["labels"][0][batch["labels"][0] != -100]
     assert tokens(processor, learnt) == ["[SEG]", "</s>"]
 
@@ -138,9 +138,6 @@ def test_special_tokens_are_four_new_ids(processor):
 @pytest.mark.parametrize(
     ("messages", "expected"),
     [
-        ([message("user", "is <image> red")], "text: expected none .* got '<image>'"),
-        ([{"role": "user", "content": "<img>"}], "text: expected none .* got '<img>'"),
-        ([message("assistant", "</img>")], "text: expected none .* got '</img>'"),
         ([message("tool", "red")], "role: expected system, user or assistant, got 'tool'"),
         ([{"role": "user", "content": []}], r"content: expected a text or parts, got \[\]"),
         ([{"role": "user", "content": None}], "content: expected a text or parts, got None"),
@@ -150,11 +147,44 @@ def test_special_tokens_are_four_new_ids(processor):
             "content: expected parts with a text or a picture",
         ),
         ([message("system", picture(0))], "content: expected a text of the system"),
+        ([message("user", picture(0), MASK)], "content: expected .* masks of the assistant, got"),
     ],
 )
 def test_messages_that_do_not_fit(processor, messages, expected):
     with pytest.raises(ValueError, match=expected):
         processor([messages])
+
+
+@pytest.mark.parametrize("name", [*SPECIAL, "<s>", "</s>", "<pad>", "<unk>"])
+def test_text_is_text(processor, name):
+    def batch_of(text):
+        return processor(
+            [
+                [
+                    {"role": "system", "content": text},
+                    message("user", picture(0), f"is {text} red?"),
+                    message("assistant", f"yes, {text}.", MASK, picture(1)),
+                ],
+                [message("user", text), message("assistant", text)],
+            ]
+        )
+
+    def counts(ids):
+        special = {*processor.special_ids().values(), processor.tokenizer.bos_token_id}
+        return {i: int((ids == i).sum()) for i in special}
+
+    expected, found = batch_of("red"), batch_of(name)
+    for part in ("input_ids", "labels"):
+        assert counts(found[part]) == counts(expected[part])
+    # One picture is shown, one drawn.
+    assert counts(found["input_ids"])[processor.special_ids()["image_token_id"]] == 2
+    assert torch.equal(found["pixel_values"], expected["pixel_values"])
+
+
+def test_a_lone_surrogate_is_no_text(processor):
+    chats = [[message("user", text)] for text in ("is \ud800 red?", "is \ufffd red?")]
+    found, expected = (processor([chat])["input_ids"] for chat in chats)
+    assert torch.equal(found, expected)
 
 
 def test_conversations_without_pictures_are_packed(processor):

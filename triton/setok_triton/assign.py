@@ -9,7 +9,7 @@ from setok_triton.configs import dot_precision, tile_config
 from setok_triton.similarity import similarity_tile
 
 
-@triton.jit(do_not_specialize=["D", "C"])
+@triton.jit(do_not_specialize=["D", "C", "L"])
 def assign_fwd_kernel(
     p_x,
     p_norm,  # (T,) float32 squared norms, or where SIMILAR their inverse roots
@@ -22,6 +22,7 @@ def assign_fwd_kernel(
     p_out,  # (T,) int64
     D,
     C,
+    L,
     blocks_per_image,
     stride_n,
     stride_d,
@@ -32,7 +33,7 @@ def assign_fwd_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """Number of the centre of BLOCK_M tokens, ties lowest number; a centre is its own."""
-    i_b, i_m, start, n = locate(p_offsets, blocks_per_image)
+    i_b, i_m, start, n = locate(p_offsets, L, blocks_per_image)
     o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
     factor, count = tl.load(p_factor + i_b), tl.load(p_counts + i_b).to(tl.int32)
     b_least = tl.full((BLOCK_M,), float("inf"), dtype=tl.float32)
@@ -129,6 +130,7 @@ def assign(
         out,
         x.shape[1],
         centres.shape[1],
+        longest,
         blocks,
         *x.stride(),
         SIMILAR=power is not None,

@@ -78,7 +78,7 @@ def cluster(
     loop = LoopOptions(k, max_clusters, distinct, include_self, stop, min_mass)
     replay = knn is not None
     leading, images = tuple(x.shape[:-1]), _images(x, cu_seqlens)
-    offsets, longest = _offsets(x, cu_seqlens, images), max_seqlen
+    offsets, longest = _offsets(x, cu_seqlens, max_seqlen), max_seqlen
     if cu_seqlens is None:
         masks = x.new_empty(images, max_clusters + 1, longest, dtype=torch.float32)
     else:
@@ -122,7 +122,7 @@ def cluster(
                     parents(x, norm, chunk, rho, parent)
                 delta(x, chunk, parent, dlt)
                 first = seeds[cut] if replay else None
-                score(chunk.offsets, rho, dlt, first, s, options.score_norm_max)
+                score(chunk, rho, dlt, first, s, options.score_norm_max)
                 stream_scope(x, chunk, s, options, loop, part, left, *known, replay)
                 labels(chunk, flags, left, *known, part, label)
     return masks, *(t.view(leading) for t in (label, rho, dlt, s)), *made
@@ -139,7 +139,7 @@ def cluster_backward(x, valid, cu_seqlens, max_seqlen, *rest) -> tuple[Tensor, T
     options = MaskOptions.of(x, learnable, *numbers)
     if x.numel() == 0:
         return torch.zeros_like(x), torch.zeros_like(options.learnable)
-    offsets = _offsets(x, cu_seqlens, _images(x, cu_seqlens))
+    offsets = _offsets(x, cu_seqlens, max_seqlen)
     tokens = x.reshape(-1, x.shape[-1])
     ok, factor, sigma, part = scales(tokens, _flags(valid), offsets, max_seqlen, options.sigma)
     chunk = Chunk(ok, offsets, factor, sigma, part, max_seqlen)
@@ -154,7 +154,7 @@ def merge(x, masks, label, counts, weights, cu_seqlens, max_seqlen, rows, eps) -
         RuntimeError: x or the masks are float64.
     """
     _check_dtype(x, masks)
-    offsets = _offsets(x, cu_seqlens, counts.shape[0])
+    offsets = _offsets(x, cu_seqlens, max_seqlen)
     x, label = x.reshape(-1, x.shape[-1]), label.reshape(-1)
     weights = None if weights is None else weights.reshape(-1)
     if masks is None:
@@ -171,7 +171,7 @@ def merge_backward(
         RuntimeError: x or the masks are float64.
     """
     _check_dtype(x, masks)
-    offsets = _offsets(x, cu_seqlens, counts.shape[0])
+    offsets = _offsets(x, cu_seqlens, max_seqlen)
     tokens, flat = x.reshape(-1, x.shape[-1]), None if weights is None else weights.reshape(-1)
     found = merging_backward.merge_backward(
         grad, tokens, masks, label.reshape(-1), flat, counts, offsets, max_seqlen, eps, need_masks
@@ -193,7 +193,7 @@ def unmerge_backward(
         RuntimeError: tokens or masks are float64.
     """
     _check_dtype(tokens, masks)
-    offsets, flat = _offsets(grad, cu_seqlens, counts.shape[0]), grad.reshape(-1, grad.shape[-1])
+    offsets, flat = _offsets(grad, cu_seqlens, max_seqlen), grad.reshape(-1, grad.shape[-1])
     grad_tokens, grad_masks = merging_backward.unmerge_backward(
         flat, tokens, masks, label.reshape(-1), counts, offsets, max_seqlen, need_masks
     )
@@ -207,7 +207,7 @@ def unmerge(tokens, masks, label, counts, cu_seqlens, max_seqlen) -> Tensor:
         RuntimeError: tokens or masks are float64.
     """
     _check_dtype(tokens, masks)
-    offsets = _offsets(label[..., None], cu_seqlens, counts.shape[0])
+    offsets = _offsets(label, cu_seqlens, max_seqlen)
     if masks is None:
         spread = merging.unmerge_hard(tokens, label.reshape(-1), offsets, max_seqlen)
     else:
@@ -223,7 +223,7 @@ def dpc_knn(x, valid, cu_seqlens, max_seqlen, noise, *options) -> tuple[Tensor, 
         RuntimeError: x is float64.
     """
     _check_dtype(x)
-    leading, offsets = x.shape[:-1], _offsets(x, cu_seqlens, _images(x, cu_seqlens))
+    leading, offsets = x.shape[:-1], _offsets(x, cu_seqlens, max_seqlen)
     tokens, noise = x.reshape(-1, x.shape[-1]), None if noise is None else noise.reshape(-1)
     labels, centres, counts, *values, knn, parent = peaks.dpc_knn(
         tokens, _flags(valid), cu_seqlens, offsets, max_seqlen, noise, *options
@@ -239,7 +239,7 @@ def threshold_greedy(x, valid, cu_seqlens, max_seqlen, threshold) -> tuple[Tenso
         RuntimeError: x is float64.
     """
     _check_dtype(x)
-    offsets = _offsets(x, cu_seqlens, _images(x, cu_seqlens))
+    offsets = _offsets(x, cu_seqlens, max_seqlen)
     tokens = x.reshape(-1, x.shape[-1])
     labels, centres, counts = greedy.threshold_greedy(
         tokens, _flags(valid), offsets, max_seqlen, threshold
@@ -251,11 +251,22 @@ def _images(x: Tensor, cu_seqlens: Tensor | None) -> int:
     return x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
 
 
-def _offsets(x: Tensor, cu_seqlens: Tensor | None, images: int) -> Tensor:
-    """(B + 1,) int64: where each image starts among all tokens of `x` (B, N, D) or (T, D)."""
-    if cu_seqlens is not None:
-        return cu_seqlens.long()
-    return torch.arange(images + 1, device=x.device) * x.shape[1]
+def _offsets(x: Tensor, cu_seqlens: Tensor | None, max_seqlen: int) -> Tensor:
+    """(B + 1,) int64: where each image starts among all tokens of `x` (B, N, D) or (T, D).
+
+    The host does not read packed offsets; the device looks at them before anything follows them.
+    """
+    if cu_seqlens is None:
+        return torch.arange(x.shape[0] + 1, device=x.device) * x.shape[1]
+    offsets, total = cu_seqlens.long(), x.shape[0]
+    lengths = offsets.diff()
+    fit = ((lengths >= 0) & (lengths <= max_seqlen)).all()
+    torch._assert_async(
+        fit & (offsets[0] == 0) & (offsets[-1] == total),
+        f"cu_seqlens: expected non-decreasing offsets from 0 to {total}, "
+        f"of images of at most max_seqlen = {max_seqlen} tokens",
+    )
+    return offsets
 
 
 def _flags(valid: Tensor | None) -> Tensor | None:

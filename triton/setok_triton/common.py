@@ -13,13 +13,17 @@ FAR_INDEX = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
-def locate(p_offsets, blocks_per_image):
-    """Image and block of this program, where the image starts, and how many tokens it has."""
+def locate(p_offsets, L, blocks_per_image):
+    """Image and block of this program, where the image starts, and how many tokens it has.
+
+    At most L: grids and rows of distances are made for that many, and a caller's `max_seqlen` may
+    be too small.
+    """
     # One grid dimension: the others end at 65535, which a batch may exceed.
     i_b = (tl.program_id(0) // blocks_per_image).to(tl.int64)
     i_block = tl.program_id(0) % blocks_per_image
     start = tl.load(p_offsets + i_b)
-    n = (tl.load(p_offsets + i_b + 1) - start).to(tl.int32)
+    n = tl.minimum((tl.load(p_offsets + i_b + 1) - start).to(tl.int32), L)
     return i_b, i_block, start, n
 
 

@@ -34,7 +34,7 @@ def parents_fwd_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """Nearest token of higher density, or equal density and lower index; -1 for the top token."""
-    i_b, i_m, start, n = locate(p_offsets, blocks_per_image)
+    i_b, i_m, start, n = locate(p_offsets, L, blocks_per_image)
     o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
     factor = tl.load(p_factor + i_b)
     b_own = tl.load(p_density + start + o_m, mask=o_m < n, other=0.0)
@@ -104,7 +104,7 @@ def delta_fwd_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """Delta = d(i, parent); for a token without one the largest distance of its row."""
-    i_b, i_n, start, n = locate(p_offsets, blocks_per_image)
+    i_b, i_n, start, n = locate(p_offsets, L, blocks_per_image)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
     factor, sigma = tl.load(p_factor + i_b), tl.load(p_sigma + i_b)
@@ -156,20 +156,21 @@ def delta_fwd_kernel(
     tl.store(p_delta + start + o_n, tl.where(m_ok, b_delta, 0.0), mask=m_n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L"])
 def score_fwd_kernel(
     p_offsets,
     p_density,
     p_delta,
     p_seeds,  # (B, seeds) of a replay
     p_score,  # (T,) float32
+    L,
     stride_seeds,
     NORMALISE: tl.constexpr,
     REPLAY: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """S = rho * delta, divided by the image's largest; a replay knows which token has it."""
-    i_b, _, start, n = locate(p_offsets, 1)
+    i_b, _, start, n = locate(p_offsets, L, 1)
     o_n = tl.arange(0, BLOCK_N)
     largest = 1.0
     if NORMALISE:
@@ -262,16 +263,16 @@ def delta(x: Tensor, chunk: Chunk, parent: Tensor, out: Tensor) -> None:
 
 
 def score(
-    offsets: Tensor, density: Tensor, delta: Tensor, seeds: Tensor | None, out: Tensor, norm: bool
+    chunk: Chunk, density: Tensor, delta: Tensor, seeds: Tensor | None, out: Tensor, norm: bool
 ) -> None:
-    """Writes the seed score of all images into `out` (T,); `seeds` (B, C) are those of a replay."""
-    images = offsets.shape[0] - 1
-    score_fwd_kernel[(images,)](
-        offsets,
+    """Writes the seed score of the chunk into `out` (T,); `seeds` (B, C) are those of a replay."""
+    score_fwd_kernel[(chunk.images,)](
+        chunk.offsets,
         density,
         delta,
-        offsets if seeds is None else seeds,
+        chunk.offsets if seeds is None else seeds,
         out,
+        chunk.longest,
         0 if seeds is None else seeds.stride(0),
         NORMALISE=norm,
         REPLAY=seeds is not None,

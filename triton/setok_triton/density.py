@@ -8,7 +8,7 @@ from torch import Tensor
 
 from setok_triton.chunk import Chunk
 from setok_triton.common import FAR_INDEX, distance_tile, locate, pair_distance
-from setok_triton.configs import dot_precision, row_tile_config, tile_config, token_config
+from setok_triton.configs import dot_precision, tile_config, token_config
 
 
 @triton.jit
@@ -50,7 +50,6 @@ def neighbours_fwd_kernel(
     p_ok,
     p_offsets,
     p_factor,
-    p_distance,
     p_knn,  # (T, K) int64
     p_farthest,  # (T,) float32 squared distance to the token farthest away, where FARTHEST
     D,
@@ -61,7 +60,6 @@ def neighbours_fwd_kernel(
     stride_d,
     INCLUDE_SELF: tl.constexpr,
     FARTHEST: tl.constexpr,
-    DENSE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -69,7 +67,7 @@ def neighbours_fwd_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """The K nearest tokens of BLOCK_M tokens, ascending, ties lowest index, -1 where absent."""
-    i_b, i_m, start, n = locate(p_offsets, blocks_per_image)
+    i_b, i_m, start, n = locate(p_offsets, L, blocks_per_image)
     o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
     o_k = tl.arange(0, BLOCK_K)
     factor = tl.load(p_factor + i_b)
@@ -83,7 +81,6 @@ def neighbours_fwd_kernel(
                 p_x,
                 p_norm,
                 p_ok,
-                p_distance,
                 start,
                 i_b,
                 o_m,
@@ -94,7 +91,7 @@ def neighbours_fwd_kernel(
                 L,
                 stride_n,
                 stride_d,
-                DENSE,
+                False,
                 PRECISION,
                 BLOCK_D,
             )
@@ -140,7 +137,7 @@ def density_fwd_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """Rho = exp(-sigma * mean distance to the neighbours); 1 without any, 0 where not `ok`."""
-    i_b, i_n, start, n = locate(p_offsets, blocks_per_image)
+    i_b, i_n, start, n = locate(p_offsets, L, blocks_per_image)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
     factor, sigma = tl.load(p_factor + i_b), tl.load(p_sigma + i_b)
@@ -183,13 +180,13 @@ def neighbours(
     include_self: bool,
     farthest: Tensor | None = None,
 ) -> None:
-    """Writes the nearest tokens of the chunk into `knn` (T, K) int64.
+    """Writes the nearest tokens of a chunk without kept rows into `knn` (T, K) int64.
 
     And the squared distances to the tokens farthest away into `farthest` (T,), where it is given.
     """
     slots = max(2, triton.next_power_of_2(knn.shape[1]))
-    config = row_tile_config(16) if chunk.dense else tile_config(x.dtype)
-    if farthest is not None and slots >= 64 and not chunk.dense:
+    config = tile_config(x.dtype)
+    if farthest is not None and slots >= 64:
         # A long list leaves no registers for a second look at a whole tile.
         config = dataclasses.replace(config, block_n=config.block_n // 2)
     blocks = triton.cdiv(chunk.longest, config.block_m)
@@ -199,7 +196,6 @@ def neighbours(
         chunk.ok,
         chunk.offsets,
         chunk.factor,
-        chunk.rows,
         knn,
         chunk.factor if farthest is None else farthest,
         x.shape[1],
@@ -209,7 +205,6 @@ def neighbours(
         *x.stride(),
         INCLUDE_SELF=include_self,
         FARTHEST=farthest is not None,
-        DENSE=chunk.dense,
         PRECISION=dot_precision(x.dtype),
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,

@@ -36,7 +36,7 @@ def distances_fwd_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """One tile on or above the diagonal, written to its mirror image as well."""
-    i_b, i_tile, start, n = locate(p_offsets, blocks_per_image)
+    i_b, i_tile, start, n = locate(p_offsets, L, blocks_per_image)
     i_m, i_n = locate_tile(i_tile)
     if i_n * BLOCK < n:
         o_m = i_m * BLOCK + tl.arange(0, BLOCK)

@@ -42,7 +42,7 @@ def peaks_fwd_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """Delta, the distance to the parent but at most the cap, and the score rho * delta."""
-    i_b, i_n, start, n = locate(p_offsets, blocks_per_image)
+    i_b, i_n, start, n = locate(p_offsets, L, blocks_per_image)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
     factor = tl.load(p_factor + i_b)

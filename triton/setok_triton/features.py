@@ -40,7 +40,7 @@ def usable(
     return m_ok, tl.where(m_ok, tl.max(b_largest, axis=1), 0.0)
 
 
-@triton.jit(do_not_specialize=["D"])
+@triton.jit(do_not_specialize=["D", "L"])
 def token_state_fwd_kernel(
     p_x,
     p_valid,
@@ -48,6 +48,7 @@ def token_state_fwd_kernel(
     p_ok,  # (T,) int8: valid and finite
     p_largest,  # (B,) int32, bits of the largest magnitude, 0 before
     D,
+    L,
     blocks_per_image,
     stride_n,
     stride_d,
@@ -56,7 +57,7 @@ def token_state_fwd_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """Whether each token takes part, and the largest magnitude of those of an image that do."""
-    i_b, i_n, start, n = locate(p_offsets, blocks_per_image)
+    i_b, i_n, start, n = locate(p_offsets, L, blocks_per_image)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
     m_ok, b_largest = usable(
@@ -68,13 +69,14 @@ def token_state_fwd_kernel(
     tl.atomic_max(p_largest + i_b, largest.to(tl.int32, bitcast=True))
 
 
-@triton.jit(do_not_specialize=["D"])
+@triton.jit(do_not_specialize=["D", "L"])
 def variance_fwd_kernel(
     p_x,
     p_ok,
     p_offsets,
     p_sums,  # (B, blocks of features, 2) float64
     D,
+    L,
     blocks_per_image,
     stride_n,
     stride_d,
@@ -85,7 +87,7 @@ def variance_fwd_kernel(
 
     All-equal tokens give 0 exactly, and float64 sums of small integers do not depend on the order.
     """
-    _, i_d, start, n = locate(p_offsets, blocks_per_image)
+    _, i_d, start, n = locate(p_offsets, L, blocks_per_image)
     o_n = tl.arange(0, BLOCK_N)
     o_d = i_d * BLOCK_D + tl.arange(0, BLOCK_D).to(tl.int64)
     m_d = o_d < D
@@ -111,7 +113,7 @@ def variance_fwd_kernel(
     tl.store(p_out + 1, tl.sum(b_total * b_total, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L"])
 def scale_fwd_kernel(
     p_ok,
     p_offsets,
@@ -121,12 +123,13 @@ def scale_fwd_kernel(
     p_sigma,  # (B,) float32 scale of the distances of the tokens in range
     p_taking_part,  # (B,) int32
     sigma,  # where the scale is fixed
+    L,
     parts,
     VARIANCE: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Range and scale of each image."""
-    i_b, _, start, n = locate(p_offsets, 1)
+    i_b, _, start, n = locate(p_offsets, L, 1)
     o_n = tl.arange(0, BLOCK_N)
     b_count = tl.zeros((BLOCK_N,), dtype=tl.int32)
     for i_n in range(0, n, BLOCK_N):
@@ -162,13 +165,14 @@ def scale_fwd_kernel(
     tl.store(p_sigma + i_b, scale.to(tl.float32))
 
 
-@triton.jit(do_not_specialize=["D"])
+@triton.jit(do_not_specialize=["D", "L"])
 def norms_fwd_kernel(
     p_x,
     p_offsets,
     p_factor,
     p_norm,  # (T,) float32
     D,
+    L,
     blocks_per_image,
     stride_n,
     stride_d,
@@ -177,7 +181,7 @@ def norms_fwd_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """Squared norms: the diagonal of the same product that the distances come from."""
-    i_b, i_m, start, n = locate(p_offsets, blocks_per_image)
+    i_b, i_m, start, n = locate(p_offsets, L, blocks_per_image)
     o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
     m_m = o_m < n
     p_rows = p_x + (start + o_m) * stride_n
@@ -210,6 +214,7 @@ def token_states(
             ok,
             largest,
             x.shape[1],
+            longest,
             blocks,
             *x.stride(),
             HAS_VALID=valid is not None,
@@ -248,6 +253,7 @@ def scales(
             offsets,
             sums,
             dim,
+            longest,
             parts,
             *x.stride(),
             BLOCK_N=config.block_n,
@@ -264,6 +270,7 @@ def scales(
             scale,
             taking_part,
             0.0 if sigma is None else sigma,
+            longest,
             parts,
             VARIANCE=sigma is None,
             BLOCK_N=1024,
@@ -284,6 +291,7 @@ def norms(x: Tensor, offsets: Tensor, longest: int, factor: Tensor) -> Tensor:
             factor,
             out,
             x.shape[1],
+            longest,
             blocks,
             *x.stride(),
             PRECISION=dot_precision(x.dtype),

@@ -12,7 +12,7 @@ from setok_triton.scope import MaskLayout
 from setok_triton.shares import share_sums
 
 
-@triton.jit(do_not_specialize=["D", "K", "T"])
+@triton.jit(do_not_specialize=["D", "K", "T", "L"])
 def edges_bwd_kernel(
     p_x,
     p_ok,
@@ -30,6 +30,7 @@ def edges_bwd_kernel(
     D,
     K,
     T,
+    L,
     blocks_per_image,
     stride_n,
     stride_d,
@@ -37,7 +38,7 @@ def edges_bwd_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """The pairs of tokens behind density and delta, and the gradients of their distances."""
-    i_b, i_n, start, n = locate(p_offsets, blocks_per_image)
+    i_b, i_n, start, n = locate(p_offsets, L, blocks_per_image)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
     m_ok = m_n & (tl.load(p_ok + start + o_n, mask=m_n, other=0) != 0)
@@ -87,7 +88,7 @@ def edges_bwd_kernel(
     tl.store(p_out + K, tl.where(m_ok, start + b_target, T).to(tl.int32), mask=m_n)
 
 
-@triton.jit(do_not_specialize=["D", "C"])
+@triton.jit(do_not_specialize=["D", "C", "L"])
 def pull_sums_bwd_kernel(
     p_x,
     p_ok,
@@ -99,6 +100,7 @@ def pull_sums_bwd_kernel(
     p_mass,  # (B, C) float32
     D,
     C,
+    L,
     row_blocks,
     feature_blocks,
     stride_n,
@@ -112,7 +114,7 @@ def pull_sums_bwd_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """sum_i G_ci y_i and sum_i G_ci for a block of seeds and one of features."""
-    i_b, i_tile, start, n = locate(p_offsets, row_blocks * feature_blocks)
+    i_b, i_tile, start, n = locate(p_offsets, L, row_blocks * feature_blocks)
     i_c, i_d = i_tile // feature_blocks * BLOCK_C, i_tile % feature_blocks
     o_c, o_d = i_c + tl.arange(0, BLOCK_C), i_d * BLOCK_D + tl.arange(0, BLOCK_D)
     live, factor = tl.load(p_live + i_b).to(tl.int32), tl.load(p_factor + i_b)
@@ -142,7 +144,7 @@ def pull_sums_bwd_kernel(
     tl.store(p_mass + i_b * C + o_c, b_mass, mask=m_c & (o_c < tl.where(i_d == 0, C, 0)))
 
 
-@triton.jit(do_not_specialize=["D", "K", "C", "T"])
+@triton.jit(do_not_specialize=["D", "K", "C", "T", "L"])
 def features_bwd_kernel(
     p_x,
     p_ok,
@@ -163,7 +165,7 @@ def features_bwd_kernel(
     K,
     C,
     T,
-    longest,
+    L,
     feature_blocks,
     stride_n,
     stride_d,
@@ -172,7 +174,7 @@ def features_bwd_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """The gradient of one token for a block of features: the pairs from it, those to it, seeds."""
-    i_b, i_rest, start, n = locate(p_offsets, longest * feature_blocks)
+    i_b, i_rest, start, n = locate(p_offsets, L, L * feature_blocks)
     i_n = i_rest // feature_blocks
     o_d = i_rest % feature_blocks * BLOCK_D + tl.arange(0, BLOCK_D).to(tl.int64)
     if i_n < n:
@@ -256,6 +258,7 @@ def edges(x: Tensor, chunk: Chunk, out, grads: tuple[Tensor, Tensor]) -> tuple[T
         x.shape[1],
         k,
         total,
+        chunk.longest,
         blocks,
         *x.stride(),
         BLOCK_N=config.block_n,
@@ -297,6 +300,7 @@ def pull_sums(
         mass,
         dim,
         count,
+        chunk.longest,
         row_blocks,
         feature_blocks,
         *x.stride(),

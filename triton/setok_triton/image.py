@@ -94,7 +94,7 @@ def scan_peaks(
 
 @triton.jit
 def seed_scores(b_raw, o_n, top, NORMALISE: tl.constexpr, REPLAY: tl.constexpr):
-    """rho * delta, divided by the largest of the image; a replay knows which token has it."""
+    """Rho * delta, divided by the largest of the image; a replay knows which token has it."""
     if NORMALISE:
         largest = tl.max(b_raw, axis=0)
         if REPLAY:
@@ -160,7 +160,7 @@ def image_fwd_kernel(
     BLOCK_T: tl.constexpr,
 ):
     """Parents, delta, score, the scope loop (Algorithm 1), residual and labels of one image."""
-    i_b, _, start, n = locate(p_offsets, 1)
+    i_b, _, start, n = locate(p_offsets, L, 1)
     o_n = tl.arange(0, BLOCK_N)
     m_n = o_n < n
     m_ok = m_n & (tl.load(p_ok + start + o_n, mask=m_n, other=0) != 0)

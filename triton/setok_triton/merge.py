@@ -13,7 +13,7 @@ from setok_triton.segments import segments
 from setok_triton.shares import share_dot, share_sums
 
 
-@triton.jit(do_not_specialize=["rows", "D"])
+@triton.jit(do_not_specialize=["rows", "D", "L"])
 def merge_soft_fwd_kernel(
     p_x,
     p_usable,  # (T,) int8
@@ -24,6 +24,7 @@ def merge_soft_fwd_kernel(
     p_out,  # (B, rows, D)
     rows,
     D,
+    L,
     eps,
     row_blocks,
     feature_blocks,
@@ -43,7 +44,7 @@ def merge_soft_fwd_kernel(
 
     MEANS divides it by sum_i w_i M_ci + eps.
     """
-    i_b, i_tile, start, n = locate(p_offsets, row_blocks * feature_blocks)
+    i_b, i_tile, start, n = locate(p_offsets, L, row_blocks * feature_blocks)
     i_c = i_tile // feature_blocks * BLOCK_C
     o_c = i_c + tl.arange(0, BLOCK_C)
     o_d = i_tile % feature_blocks * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -123,7 +124,7 @@ def merge_hard_fwd_kernel(
     tl.store(p_out + i_q * D + o_d, b_out.to(p_out.dtype.element_ty), mask=m_d)
 
 
-@triton.jit(do_not_specialize=["rows", "D"])
+@triton.jit(do_not_specialize=["rows", "D", "L"])
 def unmerge_soft_fwd_kernel(
     p_tokens,  # (B, rows, D)
     p_offsets,
@@ -134,6 +135,7 @@ def unmerge_soft_fwd_kernel(
     p_out,  # (T, D)
     rows,
     D,
+    L,
     token_blocks,
     feature_blocks,
     stride_image,
@@ -146,7 +148,7 @@ def unmerge_soft_fwd_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """sum_c M_ci t_c for a block of tokens and one of features; MEANS: M_ci w_i / mass_c for M."""
-    i_b, i_tile, start, n = locate(p_offsets, token_blocks * feature_blocks)
+    i_b, i_tile, start, n = locate(p_offsets, L, token_blocks * feature_blocks)
     o_n = i_tile // feature_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
     o_d = i_tile % feature_blocks * BLOCK_D + tl.arange(0, BLOCK_D)
     m_n, m_d = o_n < n, o_d < D
@@ -169,7 +171,7 @@ def unmerge_soft_fwd_kernel(
     tl.store(p_block, b_out.to(p_out.dtype.element_ty), mask=m_n[:, None] & m_d[None, :])
 
 
-@triton.jit(do_not_specialize=["rows", "D"])
+@triton.jit(do_not_specialize=["rows", "D", "L"])
 def unmerge_hard_fwd_kernel(
     p_tokens,  # (B, rows, D)
     p_offsets,
@@ -178,13 +180,14 @@ def unmerge_hard_fwd_kernel(
     p_out,  # (T, D)
     rows,
     D,
+    L,
     blocks_per_image,
     WEIGHTED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """The token of each token's label, times its weight; 0 where it has no label."""
-    i_b, i_n, start, n = locate(p_offsets, blocks_per_image)
+    i_b, i_n, start, n = locate(p_offsets, L, blocks_per_image)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
     b_label = tl.load(p_labels + start + o_n, mask=m_n, other=-1)
@@ -244,6 +247,7 @@ def merge_soft(
             out,
             rows,
             dim,
+            longest,
             eps,
             row_blocks,
             feature_blocks,
@@ -259,8 +263,8 @@ def merge_soft(
             BLOCK_D=config.block_n,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
-            # A weight times a share, fused into the sum of shares in one lane and not in another, would
-            # give a row several masses.
+            # A weight times a share that one lane fuses into the sum of shares, and another does
+            # not, would give a row several masses.
             enable_fp_fusion=weights is None,
         )
     return out
@@ -353,6 +357,7 @@ def unmerge_soft(
             out,
             rows,
             dim,
+            longest,
             token_blocks,
             feature_blocks,
             layout.image,
@@ -390,6 +395,7 @@ def unmerge_hard(
             out,
             rows,
             dim,
+            longest,
             blocks,
             WEIGHTED=weights is not None,
             BLOCK_N=config.block_n,

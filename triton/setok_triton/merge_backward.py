@@ -14,7 +14,7 @@ from setok_triton.scope import MaskLayout
 from setok_triton.segments import segments
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "L"])
 def row_sums_bwd_kernel(
     p_masks,
     p_products,  # like the masks, where PRODUCTS
@@ -23,6 +23,7 @@ def row_sums_bwd_kernel(
     p_mass,  # (B, rows) float32
     p_mean,  # (B, rows) float32
     rows,
+    L,
     eps,
     stride_image,
     stride_row,
@@ -31,7 +32,7 @@ def row_sums_bwd_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """m_c = sum_i w_i M_ci + eps, and the mean sum_i w_i M_ci E_ci / m_c, of one row."""
-    i_b, i_c, start, n = locate(p_offsets, rows)
+    i_b, i_c, start, n = locate(p_offsets, L, rows)
     o_row = i_b * stride_image + start * stride_start + i_c.to(tl.int64) * stride_row
     b_mass = tl.zeros((BLOCK_N,), dtype=tl.float32)
     b_mean = tl.zeros((BLOCK_N,), dtype=tl.float32)
@@ -47,7 +48,7 @@ def row_sums_bwd_kernel(
     tl.store(p_mean + tl.program_id(0), tl.sum(b_mean, axis=0) / mass)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "L"])
 def merge_masks_bwd_kernel(
     p_masks,
     p_products,  # E before, the gradient of the masks after
@@ -59,6 +60,7 @@ def merge_masks_bwd_kernel(
     p_mean,
     p_grad_weights,  # (T,) float32
     rows,
+    L,
     blocks_per_image,
     stride_image,
     stride_row,
@@ -66,7 +68,7 @@ def merge_masks_bwd_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """dA_ci = (E_ci - q_c) / m_c; dM_ci = w_i dA_ci, and dw_i = sum_c M_ci dA_ci."""
-    i_b, i_n, start, n = locate(p_offsets, blocks_per_image)
+    i_b, i_n, start, n = locate(p_offsets, L, blocks_per_image)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
     m_usable = m_n & (tl.load(p_usable + start + o_n, mask=m_n, other=0) != 0)
@@ -86,7 +88,7 @@ def merge_masks_bwd_kernel(
     tl.store(p_grad_weights + start + o_n, b_sum, mask=m_n)
 
 
-@triton.jit(do_not_specialize=["rows", "D"])
+@triton.jit(do_not_specialize=["rows", "D", "L"])
 def label_products_bwd_kernel(
     p_tokens,  # (B, rows, D)
     p_x,  # (T, D)
@@ -96,13 +98,14 @@ def label_products_bwd_kernel(
     p_out,  # (T,) float32
     rows,
     D,
+    L,
     blocks_per_image,
     stride_n,  # as in `row_products_bwd_kernel`
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """t_label(i) . x_i, 0 where unusable."""
-    i_b, i_n, start, n = locate(p_offsets, blocks_per_image)
+    i_b, i_n, start, n = locate(p_offsets, L, blocks_per_image)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
     m_usable = m_n & (tl.load(p_usable + start + o_n, mask=m_n, other=0) != 0)
@@ -204,6 +207,7 @@ def merge_backward(
             mass,
             mean,
             rows,
+            longest,
             eps,
             *strides,
             PRODUCTS=grad_masks is not None,
@@ -224,6 +228,7 @@ def merge_backward(
                 mean,
                 grad_weights,
                 rows,
+                longest,
                 blocks,
                 *strides,
                 BLOCK_N=block,
@@ -248,6 +253,7 @@ def _merge_hard_backward(grad, x, labels, share, usable, offsets, longest, weigh
             product,
             rows,
             dim,
+            longest,
             blocks,
             dim,
             BLOCK_N=config.block_n,

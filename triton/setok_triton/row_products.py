@@ -10,7 +10,7 @@ from setok_triton.configs import dot_precision, tile_config
 from setok_triton.scope import MaskLayout
 
 
-@triton.jit(do_not_specialize=["rows", "D"])
+@triton.jit(do_not_specialize=["rows", "D", "L"])
 def row_products_bwd_kernel(
     p_tokens,  # (B, rows, D)
     p_x,  # (T, D)
@@ -20,6 +20,7 @@ def row_products_bwd_kernel(
     p_out,  # (rows, ...) float32 rows stride_row apart
     rows,
     D,
+    L,
     row_blocks,
     token_blocks,
     stride_n,  # of rows and of tokens; their features lie side by side
@@ -32,7 +33,7 @@ def row_products_bwd_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """t_c . x_i of BLOCK_M rows and BLOCK_N tokens; 0 behind the residual, and where unusable."""
-    i_b, i_tile, start, n = locate(p_offsets, row_blocks * token_blocks)
+    i_b, i_tile, start, n = locate(p_offsets, L, row_blocks * token_blocks)
     o_c = i_tile // token_blocks * BLOCK_M + tl.arange(0, BLOCK_M)
     o_n = i_tile % token_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
@@ -81,6 +82,7 @@ def row_products(
             out,
             rows,
             dim,
+            longest,
             row_blocks,
             token_blocks,
             dim,

@@ -11,7 +11,7 @@ from setok_triton.configs import dot_precision, tile_config
 from setok_triton.scope import DEEPEST, FARTHEST, MaskLayout, alpha_mask, similarity
 
 
-@triton.jit(do_not_specialize=["D", "C"])
+@triton.jit(do_not_specialize=["D", "C", "L"])
 def seed_rows_bwd_kernel(
     p_x,
     p_norm,
@@ -23,6 +23,7 @@ def seed_rows_bwd_kernel(
     p_rows,  # (C + 1, ...) float32 rows stride_row apart
     D,
     C,
+    L,
     row_blocks,
     token_blocks,
     stride_n,
@@ -36,7 +37,7 @@ def seed_rows_bwd_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """Squared distances from BLOCK_M seeds to BLOCK_N tokens."""
-    i_b, i_tile, start, n = locate(p_offsets, row_blocks * token_blocks)
+    i_b, i_tile, start, n = locate(p_offsets, L, row_blocks * token_blocks)
     i_c, i_n = i_tile // token_blocks * BLOCK_M, i_tile % token_blocks * BLOCK_N
     live = tl.load(p_live + i_b).to(tl.int32)
     if (i_c < live) & (i_n < n):
@@ -90,7 +91,7 @@ def scope_before(
     return b_scope
 
 
-@triton.jit(do_not_specialize=["C"])
+@triton.jit(do_not_specialize=["C", "L"])
 def scope_bwd_kernel(
     p_offsets,
     p_ok,
@@ -107,6 +108,7 @@ def scope_bwd_kernel(
     p_pull,  # (T,) float32 sum of the gradients over the seeds
     p_partial,  # (programs, 4) float64 gradients of the options
     C,
+    L,
     blocks_per_image,
     stride_image,
     stride_row,
@@ -121,7 +123,7 @@ def scope_bwd_kernel(
     SHORT rounds the gradients to the 16 bits that their products with bfloat16 tokens keep: a seed
     then pulls as much at a token as the token at the seed, and a common offset cancels.
     """
-    i_b, i_n, start, n = locate(p_offsets, blocks_per_image)
+    i_b, i_n, start, n = locate(p_offsets, L, blocks_per_image)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
     m_ok = m_n & (tl.load(p_ok + start + o_n, mask=m_n, other=0) != 0)
@@ -220,7 +222,7 @@ def scope_bwd_kernel(
     tl.store(p_out + 3, -tl.sum(b_alone, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L"])
 def score_bwd_kernel(
     p_offsets,
     p_density,
@@ -230,12 +232,13 @@ def score_bwd_kernel(
     p_grad_score,
     p_grad_density,  # (T,) float32, added to
     p_grad_delta,  # (T,) float32, added to
+    L,
     stride_seeds,
     NORMALISE: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Gradients of the score to density and delta, of one image."""
-    i_b, _, start, n = locate(p_offsets, 1)
+    i_b, _, start, n = locate(p_offsets, L, 1)
     o_n = tl.arange(0, BLOCK_N)
     top, share, largest = -1, 0.0, 1.0
     if NORMALISE:
@@ -298,6 +301,7 @@ def seed_rows(x: Tensor, norm: Tensor, chunk: Chunk, seeds: Tensor, live: Tensor
         rows,
         x.shape[1],
         count,
+        chunk.longest,
         row_blocks,
         token_blocks,
         *x.stride(),
@@ -359,6 +363,7 @@ def scope_backward(
         pull,
         partial,
         seeds.shape[1],
+        chunk.longest,
         blocks,
         layout.image,
         layout.row,
@@ -391,6 +396,7 @@ def score_backward(chunk: Chunk, out, grads: tuple[Tensor, Tensor, Tensor], norm
         grad_score,
         grad_density,
         grad_delta,
+        chunk.longest,
         seeds.shape[1],
         NORMALISE=normalise,
         BLOCK_N=1024,

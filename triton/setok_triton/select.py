@@ -60,7 +60,7 @@ def select_fwd_kernel(
     BLOCK_T: tl.constexpr,
 ):
     """The K nearest tokens of BLOCK_M tokens, ascending, ties lowest index, -1 where absent."""
-    i_b, i_m, start, n = locate(p_offsets, blocks_per_image)
+    i_b, i_m, start, n = locate(p_offsets, L, blocks_per_image)
     o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)  # (M,)
     m_m = o_m < n
     p_rows = p_distance + (i_b * L + o_m.to(tl.int64)) * L  # (M,)

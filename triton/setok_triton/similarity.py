@@ -14,7 +14,7 @@ from setok_triton.features import usable
 KEPT_EXPONENT = tl.constexpr(40)
 
 
-@triton.jit(do_not_specialize=["D"])
+@triton.jit(do_not_specialize=["D", "L"])
 def directions_fwd_kernel(
     p_x,
     p_valid,
@@ -24,6 +24,7 @@ def directions_fwd_kernel(
     p_inverse,  # (T,) float32 1 / norm of the token in range, 0 of a zero vector
     p_scaled,  # (B,) int32, whether any power is not 1, 0 before
     D,
+    L,
     blocks_per_image,
     stride_n,
     stride_d,
@@ -32,7 +33,7 @@ def directions_fwd_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """What turns inner products into cosines, for BLOCK_N tokens."""
-    i_b, i_n, start, n = locate(p_offsets, blocks_per_image)
+    i_b, i_n, start, n = locate(p_offsets, L, blocks_per_image)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
     o_d = tl.arange(0, BLOCK_D).to(tl.int64)
@@ -136,6 +137,7 @@ def directions(
         inverse,
         scaled,
         x.shape[1],
+        longest,
         blocks,
         *x.stride(),
         HAS_VALID=valid is not None,

@@ -24,7 +24,7 @@ def store_partials(p_partial, b_scope, b_s, m_eligible, b_mask, o_n):
     tl.store(p_partial + 3, tl.sum(b_mask, axis=0))
 
 
-@triton.jit(do_not_specialize=["D", "C", "T", "step"])
+@triton.jit(do_not_specialize=["D", "C", "T", "step", "L"])
 def scope_step_fwd_kernel(
     p_x,
     p_offsets,
@@ -46,6 +46,7 @@ def scope_step_fwd_kernel(
     T,
     stop_residual,
     min_mass,
+    L,
     blocks_per_image,
     stride_n,
     stride_d,
@@ -62,7 +63,7 @@ def scope_step_fwd_kernel(
     BLOCK_P: tl.constexpr,
 ):
     """One step for one block of tokens; every program concludes the step before from its sums."""
-    i_b, i_n, start, n = locate(p_offsets, blocks_per_image)
+    i_b, i_n, start, n = locate(p_offsets, L, blocks_per_image)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
     m_ok = m_n & (tl.load(p_ok + start + o_n, mask=m_n, other=0) != 0)
@@ -155,7 +156,7 @@ def scope_step_fwd_kernel(
                 store_partials(p_slot, b_scope, b_s, m_eligible, b_mask, o_n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L"])
 def scope_end_fwd_kernel(
     p_offsets,
     p_scope,
@@ -163,12 +164,13 @@ def scope_end_fwd_kernel(
     p_left,
     p_counts,
     T,
+    L,
     blocks_per_image,
     REPLAY: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """The current half of the scope, and the counts."""
-    i_b, i_n, start, n = locate(p_offsets, blocks_per_image)
+    i_b, i_n, start, n = locate(p_offsets, L, blocks_per_image)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     half = tl.load(p_state + i_b * 3 + 2)
     b_scope = tl.load(p_scope + half * T + start + o_n, mask=o_n < n, other=0.0)
@@ -189,7 +191,11 @@ def stream_scope(
     counts: Tensor,
     replay: bool,
 ) -> None:
-    """Runs the loop of all images step by step; arguments as in `setok_triton.scope.scope`."""
+    """Runs the loop of all images step by step.
+
+    `left` (T,) is written, the scope in the end; the other arguments are those of
+    `image.cluster_images`.
+    """
     launch, layout = token_config(x.dtype), MaskLayout.of(masks)
     block, total, steps = 8 * launch.block_n, x.shape[0], loop.max_clusters
     blocks = triton.cdiv(chunk.longest, block)
@@ -219,6 +225,7 @@ def stream_scope(
             total,
             loop.stop_residual,
             loop.min_mass,
+            chunk.longest,
             blocks,
             *x.stride(),
             layout.image,
@@ -241,6 +248,7 @@ def stream_scope(
         left,
         counts,
         total,
+        chunk.longest,
         blocks,
         REPLAY=replay,
         BLOCK_N=block,

@@ -34,7 +34,7 @@ def adjacency_fwd_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """Which tokens of a tile on or above the diagonal are neighbours, and of its mirror image."""
-    i_b, i_tile, start, n = locate(p_offsets, blocks_per_image)
+    i_b, i_tile, start, n = locate(p_offsets, L, blocks_per_image)
     i_m, i_n = locate_tile(i_tile)
     if i_n * BLOCK < n:
         o_m = i_m * BLOCK + tl.arange(0, BLOCK)
@@ -86,7 +86,7 @@ def claim_fwd_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """The token left of most neighbours claims them all, ties lowest index, until none is left."""
-    i_b, _, start, n = locate(p_offsets, 1)
+    i_b, _, start, n = locate(p_offsets, L, 1)
     o_block = tl.arange(0, BLOCK_N)
     # The first pass claims nothing, and finds the first centre.
     centre, count, most = -1, -1, 1

@@ -6,14 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from setokim.data.conversations import Conversation, message
-from setokim.data.readers.files import check_root, field_of, find_file, picture_in, picture_of
-from setokim.data.records import JsonList, ParquetRows
-from setokim.data.samples import BrokenSampleError, Sample, check_index, split_concepts
+from setokim.data.file_dataset import FileDataset
+from setokim.data.readers.files import (
+    by_key,
+    check_root,
+    field_of,
+    file_in,
+    find_file,
+    picture_in,
+    picture_of,
+)
+from setokim.data.records import DOWNLOADED, JsonList, ParquetRows
+from setokim.data.samples import BrokenSampleError, Sample, split_concepts
 
 _ASKED = "describe the picture."
 
 
-class CocoCaptions:
+class CocoCaptions(FileDataset):
     """COCO: a picture and all that people say of it.
 
     The assistant's answer is the first caption. `facts`: "image_id", "answers" (all of them). The
@@ -30,30 +39,31 @@ class CocoCaptions:
     """
 
     def __init__(self, root: str | Path, split: str = "val2017", draw: bool = False):
-        self._folder, self._draw = check_root(root) / split, draw
-        path = find_file(check_root(root), f"annotations/captions_{split}.json")
-        self._images, captions = JsonList(path, "images"), JsonList(path, "annotations")
-        self._captions: dict[int, list[str]] = {}
-        for index in range(len(captions)):
-            one = captions[index]
-            if isinstance(one, dict) and isinstance(one.get("caption"), str):
-                self._captions.setdefault(one.get("image_id"), []).append(one["caption"].strip())
+        self._root, self._split, self._draw = check_root(root), split, draw
+        path = find_file(self._root, f"annotations/captions_{split}.json")
+        self._images = JsonList(path, "images")
+        self._captions = by_key(JsonList(path, "annotations"), "image_id")
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: int) -> Conversation:
-        check_index(index, len(self))
-        source, record = self._images.source(index), self._images[index]
+    def _source(self, index: int) -> str:
+        return self._images.source(index)
+
+    def _read(self, index: int, source: str) -> Conversation:
+        record = self._images[index]
         number = field_of(record, "id", int, source)
-        picture = picture_of(self._folder / field_of(record, "file_name", str, source), source)
-        captions, facts = self._captions.get(number, []), {"image_id": number}
+        name = field_of(record, "file_name", str, source)
+        picture = picture_of(file_in(self._root, f"{self._split}/{name}", source), source)
+        said = (one.get("caption") for one in self._captions.get(number, []))
+        captions = [one.strip() for one in said if isinstance(one, str)]
+        facts = {"image_id": number}
         if self._draw:
             return _asked_for(picture, captions, source, facts)
         return _described(picture, captions, source, facts)
 
 
-class Flickr30k:
+class Flickr30k(FileDataset):
     """Flickr30K in the split of Karpathy: a picture and five captions.
 
     `facts`: "image_id" (the file's name), "answers".
@@ -81,21 +91,23 @@ class Flickr30k:
     def __len__(self) -> int:
         return len(self._chosen)
 
-    def __getitem__(self, index: int) -> Conversation:
-        check_index(index, len(self))
-        place = self._chosen[index]
-        source, record = self._records.source(place), self._records[place]
+    def _source(self, index: int) -> str:
+        return self._records.source(self._chosen[index])
+
+    def _read(self, index: int, source: str) -> Conversation:
+        record = self._records[self._chosen[index]]
         name = field_of(record, "filename", str, source)
         sentences = field_of(record, "sentences", list, source)
         captions = [field_of(one, "raw", str, source).strip() for one in sentences]
-        picture = picture_of(self._root / "flickr30k-images" / name, source)
+        picture = picture_of(file_in(self._root, f"flickr30k-images/{name}", source), source)
         return _described(picture, captions, source, {"image_id": name})
 
 
-class CaptionedParquet:
+class CaptionedParquet(FileDataset):
     """LAION-aesthetics with its pictures in parquet files, as downloaders write them.
 
-    For tar archives see `setokim.data.Shards`.
+    Rows whose column "status" is not "success", as img2dataset marks failed downloads, are left
+    out. Without a caption it is empty. For tar archives see `setokim.data.Shards`.
 
     Args:
         root: folder with *.parquet.
@@ -111,17 +123,26 @@ class CaptionedParquet:
         paths = sorted(check_root(root).rglob("*.parquet"))
         if not paths:
             raise ValueError(f"root: expected *.parquet in {root}, got none")
-        self._records, self._image, self._caption = ParquetRows(paths), image, caption
+        self._records = ParquetRows(paths, where=DOWNLOADED)
+        self._image, self._caption = image, caption
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> Sample:
-        check_index(index, len(self))
-        source, record = self._records.source(index), self._records[index]
-        caption = field_of(record, self._caption, str, source).strip()
+    def _source(self, index: int) -> str:
+        return self._records.source(index)
+
+    def _read(self, index: int, source: str) -> Sample:
+        record = self._records[index]
+        caption = _caption(record, self._caption, source)
         picture = picture_in(record.get(self._image), source, self._image)
         return Sample(picture, caption, split_concepts(caption), None, source)
+
+
+def _caption(record: dict[str, Any], name: str, source: str) -> str:
+    if name in record and record[name] is None:
+        return ""
+    return field_of(record, name, str, source).strip()
 
 
 def _asked_for(picture, captions: list[str], source: str, facts: dict[str, Any]) -> Conversation:

@@ -5,19 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from setokim.data.conversations import ROLES, Conversation, message
-from setokim.data.readers.files import check_root, field_of, picture_of
+from setokim.data.file_dataset import FileDataset
+from setokim.data.readers.files import check_root, field_of, file_in, picture_of
 from setokim.data.records import JsonList
-from setokim.data.samples import BrokenSampleError, check_index
+from setokim.data.samples import BrokenSampleError
 
 _PLACE = "<image>"
-_SPEAKERS = {"human": "user", "gpt": "assistant"}
+_ASSISTANT = "gpt"
+_SPEAKERS = {"human": "user", _ASSISTANT: "assistant"}
+_IDS = ("id", "idx")
 
 
-class Chats:
+class Chats(FileDataset):
     """LLaVA-665K and ALLaVA: turns of "human" and "gpt", with a picture or without.
 
-    The picture stands before the first question, wherever its "<image>" does. `facts`: "id".
+    A turn of "gpt" at the beginning is dropped, as LLaVA's own loader does. The picture stands
+    before the first question, wherever its "<image>" does; several stand in questions, each for one
+    "<image>". In answers, and in conversations without a picture, "<image>" is text. `facts`: "id"
+    (or "idx", or None).
 
     Args:
         root: folder that the records' paths of pictures begin at.
@@ -34,22 +42,24 @@ class Chats:
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> Conversation:
-        check_index(index, len(self))
-        source, record = self._records.source(index), self._records[index]
+    def _source(self, index: int) -> str:
+        return self._records.source(index)
+
+    def _read(self, index: int, source: str) -> Conversation:
+        record = self._records[index]
         turns = field_of(record, "conversations", list, source)
+        if turns and field_of(turns[0], "from", str, source) == _ASSISTANT:
+            turns = turns[1:]
         if not turns or len(turns) % 2:
             reason = f"conversations: expected pairs of turns, got {len(turns)} turns"
             raise BrokenSampleError(source, reason)
         texts = [_text(turn, ROLES[i % 2], source) for i, turn in enumerate(turns)]
-        messages = [message(ROLES[i % 2], text) for i, text in enumerate(texts)]
-        if "image" in record:
-            name = field_of(record, "image", str, source)
-            picture = picture_of(self._root / name, source)
-            messages[0] = message("user", picture, texts[0])
-        facts = {"id": field_of(record, "id", (str, int), source)}
-        task = "vqa" if "image" in record else "text"
-        return Conversation(task, tuple(messages), (), source, facts)
+        names = _names(record, source)
+        pictures = [picture_of(file_in(self._root, name, source), source) for name in names]
+        contents = _contents(texts, pictures, source)
+        messages = tuple(message(ROLES[i % 2], *parts) for i, parts in enumerate(contents))
+        facts = {"id": next((record[name] for name in _IDS if name in record), None)}
+        return Conversation("vqa" if pictures else "text", messages, (), source, facts)
 
 
 def _text(turn: Any, role: str, source: str) -> str:
@@ -57,4 +67,37 @@ def _text(turn: Any, role: str, source: str) -> str:
     if _SPEAKERS.get(speaker) != role:
         expected = next(name for name, known in _SPEAKERS.items() if known == role)
         raise BrokenSampleError(source, f"from: expected {expected}, got {speaker!r}")
-    return field_of(turn, "value", str, source).replace(_PLACE, "").strip()
+    return field_of(turn, "value", str, source)
+
+
+def _names(record: Any, source: str) -> list[str]:
+    """Files of the pictures, none or several."""
+    value = record.get("image")
+    if value is None or value == "":
+        return []
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise BrokenSampleError(source, f"image: expected str or list of str, got {value!r:.80}")
+    return names
+
+
+def _contents(
+    texts: list[str], pictures: list[Image.Image], source: str
+) -> list[list[str | Image.Image]]:
+    """Texts and pictures of each message."""
+    contents: list[list[Any]] = [[text.strip()] for text in texts]
+    if pictures:
+        contents[::2] = [[text.replace(_PLACE, "").strip()] for text in texts[::2]]
+    if len(pictures) < 2:
+        contents[0] = [*pictures, *contents[0]]
+        return contents
+    places = sum(text.count(_PLACE) for text in texts[::2])
+    if places != len(pictures):
+        reason = f"image: expected one for each of {places} {_PLACE}, got {len(pictures)}"
+        raise BrokenSampleError(source, reason)
+    rest = iter(pictures)
+    for number in range(0, len(texts), 2):
+        first, *others = (piece.strip() for piece in texts[number].split(_PLACE))
+        parts = [first, *(part for piece in others for part in (next(rest), piece))]
+        contents[number] = [part for part in parts if part != ""] or [""]
+    return contents

@@ -8,13 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from setokim.data.readers.files import check_root, field_of, find_file, picture_of
-from setokim.data.readers.referring import mask_of
+from setokim.data.file_dataset import FileDataset
+from setokim.data.readers.files import (
+    annotated_picture,
+    by_key,
+    check_root,
+    field_of,
+    file_in,
+    find_file,
+    mask_of,
+    picture_of,
+)
 from setokim.data.records import JsonList
-from setokim.data.samples import BrokenSampleError, Sample, check_index
+from setokim.data.samples import BrokenSampleError, Sample
 
 
-class CocoInstances:
+class CocoInstances(FileDataset):
     """COCO instances: the masks are of the objects, in the order of the file.
 
     Where objects overlap, the smaller one lies on top. Crowds are left out. The caption lists the
@@ -29,33 +38,32 @@ class CocoInstances:
     """
 
     def __init__(self, root: str | Path, split: str = "val2017"):
-        folder = check_root(root)
-        self._folder = folder / split
-        path = find_file(folder, f"annotations/instances_{split}.json")
+        self._root, self._split = check_root(root), split
+        path = find_file(self._root, f"annotations/instances_{split}.json")
         self._images = JsonList(path, "images")
         self._names = _names(JsonList(path, "categories"))
-        annotations = JsonList(path, "annotations")
-        self._objects: dict[Any, list[dict]] = {}
-        for index in range(len(annotations)):
-            one = annotations[index]
-            if isinstance(one, dict) and not one.get("iscrowd"):
-                self._objects.setdefault(one.get("image_id"), []).append(one)
+        self._objects = by_key(JsonList(path, "annotations"), "image_id")
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: int) -> Sample:
-        check_index(index, len(self))
-        source, record = self._images.source(index), self._images[index]
-        picture = picture_of(self._folder / field_of(record, "file_name", str, source), source)
-        objects = self._objects.get(field_of(record, "id", int, source), [])
+    def _source(self, index: int) -> str:
+        return self._images.source(index)
+
+    def _read(self, index: int, source: str) -> Sample:
+        record = self._images[index]
+        name = field_of(record, "file_name", str, source)
+        path = file_in(self._root, f"{self._split}/{name}", source)
+        picture = annotated_picture(path, (record.get("width"), record.get("height")), source)
+        found = self._objects.get(field_of(record, "id", int, source), [])
+        objects = [one for one in found if not one.get("iscrowd")]
         names = [_name(self._names, thing, source) for thing in objects]
         size = picture.size[::-1]
         masks = [mask_of(thing.get("segmentation"), size, source) for thing in objects]
         return Sample(picture, ", ".join(names), tuple(names), _layers(masks, size), source)
 
 
-class CocoPanoptic:
+class CocoPanoptic(FileDataset):
     """COCO panoptic: every pixel belongs to one object, to stuff, or to nothing.
 
     Args:
@@ -68,29 +76,28 @@ class CocoPanoptic:
     """
 
     def __init__(self, root: str | Path, split: str = "val2017"):
-        folder = check_root(root)
-        path = find_file(folder, f"annotations/panoptic_{split}.json")
-        inner = folder / "annotations" / f"panoptic_{split}"
-        self._masks = inner if inner.is_dir() else folder / f"panoptic_{split}"
-        self._folder = folder / split
+        self._root, self._split = check_root(root), split
+        path = find_file(self._root, f"annotations/panoptic_{split}.json")
+        inner = f"annotations/panoptic_{split}"
+        self._masks = inner if (self._root / inner).is_dir() else f"panoptic_{split}"
         self._records = JsonList(path, "annotations")
         self._names = _names(JsonList(path, "categories"))
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> Sample:
-        check_index(index, len(self))
-        source, record = self._records.source(index), self._records[index]
+    def _source(self, index: int) -> str:
+        return self._records.source(index)
+
+    def _read(self, index: int, source: str) -> Sample:
+        record = self._records[index]
         file = field_of(record, "file_name", str, source)
         segments = field_of(record, "segments_info", list, source)
-        picture = picture_of(self._folder / Path(file).with_suffix(".jpg"), source)
+        painted = picture_of(file_in(self._root, f"{self._masks}/{file}", source), source, False)
+        path = file_in(self._root, f"{self._split}/{file}", source).with_suffix(".jpg")
+        picture = annotated_picture(path, painted.size, source)
         # Nothing may round here: the colours are numbers.
-        painted = np.asarray(picture_of(self._masks / file, source)).astype(np.int64)
-        ids = painted @ np.array([1, 256, 256**2])
-        if ids.shape != picture.size[::-1]:
-            reason = f"{file}: expected the picture's size {picture.size[::-1]}, got {ids.shape}"
-            raise BrokenSampleError(source, reason)
+        ids = np.asarray(painted).astype(np.int64) @ np.array([1, 256, 256**2])
         names, layers = [], np.zeros(ids.shape, np.int64)
         for number, segment in enumerate(segments, 1):
             inside = ids == field_of(segment, "id", int, source)
@@ -112,8 +119,7 @@ def _layers(masks: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
 
 
 def _names(categories: JsonList) -> dict[Any, Any]:
-    items = (categories[index] for index in range(len(categories)))
-    return {one.get("id"): one.get("name") for one in items if isinstance(one, dict)}
+    return {number: found[-1].get("name") for number, found in by_key(categories, "id").items()}
 
 
 def _name(names: dict[Any, Any], thing: Any, source: str) -> str:

@@ -2,42 +2,56 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from setokim.data.conversations import Conversation, message
-from setokim.data.readers.files import check_root, field_of, find_file, picture_of
-from setokim.data.records import JsonList, read_json
-from setokim.data.samples import BrokenSampleError, check_index
+from setokim.data.file_dataset import FileDataset
+from setokim.data.readers.files import (
+    by_key,
+    check_root,
+    field_of,
+    file_in,
+    find_file,
+    picture_of,
+)
+from setokim.data.records import JsonList, Records, read_json
+from setokim.data.samples import BrokenSampleError
 
 # As LLaVA 1.5 asks for answers that are compared with others letter by letter.
 _SHORT = "Answer the question using a single word or phrase."
+# One for each letter.
+_MOST_CHOICES = 26
 _LETTER = "Answer with the option's letter from the given choices directly."
 
 
-class Questions(ABC):
+class Questions(FileDataset):
     """One question a sample, with its picture; `facts` has what its evaluation needs.
 
     The answer of the assistant is the one that most people gave, the first of equals, and empty
     where the file has none.
     """
 
+    _root: Path
+    _records: Records
+
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> Conversation:
-        check_index(index, len(self))
-        source = self._records.source(index)
-        text, answer, picture, facts = self._read(self._records[index], source)
-        image = picture_of(picture, source)
+    def _source(self, index: int) -> str:
+        return self._records.source(index)
+
+    def _read(self, index: int, source: str) -> Conversation:
+        text, answer, picture, facts = self._asked(self._records[index], source)
+        image = picture_of(file_in(self._root, picture, source), source)
         turns = message("user", image, text), message("assistant", answer)
         return Conversation("vqa", turns, (), source, facts)
 
     @abstractmethod
-    def _read(self, record: Any, source: str) -> tuple[str, str, Path, dict[str, Any]]:
-        """Question, answer, file of the picture, and facts."""
+    def _asked(self, record: Any, source: str) -> tuple[str, str, str, dict[str, Any]]:
+        """Question, answer, file of the picture below the folder, and facts."""
 
 
 class VqaQuestions(Questions):
@@ -61,38 +75,36 @@ class VqaQuestions(Questions):
         self._records = JsonList(find_file(self._root, *names), "questions")
         # Both test splits have the pictures of test2015.
         self._folder = "test2015" if split.startswith("test") else split
-        self._answers: dict[Any, dict] = {}
+        self._answers: dict[Any, list[dict[str, Any]]] = {}
         if not split.startswith("test"):
             names = [f"{prefix}mscoco_{split}_annotations.json" for prefix in ("v2_", "")]
             annotations = JsonList(find_file(self._root, *names), "annotations")
-            for index in range(len(annotations)):
-                one = annotations[index]
-                if isinstance(one, dict):
-                    self._answers[one.get("question_id")] = one
+            self._answers = by_key(annotations, "question_id")
 
-    def _read(self, record: Any, source: str) -> tuple[str, str, Path, dict[str, Any]]:
+    def _asked(self, record: Any, source: str) -> tuple[str, str, str, dict[str, Any]]:
         question = field_of(record, "question", str, source)
         number = field_of(record, "question_id", int, source)
         image = field_of(record, "image_id", int, source)
         facts: dict[str, Any] = {"question_id": number, "question": question, "answers": []}
         if self._answers:
-            annotation = self._answers.get(number)
-            if annotation is None:
+            if number not in self._answers:
                 raise BrokenSampleError(source, f"no answers to question {number}")
+            annotation = self._answers[number][-1]
             given = field_of(annotation, "answers", list, source)
             facts["answers"] = [field_of(answer, "answer", str, source) for answer in given]
             for name in ("question_type", "answer_type"):
                 facts[name] = field_of(annotation, name, str, source)
         file = f"COCO_{self._folder}_{image:012d}.jpg"
-        picture = self._root / self._folder / file
+        picture = f"{self._folder}/{file}"
         return f"{question}\n{_SHORT}", _commonest(facts["answers"]), picture, facts
 
 
 class AokvqaQuestions(Questions):
     """A-OKVQA, by free answers or by choice.
 
-    `facts`: "question_id", "question", "answers" (of people), "choices" and "correct" (the number
-    of the right choice, None in the test split).
+    `facts`: "question_id", "question", "answers" (of people), "choices", "correct" (the number of
+    the right choice, None in the test split) and "difficult_direct_answer" (whether free answers do
+    not count).
 
     Args:
         root: folder with aokvqa_v1p0_SPLIT.json and the folders of COCO's pictures, such as
@@ -108,11 +120,18 @@ class AokvqaQuestions(Questions):
         self._root, self._split, self._choices = check_root(root), split, choices
         self._records = JsonList(find_file(self._root, f"aokvqa_v1p0_{split}.json"))
 
-    def _read(self, record: Any, source: str) -> tuple[str, str, Path, dict[str, Any]]:
+    def _asked(self, record: Any, source: str) -> tuple[str, str, str, dict[str, Any]]:
         question = field_of(record, "question", str, source)
-        choices = field_of(record, "choices", list, source)
+        choices = _texts(record, "choices", source)
+        if not 1 <= len(choices) <= _MOST_CHOICES:
+            expected = f"1 to {_MOST_CHOICES}"
+            raise BrokenSampleError(source, f"choices: expected {expected}, got {len(choices)}")
         is_test = self._split == "test"
-        answers = [] if is_test else field_of(record, "direct_answers", list, source)
+        answers = [] if is_test else _texts(record, "direct_answers", source)
+        difficult = record.get("difficult_direct_answer", False)
+        if not isinstance(difficult, bool):
+            reason = f"difficult_direct_answer: expected a bool, got {difficult!r:.80}"
+            raise BrokenSampleError(source, reason)
         correct = None if is_test else field_of(record, "correct_choice_idx", int, source)
         if correct is not None and not 0 <= correct < len(choices):
             expected = f"0 to {len(choices) - 1}"
@@ -125,10 +144,11 @@ class AokvqaQuestions(Questions):
             "answers": answers,
             "choices": choices,
             "correct": correct,
+            "difficult_direct_answer": difficult,
         }
         folder = f"{self._split}2017"
         image = field_of(record, "image_id", int, source)
-        picture = self._root / folder / f"{image:012d}.jpg"
+        picture = f"{folder}/{image:012d}.jpg"
         if not self._choices:
             return f"{question}\n{_SHORT}", _commonest(answers), picture, facts
         listed = "\n".join(f"{_letter(i)}. {text}" for i, text in enumerate(choices))
@@ -153,13 +173,13 @@ class GqaQuestions(Questions):
         self._root = check_root(root)
         self._records = _ById(find_file(self._root, f"{split}_questions.json"))
 
-    def _read(self, record: Any, source: str) -> tuple[str, str, Path, dict[str, Any]]:
+    def _asked(self, record: Any, source: str) -> tuple[str, str, str, dict[str, Any]]:
         number, fields = record
         question = field_of(fields, "question", str, source)
         image = field_of(fields, "imageId", str, source)
         answers = [field_of(fields, "answer", str, source)] if "answer" in fields else []
         facts = {"question_id": number, "question": question, "answers": answers}
-        picture = self._root / "images" / f"{image}.jpg"
+        picture = f"images/{image}.jpg"
         return f"{question}\n{_SHORT}", _commonest(answers), picture, facts
 
 
@@ -179,7 +199,7 @@ class MmVet(Questions):
         self._root = check_root(root)
         self._records = _ById(find_file(self._root, "mm-vet.json"))
 
-    def _read(self, record: Any, source: str) -> tuple[str, str, Path, dict[str, Any]]:
+    def _asked(self, record: Any, source: str) -> tuple[str, str, str, dict[str, Any]]:
         number, fields = record
         question = field_of(fields, "question", str, source)
         answer = field_of(fields, "answer", str, source)
@@ -187,10 +207,10 @@ class MmVet(Questions):
             "question_id": number,
             "question": question,
             "answers": [answer],
-            "capabilities": field_of(fields, "capability", list, source),
+            "capabilities": _texts(fields, "capability", source),
         }
-        picture = self._root / "images" / field_of(fields, "imagename", str, source)
-        return question, answer, picture, facts
+        name = field_of(fields, "imagename", str, source)
+        return question, answer, f"images/{name}", facts
 
 
 class _ById:
@@ -210,6 +230,14 @@ class _ById:
 
     def source(self, index: int) -> str:
         return f"{self._path}: {self._items[index][0]}"
+
+
+def _texts(record: Any, name: str, source: str) -> list[str]:
+    """A list of texts in a record."""
+    found = field_of(record, name, list, source)
+    if not all(isinstance(one, str) for one in found):
+        raise BrokenSampleError(source, f"{name}: expected texts, got {found!r:.80}")
+    return found
 
 
 def _commonest(answers: list[str]) -> str:

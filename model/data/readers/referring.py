@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
 
-from setokim.data.conversations import SEG, Conversation, message
-from setokim.data.readers.files import check_root, field_of, picture_of
-from setokim.data.records import JsonList, read_plain_pickle
-from setokim.data.rle import decode_rle, encode_rle
-from setokim.data.samples import BrokenSampleError, check_index
+from setokim.data.conversations import MASK, Conversation, message
+from setokim.data.file_dataset import FileDataset
+from setokim.data.plain_pickle import read_plain_pickle
+from setokim.data.polygon_pixels import polygon_pixels
+from setokim.data.readers.files import (
+    annotated_picture,
+    by_key,
+    check_root,
+    field_of,
+    file_in,
+    mask_of,
+    picture_of,
+)
+from setokim.data.records import JsonList, read_json
+from setokim.data.rle import check_outline, encode_rle
+from setokim.data.samples import BrokenSampleError
 
 # By data set, the folder and the file of references.
 _REFERENCES = {"refcoco+": ("refcoco+", "refs(unc).p"), "refcocog": ("refcocog", "refs(umd).p")}
@@ -22,7 +31,7 @@ _SUFFIXES = (".jpg", ".jpeg", ".png")
 _TARGET, _IGNORED = 1, 255
 
 
-class ReferringExpressions:
+class ReferringExpressions(FileDataset):
     """refCOCO+ and refCOCOg (UMD): one phrase of people a sample, with the mask of its object.
 
     `facts`: "ref_id", "sent_id", "phrase".
@@ -51,14 +60,14 @@ class ReferringExpressions:
             got = type(references).__name__
             raise ValueError(f"{self._path}: expected a list of references, got {got}")
         instances = self._root / folder / "instances.json"
-        self._objects = _by_id(JsonList(instances, "annotations"))
-        self._images = _by_id(JsonList(instances, "images"))
+        self._objects = by_key(JsonList(instances, "annotations"), "id")
+        self._images = by_key(JsonList(instances, "images"), "id")
         # Reference and sentence of each sample.
         self._samples: list[tuple[int, Any, Any]] = [
             (number, reference, sentence)
             for number, reference in enumerate(references)
             if isinstance(reference, Mapping) and reference.get("split") == split
-            for sentence in reference.get("sentences") or [None]
+            for sentence in _sentences(reference)
         ]
         if not self._samples:
             raise ValueError(f"split: expected one of {self._path}, got {split!r}")
@@ -66,33 +75,35 @@ class ReferringExpressions:
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __getitem__(self, index: int) -> Conversation:
-        check_index(index, len(self))
-        number, reference, sentence = self._samples[index]
-        source = f"{self._path}: reference {number}"
+    def _source(self, index: int) -> str:
+        return f"{self._path}: reference {self._samples[index][0]}"
+
+    def _read(self, index: int, source: str) -> Conversation:
+        _, reference, sentence = self._samples[index]
         phrase = field_of(sentence, "sent", str, source)
-        annotation = self._objects.get(field_of(reference, "ann_id", int, source))
-        image = self._images.get(field_of(reference, "image_id", int, source))
-        if annotation is None or image is None:
+        annotations = self._objects.get(field_of(reference, "ann_id", int, source))
+        images = self._images.get(field_of(reference, "image_id", int, source))
+        if annotations is None or images is None:
             raise BrokenSampleError(source, "its object or picture is not in instances.json")
-        name = field_of(image, "file_name", str, source)
-        picture = picture_of(self._root / "train2014" / name, source)
+        annotation, image = annotations[-1], images[-1]
+        path = file_in(self._root, f"train2014/{field_of(image, 'file_name', str, source)}", source)
+        picture = annotated_picture(path, (image.get("width"), image.get("height")), source)
         mask = mask_of(annotation.get("segmentation"), picture.size[::-1], source)
         facts = {
             "ref_id": field_of(reference, "ref_id", int, source),
             "sent_id": field_of(sentence, "sent_id", int, source),
             "phrase": phrase,
         }
-        turns = message("user", picture, f"segment the {phrase}."), message("assistant", SEG)
+        turns = message("user", picture, f"segment the {phrase}."), message("assistant", MASK)
         return Conversation("segment", turns, (mask,), source, facts)
 
 
-class ReasonSeg:
+class ReasonSeg(FileDataset):
     """ReasonSeg: a question or phrase that asks for a region, and the region as polygons.
 
     The first text is asked. Shapes are drawn from the largest to the smallest, those whose label
     holds "ignore" as what counts neither way, and those labelled "flag" not at all, as the official
-    loader does.
+    loader does. That loader turns pictures as EXIF says, and so does this one.
 
     `facts`: "name", "phrase", "is_sentence" and "ignored", run lengths of what does not count.
 
@@ -112,8 +123,10 @@ class ReasonSeg:
     def __len__(self) -> int:
         return len(self._files)
 
-    def __getitem__(self, index: int) -> Conversation:
-        check_index(index, len(self))
+    def _source(self, index: int) -> str:
+        return str(self._files[index])
+
+    def _read(self, index: int, source: str) -> Conversation:
         path = self._files[index]
         record = _record(path)
         texts = field_of(record, "text", list, str(path))
@@ -121,9 +134,11 @@ class ReasonSeg:
         if not texts or not isinstance(texts[0], str):
             raise BrokenSampleError(str(path), f"text: expected a text first, got {texts!r:.80}")
         picture = picture_of(_beside(path), str(path))
+        shapes = _with_outlines(shapes, picture.size, str(path))
         drawn = [_drawn(shape, picture.size, str(path)) for shape in shapes]
         levels = np.zeros(picture.size[::-1], np.uint8)
-        for level, inside in sorted(drawn, key=lambda pair: -int(pair[1].sum())):
+        # Of equal ones the first lies on top: the official loader turns an ascending order round.
+        for level, inside in sorted(drawn, key=lambda pair: int(pair[1].sum()))[::-1]:
             levels[inside] = level
         is_sentence = bool(record.get("is_sentence"))
         asked = texts[0] if is_sentence else f"segment the {texts[0]}."
@@ -133,66 +148,45 @@ class ReasonSeg:
             "is_sentence": is_sentence,
             "ignored": encode_rle(levels == _IGNORED),
         }
-        turns = message("user", picture, asked), message("assistant", SEG)
+        turns = message("user", picture, asked), message("assistant", MASK)
         return Conversation("segment", turns, (levels == _TARGET,), str(path), facts)
 
 
-def mask_of(segmentation: Any, size: tuple[int, int], source: str) -> np.ndarray:
-    """The mask of an annotation of COCO: polygons, or run lengths.
-
-    Args:
-        segmentation: list of polygons, each a flat list of x and y, or a dict of run lengths.
-        size: height and width of the picture.
-        source: of the record.
-
-    Returns:
-        (h, w) bool.
-
-    Raises:
-        BrokenSampleError: it is neither, or of another size.
-        ImportError: there are polygons, and pycocotools is not installed.
-    """
-    try:
-        if isinstance(segmentation, Mapping):
-            mask = decode_rle(segmentation)
-        elif isinstance(segmentation, list) and segmentation:
-            mask = _polygons(segmentation, size)
-        else:
-            raise ValueError(f"expected polygons or run lengths, got {segmentation!r:.80}")
-    except ValueError as error:
-        raise BrokenSampleError(source, f"segmentation: {error}") from error
-    if mask.shape != size:
-        reason = f"segmentation: expected the picture's size {size}, got {mask.shape}"
-        raise BrokenSampleError(source, reason)
-    return mask
-
-
-def _polygons(polygons: Sequence[Any], size: tuple[int, int]) -> np.ndarray:
-    # Which pixels an edge takes is what pycocotools says it is.
-    from pycocotools import mask as coco
-
-    for polygon in polygons:
-        if (
-            not isinstance(polygon, list)
-            or len(polygon) < 6
-            or len(polygon) % 2
-            or not all(isinstance(value, int | float) for value in polygon)
-        ):
-            raise ValueError(f"expected at least three corners x, y, got {polygon!r:.80}")
-    return decode_rle(coco.merge(coco.frPyObjects(polygons, *size)))
-
-
-def _by_id(records: JsonList) -> dict[int, dict[str, Any]]:
-    items = (records[index] for index in range(len(records)))
-    return {item["id"]: item for item in items if isinstance(item, dict) and "id" in item}
+def _sentences(reference: Mapping[str, Any]) -> list[Any]:
+    """What is said of an object; None stands for what cannot be read."""
+    sentences = reference.get("sentences")
+    return sentences if isinstance(sentences, list) and sentences else [None]
 
 
 def _record(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes().decode("utf-8"))
+        # Two of the published files are in cp1252.
+        return read_json(path, "cp1252")
     except (OSError, ValueError) as error:
-        # Two of the published files are not UTF-8.
-        raise BrokenSampleError(str(path), f"cannot read it: {error}") from error
+        reason = str(error).removeprefix(f"{path}: ")
+        raise BrokenSampleError(str(path), f"cannot read it: {reason}") from error
+
+
+def _with_outlines(shapes: list[Any], size: tuple[int, int], source: str) -> list[Any]:
+    """Shapes that can be drawn: without those that have less than two corners.
+
+    Raises:
+        BrokenSampleError: a corner is none, or far outside the picture, or no shape is left.
+    """
+    left = []
+    for shape in shapes:
+        points = field_of(shape, "points", list, source)
+        if not all(map(_is_corner, points)):
+            reason = f"points: expected x and y of corners, got {points!r:.80}"
+            raise BrokenSampleError(source, reason)
+        try:
+            check_outline([value for point in points for value in point], size[::-1])
+        except ValueError as error:
+            raise BrokenSampleError(source, f"points: {error}") from error
+        left += [shape] if len(points) > 1 else []
+    if shapes and not left:
+        raise BrokenSampleError(source, "shapes: expected a polygon with corners, got none")
+    return left
 
 
 def _beside(path: Path) -> Path:
@@ -206,10 +200,12 @@ def _drawn(shape: Any, size: tuple[int, int], source: str) -> tuple[int, np.ndar
     points = field_of(shape, "points", list, source)
     if len(points) < 2 or not all(map(_is_corner, points)):
         raise BrokenSampleError(source, f"points: expected x and y of corners, got {points!r:.80}")
-    canvas = Image.new("1", size)
-    if label != "flag":
-        ImageDraw.Draw(canvas).polygon([tuple(point) for point in points], fill=1, outline=1)
-    return _IGNORED if "ignore" in label else _TARGET, np.asarray(canvas).copy()
+    if label == "flag":
+        return _TARGET, np.zeros(size[::-1], bool)
+    try:
+        return _IGNORED if "ignore" in label else _TARGET, polygon_pixels(points, size[::-1])
+    except ValueError as error:
+        raise BrokenSampleError(source, f"points: {error}") from error
 
 
 def _is_corner(point: Any) -> bool:

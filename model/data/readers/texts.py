@@ -6,13 +6,13 @@ from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
 
-from setokim.data.conversations import SPECIAL, Conversation, message
+from setokim.data.conversations import Conversation, message
+from setokim.data.file_dataset import FileDataset
 from setokim.data.readers.files import check_root, field_of
 from setokim.data.records import JsonLines
-from setokim.data.samples import BrokenSampleError, check_index
 
 
-class SlimPajama:
+class SlimPajama(FileDataset):
     """Texts in files of lines {"text": ..., "meta": ...}, unpacked from their compression.
 
     A sample is a conversation in which the assistant says the whole text and nobody asked.
@@ -34,22 +34,18 @@ class SlimPajama:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, index: int) -> Conversation:
-        """The text of a line.
+    def _source(self, index: int) -> str:
+        file, place = self._find(index)
+        return file.source(place)
 
-        Raises:
-            BrokenSampleError: it cannot be read.
-            IndexError: there is none of that number.
-        """
-        check_index(index, len(self))
+    def _find(self, index: int) -> tuple[JsonLines, int]:
+        """The file of a text, and its place in there."""
         number = bisect_right(self._ends, index)
         file = self._files[number]
-        place = index - (self._ends[number] - len(file))
-        source = file.source(place)
+        return file, index - (self._ends[number] - len(file))
+
+    def _read(self, index: int, source: str) -> Conversation:
+        file, place = self._find(index)
         text = field_of(file[place], "text", str, source)
-        for name in SPECIAL:
-            if name in text:
-                # It would stand for a picture or a mask that is not there.
-                raise BrokenSampleError(source, f"text: expected one without {name}")
         turns = message("user", ""), message("assistant", text)
         return Conversation("text", turns, (), source)

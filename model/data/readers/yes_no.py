@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from setokim.data.conversations import Conversation, message
-from setokim.data.readers.files import check_root, field_of, find_file, picture_of
+from setokim.data.file_dataset import FileDataset
+from setokim.data.readers.files import check_root, field_of, file_in, find_file, picture_of
 from setokim.data.records import JsonLines
-from setokim.data.samples import BrokenSampleError, check_index
+from setokim.data.samples import BrokenSampleError
 from setokim.images import IMAGE_SUFFIXES
 
 _ASKED = "Answer the question using a single word or phrase."
 
 
-class Pope:
+class Pope(FileDataset):
     """POPE on COCO: is there such an object in the picture?
 
     `facts`: "question_id", "label" ("yes" or "no").
@@ -36,22 +37,23 @@ class Pope:
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> Conversation:
-        check_index(index, len(self))
-        source, record = self._records.source(index), self._records[index]
+    def _source(self, index: int) -> str:
+        return self._records.source(index)
+
+    def _read(self, index: int, source: str) -> Conversation:
+        record = self._records[index]
         label = field_of(record, "label", str, source)
         if label not in ("yes", "no"):
             raise BrokenSampleError(source, f"label: expected yes or no, got {label!r}")
-        picture = picture_of(
-            self._root / "val2014" / field_of(record, "image", str, source), source
-        )
+        name = field_of(record, "image", str, source)
+        picture = picture_of(file_in(self._root, f"val2014/{name}", source), source)
         text = field_of(record, "text", str, source)
         facts = {"question_id": field_of(record, "question_id", int, source), "label": label}
         turns = message("user", picture, f"{text}\n{_ASKED}"), message("assistant", label)
         return Conversation("vqa", turns, (), source, facts)
 
 
-class Mme:
+class Mme(FileDataset):
     """MME: two questions about each picture of fourteen subtasks.
 
     `facts`: "task", "image" (the file's name without its suffix), "label".
@@ -79,12 +81,14 @@ class Mme:
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __getitem__(self, index: int) -> Conversation:
-        check_index(index, len(self))
+    def _source(self, index: int) -> str:
         path, number = self._samples[index]
-        source = f"{path}:{number + 1}"
+        return f"{path}:{number + 1}"
+
+    def _read(self, index: int, source: str) -> Conversation:
+        path, number = self._samples[index]
         try:
-            lines = path.read_bytes().decode("utf-8").splitlines()
+            lines = path.read_bytes().decode("utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise BrokenSampleError(source, f"cannot read it: {error}") from error
         question, tab, label = lines[number].rpartition("\t") if number < len(lines) else ("",) * 3

@@ -38,6 +38,15 @@ def test_gqa(said, answers, expected):
     assert BENCHMARKS["gqa"].figures(rows)["accuracy"] == pytest.approx(expected)
 
 
+def free_answers(same, difficult=False):
+    return {
+        "answers": ["a dog"] * same + ["cat"] * (10 - same),
+        "choices": ["a dog", "cat", "tree"],
+        "correct": 0,
+        "difficult_direct_answer": difficult,
+    }
+
+
 @pytest.mark.parametrize(
     ("said", "same", "expected"),
     [
@@ -52,9 +61,26 @@ def test_gqa(said, answers, expected):
     ],
 )
 def test_aokvqa(said, same, expected):
-    facts = {"answers": ["a dog"] * same + ["cat"] * (10 - same)}
-    found = BENCHMARKS["aokvqa"].figures(rows_of([said], [facts]))
-    assert found["accuracy"] == pytest.approx(expected)
+    found = BENCHMARKS["aokvqa"].figures(rows_of([said], [free_answers(same)]))
+    assert found == {"accuracy": pytest.approx(expected), "left_out": 0}
+
+
+@pytest.mark.parametrize(
+    ("said", "difficult", "expected"),
+    [
+        # The difficult one is wrong, right, and all that there is.
+        (["a dog", "tree"], [False, True], {"accuracy": 100.0, "left_out": 1}),
+        (["tree", "a dog"], [False, True], {"accuracy": 0.0, "left_out": 1}),
+        (["tree", "a dog"], [False, False], {"accuracy": 50.0, "left_out": 0}),
+        (["a dog"], [True], {"left_out": 1}),
+    ],
+)
+def test_difficult_questions_of_aokvqa_count_with_choices_alone(said, difficult, expected):
+    facts = [free_answers(10, one) for one in difficult]
+    assert BENCHMARKS["aokvqa"].figures(rows_of(said, facts)) == pytest.approx(expected)
+    assert BENCHMARKS["aokvqa-choice"].figures(rows_of(said, facts)) == pytest.approx(
+        {"accuracy": 100 * said.count("a dog") / len(said)}
+    )
 
 
 @pytest.mark.parametrize(
@@ -169,7 +195,7 @@ def test_two_files_of_reasonseg_that_are_none(tmp_path):
         part.save_pretrained(model)
     command = ["eval", "--benchmark", "reasonseg", "--data", str(data), "--model", str(model)]
     out = tmp_path / "out"
-    assert main([*command, "--out", str(out), "--max-new-tokens", "2"]) == 0
+    assert main([*command, "--out", str(out), "--max-new-tokens", "2", "--allow-missing"]) == 0
     figures = (out / "metrics.json").read_text()
     assert '"samples": 1' in figures and '"broken": 2' in figures
     with Image.open(data / "3.jpg") as opened:

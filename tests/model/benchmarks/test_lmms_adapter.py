@@ -88,6 +88,9 @@ def test_answers_in_order(model, built):
         (alone,) = answers(*built, [prompt], settings)
         assert found == built[1].decode(alone.ids).split("\n\n")[0].strip()
     assert len(set(said)) > 1
+    # As many names are places of pictures as there are pictures.
+    (tagged,) = model._prompt(request_of("<image>\n<image>?", 0, SHORT))
+    assert tagged == message("user", DOCS[0]["image"], "<image>?")
     # Without a picture, and with two.
     assert len(model.generate_until([request_of("is?", 0, SHORT, lambda doc: [])])) == 1
     twice = request_of("is?", 0, SHORT, lambda doc: [doc["image"]] * 2)
@@ -117,6 +120,11 @@ def test_sizes_of_batches(adapter, tmp_path):
     for options in ({"batch_size": "auto"}, {"batch_size": 0}, {"max_batch_size": 8}):
         with pytest.raises(ValueError, match=r"^batch_size: expected a number of at least 1, got "):
             adapter.Setokim(str(tmp_path), **options)
+
+
+def test_a_missing_folder_is_no_name_on_the_hub(adapter):
+    with pytest.raises(ValueError, match=r"^expected the folder of a model .*, got no/such/model$"):
+        adapter.Setokim("no/such/model")
 
 
 def test_what_it_cannot_do(model):

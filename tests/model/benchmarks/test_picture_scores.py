@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import math
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -100,6 +102,14 @@ def test_ssim_of_small_pictures():
     expected = r"^wanted: expected at least 11 x 11 pixels, got 24 x 10$"
     with pytest.raises(ValueError, match=expected):
         ssim(flat(BLACK), flat(BLACK, (24, 10)))
+    # Among others it is left out of that figure, and no other one is lost.
+    small, whole = (flat(BLACK, (24, 10)),) * 2, (flat(BLACK), flat(WHITE))
+    found = pair_figures([(*small, None), (*whole, None)], PictureNetworks())
+    assert found == pair_figures([(*whole, None)], PictureNetworks()) | {
+        "l1": 0.5,
+        "l2": 0.5,
+        "ssim_left_out": 1,
+    }
 
 
 @pytest.mark.parametrize(
@@ -235,6 +245,10 @@ def test_files_that_are_no_networks(files, tmp_path):
     ):
         with pytest.raises(ValueError, match=rf"^{name}: {reason}"):
             PictureNetworks.load(**{name: path})
+    cut = shutil.copytree(files["clip"], tmp_path / "cut")
+    os.truncate(cut / "model.safetensors", 1000)
+    with pytest.raises(ValueError, match=r"^clip: expected whole weights, got a damaged file"):
+        PictureNetworks.load(clip=cut)
     with pytest.raises(ValueError, match=r"^lpips: .*tensors of LPIPS"):
         PictureNetworks.load(lpips=tmp_path / "no.safetensors")
     with pytest.raises(ValueError, match=r"^clip: expected a model of type 'clip' .*'vit'$"):
@@ -307,5 +321,11 @@ def test_figures_of_a_command(name, expected, files, tmp_path, capsys):
     assert all(math.isfinite(value) for value in figures.values())
     assert (out / "predictions.jsonl").read_text() == lines
     assert all(figures[key] == before[key] for key in before)
+    if name == "magicbrush":
+        # The other texts, of the same pictures.
+        assert main([*command, *given, "--descriptions", "global"]) == 0
+        other = json.loads((out / "metrics.json").read_text())
+        assert {key for key in other if other[key] != figures[key]} == {"clip_t"}
+        assert (out / "predictions.jsonl").read_text() == lines
     assert main([*command, "--clip", str(tmp_path / "none")]) == 2
     assert "--clip: expected the folder of a model" in capsys.readouterr().err

@@ -13,7 +13,13 @@ from setokim.benchmarks import asking, clusters, run
 from setokim.benchmarks.answer_log import AnswerLog
 from setokim.benchmarks.asking import Answered, Asked, batches_of
 from setokim.benchmarks.suites import BENCHMARKS, mm_vet_scores
-from setokim.data import BrokenSampleError, Sample, ShapesTasks, build_dataset
+from setokim.data import (
+    BrokenSampleError,
+    Sample,
+    ShapesTasks,
+    TooManyBrokenError,
+    build_dataset,
+)
 from setokim.training.instruct_evaluation import evaluate
 from setokim.training.instruct_settings import GenerationSettings
 
@@ -53,7 +59,7 @@ def world(tmp_path):
 
 def lines_of(folder):
     text = (folder / "predictions.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
 def figures_of(folder):
@@ -94,6 +100,20 @@ def test_each_benchmark_on_its_fixture(name, model, tmp_path, capsys):
     assert name in capsys.readouterr().out
     if BENCHMARKS[name].submission is not None:
         assert len(json.loads((out / "submission.json").read_text())) == number
+
+
+def test_names_of_special_tokens_in_questions(model, tmp_path):
+    names = "<img> </img> <image> [SEG] <s> </s> <pad> <unk>"
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    PUBLISHED["vqav2"][0](data)
+    for path in data.glob("*.json"):
+        text = path.read_text().replace("what 2?", f"what {names}?").replace('"b"', f'"{names}"')
+        path.write_text(text)
+    where = ["--data", str(data), "--model", str(model), "--out", str(out)]
+    assert main(["eval", "--benchmark", "vqav2", *where, "--max-new-tokens", "4"]) == 0
+    assert figures_of(out)["samples"] == 3 and figures_of(out)["broken"] == 0
+    assert names in (out / "predictions.jsonl").read_text(encoding="utf-8")
 
 
 def test_shapes_world_as_the_training_run_says(built, model, world, tmp_path):
@@ -181,17 +201,65 @@ def test_the_rest_of_a_batch_keeps_its_noise(built, tmp_path, monkeypatch):
     assert seen == [(2, [2]), (3, [3, 4])]
 
 
-def test_broken_samples_are_counted(model, tmp_path):
+def test_broken_samples_are_counted(model, tmp_path, capsys):
     data, out = tmp_path / "data", tmp_path / "out"
     data.mkdir()
     PUBLISHED["vqav2"][0](data)
     (data / "val2014" / "COCO_val2014_000000000002.jpg").unlink()
     where = ["--data", str(data), "--model", str(model), "--out", str(out)]
+    command = ["eval", "--benchmark", "vqav2", *where, "--max-new-tokens", "2"]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "1 of 3 samples could not be read" in said and "--allow-missing goes on" in said
+    # Two answers, and nothing that looks like a result.
+    assert len(lines_of(out)) == 3 and not (out / "metrics.json").exists()
+    assert not (out / "submission.json").exists()
     for _ in range(2):
-        assert main(["eval", "--benchmark", "vqav2", *where, "--max-new-tokens", "2"]) == 0
+        assert main([*command, "--allow-missing"]) == 0
         assert figures_of(out)["samples"] == 2 and figures_of(out)["broken"] == 1
         (line,) = (line for line in lines_of(out) if "broken" in line)
         assert line["number"] == 1 and "No such file" in line["broken"]
+        assert "vqav2: 1 of 3 samples could not be judged, the first: " in capsys.readouterr().err
+    # The picture comes back.
+    save(data / "val2014" / "COCO_val2014_000000000002.jpg", 2)
+    assert main(command) == 0
+    assert figures_of(out)["samples"] == 3 and figures_of(out)["broken"] == 0
+
+
+@pytest.mark.parametrize("name", ["vqav2", "coco-panoptic", "evr"])
+def test_without_a_readable_sample_there_is_no_result(name, model, tmp_path, capsys):
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    PUBLISHED[name][0](data)
+    for path in data.rglob("*.jpg"):
+        path.unlink()
+    where = ["--data", str(data), "--model", str(model), "--out", str(out)]
+    for options, said in [([], "more than 0.01"), (["--allow-missing"], "no sample can be judged")]:
+        assert main(["eval", "--benchmark", name, *where, *options]) == 2
+        assert f"{name}: {said}" in capsys.readouterr().err
+        assert not (out / "metrics.json").exists() and not (out / "submission.json").exists()
+
+
+def test_a_data_set_without_pictures_is_left_early(built, tmp_path, monkeypatch):
+    class Missing(ShapesTasks):
+        def __getitem__(self, index):
+            if index % 50 == 49:
+                raise BrokenSampleError(f"{index}", "gone")
+            return super().__getitem__(index)
+
+    read, benchmark = [], dataclasses.replace(BENCHMARKS["shapes-world"], figures=lambda rows: {})
+    monkeypatch.setattr(run, "ask", lambda m, p, batch, *rest: [Answered(q, "") for q in batch])
+
+    def go(**options):
+        log, show = AnswerLog(tmp_path / str(options), {}), read.append
+        arguments = (GenerationSettings(), log, tmp_path / str(options), show)
+        data = Missing(0, length=300, size=8, tasks={"vqa": 1})
+        return run.run_benchmark(benchmark, data, *built, *arguments, **options)
+
+    with pytest.raises(TooManyBrokenError, match=r"2 of 100 samples .* 49: gone; 99: gone$"):
+        go()
+    assert len(read) == 99
+    assert go(allow_missing=True) == {"samples": 294, "broken": 6}
 
 
 def test_a_split_without_answers_has_a_submission(model, tmp_path):
@@ -226,7 +294,7 @@ def test_all_that_there_is(model, tmp_path, capsys):
     ("name", "said", "expected"),
     [
         ("vqav2", "The b.", {"accuracy": 100.0 * (3 * 2 / 3 + 1) / 4, "accuracy/other": 75.0}),
-        ("aokvqa", "two", {"accuracy": 100.0}),
+        ("aokvqa", "two", {"accuracy": 100.0, "left_out": 0}),
         ("gqa", "Yes.", {"accuracy": 100.0}),
         ("gqa", "", {"accuracy": 0.0}),
         ("flickr30k", "nothing", {"cider": 0.0}),
@@ -323,28 +391,6 @@ def test_batches_are_of_one_part_and_size():
     found = [(start, batch[0].part, len(batch)) for start, batch in batches_of(questions)]
     assert found[:2] == [(0, "vqa", 64), (64, "vqa", 64)]
     assert sorted(found[2:]) == [(0, "segment", 1), (0, "segment", 1), (128, "vqa", 2)]
-
-
-def test_answers_come_back_from_the_file(tmp_path):
-    sample = next(s for s in (ShapesTasks(0)[i] for i in range(50)) if s.task == "segment")
-    (asked, *_) = asking.questions_of(3, sample)
-    picture = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
-    log = AnswerLog(tmp_path, {"model": "a"})
-    log.add([Answered(asked, "é \n", picture, asked.target.copy())])
-    log.add_broken(7, "a.json: x", "cut")
-    log.add_broken(7, "a.json: x", "cut")
-    again = AnswerLog(tmp_path, {"model": "a"})
-    (row,) = again.rows
-    assert asked in again and row.said == "é \n" and row.asked.facts == asked.facts
-    assert row.picture.tobytes() == picture.tobytes()
-    assert np.array_equal(row.mask, asked.target) and np.array_equal(row.asked.target, asked.target)
-    assert again.broken == {7: "a.json: x: cut"}
-    with pytest.raises(ValueError, match=r"got others of model; use another folder$"):
-        AnswerLog(tmp_path, {"model": "b"})
-    with (tmp_path / "predictions.jsonl").open("a") as file:
-        file.write('{"part": "vqa"}\n')
-    with pytest.raises(ValueError, match=r"predictions\.jsonl:3: expected an answer, got "):
-        AnswerLog(tmp_path, {"model": "a"})
 
 
 def test_errors_of_the_command(model, tmp_path, capsys):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from setokim.benchmarks.yes_no import (
@@ -87,6 +89,7 @@ def test_scores_of_mme_by_hand():
             "code_reasoning": 125,
             "code_reasoning/acc": 75,
             "code_reasoning/acc_plus": 50,
+            "left_out": 0,
         }
     )
     best = [r for task in MME_PERCEPTION + MME_COGNITION for r in records(task, ("Yes", "No"))]
@@ -95,7 +98,19 @@ def test_scores_of_mme_by_hand():
     assert mme_scores(records("OCR", ("", "")))["total"] == 0
     # Always yes: half of the questions, no picture.
     assert mme_scores(records("scene", ("yes", "yes")))["total"] == 50
-    assert mme_scores([])["total"] == 0
+    assert mme_scores([]) == {"left_out": 0}
+
+
+def test_what_mme_has_no_score_for_counts_in_none():
+    whole = records("existence", ("yes", "no"), ("yes", "yes")) + records("OCR", ("yes", "no"))
+    expected = mme_scores(whole)
+    # One question of a picture, three of another one, and a folder that is no subtask.
+    half, stray = records("existence", ("no", "yes"))[:1], records("eval_tool", ("yes", "no"))
+    half = [dataclasses.replace(one, image="half.jpg") for one in half]
+    three = [dataclasses.replace(half[0], image="three.jpg")] * 3
+    assert mme_scores(half + stray + whole + three) == expected | {"left_out": 6}
+    # Without a whole picture there is no score, rather than one of 0.
+    assert mme_scores(half + stray) == {"left_out": 3}
 
 
 def test_errors():
@@ -105,9 +120,5 @@ def test_errors():
         pope_scores([], [])
     with pytest.raises(ValueError, match=r"^labels: expected yes or no, got 'maybe'$"):
         pope_scores(["yes"], ["maybe"])
-    with pytest.raises(ValueError, match=r"^task: expected one of existence, .*, got 'poetry'$"):
-        mme_scores(records("poetry", ("yes", "no")))
     with pytest.raises(ValueError, match=r"^label: expected yes or no, got 'maybe'$"):
         mme_scores([MmeRecord("OCR", "a", "maybe", "yes")])
-    with pytest.raises(ValueError, match=r"^OCR/0\.jpg: expected two questions for a .*, got 1$"):
-        mme_scores(records("OCR", ("yes", "no"))[:1])

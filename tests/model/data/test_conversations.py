@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from setokim.data import Conversation
-from setokim.data.conversations import message
+from setokim.data.conversations import MASK, message
 
 SMALL, WIDE = Image.new("RGB", (4, 4)), Image.new("RGB", (6, 3))
 
@@ -35,25 +35,25 @@ def test_a_conversation_keeps_what_it_gets():
 
 
 def test_masks_have_the_size_of_the_last_picture_before_them():
-    answers = ["[SEG] and [SEG]"], [WIDE, "it is [SEG]"], ["[SEG]"]
+    answers = [MASK, "and", MASK], [WIDE, "it is", MASK], [MASK]
     right = [mask(4, 4), mask(4, 4), mask(3, 6), mask(3, 6)]
     assert len(talk(*answers, first=(SMALL, "where?"), masks=right).masks) == 4
     with pytest.raises(ValueError, match=r"masks\[2\]: expected bool of shape \(3, 6\), got bool"):
         talk(*answers, first=(SMALL, "where?"), masks=[mask(4, 4)] * 4)
     # The text comes before the picture of the same answer.
     with pytest.raises(ValueError, match=r"masks\[0\]: expected bool of shape \(4, 4\)"):
-        talk(["[SEG]", WIDE], first=(SMALL, "where?"), masks=[mask(3, 6)])
+        talk([MASK, WIDE], first=(SMALL, "where?"), masks=[mask(3, 6)])
 
 
-def test_what_the_user_says_needs_no_mask():
-    assert talk(["a mask"], first=(SMALL, "what does [SEG] mean?")).masks == ()
+def test_what_texts_say_needs_no_mask():
+    assert talk(["[SEG] is a mask"], first=(SMALL, "what does [SEG] mean?")).masks == ()
 
 
 @pytest.mark.parametrize(
     ("masks", "error", "got"),
     [
-        ([], ValueError, r"masks: expected one for each of 1 \[SEG\], got 0"),
-        ([mask(4, 4)] * 2, ValueError, r"masks: expected one for each of 1 \[SEG\], got 2"),
+        ([], ValueError, r"masks: expected one for each of 1 MASK, got 0"),
+        ([mask(4, 4)] * 2, ValueError, r"masks: expected one for each of 1 MASK, got 2"),
         ([mask(4, 5)], ValueError, r"masks\[0\]: expected bool of shape \(4, 4\), got bool \(4, 5"),
         ([mask(4, 4, np.uint8)], ValueError, r"masks\[0\]: expected bool of .*, got uint8"),
         (["mask"], TypeError, r"masks\[0\]: expected a numpy array, got 'mask'"),
@@ -61,7 +61,7 @@ def test_what_the_user_says_needs_no_mask():
 )
 def test_bad_masks(masks, error, got):
     with pytest.raises(error, match=got):
-        talk(["[SEG]"], first=(SMALL, "where?"), masks=masks)
+        talk([MASK], first=(SMALL, "where?"), masks=masks)
 
 
 USER, ANSWER = message("user", "what?"), message("assistant", "that")
@@ -100,10 +100,16 @@ def user(**part):
             r"messages\[0\]: expected a picture of mode RGB, got L",
         ),
         (
-            (USER, message("assistant", "[SEG]")),
+            (USER, message("assistant", MASK)),
             ValueError,
-            r"messages\[1\]: expected a picture before \[SEG\], got none",
+            r"messages\[1\]: expected a picture before a mask, got none",
         ),
+        (
+            (message("user", SMALL, MASK), ANSWER),
+            ValueError,
+            r"messages\[0\]: expected masks of the assistant, got one of user",
+        ),
+        ((USER, message("assistant", {"type": "mask", "mask": 1})), ValueError, r"got {'type': 'm"),
     ],
 )
 def test_bad_messages(messages, error, got):

@@ -1,6 +1,9 @@
 import io
 import json
+import struct
 import tarfile
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,7 +133,9 @@ def test_broken_samples_of_a_shard(tmp_path):
     assert found.pop("alone") == f"{path}: alone: it has no picture"
     assert found.pop("torn").startswith(f"{path}: torn: cannot read its .png: ")
     assert found.pop("text").startswith(f"{path}: text: cannot read its caption: 'utf-8'")
-    assert found.pop("json").startswith(f"{path}: json: cannot read its caption: Expecting")
+    assert found.pop("json").startswith(
+        f"{path}: json: cannot read its caption: its .json:1:2: expe"
+    )
     assert found.pop("list") == f'{path}: list: its .json has no text under "caption"'
     assert found.pop("none") == f'{path}: none: its .json has no text under "caption"'
     assert not found
@@ -156,7 +161,9 @@ def test_an_archive_that_is_cut_off_loses_the_key_it_ends_in(tmp_path, blocks, w
     path.write_bytes(path.read_bytes()[: int(blocks * 512)])
     found = {name.split(": ")[1]: str(text) for name, text in reasons(Shards(path)).items()}
     expected = dict.fromkeys(whole, "t")
-    assert found == expected | {key: f"{path}: {key}: the archive is cut off here" for key in cut}
+    assert found == expected | {
+        key: f"{path}: {key}: the archive is cut off or damaged here" for key in cut
+    }
 
 
 def test_files_that_are_no_shards(tmp_path):
@@ -175,3 +182,134 @@ def test_files_that_are_no_shards(tmp_path):
     write_tar(tmp_path / "other.tar", [("a.pickle", b"")])
     with pytest.raises(ValueError, match="paths: expected archives with pictures or captions"):
         Shards(tmp_path / "other.tar")
+
+
+def test_keys_end_at_the_first_dot(tmp_path):
+    members = [
+        ("a/x.v1.input.jpg", encoded("red", "jpeg")),
+        ("a/x.v1.txt", b"ignored"),
+        ("a/x.txt", b"a card"),
+        ("b.seg.png", encoded("red")),
+        ("b.jpg", encoded("blue", "jpeg")),
+        ("c.input.jpg", encoded("red", "jpeg")),
+        ("c.target.jpg", encoded("red", "jpeg")),
+    ]
+    path = write_tar(tmp_path / "s.tar", members)
+    shards = Shards(path)
+    assert [shards.source(index) for index in range(3)] == [
+        f"{path}: {k}" for k in ("a/x", "b", "c")
+    ]
+    assert shards[0].caption == "a card" and shards[0].image.getpixel((0, 0))[0] > 240
+    # KEY.jpg comes before KEY.WORD.png, wherever it stands.
+    assert shards[1].image.getpixel((0, 0))[2] > 240
+    with pytest.raises(
+        BrokenSampleError, match=r"c: expected one picture, got input\.jpg, target\.jpg$"
+    ):
+        shards[2]
+
+
+def test_captions_of_downloads(tmp_path):
+    failed = json.dumps({"caption": "a dog", "status": "failed_to_download"}).encode()
+    members = [
+        ("0.jpg", encoded("red", "jpeg")),
+        ("0.json", b'{"caption": null, "status": "success"}'),
+        ("1.json", failed),
+        ("1.txt", b"a dog"),
+        ("2.jpg", encoded("red", "jpeg")),
+        ("2.txt", b"\xef\xbb\xbfa dog"),
+        ("3.jpg", encoded("red", "jpeg")),
+        ("3.json", b'\xef\xbb\xbf{"caption": "a \\ud800 dog"}'),
+        ("4.json", b'{"caption": "a dog", "status": "success"}'),
+        ("5.json", b"[" * 10**5),
+    ]
+    path = write_tar(tmp_path / "s.tar", members)
+    found = {name.split(": ")[1]: text for name, text in reasons(Shards(path)).items()}
+    # What was not downloaded is no sample, and no damage either.
+    assert str(found.pop("4")) == f"{path}: 4: it has no picture"
+    assert str(found.pop("5")) == f"{path}: 5: it has no picture"
+    assert found == {"0": "", "2": "a dog", "3": "a \ufffd dog"}
+
+
+def header(name, size, kind=tarfile.REGTYPE):
+    """A header of tar whose size is whatever is claimed."""
+    entry = tarfile.TarInfo(name)
+    entry.type = kind
+    block = bytearray(entry.tobuf(tarfile.GNU_FORMAT))
+    digits = b"%011o\0" % size if 0 <= size < 8**11 else size.to_bytes(12, "big", signed=True)
+    if len(digits) == 12 and not 0 <= size < 8**11:
+        digits = (b"\xff" if size < 0 else b"\x80") + digits[1:]
+    block[124:136] = digits
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize("size", [2**33, 2**62, 2**80, -512, -1024, -(2**40)])
+@pytest.mark.parametrize("kind", ["png", "pax", "longname", "other"])
+def test_sizes_of_members_that_lie(tmp_path, size, kind):
+    lying = {
+        "png": header("b.png", size),
+        "pax": header("b.png", size, tarfile.XHDTYPE),
+        "longname": header("b.png", size, tarfile.GNUTYPE_LONGNAME),
+        "other": header("b.cls", size),
+    }[kind]
+    path = write_tar(tmp_path / "s.tar", [("0.png", encoded("red")), ("a.png", encoded("red"))])
+    path.write_bytes(path.read_bytes()[:2048] + lying + b"14 path=c.png\n".ljust(1024, b"\0"))
+    found = {name.split(": ")[1]: str(text) for name, text in reasons(Shards(path)).items()}
+    last = "b" if kind == "png" else "a"
+    assert found.pop("0") == ""
+    assert found.pop(last) == f"{path}: {last}: the archive is cut off or damaged here"
+    assert found in ({}, {"a": ""})
+    # Where it is the first, nothing is there.
+    path.write_bytes(lying + bytes(1024))
+    try:
+        assert all("damaged here" in str(text) for text in reasons(Shards(path)).values())
+    except ValueError as error:
+        assert str(error).startswith("paths: expected ")
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_no_more_is_asked_for_than_there_is(tmp_path, monkeypatch, kind):
+    path, asked = tmp_path / "s.tar", []
+    path.write_bytes(header("a.png", 2**40, kind) + bytes(1024))
+
+    class Recording(io.BufferedReader):
+        def read(self, size=-1):
+            asked.append(size)
+            return super().read(size)
+
+    monkeypatch.setattr(Path, "open", lambda self, mode: Recording(io.FileIO(self, mode)))
+    with pytest.raises(ValueError, match=r"^paths: expected "):
+        Shards(path)
+    assert len(asked) > 1 and max(asked) <= 1536
+
+
+def test_an_archive_that_shrinks(tmp_path):
+    path = write_tar(tmp_path / "s.tar", [("a.png", encoded("red")), ("b.png", encoded("red"))])
+    shards = Shards(path)
+    path.write_bytes(path.read_bytes()[:1100])
+    with pytest.raises(BrokenSampleError, match=r"b: its \.png: expected \d+ bytes, got 1100$"):
+        shards[1]
+    path.unlink()
+    with pytest.raises(BrokenSampleError, match=r"b: .*No such file"):
+        shards[1]
+
+
+def test_an_image_that_claims_to_be_huge(tmp_path):
+    def chunk(kind, data):
+        checked = kind + data
+        return struct.pack(">I", len(data)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    start = chunk(b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0))
+    data = b"\x89PNG\r\n\x1a\n" + start + chunk(b"IDAT", zlib.compress(bytes(1000)))
+    (tmp_path / "a.png").write_bytes(data + chunk(b"IEND", b""))
+    with pytest.raises(
+        BrokenSampleError, match=r"a\.png: Image size \(10000000000 pixels\) exceeds"
+    ):
+        ImageFolder(tmp_path)[0]
+
+
+def test_captions_with_a_byte_order_mark(tmp_path):
+    Image.new("RGB", (4, 3)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa dog\n")
+    assert ImageFolder(tmp_path)[0].caption == "a dog"

@@ -8,6 +8,7 @@ from published import NEEDS, PUBLISHED, mask_in, picture
 from torch.utils.data import DataLoader
 
 from setokim.data import BrokenSampleError, Conversation, Guarded, Order, Sample
+from setokim.data.conversations import MASK
 from setokim.data.readers import READERS
 from setokim.data.rle import decode_rle
 
@@ -25,7 +26,9 @@ def reopen(name, root):
 
 
 def said(sample):
-    return [part.get("text") for m in sample.messages for part in m["content"]]
+    """Texts, MASK, and None for pictures."""
+    parts = (part for one in sample.messages for part in one["content"])
+    return [part if part == MASK else part.get("text") for part in parts]
 
 
 def shown(sample):
@@ -97,6 +100,21 @@ def test_what_is_read(tmp_path):
     assert flickr.facts == {"image_id": "3.jpg", "answers": [f"A dog {i}." for i in range(5)]}
 
 
+def test_the_place_of_a_picture_in_a_chat(tmp_path):
+    """It is the user's "<image>" where there is a picture; anywhere else it is text."""
+    build("llava-665k", tmp_path)
+
+    def change(records):
+        for record in records:
+            asked, answer, *_ = record["conversations"]
+            asked["value"], answer["value"] = "What is <image>?", "A tag, <image>."
+
+    rewrite(tmp_path / "llava_v1_5_mix665k.json", change)
+    dataset = reopen("llava-665k", tmp_path)
+    assert said(dataset[0]) == [None, "What is ?", "A tag, <image>.", "Sure?", "Yes."]
+    assert said(dataset[1]) == ["What is <image>?", "A tag, <image>."]
+
+
 def test_pictures_of_edits(tmp_path):
     dataset = build("magicbrush", tmp_path)
     before, after = shown(dataset[1])
@@ -109,9 +127,19 @@ def test_pictures_of_edits(tmp_path):
     }
     # The file of descriptions says nothing of the third.
     assert dataset[2].facts["caption"] is None
-    (tmp_path / "global_descriptions.json").write_text("[1]")
-    with pytest.raises(ValueError, match=r"global_descriptions.json: expected an object"):
+    whole = READERS["magicbrush"](tmp_path, descriptions="global")
+    assert whole[1].facts["caption"] == "all of it is 1"
+    (tmp_path / "local_descriptions.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"local_descriptions.json: expected an object"):
         reopen("magicbrush", tmp_path)
+    (tmp_path / "local_descriptions.json").unlink()
+    message = r"^root: expected local_descriptions.json in .*, got global_descriptions.json alone"
+    with pytest.raises(ValueError, match=message):
+        reopen("magicbrush", tmp_path)
+    (tmp_path / "global_descriptions.json").unlink()
+    assert reopen("magicbrush", tmp_path)[1].facts["caption"] is None
+    with pytest.raises(ValueError, match=r"^descriptions: expected one of local, global, got 'a'$"):
+        READERS["magicbrush"](tmp_path, descriptions="a")
     for name in ("evr", "ma5k"):
         root = tmp_path / name
         root.mkdir()
@@ -135,7 +163,7 @@ def test_pictures_to_be_drawn(tmp_path):
 
 def test_masks_of_phrases(tmp_path):
     dataset = build("refcoco+", tmp_path)
-    assert said(dataset[1])[1:] == ["segment the left dog 1.", "[SEG]"]
+    assert said(dataset[1])[1:] == ["segment the left dog 1.", MASK]
     assert dataset[1].facts == {"ref_id": 1, "sent_id": 1, "phrase": "left dog 1"}
     # Corners at 2 and 12, 2 and 10.
     assert np.array_equal(dataset[0].masks[0], mask_in(2, 2, 10, 8))
@@ -151,6 +179,19 @@ def test_masks_of_reasons(tmp_path):
     ignored = decode_rle(sample.facts["ignored"])
     assert np.array_equal(ignored, mask_in(4, 4, 3, 3))
     assert np.array_equal(sample.masks[0], mask_in(2, 2, 11, 9) & ~ignored)
+
+
+@pytest.mark.parametrize(
+    ("labels", "on_top"),
+    [(["target", "ignore"], 99), (["ignore", "target"], 0), (["target", "ignore", "flag"], 99)],
+)
+def test_of_equal_shapes_the_first_lies_on_top(labels, on_top, tmp_path):
+    build("reasonseg", tmp_path)
+    square = [[2.9, 2], [12, 2], [12, 10.9], [2.9, 10.9]]
+    shapes = [{"label": label, "points": square} for label in labels]
+    rewrite(tmp_path / "1.json", lambda record: record.update(shapes=shapes))
+    (mask,) = reopen("reasonseg", tmp_path)[0].masks
+    assert mask.sum() == on_top and not mask[:, 13].any()
 
 
 def test_masks_of_objects(tmp_path):
@@ -215,7 +256,7 @@ RECORDS = {
     "coco-instances": (
         "annotations/instances_val2017.json",
         lambda v: v["annotations"][1]["segmentation"].update(size=[16, 23]),
-        "segmentation: counts: expected runs of 16 × 23 pixels",
+        "segmentation: size: expected the image's (16, 24), got (16, 23)",
     ),
     "coco-panoptic": (
         "annotations/panoptic_val2017.json",
@@ -227,7 +268,11 @@ RECORDS = {
         lambda v: v[0]["conversations"].pop(),
         "conversations: expected pairs of turns, got 3 turns",
     ),
-    "allava": ("allava.json", lambda v: v[0].update(image=3), "image: expected str, got 3"),
+    "allava": (
+        "allava.json",
+        lambda v: v[0].update(image=3),
+        "image: expected str or list of str, got 3",
+    ),
     "vqav2": (
         "v2_mscoco_val2014_annotations.json",
         lambda v: v["annotations"].pop(),
@@ -267,7 +312,7 @@ RECORDS = {
     "refcocog": (
         "refcocog/instances.json",
         lambda v: v["annotations"][1]["segmentation"].update(size=[24, 16]),
-        "segmentation: expected the picture's size (16, 24), got (24, 16)",
+        "segmentation: size: expected the image's (16, 24), got (24, 16)",
     ),
     "reasonseg": (
         "2.json",
@@ -292,11 +337,12 @@ def test_lines_that_are_none(tmp_path):
     dataset = build("slimpajama", tmp_path)
     file = tmp_path / "chunk1" / "a.jsonl"
     lines = [b'{"text": "a"', b'{"text": "\xff"}', b'{"meta": {}}', b'{"text": "whole"}']
-    file.write_bytes(b"\n".join([*lines, b'{"text": "a [SEG]"}']))
+    file.write_bytes(b"\n".join([*lines, b'{"text": "a [SEG]</s>"}']))
     good, bad = broken(reopen("slimpajama", tmp_path))
-    assert [said(one) for one in good] == [["", "whole"], said(dataset[2])]
+    # Names of special tokens are text.
+    assert [said(one) for one in good] == [["", "whole"], ["", "a [SEG]</s>"], said(dataset[2])]
     found = [text.removeprefix(f"{file}:")[:5] for text in bad]
-    assert found == ["1: no", "2: no", "3: te", "5: te"]
+    assert found == ["1: no", "2: no", "3: te"]
 
 
 def test_rows_of_labels_that_are_none(tmp_path):

@@ -1,6 +1,7 @@
+import csv
 import json
 import os
-import pickle
+import threading
 
 import pytest
 
@@ -12,7 +13,6 @@ from setokim.data.records import (
     Lines,
     ParquetRows,
     read_json,
-    read_plain_pickle,
 )
 
 
@@ -94,34 +94,146 @@ def test_rows_of_parquet(tmp_path):
         ParquetRows(paths)
 
 
-class Evil:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_plain_pickles_execute_nothing(tmp_path, protocol):
-    path, made = tmp_path / "refs.p", tmp_path / "made"
-    plain = [{"ref_id": 1, "sentences": [{"raw": "le café", "tokens": ["a"]}], "box": (1.5, None)}]
-    path.write_bytes(pickle.dumps(plain, protocol))
-    assert read_plain_pickle(path) == plain
-    path.write_bytes(pickle.dumps([plain, Evil(str(made))], protocol))
-    with pytest.raises(
-        ValueError, match=r"refs\.p: expected a pickle of plain values, got \w+\.mk"
-    ):
-        read_plain_pickle(path)
-    assert not made.exists()
+def test_only_line_feeds_end_a_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    texts = ["a\u2028b", "c\u2029d", "e\x85f", "g\x0b\x0ch"]
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    rows = JsonLines(path)
+    assert [rows[index]["text"] for index in range(len(rows))] == texts
+    path = tmp_path / "a.csv"
+    path.write_bytes("id,text\n1,a\u2028b\x85c\n".encode())
+    assert CsvRows(path)[0] == {"id": "1", "text": "a\u2028b\x85c"}
 
 
-def test_pickles_of_python_2_and_broken_ones(tmp_path):
-    path = tmp_path / "refs.p"
-    # A list of one dict with a str, of protocol 0.
-    path.write_bytes(b"(lp0\n(dp1\nS'raw'\np2\nS'a dog'\np3\nsa.")
-    assert read_plain_pickle(path) == [{"raw": "a dog"}]
-    for data in (b"", b"no pickle", pickle.dumps([1, 2])[:-3]):
-        path.write_bytes(data)
-        with pytest.raises(ValueError, match=r"refs\.p: expected a pickle of plain values, got "):
-            read_plain_pickle(path)
+def test_byte_order_marks_are_skipped(tmp_path):
+    mark = b"\xef\xbb\xbf"
+    (tmp_path / "a.jsonl").write_bytes(mark + b'{"a": 1}\n{"a": 2}\n')
+    lines = JsonLines(tmp_path / "a.jsonl")
+    assert [lines[0], lines[1]] == [{"a": 1}, {"a": 2}]
+    (tmp_path / "b.jsonl").write_bytes(mark + b"\n[1]\n")
+    assert [JsonLines(tmp_path / "b.jsonl")[0], len(JsonLines(tmp_path / "b.jsonl"))] == [[1], 1]
+    (tmp_path / "a.json").write_bytes(mark + b"[1]")
+    assert read_json(tmp_path / "a.json") == [1] and JsonList(tmp_path / "a.json")[0] == 1
+    (tmp_path / "a.csv").write_bytes(mark + b"id,text\n1,a\n")
+    assert CsvRows(tmp_path / "a.csv")[0] == {"id": "1", "text": "a"}
+    # Of a file without a line of names the first line is a record.
+    assert CsvRows(tmp_path / "a.csv", names=("x", "y"))[0] == {"x": "id", "y": "text"}
+
+
+def test_json_that_is_nested_deep(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n' + "[" * 10**5 + "]" * 10**5 + '\n{"a": 2}\n')
+    rows = JsonLines(path)
+    with pytest.raises(BrokenSampleError, match=r"a\.jsonl:2: no JSON: .* nested too deep$"):
+        rows[1]
+    assert [rows[0], rows[2]] == [{"a": 1}, {"a": 2}]
+    (tmp_path / "a.json").write_text("[" * 10**5)
+    with pytest.raises(ValueError, match=r"a\.json: expected JSON, got one nested too deep$"):
+        read_json(tmp_path / "a.json")
+
+
+def test_json_in_another_encoding(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes('["le café – so"]'.encode("cp1252"))
+    assert read_json(path, "cp1252") == ["le café – so"]
+    path.write_bytes(b'["\x81"]')  # of no character there
+    with pytest.raises(ValueError, match=r"a\.json: expected UTF-8, got "):
+        read_json(path, "cp1252")
+
+
+def test_long_fields_of_csv(tmp_path):
+    path, limit = tmp_path / "a.csv", csv.field_size_limit()
+    long = "x" * (limit + 10)
+    path.write_text(f'id,text\n1,"{long}"\n2,b\n')
+    rows, found = CsvRows(path), []
+    assert rows[0] == {"id": "1", "text": long}
+    assert csv.field_size_limit() == limit
+    threads = [
+        threading.Thread(target=lambda: found.append(rows[0]["text"] == long)) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [True] * 8 and csv.field_size_limit() == limit
+
+
+def test_rows_of_csv_that_are_none(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"id,text\n1,a\rb\n2,b\n")
+    with pytest.raises(BrokenSampleError, match=r"a\.csv:2: no CSV: new-line character seen"):
+        CsvRows(path)[0]
+    assert CsvRows(path, columns=("text",))[1]["text"] == "b"
+    with pytest.raises(ValueError, match=r"a\.csv:1: expected a column name, got \['id', 'text'\]"):
+        CsvRows(path, columns=("id", "name"))
+
+
+def write_rows(path, rows, size=2):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.Table.from_pylist(rows), path, row_group_size=size)
+    return path
+
+
+def test_rows_of_parquet_that_do_not_count(tmp_path):
+    states = ["ok", "failed", "failed", "failed", None, "ok", "ok"]
+    rows = [{"id": number, "status": state} for number, state in enumerate(states)]
+    path = write_rows(tmp_path / "a.parquet", rows)
+    other = write_rows(tmp_path / "b.parquet", [{"id": 7}, {"id": 8}])
+    found = ParquetRows([path, other], where=("status", "ok"))
+    assert [found[index]["id"] for index in range(len(found))] == [0, 5, 6, 7, 8]
+    assert found.source(1) == f"{path}: row 1 of group 2"
+    assert len(ParquetRows([path, other])) == 9
+
+
+def test_parquet_with_names_that_are_no_text(tmp_path):
+    path = write_rows(tmp_path / "a.parquet", [{"abcdef": 1}])
+    path.write_bytes(path.read_bytes().replace(b"abcdef", b"abc\xffef"))
+    with pytest.raises(ValueError, match=r"a\.parquet: expected a parquet file, got .*codec"):
+        ParquetRows([path])
+
+
+def test_parquet_that_claims_more_than_it_holds(tmp_path, monkeypatch):
+    write_rows(tmp_path / "a.parquet", [{"id": number} for number in range(4)])
+    rows = ParquetRows([tmp_path / "a.parquet"])
+    # The footer is thrift: what a lying one says is put into the mouth of pyarrow.
+    import pyarrow.parquet
+
+    class Lying:
+        def __init__(self, path):
+            self._file = real(path)
+            self.metadata = self
+            self.num_columns = 1
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self._file.close()
+
+        def row_group(self, number):
+            return self
+
+        def column(self, number):
+            whole = self._file.metadata.row_group(0).column(0)
+            return Column(whole.path_in_schema, None, whole.data_page_offset, 2**40)
+
+        def read_row_group(self, number):
+            raise AssertionError("nothing may be read")
+
+    class Column:
+        def __init__(self, *values):
+            names = ("path_in_schema", "dictionary_page_offset", "data_page_offset")
+            for name, value in zip((*names, "total_compressed_size"), values, strict=True):
+                setattr(self, name, value)
+
+    real = pyarrow.parquet.ParquetFile
+    with monkeypatch.context() as patch:
+        patch.setattr(pyarrow.parquet, "ParquetFile", Lying)
+        with pytest.raises(BrokenSampleError, match=r"group 0: id: expected data within \d+ bytes"):
+            rows[0]
+    assert rows[0] == {"id": 0}
+    # The file is replaced by one with fewer rows.
+    write_rows(tmp_path / "a.parquet", [{"id": 0}, {"id": 1}, {"id": 2}])
+    with pytest.raises(BrokenSampleError, match=r"row 1 of group 1: expected 2 rows, got 1$"):
+        rows[3]

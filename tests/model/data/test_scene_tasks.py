@@ -22,9 +22,10 @@ def only(task, number=20, seed=3, **options):
 
 
 def parts(conversation):
-    """For each message its texts, and "picture" for its pictures."""
+    """For each message its texts, "picture" for its pictures and "mask" for its masks."""
+    names = {"image": "picture", "mask": "mask"}
     return [
-        [part.get("text", "picture") for part in message["content"]]
+        [part.get("text", names.get(part["type"])) for part in message["content"]]
         for message in conversation.messages
     ]
 
@@ -118,7 +119,7 @@ def test_masks_are_those_of_the_objects_named(repeat_colours):
     for talk in talks:
         (_, *rest) = parts(talk)
         questions = [texts[-1] for texts in parts(talk)[::2]]
-        assert rest[::2] == [["[SEG]"]] * len(questions)
+        assert rest[::2] == [["mask"]] * len(questions)
         _, labels = render(Scene.from_dict(talk.facts["scene"]))
         things = talk.facts["scene"]["objects"]
         assert len(set(talk.facts["objects"])) == len(questions) <= 3
@@ -159,7 +160,7 @@ def test_words_are_those_of_the_texts():
     seen = set()
     for index in range(500):
         for text in (text for texts in parts(dataset[index]) for text in texts):
-            if text not in ("picture", "[SEG]"):
+            if text not in ("picture", "mask"):
                 assert text == text.lower() and text.split() == text.split(" ")
                 seen |= set(re.findall(r"\w+|[^\w\s]", text))
     assert seen <= set(WORDS)

@@ -1,10 +1,14 @@
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from setokim.training import checkpoint
@@ -14,6 +18,7 @@ from setokim.training.checkpoint import (
     rng_state,
     save_checkpoint,
     set_rng_state,
+    verify_checkpoint,
 )
 from setokim.training.nested import flatten_state, unflatten_state
 
@@ -48,7 +53,7 @@ def test_what_is_saved_comes_back(tmp_path):
     }
     path = save_checkpoint(tmp_path / "run", 3, tensors, state)
     assert path == tmp_path / "run" / "checkpoint-00000003"
-    assert names(path) == ["state.json", "tensors.safetensors"]
+    assert names(path) == ["SHA256SUMS", "state.json", "tensors.safetensors"]
     loaded, loaded_state = load_checkpoint(path)
     assert loaded.keys() == tensors.keys() and loaded_state == state
     for name, tensor in tensors.items():
@@ -103,7 +108,7 @@ def test_death_at_any_call_leaves_the_latest_or_the_next(tmp_path, monkeypatch):
         (checkpoint.Path, "mkdir"),
         (checkpoint.Path, "rename"),
         (checkpoint.shutil, "rmtree"),
-        (checkpoint.os, "fsync"),
+        (os, "fsync"),
     ]
     left = 0
 
@@ -155,9 +160,9 @@ for trial in range(6):
             last += 1
             x = torch.full((200_000,), last)
             save_checkpoint(folder, last, {"x": x, "y": x + 1}, {"step": last}, keep=2)
-    target, limit = last + 2, time.monotonic() + 30
+    target = last + 2
     while not (path := latest_checkpoint(folder)) or int(path.name[-8:]) < target:
-        assert time.monotonic() < limit
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
         time.sleep(0.001)
     time.sleep(0.0021 * trial)
     os.kill(child, signal.SIGKILL)
@@ -173,7 +178,7 @@ print(kills)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 def test_kill_9_in_the_middle_of_saves(tmp_path):
     command = [sys.executable, "-c", SAVE_UNTIL_KILLED, str(tmp_path)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "6"
 
@@ -280,3 +285,118 @@ def test_errors(tmp_path):
         ValueError, match=r"structure: expected one of flatten_state, got keys \['b'"
     ):
         unflatten_state({}, {"b": 1})
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "SHA256SUMS"])
+def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path, name):
+    path = save(tmp_path, 1)
+    assert verify_checkpoint(path)
+    content = (path / name).read_bytes()
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        (path / name).write_bytes(damaged)
+        with pytest.raises(ValueError, match="path: expected a complete checkpoint, got "):
+            load_checkpoint(path)
+    (path / name).write_bytes(content)
+    assert load_checkpoint(path)[1] == {"step": 1}
+
+
+def test_the_file_that_differs_is_named(tmp_path):
+    path = save(tmp_path, 1)
+    file = path / "tensors.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    message = f"got {path}: tensors.safetensors: expected the checksum [0-9a-f]{{64}}, got "
+    with pytest.raises(ValueError, match=message):
+        verify_checkpoint(path)
+    # Its length is right, so it is the reading that finds out.
+    assert latest_checkpoint(tmp_path) == path
+
+
+def test_checksums_are_those_of_the_usual_command(tmp_path):
+    path = save(tmp_path, 1)
+    lines = (path / "SHA256SUMS").read_text().splitlines()
+    expected = [
+        f"{hashlib.sha256((path / name).read_bytes()).hexdigest()}  {name}"
+        for name in ("state.json", "tensors.safetensors")
+    ]
+    assert lines == expected
+
+
+@pytest.mark.parametrize("change", [lambda lines: lines[:1], lambda lines: lines + lines[:1]])
+def test_a_checksum_that_is_missing_or_twice_there_is_noticed(tmp_path, change):
+    path = save(tmp_path, 1)
+    sums = path / "SHA256SUMS"
+    sums.write_text("".join(change(sums.read_text().splitlines(True))))
+    with pytest.raises(ValueError, match=f"got {path}: SHA256SUMS: expected "):
+        verify_checkpoint(path)
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_checksums(tmp_path):
+    path = save(tmp_path, 1)
+    (path / "SHA256SUMS").unlink()
+    assert verify_checkpoint(path) is False
+    assert load_checkpoint(path)[1] == {"step": 1}
+
+
+def test_all_is_on_the_disk_before_the_name_and_the_name_before_older_ones_go(
+    tmp_path, monkeypatch
+):
+    save(tmp_path, 1)
+    calls = []
+    inodes = {}
+
+    def fsync(descriptor):
+        calls.append(inodes.get(os.fstat(descriptor).st_ino) or os.fstat(descriptor).st_ino)
+
+    rename, remove = Path.rename, shutil.rmtree
+
+    def renamed(path, target):
+        if "checkpoint" in str(target.name) and target.name[0] != ".":
+            inodes.update({p.stat().st_ino: p.name for p in path.iterdir()})
+            inodes.update({path.stat().st_ino: "unfinished", tmp_path.stat().st_ino: "folder"})
+            calls.append("name")
+        return rename(path, target)
+
+    def removed(path, **options):
+        calls.append("older")
+        remove(path, **options)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(shutil, "rmtree", removed)
+    save(tmp_path, 2, keep=1)
+    calls = [inodes.get(call, call) for call in calls]
+    assert calls == [
+        *("tensors.safetensors", "state.json", "SHA256SUMS", "unfinished"),
+        *("name", "folder", "older"),
+    ]
+
+
+def test_a_full_disk_leaves_the_older_ones_and_nothing_else(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    monkeypatch.setattr(checkpoint, "save_file", lambda *_: Path("/dev/full").write_bytes(b"x"))
+    with pytest.raises(OSError, match=r"No space left on device: '.*/tensors\.safetensors'$"):
+        save(tmp_path, 2, keep=1)
+    assert names(tmp_path) == ["checkpoint-00000001"]
+    with pytest.raises(OSError, match=r"tensors\.safetensors: out of space"):
+        monkeypatch.setattr(checkpoint, "save_file", raising(SafetensorError("out of space")))
+        save(tmp_path, 2, keep=1)
+    assert names(tmp_path) == ["checkpoint-00000001"]
+
+
+def raising(error):
+    def call(*_):
+        raise error
+
+    return call
+
+
+def test_what_a_killed_process_left_is_removed_whatever_it_is(tmp_path):
+    (tmp_path / ".unfinished-7").mkdir()
+    (tmp_path / ".unfinished-abc.json").write_text("{")
+    (tmp_path / ".unfinished-link").symlink_to(tmp_path / ".unfinished-7")
+    save(tmp_path, 1)
+    assert names(tmp_path) == ["checkpoint-00000001"]

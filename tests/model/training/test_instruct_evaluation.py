@@ -54,7 +54,8 @@ class Oracle:
             pixels = torch.from_numpy(np.asarray(part["image"], np.float32) / 255)
             return Answer(images=[pixels.permute(2, 0, 1)])
         masks = [] if mask is None else [torch.from_numpy(mask).float() - 0.5]
-        return Answer(self._tokenizer.encode(part["text"], add_special_tokens=False), masks=masks)
+        said = part.get("text", "")
+        return Answer(self._tokenizer.encode(said, add_special_tokens=False), masks=masks)
 
 
 @pytest.fixture

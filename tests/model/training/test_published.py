@@ -28,12 +28,39 @@ def setok(tmp_path_factory):
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_step_on_its_fixture(name, setok, tmp_path):
+    train(name, setok, tmp_path, lambda root: None)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "text"),
+    [
+        ("coco-captions", "annotations/captions_val2017.json", "caption 0"),
+        ("llava-665k", "llava_v1_5_mix665k.json", "What is it?"),
+        ("llava-665k", "llava_v1_5_mix665k.json", "A dog."),
+        ("slimpajama", "chunk1/a.jsonl", "text 0"),
+    ],
+)
+def test_names_of_special_tokens_in_texts(name, file, text, setok, tmp_path):
+    said = r"<img> </img> <image> [SEG] <s> </s> <pad> <unk> \ud800"
+
+    def rename(root):
+        path = root / file
+        before = path.read_text()
+        path.write_text(before.replace(text, said))
+        assert path.read_text() != before
+
+    train(name, setok, tmp_path, rename)
+
+
+def train(name, setok, tmp_path, change):
+    """A step on the fixture of a data set after a change."""
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])
     make, options = PUBLISHED[name]
     root = tmp_path / "data"
     root.mkdir()
     make(root)
+    change(root)
     speaks = isinstance(READERS[name](root, **options)[0], Conversation)
     data = {"kind": name, "path": str(root), "options": options}
     if name == "slimpajama":

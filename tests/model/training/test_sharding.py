@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_stage1 import losses_of, run_in_processes, tiny_settings
+from tiny_stage1 import change_settings, losses_of, run_in_processes, tiny_settings
 from torch import distributed, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -223,8 +223,9 @@ def test_two_processes_are_one_and_go_on_as_one(tmp_path):
 
     # Each has written about half of weights, moments and averages, and nothing else is there.
     files = sorted((two / "checkpoint-00000003").iterdir())
-    assert [f.name for f in files[1:]] == [f"tensors-0000{i}-of-00002.safetensors" for i in (0, 1)]
-    sizes = [sum(t.numel() for t in load_file(f).values()) for f in files[1:]]
+    assert [f.name for f in files[:2]] == ["SHA256SUMS", "state.json"]
+    assert [f.name for f in files[2:]] == [f"tensors-0000{i}-of-00002.safetensors" for i in (0, 1)]
+    sizes = [sum(t.numel() for t in load_file(f).values()) for f in files[2:]]
     assert 0.4 < sizes[1] / sum(sizes) < 0.5
     a, b = (load_checkpoint(out / "checkpoint-00000003")[0] for out in (two, one))
     assert {n for n in a if not n.startswith("processes")} == {
@@ -235,11 +236,9 @@ def test_two_processes_are_one_and_go_on_as_one(tmp_path):
     settings = {"one-from-two": two, "two-from-one": one}
     for name, source in settings.items():
         shutil.copytree(source / "checkpoint-00000003", tmp_path / name / "checkpoint-00000003")
-        state = tmp_path / name / "checkpoint-00000003" / "state.json"
         # The number of processes has changed, and so the batch of each.
-        text = json.loads(state.read_text())
-        text["settings"]["batch_size"] = 4 if name == "one-from-two" else 2
-        state.write_text(json.dumps(text))
+        batch_size = 4 if name == "one-from-two" else 2
+        change_settings(tmp_path / name / "checkpoint-00000003", batch_size=batch_size)
     resumed = Trainer(
         tiny_settings(tmp_path, *SETTINGS, "batch_size=4", "parallel=fsdp"),
         tmp_path / "one-from-two",

@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -14,6 +15,7 @@ from setokim.training.checkpoint import (
     load_checkpoint,
     open_checkpoint,
     save_checkpoint,
+    verify_checkpoint,
 )
 from setokim.training.shards import Shards, StoredTensor, rows_of, share
 
@@ -29,30 +31,49 @@ def gloo():
     distributed.destroy_process_group()
 
 
-def save_in_three(folder, **options):
-    """A checkpoint of step 4 by three threads in place of processes."""
-    barrier = threading.Barrier(3, timeout=20)
+def save_in_three(folder, errors=None, **options):
+    """A checkpoint of step 4 by three threads in place of processes; their errors in `errors`."""
+    barrier, told = threading.Barrier(3), {}
+    expects_errors, errors = errors is not None, {} if errors is None else errors
+
+    def gather_of(process):
+        def gather(value):
+            told[process] = value
+            barrier.wait()
+            values = [told[i] for i in range(3)]
+            barrier.wait()
+            return values
+
+        return gather
 
     def save(process):
         start, stop = PARTS[process]
         tensors = {"spread": WHOLE[start:stop]}
         if process == 0:
             tensors |= {"scalar": torch.tensor(2.5), "plain": torch.ones(2)}
-        shards = Shards(process, 3, {"spread": (start, 7)}, barrier.wait)
-        save_checkpoint(folder, 4, tensors, {"step": 4}, shards=shards, **options)
+        shards = Shards(process, 3, {"spread": (start, 7)}, gather_of(process))
+        try:
+            save_checkpoint(folder, 4, tensors, {"step": 4}, shards=shards, **options)
+        except (OSError, ValueError) as error:
+            # All have one.
+            errors[process] = error
+        except BaseException:
+            barrier.abort()
+            raise
 
     threads = [threading.Thread(target=save, args=(process,)) for process in PARTS]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    assert expects_errors or not errors, errors
     return folder / "checkpoint-00000004"
 
 
 def test_each_process_writes_its_rows_and_any_can_be_read(tmp_path):
     path = save_in_three(tmp_path)
     names = [f"tensors-{i:05d}-of-00003.safetensors" for i in range(3)]
-    assert sorted(p.name for p in path.iterdir()) == ["state.json", *names]
+    assert sorted(p.name for p in path.iterdir()) == ["SHA256SUMS", "state.json", *names]
     for (start, stop), name in zip(PARTS.values(), names, strict=True):
         with safe_open(path / name, "pt") as file:
             assert torch.equal(file.get_tensor("spread"), WHOLE[start:stop])
@@ -91,6 +112,44 @@ def test_without_all_files_it_is_no_checkpoint(tmp_path, gone):
         load_checkpoint(path)
     file.write_bytes(content)
     assert latest_checkpoint(tmp_path) == path
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4, 7])
+def test_each_process_verifies_its_share(tmp_path, processes):
+    path = save_in_three(tmp_path)
+    for name in ("state.json", *(f"tensors-{i:05d}-of-00003.safetensors" for i in range(3))):
+        content = (path / name).read_bytes()
+        # Nothing but the checksum shows it.
+        damaged = content.replace(b"4", b"5") if name == "state.json" else content[:-1] + b"\xff"
+        (path / name).write_bytes(damaged)
+        found = []
+        for process in range(processes):
+            try:
+                assert verify_checkpoint(path, process, processes)
+            except ValueError as error:
+                found.append(str(error))
+        assert len(found) == 1 and f"{name}: expected the checksum" in found[0]
+        (path / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("broken", range(3))
+def test_a_failure_of_one_process_is_one_of_all(tmp_path, broken, monkeypatch):
+    older = save_checkpoint(tmp_path, 3, {"x": WHOLE}, {})
+
+    def write(tensors, file, metadata):
+        if f"-{broken:05d}-of" in file.name:
+            raise OSError(28, "No space left on device")
+        save_file(tensors, file, metadata)
+
+    monkeypatch.setattr("setokim.training.checkpoint.save_file", write)
+    errors = {}
+    save_in_three(tmp_path, errors=errors)
+    name = f"tensors-{broken:05d}-of-00003.safetensors"
+    assert sorted(errors) == [0, 1, 2] and isinstance(errors[broken], OSError)
+    for process, error in errors.items():
+        assert str(error).startswith(f"process {broken}: " if process != broken else "[Errno 28]")
+        assert name in str(error)
+    assert list(tmp_path.iterdir()) == [older]
 
 
 def test_missing_rows_are_noticed(tmp_path):

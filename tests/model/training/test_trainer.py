@@ -9,7 +9,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
-from tiny_stage1 import losses_of, run_in_processes, tiny_settings
+from rounding import assert_same_but_for_rounding
+from tiny_stage1 import assert_same_run, losses_of, run_in_processes, tiny_settings
 
 from setokim import SetokModel
 from setokim.data import Order, ShapesWorld, TooManyBrokenError
@@ -21,7 +22,7 @@ from setokim.training import (
     unflatten_state,
 )
 from setokim.training.stage1 import Stage1, Stage1Collator
-from setokim.training.state import changed_settings, open_log
+from setokim.training.state import changed_settings
 from setokim.training.trainer import Trainer
 
 ALL_LOSSES = ["pixel", "perceptual", "contrastive", "adversarial", "discriminator"]
@@ -85,16 +86,6 @@ def with_noise(trainer):
     return trainer
 
 
-def assert_same_run(whole, resumed):
-    """Losses, evaluations, weights, averages, optimizers and random state, to the bit."""
-    for name in ("losses.jsonl", "evaluations.jsonl"):
-        assert (resumed / name).read_text() == (whole / name).read_text()
-    last = latest_checkpoint(whole)
-    assert latest_checkpoint(resumed).name == last.name
-    for file in (last / "tensors.safetensors", whole / "model" / "model.safetensors"):
-        assert (resumed / file.relative_to(whole)).read_bytes() == file.read_bytes()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["workers=0", "workers=1"])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, train, workers):
@@ -130,11 +121,15 @@ def test_a_finished_run_that_resumes_changes_nothing(tmp_path, train):
     assert {path: path.read_bytes() for path in files} == before
 
 
-def test_resume_without_a_checkpoint_starts_anew(tmp_path, build, train):
+def test_resume_without_a_checkpoint_is_refused(tmp_path, build):
     stop_at(build("out", *WHOLE), 3)
-    train("out", *WHOLE, resume=True)
-    train("whole", *WHOLE)
-    assert_same_run(tmp_path / "whole", tmp_path / "out")
+    before = (tmp_path / "out" / "losses.jsonl").read_bytes()
+    expected = "out: expected a folder with a checkpoint to resume from, got "
+    for name in ("out", "mistyped"):
+        with pytest.raises(ValueError, match=f"^{expected}{tmp_path / name}$"):
+            build(name, *WHOLE, resume=True)
+    assert (tmp_path / "out" / "losses.jsonl").read_bytes() == before and len(before) > 9
+    assert not (tmp_path / "mistyped").exists()
 
 
 @pytest.mark.slow
@@ -213,6 +208,55 @@ def test_learning_rates_go_up_and_down(build):
     assert [rate for (rate,) in own] == pytest.approx([1e-3 * f for f in factors])
     sixths = [1, math.sqrt(0.75), 0.5, 0, -0.5, -math.sqrt(0.75)]
     assert [rate for (rate,) in judge] == pytest.approx([1e-3 * (1 + c) / 2 for c in sixths])
+
+
+def test_the_discriminators_rates_and_clip_are_its_own(build):
+    """Its schedule begins where it does, and its gradients have its own limit."""
+    own = ("discriminator.clip=2e-4", "discriminator.lr=3e-3", "discriminator.warmup=2")
+    trainer = build("out", "steps=6", "losses.adversarial_start=2", "optimizer.clip=1e-4", *own)
+    seen = {"model": [], "discriminator": []}
+
+    def note(name, optimizer):
+        step = optimizer.step
+
+        def noting():
+            gradients = [p.grad for g in optimizer.param_groups for p in g["params"]]
+            norm = torch.stack([g.norm() for g in gradients if g is not None]).norm().item()
+            seen[name].append((optimizer.param_groups[0]["lr"], norm))
+            step()
+
+        optimizer.step = noting
+
+    note("model", trainer.optimizer)
+    note("discriminator", trainer.adversary.optimizer)
+    trainer.train()
+    rates, norms = zip(*seen["discriminator"], strict=True)
+    # Of the four steps from its first on, two up and two down: half of them, all, all, half.
+    assert rates == pytest.approx([1.5e-3, 3e-3, 3e-3, 1.5e-3])
+    assert norms == pytest.approx([2e-4] * 4, rel=0.02)
+    assert [norm for _, norm in seen["model"]] == pytest.approx([1e-4] * 6, rel=0.02)
+
+
+def test_averages_follow_the_weights_from_the_first_step_on(build):
+    trainer = build("out", "steps=3", "ema=0.15")
+    name, weight = next(iter(trainer.unwrapped.named_parameters()))
+    take_step, seen = trainer._take_step, [weight.detach().clone()]
+    expected = seen[0].double()
+
+    def noting(batches):
+        nonlocal expected
+        losses = take_step(batches)
+        # (1 + n) / (10 + n) until that is more than 0.15, which it is at n = 1.
+        keep = 0.1 if len(seen) == 1 else 0.15
+        seen.append(weight.detach().clone())
+        expected = keep * expected + (1 - keep) * seen[-1].double()
+        found = trainer.ema.averages[name].double()
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+        return losses
+
+    trainer._take_step = noting
+    trainer.train()
+    assert len(seen) == 4 and not torch.equal(seen[0], seen[1])
 
 
 @pytest.mark.parametrize(
@@ -308,8 +352,11 @@ def test_averaged_weights_are_evaluated_and_written(tmp_path, build):
         own, _ = trainer.unwrapped.setok(batch["pixels"])
         with trainer.ema.swapped(trainer.unwrapped) as stage:
             averaged, _ = stage.setok(batch["pixels"])
-    assert torch.equal(visual.tokens, averaged.tokens)
-    assert not torch.equal(visual.tokens, own.tokens)
+        for name, value in model.named_parameters():
+            assert torch.equal(value, trainer.ema.averages[f"setok.{name}"])
+    assert_same_but_for_rounding(visual.tokens, averaged.tokens)
+    with pytest.raises(AssertionError):
+        assert_same_but_for_rounding(visual.tokens, own.tokens)
     error = (picture.clamp(0, 1) - batch["target"]).double().square().mean((1, 2, 3))
     assert metrics["psnr"] == pytest.approx((-10 * error.log10()).mean().item(), rel=1e-6)
 
@@ -374,26 +421,6 @@ def test_changed_settings_by_hand():
     old = {"a": 1, "every": {"log": 1}, "b": {"every": 1, "c": [0.9, 0.95]}, "keep": 1}
     new = {"a": 1, "every": {"log": 2}, "b": {"every": 2, "c": [0.9, 0.99]}, "d": None, "e": 0}
     assert changed_settings(old, new) == ["b.c", "b.every", "e"]
-
-
-@pytest.mark.parametrize(
-    ("text", "left"),
-    [
-        (None, ""),
-        ("", ""),
-        ('{"step": 1}\n{"step": 2}\n{"step": 4}\n', '{"step": 1}\n{"step": 2}\n'),
-        ('{"step": 1}\n{"step": 2', '{"step": 1}\n'),
-        ('{"step": 3}\n{"step": 4}\n', '{"step": 3}\n'),
-        ('{"step": 4}\n', ""),
-    ],
-)
-def test_logs_are_cut_to_the_checkpoint(tmp_path, text, left):
-    path = tmp_path / "log.jsonl"
-    if text is not None:
-        path.write_text(text)
-    with open_log(path, 3) as file:
-        file.write("next\n")
-    assert path.read_text() == left + "next\n"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

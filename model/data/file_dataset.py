@@ -1,0 +1,96 @@
+"""Base class of data sets in files: whatever goes wrong with a record is a broken record."""
+
+from __future__ import annotations
+
+import dataclasses
+import traceback
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from setokim.data.conversations import Conversation
+from setokim.data.samples import BrokenSampleError, Sample, check_index
+from setokim.text_cleaning import replace_surrogates
+
+
+class FileDataset(ABC):
+    """Samples that are read from files of others.
+
+    Subclasses find their records when they are made, and read one in `_read`, which may raise
+    anything: one record never ends a run. Lone surrogates in text become U+FFFD here, for all
+    readers, since neither tokenizers nor UTF-8 files accept them.
+    """
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def _source(self, index: int) -> str:
+        """File and record of a sample."""
+
+    @abstractmethod
+    def _read(self, index: int, source: str) -> Sample | Conversation:
+        """Read a sample.
+
+        Args:
+            index: number of the sample, within range.
+            source: file and record, for messages.
+        """
+
+    def __getitem__(self, index: int) -> Any:
+        """Read a sample.
+
+        Raises:
+            BrokenSampleError: it cannot be read, for whatever reason. Of an error that no reader
+                expects, the reason gives type, text, and the innermost file and line.
+            ImportError: an optional package is not installed, which is no fault of the record.
+            IndexError: there is none of that number.
+        """
+        check_index(index, len(self))
+        source = self.source(index)
+        try:
+            return _with_clean_text(self._read(index, source))
+        except (BrokenSampleError, ImportError):
+            raise
+        except Exception as error:
+            raise BrokenSampleError(source, _describe(error)) from error
+
+    def source(self, index: int) -> str:
+        """File and record of a sample, for messages; of any index, so nothing is raised."""
+        try:
+            return self._source(index)
+        except Exception:
+            return f"{type(self).__name__}: sample {index}"
+
+
+def _describe(error: Exception) -> str:
+    # A RecursionError has a thousand frames, so that only the last one's line is looked up.
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    where = f"{Path(frame.f_code.co_filename).name}:{line}"
+    return f"{type(error).__name__}: {error!s:.200} ({where})"
+
+
+def _with_clean_text(sample: Sample | Conversation) -> Sample | Conversation:
+    values = {one.name: getattr(sample, one.name) for one in dataclasses.fields(sample)}
+    cleaned = {name: _clean(value) for name, value in values.items()}
+    changed = {name: value for name, value in cleaned.items() if value is not values[name]}
+    return dataclasses.replace(sample, **changed) if changed else sample
+
+
+def _clean(value: Any) -> Any:
+    """`value` itself where none of its texts has a surrogate, or else a clean copy."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return replace_surrogates(value)
+        return value
+    if isinstance(value, dict):
+        items = [(_clean(key), _clean(one)) for key, one in value.items()]
+        same = all(k is key and v is value[key] for (k, v), key in zip(items, value, strict=True))
+        return value if same else dict(items)
+    if isinstance(value, (list, tuple)):
+        parts = [_clean(one) for one in value]
+        same = all(new is old for new, old in zip(parts, value, strict=True))
+        return value if same else type(value)(parts)
+    return value

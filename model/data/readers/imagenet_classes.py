@@ -1,0 +1,96 @@
+"""Classes of ImageNet's validation pictures, which come in one folder without class folders."""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+from pathlib import Path
+
+from setokim.data.records import CsvRows, Lines
+from setokim.data.samples import BrokenSampleError
+
+_SOLUTION = "LOC_val_solution.csv"
+_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+_META = "meta.mat"
+_KIT = "ILSVRC2012_devkit_t12/data"
+_CLASS = re.compile(r"n\d{8}")
+
+
+def is_class(name: str) -> bool:
+    """Whether a name is a WordNet id."""
+    return _CLASS.fullmatch(name) is not None
+
+
+def read_classes(folder: Path, path: str | Path | None = None) -> dict[str, str]:
+    """The WordNet id of each picture, by the name of its file without suffix.
+
+    Args:
+        folder: of the pictures. LOC_val_solution.csv (Kaggle) or, of the development kit,
+            ILSVRC2012_validation_ground_truth.txt with meta.mat beside it lie in it or in the
+            folder above; the latter also in ILSVRC2012_devkit_t12/data of either.
+        path: one of these files, wherever it is.
+
+    Raises:
+        ImportError: meta.mat has to be read, and scipy is not installed.
+        ValueError: none of the files is there, or it holds something else.
+    """
+    path = _found(folder) if path is None else Path(path)
+    if not path.is_file():
+        raise ValueError(f"classes: expected a file, got {str(path)!r}")
+    classes = _solution(path) if path.suffix == ".csv" else _truth(path)
+    if not classes:
+        raise ValueError(f"{path}: expected classes of pictures, got none")
+    return classes
+
+
+def _found(folder: Path) -> Path:
+    places = [_SOLUTION, _TRUTH, f"{_KIT}/{_TRUTH}"]
+    for base, place in product((folder, folder.absolute().parent), places):
+        if (base / place).is_file():
+            return base / place
+    raise ValueError(
+        f"root: expected class folders, or {_SOLUTION} or {_TRUTH} in {folder} or above, got none"
+    )
+
+
+def _solution(path: Path) -> dict[str, str]:
+    """Rows of a picture and its boxes, each of a class first; damaged ones are left out."""
+    rows, found = CsvRows(path, columns=("ImageId", "PredictionString")), {}
+    for index in range(len(rows)):
+        try:
+            row = rows[index]
+        except BrokenSampleError:
+            continue
+        name = row["PredictionString"].split(" ", 1)[0]
+        if is_class(name):
+            found[row["ImageId"]] = name
+    return found
+
+
+def _truth(path: Path) -> dict[str, str]:
+    """Lines of numbers, one for each picture; meta.mat says which WordNet id has which."""
+    ids, lines = _ids(path.with_name(_META)), Lines(path)
+    found = {}
+    for index in range(len(lines)):
+        text = lines[index].strip()
+        if text not in ids:
+            raise ValueError(f"{lines.source(index)}: expected the number of a class, got {text!r}")
+        found[f"ILSVRC2012_val_{index + 1:08d}"] = ids[text]
+    return found
+
+
+def _ids(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        raise ValueError(f"classes: expected {_META} beside {_TRUTH}, got none in {path.parent}")
+    from scipy.io import loadmat
+
+    try:
+        synsets = loadmat(str(path), squeeze_me=True)["synsets"]
+        return {
+            str(int(one["ILSVRC2012_ID"])): str(one["WNID"])
+            for one in synsets
+            if is_class(str(one["WNID"]))
+        }
+    except Exception as error:
+        # scipy raises nearly anything on what is no such file.
+        raise ValueError(f"{path}: expected synsets of ImageNet, got {error!r}") from error

@@ -1,0 +1,100 @@
+"""Loads what others wrote, Hugging Face models and ours, without running their code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def load_pretrained(
+    kind: type, name: str | Path, trust_remote_code: bool = False, **options: Any
+) -> Any:
+    """Call `from_pretrained`, and never ask on the standard input whether to run foreign code.
+
+    Args:
+        kind: class of transformers, or one of ours with its `from_pretrained`.
+        name: folder, or name on the Hugging Face hub.
+        trust_remote_code: run the Python files that the folder brings (`auto_map`).
+        options: further arguments of `from_pretrained`.
+
+    Raises:
+        ValueError: there is no such model, it is damaged, or it needs code of its own.
+        ImportError: a package is missing.
+    """
+    _require_place(name)
+    try:
+        return kind.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
+        # Damaged files make the readers of safetensors, pickle and JSON raise nearly anything.
+        raise ValueError(_reason(error)) from error
+
+
+def load_whole(kind: type, folder: str | Path, unused: Sequence[str] = (), **options: Any) -> Any:
+    """Load a model all of whose weights are in a folder: none stays random.
+
+    Args:
+        kind: class of transformers, or one of ours with its `from_pretrained`.
+        folder: what `save_pretrained` wrote; never a name on the hub.
+        unused: names of modules whose weights may be missing, as nobody asks for their output.
+        options: further arguments of `from_pretrained`.
+
+    Raises:
+        ValueError: there is no such folder, or its weights are damaged, of another shape, or not
+            all there.
+        ImportError: a package is missing.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"expected the folder of a model with a config.json, got {folder}")
+    # Weights of other shapes are refused below, by name.
+    options |= {"local_files_only": True, "ignore_mismatched_sizes": True}
+    model, info = load_pretrained(kind, folder, output_loading_info=True, **options)
+    for name, found in {"lacks": "missing_keys", "has others of": "mismatched_keys"}.items():
+        # A mismatch comes with its shapes.
+        keys = (key if isinstance(key, str) else key[0] for key in info[found])
+        wanted = sorted(key for key in keys if not set(unused) & set(key.split(".")))
+        if wanted:
+            raise ValueError(
+                f"expected all weights that config.json speaks of, but the folder {name} "
+                f"{len(wanted)}, such as {wanted[0]}"
+            )
+    return model
+
+
+def _require_place(name: str | Path) -> None:
+    """Tells a path with a typing error from a name on the hub, which may have one slash."""
+    text = os.fspath(name)
+    if os.path.isdir(text):
+        return
+    if os.path.exists(text):
+        raise ValueError("it is a file; expected a folder")
+    first = text.replace(os.sep, "/").partition("/")[0]
+    is_path = isinstance(name, Path) or text.startswith(("/", ".", "~")) or text.count("/") > 1
+    if is_path or (os.sep != "/" and os.sep in text) or os.path.isdir(first):
+        raise ValueError("there is no such folder")
+
+
+def _reason(error: Exception) -> str:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+    from safetensors import SafetensorError
+
+    said = " ".join(str(error).split())
+    if isinstance(error, SafetensorError | pickle.UnpicklingError | EOFError):
+        return f"expected whole weights, got a damaged file: {said}"
+    if isinstance(error.__cause__, LocalEntryNotFoundError):
+        return (
+            "it is not in the local cache and the hub cannot be reached; nor is there a folder of "
+            "that name"
+        )
+    if "trust_remote_code" in said:
+        return (
+            "it brings Python code of its own, which is run only where you allow it: "
+            "trust_remote_code=True, on the command line --trust-remote-code, in settings "
+            "trust_remote_code: true"
+        )
+    return said or type(error).__name__

@@ -1,0 +1,89 @@
+"""What every check is made of: messages name the argument, what was expected and what came."""
+
+import itertools
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+INDEX_DTYPES = (torch.int64, torch.int32)
+_FLOAT_NAMES = "float64, float32, bfloat16 or float16"
+
+
+def check_tensor(name: str, value) -> None:
+    """`value` is a dense tensor: neither nested, nor sparse, nor in a layout of MKL-DNN."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if value.is_nested:
+        raise TypeError(
+            f"{name}: expected a dense tensor, got a nested one; pad it with `to_padded_tensor` "
+            "and give a token_mask, or pass its values with cu_seqlens"
+        )
+    if value.layout != torch.strided:
+        raise TypeError(
+            f"{name}: expected a dense tensor, got layout {value.layout}; use `to_dense()`"
+        )
+
+
+def check_shape(name: str, value: Tensor, expected: tuple[int, ...]) -> None:
+    """`value` is a tensor of exactly this shape."""
+    check_tensor(name, value)
+    if tuple(value.shape) != tuple(expected):
+        raise ValueError(f"{name}: expected shape {tuple(expected)}, got {tuple(value.shape)}")
+
+
+def check_device(name: str, value: Tensor, device: torch.device, like: str = "x") -> None:
+    """`value` lies on the device of `like`."""
+    if value.device != device:
+        raise ValueError(f"{name}: expected device {device} like {like}, got {value.device}")
+
+
+def check_dtype(name: str, value: Tensor, *dtypes: torch.dtype) -> None:
+    """`value` is a tensor of one of the dtypes."""
+    check_tensor(name, value)
+    if value.dtype not in dtypes:
+        raise TypeError(
+            f"{name}: expected dtype {' or '.join(map(str, dtypes))}, got {value.dtype}"
+        )
+
+
+def check_float(name: str, value) -> None:
+    """`value` is a tensor of a dtype the backends take."""
+    check_tensor(name, value)
+    if value.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name}: expected dtype {_FLOAT_NAMES}, got {value.dtype}")
+
+
+def check_offsets(name: str, value) -> None:
+    """`value` is (B + 1,) offsets; `longest_image` reads them."""
+    check_tensor(name, value)
+    if value.dtype not in INDEX_DTYPES:
+        raise TypeError(f"{name}: expected dtype torch.int32, got {value.dtype}")
+    if value.dim() != 1 or value.shape[0] == 0:
+        raise ValueError(f"{name}: expected shape (B + 1,), got {tuple(value.shape)}")
+
+
+def longest_image(cu_seqlens: Tensor, total: int) -> int:
+    """Most tokens of an image, of offsets that rise from 0 to `total`. Waits for the device."""
+    offsets = cu_seqlens.tolist()
+    lengths = [b - a for a, b in itertools.pairwise(offsets)]
+    if offsets[0] != 0 or offsets[-1] != total or min(lengths, default=0) < 0:
+        raise ValueError(
+            f"cu_seqlens: expected non-decreasing offsets from 0 to {total}, got {offsets}"
+        )
+    return max(lengths, default=0)
+
+
+def readable(value: Tensor) -> bool:
+    """Whether values can be read without waiting for a device or breaking a traced graph."""
+    return value.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def check_values(name: str, value: Tensor, low: int, high: int) -> None:
+    """Integers from `low` to `high`, where they can be read."""
+    if not readable(value) or value.numel() == 0:
+        return
+    least, most = (bound.item() for bound in value.aminmax())
+    misfit = least if least < low else most
+    if not low <= misfit <= high:
+        raise ValueError(f"{name}: expected values from {low} to {high}, got {misfit}")

@@ -1,0 +1,125 @@
+"""The fields of a result fit together, also where somebody built, cropped or cast it."""
+
+import dataclasses
+import math
+
+import torch
+
+from setok_kernels.arguments import (
+    INDEX_DTYPES,
+    check_device,
+    check_dtype,
+    check_float,
+    check_offsets,
+    check_shape,
+    check_tensor,
+    check_values,
+    longest_image,
+    readable,
+)
+
+
+def check_record(out):
+    """Shapes, dtypes and devices of `Clusters` or `HardClusters` agree; no label is read.
+
+    scikit-learn's labels are int32, and mixed-precision policies cast the masks to 16 bits: both
+    are widened, the values stay.
+
+    Returns:
+        `out` with int64 indices and masks of at least 32 bits.
+
+    Raises:
+        TypeError, ValueError: a field does not fit; the message names it.
+    """
+    labels, packed, grid = out.labels, out.cu_seqlens is not None, out.grid
+    check_dtype("labels", labels, *INDEX_DTYPES)
+    if labels.dim() != (1 if packed else 2):
+        expected = "(T,) with cu_seqlens" if packed else "(B, N)"
+        raise ValueError(f"labels: expected shape {expected}, got {tuple(labels.shape)}")
+    images = _check_offsets(out) if packed else labels.shape[0]
+    _check_index("counts", out.counts, (images,), labels)
+    widened = {"labels": labels.long(), "counts": out.counts.long()}
+    if hasattr(out, "masks"):
+        masks = out.masks
+        check_float("masks", masks)
+        before, tokens = labels.shape[:-1], labels.shape[-1]
+        if masks.dim() != labels.dim() + 1 or (*masks.shape[:-2], masks.shape[-1]) != (
+            *before,
+            tokens,
+        ):
+            expected = ", ".join(map(str, (*before, "max_clusters + 1", tokens)))
+            raise ValueError(f"masks: expected shape ({expected}), got {tuple(masks.shape)}")
+        check_device("masks", masks, labels.device, like="the labels")
+        widened["masks"] = masks.to(torch.promote_types(masks.dtype, torch.float32))
+    else:
+        check_tensor("centres", out.centres)
+        if out.centres.dim() != 2:
+            raise ValueError(
+                f"centres: expected shape ({images}, C), got {tuple(out.centres.shape)}"
+            )
+        _check_index("centres", out.centres, (images, out.centres.shape[1]), labels)
+        widened["centres"] = out.centres.long()
+    if grid is not None and not (
+        _is_grid(grid) and not packed and math.prod(grid) == labels.shape[1]
+    ):
+        expected = "None" if packed else f"None or (H, W) of {labels.shape[1]} tokens"
+        raise ValueError(f"grid: expected {expected}, got {grid!r}")
+    changed = {n: v for n, v in widened.items() if v is not getattr(out, n)}
+    return dataclasses.replace(out, **changed) if changed else out
+
+
+def check_members(out, weights=None) -> None:
+    """Every label names a row, and the weight of a labelled token is finite and not negative.
+
+    Values are read only where that waits for no device. `setok::merge` on the CPU looks for itself.
+
+    Raises:
+        ValueError: names the argument and the first value that does not fit.
+    """
+    check_values("labels", out.labels, -1, out.num_rows - 1)
+    if weights is not None and readable(weights):
+        misfit = (out.labels >= 0) & ~((weights >= 0) & weights.isfinite())
+        if misfit.any():
+            got = weights[misfit][0].item()
+            raise ValueError(f"weights: expected finite values of at least 0, got {got:g}")
+
+
+def check_choices(out) -> None:
+    """`counts` and `centres` name rows and tokens of `out`, which `check_record` has let pass."""
+    images, longest = out.counts.shape[0], out.max_seqlen
+    if out.cu_seqlens is None:
+        longest = out.labels.shape[1]
+    most = out.num_rows
+    if hasattr(out, "masks"):
+        # The residual has the row behind the last seed's.
+        most -= 1
+        _check_index("decisions.seeds", out.centres, (images, most), out.labels)
+    check_values("counts", out.counts, 0, most)
+    check_values("centres", out.centres, -1, longest - 1)
+
+
+def _check_offsets(out) -> int:
+    """B of a packed result, whose `cu_seqlens` and `max_seqlen` fit its labels."""
+    check_offsets("cu_seqlens", out.cu_seqlens)
+    check_device("cu_seqlens", out.cu_seqlens, out.labels.device, like="the labels")
+    if not isinstance(out.max_seqlen, int | torch.SymInt) or out.max_seqlen < 0:
+        raise ValueError(
+            f"max_seqlen: expected the longest image's token count (an int), got {out.max_seqlen!r}"
+        )
+    if readable(out.cu_seqlens):
+        longest = longest_image(out.cu_seqlens, out.labels.shape[0])
+        if out.max_seqlen < longest:
+            raise ValueError(f"max_seqlen: expected at least {longest}, got {out.max_seqlen}")
+    return out.cu_seqlens.shape[0] - 1
+
+
+def _is_grid(grid) -> bool:
+    if not isinstance(grid, tuple | list) or len(grid) != 2:
+        return False
+    return all(isinstance(side, int | torch.SymInt) for side in grid)
+
+
+def _check_index(name: str, value, shape: tuple[int, ...], labels) -> None:
+    check_dtype(name, value, *INDEX_DTYPES)
+    check_shape(name, value, shape)
+    check_device(name, value, labels.device, like="the labels")

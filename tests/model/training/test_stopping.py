@@ -1,0 +1,156 @@
+"""Signals to real processes: the step in which they arrive is finished and saved."""
+
+import os
+import pty
+import select
+import signal
+import sys
+import threading
+
+import pytest
+import tiny_stage1
+import torch
+from tiny_stage1 import assert_same_run, losses_of, run_in_processes, start_in_processes, wait_for
+
+from setokim.training import latest_checkpoint
+from setokim.training.stopping import stop_requests
+
+CPU = torch.device("cpu")
+# Two batches a step; nothing is due at the step that is stopped.
+SETTINGS = ("steps=7", "accumulation=2", "every.checkpoint=5", "every.evaluation=2")
+STEP = 3
+
+
+def assert_stopped(folder, out):
+    assert [line["step"] for line in losses_of(out)] == list(range(1, STEP + 1))
+    assert latest_checkpoint(out).name == f"checkpoint-{STEP:08d}"
+    said = (folder / "stderr.txt").read_text()
+    assert f": step {STEP} is saved; --resume goes on from it\n" in said
+    assert not (out / "model").exists()
+    return said
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Folder of a run that nothing has stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = run_in_processes(folder, folder / "out", *SETTINGS)
+    assert done.returncode == 0, done.stderr
+    return folder / "out"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_the_run_after_its_step_and_it_goes_on_as_if_it_had_not(
+    tmp_path, whole, name
+):
+    """Sent to all processes of the run, as terminals and batch systems do; one loads the data."""
+    number = getattr(signal, name)
+    out = tmp_path / "out"
+    process = start_in_processes(tmp_path, out, *SETTINGS, "workers=1", wait_at=STEP)
+    wait_for(tmp_path / "waiting-0", process)
+    os.killpg(process.pid, number)
+    assert process.wait() == 128 + number
+    said = assert_stopped(tmp_path, out)
+    assert said.count(f"{name}: step") == 1 and "Traceback" not in said
+    done = run_in_processes(tmp_path, out, *SETTINGS, "workers=1", resume=True)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(whole, out)
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_takes_nothing_with_it(tmp_path):
+    """The system sends SIGHUP then, and whatever the run still writes to it fails."""
+    config, out = tiny_stage1.tiny_file(tmp_path), tmp_path / "out"
+    child, terminal = pty.fork()
+    if child == 0:
+        command = [sys.executable, tiny_stage1.__file__, str(config), str(out), *SETTINGS]
+        command += ["every.log=1", "--world=1", "--die-at=-1"]
+        command += [f"--wait-at={STEP}", f"--notes={tmp_path}"]
+        os.execvpe(command[0], command, os.environ | {"ACCELERATE_USE_CPU": "true"})
+    while not (tmp_path / "waiting-0").exists():
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
+        # A terminal that nobody reads takes no more after some pages.
+        if select.select([terminal], [], [], 0.01)[0]:
+            os.read(terminal, 1 << 16)
+    os.close(terminal)
+    os.waitpid(child, 0)
+    assert [line["step"] for line in losses_of(out)] == list(range(1, STEP + 1))
+    assert latest_checkpoint(out).name == f"checkpoint-{STEP:08d}"
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_the_run_at_once(tmp_path):
+    (tmp_path / "stay").touch()
+    process = start_in_processes(tmp_path, tmp_path / "out", *SETTINGS, wait_at=STEP)
+    wait_for(tmp_path / "waiting-0", process)
+    process.send_signal(signal.SIGTERM)
+    wait_for(tmp_path / "noted", process)
+    process.send_signal(signal.SIGTERM)
+    # What the signal does to any process.
+    assert process.wait() == -signal.SIGTERM
+    assert latest_checkpoint(tmp_path / "out") is None
+    assert [line["step"] for line in losses_of(tmp_path / "out")] == [1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["one", "launcher"])
+def test_all_processes_stop_after_the_same_step(tmp_path, to):
+    """Whether one of them alone got the signal, or torchrun, which hands it on."""
+    out, settings = tmp_path / "out", (*SETTINGS, "batch_size=2")
+    process = start_in_processes(tmp_path, out, *settings, world=2, wait_at=STEP)
+    ranks = [int(wait_for(tmp_path / f"waiting-{i}", process).read_text()) for i in range(2)]
+    os.kill(ranks[1] if to == "one" else process.pid, signal.SIGTERM)
+    # torchrun has a code and a traceback of its own.
+    assert process.wait() != 0
+    said = assert_stopped(tmp_path, out)
+    assert said.count("SIGTERM: step") == 1
+    done = run_in_processes(tmp_path, out, *settings, world=2, resume=True)
+    assert done.returncode == 0, done.stderr
+    assert [line["step"] for line in losses_of(out)] == list(range(1, 8))
+    other = tmp_path / "whole"
+    assert run_in_processes(tmp_path, other, *settings, world=2).returncode == 0
+    assert_same_run(other, out)
+
+
+def test_the_first_signal_counts_and_handlers_come_back():
+    heard = []
+    before = {n: signal.signal(n, lambda n, _: heard.append(n)) for n in (2, 15, 1)}
+    try:
+        mine = {n: signal.getsignal(n) for n in before}
+        with stop_requests() as request:
+            assert request.agreed(CPU) == 0
+            for number in (signal.SIGHUP, signal.SIGHUP):
+                os.kill(os.getpid(), number)
+            # A terminal that is closed sends two of them.
+            assert heard == [] and request.agreed(CPU) == signal.SIGHUP
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert heard == [signal.SIGTERM] and request.agreed(CPU) == signal.SIGHUP
+        assert {n: signal.getsignal(n) for n in before} == mine
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_requests() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert request.agreed(CPU) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_outside_the_main_thread_there_are_no_handlers():
+    found = []
+
+    def run():
+        with stop_requests() as request:
+            found.append(request.agreed(CPU))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [0]
