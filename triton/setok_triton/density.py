@@ -81,6 +81,7 @@ def neighbours_fwd_kernel(
                 p_x,
                 p_norm,
                 p_ok,
+                p_x,
                 start,
                 i_b,
                 o_m,
