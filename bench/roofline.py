@@ -57,26 +57,28 @@ def kernels(shape: Shape) -> dict[str, Work]:
         triangle = side * (side + 1) // 2
         flops = 2 * shape.images * triangle * tile.block_m**2 * dim
         # Square tiles of 64 use a feature 64 times: the loads, not the tensor cores, set the pace.
-        work["distances"] = Work(x + rows, flops, expected=2.0)
-        work["neighbours"] = Work(rows + knn, expected=1.5 if rows else 8.0)
-        work["parents"] = Work(rows + 12 * total, expected=1.5 if rows else 8.0)
+        minima = 4 * total * -(-shape.tokens // configs.GROUP)
+        work["distances"] = Work(x + rows + minima, flops, expected=2.0)
+        # Of a row its minima and K groups; 550 instructions of a warp, not bytes, set the pace.
+        candidates = 4 * configs.GROUP * shape.k * total
+        work["select"] = Work(minima + candidates + knn + 4 * total, expected=3.5)
     else:
         area = side * tile.block_m * blocks(tile.block_n) * tile.block_n
         flops = 2 * shape.images * area * dim
         work["neighbours"] = Work(x + knn, flops, expected=2.0)
         work["parents"] = Work(x + 12 * total, flops, expected=1.7)
-    work["density"] = Work(knn + 4 * total)
-    work["delta"] = Work(12 * total, expected=4.0)
-    work["score"] = Work(12 * total, expected=8.0)
     if is_dense(shape):
         seeds = 4 * shape.clusters * total if rows else 0
-        work["scope"] = Work(seeds + masks + 8 * total, steps=shape.clusters)
+        work["image"] = Work(seeds + masks + knn + 32 * total, steps=shape.clusters)
     else:
+        work["density"] = Work(knn + 4 * total)
+        work["delta"] = Work(12 * total, expected=4.0)
+        work["score"] = Work(12 * total, expected=8.0)
         # The features are read again for every seed: rows of distances are not kept.
         work["scope_step"] = Work(
             shape.clusters * (x + 20 * total) + masks, steps=shape.clusters, expected=1.7
         )
-    work["labels"] = Work(masks + 8 * total)
+        work["labels"] = Work(masks + 8 * total)
     return work
 
 

@@ -18,7 +18,7 @@ from setok_kernels import testing
 from setok_kernels.compiled import mask_options
 from setok_kernels.config import LEARNABLE
 
-interpreter.repair_bfloat16_dot()
+interpreter.repair()
 # NumPy warns of what the kernels mask away.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 

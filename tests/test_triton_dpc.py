@@ -16,7 +16,7 @@ import setok_kernels as sk
 from setok_kernels import compiled, testing
 from setok_triton import configs, threshold_greedy
 
-interpreter.repair_bfloat16_dot()
+interpreter.repair()
 # NumPy warns of what the kernels mask away.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 

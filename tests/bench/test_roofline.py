@@ -14,8 +14,10 @@ def test_dense_work_by_hand():
     assert work["variance"].bytes == x + 64 * 729
     # 12 blocks of 64 tokens, 78 tiles on or above the diagonal.
     assert work["distances"].flops == 64 * 78 * 64 * 64 * 1152 * 2
-    assert work["scope"].steps == 64
-    assert work["labels"].bytes == 64 * 729 * (65 * 4 + 8)
+    # 46 minima and 8 groups of 16 distances a row, 8 indices and a density out.
+    assert work["select"].bytes == 64 * 729 * (46 * 4 + 8 * 64 + 8 * 8 + 4)
+    assert work["image"].steps == 64
+    assert "parents" not in work and "labels" not in work
 
 
 def test_streaming_reads_the_features_for_every_seed():

@@ -21,7 +21,9 @@ from setok_triton.delta import delta, parents, score
 from setok_triton.density import density, neighbours
 from setok_triton.distances import distances
 from setok_triton.features import norms, scales
-from setok_triton.scope import labels, scope
+from setok_triton.image import cluster_images
+from setok_triton.scope import labels
+from setok_triton.select import select
 from setok_triton.stream import stream_scope
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -99,23 +101,30 @@ def cluster(
         norm = norms(x, offsets, longest, factor)
         size = dense_images(images, longest, limit)
         for cut, chunk in whole.parts(size):
-            if size:
-                chunk = chunk.keeping(distances(x, norm, chunk))
-            if not replay:
-                neighbours(x, norm, chunk, knn, include_self)
-            density(x, chunk, knn, rho)
-            if not replay:
-                parents(x, norm, chunk, rho, parent)
-            delta(x, chunk, parent, dlt)
-            known = seeds[cut] if replay else None
-            score(chunk, rho, dlt, known, s, options.score_norm_max)
             part = masks[cut] if cu_seqlens is None else masks
-            arguments = (chunk, s, options, loop, part, left, seeds[cut], counts[cut], replay)
+            known = seeds[cut], counts[cut]
             if size:
-                scope(*arguments)
+                kept = distances(x, norm, chunk, include_self)
+                chunk = chunk.keeping(kept.distances)
+                if replay:
+                    density(x, chunk, knn, rho)
+                else:
+                    select(chunk, kept, knn, rho, include_self)
+                cluster_images(
+                    *(chunk, flags, knn, rho, options, loop, parent, dlt, s, part, label),
+                    *(*known, left.view(torch.int32), replay),
+                )
             else:
-                stream_scope(x, *arguments)
-            labels(chunk, flags, left, seeds[cut], counts[cut], part, label)
+                if not replay:
+                    neighbours(x, norm, chunk, knn, include_self)
+                density(x, chunk, knn, rho)
+                if not replay:
+                    parents(x, norm, chunk, rho, parent)
+                delta(x, chunk, parent, dlt)
+                first = seeds[cut] if replay else None
+                score(chunk, rho, dlt, first, s, options.score_norm_max)
+                stream_scope(x, chunk, s, options, loop, part, left, *known, replay)
+                labels(chunk, flags, left, *known, part, label)
     return masks, *(t.view(leading) for t in (label, rho, dlt, s)), *made
 
 

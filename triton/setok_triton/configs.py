@@ -10,6 +10,10 @@ import triton
 DENSE_BYTES = 512 * 2**20
 
 
+# Columns of distances whose minimum is kept: the candidates of a row come in whole groups.
+GROUP = 16
+
+
 @dataclass(frozen=True)
 class TileConfig:
     """Of the kernels that walk tiles of inner products or distances."""
@@ -27,6 +31,16 @@ class TokenConfig:
 
     block_n: int
     block_d: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class SelectConfig:
+    """Of the selection of neighbours: rows of a program, groups and candidates of a row."""
+
+    block_m: int
+    block_g: int
+    block_c: int
     num_warps: int
 
 
@@ -56,6 +70,14 @@ def merge_config(dtype: torch.dtype) -> TileConfig:
 def row_tile_config(rows: int) -> TileConfig:
     """Tiles of distances that are read, not made: few rows, all of a tile in registers."""
     return TileConfig(block_m=rows, block_n=128, block_d=16, num_warps=4, num_stages=2)
+
+
+def select_config(groups: int, k: int) -> SelectConfig:
+    """A program is one warp, which needs no barrier; several rows hide the latency of each."""
+    block_g = max(32, triton.next_power_of_2(groups))
+    block_c = GROUP * max(2, triton.next_power_of_2(min(k, groups)))
+    rows = max(1, min(4, 512 // max(block_g, block_c)))
+    return SelectConfig(rows, block_g, block_c, num_warps=1)
 
 
 def token_config(dtype: torch.dtype) -> TokenConfig:

@@ -193,7 +193,7 @@ def score_fwd_kernel(
         m_n = i_n + o_n < n
         b_rho = tl.load(p_density + start + i_n + o_n, mask=m_n, other=0.0)
         b_delta = tl.load(p_delta + start + i_n + o_n, mask=m_n, other=0.0)
-        tl.store(p_score + start + i_n + o_n, b_rho * b_delta / largest, mask=m_n)
+        tl.store(p_score + start + i_n + o_n, tl.div_rn(b_rho * b_delta, largest), mask=m_n)
 
 
 def parents(

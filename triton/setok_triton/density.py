@@ -8,7 +8,7 @@ from torch import Tensor
 
 from setok_triton.chunk import Chunk
 from setok_triton.common import FAR_INDEX, distance_tile, locate, pair_distance
-from setok_triton.configs import dot_precision, row_tile_config, tile_config, token_config
+from setok_triton.configs import dot_precision, tile_config, token_config
 
 
 @triton.jit
@@ -50,7 +50,6 @@ def neighbours_fwd_kernel(
     p_ok,
     p_offsets,
     p_factor,
-    p_distance,
     p_knn,  # (T, K) int64
     p_farthest,  # (T,) float32 squared distance to the token farthest away, where FARTHEST
     D,
@@ -61,7 +60,6 @@ def neighbours_fwd_kernel(
     stride_d,
     INCLUDE_SELF: tl.constexpr,
     FARTHEST: tl.constexpr,
-    DENSE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -83,7 +81,7 @@ def neighbours_fwd_kernel(
                 p_x,
                 p_norm,
                 p_ok,
-                p_distance,
+                p_x,
                 start,
                 i_b,
                 o_m,
@@ -94,7 +92,7 @@ def neighbours_fwd_kernel(
                 L,
                 stride_n,
                 stride_d,
-                DENSE,
+                False,
                 PRECISION,
                 BLOCK_D,
             )
@@ -168,7 +166,7 @@ def density_fwd_kernel(
         )
         b_found += m_pair.to(tl.float32)
     # Scaling the sum, not the terms, keeps sums of small integers exact and their ties ties.
-    b_density = tl.exp(-sigma * (b_sum / tl.maximum(b_found, 1.0)))
+    b_density = tl.exp(-sigma * tl.div_rn(b_sum, tl.maximum(b_found, 1.0)))
     if NOISE:
         b_density += tl.load(p_noise + start + o_n, mask=m_n, other=0.0)
     m_ok = tl.load(p_ok + start + o_n, mask=m_n, other=0) != 0
@@ -183,13 +181,13 @@ def neighbours(
     include_self: bool,
     farthest: Tensor | None = None,
 ) -> None:
-    """Writes the nearest tokens of the chunk into `knn` (T, K) int64.
+    """Writes the nearest tokens of a chunk without kept rows into `knn` (T, K) int64.
 
     And the squared distances to the tokens farthest away into `farthest` (T,), where it is given.
     """
     slots = max(2, triton.next_power_of_2(knn.shape[1]))
-    config = row_tile_config(16) if chunk.dense else tile_config(x.dtype)
-    if farthest is not None and slots >= 64 and not chunk.dense:
+    config = tile_config(x.dtype)
+    if farthest is not None and slots >= 64:
         # A long list leaves no registers for a second look at a whole tile.
         config = dataclasses.replace(config, block_n=config.block_n // 2)
     blocks = triton.cdiv(chunk.longest, config.block_m)
@@ -199,7 +197,6 @@ def neighbours(
         chunk.ok,
         chunk.offsets,
         chunk.factor,
-        chunk.rows,
         knn,
         chunk.factor if farthest is None else farthest,
         x.shape[1],
@@ -209,7 +206,6 @@ def neighbours(
         *x.stride(),
         INCLUDE_SELF=include_self,
         FARTHEST=farthest is not None,
-        DENSE=chunk.dense,
         PRECISION=dot_precision(x.dtype),
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,

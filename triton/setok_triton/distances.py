@@ -1,5 +1,7 @@
 """Rows of distances of a chunk of images, for those few enough tokens to keep them."""
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -7,7 +9,7 @@ from torch import Tensor
 
 from setok_triton.chunk import Chunk
 from setok_triton.common import distance_tile, locate, locate_tile
-from setok_triton.configs import dot_precision, tile_config
+from setok_triton.configs import GROUP, dot_precision, tile_config
 
 
 @triton.jit(do_not_specialize=["D", "L"])
@@ -18,11 +20,17 @@ def distances_fwd_kernel(
     p_offsets,
     p_factor,
     p_distance,  # (images of the chunk, L, L) float32
+    p_least,  # (images of the chunk, L, groups) float32 minima of groups of columns
+    p_most,  # (images of the chunk, L, tiles) float32 largest finite of a tile, where FARTHEST
     D,
     L,
     blocks_per_image,
     stride_n,
     stride_d,
+    stride_most,  # tiles of a row
+    INCLUDE_SELF: tl.constexpr,
+    FARTHEST: tl.constexpr,
+    GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -60,31 +68,89 @@ def distances_fwd_kernel(
         if i_m != i_n:
             tl.store(p_image + o_n[None, :] * L + o_m[:, None], b_d, mask=m_tile)
 
+        GROUPS: tl.constexpr = BLOCK // GROUP
+        groups, o_g = tl.cdiv(L, GROUP), tl.arange(0, GROUPS)
+        b_near = b_d
+        if not INCLUDE_SELF:
+            b_near = tl.where(o_m[:, None] == o_n[None, :], float("inf"), b_d)
+        p_least += i_b * L * groups
+        b_rows = tl.min(tl.reshape(b_near, (BLOCK, GROUPS, GROUP)), axis=2)  # (M, groups)
+        p_rows = p_least + o_m[:, None] * groups + (i_n * GROUPS + o_g)[None, :]
+        tl.store(p_rows, b_rows, mask=(o_m < n)[:, None] & (i_n * GROUPS + o_g < groups)[None, :])
+        if i_m != i_n:
+            b_columns = tl.min(tl.reshape(b_near, (GROUPS, GROUP, BLOCK)), axis=1)  # (groups, N)
+            p_columns = p_least + o_n[None, :] * groups + (i_m * GROUPS + o_g)[:, None]
+            tl.store(p_columns, b_columns, mask=(o_n < n)[None, :])
+        if FARTHEST:
+            b_far = tl.where(b_d < float("inf"), b_d, 0.0)
+            p_most += i_b * L * stride_most
+            tl.store(p_most + o_m * stride_most + i_n, tl.max(b_far, axis=1), mask=o_m < n)
+            if i_m != i_n:
+                tl.store(p_most + o_n * stride_most + i_m, tl.max(b_far, axis=0), mask=o_n < n)
 
-def distances(x: Tensor, norm: Tensor, chunk: Chunk) -> Tensor:
-    """(images, longest, longest) squared distances of the chunk.
 
-    Infinite where either token takes no part; unwritten behind the last token of an image.
+@dataclass(frozen=True)
+class KeptRows:
+    """Rows of distances of the images of a chunk, and what of each is known without reading it.
+
+    What stands behind the last token of an image is unwritten.
+
+    Attributes:
+        distances: (images, longest, longest) squared distances, infinite where either token takes
+            no part.
+        least: (images, longest, groups) minima of each GROUP columns.
+        most: (images, longest, tiles) largest finite distance of each tile; None where not asked.
+        tile: columns of each.
     """
-    config = tile_config(x.dtype)
-    out = x.new_empty(chunk.images, chunk.longest, chunk.longest, dtype=torch.float32)
-    side = triton.cdiv(chunk.longest, config.block_m)
+
+    distances: Tensor
+    least: Tensor
+    most: Tensor | None
+    tile: int
+
+
+def distances(
+    x: Tensor, norm: Tensor, chunk: Chunk, include_self: bool, farthest: bool = False
+) -> KeptRows:
+    """Makes the rows of a chunk.
+
+    Args:
+        x: (T, D) tokens of all images.
+        norm: (T,) their squared norms.
+        chunk: the images.
+        include_self: the minima count the token itself.
+        farthest: whether the largest are asked for.
+    """
+    config, longest = tile_config(x.dtype), chunk.longest
+    side = triton.cdiv(longest, config.block_m)
     tiles = side * (side + 1) // 2
+
+    def kept(*columns):
+        return x.new_empty(chunk.images, longest, *columns, dtype=torch.float32)
+
+    rows, least = kept(longest), kept(triton.cdiv(longest, GROUP))
+    most = kept(side) if farthest else None
     distances_fwd_kernel[(chunk.images * tiles,)](
         x,
         norm,
         chunk.ok,
         chunk.offsets,
         chunk.factor,
-        out,
+        rows,
+        least,
+        most if farthest else rows,
         x.shape[1],
-        chunk.longest,
+        longest,
         tiles,
         *x.stride(),
+        side,
+        INCLUDE_SELF=include_self,
+        FARTHEST=farthest,
+        GROUP=GROUP,
         PRECISION=dot_precision(x.dtype),
         BLOCK=config.block_m,
         BLOCK_D=config.block_d,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
-    return out
+    return KeptRows(rows, least, most, config.block_m)

@@ -15,6 +15,7 @@ from setok_triton.delta import parents
 from setok_triton.density import density, neighbours
 from setok_triton.distances import distances
 from setok_triton.features import norms, scales
+from setok_triton.select import select
 
 
 @triton.jit(do_not_specialize=["D", "L", "share"])
@@ -168,9 +169,12 @@ def dpc_knn(
     size = dense_images(images, longest, limit)
     for cut, chunk in whole.parts(size):
         if size:
-            chunk = chunk.keeping(distances(x, norm, chunk))
-        neighbours(x, norm, chunk, knn, True, far)
-        density(x, chunk, knn, rho, noise)
+            kept = distances(x, norm, chunk, include_self=True, farthest=True)
+            chunk = chunk.keeping(kept.distances)
+            select(chunk, kept, knn, rho, True, noise, far)
+        else:
+            neighbours(x, norm, chunk, knn, True, far)
+            density(x, chunk, knn, rho, noise)
         parents(x, norm, chunk, rho, parent, *((far, cap) if capped else ()))
         bound = cap if capped else padded(far)[cut].amax(1)
         peaks(x, chunk, rho, parent, bound, capped, dlt, s)

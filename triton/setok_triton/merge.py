@@ -71,7 +71,7 @@ def merge_soft_fwd_kernel(
         BLOCK_N,
     )
     if MEANS:
-        b_out = b_out / (b_mass + eps)[:, None]
+        b_out = tl.div_rn(b_out, (b_mass + eps)[:, None])
     p_rows = p_out + (i_b * rows + o_c)[:, None] * D + o_d[None, :]
     b_out = tl.where(m_c[:, None], b_out, 0.0).to(p_out.dtype.element_ty)
     tl.store(p_rows, b_out, mask=(o_c < rows)[:, None] & (o_d < D)[None, :])
@@ -120,7 +120,7 @@ def merge_hard_fwd_kernel(
     b_out = tl.sum(b_sum, axis=0)
     if MEANS:
         mass = tl.sum(b_mass, axis=0)
-        b_out = b_out / tl.where(mass > 0, mass, 1.0)
+        b_out = tl.div_rn(b_out, tl.where(mass > 0, mass, 1.0))
     tl.store(p_out + i_q * D + o_d, b_out.to(p_out.dtype.element_ty), mask=m_d)
 
 
@@ -263,6 +263,9 @@ def merge_soft(
             BLOCK_D=config.block_n,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
+            # A weight times a share that one lane fuses into the sum of shares, and another does
+            # not, would give a row several masses.
+            enable_fp_fusion=weights is None,
         )
     return out
 

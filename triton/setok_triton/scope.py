@@ -1,4 +1,4 @@
-"""Kernels of the scope loop and its alpha masks (SeTok, Algorithm 1)."""
+"""Alpha masks (SeTok, Algorithm 1), and residual and labels where the loop is many launches."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from setok_triton.chunk import Chunk
-from setok_triton.common import FAR_INDEX, locate
-from setok_triton.configs import row_config
+from setok_triton.common import locate
 
 # Scaled distances end here, far beyond the reach of any kernel.
 FARTHEST = tl.constexpr(1.8446742974197924e19)
@@ -46,86 +45,6 @@ def alpha_mask(
     else:
         b_alpha = tl.minimum(tl.maximum(b_phi - beta * b_s, 0.01), 0.99)
     return b_alpha
-
-
-@triton.jit(do_not_specialize=["C", "L"])
-def scope_fwd_kernel(
-    p_offsets,
-    p_ok,
-    p_score,
-    p_sigma,
-    p_taking_part,
-    p_distance,  # (images, L, L)
-    p_learnable,
-    p_masks,  # (C + 1, ...) rows stride_row apart
-    p_scope,  # (T,) what is left in the end
-    p_seeds,  # (B, C) int64, -1 before; known in a replay
-    p_counts,  # (B,) int64
-    C,
-    L,
-    stop_residual,
-    min_mass,
-    stride_image,
-    stride_row,
-    stride_start,
-    stride_seeds,
-    KERNEL: tl.constexpr,
-    SIGMOID: tl.constexpr,
-    DISTINCT: tl.constexpr,
-    REPLAY: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """The whole loop of one image: scope, score and eligibility never leave the chip."""
-    i_b, _, start, n = locate(p_offsets, L, 1)
-    o_n = tl.arange(0, BLOCK_N)
-    m_n = o_n < n
-    m_ok = m_n & (tl.load(p_ok + start + o_n, mask=m_n, other=0) != 0)
-    b_s = tl.load(p_score + start + o_n, mask=m_n, other=0.0)
-    sigma = tl.load(p_sigma + i_b)
-    taking_part = tl.load(p_taking_part + i_b)
-    p_image = p_masks + i_b * stride_image + start * stride_start
-    p_rows = p_distance + i_b * L * L
-    b_scope = m_ok.to(tl.float32)
-    b_eligible = m_ok.to(tl.int32)
-    count = tl.zeros((), dtype=tl.int32)
-    step = tl.zeros((), dtype=tl.int32)
-    going = taking_part > 0
-    if REPLAY:
-        going = C > 0
-    while going:
-        p_seed = p_seeds + i_b * stride_seeds + step
-        if REPLAY:
-            seed = tl.load(p_seed).to(tl.int32)
-            good = seed >= 0
-        else:
-            b_priority = tl.where(b_eligible != 0, b_scope * b_s, -1.0)
-            highest = tl.max(b_priority, axis=0)
-            seed = tl.min(tl.where(b_priority == highest, o_n, FAR_INDEX), axis=0)
-            good = highest >= 0
-        # No token where there is no seed.
-        m_seed = m_ok & (o_n < tl.where(good, n, 0))
-        p_row = p_rows + seed.to(tl.int64) * L + o_n
-        b_d = sigma * tl.load(p_row, mask=m_seed, other=0.0)
-        b_alpha = tl.where(m_seed, alpha_mask(b_d, b_s, p_learnable, KERNEL, SIGMOID), 0.0)
-        b_mask = b_scope * b_alpha
-        if not REPLAY:
-            good = good & (tl.sum(b_mask, axis=0) >= min_mass)
-            tl.store(p_seed, seed.to(tl.int64), mask=good)
-            b_alpha = tl.where(good, b_alpha, 0.0)
-        p_row = p_image + step.to(tl.int64) * stride_row + o_n
-        tl.store(p_row, b_mask, mask=o_n < tl.where(good, n, 0))
-        b_scope = b_scope * (1.0 - b_alpha)
-        if DISTINCT:
-            b_eligible = tl.where(o_n == seed, 0, b_eligible)
-        step += 1
-        going = step < C
-        if not REPLAY:
-            count += good.to(tl.int32)
-            left = tl.sum(b_scope, axis=0) / tl.maximum(taking_part, 1).to(tl.float32)
-            going = going & good & (left > stop_residual)
-    tl.store(p_scope + start + o_n, b_scope, mask=m_n)
-    if not REPLAY:
-        tl.store(p_counts + i_b, count.to(tl.int64))
 
 
 @triton.jit(do_not_specialize=["C", "L"])
@@ -192,60 +111,6 @@ class MaskLayout:
         return cls(0, masks.stride(0), 1)
 
 
-def scope(
-    chunk: Chunk,
-    score: Tensor,
-    options,
-    loop,
-    masks: Tensor,
-    left: Tensor,
-    seeds: Tensor,
-    counts: Tensor,
-    replay: bool,
-) -> None:
-    """Runs the loop of each image of a dense chunk.
-
-    Args:
-        chunk: the images.
-        score: (T,).
-        options: the `MaskOptions`.
-        loop: the `LoopOptions`.
-        masks: written; (images, C + 1, N) of the chunk, or packed (C + 1, T).
-        left: written; (T,) scope in the end.
-        seeds: (images, C) int64, written (-1 before) or replayed.
-        counts: (images,) int64, written or replayed.
-        replay: whether the seeds are known.
-    """
-    layout, launch = MaskLayout.of(masks), row_config(chunk.longest)
-    scope_fwd_kernel[(chunk.images,)](
-        chunk.offsets,
-        chunk.ok,
-        score,
-        chunk.sigma,
-        chunk.taking_part,
-        chunk.rows,
-        options.learnable,
-        masks,
-        left,
-        seeds,
-        counts,
-        loop.max_clusters,
-        chunk.longest,
-        loop.stop_residual,
-        loop.min_mass,
-        layout.image,
-        layout.row,
-        layout.start,
-        seeds.stride(0),
-        KERNEL=options.kernel,
-        SIGMOID=options.alpha == "sigmoid",
-        DISTINCT=loop.distinct_seeds,
-        REPLAY=replay,
-        BLOCK_N=launch.block_n,
-        num_warps=launch.num_warps,
-    )
-
-
 def labels(
     chunk: Chunk,
     valid: Tensor | None,
@@ -255,7 +120,10 @@ def labels(
     masks: Tensor,
     out: Tensor,
 ) -> None:
-    """Completes the masks of a chunk and writes the labels into `out` (T,); see `scope`."""
+    """Completes the masks of a chunk and writes the labels into `out` (T,).
+
+    `left` (T,) is the scope in the end; the other arguments are those of `image.cluster_images`.
+    """
     layout, block = MaskLayout.of(masks), 128
     blocks = triton.cdiv(chunk.longest, block)
     labels_fwd_kernel[(chunk.images * blocks,)](

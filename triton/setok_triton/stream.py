@@ -96,6 +96,8 @@ def scope_step_fwd_kernel(
             )
             going = seed >= 0
         else:
+            # Steps that did not take place have left no sums.
+            m_p = m_p & (o_p < tl.where(going, blocks_per_image, 0))
             b_highest = tl.load(p_before, mask=m_p, other=-1.0)
             b_token = tl.load(p_before + 1, mask=m_p, other=0.0).to(tl.int32)
             highest = tl.max(b_highest, axis=0)
@@ -110,7 +112,7 @@ def scope_step_fwd_kernel(
                     tl.store(p_seeds + i_b * stride_seeds + step - 1, -1)
                 count += appended.to(tl.int32)
                 half = tl.where(appended, 1 - half, half)
-                going = appended & (left / part > stop_residual)
+                going = appended & (tl.div_rn(left, part) > stop_residual)
             going = going & (highest >= 0)
         going = going & (step < C)
         if i_n == 0:
@@ -145,6 +147,8 @@ def scope_step_fwd_kernel(
             m_eligible = tl.load(p_eligible + start + o_n, mask=m_n, other=0) != 0
             if DISTINCT:
                 m_eligible = m_eligible & (o_n != seed)
+                # Several warps hold a token: none may store before all have read.
+                tl.debug_barrier()
                 tl.store(p_eligible + start + o_n, m_eligible.to(tl.int8), mask=m_n)
             if not REPLAY:
                 if i_n == 0:
@@ -187,7 +191,11 @@ def stream_scope(
     counts: Tensor,
     replay: bool,
 ) -> None:
-    """Runs the loop of all images step by step; arguments as in `setok_triton.scope.scope`."""
+    """Runs the loop of all images step by step.
+
+    `left` (T,) is written, the scope in the end; the other arguments are those of
+    `image.cluster_images`.
+    """
     launch, layout = token_config(x.dtype), MaskLayout.of(masks)
     block, total, steps = 8 * launch.block_n, x.shape[0], loop.max_clusters
     blocks = triton.cdiv(chunk.longest, block)

@@ -101,13 +101,15 @@ def claim_fwd_kernel(
             b_left = tl.load(p_left + start + o_n, mask=m_n, other=0)
             b_word = tl.load(p_row + o_n // 32, mask=o_n < tl.where(centre >= 0, n, 0), other=0)
             b_left = tl.where(((b_word >> (o_n % 32)) & 1) != 0, 0, b_left)
+            # Few tokens are held by several lanes each: none may store before all have read.
+            tl.debug_barrier()
             tl.store(p_left + start + o_n, b_left, mask=m_n)
             b_token = tl.where(b_left > b_most, o_n, b_token)
             b_most = tl.maximum(b_most, b_left)
         most = tl.max(b_most, axis=0)
         centre = tl.min(tl.where(b_most == most, b_token, FAR_INDEX), axis=0)
         tl.store(p_centres + i_b * L + count, centre, mask=most > 0)
-        # Few tokens are held by several lanes each, of which one writes for all.
+        # One lane has written for all that hold a token.
         tl.debug_barrier()
     tl.store(p_counts + i_b, count)
 

@@ -1,0 +1,347 @@
+"""Kernel of all that one program does for an image: parents, seed scores, masks and labels.
+
+Between the densities and the labels each token needs those of all others three times: for its
+parent, for the largest score, and once a step for the next seed. One program an image keeps what
+is a vector over tokens (scope, score, best mask and its row) in registers throughout.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from setok_triton.chunk import Chunk
+from setok_triton.common import FAR_INDEX, locate
+from setok_triton.configs import row_config
+from setok_triton.scope import MaskLayout, alpha_mask
+
+# Above every distance that is not infinite.
+LARGEST = tl.constexpr(3.4028234663852886e38)
+
+
+@triton.jit
+def precedes(b_other, o_other, b_own, o_own):
+    """Whether the other token is of higher density, or of equal density and lower index."""
+    return (b_other > b_own) | ((b_other == b_own) & (o_other < o_own))
+
+
+@triton.jit
+def listed_parents(p_knn, p_density, b_rho, o_n, m_ok, K):
+    """The first neighbour of each token that precedes it, -1 for local peaks.
+
+    The list ascends, and every token outside comes behind its last: the first that precedes is the
+    nearest of all that do.
+    """
+    b_parent = tl.full(o_n.shape, -1, dtype=tl.int32)
+    for i_k in range(K):
+        b_j = tl.load(p_knn + o_n.to(tl.int64) * K + i_k, mask=m_ok, other=-1).to(tl.int32)
+        m_j = (b_j >= 0) & (b_parent < 0)
+        b_other = tl.load(p_density + b_j, mask=m_j, other=0.0)
+        b_parent = tl.where(m_j & precedes(b_other, b_j, b_rho, o_n), b_j, b_parent)
+    return b_parent
+
+
+@triton.jit
+def scan_peaks(
+    p_peaks,  # scratch for their indices
+    p_rows,
+    p_density,
+    p_parent,
+    p_delta,
+    m_peak,
+    o_n,
+    n,
+    L,
+    REPLAY: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):
+    """Looks for the parents of local peaks in their whole rows; the top token takes the farthest.
+
+    Writes unscaled distances to `p_delta`, and parents where they are not known.
+    """
+    b_one = m_peak.to(tl.int32)
+    peaks = tl.sum(b_one, axis=0)
+    tl.store(p_peaks + tl.cumsum(b_one, axis=0) - b_one, o_n, mask=m_peak)
+    # What one warp wrote, others read.
+    tl.debug_barrier()
+    for i_p in range(0, peaks, BLOCK_P):
+        o_p = i_p + tl.arange(0, BLOCK_P)
+        b_i = tl.load(p_peaks + o_p, mask=o_p < peaks, other=0)  # (P,)
+        b_own = tl.load(p_density + b_i)
+        b_best = tl.full((BLOCK_P, BLOCK_T), float("inf"), dtype=tl.float32)
+        b_first = tl.full((BLOCK_P, BLOCK_T), FAR_INDEX, dtype=tl.int32)
+        b_far = tl.zeros((BLOCK_P, BLOCK_T), dtype=tl.float32)
+        for i_t in range(0, n, BLOCK_T):
+            o_t = (i_t + tl.arange(0, BLOCK_T))[None, :]
+            p_row = p_rows + (b_i.to(tl.int64) * L)[:, None] + o_t
+            b_d = tl.load(p_row, mask=o_t < n, other=float("inf"))  # (P, T)
+            b_far = tl.maximum(b_far, tl.where(b_d < float("inf"), b_d, 0.0))
+            if not REPLAY:
+                b_other = tl.load(p_density + o_t, mask=o_t < n, other=0.0)
+                m_nearer = precedes(b_other, o_t, b_own[:, None], b_i[:, None]) & (b_d < b_best)
+                b_first = tl.where(m_nearer, o_t, b_first)
+                b_best = tl.where(m_nearer, b_d, b_best)
+        b_delta = tl.max(b_far, axis=1)  # (P,)
+        if not REPLAY:
+            b_least = tl.min(b_best, axis=1)
+            b_parent = tl.min(tl.where(b_best == b_least[:, None], b_first, FAR_INDEX), axis=1)
+            b_delta = tl.where(b_least < float("inf"), b_least, b_delta)
+            b_parent = tl.where(b_least < float("inf"), b_parent, -1)
+            tl.store(p_parent + b_i, b_parent.to(tl.int64), mask=o_p < peaks)
+        tl.store(p_delta + b_i, b_delta, mask=o_p < peaks)
+    tl.debug_barrier()
+
+
+@triton.jit
+def seed_scores(b_raw, o_n, top, NORMALISE: tl.constexpr, REPLAY: tl.constexpr):
+    """Rho * delta, divided by the largest of the image; a replay knows which token has it."""
+    if NORMALISE:
+        largest = tl.max(b_raw, axis=0)
+        if REPLAY:
+            largest = tl.where(top >= 0, tl.sum(tl.where(o_n == top, b_raw, 0.0), axis=0), largest)
+        # A subnormal maximum counts as 0: its reciprocal is not finite. The maximum becomes 1
+        # exactly, which an approximate division does not promise.
+        b_raw = tl.div_rn(b_raw, tl.where(largest >= 1.1754943508222875e-38, largest, 1.0))
+    return b_raw
+
+
+@triton.jit
+def priority(b_scope, b_s, b_eligible, o_n):
+    """Scope times score and the index as one number: the largest is the next seed, ties lowest.
+
+    Products are not negative, so their bits order as they do. Below 0 where not eligible.
+    """
+    b_bits = (b_scope * b_s).to(tl.int32, bitcast=True).to(tl.int64)
+    return tl.where(b_eligible, (b_bits << 32) | (FAR_INDEX - o_n), -1)
+
+
+@triton.jit
+def combine(key_a, left_a, mass_a, key_b, left_b, mass_b):
+    """The three reductions of a step at once: one exchange between the warps, not three."""
+    return tl.maximum(key_a, key_b), left_a + left_b, mass_a + mass_b
+
+
+@triton.jit(do_not_specialize=["C", "K", "L"])
+def image_fwd_kernel(
+    p_offsets,
+    p_ok,
+    p_valid,  # (T,) uint8, where HAS_VALID
+    p_sigma,
+    p_taking_part,
+    p_distance,  # (images of the chunk, L, L)
+    p_knn,  # (T, K) int64
+    p_density,
+    p_learnable,
+    p_parent,  # (T,) int64; known in a replay
+    p_delta,  # (T,) float32
+    p_score,  # (T,) float32
+    p_masks,  # (C + 1, ...) rows stride_row apart
+    p_labels,  # (T,) int64
+    p_seeds,  # (B, C) int64, -1 before; known in a replay
+    p_counts,  # (B,) int64
+    p_peaks,  # (T,) int32 scratch
+    C,
+    K,
+    L,
+    stop_residual,
+    min_mass,
+    stride_image,
+    stride_row,
+    stride_start,
+    stride_seeds,
+    KERNEL: tl.constexpr,
+    SIGMOID: tl.constexpr,
+    DISTINCT: tl.constexpr,
+    NORMALISE: tl.constexpr,
+    HAS_VALID: tl.constexpr,
+    REPLAY: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):
+    """Parents, delta, score, the scope loop (Algorithm 1), residual and labels of one image."""
+    i_b, _, start, n = locate(p_offsets, L, 1)
+    o_n = tl.arange(0, BLOCK_N)
+    m_n = o_n < n
+    m_ok = m_n & (tl.load(p_ok + start + o_n, mask=m_n, other=0) != 0)
+    m_valid = m_n
+    if HAS_VALID:
+        m_valid = m_n & (tl.load(p_valid + start + o_n, mask=m_n, other=0) != 0)
+    sigma = tl.load(p_sigma + i_b)
+    p_rows = p_distance + i_b * L * L
+    p_rho = p_density + start
+    b_rho = tl.load(p_rho + o_n, mask=m_n, other=0.0)
+
+    if REPLAY:
+        b_parent = tl.load(p_parent + start + o_n, mask=m_ok, other=-1).to(tl.int32)
+    else:
+        b_parent = listed_parents(p_knn + start * K, p_rho, b_rho, o_n, m_ok, K)
+        m_known = m_n & ~(m_ok & (b_parent < 0))
+        tl.store(p_parent + start + o_n, b_parent.to(tl.int64), mask=m_known)
+    m_listed = m_ok & (b_parent >= 0)
+    b_delta = tl.load(p_rows + o_n.to(tl.int64) * L + b_parent, mask=m_listed, other=0.0)
+    m_peak = m_ok & (b_parent < 0)
+    scan_peaks(
+        p_peaks + start,
+        p_rows,
+        p_rho,
+        p_parent + start,
+        p_delta + start,
+        m_peak,
+        o_n,
+        n,
+        L,
+        REPLAY,
+        BLOCK_P,
+        BLOCK_T,
+    )
+    b_delta = tl.where(m_peak, tl.load(p_delta + start + o_n, mask=m_peak, other=0.0), b_delta)
+    # In a small block several warps hold a token: none may store before all have read.
+    tl.debug_barrier()
+    # An infinite delta at density 0 would make the score NaN.
+    b_delta = tl.where(m_ok, tl.minimum(sigma * b_delta, LARGEST), 0.0)
+    tl.store(p_delta + start + o_n, b_delta, mask=m_n)
+    top = -1
+    if REPLAY:
+        top = tl.load(p_seeds + i_b * stride_seeds).to(tl.int32)
+    b_s = seed_scores(b_rho * b_delta, o_n, top, NORMALISE, REPLAY)
+    tl.store(p_score + start + o_n, b_s, mask=m_n)
+
+    p_image = p_masks + i_b * stride_image + start * stride_start + o_n
+    p_seed = p_seeds + i_b * stride_seeds
+    b_scope = m_ok.to(tl.float32)
+    b_best = tl.full((BLOCK_N,), -1.0, dtype=tl.float32)
+    b_label = tl.full((BLOCK_N,), 0, dtype=tl.int32)
+    step = tl.zeros((), dtype=tl.int32)
+    if REPLAY:
+        count = tl.load(p_counts + i_b).to(tl.int32)
+        while step < C:
+            seed = tl.load(p_seed + step).to(tl.int32)
+            m_seed = m_ok & (o_n < tl.where(seed >= 0, n, 0))
+            b_d = sigma * tl.load(p_rows + seed.to(tl.int64) * L + o_n, mask=m_seed, other=0.0)
+            b_alpha = tl.where(m_seed, alpha_mask(b_d, b_s, p_learnable, KERNEL, SIGMOID), 0.0)
+            b_mask = b_scope * b_alpha
+            tl.store(p_image + step.to(tl.int64) * stride_row, b_mask, mask=m_n)
+            m_better = (b_mask > b_best) & (o_n < tl.where(seed >= 0, n, 0))
+            b_label = tl.where(m_better, step, b_label)
+            b_best = tl.where(m_better, b_mask, b_best)
+            b_scope = b_scope * (1.0 - b_alpha)
+            step += 1
+    else:
+        count = tl.zeros((), dtype=tl.int32)
+        m_eligible = m_ok
+        taking_part = tl.maximum(tl.load(p_taking_part + i_b), 1).to(tl.float32)
+        key = tl.max(priority(b_scope, b_s, m_eligible, o_n), axis=0)
+        going = key >= 0
+        while going:
+            seed = FAR_INDEX - (key & FAR_INDEX).to(tl.int32)
+            b_d = sigma * tl.load(p_rows + seed.to(tl.int64) * L + o_n, mask=m_ok, other=0.0)
+            b_alpha = tl.where(m_ok, alpha_mask(b_d, b_s, p_learnable, KERNEL, SIGMOID), 0.0)
+            b_mask = b_scope * b_alpha
+            b_after = b_scope * (1.0 - b_alpha)
+            if DISTINCT:
+                m_eligible = m_eligible & (o_n != seed)
+            b_key = priority(b_after, b_s, m_eligible, o_n)
+            key, left, mass = tl.reduce((b_key, b_after, b_mask), 0, combine)
+            # Too light a cluster is not appended; the residual will take its row.
+            good = mass >= min_mass
+            tl.store(p_image + step.to(tl.int64) * stride_row, b_mask, mask=m_n)
+            tl.store(p_seed + step, seed.to(tl.int64), mask=good)
+            m_better = (b_mask > b_best) & (o_n < tl.where(good, n, 0))
+            b_label = tl.where(m_better, step, b_label)
+            b_best = tl.where(m_better, b_mask, b_best)
+            b_scope = tl.where(good, b_after, b_scope)
+            count += good.to(tl.int32)
+            step += 1
+            going = good & (step < C) & (key >= 0)
+            going = going & (tl.div_rn(left, taking_part) > stop_residual)
+        tl.store(p_counts + i_b, count.to(tl.int64))
+
+    # A valid token that takes no part is all residual.
+    b_residual = tl.where(m_ok, b_scope, m_valid.to(tl.float32))
+    tl.store(p_image + count.to(tl.int64) * stride_row, b_residual, mask=m_n)
+    b_label = tl.where(b_residual > b_best, count, b_label)
+    tl.store(p_labels + start + o_n, tl.where(m_valid, b_label, -1).to(tl.int64), mask=m_n)
+    # A replay has written its rows up to C, zeros where there is no seed.
+    first = tl.maximum(count + 1, step)
+    p_row = p_image + first.to(tl.int64) * stride_row
+    for _ in range(first, C + 1):
+        tl.store(p_row, tl.zeros((BLOCK_N,), dtype=tl.float32), mask=m_n)
+        p_row += stride_row
+
+
+def cluster_images(
+    chunk: Chunk,
+    valid: Tensor | None,
+    knn: Tensor,
+    density: Tensor,
+    options,
+    loop,
+    parent: Tensor,
+    delta: Tensor,
+    score: Tensor,
+    masks: Tensor,
+    labels: Tensor,
+    seeds: Tensor,
+    counts: Tensor,
+    scratch: Tensor,
+    replay: bool,
+) -> None:
+    """Writes all that follows from the densities of a dense chunk.
+
+    Args:
+        chunk: the images.
+        valid: (T,) uint8 or None.
+        knn: (T, K) int64 neighbours, ascending.
+        density: (T,) float32.
+        options: the `MaskOptions`.
+        loop: the `LoopOptions`.
+        parent: (T,) int64, written or replayed.
+        delta: written; (T,) float32 seed distances.
+        score: written; (T,) float32 seed scores.
+        masks: written; (images, C + 1, N) of the chunk, or packed (C + 1, T).
+        labels: written; (T,) int64.
+        seeds: (images, C) int64, written (-1 before) or replayed.
+        counts: (images,) int64, written or replayed.
+        scratch: (T,) int32.
+        replay: whether parents, seeds and counts are known.
+    """
+    layout, launch = MaskLayout.of(masks), row_config(chunk.longest)
+    image_fwd_kernel[(chunk.images,)](
+        chunk.offsets,
+        chunk.ok,
+        chunk.ok if valid is None else valid,
+        chunk.sigma,
+        chunk.taking_part,
+        chunk.rows,
+        knn,
+        density,
+        options.learnable,
+        parent,
+        delta,
+        score,
+        masks,
+        labels,
+        seeds,
+        counts,
+        scratch,
+        loop.max_clusters,
+        knn.shape[1],
+        chunk.longest,
+        loop.stop_residual,
+        loop.min_mass,
+        layout.image,
+        layout.row,
+        layout.start,
+        seeds.stride(0),
+        KERNEL=options.kernel,
+        SIGMOID=options.alpha == "sigmoid",
+        DISTINCT=loop.distinct_seeds,
+        NORMALISE=options.score_norm_max,
+        HAS_VALID=valid is not None,
+        REPLAY=replay,
+        BLOCK_N=launch.block_n,
+        BLOCK_P=16,
+        BLOCK_T=min(128, launch.block_n),
+        num_warps=launch.num_warps,
+    )
