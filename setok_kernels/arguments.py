@@ -86,7 +86,10 @@ def check_max_seqlen(value, expected: str) -> None:
 
 def readable(value: Tensor) -> bool:
     """Whether values can be read without waiting for a device or breaking a traced graph."""
-    return value.device.type == "cpu" and not torch.compiler.is_compiling()
+    if value.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    # Under `torch.vmap` a tensor has a value for each sample.
+    return not torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
 def check_values(name: str, value: Tensor, low: int, high: int) -> None:
