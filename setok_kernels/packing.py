@@ -163,7 +163,7 @@ class Rows(abc.ABC):
         """
         record = check_record(self)
         if record is not self:
-            return record.pack(tokens, drop_empty, order, grids)
+            return Rows.pack(record, tokens, drop_empty, order, grids)
         check_choices(self)
         batch, rows = self.counts.shape[0], self.num_rows
         check_tensor("tokens", tokens)

@@ -21,7 +21,7 @@ from setok_kernels.arguments import (
 
 
 def check_record(out):
-    """Shapes, dtypes and devices of `Clusters` or `HardClusters` agree; no label is read.
+    """Shapes, dtypes and devices of a result agree; no label is read.
 
     scikit-learn's labels are int32, and mixed-precision policies cast the masks to 16 bits: both
     are widened, the values stay.
@@ -39,7 +39,8 @@ def check_record(out):
         raise ValueError(f"labels: expected shape {expected}, got {tuple(labels.shape)}")
     images = _check_offsets(out) if packed else labels.shape[0]
     _check_index("counts", out.counts, (images,), labels)
-    widened = {"labels": labels.long(), "counts": out.counts.long()}
+    fields = {field.name for field in dataclasses.fields(out)}
+    widened = {"labels": torch.int64, "counts": torch.int64}
     if hasattr(out, "masks"):
         masks = out.masks
         check_float("masks", masks)
@@ -51,21 +52,25 @@ def check_record(out):
             expected = ", ".join(map(str, (*before, "max_clusters + 1", tokens)))
             raise ValueError(f"masks: expected shape ({expected}), got {tuple(masks.shape)}")
         check_device("masks", masks, labels.device, like="the labels")
-        widened["masks"] = masks.to(torch.promote_types(masks.dtype, torch.float32))
-    else:
+        widened["masks"] = torch.promote_types(masks.dtype, torch.float32)
+    if "centres" in fields:
         check_tensor("centres", out.centres)
         if out.centres.dim() != 2:
             raise ValueError(
                 f"centres: expected shape ({images}, C), got {tuple(out.centres.shape)}"
             )
         _check_index("centres", out.centres, (images, out.centres.shape[1]), labels)
-        widened["centres"] = out.centres.long()
+        widened["centres"] = torch.int64
     if grid is not None and not (
         _is_grid(grid) and not packed and math.prod(grid) == labels.shape[1]
     ):
         expected = "None" if packed else f"None or (H, W) of {labels.shape[1]} tokens"
         raise ValueError(f"grid: expected {expected}, got {grid!r}")
-    changed = {n: v for n, v in widened.items() if v is not getattr(out, n)}
+    changed = {
+        name: getattr(out, name).to(dtype)
+        for name, dtype in widened.items()
+        if name in fields and getattr(out, name).dtype != dtype
+    }
     return dataclasses.replace(out, **changed) if changed else out
 
 
@@ -90,13 +95,18 @@ def check_choices(out) -> None:
     images, longest = out.counts.shape[0], out.max_seqlen
     if out.cu_seqlens is None:
         longest = out.labels.shape[1]
-    most = out.num_rows
-    if hasattr(out, "masks"):
+    if hasattr(out, "decisions"):
         # The residual has the row behind the last seed's.
-        most -= 1
-        _check_index("decisions.seeds", out.centres, (images, most), out.labels)
+        name, centres, most = (
+            "decisions.seeds",
+            getattr(out.decisions, "seeds", None),
+            out.num_rows - 1,
+        )
+    else:
+        name, centres, most = "centres", out.centres, out.num_rows
+    _check_index(name, centres, (images, most), out.labels)
     check_values("counts", out.counts, 0, most)
-    check_values("centres", out.centres, -1, longest - 1)
+    check_values(name, centres, -1, longest - 1)
 
 
 def _check_offsets(out) -> int:

@@ -168,3 +168,7 @@ def test_what_is_not_wanted_may_not_fit():
     alone = dataclasses.replace(out, decisions=None)
     merged = sk.merge_tokens(X, alone, "soft")
     assert torch.equal(merged, sk.merge_tokens(X, out, "soft"))
+    with pytest.raises(
+        TypeError, match=r"^decisions.seeds: expected a torch.Tensor, got NoneType$"
+    ):
+        alone.pack(merged)
