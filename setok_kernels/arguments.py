@@ -77,7 +77,17 @@ def check_max_seqlen(value, expected: str) -> None:
 
 def readable(value: Tensor) -> bool:
     """Whether values can be read without waiting for a device or breaking a traced graph."""
-    return value.device.type == "cpu" and not torch.compiler.is_compiling()
+    return value.device.type == "cpu" and not torch.compiler.is_compiling() and not _is_batch(value)
+
+
+def _is_batch(value: Tensor) -> bool:
+    """Whether `torch.func.vmap` has one of these for each of its calls."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(value):
+        if functorch.is_batchedtensor(value):
+            return True
+        value = functorch.get_unwrapped(value)
+    return False
 
 
 def check_values(name: str, value: Tensor, low: int, high: int) -> None:
