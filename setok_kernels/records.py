@@ -83,7 +83,7 @@ def check_members(out, weights=None) -> None:
         ValueError: names the argument and the first value that does not fit.
     """
     check_values("labels", out.labels, -1, out.num_rows - 1)
-    if weights is not None and readable(weights):
+    if weights is not None and readable(weights) and readable(out.labels):
         misfit = (out.labels >= 0) & ~((weights >= 0) & weights.isfinite())
         if misfit.any():
             got = weights[misfit][0].item()

@@ -172,3 +172,15 @@ def test_what_is_not_wanted_may_not_fit():
         TypeError, match=r"^decisions.seeds: expected a torch.Tensor, got NoneType$"
     ):
         alone.pack(merged)
+
+
+def test_vmap_reads_no_value():
+    weights = torch.rand(3, 2, 5, generator=torch.Generator().manual_seed(0))
+
+    def merge(weights):
+        return sk.merge_tokens(X, HARD, weights=weights, backend="reference")
+
+    expected = torch.stack([merge(w) for w in weights])
+    torch.testing.assert_close(torch.func.vmap(merge)(weights), expected)
+    slopes = torch.func.vmap(torch.func.jacrev(merge))(weights)
+    assert slopes.shape == (3, 2, 3, 2, 2, 5)
