@@ -156,7 +156,7 @@ def test_a_full_disk_leaves_what_was_written(tmp_path, monkeypatch):
         ("[]", r"got \[\]$"),
         ("7", "got 7$"),
         ('{"part": "vqa"}', "got no 'said'"),
-        ("[" * 100_000, "maximum recursion depth"),
+        ("[" * 100_000, "nested too deep"),
         ('{"said": 1, "asked": "", "facts": {}}', "said: expected str, got 1"),
         ('{"broken": "x", "source": "a", "number": {}}', "unhashable"),
         (b"\xff", "can't decode byte 0xff"),
@@ -182,7 +182,7 @@ def test_a_line_that_is_no_answer(line, reason, tmp_path):
         ("", r"run\.json:1:1: expected JSON, got Expecting value; use another folder$"),
         ("[1]", r"run\.json: expected an object, got \[1\]$"),
         ("\x00", "expected JSON"),
-        ("[" * 100_000, "maximum recursion depth"),
+        ("[" * 100_000, "nested too deep"),
         (None, r"expected .*run\.json, which .*, got predictions\.jsonl alone"),
     ],
 )

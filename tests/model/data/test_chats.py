@@ -108,7 +108,7 @@ def test_lists_of_pictures(read):
     assert shown(1) == [[first, "and", second, "differ?"], ["A dog."]]
     assert shown(2) == [
         [first, "and", second, "differ?"],
-        ["It is no picture."],
+        ["It is <image>no picture."],
         ["And", first],
         ["A dog."],
     ]
