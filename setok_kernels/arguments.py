@@ -4,8 +4,11 @@ import itertools
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
-from setok_kernels.config import MOST
+# Largest count: products with it are shapes in 64 bits.
+MOST = 2**31 - 1
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INDEX_DTYPES = (torch.int64, torch.int32)
@@ -88,8 +91,12 @@ def readable(value: Tensor) -> bool:
     """Whether values can be read without waiting for a device or breaking a traced graph."""
     if value.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    # Under `torch.vmap` a tensor has a value for each sample.
-    return not torch._C._functorch.is_functorch_wrapped_tensor(value)
+    # Under `torch.vmap` a tensor has a value for each sample; one that is fake has none.
+    while is_functorch_wrapped_tensor(value):
+        if is_batchedtensor(value):
+            return False
+        value = get_unwrapped(value)
+    return not isinstance(value, FakeTensor)
 
 
 def check_values(name: str, value: Tensor, low: int, high: int) -> None:

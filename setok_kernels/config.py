@@ -10,15 +10,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from setok_kernels.arguments import MOST, readable
+
 KERNELS = ("gaussian", "laplacian", "epanechnikov")
 ALPHAS = ("sigmoid", "kernel")
 DISTANCE_SCALES = ("variance", "dim")
 SCORE_NORMS = ("max", None)
 ORDERS = ("score", "index")
 CAPS = ("diameter", "eccentricity")
-
-# Largest count: products with it are shapes in 64 bits.
-MOST = 2**31 - 1
 
 # The hyper-parameters that may be tensors and receive a gradient.
 LEARNABLE = ("bandwidth", "beta", "temperature", "offset")
@@ -222,7 +221,5 @@ def _check_learnable(name, value, above):
     if value.dim() != 0 or not value.dtype.is_floating_point:
         got = f"shape {tuple(value.shape)}, {value.dtype}"
         raise ValueError(f"{name}: expected a 0-dim floating-point tensor, got {got}")
-    # Reading a value on another device would synchronise with it; reading one while tracing
-    # would break the graph.
-    if value.device.type == "cpu" and not torch.compiler.is_compiling():
+    if readable(value):
         check_number(name, value.item(), above=above)

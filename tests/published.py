@@ -262,7 +262,7 @@ def edit_turns(root):
     captions = {"7": {"7-output1.png": "it is 0", "7-output2.png": "it is 1"}}
     with zipfile.ZipFile(root / "MagicBrush_test.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("test/edit_turns.json", json.dumps(turns))
-        archive.writestr("test/global_descriptions.json", json.dumps(captions))
+        archive.writestr("test/local_descriptions.json", json.dumps(captions))
         for seed, name in enumerate(names):
             archive.writestr(f"test/images/{name.split('-')[0]}/{name}", data_of(seed))
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import setok_kernels as sk
 from setok_kernels import testing
@@ -174,6 +175,16 @@ def test_what_is_not_wanted_may_not_fit():
         alone.pack(merged)
 
 
+def test_fake_tensors_have_no_value():
+    config = sk.ClusterConfig(beta=torch.tensor(1.0))
+    shapes = sk.merge_tokens(X, sk.cluster_tokens(X, config=config, backend="reference")).shape
+    with FakeTensorMode() as fake:
+        x = fake.from_tensor(X)
+        config = sk.ClusterConfig(beta=torch.tensor(1.0))
+        merged = sk.merge_tokens(x, sk.cluster_tokens(x, config=config, backend="reference"))
+    assert merged.shape[0] == shapes[0] and merged.shape[2] == shapes[2]
+
+
 def test_vmap_reads_no_value():
     weights = torch.rand(3, 2, 5, generator=torch.Generator().manual_seed(0))
 
@@ -184,3 +195,11 @@ def test_vmap_reads_no_value():
     torch.testing.assert_close(torch.func.vmap(merge)(weights), expected)
     slopes = torch.func.vmap(torch.func.jacrev(merge))(weights)
     assert slopes.shape == (3, 2, 3, 2, 2, 5)
+
+
+def test_what_grad_follows_is_read():
+    def merge(weights):
+        return sk.merge_tokens(X, HARD, weights=weights, backend="reference").sum()
+
+    with pytest.raises(ValueError, match=r"^weights: expected finite values of at least 0, got -1"):
+        torch.func.grad(merge)(-torch.ones(2, 5))

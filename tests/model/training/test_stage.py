@@ -54,7 +54,6 @@ class Line(Stage):
 
     def export(self, folder):
         assert not self.training
-        folder.mkdir()
         (folder / "model.txt").write_text(str(self.mean.item()))
 
 
