@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 import setok_kernels as sk
 from setok_kernels.compiled import Compiled
@@ -62,11 +63,14 @@ def describe(kernel, arguments: dict, options: dict) -> Launch:
     for parameter in kernel.params:
         value, name = arguments[parameter.name], parameter.name
         specialised = not parameter.do_not_specialize
-        if parameter.is_constexpr or (specialised and isinstance(value, int) and value == 1):
+        one = specialised and isinstance(value, int) and value == 1
+        if parameter.is_constexpr or value is None or one:
             signature[name], constants[name] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[name] = "*" + TYPES[value.dtype]
             multiples.append(name)
+        elif isinstance(value, TensorDescriptor):
+            signature[name] = f"tensordesc<{TYPES[value.base.dtype]}{list(value.block_shape)}>"
         elif isinstance(value, int):
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             if specialised and value % 16 == 0:

@@ -87,29 +87,35 @@ def cluster(
     total = x.shape[0]
     rho, dlt, s, left = (x.new_empty(total, dtype=torch.float32) for _ in range(4))
     label = offsets.new_empty(total)
+    size = dense_images(images, longest, limit)
     if replay:
         made = tuple(offsets.new_empty(0) for _ in range(4))
         knn, parent = knn.reshape(total, k), parent.reshape(total)
     else:
         knn, parent = offsets.new_empty(total, k), offsets.new_empty(total)
-        seeds, counts = offsets.new_full((images, max_clusters), -1), offsets.new_zeros(images)
+        seeds = offsets.new_empty(images, max_clusters)
+        counts = offsets.new_empty(images)
+        if size == 0 or total == 0:
+            # The streaming loop writes only those that it finds.
+            seeds.fill_(-1)
+            counts.zero_()
         made = (knn.view(*leading, k), parent.view(leading), seeds, counts)
     if total > 0:
         flags = _flags(valid)
-        ok, factor, sigma, taking_part = scales(x, flags, offsets, longest, options.sigma)
-        whole = Chunk(ok, offsets, factor, sigma, taking_part, longest)
-        norm = norms(x, offsets, longest, factor)
-        size = dense_images(images, longest, limit)
+        if size:
+            whole = Chunk.unwritten(x, offsets, longest)
+            norm = x.new_empty(total, dtype=torch.float32)
+        else:
+            ok, *range_and_scale = scales(x, flags, offsets, longest, options.sigma)
+            whole = Chunk(ok, offsets, *range_and_scale, longest)
+            norm = norms(x, offsets, longest, whole.factor)
         for cut, chunk in whole.parts(size):
             part = masks[cut] if cu_seqlens is None else masks
             known = seeds[cut], counts[cut]
             if size:
-                kept = distances(x, norm, chunk, include_self)
+                kept = distances(x, flags, chunk, norm, include_self)
                 chunk = chunk.keeping(kept.distances)
-                if replay:
-                    density(x, chunk, knn, rho)
-                else:
-                    select(chunk, kept, knn, rho, include_self)
+                select(chunk, kept, knn, rho, include_self, options.sigma, replay=replay)
                 cluster_images(
                     *(chunk, flags, knn, rho, options, loop, parent, dlt, s, part, label),
                     *(*known, left.view(torch.int32), replay),

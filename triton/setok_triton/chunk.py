@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -28,6 +29,15 @@ class Chunk:
     taking_part: Tensor
     longest: int
     distances: Tensor | None = None
+
+    @classmethod
+    def unwritten(cls, x: Tensor, offsets: Tensor, longest: int) -> "Chunk":
+        """All images of (T, D) tokens, for `distances` and `select` to write to."""
+        images = offsets.shape[0] - 1
+        ok = x.new_empty(x.shape[0], dtype=torch.int8)
+        factor, sigma = (x.new_empty(images, dtype=torch.float32) for _ in range(2))
+        taking_part = x.new_empty(images, dtype=torch.int32)
+        return cls(ok, offsets, factor, sigma, taking_part, longest)
 
     @property
     def images(self) -> int:

@@ -1,5 +1,6 @@
 """Launch configurations: frozen, chosen by a pure rule of dtype, sizes and options."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +55,18 @@ def tile_config(dtype: torch.dtype) -> TileConfig:
         return TileConfig(block_m=32, block_n=64, block_d=16, num_warps=4, num_stages=3)
     block_d = 16 if dtype == torch.float32 else 128 // dtype.itemsize
     return TileConfig(block_m=64, block_n=128, block_d=block_d, num_warps=8, num_stages=3)
+
+
+def gram_config(dtype: torch.dtype) -> TileConfig:
+    """Square tiles of the distances within an image.
+
+    16-bit operands take 128 x 128: tiles of half the side read the tokens twice as often, and so
+    few products would wait for shared memory.
+    """
+    config = tile_config(dtype)
+    if dtype == torch.float32:
+        return dataclasses.replace(config, block_n=config.block_m)
+    return dataclasses.replace(config, block_m=128, block_n=128)
 
 
 def merge_config(dtype: torch.dtype) -> TileConfig:

@@ -163,15 +163,19 @@ def dpc_knn(
             return values.view(images, longest)
         return layout.pad(values, offsets, longest)
 
-    ok, factor, sigma, taking_part = scales(x, valid, offsets, longest, 1 / x.shape[1])
-    whole = Chunk(ok, offsets, factor, sigma, taking_part, longest)
-    norm = norms(x, offsets, longest, factor)
-    size = dense_images(images, longest, limit)
+    scale, size = 1 / x.shape[1], dense_images(images, longest, limit)
+    if size:
+        whole = Chunk.unwritten(x, offsets, longest)
+        norm = x.new_empty(total, dtype=torch.float32)
+    else:
+        ok, *range_and_scale = scales(x, valid, offsets, longest, scale)
+        whole = Chunk(ok, offsets, *range_and_scale, longest)
+        norm = norms(x, offsets, longest, whole.factor)
     for cut, chunk in whole.parts(size):
         if size:
-            kept = distances(x, norm, chunk, include_self=True, farthest=True)
+            kept = distances(x, valid, chunk, norm, include_self=True, farthest=True)
             chunk = chunk.keeping(kept.distances)
-            select(chunk, kept, knn, rho, True, noise, far)
+            select(chunk, kept, knn, rho, True, scale, noise, far)
         else:
             neighbours(x, norm, chunk, knn, True, far)
             density(x, chunk, knn, rho, noise)
@@ -179,7 +183,7 @@ def dpc_knn(
         bound = cap if capped else padded(far)[cut].amax(1)
         peaks(x, chunk, rho, parent, bound, capped, dlt, s)
     centres, counts = choose_centres(
-        padded(s), padded(ok) != 0, columns, threshold, min_clusters, by_index
+        padded(s), padded(whole.ok) != 0, columns, threshold, min_clusters, by_index
     )
-    labels = assign(x, norm, ok, factor, offsets, longest, centres, counts)
+    labels = assign(x, norm, whole.ok, whole.factor, offsets, longest, centres, counts)
     return labels, centres, counts, rho, dlt, s, knn, parent

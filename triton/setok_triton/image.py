@@ -137,7 +137,7 @@ def image_fwd_kernel(
     p_score,  # (T,) float32
     p_masks,  # (C + 1, ...) rows stride_row apart
     p_labels,  # (T,) int64
-    p_seeds,  # (B, C) int64, -1 before; known in a replay
+    p_seeds,  # (B, C) int64, -1 where there is none; known in a replay
     p_counts,  # (B,) int64
     p_peaks,  # (T,) int32 scratch
     C,
@@ -265,9 +265,11 @@ def image_fwd_kernel(
     # A replay has written its rows up to C, zeros where there is no seed.
     first = tl.maximum(count + 1, step)
     p_row = p_image + first.to(tl.int64) * stride_row
-    for _ in range(first, C + 1):
+    for i_row in range(first, C + 1):
         tl.store(p_row, tl.zeros((BLOCK_N,), dtype=tl.float32), mask=m_n)
         p_row += stride_row
+        if not REPLAY:
+            tl.store(p_seed + i_row - 1, -1)
 
 
 def cluster_images(
@@ -301,7 +303,7 @@ def cluster_images(
         score: written; (T,) float32 seed scores.
         masks: written; (images, C + 1, N) of the chunk, or packed (C + 1, T).
         labels: written; (T,) int64.
-        seeds: (images, C) int64, written (-1 before) or replayed.
+        seeds: (images, C) int64, written or replayed.
         counts: (images,) int64, written or replayed.
         scratch: (T,) int32.
         replay: whether parents, seeds and counts are known.
