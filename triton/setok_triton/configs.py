@@ -24,6 +24,11 @@ class TileConfig:
     num_warps: int
     num_stages: int
 
+    def launch(self, m: str = "BLOCK_M", n: str = "BLOCK_N", d: str = "BLOCK_D") -> dict[str, int]:
+        """Keyword arguments of a launch, by a kernel's names for the sides of a tile."""
+        blocks = {m: self.block_m, n: self.block_n, d: self.block_d}
+        return blocks | {"num_warps": self.num_warps, "num_stages": self.num_stages}
+
 
 @dataclass(frozen=True)
 class TokenConfig:
@@ -32,6 +37,10 @@ class TokenConfig:
     block_n: int
     block_d: int
     num_warps: int
+
+    def launch(self) -> dict[str, int]:
+        """Keyword arguments of a launch."""
+        return {"BLOCK_N": self.block_n, "BLOCK_D": self.block_d, "num_warps": self.num_warps}
 
 
 @dataclass(frozen=True)

@@ -8,59 +8,34 @@ import triton.language as tl
 from torch import Tensor
 
 from setok_triton.chunk import Chunk
-from setok_triton.common import distance_tile, locate, locate_tile
+from setok_triton.common import COUNTERS, Images, Tokens, distance_tile, locate, locate_tile
 from setok_triton.configs import GROUP, dot_precision, tile_config
 
 
-@triton.jit(do_not_specialize=["D", "L"])
+@triton.jit(do_not_specialize=COUNTERS)
 def distances_fwd_kernel(
-    p_x,
-    p_norm,
-    p_ok,
-    p_offsets,
-    p_factor,
+    x,
+    images,  # without distances
     p_distance,  # (images of the chunk, L, L) float32
     p_least,  # (images of the chunk, L, groups) float32 minima of groups of columns
-    p_most,  # (images of the chunk, L, tiles) float32 largest finite of a tile, where FARTHEST
-    D,
+    p_most,  # (images of the chunk, L, tiles) float32 largest finite of a tile, or None
     L,
-    blocks_per_image,
-    stride_n,
-    stride_d,
-    stride_most,  # tiles of a row
     INCLUDE_SELF: tl.constexpr,
-    FARTHEST: tl.constexpr,
     GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """One tile on or above the diagonal, written to its mirror image as well."""
-    i_b, i_tile, start, n = locate(p_offsets, L, blocks_per_image)
+    side = tl.cdiv(L, BLOCK)
+    at = locate(images.p_offsets, L, side * (side + 1) // 2)
+    i_b, i_tile, _, n = at
     i_m, i_n = locate_tile(i_tile)
     if i_n * BLOCK < n:
         o_m = i_m * BLOCK + tl.arange(0, BLOCK)
         o_n = i_n * BLOCK + tl.arange(0, BLOCK)
-        factor = tl.load(p_factor + i_b)
-        b_d = distance_tile(
-            p_x,
-            p_norm,
-            p_ok,
-            p_distance,
-            start,
-            i_b,
-            o_m,
-            o_n,
-            n,
-            factor,
-            D,
-            L,
-            stride_n,
-            stride_d,
-            False,
-            PRECISION,
-            BLOCK_D,
-        )
+        factor = tl.load(images.p_factor + i_b)
+        b_d = distance_tile(x, images, at, o_m, o_n, factor, L, PRECISION, BLOCK_D)  # (M, N)
         p_image = p_distance + i_b * L * L
         m_tile = (o_m < n)[:, None] & (o_n < n)[None, :]
         o_m, o_n = o_m.to(tl.int64), o_n.to(tl.int64)
@@ -81,12 +56,12 @@ def distances_fwd_kernel(
             b_columns = tl.min(tl.reshape(b_near, (GROUPS, GROUP, BLOCK)), axis=1)  # (groups, N)
             p_columns = p_least + o_n[None, :] * groups + (i_m * GROUPS + o_g)[:, None]
             tl.store(p_columns, b_columns, mask=(o_n < n)[None, :])
-        if FARTHEST:
+        if p_most is not None:
             b_far = tl.where(b_d < float("inf"), b_d, 0.0)
-            p_most += i_b * L * stride_most
-            tl.store(p_most + o_m * stride_most + i_n, tl.max(b_far, axis=1), mask=o_m < n)
+            p_most += i_b * L * side
+            tl.store(p_most + o_m * side + i_n, tl.max(b_far, axis=1), mask=o_m < n)
             if i_m != i_n:
-                tl.store(p_most + o_n * stride_most + i_m, tl.max(b_far, axis=0), mask=o_n < n)
+                tl.store(p_most + o_n * side + i_m, tl.max(b_far, axis=0), mask=o_n < n)
 
 
 @dataclass(frozen=True)
@@ -131,21 +106,8 @@ def distances(
     rows, least = kept(longest), kept(triton.cdiv(longest, GROUP))
     most = kept(side) if farthest else None
     distances_fwd_kernel[(chunk.images * tiles,)](
-        x,
-        norm,
-        chunk.ok,
-        chunk.offsets,
-        chunk.factor,
-        rows,
-        least,
-        most if farthest else rows,
-        x.shape[1],
-        longest,
-        tiles,
-        *x.stride(),
-        side,
+        *(Tokens.of(x), Images.of(chunk, norm), rows, least, most, longest),
         INCLUDE_SELF=include_self,
-        FARTHEST=farthest,
         GROUP=GROUP,
         PRECISION=dot_precision(x.dtype),
         BLOCK=config.block_m,

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from setok_triton.chunk import Chunk
-from setok_triton.common import FAR_INDEX, locate
+from setok_triton.common import COUNTERS, FAR_INDEX, Images, flagged, locate
 from setok_triton.configs import GROUP, select_config
 from setok_triton.distances import KeptRows
 
@@ -32,27 +32,20 @@ def take_least(b_bits, o_n):
     return b_least, b_first, tl.where(o_n == b_first[:, None], INFINITE, b_bits)
 
 
-@triton.jit(do_not_specialize=["K", "L", "tiles", "tile"])
+@triton.jit(do_not_specialize=COUNTERS)
 def select_fwd_kernel(
-    p_ok,
-    p_offsets,
-    p_sigma,
-    p_distance,  # (images of the chunk, L, L)
+    images,
     p_least,  # (images of the chunk, L, groups) minima of the groups of columns
-    p_most,  # (images of the chunk, L, tiles) largest finite of each tile, where FARTHEST
-    p_noise,  # (T,) float32, where NOISE
+    p_most,  # (images of the chunk, L, tiles) largest finite of each tile, with p_farthest
+    p_noise,  # (T,) float32 or None
     p_knn,  # (T, K) int64
     p_density,  # (T,) float32
-    p_farthest,  # (T,) float32 squared distance to the token farthest away, where FARTHEST
+    p_farthest,  # (T,) float32 squared distance to the token farthest away, or None
     K,
     L,
-    blocks_per_image,
-    tiles,  # of a row
-    tile,  # columns of each
     INCLUDE_SELF: tl.constexpr,
-    NOISE: tl.constexpr,
-    FARTHEST: tl.constexpr,
     GROUP: tl.constexpr,
+    TILE: tl.constexpr,  # columns of each
     BLOCK_M: tl.constexpr,
     BLOCK_G: tl.constexpr,  # at least the groups of a row
     BLOCK_C: tl.constexpr,  # candidates: at least GROUP * min(K, groups)
@@ -60,15 +53,16 @@ def select_fwd_kernel(
     BLOCK_T: tl.constexpr,
 ):
     """The K nearest tokens of BLOCK_M tokens, ascending, ties lowest index, -1 where absent."""
-    i_b, i_m, start, n = locate(p_offsets, L, blocks_per_image)
+    i_b, i_m, start, n = locate(images.p_offsets, L, tl.cdiv(L, BLOCK_M))
     o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)  # (M,)
     m_m = o_m < n
-    p_rows = p_distance + (i_b * L + o_m.to(tl.int64)) * L  # (M,)
+    i_rows = i_b * L + o_m.to(tl.int64)  # (M,)
+    p_rows = images.p_distance + i_rows * L
 
     # Which groups: each slot of GROUP candidates has one.
     groups = tl.cdiv(n, GROUP)
     o_g = tl.arange(0, BLOCK_G)[None, :]
-    p_minima = p_least + (i_b * L + o_m.to(tl.int64)) * tl.cdiv(L, GROUP)
+    p_minima = p_least + i_rows * tl.cdiv(L, GROUP)
     m_g = m_m[:, None] & (o_g < groups)
     b_minima = tl.load(p_minima[:, None] + o_g, mask=m_g, other=float("inf"))  # (M, G)
     b_minima = b_minima.to(tl.int32, bitcast=True)
@@ -101,15 +95,16 @@ def select_fwd_kernel(
     tl.store(p_out, b_knn.to(tl.int64), mask=m_m[:, None] & (o_k < K))
     # Scaling the sum, not the terms, keeps sums of small integers exact and their ties ties.
     b_mean = tl.div_rn(b_sum, tl.maximum(b_found, 1.0))
-    b_density = tl.exp(-tl.load(p_sigma + i_b) * b_mean)
-    if NOISE:
+    b_density = tl.exp(-tl.load(images.p_sigma + i_b) * b_mean)
+    if p_noise is not None:
         b_density += tl.load(p_noise + start + o_m, mask=m_m, other=0.0)
-    m_ok = tl.load(p_ok + start + o_m, mask=m_m, other=0) != 0
+    m_ok = flagged(images.p_ok, start, o_m, m_m)
     tl.store(p_density + start + o_m, tl.where(m_ok, b_density, 0.0), mask=m_m)
-    if FARTHEST:
+    if p_farthest is not None:
         o_t = tl.arange(0, BLOCK_T)[None, :]
-        p_far = p_most + (i_b * L + o_m.to(tl.int64)) * tiles
-        b_far = tl.load(p_far[:, None] + o_t, mask=m_m[:, None] & (o_t * tile < n), other=0.0)
+        p_far = p_most + i_rows * tl.cdiv(L, TILE)
+        m_far = m_m[:, None] & (o_t * TILE < n)
+        b_far = tl.load(p_far[:, None] + o_t, mask=m_far, other=0.0)  # (M, T)
         tl.store(p_farthest + start + o_m, tl.max(b_far, axis=1), mask=m_m)
 
 
@@ -136,31 +131,16 @@ def select(
     groups, k = kept.least.shape[2], knn.shape[1]
     config = select_config(groups, k)
     blocks = triton.cdiv(chunk.longest, config.block_m)
-    tiles = 1 if farthest is None else kept.most.shape[2]
     select_fwd_kernel[(chunk.images * blocks,)](
-        chunk.ok,
-        chunk.offsets,
-        chunk.sigma,
-        kept.distances,
-        kept.least,
-        density if farthest is None else kept.most,
-        density if noise is None else noise,
-        knn,
-        density,
-        density if farthest is None else farthest,
-        k,
-        chunk.longest,
-        blocks,
-        tiles,
-        kept.tile,
+        *(Images.of(chunk), kept.least, kept.most, noise, knn, density, farthest),
+        *(k, chunk.longest),
         INCLUDE_SELF=include_self,
-        NOISE=noise is not None,
-        FARTHEST=farthest is not None,
         GROUP=GROUP,
+        TILE=kept.tile,
         BLOCK_M=config.block_m,
         BLOCK_G=config.block_g,
         BLOCK_C=config.block_c,
         BLOCK_K=triton.next_power_of_2(k),
-        BLOCK_T=triton.next_power_of_2(tiles),
+        BLOCK_T=triton.next_power_of_2(triton.cdiv(chunk.longest, kept.tile)),
         num_warps=config.num_warps,
     )
