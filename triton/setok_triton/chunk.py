@@ -39,11 +39,6 @@ class Chunk:
         """Whether the rows of distances are kept."""
         return self.distances is not None
 
-    @property
-    def rows(self) -> Tensor:
-        """The distances, or a tensor that no kernel reads."""
-        return self.factor if self.distances is None else self.distances
-
     def keeping(self, distances: Tensor) -> "Chunk":
         """With rows of distances."""
         return dataclasses.replace(self, distances=distances)

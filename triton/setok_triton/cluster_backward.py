@@ -91,5 +91,7 @@ def _features(x, chunk, seeds, targets, weights, pulls) -> Tensor:
         *(Tokens.of(x), Images.of(chunk), targets, weights, order, bounds, seeds, pulls, grad),
         *(seeds.shape[1], targets.shape[1] - 1, chunk.longest, total),
         **config.launch(),
+        # Else the assembler spills some for a fifth program of a multiprocessor.
+        maxnreg=128,
     )
     return grad

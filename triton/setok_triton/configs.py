@@ -107,7 +107,7 @@ def claim_config(tokens: int) -> TokenConfig:
 
 def adjacency_images(images: int, tokens: int) -> int:
     """How many images share a chunk whose neighbours are kept as bits; arguments as below."""
-    return max(1, min(images, DENSE_BYTES // max(1, 4 * tokens * triton.cdiv(tokens, 32))))
+    return _fitting(images, 4 * tokens * triton.cdiv(tokens, 32))
 
 
 def dense_images(images: int, tokens: int, limit: int) -> int:
@@ -120,7 +120,17 @@ def dense_images(images: int, tokens: int, limit: int) -> int:
     """
     if tokens > limit:
         return 0
-    return max(1, min(images, DENSE_BYTES // max(1, 4 * tokens * tokens)))
+    return _fitting(images, 4 * tokens * tokens)
+
+
+def _fitting(images: int, size: int) -> int:
+    """Images of a chunk, of `size` bytes each.
+
+    In fours where they can be: what is cut off then begins at a multiple of 16 bytes, as the whole
+    does, and the kernels are not compiled anew for it.
+    """
+    fit = DENSE_BYTES // max(1, size)
+    return max(1, min(images, fit if fit < 4 else fit // 4 * 4))
 
 
 def share_precision(dtype: torch.dtype) -> str:

@@ -168,7 +168,10 @@ def delta(x: Tensor, chunk: Chunk, parent: Tensor, out: Tensor) -> None:
     config = token_config(x.dtype)
     blocks = triton.cdiv(chunk.longest, config.block_n)
     delta_fwd_kernel[(chunk.images * blocks,)](
-        *(Tokens.of(x), Images.of(chunk), parent, out, chunk.longest), **config.launch()
+        *(Tokens.of(x), Images.of(chunk), parent, out, chunk.longest),
+        **config.launch(),
+        # Else the assembler spills some for a fifth program of a multiprocessor.
+        maxnreg=128,
     )
 
 
