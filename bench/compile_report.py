@@ -7,6 +7,7 @@ made, compiled for the named targets, and ptxas says what it needs.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -22,69 +23,95 @@ import torch
 import triton
 from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 import setok_kernels as sk
 from setok_kernels.compiled import Compiled
 from setok_kernels.config import DPCOptions
 
-TYPES = {
-    torch.float64: "fp64",
-    torch.float32: "fp32",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.int64: "i64",
-    torch.int32: "i32",
-    torch.int8: "i8",
-    torch.uint8: "u8",
-}
 # Registers of 32 bits and bytes of shared memory of a multiprocessor, and threads it holds.
 MULTIPROCESSOR = {80: (65536, 167936, 2048), 90: (65536, 233472, 2048), 100: (65536, 233472, 2048)}
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What one launch compiles to: the same key, the same machine code."""
+    """What one launch compiles to: the same key, the same machine code.
+
+    Attributes:
+        kernel: to be compiled.
+        name: of the kernel.
+        signature: types by parameter; those of a bundle are a bundle of types.
+        constants: values by name, as in ("BLOCK_N", 128) and ("x.stride_d", 1).
+        constant_paths: where each of them is: the parameter, and the place in a bundle.
+        multiples_of_16: where numbers and addresses are known to be.
+        options: of the compiler, as in ("num_warps", 4).
+    """
 
     kernel: JITFunction = field(compare=False)
     name: str
     signature: tuple
     constants: tuple
+    constant_paths: tuple
     multiples_of_16: tuple
-    num_warps: int
-    num_stages: int
+    options: tuple
+
+    @property
+    def num_warps(self) -> int:
+        """Warps of a program."""
+        return dict(self.options)["num_warps"]
 
 
-def describe(kernel, arguments: dict, options: dict) -> Launch:
+class Pointer:
+    """Stands for a tensor without memory, which begins where its storage is aligned like it."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.dtype, self.offset = tensor.dtype, tensor.storage_offset() * tensor.itemsize
+
+    def data_ptr(self) -> int:
+        """The address, relative to the storage."""
+        return self.offset
+
+
+def pointers(value):
+    """The argument of a launch with a `Pointer` for each tensor."""
+    if isinstance(value, torch.Tensor):
+        return Pointer(value)
+    if isinstance(value, TensorDescriptor):
+        return dataclasses.replace(value, base=Pointer(value.base))
+    if isinstance(value, tuple):
+        inner = map(pointers, value)
+        return type(value)(*inner) if hasattr(value, "_fields") else tuple(inner)
+    return value
+
+
+def describe(kernel: JITFunction, args: tuple, kwargs: dict) -> Launch:
     """The specialisation that Triton's launcher would choose."""
-    signature, constants, multiples = {}, {}, []
-    for parameter in kernel.params:
-        value, name = arguments[parameter.name], parameter.name
-        specialised = not parameter.do_not_specialize
-        one = specialised and isinstance(value, int) and value == 1
-        if parameter.is_constexpr or value is None or one:
-            signature[name], constants[name] = "constexpr", value
-        elif isinstance(value, torch.Tensor):
-            signature[name] = "*" + TYPES[value.dtype]
-            multiples.append(name)
-        elif isinstance(value, TensorDescriptor):
-            signature[name] = f"tensordesc<{TYPES[value.base.dtype]}{list(value.block_shape)}>"
-        elif isinstance(value, int):
-            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if specialised and value % 16 == 0:
-                multiples.append(name)
-        else:
-            signature[name] = "fp32"
+    # Which GPU it is decides nothing here.
+    backend = make_backend(GPUTarget("cuda", 90, 32))
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, options = bind(*pointers(args), **kwargs)
+    _, signature, constants, attributes = kernel._pack_args(
+        backend, dict(kwargs), bound, specialization, None
+    )
+
+    def name(path):
+        first, *rest = path
+        names, types = [kernel.arg_names[first]], signature[kernel.arg_names[first]]
+        for place in rest:
+            names.append(types._fields[place])
+            types = types[place]
+        return ".".join(names)
+
     return Launch(
         kernel,
         kernel.fn.__name__,
         tuple(signature.items()),
-        tuple(constants.items()),
-        tuple(multiples),
-        options.get("num_warps", 4),
-        options.get("num_stages", 3),
+        tuple((name(path), value) for path, value in constants.items()),
+        tuple(constants),
+        tuple(path for path, attribute in attributes.items() if attribute),
+        tuple(sorted({"num_warps": 4, **options}.items())),
     )
 
 
@@ -94,10 +121,7 @@ def record_launches(call) -> list[Launch]:
 
     def run(self, *args, grid, warmup, **kwargs):
         assert all(isinstance(size, int) for size in grid), "a grid that depends on data"
-        names = {p.name for p in self.params}
-        arguments = dict(zip((p.name for p in self.params), args, strict=False))
-        arguments |= {k: v for k, v in kwargs.items() if k in names}
-        launch = describe(self, arguments, {k: v for k, v in kwargs.items() if k not in names})
+        launch = describe(self, args, kwargs)
         seen.setdefault(launch, launch)
 
     plain = JITFunction.run
@@ -119,22 +143,24 @@ class Kernels(Compiled):
         return backend
 
 
-def launches(dtype: torch.dtype, tokens: int, dim: int, k: int = 8) -> list[Launch]:
+def launches(
+    dtype: torch.dtype, tokens: int, dim: int, k: int = 8, images: int = 4, clusters: int = 64
+) -> list[Launch]:
     """Launches of every operation on a padded, masked batch; `tokens` decides the regime."""
     triton_ops = Kernels("triton")
     with FakeTensorMode():
-        x = torch.empty(4, tokens, dim, dtype=dtype)
-        mask = torch.empty(4, tokens, dtype=torch.bool)
-        config = sk.ClusterConfig(k=k)
-        weights = torch.empty(4, tokens)
-        noise = torch.empty(4, tokens)
+        x = torch.empty(images, tokens, dim, dtype=dtype)
+        mask = torch.empty(images, tokens, dtype=torch.bool)
+        config = sk.ClusterConfig(k=k, max_clusters=clusters)
+        weights = torch.empty(images, tokens)
+        noise = torch.empty(images, tokens)
 
         def call():
             out = triton_ops.cluster(x, mask, None, None, config, None)
-            d, ops, images = out.decisions, triton_ops._ops, (None, tokens)
+            d, ops, place = out.decisions, triton_ops._ops, (None, tokens)
             values = (out.masks, out.density, out.delta, out.score)
             ops.cluster_backward(
-                *(x, mask, *images, d.knn, d.parent, d.seeds, d.counts, *values, *values),
+                *(x, mask, *place, d.knn, d.parent, d.seeds, d.counts, *values, *values),
                 *(None, 0, 0, 0.5, 0.1, 0.1, 0.5, 0, 0.0, True),
             )
             for mode in ("hard", "soft"):
@@ -142,8 +168,8 @@ def launches(dtype: torch.dtype, tokens: int, dim: int, k: int = 8) -> list[Laun
                 triton_ops.unmerge(merged, out, mode)
                 soft = mode == "soft"
                 shares = (out.masks if soft else None, out.labels, out.counts)
-                ops.merge_backward(merged, x, *shares, weights, *images, 1e-6, soft)
-                ops.unmerge_backward(x, merged, *shares, *images, soft)
+                ops.merge_backward(merged, x, *shares, weights, *place, 1e-6, soft)
+                ops.unmerge_backward(x, merged, *shares, *place, soft)
             for given, cap in ((None, "diameter"), (noise, "eccentricity")):
                 options = DPCOptions(k, num_clusters=20, cap=cap)
                 triton_ops.dpc_knn(x, mask, None, None, given, options)
@@ -155,18 +181,15 @@ def launches(dtype: torch.dtype, tokens: int, dim: int, k: int = 8) -> list[Laun
 def compile_launch(launch: Launch, capability: int) -> dict:
     """Resources and instructions of one launch on one target."""
     kernel = launch.kernel
-    attributes = {
-        (kernel.arg_names.index(name),): [["tt.divisibility", 16]]
-        for name in launch.multiples_of_16
-    }
+    values = [value for _, value in launch.constants]
     source = ASTSource(
         fn=kernel,
         signature=dict(launch.signature),
-        constexprs=dict(launch.constants),
-        attrs=attributes,
+        constexprs=dict(zip(launch.constant_paths, values, strict=True)),
+        attrs={path: [["tt.divisibility", 16]] for path in launch.multiples_of_16},
     )
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    target = GPUTarget("cuda", capability, 32)
+    compiled = triton.compile(source, target=target, options=dict(launch.options))
     ptx = compiled.asm["ptx"]
     said = assemble(ptx, capability)
 
@@ -179,7 +202,7 @@ def compile_launch(launch: Launch, capability: int) -> dict:
     return {
         "kernel": launch.name,
         "sm": capability,
-        "constants": {k: v for k, v in launch.constants if not k.startswith("stride")},
+        "constants": {k: v for k, v in launch.constants if k.isupper()},
         "num_warps": launch.num_warps,
         "registers": registers,
         "stack": number(r"(\d+) bytes stack frame"),
@@ -187,6 +210,7 @@ def compile_launch(launch: Launch, capability: int) -> dict:
         "shared": shared,
         "programs_per_multiprocessor": occupancy(capability, threads, registers, shared),
         "tensor_cores": tensor_cores(ptx),
+        "loads_of_2_bytes": len(re.findall(r"\bld\.global\S*\.b16\b", ptx)),
     }
 
 

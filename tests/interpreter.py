@@ -122,7 +122,15 @@ def guarded_memory(monkeypatch):
     """
     views, launched, plain = [], set(), interpreter.InterpreterBuilder
 
-    def guard(tensor, copies):
+    def guard(argument, copies):
+        if isinstance(argument, tuple):
+            inner = [guard(one, copies) for one in argument]
+            return type(argument)(*inner) if hasattr(argument, "_fields") else tuple(inner)
+        if not isinstance(argument, torch.Tensor):
+            return argument
+        return guard_tensor(argument, copies)
+
+    def guard_tensor(tensor, copies):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in copies:
             memory = torch.full((storage.nbytes() + 2 * MARGIN,), 255, dtype=torch.uint8)
@@ -141,9 +149,7 @@ def guarded_memory(monkeypatch):
         launched.add(self.fn.__name__)
         views.clear()
         self.copies = {}
-        return [
-            guard(a, self.copies) if isinstance(a, torch.Tensor) else a for a in arguments
-        ], keywords
+        return [guard(argument, self.copies) for argument in arguments], keywords
 
     def to_device(self, *_):
         for storage, memory in self.copies.values():

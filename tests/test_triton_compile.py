@@ -11,6 +11,16 @@ import pytest
 
 pytest.importorskip("triton", exc_type=ImportError)
 
+# Prints what the launches of each case depend on: (tokens, D, K, images, clusters).
+KEYS = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import torch, compile_report
+for case in json.loads(sys.argv[2]):
+    launches = compile_report.launches(torch.bfloat16, *case)
+    print(json.dumps(sorted(repr((l.name, l.signature, l.constants, l.options,
+        l.multiples_of_16)) for l in launches)))
+"""
 KERNELS = Path(__file__).parent.parent / "triton/setok_triton"
 REPORT = Path(__file__).parent.parent / "bench/compile_report.py"
 DOTS = {
@@ -39,10 +49,32 @@ def rows(tmp_path_factory):
     out = tmp_path_factory.mktemp("report") / "compile.json"
     command = [sys.executable, REPORT, "--targets", "90", "--k", "8", "64"]
     command += ["--tokens", "729", "16384", "65536", "--out", out]
+    compiling(command)
+    return json.loads(out.read_text())
+
+
+def compiling(command):
+    """What a process without the interpreter prints."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     child = subprocess.run(command, text=True, capture_output=True, env=environment, check=False)
     assert child.returncode == 0, child.stderr
-    return json.loads(out.read_text())
+    return child.stdout
+
+
+def test_nothing_is_compiled_anew_for_another_count():
+    """Tokens, images, neighbours and clusters, up to the powers of two that fill a block.
+
+    And D, as long as it is a multiple of 16; rows of features are then read 16 bytes at a time.
+    """
+    dense = [(729, 1152, 16, 4, 64), (1024, 256, 9, 16, 48), (577, 768, 13, 1, 1)]
+    streaming = [(16384, 1152, 16, 4, 64), (12001, 384, 9, 17, 63)]
+    cases = json.dumps([*dense, *streaming, (729, 1160, 16, 4, 64)])
+    printed = compiling([sys.executable, "-c", KEYS, REPORT.parent, cases])
+    first, *others, first_streamed, other_streamed, uneven = map(json.loads, printed.splitlines())
+    assert len(first) > 30 and all(other == first for other in others)
+    assert len(first_streamed) > 30 and other_streamed == first_streamed
+    assert sum("scope_step" in key for key in first_streamed) == 1
+    assert uneven != first
 
 
 def describe(row):
@@ -59,6 +91,13 @@ def test_nothing_spills(rows):
 def test_shared_memory_fits(rows):
     assert max(r["shared"] for r in rows) <= MOST_SHARED
     assert min(r["programs_per_multiprocessor"] for r in rows) >= 1
+
+
+@pytest.mark.slow
+def test_features_are_read_in_wide_loads(rows):
+    """One load takes several features of 16 bits; nothing else has 16 bits."""
+    short = [describe(r) for r in rows if r["dtype"] != "float32" and r["loads_of_2_bytes"]]
+    assert not short
 
 
 @pytest.mark.slow

@@ -15,7 +15,8 @@ from setok_triton import merge as merging
 from setok_triton import merge_backward as merging_backward
 from setok_triton import threshold_greedy as greedy
 from setok_triton.chunk import Chunk
-from setok_triton.cluster_backward import Forward, gradients
+from setok_triton.cluster_backward import gradients
+from setok_triton.common import Clusters
 from setok_triton.configs import dense_images
 from setok_triton.delta import delta, parents, score
 from setok_triton.density import density, neighbours
@@ -113,9 +114,9 @@ def cluster(
             part = masks[cut] if cu_seqlens is None else masks
             known = seeds[cut], counts[cut]
             if size:
-                kept = distances(x, flags, chunk, norm, include_self)
-                chunk = chunk.keeping(kept.distances)
-                select(chunk, kept, knn, rho, include_self, options.sigma, replay=replay)
+                rows = distances(x, flags, chunk, norm, include_self)
+                chunk = chunk.keeping(rows.p_distance)
+                select(chunk, rows, knn, rho, include_self, options.sigma, replay=replay)
                 cluster_images(
                     *(chunk, flags, knn, rho, options, loop, parent, dlt, s, part, label),
                     *(*known, left.view(torch.int32), replay),
@@ -141,7 +142,7 @@ def cluster_backward(x, valid, cu_seqlens, max_seqlen, *rest) -> tuple[Tensor, T
         RuntimeError: x is float64.
     """
     _check_dtype(x)
-    forward, grads, learnable, numbers = Forward(*rest[:8]), rest[8:12], rest[12], rest[13:]
+    forward, grads, learnable, numbers = Clusters(*rest[:8]), rest[8:12], rest[12], rest[13:]
     options = MaskOptions.of(x, learnable, *numbers)
     if x.numel() == 0:
         return torch.zeros_like(x), torch.zeros_like(options.learnable)

@@ -19,7 +19,7 @@ class Chunk:
         sigma: (images,) scale of the squared distances of tokens in range.
         taking_part: (images,) int32 number of tokens that take part.
         longest: most tokens of an image.
-        distances: (images, longest, longest) squared distances, or None where they are not kept.
+        distances: (images, longest, pitch) squared distances, or None where they are not kept.
     """
 
     ok: Tensor
@@ -48,11 +48,6 @@ class Chunk:
     def dense(self) -> bool:
         """Whether the rows of distances are kept."""
         return self.distances is not None
-
-    @property
-    def rows(self) -> Tensor:
-        """The distances, or a tensor that no kernel reads."""
-        return self.factor if self.distances is None else self.distances
 
     def keeping(self, distances: Tensor) -> "Chunk":
         """With rows of distances."""

@@ -1,39 +1,24 @@
 """The backward pass of the clustering: the order of its launches."""
 
-from dataclasses import dataclass
-
 import torch
 import triton
 from torch import Tensor
 
 from setok_triton.chunk import Chunk
+from setok_triton.common import Clusters, Images, Tokens
 from setok_triton.configs import token_config
 from setok_triton.features import norms
-from setok_triton.features_backward import edges, features_bwd_kernel, pull_sums
+from setok_triton.features_backward import Pulls, edges, features_bwd_kernel, pull_sums
 from setok_triton.merge import unmerge_soft
 from setok_triton.scope_backward import scope_backward, score_backward, seed_rows
 from setok_triton.segments import sorted_by_target
-
-
-@dataclass(frozen=True)
-class Forward:
-    """Decisions and values of the forward pass, as `setok::cluster` has them; contiguous."""
-
-    knn: Tensor
-    parent: Tensor
-    seeds: Tensor
-    counts: Tensor
-    masks: Tensor
-    density: Tensor
-    delta: Tensor
-    score: Tensor
 
 
 def gradients(
     x: Tensor,
     chunk: Chunk,
     options,
-    out: Forward,
+    out: Clusters,
     grads: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
 ) -> tuple[Tensor, Tensor]:
     """Launches everything; there is at least one token.
@@ -59,10 +44,10 @@ def gradients(
     )
     grad_learnable, pulls = torch.zeros_like(options.learnable), None
     if grad_masks is not None:
-        seeds = out.seeds
+        seeds = out.p_seeds
         number = torch.arange(1, seeds.shape[1] + 1, device=x.device)
         live = torch.where(seeds >= 0, number, 0).amax(1)
-        rows = torch.empty_like(out.masks)
+        rows = torch.empty_like(out.p_masks)
         norm = norms(x, chunk.offsets, chunk.longest, chunk.factor)
         seed_rows(x, norm, chunk, seeds, live, rows)
         pull, grad_learnable = scope_backward(
@@ -75,10 +60,10 @@ def gradients(
             grad_score,
             x.dtype,
         )
-        pulls = (live, pull, *_pulls(x, chunk, seeds, live, rows))
+        pulls = Pulls(live, pull, *_pulls(x, chunk, seeds, live, rows))
     score_backward(chunk, out, (grad_density, grad_delta, grad_score), options.score_norm_max)
     targets, weights = edges(x, chunk, out, (grad_density, grad_delta))
-    return _features(x, chunk, out.seeds, targets, weights, pulls), grad_learnable
+    return _features(x, chunk, out.p_seeds, targets, weights, pulls), grad_learnable
 
 
 def _pulls(x, chunk, seeds, live, rows):
@@ -103,27 +88,10 @@ def _features(x, chunk, seeds, targets, weights, pulls) -> Tensor:
     order, bounds = sorted_by_target(targets.reshape(-1), total)
     feature_blocks = triton.cdiv(dim, config.block_d)
     features_bwd_kernel[(chunk.images * chunk.longest * feature_blocks,)](
-        x,
-        chunk.ok,
-        chunk.offsets,
-        chunk.factor,
-        targets,
-        weights,
-        order,
-        bounds,
-        seeds,
-        *((x,) * 5 if pulls is None else pulls),
-        grad,
-        dim,
-        targets.shape[1] - 1,
-        seeds.shape[1],
-        total,
-        chunk.longest,
-        feature_blocks,
-        *x.stride(),
-        SEEDS=pulls is not None,
-        BLOCK_N=config.block_n,
-        BLOCK_D=config.block_d,
-        num_warps=config.num_warps,
+        *(Tokens.of(x), Images.of(chunk), targets, weights, order, bounds, seeds, pulls, grad),
+        *(seeds.shape[1], targets.shape[1] - 1, chunk.longest, total),
+        **config.launch(),
+        # Else the assembler spills some for a fifth program of a multiprocessor.
+        maxnreg=128,
     )
     return grad

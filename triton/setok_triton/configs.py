@@ -11,6 +11,9 @@ import triton
 DENSE_BYTES = 512 * 2**20
 
 
+# Columns of a kept row of distances are a multiple of it.
+PITCH = 16
+
 # Columns of distances whose minimum is kept: the candidates of a row come in whole groups.
 GROUP = 16
 
@@ -25,6 +28,11 @@ class TileConfig:
     num_warps: int
     num_stages: int
 
+    def launch(self, m: str = "BLOCK_M", n: str = "BLOCK_N", d: str = "BLOCK_D") -> dict[str, int]:
+        """Keyword arguments of a launch, by a kernel's names for the sides of a tile."""
+        blocks = {m: self.block_m, n: self.block_n, d: self.block_d}
+        return blocks | {"num_warps": self.num_warps, "num_stages": self.num_stages}
+
 
 @dataclass(frozen=True)
 class TokenConfig:
@@ -33,6 +41,10 @@ class TokenConfig:
     block_n: int
     block_d: int
     num_warps: int
+
+    def launch(self) -> dict[str, int]:
+        """Keyword arguments of a launch."""
+        return {"BLOCK_N": self.block_n, "BLOCK_D": self.block_d, "num_warps": self.num_warps}
 
 
 @dataclass(frozen=True)
@@ -111,7 +123,7 @@ def claim_config(tokens: int) -> TokenConfig:
 
 def adjacency_images(images: int, tokens: int) -> int:
     """How many images share a chunk whose neighbours are kept as bits; arguments as below."""
-    return max(1, min(images, DENSE_BYTES // max(1, 4 * tokens * triton.cdiv(tokens, 32))))
+    return _fitting(images, 4 * tokens * triton.cdiv(tokens, 32))
 
 
 def dense_images(images: int, tokens: int, limit: int) -> int:
@@ -124,7 +136,17 @@ def dense_images(images: int, tokens: int, limit: int) -> int:
     """
     if tokens > limit:
         return 0
-    return max(1, min(images, DENSE_BYTES // max(1, 4 * tokens * tokens)))
+    return _fitting(images, 4 * tokens * tokens)
+
+
+def _fitting(images: int, size: int) -> int:
+    """Images of a chunk, of `size` bytes each.
+
+    In fours where they can be: what is cut off then begins at a multiple of 16 bytes, as the whole
+    does, and the kernels are not compiled anew for it.
+    """
+    fit = DENSE_BYTES // max(1, size)
+    return max(1, min(images, fit if fit < 4 else fit // 4 * 4))
 
 
 def share_precision(dtype: torch.dtype) -> str:

@@ -5,69 +5,52 @@ import triton.language as tl
 from torch import Tensor
 
 from setok_triton.chunk import Chunk
-from setok_triton.common import FAR_INDEX, distance_tile, farthest, locate, pair_distance
+from setok_triton.common import (
+    COUNTERS,
+    FAR_INDEX,
+    Images,
+    Tokens,
+    distance_tile,
+    farthest,
+    flagged,
+    locate,
+    pair_distance,
+)
 from setok_triton.configs import dot_precision, row_tile_config, tile_config, token_config
 
 
-@triton.jit(do_not_specialize=["D", "L"])
+@triton.jit(do_not_specialize=COUNTERS)
 def parents_fwd_kernel(
-    p_x,
-    p_norm,
-    p_ok,
-    p_offsets,
-    p_factor,
-    p_distance,
-    p_density,
-    p_farthest,  # (T,) float32 squared distance to the token farthest away, where CAPPED
+    x,
+    images,
+    p_density,  # (T,) float32
+    p_farthest,  # (T,) float32 squared distance to the token farthest away, with p_cap
     p_parent,  # (T,) int64
-    p_cap,  # (T,) float32 least of these among tokens of no higher order, where CAPPED
-    D,
+    p_cap,  # (T,) float32 least of these among tokens of no higher order, or None
     L,
-    blocks_per_image,
-    stride_n,
-    stride_d,
-    CAPPED: tl.constexpr,
-    DENSE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """Nearest token of higher density, or equal density and lower index; -1 for the top token."""
-    i_b, i_m, start, n = locate(p_offsets, L, blocks_per_image)
+    at = locate(images.p_offsets, L, tl.cdiv(L, BLOCK_M))
+    i_b, i_m, start, n = at
     o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    factor = tl.load(p_factor + i_b)
-    b_own = tl.load(p_density + start + o_m, mask=o_m < n, other=0.0)
+    factor = tl.load(images.p_factor + i_b)
+    b_own = tl.load(p_density + start + o_m, mask=o_m < n, other=0.0)  # (M,)
     b_best = tl.full((BLOCK_M,), float("inf"), dtype=tl.float32)
     b_parent = tl.full((BLOCK_M,), -1, dtype=tl.int32)
     b_cap = tl.full((BLOCK_M,), float("inf"), dtype=tl.float32)
     if i_m * BLOCK_M < n:
         for i_n in range(0, n, BLOCK_N):
             o_n = i_n + tl.arange(0, BLOCK_N)
-            b_d = distance_tile(
-                p_x,
-                p_norm,
-                p_ok,
-                p_distance,
-                start,
-                i_b,
-                o_m,
-                o_n,
-                n,
-                factor,
-                D,
-                L,
-                stride_n,
-                stride_d,
-                DENSE,
-                PRECISION,
-                BLOCK_D,
-            )
-            b_other = tl.load(p_density + start + o_n, mask=o_n < n, other=-1.0)
+            b_d = distance_tile(x, images, at, o_m, o_n, factor, L, PRECISION, BLOCK_D)  # (M, N)
+            b_other = tl.load(p_density + start + o_n, mask=o_n < n, other=-1.0)  # (N,)
             m_higher = b_other[None, :] > b_own[:, None]
             m_tied = (b_other[None, :] == b_own[:, None]) & (o_n[None, :] < o_m[:, None])
             m_precedes = m_higher | m_tied
-            if CAPPED:
+            if p_cap is not None:
                 b_far = tl.load(p_farthest + start + o_n, mask=o_n < n, other=0.0)
                 m_pair = (b_d < float("inf")) & ~m_precedes
                 b_far = tl.where(m_pair, b_far[None, :], float("inf"))
@@ -80,74 +63,36 @@ def parents_fwd_kernel(
             b_parent = tl.where(b_least < b_best, b_first, b_parent)
             b_best = tl.minimum(b_best, b_least)
     tl.store(p_parent + start + o_m, b_parent.to(tl.int64), mask=o_m < n)
-    if CAPPED:
+    if p_cap is not None:
         tl.store(p_cap + start + o_m, b_cap, mask=o_m < n)
 
 
-@triton.jit(do_not_specialize=["D", "L"])
+@triton.jit(do_not_specialize=COUNTERS)
 def delta_fwd_kernel(
-    p_x,
-    p_ok,
-    p_offsets,
-    p_factor,
-    p_sigma,
-    p_distance,
-    p_parent,
+    x,
+    images,
+    p_parent,  # (T,) int64
     p_delta,  # (T,) float32
-    D,
     L,
-    blocks_per_image,
-    stride_n,
-    stride_d,
-    DENSE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """Delta = d(i, parent); for a token without one the largest distance of its row."""
-    i_b, i_n, start, n = locate(p_offsets, L, blocks_per_image)
+    at = locate(images.p_offsets, L, tl.cdiv(L, BLOCK_N))
+    i_b, i_n, start, n = at
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
-    factor, sigma = tl.load(p_factor + i_b), tl.load(p_sigma + i_b)
-    b_parent = tl.load(p_parent + start + o_n, mask=m_n, other=0)
-    m_ok = m_n & (tl.load(p_ok + start + o_n, mask=m_n, other=0) != 0)
+    factor, sigma = tl.load(images.p_factor + i_b), tl.load(images.p_sigma + i_b)
+    b_parent = tl.load(p_parent + start + o_n, mask=m_n, other=0)  # (N,)
+    m_ok = flagged(images.p_ok, start, o_n, m_n)
     m_pair = m_ok & (b_parent >= 0)
-    b_delta = pair_distance(
-        p_x,
-        p_distance,
-        start,
-        i_b,
-        o_n,
-        tl.where(m_pair, b_parent, 0),
-        m_pair,
-        factor,
-        D,
-        L,
-        stride_n,
-        stride_d,
-        DENSE,
-        BLOCK_D,
-    )
+    b_other = tl.where(m_pair, b_parent, 0)
+    b_delta = pair_distance(x, images, at, o_n, b_other, m_pair, factor, L, BLOCK_D)
     # Mostly none, and one in an image; a replay may have more.
     m_top = m_ok & (b_parent < 0)
     top = tl.max(tl.where(m_top, o_n, -1), axis=0)
     while top >= 0:
-        largest, _ = farthest(
-            p_x,
-            p_ok,
-            p_distance,
-            start,
-            i_b,
-            top,
-            n,
-            factor,
-            D,
-            L,
-            stride_n,
-            stride_d,
-            DENSE,
-            BLOCK_N,
-            BLOCK_D,
-        )
+        largest, _ = farthest(x, images, at, top, factor, L, BLOCK_N, BLOCK_D)
         b_delta = tl.where(o_n == top, largest, b_delta)
         m_top = m_top & (o_n != top)
         top = tl.max(tl.where(m_top, o_n, -1), axis=0)
@@ -156,17 +101,16 @@ def delta_fwd_kernel(
     tl.store(p_delta + start + o_n, tl.where(m_ok, b_delta, 0.0), mask=m_n)
 
 
-@triton.jit(do_not_specialize=["L"])
+@triton.jit(do_not_specialize=COUNTERS)
 def score_fwd_kernel(
     p_offsets,
-    p_density,
-    p_delta,
-    p_seeds,  # (B, seeds) of a replay
+    p_density,  # (T,) float32
+    p_delta,  # (T,) float32
+    p_seeds,  # (B, C) int64 of a replay, or None
     p_score,  # (T,) float32
     L,
     stride_seeds,
     NORMALISE: tl.constexpr,
-    REPLAY: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """S = rho * delta, divided by the image's largest; a replay knows which token has it."""
@@ -181,7 +125,7 @@ def score_fwd_kernel(
             b_delta = tl.load(p_delta + start + i_n + o_n, mask=m_n, other=0.0)
             b_largest = tl.maximum(b_largest, b_rho * b_delta)
         largest = tl.max(b_largest, axis=0)
-        if REPLAY:
+        if p_seeds is not None:
             top = tl.load(p_seeds + i_b * stride_seeds)
             m_top = top >= 0
             rho = tl.load(p_density + start + top, mask=m_top, other=0.0)
@@ -213,28 +157,9 @@ def parents(
     config = row_tile_config(8) if chunk.dense else tile_config(x.dtype)
     blocks = triton.cdiv(chunk.longest, config.block_m)
     parents_fwd_kernel[(chunk.images * blocks,)](
-        x,
-        norm,
-        chunk.ok,
-        chunk.offsets,
-        chunk.factor,
-        chunk.rows,
-        density,
-        density if cap is None else farthest,
-        parent,
-        density if cap is None else cap,
-        x.shape[1],
-        chunk.longest,
-        blocks,
-        *x.stride(),
-        CAPPED=cap is not None,
-        DENSE=chunk.dense,
+        *(Tokens.of(x), Images.of(chunk, norm), density, farthest, parent, cap, chunk.longest),
         PRECISION=dot_precision(x.dtype),
-        BLOCK_M=config.block_m,
-        BLOCK_N=config.block_n,
-        BLOCK_D=config.block_d,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
+        **config.launch(),
     )
 
 
@@ -243,22 +168,10 @@ def delta(x: Tensor, chunk: Chunk, parent: Tensor, out: Tensor) -> None:
     config = token_config(x.dtype)
     blocks = triton.cdiv(chunk.longest, config.block_n)
     delta_fwd_kernel[(chunk.images * blocks,)](
-        x,
-        chunk.ok,
-        chunk.offsets,
-        chunk.factor,
-        chunk.sigma,
-        chunk.rows,
-        parent,
-        out,
-        x.shape[1],
-        chunk.longest,
-        blocks,
-        *x.stride(),
-        DENSE=chunk.dense,
-        BLOCK_N=config.block_n,
-        BLOCK_D=config.block_d,
-        num_warps=config.num_warps,
+        *(Tokens.of(x), Images.of(chunk), parent, out, chunk.longest),
+        **config.launch(),
+        # Else the assembler spills some for a fifth program of a multiprocessor.
+        maxnreg=128,
     )
 
 
@@ -267,14 +180,8 @@ def score(
 ) -> None:
     """Writes the seed score of the chunk into `out` (T,); `seeds` (B, C) are those of a replay."""
     score_fwd_kernel[(chunk.images,)](
-        chunk.offsets,
-        density,
-        delta,
-        chunk.offsets if seeds is None else seeds,
-        out,
-        chunk.longest,
+        *(chunk.offsets, density, delta, seeds, out, chunk.longest),
         0 if seeds is None else seeds.stride(0),
         NORMALISE=norm,
-        REPLAY=seeds is not None,
         BLOCK_N=1024,
     )

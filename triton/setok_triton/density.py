@@ -7,7 +7,16 @@ import triton.language as tl
 from torch import Tensor
 
 from setok_triton.chunk import Chunk
-from setok_triton.common import FAR_INDEX, distance_tile, locate, pair_distance
+from setok_triton.common import (
+    COUNTERS,
+    FAR_INDEX,
+    Images,
+    Tokens,
+    distance_tile,
+    flagged,
+    locate,
+    pair_distance,
+)
 from setok_triton.configs import dot_precision, tile_config, token_config
 
 
@@ -18,7 +27,7 @@ def take_nearest(
     b_d,  # (BLOCK_M, BLOCK_N) candidates, all of higher index than those in the list
     o_n,
     K,
-    BLOCK_K: tl.constexpr,
+    BLOCK_K,
 ):
     """The K nearest of the list and the candidates, in no order; ties go to the lowest index."""
     o_k = tl.arange(0, BLOCK_K)
@@ -43,23 +52,15 @@ def take_nearest(
     return b_list, b_index
 
 
-@triton.jit(do_not_specialize=["D", "K", "L"])
+@triton.jit(do_not_specialize=COUNTERS)
 def neighbours_fwd_kernel(
-    p_x,
-    p_norm,
-    p_ok,
-    p_offsets,
-    p_factor,
+    x,
+    images,
     p_knn,  # (T, K) int64
-    p_farthest,  # (T,) float32 squared distance to the token farthest away, where FARTHEST
-    D,
+    p_farthest,  # (T,) float32 squared distance to the token farthest away, or None
     K,
     L,
-    blocks_per_image,
-    stride_n,
-    stride_d,
     INCLUDE_SELF: tl.constexpr,
-    FARTHEST: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -67,42 +68,25 @@ def neighbours_fwd_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """The K nearest tokens of BLOCK_M tokens, ascending, ties lowest index, -1 where absent."""
-    i_b, i_m, start, n = locate(p_offsets, L, blocks_per_image)
+    at = locate(images.p_offsets, L, tl.cdiv(L, BLOCK_M))
+    i_b, i_m, start, n = at
     o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
     o_k = tl.arange(0, BLOCK_K)
-    factor = tl.load(p_factor + i_b)
+    factor = tl.load(images.p_factor + i_b)
     b_list = tl.full((BLOCK_M, BLOCK_K), float("inf"), dtype=tl.float32)
     b_index = tl.full((BLOCK_M, BLOCK_K), 0, dtype=tl.int32)
     b_farthest = tl.zeros((BLOCK_M,), dtype=tl.float32)
     if i_m * BLOCK_M < n:
         for i_n in range(0, n, BLOCK_N):
             o_n = i_n + tl.arange(0, BLOCK_N)
-            b_d = distance_tile(
-                p_x,
-                p_norm,
-                p_ok,
-                p_x,
-                start,
-                i_b,
-                o_m,
-                o_n,
-                n,
-                factor,
-                D,
-                L,
-                stride_n,
-                stride_d,
-                False,
-                PRECISION,
-                BLOCK_D,
-            )
-            if FARTHEST:
+            b_d = distance_tile(x, images, at, o_m, o_n, factor, L, PRECISION, BLOCK_D)  # (M, N)
+            if p_farthest is not None:
                 b_far = tl.max(tl.where(b_d < float("inf"), b_d, 0.0), axis=1)
                 b_farthest = tl.maximum(b_farthest, b_far)
             if not INCLUDE_SELF:
                 b_d = tl.where(o_m[:, None] == o_n[None, :], float("inf"), b_d)
             b_list, b_index = take_nearest(b_list, b_index, b_d, o_n, K, BLOCK_K)
-    if FARTHEST:
+    if p_farthest is not None:
         tl.store(p_farthest + start + o_m, b_farthest, mask=o_m < n)
     b_list = tl.where((o_k < K)[None, :], b_list, float("inf"))
     p_out = p_knn + (start + o_m) * K
@@ -115,61 +99,37 @@ def neighbours_fwd_kernel(
         b_list = tl.where(m_least & (b_index == b_first[:, None]), float("inf"), b_list)
 
 
-@triton.jit(do_not_specialize=["D", "K", "L"])
+@triton.jit(do_not_specialize=COUNTERS)
 def density_fwd_kernel(
-    p_x,
-    p_ok,
-    p_offsets,
-    p_factor,
-    p_sigma,
-    p_distance,
-    p_knn,
-    p_noise,  # (T,) float32, where NOISE
+    x,
+    images,
+    p_knn,  # (T, K) int64
+    p_noise,  # (T,) float32 or None
     p_density,  # (T,) float32
-    D,
     K,
     L,
-    blocks_per_image,
-    stride_n,
-    stride_d,
-    NOISE: tl.constexpr,
-    DENSE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """Rho = exp(-sigma * mean distance to the neighbours); 1 without any, 0 where not `ok`."""
-    i_b, i_n, start, n = locate(p_offsets, L, blocks_per_image)
+    at = locate(images.p_offsets, L, tl.cdiv(L, BLOCK_N))
+    i_b, i_n, start, n = at
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
-    factor, sigma = tl.load(p_factor + i_b), tl.load(p_sigma + i_b)
+    factor, sigma = tl.load(images.p_factor + i_b), tl.load(images.p_sigma + i_b)
     b_sum = tl.zeros((BLOCK_N,), dtype=tl.float32)
     b_found = tl.zeros((BLOCK_N,), dtype=tl.float32)
     for i_k in range(K):
-        b_other = tl.load(p_knn + (start + o_n) * K + i_k, mask=m_n, other=-1)
+        b_other = tl.load(p_knn + (start + o_n) * K + i_k, mask=m_n, other=-1)  # (N,)
         m_pair = m_n & (b_other >= 0)
         b_other = tl.where(m_pair, b_other, 0)
-        b_sum += pair_distance(
-            p_x,
-            p_distance,
-            start,
-            i_b,
-            o_n,
-            b_other,
-            m_pair,
-            factor,
-            D,
-            L,
-            stride_n,
-            stride_d,
-            DENSE,
-            BLOCK_D,
-        )
+        b_sum += pair_distance(x, images, at, o_n, b_other, m_pair, factor, L, BLOCK_D)
         b_found += m_pair.to(tl.float32)
     # Scaling the sum, not the terms, keeps sums of small integers exact and their ties ties.
     b_density = tl.exp(-sigma * tl.div_rn(b_sum, tl.maximum(b_found, 1.0)))
-    if NOISE:
+    if p_noise is not None:
         b_density += tl.load(p_noise + start + o_n, mask=m_n, other=0.0)
-    m_ok = tl.load(p_ok + start + o_n, mask=m_n, other=0) != 0
+    m_ok = flagged(images.p_ok, start, o_n, m_n)
     tl.store(p_density + start + o_n, tl.where(m_ok, b_density, 0.0), mask=m_n)
 
 
@@ -192,27 +152,11 @@ def neighbours(
         config = dataclasses.replace(config, block_n=config.block_n // 2)
     blocks = triton.cdiv(chunk.longest, config.block_m)
     neighbours_fwd_kernel[(chunk.images * blocks,)](
-        x,
-        norm,
-        chunk.ok,
-        chunk.offsets,
-        chunk.factor,
-        knn,
-        chunk.factor if farthest is None else farthest,
-        x.shape[1],
-        knn.shape[1],
-        chunk.longest,
-        blocks,
-        *x.stride(),
+        *(Tokens.of(x), Images.of(chunk, norm), knn, farthest, knn.shape[1], chunk.longest),
         INCLUDE_SELF=include_self,
-        FARTHEST=farthest is not None,
         PRECISION=dot_precision(x.dtype),
-        BLOCK_M=config.block_m,
-        BLOCK_N=config.block_n,
-        BLOCK_D=config.block_d,
         BLOCK_K=slots,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
+        **config.launch(),
     )
 
 
@@ -221,23 +165,6 @@ def density(x: Tensor, chunk: Chunk, knn: Tensor, out: Tensor, noise: Tensor | N
     config = token_config(x.dtype)
     blocks = triton.cdiv(chunk.longest, config.block_n)
     density_fwd_kernel[(chunk.images * blocks,)](
-        x,
-        chunk.ok,
-        chunk.offsets,
-        chunk.factor,
-        chunk.sigma,
-        chunk.rows,
-        knn,
-        chunk.factor if noise is None else noise,
-        out,
-        x.shape[1],
-        knn.shape[1],
-        chunk.longest,
-        blocks,
-        *x.stride(),
-        NOISE=noise is not None,
-        DENSE=chunk.dense,
-        BLOCK_N=config.block_n,
-        BLOCK_D=config.block_d,
-        num_warps=config.num_warps,
+        *(Tokens.of(x), Images.of(chunk), knn, noise, out, knn.shape[1], chunk.longest),
+        **config.launch(),
     )

@@ -2,10 +2,10 @@
 
 Two launches: the tiles on the diagonal, whose products hold the norms of the tokens, then the tiles
 above it, each written to its mirror image as well. What follows needs no pass over the tokens: a
-token is finite where its norm is, and the sums of the distances give the scale.
+token is finite where its norm is, and the sums of the distances give their scale.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
@@ -15,23 +15,67 @@ from torch._subclasses.fake_tensor import FakeTensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from setok_triton.chunk import Chunk
-from setok_triton.common import dot_tile, locate, locate_tile
-from setok_triton.configs import GROUP, dot_precision, gram_config
+from setok_triton.common import (
+    COUNTERS,
+    Images,
+    Tokens,
+    dot_tile,
+    flagged,
+    locate,
+    locate_tile,
+    row_pitch,
+)
+from setok_triton.configs import GROUP, PITCH, dot_precision, gram_config
 from setok_triton.features import usable
 
-# Of a tile without a usable token.
+# Reach of a tile without a usable token.
 NOTHING = tl.constexpr(-200)
 # Tokens of an image within 2**reach of the origin are multiplied as they are where the reach is in
 # this range: no square of theirs overflows, and none that counts underflows.
 LEAST_REACH = tl.constexpr(-20)
 MOST_REACH = tl.constexpr(50)
+# Norms below may have lost what underflows.
+LEAST_NORM = tl.constexpr(2.0**-100)
+
+
+class KeptRows(NamedTuple):
+    """Rows of distances of the images of a chunk, and what is known without reading them.
+
+    What stands behind the last token of an image is unwritten.
+    """
+
+    p_distance: Tensor  # (images, L, pitch) as in `Images`, of tokens brought into range
+    p_least: Tensor  # (images, L, groups) float32 minima of each GROUP columns
+    p_most: Tensor | None  # (images, L, side) float32 largest finite of each tile, where asked for
+    p_sums: Tensor  # (images, tiles) float64 sums of the distances between the pairs of a tile
+    p_counts: Tensor  # (images, side) int32 tokens of each tile on the diagonal that take part
+    p_reach: Tensor  # (images, side) int32: their magnitudes are below 2**reach
+    tile: int  # rows and columns of a tile
+
+    @classmethod
+    def unwritten(cls, chunk: Chunk, tile: int, farthest: bool) -> "KeptRows":
+        """Rows of a chunk in square tiles; `farthest` where the largest are asked for."""
+        longest, side = chunk.longest, triton.cdiv(chunk.longest, tile)
+
+        def kept(*sizes, dtype=torch.float32):
+            return chunk.sigma.new_empty(chunk.images, *sizes, dtype=dtype)
+
+        return cls(
+            kept(longest, triton.cdiv(longest, PITCH) * PITCH),
+            kept(longest, triton.cdiv(longest, GROUP)),
+            kept(longest, side) if farthest else None,
+            kept(side * (side + 1) // 2, dtype=torch.float64),
+            kept(side, dtype=torch.int32),
+            kept(side, dtype=torch.int32),
+            tile,
+        )
 
 
 @triton.jit
-def image_exponent(p_reach, n, BLOCK: tl.constexpr, BLOCK_T: tl.constexpr):
+def image_exponent(p_reach, n, tile, BLOCK_T):
     """The exponent of the power of two that brings the tokens of an image into range; 0: none."""
     o_t = tl.arange(0, BLOCK_T)
-    b_reach = tl.load(p_reach + o_t, mask=o_t * BLOCK < n, other=NOTHING)
+    b_reach = tl.load(p_reach + o_t, mask=o_t * tile < n, other=NOTHING)
     reach = tl.max(b_reach, axis=0)
     keep = (reach == NOTHING) | ((reach >= LEAST_REACH) & (reach <= MOST_REACH))
     return tl.where(keep, 0, tl.minimum(tl.maximum(reach, -126), 126))
@@ -44,49 +88,35 @@ def power_of_two(exponent):
 
 
 @triton.jit
-def gram_tile(
-    x,  # descriptor of the tokens (T, D) in blocks (BLOCK, BLOCK_D), or None
-    p_x,
-    start,
-    i_m,
-    i_n,
-    n,
-    factor,
-    D,
-    stride_n,
-    stride_d,
-    SCALED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """(BLOCK, BLOCK) inner products of tokens times `factor`; behind the image they are anything.
+def gram_tile(blocks, x, at, i_m, i_n, factor, PRECISION, BLOCK, BLOCK_D):
+    """(M, N) inner products of tokens times `factor`, or as they are; behind the image anything.
 
     Always of the same shape and in the same order: those of equal tokens have the same bits.
     """
-    if x is not None:
+    if blocks is not None:
         b_dot = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
-        i_row = (start + i_m * BLOCK).to(tl.int32)
-        i_column = (start + i_n * BLOCK).to(tl.int32)
-        for i_d in range(0, D, BLOCK_D):
-            b_a, b_b = x.load([i_row, i_d]), x.load([i_column, i_d])
-            if SCALED:
+        i_row = (at.start + i_m * BLOCK).to(tl.int32)
+        i_column = (at.start + i_n * BLOCK).to(tl.int32)
+        for i_d in range(0, x.D, BLOCK_D):
+            b_a, b_b = blocks.load([i_row, i_d]), blocks.load([i_column, i_d])  # (M, D), (N, D)
+            if factor is not None:
                 b_a, b_b = (b_a * factor).to(b_a.dtype), (b_b * factor).to(b_b.dtype)
             b_dot = tl.dot(b_a, tl.trans(b_b), b_dot, input_precision=PRECISION)
     else:
         o_m, o_n = i_m * BLOCK + tl.arange(0, BLOCK), i_n * BLOCK + tl.arange(0, BLOCK)
-        p_rows, p_columns = p_x + (start + o_m) * stride_n, p_x + (start + o_n) * stride_n
+        p_rows = x.p_x + (at.start + o_m) * x.stride_n
+        p_columns = x.p_x + (at.start + o_n) * x.stride_n
         b_dot = dot_tile(
-            *(p_rows, p_columns, o_m < n, o_n < n, factor, factor, D, stride_d),
-            *(SCALED, PRECISION, BLOCK_D),
+            *(p_rows, p_columns, o_m < at.n, o_n < at.n, factor, factor),
+            *(x.D, x.stride_d, PRECISION, BLOCK_D),
         )
     return b_dot
 
 
 @triton.jit
-def diagonal_of(b_dot, axis: tl.constexpr, BLOCK: tl.constexpr):
-    """(BLOCK,) of a square tile, laid out along the other axis."""
-    o = tl.arange(0, BLOCK)
+def diagonal_of(b_dot, axis):
+    """The diagonal of a square tile, laid out along the axis that is not summed over."""
+    o = tl.arange(0, b_dot.shape[0])
     return tl.sum(tl.where(o[:, None] == o[None, :], b_dot, 0.0), axis=axis)
 
 
@@ -102,7 +132,7 @@ def halves(b):
 
 
 @triton.jit
-def split_columns(b, PARTS: tl.constexpr):
+def split_columns(b, PARTS):
     """Equal parts of the columns, or of a vector: a tuple of four, or of one."""
     if PARTS == 4:
         b_left, b_right = halves(b)
@@ -115,21 +145,16 @@ def split_columns(b, PARTS: tl.constexpr):
 
 @triton.jit
 def store_columns(
-    p_distance,  # of the image
-    p_least,  # of the image
-    p_most,  # of the image and the tile's row, or None
-    b_dot,  # (BLOCK, W)
-    b_norm_m,
-    b_norm_n,
-    m_m,  # which tokens of the rows take part
-    m_n,
+    rows,  # KeptRows of the image
+    b_dot,  # (M, W)
+    b_norm_m,  # (M,), infinite where the token takes no part
+    b_norm_n,  # (W,)
     first_m,  # first token of the rows
     first_n,
     n,
     L,
-    side,
-    INCLUDE_SELF: tl.constexpr,
-    GROUP: tl.constexpr,
+    INCLUDE_SELF,
+    GROUP,
 ):
     """Distances of a part of a tile, and of its mirror image but for the diagonal.
 
@@ -138,112 +163,99 @@ def store_columns(
     BLOCK: tl.constexpr = b_dot.shape[0]
     W: tl.constexpr = b_dot.shape[1]
     o_m, o_n = tl.arange(0, BLOCK), tl.arange(0, W)
-    m_self = (first_m + o_m)[:, None] == (first_n + o_n)[None, :]
     mirrored = first_m // BLOCK != first_n // BLOCK
     b_d = b_norm_m[:, None] + b_norm_n[None, :] - 2 * b_dot
-    b_d = tl.where((b_d > 0) & ~m_self, b_d, 0.0)
-    b_d = tl.where(m_m[:, None] & m_n[None, :], b_d, float("inf"))
-    # Offsets within a tile fit in 32 bits.
-    row_m, row_n = first_m.to(tl.int64) * L, first_n.to(tl.int64) * L
-    m_tile = (o_m < n - first_m)[:, None] & (o_n < n - first_n)[None, :]
-    p_tile = p_distance + row_m + first_n
-    tl.store(p_tile + (o_m[:, None] * L + o_n[None, :]), b_d, mask=m_tile)
-    if mirrored:
-        p_tile = p_distance + row_n + first_m
-        tl.store(p_tile + (o_n[None, :] * L + o_m[:, None]), b_d, mask=m_tile)
+    # What the product of a token that is not finite left is infinite too. On the diagonal norm and
+    # product are the same number, so it is 0 as it is.
+    b_d = tl.maximum(tl.where(b_d < float("inf"), b_d, float("inf")), 0.0)
 
-    groups = tl.cdiv(L, GROUP)
-    o_down, o_right = tl.arange(0, BLOCK // GROUP), tl.arange(0, W // GROUP)
-    b_near = b_d
-    if not INCLUDE_SELF:
-        b_near = tl.where(m_self, float("inf"), b_d)
-    b_rows = tl.min(tl.reshape(b_near, (BLOCK, W // GROUP, GROUP)), axis=2)  # (M, groups)
-    p_rows = p_least + first_m.to(tl.int64) * groups + first_n // GROUP
-    m_rows = (o_m < n - first_m)[:, None] & (o_right < groups - first_n // GROUP)[None, :]
-    tl.store(p_rows + (o_m[:, None] * groups + o_right[None, :]), b_rows, mask=m_rows)
+    # Offsets within a tile fit in 32 bits.
+    pitch = row_pitch(L)
+    m_rows, m_columns = (o_m < n - first_m)[:, None], (o_n < n - first_n)[None, :]
+    p_tile = rows.p_distance + first_m.to(tl.int64) * pitch + first_n
+    tl.store(p_tile + (o_m[:, None] * pitch + o_n[None, :]), b_d, mask=m_rows & m_columns)
     if mirrored:
-        b_columns = tl.min(tl.reshape(b_near, (BLOCK // GROUP, GROUP, W)), axis=1)  # (groups, N)
-        p_columns = p_least + first_n.to(tl.int64) * groups + first_m // GROUP
-        m_columns = (o_n < n - first_n)[None, :]
-        tl.store(p_columns + (o_n[None, :] * groups + o_down[:, None]), b_columns, mask=m_columns)
+        p_tile = rows.p_distance + first_n.to(tl.int64) * pitch + first_m
+        tl.store(p_tile + (o_n[None, :] * pitch + o_m[:, None]), b_d, mask=m_rows & m_columns)
 
     # Integers below 2**20 sum exactly in sixteens, and then in float64 in any order.
     b_finite = tl.where(b_d < float("inf"), b_d, 0.0)
     b_sums = tl.sum(tl.reshape(b_finite, (BLOCK, W // GROUP, GROUP)), axis=2).to(tl.float64)
-    if p_most is not None:
+    # Nested: the outer condition is one of the compiler's, the inner one of the program's.
+    if rows.p_most is not None:  # noqa: SIM102
         if mirrored:
-            p_down = p_most + first_n.to(tl.int64) * side + first_m // BLOCK
+            side = tl.cdiv(L, BLOCK)
+            p_down = rows.p_most + first_n.to(tl.int64) * side + first_m // BLOCK
             tl.store(p_down + o_n * side, tl.max(b_finite, axis=0), mask=o_n < n - first_n)
+
+    if not INCLUDE_SELF:  # noqa: SIM102
+        if not mirrored:
+            m_self = (first_m + o_m)[:, None] == (first_n + o_n)[None, :]
+            b_d = tl.where(m_self, float("inf"), b_d)
+    groups = tl.cdiv(L, GROUP)
+    o_down, o_right = tl.arange(0, BLOCK // GROUP), tl.arange(0, W // GROUP)
+    b_least = tl.min(tl.reshape(b_d, (BLOCK, W // GROUP, GROUP)), axis=2)  # (M, groups)
+    p_least = rows.p_least + first_m.to(tl.int64) * groups + first_n // GROUP
+    m_groups = m_rows & (o_right < groups - first_n // GROUP)[None, :]
+    tl.store(p_least + (o_m[:, None] * groups + o_right[None, :]), b_least, mask=m_groups)
+    if mirrored:
+        b_least = tl.min(tl.reshape(b_d, (BLOCK // GROUP, GROUP, W)), axis=1)  # (groups, W)
+        p_least = rows.p_least + first_n.to(tl.int64) * groups + first_m // GROUP
+        p_least += o_n[None, :] * groups + o_down[:, None]
+        tl.store(p_least, b_least, mask=m_columns)
     return tl.sum(tl.sum(b_sums, axis=1), axis=0), tl.max(b_finite, axis=1)
 
 
 @triton.jit
-def store_tile(
-    p_distance,
-    p_least,
-    p_most,  # or None
-    p_sums,
-    b_dot,
-    b_norm_m,
-    b_norm_n,
-    m_m,  # which tokens of the rows take part
-    m_n,
-    i_b,
-    i_m,
-    i_n,
-    n,
-    L,
-    side,
-    INCLUDE_SELF: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def store_tile(rows, b_dot, b_norm_m, b_norm_n, i_b, i_m, i_n, n, L, INCLUDE_SELF, GROUP):
     """Turns products into distances, and writes them with the minima, the farthest and the sum."""
-    p_distance += i_b * L * L
-    p_least += i_b * L * tl.cdiv(L, GROUP)
-    if p_most is not None:
-        p_most += i_b * L * side
-    first_m = i_m * BLOCK
+    BLOCK: tl.constexpr = b_dot.shape[0]
     # One part after the other: a whole tile, its places and its mirror image's take all registers.
     PARTS: tl.constexpr = 4 if BLOCK >= 128 else 1
+    image = rows_of_image(rows, i_b, L, GROUP)
     b_dots, b_norms = split_columns(b_dot, PARTS), split_columns(b_norm_n, PARTS)
-    m_parts = split_columns(m_n.to(tl.int32), PARTS)
     b_far = tl.zeros((BLOCK,), dtype=tl.float32)
-    sum_tile = tl.zeros((), dtype=tl.float64)
+    pairs = tl.zeros((), dtype=tl.float64)
     for i in tl.static_range(PARTS):
-        sum_part, b_far_part = store_columns(
-            *(p_distance, p_least, p_most, b_dots[i], b_norm_m, b_norms[i], m_m, m_parts[i] != 0),
-            *(first_m, i_n * BLOCK + i * (BLOCK // PARTS), n, L, side, INCLUDE_SELF, GROUP),
+        pairs_part, b_far_part = store_columns(
+            *(image, b_dots[i], b_norm_m, b_norms[i], i_m * BLOCK),
+            *(i_n * BLOCK + i * (BLOCK // PARTS), n, L, INCLUDE_SELF, GROUP),
         )
-        sum_tile += sum_part
+        pairs += pairs_part
         b_far = tl.maximum(b_far, b_far_part)
     # A tile on the diagonal has every pair twice.
-    sum_tile *= tl.where(i_m == i_n, 0.5, 1.0)
-    tl.store(p_sums + i_b * (side * (side + 1) // 2) + i_n * (i_n + 1) // 2 + i_m, sum_tile)
-    if p_most is not None:
-        o_m = first_m + tl.arange(0, BLOCK)
-        tl.store(p_most + o_m.to(tl.int64) * side + i_n, b_far, mask=o_m < n)
+    tl.store(image.p_sums + i_n * (i_n + 1) // 2 + i_m, pairs * tl.where(i_m == i_n, 0.5, 1.0))
+    if image.p_most is not None:
+        o_m = i_m * BLOCK + tl.arange(0, BLOCK)
+        tl.store(image.p_most + o_m.to(tl.int64) * tl.cdiv(L, BLOCK) + i_n, b_far, mask=o_m < n)
 
 
-@triton.jit(do_not_specialize=["L", "side"])
+@triton.jit
+def rows_of_image(rows, i_b, L, GROUP):
+    """The `KeptRows` of one image of a chunk."""
+    side = tl.cdiv(L, rows.tile)
+    p_most = None
+    if rows.p_most is not None:
+        p_most = rows.p_most + i_b * L * side
+    return KeptRows(
+        rows.p_distance + i_b * L * row_pitch(L),
+        rows.p_least + i_b * L * tl.cdiv(L, GROUP),
+        p_most,
+        rows.p_sums + i_b * (side * (side + 1) // 2),
+        rows.p_counts + i_b * side,
+        rows.p_reach + i_b * side,
+        rows.tile,
+    )
+
+
+@triton.jit(do_not_specialize=COUNTERS)
 def diagonal_fwd_kernel(
+    blocks,  # descriptor of x in blocks (BLOCK, BLOCK_D), or None
     x,
-    p_x,
+    images,  # with norms; p_ok and p_norm are written
     p_valid,  # (T,) uint8 or None
-    p_offsets,
-    p_ok,  # (T,) int8: valid and finite
-    p_norm,  # (T,) float32
-    p_reach,  # (images of the chunk, side) int32: magnitudes of the tile are below 2**reach
-    p_counts,  # (images of the chunk, side) int32 tokens of the tile that take part
-    p_sums,  # (images of the chunk, tiles) float64 sums of the distances of pairs
-    p_distance,  # (images of the chunk, L, L) float32
-    p_least,  # (images of the chunk, L, groups) float32 minima of groups of columns
-    p_most,  # (images of the chunk, L, side) float32 largest finite of a tile, or None
-    D,
+    rows,  # KeptRows
     L,
-    side,
-    stride_n,
-    stride_d,
     INCLUDE_SELF: tl.constexpr,
     GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -253,88 +265,68 @@ def diagonal_fwd_kernel(
     BLOCK_F: tl.constexpr,  # features that are looked through at once
 ):
     """The tiles on the diagonal, as if no token had to be brought into range; norms and reach."""
-    i_b, i_m, start, n = locate(p_offsets, L, side)
+    side = tl.cdiv(L, BLOCK)
+    at = locate(images.p_offsets, L, side)
+    i_b, i_m, start, n = at
     if i_m * BLOCK < n:
         o_m = i_m * BLOCK + tl.arange(0, BLOCK)
-        b_dot = gram_tile(
-            *(x, p_x, start, i_m, i_m, n, 1.0, D, stride_n, stride_d),
-            *(False, PRECISION, BLOCK, BLOCK_D),
-        )
-        b_norm = diagonal_of(b_dot, 1, BLOCK)
-        m_valid = o_m < n
-        if p_valid is not None:
-            m_valid = m_valid & (tl.load(p_valid + start + o_m, mask=m_valid, other=0) != 0)
+        b_dot = gram_tile(blocks, x, at, i_m, i_m, None, PRECISION, BLOCK, BLOCK_D)
+        b_norm = diagonal_of(b_dot, 1)
+        m_valid = flagged(p_valid, start, o_m, o_m < n)
         m_ok = m_valid & (b_norm < float("inf"))
         most = tl.max(tl.where(m_ok, b_norm, 0.0), axis=0)
         lost = tl.max((m_valid & ~m_ok).to(tl.int32), axis=0)
         # The norm is below 2 ** (its exponent + 1).
         reach = ((most.to(tl.int32, bitcast=True) >> 23) - 127 + 2) >> 1
-        tl.store(p_ok + start + o_m, m_ok.to(tl.int8), mask=o_m < n)
-        if (lost != 0) | (most < 7.888609052210118e-31):
+        tl.store(images.p_ok + start + o_m, m_ok.to(tl.int8), mask=o_m < n)
+        tl.store(images.p_norm + start + o_m, b_norm, mask=o_m < n)
+        if (lost != 0) | (most < LEAST_NORM):
             # A norm may have left the range of float32, or the token may not be finite.
             tl.debug_barrier()
             largest = 0.0
             for i_s in range(i_m * BLOCK, tl.minimum(n, (i_m + 1) * BLOCK), BLOCK_S):
                 o_s = i_s + tl.arange(0, BLOCK_S)
-                m_s, b_largest = usable(
-                    *(p_x, p_valid, start, o_s, o_s < n, D, stride_n, stride_d),
-                    *(p_valid is not None, BLOCK_S, BLOCK_F),
-                )
-                tl.store(p_ok + start + o_s, m_s.to(tl.int8), mask=o_s < n)
+                m_s, b_largest = usable(x, p_valid, start, o_s, o_s < n, BLOCK_F)
+                tl.store(images.p_ok + start + o_s, m_s.to(tl.int8), mask=o_s < n)
                 largest = tl.maximum(largest, tl.max(b_largest, axis=0))
             bits = largest.to(tl.int32, bitcast=True)
             reach = tl.where(bits == 0, NOTHING, (bits >> 23) - 126)
             tl.debug_barrier()
-            m_ok = (o_m < n) & (tl.load(p_ok + start + o_m, mask=o_m < n, other=0) != 0)
-        tl.store(p_norm + start + o_m, b_norm, mask=o_m < n)
-        tl.store(p_reach + i_b * side + i_m, reach)
-        tl.store(p_counts + i_b * side + i_m, tl.sum(m_ok.to(tl.int32), axis=0))
-        b_other = diagonal_of(b_dot, 0, BLOCK)
-        m_other = m_ok
-        store_tile(
-            *(p_distance, p_least, p_most, p_sums, b_dot, b_norm, b_other, m_ok, m_other),
-            *(i_b, i_m, i_m, n, L, side, INCLUDE_SELF, GROUP, BLOCK),
-        )
+            m_ok = flagged(images.p_ok, start, o_m, o_m < n)
+        tl.store(rows.p_reach + i_b * side + i_m, reach)
+        tl.store(rows.p_counts + i_b * side + i_m, tl.sum(m_ok.to(tl.int32), axis=0))
+        b_norm = tl.where(m_ok, b_norm, float("inf"))
+        # Once more along the columns, where the tile's layout has them.
+        b_norm_n = diagonal_of(tl.where(m_ok[:, None], b_dot, float("inf")), 0)
+        store_tile(rows, b_dot, b_norm, b_norm_n, i_b, i_m, i_m, n, L, INCLUDE_SELF, GROUP)
 
 
-@triton.jit(do_not_specialize=["L", "side", "tiles"])
+@triton.jit(do_not_specialize=COUNTERS)
 def distances_fwd_kernel(
+    blocks,  # descriptor of x in blocks (BLOCK, BLOCK_D), or None
     x,
-    p_x,
-    p_offsets,
-    p_ok,
-    p_norm,
-    p_reach,
-    p_sums,
-    p_distance,
-    p_least,
-    p_most,
-    D,
+    images,  # with norms; those of images out of range are written
+    rows,  # KeptRows
     L,
-    side,
-    tiles,
-    stride_n,
-    stride_d,
     INCLUDE_SELF: tl.constexpr,
     GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    BLOCK_T: tl.constexpr,  # at least `side`
+    BLOCK_T: tl.constexpr,  # at least the tiles of a row
 ):
     """The tiles above the diagonal; of an image out of range those on it once more."""
-    i_b, i_tile, start, n = locate(p_offsets, L, tiles)
+    side = tl.cdiv(L, BLOCK)
+    at = locate(images.p_offsets, L, side * (side + 1) // 2)
+    i_b, i_tile, start, n = at
     i_m, i_n = locate_tile(i_tile)
-    exponent = image_exponent(p_reach + i_b * side, n, BLOCK, BLOCK_T)
+    exponent = image_exponent(rows.p_reach + i_b * side, n, BLOCK, BLOCK_T)
     if (i_n * BLOCK < n) & ((i_m != i_n) | (exponent != 0)):
         o_m, o_n = i_m * BLOCK + tl.arange(0, BLOCK), i_n * BLOCK + tl.arange(0, BLOCK)
         if exponent == 0:
-            b_dot = gram_tile(
-                *(x, p_x, start, i_m, i_n, n, 1.0, D, stride_n, stride_d),
-                *(False, PRECISION, BLOCK, BLOCK_D),
-            )
-            b_norm_m = tl.load(p_norm + start + o_m, mask=o_m < n, other=0.0)
-            b_norm_n = tl.load(p_norm + start + o_n, mask=o_n < n, other=0.0)
+            b_dot = gram_tile(blocks, x, at, i_m, i_n, None, PRECISION, BLOCK, BLOCK_D)
+            b_norm_m = tl.load(images.p_norm + start + o_m, mask=o_m < n, other=0.0)
+            b_norm_n = tl.load(images.p_norm + start + o_n, mask=o_n < n, other=0.0)
         else:
             # Rare: the norms in range are made here too, for each tile again.
             factor = power_of_two(-exponent)
@@ -344,60 +336,29 @@ def distances_fwd_kernel(
             for i_turn in range(3):
                 i_row = tl.where(i_turn == 1, i_n, i_m)
                 i_column = tl.where(i_turn == 0, i_m, i_n)
-                b_dot = gram_tile(
-                    *(x, p_x, start, i_row, i_column, n, factor, D, stride_n, stride_d),
-                    *(True, PRECISION, BLOCK, BLOCK_D),
-                )
+                b_dot = gram_tile(blocks, x, at, i_row, i_column, factor, PRECISION, BLOCK, BLOCK_D)
                 if i_turn == 0:
-                    b_norm_m = diagonal_of(b_dot, 1, BLOCK)
+                    b_norm_m = diagonal_of(b_dot, 1)
                 if i_turn == 1:
-                    b_norm_n = diagonal_of(b_dot, 0, BLOCK)
+                    b_norm_n = diagonal_of(b_dot, 0)
             if i_m == i_n:
-                tl.store(p_norm + start + o_m, b_norm_m, mask=o_m < n)
-        m_m = (o_m < n) & (tl.load(p_ok + start + o_m, mask=o_m < n, other=0) != 0)
-        m_n = (o_n < n) & (tl.load(p_ok + start + o_n, mask=o_n < n, other=0) != 0)
-        store_tile(
-            *(p_distance, p_least, p_most, p_sums, b_dot, b_norm_m, b_norm_n, m_m, m_n),
-            *(i_b, i_m, i_n, n, L, side, INCLUDE_SELF, GROUP, BLOCK),
-        )
+                tl.store(images.p_norm + start + o_m, b_norm_m, mask=o_m < n)
+        b_norm_m = tl.where(flagged(images.p_ok, start, o_m, o_m < n), b_norm_m, float("inf"))
+        b_norm_n = tl.where(flagged(images.p_ok, start, o_n, o_n < n), b_norm_n, float("inf"))
+        store_tile(rows, b_dot, b_norm_m, b_norm_n, i_b, i_m, i_n, n, L, INCLUDE_SELF, GROUP)
 
 
-@dataclass(frozen=True)
-class KeptRows:
-    """Rows of distances of the images of a chunk, and what is known without reading them.
-
-    What stands behind the last token of an image is unwritten.
-
-    Attributes:
-        distances: (images, longest, longest) squared distances, infinite where either token takes
-            no part; of tokens brought into range.
-        least: (images, longest, groups) minima of each GROUP columns.
-        most: (images, longest, side) largest finite distance of each tile; None where not asked.
-        sums: (images, tiles) float64 sums of the distances between the pairs of a tile.
-        counts: (images, side) int32 tokens of each tile on the diagonal that take part.
-        reach: (images, side) int32 exponents above the magnitudes of each tile on the diagonal.
-        tile: rows and columns of a tile.
-    """
-
-    distances: Tensor
-    least: Tensor
-    most: Tensor | None
-    sums: Tensor
-    counts: Tensor
-    reach: Tensor
-    tile: int
-
-
-def described(x: Tensor, rows: int, columns: int) -> TensorDescriptor | None:
+def described(x: Tensor, block: list[int]) -> TensorDescriptor | None:
     """A descriptor of (T, D) tokens in blocks; None where their rows do not lie as one needs it."""
     # What is fake lies nowhere; it is taken to be aligned.
     aligned = isinstance(x, FakeTensor) or x.data_ptr() % 16 == 0
     pitch = x.stride(0) * x.element_size()
     if not aligned or x.stride(1) != 1 or pitch % 16 != 0 or x.stride(0) < x.shape[1]:
         return None
-    if x.shape[1] == 0 or x.shape[0] + rows >= 2**31:
+    # Rows are counted in 32 bits.
+    if x.shape[1] == 0 or x.shape[0] + block[0] >= 2**31:
         return None
-    return TensorDescriptor.from_tensor(x, [rows, columns])
+    return TensorDescriptor.from_tensor(x, block)
 
 
 def distances(
@@ -419,23 +380,9 @@ def distances(
         farthest: whether the largest are asked for.
     """
     config, longest = gram_config(x.dtype), chunk.longest
+    rows = KeptRows.unwritten(chunk, config.block_m, farthest)
     side = triton.cdiv(longest, config.block_m)
-    tiles = side * (side + 1) // 2
-
-    def kept(*sizes, dtype=torch.float32):
-        return x.new_empty(chunk.images, *sizes, dtype=dtype)
-
-    rows = KeptRows(
-        kept(longest, longest),
-        kept(longest, triton.cdiv(longest, GROUP)),
-        kept(longest, side) if farthest else None,
-        kept(tiles, dtype=torch.float64),
-        kept(side, dtype=torch.int32),
-        kept(side, dtype=torch.int32),
-        config.block_m,
-    )
-    written = rows.sums, rows.distances, rows.least, rows.most
-    known = described(x, config.block_m, config.block_d), x
+    known = described(x, [config.block_m, config.block_d]), Tokens.of(x), Images.of(chunk, norm)
     options = {
         "INCLUDE_SELF": include_self,
         "GROUP": GROUP,
@@ -446,35 +393,12 @@ def distances(
         "num_stages": config.num_stages,
     }
     diagonal_fwd_kernel[(chunk.images * side,)](
-        *known,
-        valid,
-        chunk.offsets,
-        chunk.ok,
-        norm,
-        rows.reach,
-        rows.counts,
-        *written,
-        x.shape[1],
-        longest,
-        side,
-        *x.stride(),
+        *(*known, valid, rows, longest),
         BLOCK_S=16,
         BLOCK_F=512 // x.element_size(),
         **options,
     )
-    distances_fwd_kernel[(chunk.images * tiles,)](
-        *known,
-        chunk.offsets,
-        chunk.ok,
-        norm,
-        rows.reach,
-        *written,
-        x.shape[1],
-        longest,
-        side,
-        tiles,
-        *x.stride(),
-        BLOCK_T=triton.next_power_of_2(side),
-        **options,
+    distances_fwd_kernel[(chunk.images * side * (side + 1) // 2,)](
+        *(*known, rows, longest), BLOCK_T=triton.next_power_of_2(side), **options
     )
     return rows

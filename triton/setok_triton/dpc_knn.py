@@ -9,7 +9,7 @@ from setok_kernels import layout
 from setok_kernels.selection import choose_centres
 from setok_triton.assign import assign
 from setok_triton.chunk import Chunk
-from setok_triton.common import locate, pair_distance
+from setok_triton.common import COUNTERS, Images, Tokens, flagged, locate, pair_distance
 from setok_triton.configs import dense_images, token_config
 from setok_triton.delta import parents
 from setok_triton.density import density, neighbours
@@ -18,53 +18,32 @@ from setok_triton.features import norms, scales
 from setok_triton.select import select
 
 
-@triton.jit(do_not_specialize=["D", "L", "share"])
+@triton.jit(do_not_specialize=COUNTERS)
 def peaks_fwd_kernel(
-    p_x,
-    p_ok,
-    p_offsets,
-    p_factor,
-    p_distance,
+    x,
+    images,
     p_density,
     p_parent,
     p_cap,  # (images of the chunk,) float32, or (T,) where CAPPED
     p_delta,  # (T,) float32
     p_score,  # (T,) float32
-    D,
     L,
     share,  # of the squared distances: 1 / D
-    blocks_per_image,
-    stride_n,
-    stride_d,
     CAPPED: tl.constexpr,
-    DENSE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """Delta, the distance to the parent but at most the cap, and the score rho * delta."""
-    i_b, i_n, start, n = locate(p_offsets, L, blocks_per_image)
+    at = locate(images.p_offsets, L, tl.cdiv(L, BLOCK_N))
+    i_b, i_n, start, n = at
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
-    factor = tl.load(p_factor + i_b)
-    m_ok = m_n & (tl.load(p_ok + start + o_n, mask=m_n, other=0) != 0)
-    b_parent = tl.load(p_parent + start + o_n, mask=m_n, other=-1)
+    factor = tl.load(images.p_factor + i_b)
+    m_ok = flagged(images.p_ok, start, o_n, m_n)
+    b_parent = tl.load(p_parent + start + o_n, mask=m_n, other=-1)  # (N,)
     m_pair = m_ok & (b_parent >= 0)
-    b_near = pair_distance(
-        p_x,
-        p_distance,
-        start,
-        i_b,
-        o_n,
-        tl.where(m_pair, b_parent, 0),
-        m_pair,
-        factor,
-        D,
-        L,
-        stride_n,
-        stride_d,
-        DENSE,
-        BLOCK_D,
-    )
+    b_parent = tl.where(m_pair, b_parent, 0)
+    b_near = pair_distance(x, images, at, o_n, b_parent, m_pair, factor, L, BLOCK_D)
     b_cap = tl.load(p_cap + start + o_n, mask=m_n, other=0) if CAPPED else tl.load(p_cap + i_b)
     b_near = tl.minimum(tl.where(m_pair, b_near, float("inf")), b_cap)
     # The range comes back after the root: its square may not be representable where it is. An
@@ -93,26 +72,10 @@ def peaks(
     config = token_config(x.dtype)
     blocks = triton.cdiv(chunk.longest, config.block_n)
     peaks_fwd_kernel[(chunk.images * blocks,)](
-        x,
-        chunk.ok,
-        chunk.offsets,
-        chunk.factor,
-        chunk.rows,
-        density,
-        parent,
-        cap,
-        delta,
-        score,
-        x.shape[1],
-        chunk.longest,
-        1 / x.shape[1],
-        blocks,
-        *x.stride(),
+        *(Tokens.of(x), Images.of(chunk), density, parent, cap, delta, score),
+        *(chunk.longest, 1 / x.shape[1]),
         CAPPED=capped,
-        DENSE=chunk.dense,
-        BLOCK_N=config.block_n,
-        BLOCK_D=config.block_d,
-        num_warps=config.num_warps,
+        **config.launch(),
     )
 
 
@@ -173,9 +136,9 @@ def dpc_knn(
         norm = norms(x, offsets, longest, whole.factor)
     for cut, chunk in whole.parts(size):
         if size:
-            kept = distances(x, valid, chunk, norm, include_self=True, farthest=True)
-            chunk = chunk.keeping(kept.distances)
-            select(chunk, kept, knn, rho, True, scale, noise, far)
+            rows = distances(x, valid, chunk, norm, include_self=True, farthest=True)
+            chunk = chunk.keeping(rows.p_distance)
+            select(chunk, rows, knn, rho, True, scale, noise, far)
         else:
             neighbours(x, norm, chunk, knn, True, far)
             density(x, chunk, knn, rho, noise)
@@ -185,5 +148,5 @@ def dpc_knn(
     centres, counts = choose_centres(
         padded(s), padded(whole.ok) != 0, columns, threshold, min_clusters, by_index
     )
-    labels = assign(x, norm, whole.ok, whole.factor, offsets, longest, centres, counts)
+    labels = assign(x, Images.of(whole, norm), longest, centres, counts)
     return labels, centres, counts, rho, dlt, s, knn, parent

@@ -5,81 +5,56 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from setok_triton.common import FAR_INDEX, locate, products
+from setok_triton.common import COUNTERS, FAR_INDEX, Tokens, flagged, locate, products
 from setok_triton.configs import dot_precision, tile_config, token_config
 
 
 @triton.jit
-def usable(
-    p_x,
-    p_valid,
-    start,
-    o_n,
-    m_n,
-    D,
-    stride_n,
-    stride_d,
-    HAS_VALID: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+def usable(x, p_valid, start, o_n, m_n, BLOCK_D):
     """Which tokens are valid and finite, and their largest magnitudes, 0 of the others."""
     o_d = tl.arange(0, BLOCK_D).to(tl.int64)
-    p_rows = p_x + ((start + o_n) * stride_n)[:, None]
-    b_largest = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
-    b_finite = tl.full((BLOCK_N, BLOCK_D), 1, dtype=tl.int32)
-    for i_d in range(0, D, BLOCK_D):
-        m_x = m_n[:, None] & (i_d + o_d < D)[None, :]
-        b_x = tl.load(p_rows + ((i_d + o_d) * stride_d)[None, :], mask=m_x, other=0.0)
+    p_rows = x.p_x + ((start + o_n) * x.stride_n)[:, None]
+    b_largest = tl.zeros((o_n.shape[0], BLOCK_D), dtype=tl.float32)
+    b_finite = tl.full((o_n.shape[0], BLOCK_D), 1, dtype=tl.int32)
+    for i_d in range(0, x.D, BLOCK_D):
+        m_x = m_n[:, None] & (i_d + o_d < x.D)[None, :]
+        b_x = tl.load(p_rows + ((i_d + o_d) * x.stride_d)[None, :], mask=m_x, other=0.0)  # (N, D)
         b_x = tl.abs(b_x.to(tl.float32))
         b_finite &= (b_x < float("inf")).to(tl.int32)
         b_largest = tl.maximum(b_largest, b_x)
-    m_ok = m_n & (tl.min(b_finite, axis=1) != 0)
-    if HAS_VALID:
-        m_ok &= tl.load(p_valid + start + o_n, mask=m_n, other=0) != 0
+    m_ok = flagged(p_valid, start, o_n, m_n) & (tl.min(b_finite, axis=1) != 0)
     return m_ok, tl.where(m_ok, tl.max(b_largest, axis=1), 0.0)
 
 
-@triton.jit(do_not_specialize=["D", "L"])
+@triton.jit(do_not_specialize=COUNTERS)
 def token_state_fwd_kernel(
-    p_x,
-    p_valid,
+    x,
+    p_valid,  # (T,) uint8 or None
     p_offsets,
     p_ok,  # (T,) int8: valid and finite
     p_largest,  # (B,) int32, bits of the largest magnitude, 0 before
-    D,
     L,
-    blocks_per_image,
-    stride_n,
-    stride_d,
-    HAS_VALID: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """Whether each token takes part, and the largest magnitude of those of an image that do."""
-    i_b, i_n, start, n = locate(p_offsets, L, blocks_per_image)
+    i_b, i_n, start, n = locate(p_offsets, L, tl.cdiv(L, BLOCK_N))
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
-    m_ok, b_largest = usable(
-        p_x, p_valid, start, o_n, m_n, D, stride_n, stride_d, HAS_VALID, BLOCK_N, BLOCK_D
-    )
+    m_ok, b_largest = usable(x, p_valid, start, o_n, m_n, BLOCK_D)
     tl.store(p_ok + start + o_n, m_ok.to(tl.int8), mask=m_n)
     largest = tl.max(b_largest, axis=0)
     # The bits of numbers of one sign order like the numbers; a maximum has no order of summation.
     tl.atomic_max(p_largest + i_b, largest.to(tl.int32, bitcast=True))
 
 
-@triton.jit(do_not_specialize=["D", "L"])
+@triton.jit(do_not_specialize=COUNTERS)
 def variance_fwd_kernel(
-    p_x,
+    x,
     p_ok,
     p_offsets,
     p_sums,  # (B, blocks of features, 2) float64
-    D,
     L,
-    blocks_per_image,
-    stride_n,
-    stride_d,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -87,22 +62,23 @@ def variance_fwd_kernel(
 
     All-equal tokens give 0 exactly, and float64 sums of small integers do not depend on the order.
     """
-    _, i_d, start, n = locate(p_offsets, L, blocks_per_image)
+    _, i_d, start, n = locate(p_offsets, L, tl.cdiv(x.D, BLOCK_D))
     o_n = tl.arange(0, BLOCK_N)
     o_d = i_d * BLOCK_D + tl.arange(0, BLOCK_D).to(tl.int64)
-    m_d = o_d < D
+    m_d = o_d < x.D
     first = FAR_INDEX
     for i_n in range(0, n, BLOCK_N):
         m_ok = tl.load(p_ok + start + i_n + o_n, mask=i_n + o_n < n, other=0) != 0
         first = tl.minimum(first, tl.min(tl.where(m_ok, i_n + o_n, FAR_INDEX), axis=0))
     m_any = first < n
-    p_first = p_x + (start + first) * stride_n + o_d * stride_d
+    p_first = x.p_x + (start + first) * x.stride_n + o_d * x.stride_d
     b_origin = tl.load(p_first, mask=m_d & m_any, other=0.0).to(tl.float64)
     b_total = tl.zeros((BLOCK_D,), dtype=tl.float64)
     b_square = tl.zeros((BLOCK_D,), dtype=tl.float64)
     for i_n in range(0, n, BLOCK_N):
         m_ok = tl.load(p_ok + start + i_n + o_n, mask=i_n + o_n < n, other=0) != 0
-        p_block = p_x + ((start + i_n + o_n) * stride_n)[:, None] + (o_d * stride_d)[None, :]
+        p_rows = x.p_x + ((start + i_n + o_n) * x.stride_n)[:, None]
+        p_block = p_rows + (o_d * x.stride_d)[None, :]
         m_x = m_ok[:, None] & m_d[None, :]
         b_x = tl.load(p_block, mask=m_x, other=0.0).to(tl.float64) - b_origin[None, :]
         b_x = tl.where(m_x, b_x, 0.0)
@@ -113,7 +89,7 @@ def variance_fwd_kernel(
     tl.store(p_out + 1, tl.sum(b_total * b_total, axis=0))
 
 
-@triton.jit(do_not_specialize=["L"])
+@triton.jit(do_not_specialize=COUNTERS)
 def scale_fwd_kernel(
     p_ok,
     p_offsets,
@@ -165,28 +141,24 @@ def scale_fwd_kernel(
     tl.store(p_sigma + i_b, scale.to(tl.float32))
 
 
-@triton.jit(do_not_specialize=["D", "L"])
+@triton.jit(do_not_specialize=COUNTERS)
 def norms_fwd_kernel(
-    p_x,
+    x,
     p_offsets,
     p_factor,
     p_norm,  # (T,) float32
-    D,
     L,
-    blocks_per_image,
-    stride_n,
-    stride_d,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """Squared norms: the diagonal of the same product that the distances come from."""
-    i_b, i_m, start, n = locate(p_offsets, L, blocks_per_image)
+    i_b, i_m, start, n = locate(p_offsets, L, tl.cdiv(L, BLOCK_M))
     o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
     m_m = o_m < n
-    p_rows = p_x + (start + o_m) * stride_n
+    p_rows = x.p_x + (start + o_m) * x.stride_n
     factor = tl.load(p_factor + i_b)
-    b_dot = products(p_rows, p_rows, m_m, m_m, factor, D, stride_d, PRECISION, BLOCK_D)
+    b_dot = products(p_rows, p_rows, m_m, m_m, factor, x.D, x.stride_d, PRECISION, BLOCK_D)
     m_diagonal = o_m[:, None] == o_m[None, :]
     tl.store(p_norm + start + o_m, tl.sum(tl.where(m_diagonal, b_dot, 0.0), axis=1), mask=m_m)
 
@@ -208,19 +180,8 @@ def token_states(
     blocks = triton.cdiv(longest, config.block_n)
     if images * blocks:
         token_state_fwd_kernel[(images * blocks,)](
-            x,
-            ok if valid is None else valid,
-            offsets,
-            ok,
-            largest,
-            x.shape[1],
-            longest,
-            blocks,
-            *x.stride(),
-            HAS_VALID=valid is not None,
-            BLOCK_N=config.block_n,
-            BLOCK_D=config.block_d,
-            num_warps=config.num_warps,
+            *(Tokens.of(x), valid, offsets, ok, largest, longest),
+            **config.launch(),
         )
     return ok, largest
 
@@ -248,17 +209,8 @@ def scales(
     taking_part = x.new_empty(images, dtype=torch.int32)
     if images and sigma is None:
         variance_fwd_kernel[(images * parts,)](
-            x,
-            ok,
-            offsets,
-            sums,
-            dim,
-            longest,
-            parts,
-            *x.stride(),
-            BLOCK_N=config.block_n,
-            BLOCK_D=config.block_d,
-            num_warps=config.num_warps,
+            *(Tokens.of(x), ok, offsets, sums, longest),
+            **config.launch(),
         )
     if images:
         scale_fwd_kernel[(images,)](
@@ -286,14 +238,7 @@ def norms(x: Tensor, offsets: Tensor, longest: int, factor: Tensor) -> Tensor:
     images = offsets.shape[0] - 1
     if images * blocks:
         norms_fwd_kernel[(images * blocks,)](
-            x,
-            offsets,
-            factor,
-            out,
-            x.shape[1],
-            longest,
-            blocks,
-            *x.stride(),
+            *(Tokens.of(x), offsets, factor, out, longest),
             PRECISION=dot_precision(x.dtype),
             BLOCK_M=config.block_m,
             BLOCK_D=config.block_d,

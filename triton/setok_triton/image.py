@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from setok_triton.chunk import Chunk
-from setok_triton.common import FAR_INDEX, locate
+from setok_triton.common import COUNTERS, FAR_INDEX, Clusters, Images, flagged, locate, row_pitch
 from setok_triton.configs import row_config
 from setok_triton.scope import MaskLayout, alpha_mask
 
@@ -41,24 +41,13 @@ def listed_parents(p_knn, p_density, b_rho, o_n, m_ok, K):
 
 
 @triton.jit
-def scan_peaks(
-    p_peaks,  # scratch for their indices
-    p_rows,
-    p_density,
-    p_parent,
-    p_delta,
-    m_peak,
-    o_n,
-    n,
-    L,
-    REPLAY: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-):
+def scan_peaks(p_peaks, p_rows, at, out, m_peak, o_n, L, REPLAY, BLOCK_P, BLOCK_T):
     """Looks for the parents of local peaks in their whole rows; the top token takes the farthest.
 
-    Writes unscaled distances to `p_delta`, and parents where they are not known.
+    Writes unscaled distances as `out.p_delta`, and parents where they are not known. `p_peaks` is
+    scratch for their indices.
     """
+    p_density, n = out.p_density + at.start, at.n
     b_one = m_peak.to(tl.int32)
     peaks = tl.sum(b_one, axis=0)
     tl.store(p_peaks + tl.cumsum(b_one, axis=0) - b_one, o_n, mask=m_peak)
@@ -73,7 +62,7 @@ def scan_peaks(
         b_far = tl.zeros((BLOCK_P, BLOCK_T), dtype=tl.float32)
         for i_t in range(0, n, BLOCK_T):
             o_t = (i_t + tl.arange(0, BLOCK_T))[None, :]
-            p_row = p_rows + (b_i.to(tl.int64) * L)[:, None] + o_t
+            p_row = p_rows + (b_i.to(tl.int64) * row_pitch(L))[:, None] + o_t
             b_d = tl.load(p_row, mask=o_t < n, other=float("inf"))  # (P, T)
             b_far = tl.maximum(b_far, tl.where(b_d < float("inf"), b_d, 0.0))
             if not REPLAY:
@@ -87,13 +76,13 @@ def scan_peaks(
             b_parent = tl.min(tl.where(b_best == b_least[:, None], b_first, FAR_INDEX), axis=1)
             b_delta = tl.where(b_least < float("inf"), b_least, b_delta)
             b_parent = tl.where(b_least < float("inf"), b_parent, -1)
-            tl.store(p_parent + b_i, b_parent.to(tl.int64), mask=o_p < peaks)
-        tl.store(p_delta + b_i, b_delta, mask=o_p < peaks)
+            tl.store(out.p_parent + at.start + b_i, b_parent.to(tl.int64), mask=o_p < peaks)
+        tl.store(out.p_delta + at.start + b_i, b_delta, mask=o_p < peaks)
     tl.debug_barrier()
 
 
 @triton.jit
-def seed_scores(b_raw, o_n, top, NORMALISE: tl.constexpr, REPLAY: tl.constexpr):
+def seed_scores(b_raw, o_n, top, NORMALISE, REPLAY):
     """Rho * delta, divided by the largest of the image; a replay knows which token has it."""
     if NORMALISE:
         largest = tl.max(b_raw, axis=0)
@@ -121,24 +110,12 @@ def combine(key_a, left_a, mass_a, key_b, left_b, mass_b):
     return tl.maximum(key_a, key_b), left_a + left_b, mass_a + mass_b
 
 
-@triton.jit(do_not_specialize=["C", "K", "L"])
+@triton.jit(do_not_specialize=COUNTERS)
 def image_fwd_kernel(
-    p_offsets,
-    p_ok,
-    p_valid,  # (T,) uint8, where HAS_VALID
-    p_sigma,
-    p_taking_part,
-    p_distance,  # (images of the chunk, L, L)
-    p_knn,  # (T, K) int64
-    p_density,
+    images,  # with distances
+    p_valid,  # (T,) uint8 or None
     p_learnable,
-    p_parent,  # (T,) int64; known in a replay
-    p_delta,  # (T,) float32
-    p_score,  # (T,) float32
-    p_masks,  # (C + 1, ...) rows stride_row apart
-    p_labels,  # (T,) int64
-    p_seeds,  # (B, C) int64, -1 where there is none; known in a replay
-    p_counts,  # (B,) int64
+    out,  # Clusters
     p_peaks,  # (T,) int32 scratch
     C,
     K,
@@ -153,72 +130,59 @@ def image_fwd_kernel(
     SIGMOID: tl.constexpr,
     DISTINCT: tl.constexpr,
     NORMALISE: tl.constexpr,
-    HAS_VALID: tl.constexpr,
-    REPLAY: tl.constexpr,
+    REPLAY: tl.constexpr,  # parents, seeds and counts are known
     BLOCK_N: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
     """Parents, delta, score, the scope loop (Algorithm 1), residual and labels of one image."""
-    i_b, _, start, n = locate(p_offsets, L, 1)
+    at = locate(images.p_offsets, L, 1)
+    i_b, _, start, n = at
     o_n = tl.arange(0, BLOCK_N)
     m_n = o_n < n
-    m_ok = m_n & (tl.load(p_ok + start + o_n, mask=m_n, other=0) != 0)
-    m_valid = m_n
-    if HAS_VALID:
-        m_valid = m_n & (tl.load(p_valid + start + o_n, mask=m_n, other=0) != 0)
-    sigma = tl.load(p_sigma + i_b)
-    p_rows = p_distance + i_b * L * L
-    p_rho = p_density + start
-    b_rho = tl.load(p_rho + o_n, mask=m_n, other=0.0)
+    m_ok = flagged(images.p_ok, start, o_n, m_n)
+    m_valid = flagged(p_valid, start, o_n, m_n)
+    sigma = tl.load(images.p_sigma + i_b)
+    pitch = row_pitch(L).to(tl.int64)
+    p_rows = images.p_distance + i_b * L * pitch
+    p_rho = out.p_density + start
+    b_rho = tl.load(p_rho + o_n, mask=m_n, other=0.0)  # (N,)
 
     if REPLAY:
-        b_parent = tl.load(p_parent + start + o_n, mask=m_ok, other=-1).to(tl.int32)
+        b_parent = tl.load(out.p_parent + start + o_n, mask=m_ok, other=-1).to(tl.int32)  # (N,)
     else:
-        b_parent = listed_parents(p_knn + start * K, p_rho, b_rho, o_n, m_ok, K)
+        b_parent = listed_parents(out.p_knn + start * K, p_rho, b_rho, o_n, m_ok, K)
         m_known = m_n & ~(m_ok & (b_parent < 0))
-        tl.store(p_parent + start + o_n, b_parent.to(tl.int64), mask=m_known)
+        tl.store(out.p_parent + start + o_n, b_parent.to(tl.int64), mask=m_known)
     m_listed = m_ok & (b_parent >= 0)
-    b_delta = tl.load(p_rows + o_n.to(tl.int64) * L + b_parent, mask=m_listed, other=0.0)
+    b_delta = tl.load(p_rows + o_n * pitch + b_parent, mask=m_listed, other=0.0)  # (N,)
     m_peak = m_ok & (b_parent < 0)
-    scan_peaks(
-        p_peaks + start,
-        p_rows,
-        p_rho,
-        p_parent + start,
-        p_delta + start,
-        m_peak,
-        o_n,
-        n,
-        L,
-        REPLAY,
-        BLOCK_P,
-        BLOCK_T,
-    )
-    b_delta = tl.where(m_peak, tl.load(p_delta + start + o_n, mask=m_peak, other=0.0), b_delta)
+    scan_peaks(p_peaks + start, p_rows, at, out, m_peak, o_n, L, REPLAY, BLOCK_P, BLOCK_T)
+    p_delta = out.p_delta + start + o_n
+    b_delta = tl.where(m_peak, tl.load(p_delta, mask=m_peak, other=0.0), b_delta)
     # In a small block several warps hold a token: none may store before all have read.
     tl.debug_barrier()
     # An infinite delta at density 0 would make the score NaN.
     b_delta = tl.where(m_ok, tl.minimum(sigma * b_delta, LARGEST), 0.0)
-    tl.store(p_delta + start + o_n, b_delta, mask=m_n)
+    tl.store(p_delta, b_delta, mask=m_n)
+    p_seed = out.p_seeds + i_b * stride_seeds
     top = -1
     if REPLAY:
-        top = tl.load(p_seeds + i_b * stride_seeds).to(tl.int32)
+        top = tl.load(p_seed).to(tl.int32)
     b_s = seed_scores(b_rho * b_delta, o_n, top, NORMALISE, REPLAY)
-    tl.store(p_score + start + o_n, b_s, mask=m_n)
+    tl.store(out.p_score + start + o_n, b_s, mask=m_n)
 
-    p_image = p_masks + i_b * stride_image + start * stride_start + o_n
-    p_seed = p_seeds + i_b * stride_seeds
+    p_image = out.p_masks + i_b * stride_image + start * stride_start + o_n
     b_scope = m_ok.to(tl.float32)
     b_best = tl.full((BLOCK_N,), -1.0, dtype=tl.float32)
     b_label = tl.full((BLOCK_N,), 0, dtype=tl.int32)
     step = tl.zeros((), dtype=tl.int32)
     if REPLAY:
-        count = tl.load(p_counts + i_b).to(tl.int32)
+        count = tl.load(out.p_counts + i_b).to(tl.int32)
         while step < C:
             seed = tl.load(p_seed + step).to(tl.int32)
             m_seed = m_ok & (o_n < tl.where(seed >= 0, n, 0))
-            b_d = sigma * tl.load(p_rows + seed.to(tl.int64) * L + o_n, mask=m_seed, other=0.0)
+            b_d = sigma * tl.load(p_rows + seed * pitch + o_n, mask=m_seed, other=0.0)
             b_alpha = tl.where(m_seed, alpha_mask(b_d, b_s, p_learnable, KERNEL, SIGMOID), 0.0)
             b_mask = b_scope * b_alpha
             tl.store(p_image + step.to(tl.int64) * stride_row, b_mask, mask=m_n)
@@ -230,12 +194,12 @@ def image_fwd_kernel(
     else:
         count = tl.zeros((), dtype=tl.int32)
         m_eligible = m_ok
-        taking_part = tl.maximum(tl.load(p_taking_part + i_b), 1).to(tl.float32)
+        taking_part = tl.maximum(tl.load(images.p_taking_part + i_b), 1).to(tl.float32)
         key = tl.max(priority(b_scope, b_s, m_eligible, o_n), axis=0)
         going = key >= 0
         while going:
             seed = FAR_INDEX - (key & FAR_INDEX).to(tl.int32)
-            b_d = sigma * tl.load(p_rows + seed.to(tl.int64) * L + o_n, mask=m_ok, other=0.0)
+            b_d = sigma * tl.load(p_rows + seed * pitch + o_n, mask=m_ok, other=0.0)
             b_alpha = tl.where(m_ok, alpha_mask(b_d, b_s, p_learnable, KERNEL, SIGMOID), 0.0)
             b_mask = b_scope * b_alpha
             b_after = b_scope * (1.0 - b_alpha)
@@ -255,13 +219,13 @@ def image_fwd_kernel(
             step += 1
             going = good & (step < C) & (key >= 0)
             going = going & (tl.div_rn(left, taking_part) > stop_residual)
-        tl.store(p_counts + i_b, count.to(tl.int64))
+        tl.store(out.p_counts + i_b, count.to(tl.int64))
 
     # A valid token that takes no part is all residual.
     b_residual = tl.where(m_ok, b_scope, m_valid.to(tl.float32))
     tl.store(p_image + count.to(tl.int64) * stride_row, b_residual, mask=m_n)
     b_label = tl.where(b_residual > b_best, count, b_label)
-    tl.store(p_labels + start + o_n, tl.where(m_valid, b_label, -1).to(tl.int64), mask=m_n)
+    tl.store(out.p_labels + start + o_n, tl.where(m_valid, b_label, -1).to(tl.int64), mask=m_n)
     # A replay has written its rows up to C, zeros where there is no seed.
     first = tl.maximum(count + 1, step)
     p_row = p_image + first.to(tl.int64) * stride_row
@@ -303,44 +267,21 @@ def cluster_images(
         score: written; (T,) float32 seed scores.
         masks: written; (images, C + 1, N) of the chunk, or packed (C + 1, T).
         labels: written; (T,) int64.
-        seeds: (images, C) int64, written or replayed.
+        seeds: (images, C) int64, written (-1 before) or replayed.
         counts: (images,) int64, written or replayed.
         scratch: (T,) int32.
         replay: whether parents, seeds and counts are known.
     """
-    layout, launch = MaskLayout.of(masks), row_config(chunk.longest)
+    launch = row_config(chunk.longest)
+    out = Clusters(knn, parent, seeds, counts, masks, density, delta, score, labels)
     image_fwd_kernel[(chunk.images,)](
-        chunk.offsets,
-        chunk.ok,
-        chunk.ok if valid is None else valid,
-        chunk.sigma,
-        chunk.taking_part,
-        chunk.rows,
-        knn,
-        density,
-        options.learnable,
-        parent,
-        delta,
-        score,
-        masks,
-        labels,
-        seeds,
-        counts,
-        scratch,
-        loop.max_clusters,
-        knn.shape[1],
-        chunk.longest,
-        loop.stop_residual,
-        loop.min_mass,
-        layout.image,
-        layout.row,
-        layout.start,
-        seeds.stride(0),
+        *(Images.of(chunk), valid, options.learnable, out, scratch),
+        *(loop.max_clusters, knn.shape[1], chunk.longest, loop.stop_residual, loop.min_mass),
+        *(*MaskLayout.of(masks), seeds.stride(0)),
         KERNEL=options.kernel,
         SIGMOID=options.alpha == "sigmoid",
         DISTINCT=loop.distinct_seeds,
         NORMALISE=options.score_norm_max,
-        HAS_VALID=valid is not None,
         REPLAY=replay,
         BLOCK_N=launch.block_n,
         BLOCK_P=16,

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from setok_triton.common import locate
+from setok_triton.common import COUNTERS, Images, Tokens, flagged, locate
 from setok_triton.configs import merge_config, share_precision, token_config
 from setok_triton.features import token_states
 from setok_triton.scope import MaskLayout
@@ -13,27 +13,20 @@ from setok_triton.segments import segments
 from setok_triton.shares import share_dot, share_sums
 
 
-@triton.jit(do_not_specialize=["rows", "D", "L"])
+@triton.jit(do_not_specialize=COUNTERS)
 def merge_soft_fwd_kernel(
-    p_x,
-    p_usable,  # (T,) int8
-    p_weights,  # (T,) float32
-    p_offsets,
-    p_counts,
+    x,
+    images,
+    p_weights,  # (T,) float32 or None
+    p_counts,  # (B,) int64
     p_masks,
     p_out,  # (B, rows, D)
     rows,
-    D,
     L,
     eps,
-    row_blocks,
-    feature_blocks,
-    stride_n,
-    stride_d,
     stride_image,
     stride_row,
     stride_start,
-    WEIGHTED: tl.constexpr,
     MEANS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -44,162 +37,143 @@ def merge_soft_fwd_kernel(
 
     MEANS divides it by sum_i w_i M_ci + eps.
     """
-    i_b, i_tile, start, n = locate(p_offsets, L, row_blocks * feature_blocks)
+    feature_blocks = tl.cdiv(x.D, BLOCK_D)
+    i_b, i_tile, start, n = locate(images.p_offsets, L, tl.cdiv(rows, BLOCK_C) * feature_blocks)
     i_c = i_tile // feature_blocks * BLOCK_C
-    o_c = i_c + tl.arange(0, BLOCK_C)
-    o_d = i_tile % feature_blocks * BLOCK_D + tl.arange(0, BLOCK_D)
+    o_c = i_c + tl.arange(0, BLOCK_C)  # (C,)
+    o_d = i_tile % feature_blocks * BLOCK_D + tl.arange(0, BLOCK_D)  # (D,)
     # Rows behind the residual are 0.
     count = tl.load(p_counts + i_b)
     m_c = o_c <= count
     p_shares = p_masks + i_b * stride_image + start * stride_start + o_c.to(tl.int64) * stride_row
+    n = tl.where(i_c <= count, n, 0)
     b_out, b_mass = share_sums(
-        p_x,
-        p_usable,
-        p_weights,
-        p_shares,
-        m_c,
-        o_d,
-        start,
-        tl.where(i_c <= count, n, 0),
-        1.0,
-        D,
-        stride_n,
-        stride_d,
-        WEIGHTED,
-        False,
-        PRECISION,
-        BLOCK_N,
+        x, images.p_ok, p_weights, p_shares, m_c, o_d, start, n, None, PRECISION, BLOCK_N
     )
     if MEANS:
         b_out = tl.div_rn(b_out, (b_mass + eps)[:, None])
-    p_rows = p_out + (i_b * rows + o_c)[:, None] * D + o_d[None, :]
+    p_rows = p_out + (i_b * rows + o_c)[:, None] * x.D + o_d[None, :]
     b_out = tl.where(m_c[:, None], b_out, 0.0).to(p_out.dtype.element_ty)
-    tl.store(p_rows, b_out, mask=(o_c < rows)[:, None] & (o_d < D)[None, :])
+    tl.store(p_rows, b_out, mask=(o_c < rows)[:, None] & (o_d < x.D)[None, :])
 
 
-@triton.jit(do_not_specialize=["rows", "D"])
+@triton.jit(do_not_specialize=COUNTERS)
 def merge_hard_fwd_kernel(
-    p_x,
-    p_usable,
-    p_weights,
+    x,
+    p_usable,  # (T,) int8
+    p_weights,  # (T,) float32 or None
     p_order,  # (T,) int64 tokens of all images, by image and label
     p_bounds,  # (B (rows + 1) + 1,) int64 where the members of each label begin
-    p_out,
+    p_out,  # (B, rows, D)
     rows,
-    D,
-    feature_blocks,
-    stride_n,
-    stride_d,
-    WEIGHTED: tl.constexpr,
     MEANS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """Weighted mean or sum of the members of one cluster, for a block of features."""
     # Masked tokens have a segment of their own behind the rows of an image.
+    feature_blocks = tl.cdiv(x.D, BLOCK_D)
     i_q = (tl.program_id(0) // feature_blocks).to(tl.int64)
     i_segment = i_q // rows * (rows + 1) + i_q % rows
     begin = tl.load(p_bounds + i_segment)
     end = tl.load(p_bounds + i_segment + 1)
     o_d = tl.program_id(0) % feature_blocks * BLOCK_D + tl.arange(0, BLOCK_D)
-    m_d = o_d < D
+    m_d = o_d < x.D
     b_sum = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
     b_mass = tl.zeros((BLOCK_N,), dtype=tl.float32)
     for i_n in range(begin, end, BLOCK_N):
         o_member = i_n + tl.arange(0, BLOCK_N)
         m_n = o_member < end
-        o_n = tl.load(p_order + o_member, mask=m_n, other=0)
-        m_n &= tl.load(p_usable + o_n, mask=m_n, other=0) != 0
+        o_n = tl.load(p_order + o_member, mask=m_n, other=0)  # (N,)
+        m_n = flagged(p_usable, 0, o_n, m_n)
         b_w = m_n.to(tl.float32)
-        if WEIGHTED:
-            b_w = tl.load(p_weights + o_n, mask=m_n, other=0.0)
-        p_block = p_x + (o_n * stride_n)[:, None] + (o_d.to(tl.int64) * stride_d)[None, :]
-        b_x = tl.load(p_block, mask=m_n[:, None] & m_d[None, :], other=0.0).to(tl.float32)
-        b_sum += b_w[:, None] * b_x
+        if p_weights is not None:
+            b_w = tl.load(p_weights + o_n, mask=m_n, other=0.0)  # (N,)
+        p_block = x.p_x + (o_n * x.stride_n)[:, None] + (o_d.to(tl.int64) * x.stride_d)[None, :]
+        b_x = tl.load(p_block, mask=m_n[:, None] & m_d[None, :], other=0.0)  # (N, D)
+        b_sum += b_w[:, None] * b_x.to(tl.float32)
         b_mass += b_w
     b_out = tl.sum(b_sum, axis=0)
     if MEANS:
         mass = tl.sum(b_mass, axis=0)
         b_out = tl.div_rn(b_out, tl.where(mass > 0, mass, 1.0))
-    tl.store(p_out + i_q * D + o_d, b_out.to(p_out.dtype.element_ty), mask=m_d)
+    tl.store(p_out + i_q * x.D + o_d, b_out.to(p_out.dtype.element_ty), mask=m_d)
 
 
-@triton.jit(do_not_specialize=["rows", "D", "L"])
+@triton.jit(do_not_specialize=COUNTERS)
 def unmerge_soft_fwd_kernel(
-    p_tokens,  # (B, rows, D)
+    tokens,  # (B rows, D)
     p_offsets,
-    p_counts,
+    p_counts,  # (B,) int64 last row of each image
     p_masks,
-    p_mass,  # (B, rows) float32
-    p_weights,  # (T,) float32
+    p_mass,  # (B, rows) float32 or None
+    p_weights,  # (T,) float32, with p_mass
     p_out,  # (T, D)
     rows,
-    D,
     L,
-    token_blocks,
-    feature_blocks,
     stride_image,
     stride_row,
     stride_start,
-    MEANS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """sum_c M_ci t_c for a block of tokens and one of features; MEANS: M_ci w_i / mass_c for M."""
-    i_b, i_tile, start, n = locate(p_offsets, L, token_blocks * feature_blocks)
+    """sum_c M_ci t_c for a block of tokens and one of features.
+
+    With masses M_ci w_i / mass_c takes the place of M_ci.
+    """
+    feature_blocks = tl.cdiv(tokens.D, BLOCK_D)
+    i_b, i_tile, start, n = locate(p_offsets, L, tl.cdiv(L, BLOCK_N) * feature_blocks)
     o_n = i_tile // feature_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
     o_d = i_tile % feature_blocks * BLOCK_D + tl.arange(0, BLOCK_D)
-    m_n, m_d = o_n < n, o_d < D
+    m_n, m_d = o_n < n, o_d < tokens.D
     count = tl.load(p_counts + i_b).to(tl.int32)
     p_shares = p_masks + i_b * stride_image + start * stride_start + o_n[:, None]
-    p_rows = p_tokens + i_b * rows * D + o_d[None, :]
+    p_rows = tokens.p_x + i_b * rows * tokens.stride_n + (o_d * tokens.stride_d)[None, :]
     b_out = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
     for i_c in range(0, count + 1, BLOCK_C):
         o_c = (i_c + tl.arange(0, BLOCK_C)).to(tl.int64)
         m_c = o_c <= count
-        b_share = tl.load(
-            p_shares + o_c[None, :] * stride_row, mask=m_n[:, None] & m_c[None, :], other=0.0
-        )
-        if MEANS:
+        m_share = m_n[:, None] & m_c[None, :]
+        b_share = tl.load(p_shares + o_c[None, :] * stride_row, mask=m_share, other=0.0)  # (N, C)
+        if p_mass is not None:
             b_share /= tl.load(p_mass + i_b * rows + o_c, mask=m_c, other=1.0)[None, :]
             b_share *= tl.load(p_weights + start + o_n, mask=m_n, other=0.0)[:, None]
-        b_t = tl.load(p_rows + o_c[:, None] * D, mask=m_c[:, None] & m_d[None, :], other=0.0)
+        m_t = m_c[:, None] & m_d[None, :]
+        b_t = tl.load(p_rows + o_c[:, None] * tokens.stride_n, mask=m_t, other=0.0)  # (C, D)
         b_out = share_dot(b_share, b_t, b_out, PRECISION)
-    p_block = p_out + (start + o_n)[:, None] * D + o_d[None, :]
+    p_block = p_out + (start + o_n)[:, None] * tokens.D + o_d[None, :]
     tl.store(p_block, b_out.to(p_out.dtype.element_ty), mask=m_n[:, None] & m_d[None, :])
 
 
-@triton.jit(do_not_specialize=["rows", "D", "L"])
+@triton.jit(do_not_specialize=COUNTERS)
 def unmerge_hard_fwd_kernel(
-    p_tokens,  # (B, rows, D)
+    tokens,  # (B rows, D)
     p_offsets,
     p_labels,  # (T,) int64
-    p_weights,  # (T,) float32
+    p_weights,  # (T,) float32 or None
     p_out,  # (T, D)
     rows,
-    D,
     L,
-    blocks_per_image,
-    WEIGHTED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """The token of each token's label, times its weight; 0 where it has no label."""
-    i_b, i_n, start, n = locate(p_offsets, L, blocks_per_image)
+    i_b, i_n, start, n = locate(p_offsets, L, tl.cdiv(L, BLOCK_N))
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
-    b_label = tl.load(p_labels + start + o_n, mask=m_n, other=-1)
-    for i_d in range(0, D, BLOCK_D):
+    b_label = tl.load(p_labels + start + o_n, mask=m_n, other=-1)  # (N,)
+    for i_d in range(0, tokens.D, BLOCK_D):
         o_d = i_d + tl.arange(0, BLOCK_D)
-        m_d = (o_d < D)[None, :]
-        p_rows = p_tokens + ((i_b * rows + b_label) * D)[:, None] + o_d[None, :]
-        b_t = tl.load(p_rows, mask=(b_label >= 0)[:, None] & m_d, other=0.0)
-        if WEIGHTED:
-            b_w = tl.load(p_weights + start + o_n, mask=m_n, other=0.0)
+        m_d = (o_d < tokens.D)[None, :]
+        p_rows = tokens.p_x + ((i_b * rows + b_label) * tokens.stride_n)[:, None]
+        p_tile = p_rows + (o_d * tokens.stride_d)[None, :]
+        b_t = tl.load(p_tile, mask=(b_label >= 0)[:, None] & m_d, other=0.0)  # (N, D)
+        if p_weights is not None:
+            b_w = tl.load(p_weights + start + o_n, mask=m_n, other=0.0)  # (N,)
             b_t = (b_t * b_w[:, None]).to(b_t.dtype)
-        p_block = p_out + (start + o_n)[:, None] * D + o_d[None, :]
+        p_block = p_out + (start + o_n)[:, None] * tokens.D + o_d[None, :]
         tl.store(p_block, b_t, mask=m_n[:, None] & m_d)
 
 
@@ -231,38 +205,18 @@ def merge_soft(
         (B, rows, D) in the dtype of `x`.
     """
     images, rows, dim = counts.shape[0], masks.shape[-2], x.shape[1]
-    config, layout = merge_config(x.dtype), MaskLayout.of(masks)
+    config = merge_config(x.dtype)
     out = x.new_empty(images, rows, dim)
     usable = _usable(x, labels, offsets, longest, means)
     row_blocks = triton.cdiv(rows, config.block_m)
     feature_blocks = triton.cdiv(dim, config.block_n)
     if images * feature_blocks:
         merge_soft_fwd_kernel[(images * row_blocks * feature_blocks,)](
-            x,
-            usable,
-            x if weights is None else weights,
-            offsets,
-            counts,
-            masks,
-            out,
-            rows,
-            dim,
-            longest,
-            eps,
-            row_blocks,
-            feature_blocks,
-            *x.stride(),
-            layout.image,
-            layout.row,
-            layout.start,
-            WEIGHTED=weights is not None,
+            *(Tokens.of(x), Images(offsets, usable), weights, counts, masks, out),
+            *(rows, longest, eps, *MaskLayout.of(masks)),
             MEANS=means,
             PRECISION=share_precision(x.dtype),
-            BLOCK_C=config.block_m,
-            BLOCK_N=config.block_d,
-            BLOCK_D=config.block_n,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
+            **config.launch("BLOCK_C", "BLOCK_D", "BLOCK_N"),
             # A weight times a share that one lane fuses into the sum of shares, and another does
             # not, would give a row several masses.
             enable_fp_fusion=weights is None,
@@ -288,21 +242,9 @@ def merge_hard(
     feature_blocks = triton.cdiv(dim, config.block_d)
     if images * feature_blocks:
         merge_hard_fwd_kernel[(images * rows * feature_blocks,)](
-            x,
-            usable,
-            x if weights is None else weights,
-            order,
-            bounds,
-            out,
-            rows,
-            dim,
-            feature_blocks,
-            *x.stride(),
-            WEIGHTED=weights is not None,
+            *(Tokens.of(x), usable, weights, order, bounds, out, rows),
             MEANS=means,
-            BLOCK_N=config.block_n,
-            BLOCK_D=config.block_d,
-            num_warps=config.num_warps,
+            **config.launch(),
         )
     return out
 
@@ -342,34 +284,16 @@ def unmerge_soft(
         (total, D).
     """
     images, rows, dim = tokens.shape
-    config, layout = merge_config(tokens.dtype), MaskLayout.of(masks)
+    config = merge_config(tokens.dtype)
     out = tokens.new_empty(total, dim, dtype=dtype)
     token_blocks = triton.cdiv(longest, config.block_m)
     feature_blocks = triton.cdiv(dim, config.block_n)
     if images * token_blocks * feature_blocks:
         unmerge_soft_fwd_kernel[(images * token_blocks * feature_blocks,)](
-            tokens,
-            offsets,
-            counts,
-            masks,
-            tokens if mass is None else mass,
-            tokens if weights is None else weights,
-            out,
-            rows,
-            dim,
-            longest,
-            token_blocks,
-            feature_blocks,
-            layout.image,
-            layout.row,
-            layout.start,
-            MEANS=mass is not None,
+            *(Tokens.of(tokens.flatten(0, 1)), offsets, counts, masks, mass, weights, out),
+            *(rows, longest, *MaskLayout.of(masks)),
             PRECISION=share_precision(tokens.dtype),
-            BLOCK_C=config.block_d,
-            BLOCK_N=config.block_m,
-            BLOCK_D=config.block_n,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
+            **config.launch("BLOCK_N", "BLOCK_D", "BLOCK_C"),
         )
     return out
 
@@ -388,18 +312,7 @@ def unmerge_hard(
     blocks = triton.cdiv(longest, config.block_n)
     if images * blocks * dim:
         unmerge_hard_fwd_kernel[(images * blocks,)](
-            tokens,
-            offsets,
-            labels,
-            tokens if weights is None else weights,
-            out,
-            rows,
-            dim,
-            longest,
-            blocks,
-            WEIGHTED=weights is not None,
-            BLOCK_N=config.block_n,
-            BLOCK_D=config.block_d,
-            num_warps=config.num_warps,
+            *(Tokens.of(tokens.flatten(0, 1)), offsets, labels, weights, out, rows, longest),
+            **config.launch(),
         )
     return out

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from setok_triton.common import locate
+from setok_triton.common import COUNTERS, Images, Tokens, flagged, locate
 from setok_triton.configs import token_config
 from setok_triton.features import token_states
 from setok_triton.merge import merge_hard, merge_soft, unmerge_hard, unmerge_soft
@@ -14,10 +14,10 @@ from setok_triton.scope import MaskLayout
 from setok_triton.segments import segments
 
 
-@triton.jit(do_not_specialize=["rows", "L"])
+@triton.jit(do_not_specialize=COUNTERS)
 def row_sums_bwd_kernel(
     p_masks,
-    p_products,  # like the masks, where PRODUCTS
+    p_products,  # E, like the masks, or None
     p_weights,  # (T,) float32
     p_offsets,
     p_mass,  # (B, rows) float32
@@ -28,7 +28,6 @@ def row_sums_bwd_kernel(
     stride_image,
     stride_row,
     stride_start,
-    PRODUCTS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """m_c = sum_i w_i M_ci + eps, and the mean sum_i w_i M_ci E_ci / m_c, of one row."""
@@ -38,41 +37,39 @@ def row_sums_bwd_kernel(
     b_mean = tl.zeros((BLOCK_N,), dtype=tl.float32)
     for i_n in range(0, n, BLOCK_N):
         o_n = i_n + tl.arange(0, BLOCK_N)
-        b_share = tl.load(p_masks + o_row + o_n, mask=o_n < n, other=0.0)
+        b_share = tl.load(p_masks + o_row + o_n, mask=o_n < n, other=0.0)  # (N,)
         b_share *= tl.load(p_weights + start + o_n, mask=o_n < n, other=0.0)
         b_mass += b_share
-        if PRODUCTS:
+        if p_products is not None:
             b_mean += b_share * tl.load(p_products + o_row + o_n, mask=o_n < n, other=0.0)
     mass = tl.sum(b_mass, axis=0) + eps
     tl.store(p_mass + tl.program_id(0), mass)
     tl.store(p_mean + tl.program_id(0), tl.sum(b_mean, axis=0) / mass)
 
 
-@triton.jit(do_not_specialize=["rows", "L"])
+@triton.jit(do_not_specialize=COUNTERS)
 def merge_masks_bwd_kernel(
+    images,
     p_masks,
     p_products,  # E before, the gradient of the masks after
-    p_weights,
-    p_usable,
-    p_offsets,
-    p_counts,
-    p_mass,
-    p_mean,
+    p_weights,  # (T,) float32
+    p_counts,  # (B,) int64
+    p_mass,  # (B, rows) float32
+    p_mean,  # (B, rows) float32
     p_grad_weights,  # (T,) float32
     rows,
     L,
-    blocks_per_image,
     stride_image,
     stride_row,
     stride_start,
     BLOCK_N: tl.constexpr,
 ):
     """dA_ci = (E_ci - q_c) / m_c; dM_ci = w_i dA_ci, and dw_i = sum_c M_ci dA_ci."""
-    i_b, i_n, start, n = locate(p_offsets, L, blocks_per_image)
+    i_b, i_n, start, n = locate(images.p_offsets, L, tl.cdiv(L, BLOCK_N))
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
-    m_usable = m_n & (tl.load(p_usable + start + o_n, mask=m_n, other=0) != 0)
-    b_w = tl.load(p_weights + start + o_n, mask=m_n, other=0.0)
+    m_usable = flagged(images.p_ok, start, o_n, m_n)
+    b_w = tl.load(p_weights + start + o_n, mask=m_n, other=0.0)  # (N,)
     b_sum = tl.zeros((BLOCK_N,), dtype=tl.float32)
     count = tl.load(p_counts + i_b).to(tl.int32)
     o_row = i_b * stride_image + start * stride_start + o_n
@@ -80,7 +77,7 @@ def merge_masks_bwd_kernel(
         # Rows behind the residual stay 0.
         m_c = m_usable & (o_n < tl.where(i_c <= count, n, 0))
         mass, mean = tl.load(p_mass + i_b * rows + i_c), tl.load(p_mean + i_b * rows + i_c)
-        b_grad = tl.load(p_products + o_row, mask=m_c, other=0.0) - mean
+        b_grad = tl.load(p_products + o_row, mask=m_c, other=0.0) - mean  # (N,)
         b_grad = tl.where(m_c, b_grad / mass, 0.0)
         b_sum += b_grad * tl.load(p_masks + o_row, mask=m_c, other=0.0)
         tl.store(p_products + o_row, b_w * b_grad, mask=m_n)
@@ -88,49 +85,45 @@ def merge_masks_bwd_kernel(
     tl.store(p_grad_weights + start + o_n, b_sum, mask=m_n)
 
 
-@triton.jit(do_not_specialize=["rows", "D", "L"])
+@triton.jit(do_not_specialize=COUNTERS)
 def label_products_bwd_kernel(
-    p_tokens,  # (B, rows, D)
-    p_x,  # (T, D)
-    p_usable,
-    p_labels,
-    p_offsets,
+    tokens,  # (B rows, D); their features, and those of x, lie side by side
+    x,
+    images,
+    p_labels,  # (T,) int64
     p_out,  # (T,) float32
     rows,
-    D,
     L,
-    blocks_per_image,
-    stride_n,  # as in `row_products_bwd_kernel`
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """t_label(i) . x_i, 0 where unusable."""
-    i_b, i_n, start, n = locate(p_offsets, L, blocks_per_image)
+    i_b, i_n, start, n = locate(images.p_offsets, L, tl.cdiv(L, BLOCK_N))
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
-    m_usable = m_n & (tl.load(p_usable + start + o_n, mask=m_n, other=0) != 0)
-    b_label = tl.load(p_labels + start + o_n, mask=m_usable, other=0)
+    m_usable = flagged(images.p_ok, start, o_n, m_n)
+    b_label = tl.load(p_labels + start + o_n, mask=m_usable, other=0)  # (N,)
+    p_rows = tokens.p_x + ((i_b * rows + b_label) * tokens.stride_n)[:, None]
+    p_block = x.p_x + ((start + o_n) * x.stride_n)[:, None]
     b_sum = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
-    for i_d in range(0, D, BLOCK_D):
+    for i_d in range(0, x.D, BLOCK_D):
         o_d = i_d + tl.arange(0, BLOCK_D)
-        m_tile = m_usable[:, None] & (o_d < D)[None, :]
-        p_rows = p_tokens + ((i_b * rows + b_label) * stride_n)[:, None] + o_d[None, :]
-        p_block = p_x + ((start + o_n) * stride_n)[:, None] + o_d[None, :]
-        b_t = tl.load(p_rows, mask=m_tile, other=0.0).to(tl.float32)
-        b_sum += b_t * tl.load(p_block, mask=m_tile, other=0.0).to(tl.float32)
+        m_tile = m_usable[:, None] & (o_d < x.D)[None, :]
+        b_t = tl.load(p_rows + o_d[None, :], mask=m_tile, other=0.0).to(tl.float32)  # (N, D)
+        b_x = tl.load(p_block + o_d[None, :], mask=m_tile, other=0.0).to(tl.float32)  # (N, D)
+        b_sum += b_t * b_x
     tl.store(p_out + start + o_n, tl.sum(b_sum, axis=1), mask=m_n)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=COUNTERS)
 def label_sums_bwd_kernel(
-    p_products,  # (T,) float32, where PRODUCTS
+    p_products,  # (T,) float32 or None
     p_weights,  # (T,) float32
     p_order,
     p_bounds,
     p_mass,  # (B, rows) float32
     p_mean,  # (B, rows) float32
     rows,
-    PRODUCTS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Mass of the members of one label, 1 without any, and their mean product."""
@@ -142,10 +135,10 @@ def label_sums_bwd_kernel(
     for i_n in range(tl.load(p_bound), end, BLOCK_N):
         o_member = i_n + tl.arange(0, BLOCK_N)
         m_n = o_member < end
-        o_n = tl.load(p_order + o_member, mask=m_n, other=0)
-        b_w = tl.load(p_weights + o_n, mask=m_n, other=0.0)
+        o_n = tl.load(p_order + o_member, mask=m_n, other=0)  # (N,)
+        b_w = tl.load(p_weights + o_n, mask=m_n, other=0.0)  # (N,)
         b_mass += b_w
-        if PRODUCTS:
+        if p_products is not None:
             b_mean += b_w * tl.load(p_products + o_n, mask=m_n, other=0.0)
     mass = tl.sum(b_mass, axis=0)
     mass = tl.where(mass > 0, mass, 1.0)
@@ -192,25 +185,15 @@ def merge_backward(
             grad, x, labels, share, usable, offsets, longest, weights is not None
         )
     images, rows, _ = grad.shape
-    masks, layout = masks.contiguous(), MaskLayout.of(masks.contiguous())
-    strides = (layout.image, layout.row, layout.start)
+    masks = masks.contiguous()
+    layout = MaskLayout.of(masks)
     mass, mean = (x.new_empty(images, rows, dtype=torch.float32) for _ in range(2))
     grad_masks = grad_weights = None
     if need_masks or weights is not None:
         grad_masks = row_products(grad, x, usable, masks, counts, offsets, longest)
     if images * rows:
         row_sums_bwd_kernel[(images * rows,)](
-            masks,
-            masks if grad_masks is None else grad_masks,
-            share,
-            offsets,
-            mass,
-            mean,
-            rows,
-            longest,
-            eps,
-            *strides,
-            PRODUCTS=grad_masks is not None,
+            *(masks, grad_masks, share, offsets, mass, mean, rows, longest, eps, *layout),
             BLOCK_N=1024,
         )
     if grad_masks is not None:
@@ -218,19 +201,8 @@ def merge_backward(
         blocks = triton.cdiv(longest, block)
         if images * blocks:
             merge_masks_bwd_kernel[(images * blocks,)](
-                masks,
-                grad_masks,
-                share,
-                usable,
-                offsets,
-                counts,
-                mass,
-                mean,
-                grad_weights,
-                rows,
-                longest,
-                blocks,
-                *strides,
+                *(Images(offsets, usable), masks, grad_masks, share, counts, mass, mean),
+                *(grad_weights, rows, longest, *layout),
                 BLOCK_N=block,
                 num_warps=4,
             )
@@ -240,38 +212,20 @@ def merge_backward(
 
 
 def _merge_hard_backward(grad, x, labels, share, usable, offsets, longest, weighted):
-    images, rows, dim = grad.shape
+    images, rows, _ = grad.shape
     config, blocks = token_config(x.dtype), triton.cdiv(longest, token_config(x.dtype).block_n)
     product = torch.zeros_like(share)
     if weighted and images * blocks:
         label_products_bwd_kernel[(images * blocks,)](
-            grad,
-            x,
-            usable,
-            labels,
-            offsets,
-            product,
-            rows,
-            dim,
-            longest,
-            blocks,
-            dim,
-            BLOCK_N=config.block_n,
-            BLOCK_D=config.block_d,
-            num_warps=config.num_warps,
+            *(Tokens.of(grad.flatten(0, 1)), Tokens.of(x), Images(offsets, usable)),
+            *(labels, product, rows, longest),
+            **config.launch(),
         )
     order, bounds = segments(labels, offsets, rows)
     mass, mean = (share.new_empty(images, rows) for _ in range(2))
     if images * rows:
         label_sums_bwd_kernel[(images * rows,)](
-            product,
-            share,
-            order,
-            bounds,
-            mass,
-            mean,
-            rows,
-            PRODUCTS=weighted,
+            *(product if weighted else None, share, order, bounds, mass, mean, rows),
             BLOCK_N=256,
         )
     token = torch.arange(labels.shape[0], device=labels.device)

@@ -5,25 +5,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from setok_triton.common import locate, products
+from setok_triton.common import COUNTERS, Images, Tokens, flagged, locate, products
 from setok_triton.configs import dot_precision, tile_config
 from setok_triton.scope import MaskLayout
 
 
-@triton.jit(do_not_specialize=["rows", "D", "L"])
+@triton.jit(do_not_specialize=COUNTERS)
 def row_products_bwd_kernel(
-    p_tokens,  # (B, rows, D)
-    p_x,  # (T, D)
-    p_usable,  # (T,) int8
-    p_offsets,
-    p_counts,
+    tokens,  # (B rows, D)
+    x,
+    images,
+    p_counts,  # (B,) int64
     p_out,  # (rows, ...) float32 rows stride_row apart
     rows,
-    D,
     L,
-    row_blocks,
-    token_blocks,
-    stride_n,  # of rows and of tokens; their features lie side by side
     stride_image,
     stride_row,
     stride_start,
@@ -33,15 +28,17 @@ def row_products_bwd_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """t_c . x_i of BLOCK_M rows and BLOCK_N tokens; 0 behind the residual, and where unusable."""
-    i_b, i_tile, start, n = locate(p_offsets, L, row_blocks * token_blocks)
-    o_c = i_tile // token_blocks * BLOCK_M + tl.arange(0, BLOCK_M)
-    o_n = i_tile % token_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    token_blocks = tl.cdiv(L, BLOCK_N)
+    i_b, i_tile, start, n = locate(images.p_offsets, L, tl.cdiv(rows, BLOCK_M) * token_blocks)
+    o_c = i_tile // token_blocks * BLOCK_M + tl.arange(0, BLOCK_M)  # (M,)
+    o_n = i_tile % token_blocks * BLOCK_N + tl.arange(0, BLOCK_N)  # (N,)
     m_n = o_n < n
-    m_usable = m_n & (tl.load(p_usable + start + o_n, mask=m_n, other=0) != 0)
-    p_rows = p_tokens + (i_b * rows + o_c) * stride_n
-    p_columns = p_x + (start + o_n) * stride_n
+    m_usable = flagged(images.p_ok, start, o_n, m_n)
+    p_rows = tokens.p_x + (i_b * rows + o_c) * tokens.stride_n
+    p_columns = x.p_x + (start + o_n) * x.stride_n
     m_c = o_c <= tl.load(p_counts + i_b)
-    b_dot = products(p_rows, p_columns, m_c, m_usable, 1.0, D, 1, PRECISION, BLOCK_D)
+    # The features of both lie side by side.
+    b_dot = products(p_rows, p_columns, m_c, m_usable, 1.0, x.D, 1, PRECISION, BLOCK_D)
     p_image = p_out + i_b * stride_image + start * stride_start
     p_tile = p_image + o_c.to(tl.int64)[:, None] * stride_row + o_n[None, :]
     tl.store(p_tile, b_dot, mask=(o_c < rows)[:, None] & m_n[None, :])
@@ -67,33 +64,15 @@ def row_products(
         offsets: (B + 1,) int64.
         longest: most tokens of an image.
     """
-    (images, rows, dim), layout = tokens.shape, MaskLayout.of(masks)
-    config = tile_config(x.dtype)
+    (images, rows, _), config = tokens.shape, tile_config(x.dtype)
     out = torch.empty_like(masks)
     row_blocks = triton.cdiv(rows, config.block_m)
     token_blocks = triton.cdiv(longest, config.block_n)
     if images * token_blocks:
         row_products_bwd_kernel[(images * row_blocks * token_blocks,)](
-            tokens,
-            x,
-            usable,
-            offsets,
-            counts,
-            out,
-            rows,
-            dim,
-            longest,
-            row_blocks,
-            token_blocks,
-            dim,
-            layout.image,
-            layout.row,
-            layout.start,
+            *(Tokens.of(tokens.flatten(0, 1)), Tokens.of(x), Images(offsets, usable), counts, out),
+            *(rows, longest, *MaskLayout.of(masks)),
             PRECISION=dot_precision(x.dtype),
-            BLOCK_M=config.block_m,
-            BLOCK_N=config.block_n,
-            BLOCK_D=config.block_d,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
+            **config.launch(),
         )
     return out

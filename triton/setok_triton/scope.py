@@ -1,13 +1,13 @@
 """Alpha masks (SeTok, Algorithm 1), and residual and labels where the loop is many launches."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from setok_triton.chunk import Chunk
-from setok_triton.common import locate
+from setok_triton.common import COUNTERS, Images, flagged, locate
 
 # Scaled distances end here, far beyond the reach of any kernel.
 FARTHEST = tl.constexpr(1.8446742974197924e19)
@@ -16,7 +16,7 @@ DEEPEST = tl.constexpr(79.85)
 
 
 @triton.jit
-def similarity(b_d, bandwidth, KERNEL: tl.constexpr):
+def similarity(b_d, bandwidth, KERNEL):
     """Phi of distances to the seed that end at `FARTHEST`."""
     if KERNEL == "gaussian":
         b_phi = tl.exp(-b_d / bandwidth)
@@ -28,14 +28,11 @@ def similarity(b_d, bandwidth, KERNEL: tl.constexpr):
 
 
 @triton.jit
-def alpha_mask(
-    b_d,  # scaled distances to the seed
-    b_s,
-    p_learnable,  # bandwidth, beta, temperature, offset
-    KERNEL: tl.constexpr,
-    SIGMOID: tl.constexpr,
-):
-    """Alpha from the distance to the seed and the token's own score."""
+def alpha_mask(b_d, b_s, p_learnable, KERNEL, SIGMOID):
+    """Alpha from the scaled distance to the seed and the token's own score.
+
+    `p_learnable` points to bandwidth, beta, temperature and offset.
+    """
     bandwidth, beta = tl.load(p_learnable), tl.load(p_learnable + 1)
     b_phi = similarity(tl.minimum(b_d, FARTHEST), bandwidth, KERNEL)
     if SIGMOID:
@@ -47,34 +44,29 @@ def alpha_mask(
     return b_alpha
 
 
-@triton.jit(do_not_specialize=["C", "L"])
+@triton.jit(do_not_specialize=COUNTERS)
 def labels_fwd_kernel(
-    p_offsets,
-    p_ok,
-    p_valid,
-    p_scope,
-    p_seeds,
-    p_counts,
-    p_masks,
+    images,
+    p_valid,  # (T,) uint8 or None
+    p_scope,  # (T,) float32
+    p_seeds,  # (B, C) int64
+    p_counts,  # (B,) int64
+    p_masks,  # (C + 1, ...) rows stride_row apart
     p_labels,  # (T,) int64
     C,
     L,
-    blocks_per_image,
     stride_image,
     stride_row,
     stride_start,
     stride_seeds,
-    HAS_VALID: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Residual row, rows without a seed, and the row of each token's largest mask."""
-    i_b, i_n, start, n = locate(p_offsets, L, blocks_per_image)
+    i_b, i_n, start, n = locate(images.p_offsets, L, tl.cdiv(L, BLOCK_N))
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
-    m_ok = m_n & (tl.load(p_ok + start + o_n, mask=m_n, other=0) != 0)
-    m_valid = m_n
-    if HAS_VALID:
-        m_valid = m_n & (tl.load(p_valid + start + o_n, mask=m_n, other=0) != 0)
+    m_ok = flagged(images.p_ok, start, o_n, m_n)
+    m_valid = flagged(p_valid, start, o_n, m_n)
     b_scope = tl.load(p_scope + start + o_n, mask=m_n, other=0.0)
     # A valid token that takes no part is all residual.
     b_residual = tl.where(m_ok, b_scope, m_valid.to(tl.float32))
@@ -95,8 +87,7 @@ def labels_fwd_kernel(
     tl.store(p_labels + start + o_n, tl.where(m_valid, b_label, -1).to(tl.int64), mask=m_n)
 
 
-@dataclass(frozen=True)
-class MaskLayout:
+class MaskLayout(NamedTuple):
     """Where the masks of an image lie: `image` and `start` strides, and that of the rows."""
 
     image: int
@@ -124,25 +115,11 @@ def labels(
 
     `left` (T,) is the scope in the end; the other arguments are those of `image.cluster_images`.
     """
-    layout, block = MaskLayout.of(masks), 128
+    block = 128
     blocks = triton.cdiv(chunk.longest, block)
     labels_fwd_kernel[(chunk.images * blocks,)](
-        chunk.offsets,
-        chunk.ok,
-        chunk.ok if valid is None else valid,
-        left,
-        seeds,
-        counts,
-        masks,
-        out,
-        seeds.shape[1],
-        chunk.longest,
-        blocks,
-        layout.image,
-        layout.row,
-        layout.start,
-        seeds.stride(0),
-        HAS_VALID=valid is not None,
+        *(Images.of(chunk), valid, left, seeds, counts, masks, out, seeds.shape[1], chunk.longest),
+        *(*MaskLayout.of(masks), seeds.stride(0)),
         BLOCK_N=block,
         num_warps=4,
     )

@@ -6,28 +6,29 @@ import triton.language as tl
 from torch import Tensor
 
 from setok_triton.chunk import Chunk
-from setok_triton.common import FAR_INDEX, distance_tile, locate
+from setok_triton.common import (
+    COUNTERS,
+    FAR_INDEX,
+    Clusters,
+    Images,
+    Tokens,
+    distance_tile,
+    flagged,
+    locate,
+)
 from setok_triton.configs import dot_precision, tile_config
 from setok_triton.scope import DEEPEST, FARTHEST, MaskLayout, alpha_mask, similarity
 
 
-@triton.jit(do_not_specialize=["D", "C", "L"])
+@triton.jit(do_not_specialize=COUNTERS)
 def seed_rows_bwd_kernel(
-    p_x,
-    p_norm,
-    p_ok,
-    p_offsets,
-    p_factor,
+    x,
+    images,
     p_seeds,  # (B, C) int64
     p_live,  # (B,) int64 one more than the number of the last seed
     p_rows,  # (C + 1, ...) float32 rows stride_row apart
-    D,
     C,
     L,
-    row_blocks,
-    token_blocks,
-    stride_n,
-    stride_d,
     stride_image,
     stride_row,
     stride_start,
@@ -37,79 +38,51 @@ def seed_rows_bwd_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """Squared distances from BLOCK_M seeds to BLOCK_N tokens."""
-    i_b, i_tile, start, n = locate(p_offsets, L, row_blocks * token_blocks)
+    token_blocks = tl.cdiv(L, BLOCK_N)
+    at = locate(images.p_offsets, L, tl.cdiv(C, BLOCK_M) * token_blocks)
+    i_b, i_tile, start, n = at
     i_c, i_n = i_tile // token_blocks * BLOCK_M, i_tile % token_blocks * BLOCK_N
     live = tl.load(p_live + i_b).to(tl.int32)
     if (i_c < live) & (i_n < n):
         o_c, o_n = i_c + tl.arange(0, BLOCK_M), i_n + tl.arange(0, BLOCK_N)
-        b_seed = tl.load(p_seeds + i_b * C + o_c, mask=o_c < live, other=-1).to(tl.int32)
-        b_d = distance_tile(
-            p_x,
-            p_norm,
-            p_ok,
-            p_x,
-            start,
-            i_b,
-            tl.where(b_seed >= 0, b_seed, FAR_INDEX),
-            o_n,
-            n,
-            tl.load(p_factor + i_b),
-            D,
-            0,
-            stride_n,
-            stride_d,
-            False,
-            PRECISION,
-            BLOCK_D,
-        )
+        b_seed = tl.load(p_seeds + i_b * C + o_c, mask=o_c < live, other=-1).to(tl.int32)  # (M,)
+        o_m = tl.where(b_seed >= 0, b_seed, FAR_INDEX)
+        factor = tl.load(images.p_factor + i_b)
+        b_d = distance_tile(x, images, at, o_m, o_n, factor, L, PRECISION, BLOCK_D)  # (M, N)
         p_image = p_rows + i_b * stride_image + start * stride_start
         p_tile = p_image + o_c.to(tl.int64)[:, None] * stride_row + o_n[None, :]
         tl.store(p_tile, b_d, mask=(o_c < live)[:, None] & (o_n < n)[None, :])
 
 
 @triton.jit
-def scope_before(
-    p_image,  # (BLOCK_N,) first row of distances
-    p_seeds,  # of the image
-    p_learnable,
-    b_s,
-    m_ok,
-    sigma,
-    step,
-    stride_row,
-    KERNEL: tl.constexpr,
-    SIGMOID: tl.constexpr,
-):
-    """What the steps before `step` left of the scope."""
+def scope_before(p_row, p_seeds, p_learnable, b_s, m_ok, sigma, step, stride_row, KERNEL, SIGMOID):
+    """What the steps before `step` left of the scope.
+
+    `p_row` (N,) points to the first row of distances, `p_seeds` to the seeds of the image.
+    """
     b_scope = m_ok.to(tl.float32)
     for _ in range(step):
-        b_d = sigma * tl.load(p_image, mask=m_ok, other=0.0)
+        b_d = sigma * tl.load(p_row, mask=m_ok, other=0.0)  # (N,)
         b_alpha = alpha_mask(b_d, b_s, p_learnable, KERNEL, SIGMOID)
         b_scope = tl.where(tl.load(p_seeds) >= 0, b_scope * (1.0 - b_alpha), b_scope)
-        p_image += stride_row
+        p_row += stride_row
         p_seeds += 1
     return b_scope
 
 
-@triton.jit(do_not_specialize=["C", "L"])
+@triton.jit(do_not_specialize=COUNTERS)
 def scope_bwd_kernel(
-    p_offsets,
-    p_ok,
-    p_score,
-    p_sigma,
+    images,
+    out,  # Clusters of the forward pass
     p_learnable,
-    p_masks,  # (C + 1, ...) rows stride_row apart, like p_grad and p_rows
-    p_grad,
-    p_rows,  # squared distances before, their gradients after
-    p_seeds,  # (B, C)
-    p_counts,
-    p_live,
+    p_grad,  # like the masks
+    p_rows,  # like the masks; squared distances before, their gradients after
+    p_live,  # (B,) int64
     p_grad_score,  # (T,) float32, added to
     p_pull,  # (T,) float32 sum of the gradients over the seeds
     p_partial,  # (programs, 4) float64 gradients of the options
     C,
     L,
-    blocks_per_image,
     stride_image,
     stride_row,
     stride_start,
@@ -123,19 +96,20 @@ def scope_bwd_kernel(
     SHORT rounds the gradients to the 16 bits that their products with bfloat16 tokens keep: a seed
     then pulls as much at a token as the token at the seed, and a common offset cancels.
     """
-    i_b, i_n, start, n = locate(p_offsets, L, blocks_per_image)
+    i_b, i_n, start, n = locate(images.p_offsets, L, tl.cdiv(L, BLOCK_N))
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
-    m_ok = m_n & (tl.load(p_ok + start + o_n, mask=m_n, other=0) != 0)
-    b_s = tl.load(p_score + start + o_n, mask=m_n, other=0.0)
-    sigma = tl.load(p_sigma + i_b)
+    m_ok = flagged(images.p_ok, start, o_n, m_n)
+    b_s = tl.load(out.p_score + start + o_n, mask=m_n, other=0.0)  # (N,)
+    sigma = tl.load(images.p_sigma + i_b)
     bandwidth, beta = tl.load(p_learnable), tl.load(p_learnable + 1)
     temperature, offset = tl.load(p_learnable + 2), tl.load(p_learnable + 3)
-    count, live = tl.load(p_counts + i_b).to(tl.int32), tl.load(p_live + i_b).to(tl.int32)
+    count, live = tl.load(out.p_counts + i_b).to(tl.int32), tl.load(p_live + i_b).to(tl.int32)
+    p_seed = out.p_seeds + i_b * C
     o_image = i_b * stride_image + start * stride_start + o_n
     o_residual = o_image + count.to(tl.int64) * stride_row
     b_later = tl.load(p_grad + o_residual, mask=m_ok, other=0.0)
-    b_scope = tl.load(p_masks + o_residual, mask=m_ok, other=0.0)
+    b_scope = tl.load(out.p_masks + o_residual, mask=m_ok, other=0.0)
     b_pull = tl.zeros((BLOCK_N,), dtype=tl.float32)
     b_slope = tl.zeros((BLOCK_N,), dtype=tl.float32)
     b_alone = tl.zeros((BLOCK_N,), dtype=tl.float64)
@@ -144,29 +118,21 @@ def scope_bwd_kernel(
     b_reach_sum = tl.zeros((BLOCK_N,), dtype=tl.float64)
     for i in range(live):
         step = live - 1 - i
-        seed = tl.load(p_seeds + i_b * C + step).to(tl.int32)
+        seed = tl.load(p_seed + step).to(tl.int32)
         o_row = o_image + step.to(tl.int64) * stride_row
         m_row = m_ok & (o_n < tl.where(seed >= 0, n, 0))
         # The residual stands where the mask of seed `count` would be.
         m_own = m_row & (o_n < tl.where(step == count, 0, n))
         b_scaled = sigma * tl.load(p_rows + o_row, mask=m_row, other=0.0)
-        b_mask = tl.load(p_masks + o_row, mask=m_own, other=0.0)
-        b_grad = tl.load(p_grad + o_row, mask=m_own, other=0.0)
+        b_mask = tl.load(out.p_masks + o_row, mask=m_own, other=0.0)  # (N,)
+        b_grad = tl.load(p_grad + o_row, mask=m_own, other=0.0)  # (N,)
         b_d = tl.minimum(b_scaled, FARTHEST)
         b_phi = similarity(b_d, bandwidth, KERNEL)
         b_alpha = alpha_mask(b_d, b_s, p_learnable, KERNEL, SIGMOID)
         if step == count:
+            p_row = p_rows + o_image
             b_scope = scope_before(
-                p_rows + o_image,
-                p_seeds + i_b * C,
-                p_learnable,
-                b_s,
-                m_ok,
-                sigma,
-                step,
-                stride_row,
-                KERNEL,
-                SIGMOID,
+                p_row, p_seed, p_learnable, b_s, m_ok, sigma, step, stride_row, KERNEL, SIGMOID
             )
             b_mask = b_scope * b_alpha
         else:
@@ -222,18 +188,15 @@ def scope_bwd_kernel(
     tl.store(p_out + 3, -tl.sum(b_alone, axis=0))
 
 
-@triton.jit(do_not_specialize=["L"])
+@triton.jit(do_not_specialize=COUNTERS)
 def score_bwd_kernel(
     p_offsets,
-    p_density,
-    p_delta,
-    p_score,
-    p_seeds,
-    p_grad_score,
+    out,  # Clusters of the forward pass
+    p_grad_score,  # (T,) float32
     p_grad_density,  # (T,) float32, added to
     p_grad_delta,  # (T,) float32, added to
+    C,
     L,
-    stride_seeds,
     NORMALISE: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -248,17 +211,17 @@ def score_bwd_kernel(
         for i_n in range(0, n, BLOCK_N):
             p_n, m_n = start + i_n + o_n, i_n + o_n < n
             b_grad = tl.load(p_grad_score + p_n, mask=m_n, other=0.0)
-            b_share += b_grad * tl.load(p_score + p_n, mask=m_n, other=0.0)
-            b_raw = tl.load(p_density + p_n, mask=m_n, other=-1.0)
-            b_raw *= tl.load(p_delta + p_n, mask=m_n, other=1.0)
+            b_share += b_grad * tl.load(out.p_score + p_n, mask=m_n, other=0.0)
+            b_raw = tl.load(out.p_density + p_n, mask=m_n, other=-1.0)
+            b_raw *= tl.load(out.p_delta + p_n, mask=m_n, other=1.0)
             b_first = tl.where(b_raw > b_largest, i_n + o_n, b_first)
             b_largest = tl.maximum(b_largest, b_raw)
         highest = tl.max(b_largest, axis=0)
         first = tl.min(tl.where(b_largest == highest, b_first, FAR_INDEX), axis=0)
-        seed = tl.load(p_seeds + i_b * stride_seeds).to(tl.int32)
+        seed = tl.load(out.p_seeds + i_b * C).to(tl.int32)
         top = tl.where(seed >= 0, seed, first)
-        rho = tl.load(p_density + start + top, mask=top < n, other=0.0)
-        largest = rho * tl.load(p_delta + start + top, mask=top < n, other=0.0)
+        rho = tl.load(out.p_density + start + top, mask=top < n, other=0.0)
+        largest = rho * tl.load(out.p_delta + start + top, mask=top < n, other=0.0)
         # As in the forward pass, a subnormal maximum counts as 0 and divides nothing.
         normal = largest >= 1.1754943508222875e-38
         top = tl.where(normal, top, -1)
@@ -266,8 +229,8 @@ def score_bwd_kernel(
         share = tl.sum(b_share, axis=0) / largest
     for i_n in range(0, n, BLOCK_N):
         p_n, m_n = start + i_n + o_n, i_n + o_n < n
-        b_rho = tl.load(p_density + p_n, mask=m_n, other=0.0)
-        b_delta = tl.load(p_delta + p_n, mask=m_n, other=0.0)
+        b_rho = tl.load(out.p_density + p_n, mask=m_n, other=0.0)
+        b_delta = tl.load(out.p_delta + p_n, mask=m_n, other=0.0)
         b_raw = tl.load(p_grad_score + p_n, mask=m_n, other=0.0) / largest
         b_raw = tl.where(i_n + o_n == top, b_raw - share, b_raw)
         b_grad = tl.load(p_grad_density + p_n, mask=m_n, other=0.0)
@@ -287,39 +250,20 @@ def seed_rows(x: Tensor, norm: Tensor, chunk: Chunk, seeds: Tensor, live: Tensor
         live: (B,) int64 one more than the number of the last seed; rows from there on are left.
         rows: written; (B, C + 1, N) or packed (C + 1, T) float32.
     """
-    config, layout, count = tile_config(x.dtype), MaskLayout.of(rows), seeds.shape[1]
+    config, count = tile_config(x.dtype), seeds.shape[1]
     row_blocks = triton.cdiv(count, config.block_m)
     token_blocks = triton.cdiv(chunk.longest, config.block_n)
     seed_rows_bwd_kernel[(chunk.images * row_blocks * token_blocks,)](
-        x,
-        norm,
-        chunk.ok,
-        chunk.offsets,
-        chunk.factor,
-        seeds,
-        live,
-        rows,
-        x.shape[1],
-        count,
-        chunk.longest,
-        row_blocks,
-        token_blocks,
-        *x.stride(),
-        layout.image,
-        layout.row,
-        layout.start,
+        *(Tokens.of(x), Images.of(chunk, norm), seeds, live, rows, count, chunk.longest),
+        *MaskLayout.of(rows),
         PRECISION=dot_precision(x.dtype),
-        BLOCK_M=config.block_m,
-        BLOCK_N=config.block_n,
-        BLOCK_D=config.block_d,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
+        **config.launch(),
     )
 
 
 def scope_backward(
     chunk: Chunk,
-    out,
+    out: Clusters,
     live: Tensor,
     options,
     grad_masks: Tensor,
@@ -331,7 +275,7 @@ def scope_backward(
 
     Args:
         chunk: the images.
-        out: decisions and values of the forward pass, a `Forward`.
+        out: decisions and values of the forward pass.
         live: (B,) int64, see `seed_rows`.
         options: the `MaskOptions`.
         grad_masks: like the masks, float32, contiguous.
@@ -342,32 +286,14 @@ def scope_backward(
     Returns:
         (T,) sums of these gradients over the seeds, and (4,) gradients of the learnable numbers.
     """
-    layout, seeds, block = MaskLayout.of(rows), out.seeds, 128
+    block = 128
     blocks = triton.cdiv(chunk.longest, block)
     programs = chunk.images * blocks
     pull = torch.empty_like(grad_score)
     partial = grad_score.new_empty(programs, 4, dtype=torch.float64)
     scope_bwd_kernel[(programs,)](
-        chunk.offsets,
-        chunk.ok,
-        out.score,
-        chunk.sigma,
-        options.learnable,
-        out.masks,
-        grad_masks,
-        rows,
-        seeds,
-        out.counts,
-        live,
-        grad_score,
-        pull,
-        partial,
-        seeds.shape[1],
-        chunk.longest,
-        blocks,
-        layout.image,
-        layout.row,
-        layout.start,
+        *(Images.of(chunk), out, options.learnable, grad_masks, rows, live, grad_score, pull),
+        *(partial, out.p_seeds.shape[1], chunk.longest, *MaskLayout.of(rows)),
         KERNEL=options.kernel,
         SIGMOID=options.alpha == "sigmoid",
         SHORT=dtype == torch.bfloat16,
@@ -377,27 +303,21 @@ def scope_backward(
     return pull, partial.sum(0).float()
 
 
-def score_backward(chunk: Chunk, out, grads: tuple[Tensor, Tensor, Tensor], normalise: bool):
+def score_backward(
+    chunk: Chunk, out: Clusters, grads: tuple[Tensor, Tensor, Tensor], normalise: bool
+):
     """Adds to the gradients of density and delta what those of the score give.
 
     Args:
         chunk: the images.
-        out: decisions and values of the forward pass, a `Forward`.
+        out: decisions and values of the forward pass.
         grads: (T,) float32 gradients of density and delta, written, and of the score.
         normalise: whether the scores were divided by the image's largest.
     """
-    seeds, (grad_density, grad_delta, grad_score) = out.seeds, grads
+    grad_density, grad_delta, grad_score = grads
     score_bwd_kernel[(chunk.images,)](
-        chunk.offsets,
-        out.density,
-        out.delta,
-        out.score,
-        seeds,
-        grad_score,
-        grad_density,
-        grad_delta,
-        chunk.longest,
-        seeds.shape[1],
+        *(chunk.offsets, out, grad_score, grad_density, grad_delta),
+        *(out.p_seeds.shape[1], chunk.longest),
         NORMALISE=normalise,
         BLOCK_N=1024,
     )

@@ -11,9 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from setok_triton.chunk import Chunk
-from setok_triton.common import FAR_INDEX, locate
+from setok_triton.common import COUNTERS, FAR_INDEX, Images, flagged, locate, row_pitch
 from setok_triton.configs import GROUP, select_config
-from setok_triton.distances import KeptRows, image_exponent, power_of_two
+from setok_triton.distances import KeptRows, image_exponent, power_of_two, rows_of_image
 
 # Bits of an infinite distance: above those of every other, like it.
 INFINITE = tl.constexpr(0x7F800000)
@@ -33,11 +33,11 @@ def take_least(b_bits, o_n):
 
 
 @triton.jit
-def image_scale(p_sums, count, sigma, exponent, n, TILE: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Scale of the distances of an image: `sigma`, or if None what makes their mean 1."""
+def image_scale(p_sums, count, sigma, exponent, n, tile, BLOCK_P):
+    """Scale of the distances of an image: `sigma`, or where it is None what makes their mean 1."""
     if sigma is None:
-        # The sums of the tiles above the diagonal and on it, in the order of their numbers.
-        side, o_p = tl.cdiv(n, TILE), tl.arange(0, BLOCK_P)
+        # The sums of the tiles on the diagonal and above it, in the order of their numbers.
+        side, o_p = tl.cdiv(n, tile), tl.arange(0, BLOCK_P)
         m_p = o_p < side * (side + 1) // 2
         pairs = tl.sum(tl.load(p_sums + o_p, mask=m_p, other=0.0), axis=0)
         c = tl.maximum(count, 1).to(tl.float64)
@@ -51,22 +51,11 @@ def image_scale(p_sums, count, sigma, exponent, n, TILE: tl.constexpr, BLOCK_P: 
 
 
 @triton.jit
-def list_nearest(
-    p_row,  # (M,) rows of distances
-    p_minima,  # (M,) minima of their groups
-    o_m,
-    m_m,
-    n,
-    K,
-    INCLUDE_SELF: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """(M, BLOCK_K) nearest tokens, ascending, ties lowest index, -1 where absent.
+def list_nearest(p_row, p_minima, o_m, m_m, n, K, INCLUDE_SELF, GROUP, BLOCK_G, BLOCK_C, BLOCK_K):
+    """(M, K) nearest tokens of the rows o_m, ascending, ties lowest index, -1 where absent.
 
-    And (M,) the sum of their distances, and how many there are.
+    And (M,) the sum of their distances, and how many there are. `p_row` (M,) are the rows of
+    distances, `p_minima` (M,) the minima of their groups.
     """
     # Which groups: each slot of GROUP candidates has one.
     groups = tl.cdiv(n, GROUP)
@@ -104,76 +93,62 @@ def list_nearest(
 
 @triton.jit
 def sum_listed(p_row, p_list, m_m, K):
-    """(M,) sum of the distances to the listed tokens, in the order of the list; how many there are.
+    """(M,) sum of the distances to the listed tokens, and how many there are.
 
-    The same bits as in `list_nearest`.
+    In the order of the list: the same bits as in `list_nearest`.
     """
     b_sum = tl.zeros(m_m.shape, dtype=tl.float32)
     b_found = tl.zeros(m_m.shape, dtype=tl.float32)
     for i_k in range(K):
-        b_other = tl.load(p_list + i_k, mask=m_m, other=-1)
+        b_other = tl.load(p_list + i_k, mask=m_m, other=-1)  # (M,)
         m_found = b_other >= 0
-        b_sum += tl.load(p_row + b_other, mask=m_found, other=0.0)
+        b_sum += tl.load(p_row + b_other, mask=m_found, other=0.0)  # (M,)
         b_found += m_found.to(tl.float32)
     return b_sum, b_found
 
 
-@triton.jit(do_not_specialize=["K", "L", "side"])
+@triton.jit(do_not_specialize=COUNTERS)
 def select_fwd_kernel(
-    p_ok,
-    p_offsets,
-    p_reach,  # (images of the chunk, side)
-    p_counts,  # (images of the chunk, side)
-    p_sums,  # (images of the chunk, tiles)
-    p_distance,  # (images of the chunk, L, L)
-    p_least,  # (images of the chunk, L, groups) minima of the groups of columns
-    p_most,  # (images of the chunk, L, side) largest finite of each tile, or None
+    images,  # p_factor, p_sigma and p_taking_part are written
+    rows,  # KeptRows
     p_noise,  # (T,) float32 or None
     p_knn,  # (T, K) int64; known in a replay
     p_density,  # (T,) float32
     p_farthest,  # (T,) float32 squared distance to the token farthest away, or None
-    p_factor,  # (images of the chunk,) float32 power of two that brought the tokens into range
-    p_sigma,  # (images of the chunk,) float32 scale of the distances
-    p_taking_part,  # (images of the chunk,) int32
     sigma,  # where the scale is fixed, or None
     K,
     L,
-    blocks_per_image,
-    side,  # tiles of a row
     INCLUDE_SELF: tl.constexpr,
     REPLAY: tl.constexpr,
     GROUP: tl.constexpr,
-    TILE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_G: tl.constexpr,  # at least the groups of a row
     BLOCK_C: tl.constexpr,  # candidates: at least GROUP * min(K, groups)
     BLOCK_K: tl.constexpr,
-    BLOCK_T: tl.constexpr,  # at least `side`
+    BLOCK_T: tl.constexpr,  # at least the tiles of a row
     BLOCK_P: tl.constexpr,  # at least the tiles of an image
 ):
     """Neighbours and densities (Eq. 1) of BLOCK_M tokens, and the scale of the distances."""
-    i_b, i_m, start, n = locate(p_offsets, L, blocks_per_image)
+    i_b, i_m, start, n = locate(images.p_offsets, L, tl.cdiv(L, BLOCK_M))
     o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)  # (M,)
     m_m = o_m < n
-    o_t = tl.arange(0, BLOCK_T)
-    count = tl.sum(tl.load(p_counts + i_b * side + o_t, mask=o_t * TILE < n, other=0), axis=0)
-    exponent = image_exponent(p_reach + i_b * side, n, TILE, BLOCK_T)
-    p_sums += i_b * (side * (side + 1) // 2)
-    scale = image_scale(p_sums, count, sigma, exponent, n, TILE, BLOCK_P)
+    image, o_t = rows_of_image(rows, i_b, L, GROUP), tl.arange(0, BLOCK_T)
+    count = tl.sum(tl.load(image.p_counts + o_t, mask=o_t * rows.tile < n, other=0), axis=0)
+    exponent = image_exponent(image.p_reach, n, rows.tile, BLOCK_T)
+    scale = image_scale(image.p_sums, count, sigma, exponent, n, rows.tile, BLOCK_P)
     if i_m == 0:
-        tl.store(p_factor + i_b, power_of_two(-exponent))
-        tl.store(p_sigma + i_b, scale)
-        tl.store(p_taking_part + i_b, count)
+        tl.store(images.p_factor + i_b, power_of_two(-exponent))
+        tl.store(images.p_sigma + i_b, scale)
+        tl.store(images.p_taking_part + i_b, count)
 
-    i_row = i_b * L + o_m.to(tl.int64)  # (M,)
-    p_row = p_distance + i_row * L
+    p_row = image.p_distance + o_m.to(tl.int64) * row_pitch(L)  # (M,)
     p_list = p_knn + (start + o_m) * K
     if REPLAY:
         b_sum, b_found = sum_listed(p_row, p_list, m_m, K)
     else:
+        p_minima = image.p_least + o_m.to(tl.int64) * tl.cdiv(L, GROUP)
         b_knn, b_sum, b_found = list_nearest(
-            *(p_row, p_least + i_row * tl.cdiv(L, GROUP), o_m, m_m, n, K),
-            *(INCLUDE_SELF, GROUP, BLOCK_G, BLOCK_C, BLOCK_K),
+            p_row, p_minima, o_m, m_m, n, K, INCLUDE_SELF, GROUP, BLOCK_G, BLOCK_C, BLOCK_K
         )
         o_k = tl.arange(0, BLOCK_K)[None, :]
         tl.store(p_list[:, None] + o_k, b_knn.to(tl.int64), mask=m_m[:, None] & (o_k < K))
@@ -181,18 +156,18 @@ def select_fwd_kernel(
     b_density = tl.exp(-scale * tl.div_rn(b_sum, tl.maximum(b_found, 1.0)))
     if p_noise is not None:
         b_density += tl.load(p_noise + start + o_m, mask=m_m, other=0.0)
-    m_ok = tl.load(p_ok + start + o_m, mask=m_m, other=0) != 0
+    m_ok = flagged(images.p_ok, start, o_m, m_m)
     tl.store(p_density + start + o_m, tl.where(m_ok, b_density, 0.0), mask=m_m)
     if p_farthest is not None:
-        p_far = p_most + i_row * side
-        m_t = m_m[:, None] & (o_t * TILE < n)[None, :]
-        b_far = tl.load(p_far[:, None] + o_t[None, :], mask=m_t, other=0.0)
+        p_far = image.p_most + o_m.to(tl.int64) * tl.cdiv(L, rows.tile)
+        m_far = m_m[:, None] & (o_t * rows.tile < n)[None, :]
+        b_far = tl.load(p_far[:, None] + o_t[None, :], mask=m_far, other=0.0)  # (M, T)
         tl.store(p_farthest + start + o_m, tl.max(b_far, axis=1), mask=m_m)
 
 
 def select(
     chunk: Chunk,
-    kept: KeptRows,
+    rows: KeptRows,
     knn: Tensor,
     density: Tensor,
     include_self: bool,
@@ -205,7 +180,7 @@ def select(
 
     Args:
         chunk: the images; `factor`, `sigma` and `taking_part` are written.
-        kept: their rows of distances; made with the same `include_self`.
+        rows: their rows of distances; made with the same `include_self`.
         knn: (T, K) int64 nearest tokens, written or replayed.
         density: written; (T,) float32, the noise added to it.
         include_self: a token is one of its own neighbours.
@@ -214,39 +189,18 @@ def select(
         farthest: written where given; (T,) float32 squared distance to the token farthest away.
         replay: whether the neighbours are known.
     """
-    groups, side, k = kept.least.shape[2], kept.reach.shape[1], knn.shape[1]
+    k, longest, groups = knn.shape[1], chunk.longest, rows.p_least.shape[2]
     config = select_config(groups, k)
-    blocks = triton.cdiv(chunk.longest, config.block_m)
-    select_fwd_kernel[(chunk.images * blocks,)](
-        chunk.ok,
-        chunk.offsets,
-        kept.reach,
-        kept.counts,
-        kept.sums,
-        kept.distances,
-        kept.least,
-        kept.most,
-        noise,
-        knn,
-        density,
-        farthest,
-        chunk.factor,
-        chunk.sigma,
-        chunk.taking_part,
-        sigma,
-        k,
-        chunk.longest,
-        blocks,
-        side,
+    select_fwd_kernel[(chunk.images * triton.cdiv(longest, config.block_m),)](
+        *(Images.of(chunk), rows, noise, knn, density, farthest, sigma, k, longest),
         INCLUDE_SELF=include_self,
         REPLAY=replay,
         GROUP=GROUP,
-        TILE=kept.tile,
         BLOCK_M=config.block_m,
         BLOCK_G=config.block_g,
         BLOCK_C=config.block_c,
         BLOCK_K=triton.next_power_of_2(k),
-        BLOCK_T=triton.next_power_of_2(side),
-        BLOCK_P=triton.next_power_of_2(kept.sums.shape[1]),
+        BLOCK_T=triton.next_power_of_2(rows.p_reach.shape[1]),
+        BLOCK_P=triton.next_power_of_2(rows.p_sums.shape[1]),
         num_warps=config.num_warps,
     )

@@ -7,54 +7,33 @@ from torch import Tensor
 
 from setok_kernels.selection import ascending
 from setok_triton.assign import assign
-from setok_triton.common import FAR_INDEX, locate, locate_tile
+from setok_triton.common import COUNTERS, FAR_INDEX, Images, Tokens, locate, locate_tile
 from setok_triton.configs import adjacency_images, claim_config, dot_precision, tile_config
-from setok_triton.similarity import directions, similarity_tile
+from setok_triton.similarity import Directions, directions, similarity_tile
 
 
-@triton.jit(do_not_specialize=["D", "L", "W"])
+@triton.jit(do_not_specialize=COUNTERS)
 def adjacency_fwd_kernel(
-    p_x,
-    p_inverse,
-    p_power,
-    p_ok,
+    x,
+    directions,
     p_offsets,
-    p_scaled,
-    p_bits,  # (images of the chunk, L, W) int32: bit j % 32 of word j // 32 of row i
+    p_bits,  # (images of the chunk, L, words) int32: bit j % 32 of word j // 32 of row i
     p_neighbours,  # (T,) int32, 0 before
     threshold,
-    D,
     L,
-    W,
-    blocks_per_image,
-    stride_n,
-    stride_d,
     PRECISION: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """Which tokens of a tile on or above the diagonal are neighbours, and of its mirror image."""
-    i_b, i_tile, start, n = locate(p_offsets, L, blocks_per_image)
+    side, W = tl.cdiv(L, BLOCK), tl.cdiv(L, 32)
+    at = locate(p_offsets, L, side * (side + 1) // 2)
+    i_b, i_tile, start, n = at
     i_m, i_n = locate_tile(i_tile)
     if i_n * BLOCK < n:
         o_m = i_m * BLOCK + tl.arange(0, BLOCK)
         o_n = i_n * BLOCK + tl.arange(0, BLOCK)
-        b_cosine = similarity_tile(
-            p_x,
-            p_inverse,
-            p_power,
-            p_ok,
-            start,
-            o_m,
-            o_n,
-            n,
-            tl.load(p_scaled + i_b),
-            D,
-            stride_n,
-            stride_d,
-            PRECISION,
-            BLOCK_D,
-        )
+        b_cosine = similarity_tile(x, directions, at, o_m, o_n, PRECISION, BLOCK_D)  # (M, N)
         m_self = (o_m[:, None] == o_n[None, :]) & (b_cosine > -float("inf"))
         b_near = ((b_cosine > threshold) | m_self).to(tl.int32)
         o_w, o_bit = tl.arange(0, BLOCK // 32), tl.arange(0, 32)
@@ -74,20 +53,19 @@ def adjacency_fwd_kernel(
             tl.atomic_add(p_neighbours + start + o_n, tl.sum(b_near, axis=0), mask=o_n < n)
 
 
-@triton.jit(do_not_specialize=["L", "W"])
+@triton.jit(do_not_specialize=COUNTERS)
 def claim_fwd_kernel(
     p_offsets,
-    p_bits,  # (images of the chunk, L, W) int32
+    p_bits,  # (images of the chunk, L, words) int32
     p_left,  # (T,) int32 neighbours of each token; 0 once it is claimed
     p_centres,  # (B, L) int64, -1 before
     p_counts,  # (B,) int64
     L,
-    W,
     BLOCK_N: tl.constexpr,
 ):
     """The token left of most neighbours claims them all, ties lowest index, until none is left."""
     i_b, _, start, n = locate(p_offsets, L, 1)
-    o_block = tl.arange(0, BLOCK_N)
+    o_block, W = tl.arange(0, BLOCK_N), tl.cdiv(L, 32)
     # The first pass claims nothing, and finds the first centre.
     centre, count, most = -1, -1, 1
     while most > 0:
@@ -98,7 +76,7 @@ def claim_fwd_kernel(
         for i_n in range(0, n, BLOCK_N):
             o_n = i_n + o_block
             m_n = o_n < n
-            b_left = tl.load(p_left + start + o_n, mask=m_n, other=0)
+            b_left = tl.load(p_left + start + o_n, mask=m_n, other=0)  # (N,)
             b_word = tl.load(p_row + o_n // 32, mask=o_n < tl.where(centre >= 0, n, 0), other=0)
             b_left = tl.where(((b_word >> (o_n % 32)) & 1) != 0, 0, b_left)
             # Few tokens are held by several lanes each: none may store before all have read.
@@ -134,25 +112,23 @@ def threshold_greedy(
     counts = offsets.new_zeros(images)
     if x.shape[0] == 0:
         return offsets.new_empty(0), centres, counts
-    ok, inverse, power, scaled = directions(x, valid, offsets, longest)
+    whole = directions(x, valid, offsets, longest)
     left = x.new_zeros(x.shape[0], dtype=torch.int32)
     size = adjacency_images(images, longest)
     for first in range(0, images, size):
         cut = slice(first, first + size)
         part = offsets[first : first + size + 1]
-        bits = adjacency(x, ok, inverse, power, scaled[cut], part, longest, threshold, left)
+        chunk = whole._replace(p_scaled=whole.p_scaled[cut])
+        bits = adjacency(x, chunk, part, longest, threshold, left)
         claim(bits, left, part, centres[cut], counts[cut])
     centres = ascending(centres, longest)
-    labels = assign(x, inverse, ok, scaled, offsets, longest, centres, counts, power)
+    labels = assign(x, Images(offsets), longest, centres, counts, whole)
     return labels, centres, counts
 
 
 def adjacency(
     x: Tensor,
-    ok: Tensor,
-    inverse: Tensor,
-    power: Tensor,
-    scaled: Tensor,
+    of: Directions,
     offsets: Tensor,
     longest: int,
     threshold: float,
@@ -161,7 +137,7 @@ def adjacency(
     """(images, longest, longest / 32) int32 bits of the neighbours; unwritten behind an image.
 
     Adds how many there are to `neighbours` (T,) int32. The other arguments are what `directions`
-    takes and gives, of some images.
+    takes, and what it gives, of some images.
     """
     images, config = offsets.shape[0] - 1, tile_config(x.dtype)
     words = triton.cdiv(longest, 32)
@@ -169,20 +145,7 @@ def adjacency(
     side = triton.cdiv(longest, config.block_m)
     tiles = side * (side + 1) // 2
     adjacency_fwd_kernel[(images * tiles,)](
-        x,
-        inverse,
-        power,
-        ok,
-        offsets,
-        scaled,
-        bits,
-        neighbours,
-        threshold,
-        x.shape[1],
-        longest,
-        words,
-        tiles,
-        *x.stride(),
+        *(Tokens.of(x), of, offsets, bits, neighbours, threshold, longest),
         PRECISION=dot_precision(x.dtype),
         BLOCK=config.block_m,
         BLOCK_D=config.block_d,
@@ -202,16 +165,10 @@ def claim(bits: Tensor, left: Tensor, offsets: Tensor, centres: Tensor, counts: 
         centres: filled with -1.
         counts: of the centres.
     """
-    images, longest, words = bits.shape
+    images, longest, _ = bits.shape
     config = claim_config(longest)
     claim_fwd_kernel[(images,)](
-        offsets,
-        bits,
-        left,
-        centres,
-        counts,
-        longest,
-        words,
+        *(offsets, bits, left, centres, counts, longest),
         BLOCK_N=config.block_n,
         num_warps=config.num_warps,
     )
