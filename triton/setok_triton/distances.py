@@ -199,10 +199,9 @@ def store_columns(
     m_groups = m_rows & (o_right < groups - first_n // GROUP)[None, :]
     tl.store(p_least + (o_m[:, None] * groups + o_right[None, :]), b_least, mask=m_groups)
     if mirrored:
-        b_least = tl.min(tl.reshape(b_d, (BLOCK // GROUP, GROUP, W)), axis=1)  # (groups, W)
-        p_least = rows.p_least + first_n.to(tl.int64) * groups + first_m // GROUP
-        p_least += o_n[None, :] * groups + o_down[:, None]
-        tl.store(p_least, b_least, mask=m_columns)
+        b_below = tl.min(tl.reshape(b_d, (BLOCK // GROUP, GROUP, W)), axis=1)  # (groups, W)
+        p_below = rows.p_least + first_n.to(tl.int64) * groups + first_m // GROUP
+        tl.store(p_below + (o_n[None, :] * groups + o_down[:, None]), b_below, mask=m_columns)
     return tl.sum(tl.sum(b_sums, axis=1), axis=0), tl.max(b_finite, axis=1)
 
 
