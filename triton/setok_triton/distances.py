@@ -114,5 +114,7 @@ def distances(
         BLOCK_D=config.block_d,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        # Else the assembler spills some of plain float32 for a fifth program of a multiprocessor.
+        maxnreg=128 if config.num_warps == 4 else None,
     )
     return KeptRows(rows, least, most, config.block_m)
