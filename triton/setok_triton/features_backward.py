@@ -207,6 +207,8 @@ def edges(
     edges_bwd_kernel[(chunk.images * blocks,)](
         *(Tokens.of(x), Images.of(chunk), out, *grads, targets, weights, k, total, chunk.longest),
         **config.launch(),
+        # Else the assembler spills some for a fifth program of a multiprocessor.
+        maxnreg=128,
     )
     return targets, weights
 
