@@ -9,9 +9,6 @@ made, compiled for the named targets, and ptxas says what it needs.
 import argparse
 import json
 import os
-import re
-import subprocess
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +23,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 import setok_kernels as sk
+from setok_bench.assembler import occupancy, resources, run_ptxas
 from setok_kernels.compiled import Compiled
 from setok_kernels.config import DPCOptions
 
@@ -39,8 +37,6 @@ TYPES = {
     torch.int8: "i8",
     torch.uint8: "u8",
 }
-# Registers of 32 bits and bytes of shared memory of a multiprocessor, and threads it holds.
-MULTIPROCESSOR = {80: (65536, 167936, 2048), 90: (65536, 233472, 2048), 100: (65536, 233472, 2048)}
 
 
 @dataclass(frozen=True)
@@ -164,52 +160,24 @@ def compile_launch(launch: Launch, capability: int) -> dict:
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     ptx = compiled.asm["ptx"]
-    said = assemble(ptx, capability)
-
-    def number(pattern):
-        found = re.search(pattern, said)
-        return int(found[1]) if found else 0
-
     threads, shared = 32 * launch.num_warps, compiled.metadata.shared
-    registers = number(r"Used (\d+) registers")
+    built = resources(run_ptxas(ptx, capability))
     return {
         "kernel": launch.name,
         "sm": capability,
         "constants": {k: v for k, v in launch.constants if not k.startswith("stride")},
         "num_warps": launch.num_warps,
-        "registers": registers,
-        "stack": number(r"(\d+) bytes stack frame"),
-        "spills": number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"),
+        **built,
         "shared": shared,
-        "programs_per_multiprocessor": occupancy(capability, threads, registers, shared),
+        "programs_per_multiprocessor": occupancy(capability, threads, built["registers"], shared),
         "tensor_cores": tensor_cores(ptx),
     }
-
-
-def assemble(ptx: str, capability: int) -> str:
-    """What `ptxas -v` says."""
-    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
-    ptxas = tools / ("ptxas-blackwell" if capability >= 100 else "ptxas")
-    suffix = "a" if capability >= 90 else ""
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-        file.write(ptx)
-        file.flush()
-        command = [ptxas, "-v", f"--gpu-name=sm_{capability}{suffix}", file.name, "-o", "/dev/null"]
-        return subprocess.run(command, text=True, capture_output=True, check=True).stderr
 
 
 def tensor_cores(ptx: str) -> str | None:
     """The kind of tensor-core instruction in the code."""
     kinds = {"wgmma": "wgmma.mma_async", "tcgen05": "tcgen05.mma", "mma": "mma.sync"}
     return next((kind for kind, text in kinds.items() if text in ptx), None)
-
-
-def occupancy(capability: int, threads: int, registers: int, shared: int) -> int:
-    """Programs that fit on a multiprocessor at once."""
-    all_registers, all_shared, all_threads = MULTIPROCESSOR[capability]
-    # Registers are handed out in groups of 8 to each thread; 1 KB of shared memory is the system's.
-    by_registers = all_registers // (max(8, -(-registers // 8) * 8) * threads)
-    return min(by_registers, all_shared // (shared + 1024), all_threads // threads)
 
 
 def main() -> None:

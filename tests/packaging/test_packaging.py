@@ -37,7 +37,11 @@ def probe():
     import setok_kernels, triton
     from setok_kernels import _native
     found["version"] = setok_kernels.__version__
-    data = (("setok_bench", "schema.json"), ("setokim", "configs/stage1_tiny.yaml"))
+    data = (
+        ("setok_bench", "schema.json"),
+        ("setok_bench", "results/triton-counts.json"),
+        ("setokim", "configs/stage1_tiny.yaml"),
+    )
     found["data"] = [importlib.resources.files(p).joinpath(f).is_file() for p, f in data]
     found["why_missing"] = _native.why_missing()
     found["real triton"] = hasattr(triton, "jit")
