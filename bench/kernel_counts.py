@@ -265,28 +265,36 @@ def assemble_once(ptx: str, assemble):
 
 
 def memory_traffic(program, executed: list[int], cost: list[int]) -> Counter:
-    """Sectors "read" and "written", bytes through "shared" memory, "flops" on tensor cores."""
-    from ptxemu.counts import classes_of
+    """Sectors "read" and "written", bytes through "shared" memory, "flops" on tensor cores.
 
+    Flops are those of 16-bit products that take as long; tf32 has half their rate.
+    """
+    from ptxemu.build import opcodes
+
+    from setok_bench.machine import SECTOR
+
+    names = {number: name for name, number in opcodes().items()}
     found = Counter()
-    rows = zip(classes_of(program), program.text, executed, cost, strict=True)
-    for kind, text, count, passes in rows:
-        if kind in ("ld.global", "cp.async"):
+    for row, text, count, passes in zip(program.code, program.text, executed, cost, strict=True):
+        name = names[int(row[0])]
+        if name in ("LD_GLOBAL", "CP_ASYNC", "BULK_LOAD"):
             found["read"] += passes
-        elif kind in ("st.global", "atom"):
+        elif name in ("ST_GLOBAL", "ATOM_GLOBAL", "BULK_STORE"):
             found["written"] += passes
-        elif kind in ("ld.shared", "st.shared", "ldmatrix", "stmatrix"):
+        elif name in ("LD_SHARED", "ST_SHARED", "LDMATRIX", "STMATRIX"):
             # 32 banks of 4 bytes.
             found["shared"] += 128 * passes
-        elif kind in ("mma", "wgmma") and (sizes := _PRODUCT.search(text)):
+        elif name in ("MMA", "WGMMA") and (sizes := _PRODUCT.search(text)):
             m, n, k = map(int, sizes.groups())
             # Four warps make one wgmma together. It reads its operands from shared memory, the
-            # first of them only where it is not in registers.
-            share = 4 if kind == "wgmma" else 1
-            found["flops"] += 2 * m * n * k * count / share
-            if kind == "wgmma":
+            # first of them only where it is not in registers; a row of either has 32 bytes.
+            share = 4 if name == "WGMMA" else 1
+            found["flops"] += (4 if "tf32" in text else 2) * m * n * k * count / share
+            if name == "WGMMA":
                 rows_read = n + (m if text.count("{") < 2 else 0)
                 found["shared"] += 32 * rows_read * count / share
+        if name in ("CP_ASYNC", "BULK_LOAD", "BULK_STORE"):
+            found["shared"] += SECTOR * passes
     return found
 
 

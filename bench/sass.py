@@ -21,7 +21,7 @@ _CODE = re.compile(
     r"/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)(.*?);\s+/\* 0x(\w+) \*/"
 )
 _HIGH = re.compile(r"^\s+/\* 0x(\w{16}) \*/\s*$")
-_LABEL = re.compile(r"^(\.L_x_\d+|\$\w+):")
+_LABEL = re.compile(r"^(\.L_x_\d+|\$[\w$]+):")
 _GROUP = re.compile(r"SB0, 0x([0-9a-f]+)")
 
 # By the first part of the name of an instruction.
