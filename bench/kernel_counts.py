@@ -11,6 +11,7 @@ do the same for each. A process that counts can run no kernel in Triton's interp
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -20,6 +21,7 @@ import time
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -30,10 +32,6 @@ EMULATOR = Path(__file__).resolve().parent.parent / "tests"
 # Compared with what is committed by the tests: seconds, not minutes.
 GATE = (96, 64)
 SHAPES = ((256, 1152), (576, 1152), (729, 1152), (2048, 1152))
-# Up to here an image is run as it is. Of larger ones two are run with fewer features, and the
-# counts extended by a line in the features: no kernel does more than walk them.
-LARGEST = 1024
-FEWER = (128, 256)
 _PRODUCT = re.compile(r"\.m(\d+)n(\d+)k(\d+)")
 # Numbers of a kernel that grow with its work. The rest describe the build.
 GROWING = (
@@ -163,7 +161,7 @@ def count_forward(
         )
         compiled.DENSE_LIMITS["triton"] = 0 if streaming else limit
         try:
-            with TorchKernels() as others:
+            with counting_torch() as others:
                 sk.cluster_tokens(x, config, backend="triton")
         finally:
             compiled.DENSE_LIMITS["triton"] = limit
@@ -197,10 +195,29 @@ class TorchKernels(torch.utils._python_dispatch.TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = str(function).removeprefix("aten.").lstrip("_")
-        # An operation of ours is made of others, which come here too.
+        # An operation of ours is made of others, which `counting_torch` counts.
         ours = str(function).startswith("setok")
         self.launches += not ours and not name.startswith(("new_empty", *self._NONE))
         return function(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def counting_torch():
+    """A `TorchKernels` that also sees what the operations of ours are made of.
+
+    A mode is off while it handles an operation, so another one is entered inside.
+    """
+    from setok_triton import backend
+
+    outer, inner, plain = TorchKernels(), TorchKernels(), backend.cluster
+
+    def cluster(*args):
+        with inner:
+            return plain(*args)
+
+    with mock.patch.object(backend, "cluster", cluster), outer:
+        yield outer
+    outer.launches += inner.launches
 
 
 def _union(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -320,33 +337,36 @@ def main_loops(record) -> list[dict]:
     return found
 
 
-def extend(low: dict, high: dict, sizes: tuple[int, int], size: int) -> dict:
-    """Counts at a number of features, by a line through two others.
+# What may not grow unseen, and by how much of what was committed.
+WATCHED = ("launches", "issue", "shuffle", "barrier", "read_bytes", "written_bytes")
+TOLERATED = 0.1
 
-    Args:
-        low: counts at `sizes[0]` features.
-        high: counts at `sizes[1]`.
-        sizes: features of both.
-        size: features asked for.
-    """
-    share = (size - sizes[0]) / (sizes[1] - sizes[0])
-    kernels = {}
-    for name, above in high["kernels"].items():
-        below = low["kernels"][name]
-        line = {n: below[n] + share * (above[n] - below[n]) for n in GROWING}
-        kernels[name] = above | line
-    return high | {"kernels": kernels}
+
+def grown(counted: dict, committed: dict) -> list[str]:
+    """A line for each kernel and number of `WATCHED` that grew by more than `TOLERATED`."""
+    lines = []
+    for name, found in counted["kernels"].items():
+        before = committed["kernels"].get(name)
+        if before is None:
+            lines.append(f"{name}: {found['issue']:.0f} instructions, and no such kernel before")
+            continue
+        lines += [
+            f"{name}: {field} {found[field]:g}, {before[field]:g} before"
+            for field in WATCHED
+            if found[field] > (1 + TOLERATED) * before[field]
+        ]
+    if counted["torch_kernels"] > committed["torch_kernels"]:
+        lines.append(
+            f"torch: {counted['torch_kernels']} launches, {committed['torch_kernels']} before"
+        )
+    return lines
 
 
 def count_case(tokens: int, dim: int, dtype: torch.dtype) -> dict:
     """A case of the committed counts: its shape, how it was got, and the counts."""
     name = str(dtype).removeprefix("torch.")
     shape = {"tokens": tokens, "features": dim, "k": K, "clusters": CLUSTERS, "dtype": name}
-    if tokens <= LARGEST:
-        return {"shape": shape, "how": "counted", **count_forward(tokens, dim, dtype)}
-    low, high = (count_forward(tokens, fewer, dtype) for fewer in FEWER)
-    how = f"a line through {FEWER[0]} and {FEWER[1]} features"
-    return {"shape": shape, "how": how, **extend(low, high, FEWER, dim)}
+    return {"shape": shape, "how": "counted", **count_forward(tokens, dim, dtype)}
 
 
 def rounded(value):
