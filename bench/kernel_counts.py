@@ -5,7 +5,7 @@ lines; the assembler says what machine code they are (`sass.py`). Counts are of 
 do the same for each. A process that counts can run no kernel in Triton's interpreter.
 
     python bench/kernel_counts.py --out bench/results/triton-counts.json
-    python bench/kernel_counts.py --shapes 729x1152 --dtypes bfloat16
+    python bench/kernel_counts.py --checkout ../earlier --shapes 729x1152 --dtypes bfloat16
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ EMULATOR = Path(__file__).resolve().parent.parent / "tests"
 # Compared with what is committed by the tests: seconds, not minutes.
 GATE = (96, 64)
 SHAPES = ((256, 1152), (576, 1152), (729, 1152), (2048, 1152))
+_WIDTH = re.compile(r"ld\.global\S*?(?:\.v(?P<vector>\d))?\.[a-z](?P<bits>\d+)\b")
 _PRODUCT = re.compile(r"\.m(\d+)n(\d+)k(\d+)")
 # Numbers of a kernel that grow with its work. The rest describe the build.
 GROWING = (
@@ -71,8 +72,9 @@ class KernelCount:
         special: likewise exp2, reciprocal and the like.
         barrier: likewise barriers.
         fp64: likewise float64.
-        shared_bytes: that pass through shared memory, bank conflicts and tensor cores included.
-        read_bytes: sectors read, each request on its own.
+        shared_bytes: that pass through shared memory and L1, which are one, with bank conflicts and
+            what tensor cores read.
+        read_bytes: read from L2.
         written_bytes: likewise written.
         reached_bytes: of all tensors that were passed.
         flops: on tensor cores.
@@ -233,7 +235,7 @@ def _union(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
 def add_launch(found: KernelCount, record, ptx: str, reached: int) -> None:
     """Adds one launch of the emulator to the counts of its kernel."""
     from setok_bench.assembler import occupancy
-    from setok_bench.machine import H200, SECTOR
+    from setok_bench.machine import H200
     from setok_bench.sass import assemble, block_counts, chain, class_counts, latency_of
 
     run, program = record.run, record.run.program
@@ -258,10 +260,10 @@ def add_launch(found: KernelCount, record, ptx: str, reached: int) -> None:
     found.ptx += int(run.executed.sum())
     for name in ("issue", "shuffle", "special", "barrier", "fp64"):
         setattr(found, name, getattr(found, name) + classes[name])
-    traffic = memory_traffic(program, run.executed.tolist(), run.cost.tolist())
+    traffic = memory_traffic(program, run)
     found.shared_bytes += traffic["shared"]
-    found.read_bytes += SECTOR * traffic["read"]
-    found.written_bytes += SECTOR * traffic["written"]
+    found.read_bytes += traffic["read"]
+    found.written_bytes += traffic["written"]
     found.reached_bytes += reached
     found.flops += traffic["flops"]
     a_warp = [count / warps for count in counts]
@@ -281,10 +283,12 @@ def assemble_once(ptx: str, assemble):
     return _ASSEMBLED[ptx]
 
 
-def memory_traffic(program, executed: list[int], cost: list[int]) -> Counter:
-    """Sectors "read" and "written", bytes through "shared" memory, "flops" on tensor cores.
+def memory_traffic(program, run) -> Counter:
+    """Bytes "read" and "written" through L2, bytes through L1 or "shared" memory, and "flops".
 
-    Flops are those of 16-bit products that take as long; tf32 has half their rate.
+    Lanes that ask for parts of a sector in one load after the other find it in L1 from the second
+    on, so plain loads read no more from L2 than their lanes take. Flops are those of 16-bit
+    products that take as long on tensor cores; tf32 has half their rate.
     """
     from ptxemu.build import opcodes
 
@@ -292,12 +296,18 @@ def memory_traffic(program, executed: list[int], cost: list[int]) -> Counter:
 
     names = {number: name for name, number in opcodes().items()}
     found = Counter()
-    for row, text, count, passes in zip(program.code, program.text, executed, cost, strict=True):
+    numbers = (run.executed.tolist(), run.lanes.tolist(), run.cost.tolist())
+    for row, text, count, lanes, passes in zip(program.code, program.text, *numbers, strict=True):
         name = names[int(row[0])]
-        if name in ("LD_GLOBAL", "CP_ASYNC", "BULK_LOAD"):
-            found["read"] += passes
+        if name == "LD_GLOBAL":
+            found["read"] += min(SECTOR * passes, lanes * bytes_of(text))
+            found["shared"] += SECTOR * passes
+        elif name in ("CP_ASYNC", "BULK_LOAD"):
+            found["read"] += SECTOR * passes
+            found["shared"] += SECTOR * passes
         elif name in ("ST_GLOBAL", "ATOM_GLOBAL", "BULK_STORE"):
-            found["written"] += passes
+            found["written"] += SECTOR * passes
+            found["shared"] += SECTOR * passes
         elif name in ("LD_SHARED", "ST_SHARED", "LDMATRIX", "STMATRIX"):
             # 32 banks of 4 bytes.
             found["shared"] += 128 * passes
@@ -310,9 +320,13 @@ def memory_traffic(program, executed: list[int], cost: list[int]) -> Counter:
             if name == "WGMMA":
                 rows_read = n + (m if text.count("{") < 2 else 0)
                 found["shared"] += 32 * rows_read * count / share
-        if name in ("CP_ASYNC", "BULK_LOAD", "BULK_STORE"):
-            found["shared"] += SECTOR * passes
     return found
+
+
+def bytes_of(text: str) -> int:
+    """Bytes that a lane takes by a load of PTX."""
+    found = _WIDTH.search(text)
+    return int(found["bits"]) // 8 * int(found["vector"] or 1)
 
 
 def main_loops(record) -> list[dict]:
@@ -386,11 +400,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", metavar="NxD", help="in place of the usual ones")
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument(
+        "--checkout",
+        type=Path,
+        default=EMULATOR.parent,
+        metavar="DIR",
+        help="whose kernels are counted, such as a worktree of an earlier commit",
+    )
     parser.add_argument("--gate", action="store_true", help="only what the tests compare")
     parser.add_argument("--out", type=Path, metavar="FILE", help="in place of the terminal")
     args = parser.parse_args()
     os.environ.pop("TRITON_INTERPRET", None)
     torch.set_num_threads(1)
+    if args.checkout != EMULATOR.parent:
+        sys.path[:0] = [str(args.checkout), str(args.checkout / "triton")]
     try:
         find_emulator()
     except RuntimeError as error:
@@ -398,7 +421,7 @@ def main() -> int:
     from setok_bench.provenance import source
 
     shapes = [tuple(map(int, s.split("x"))) for s in args.shapes] if args.shapes else SHAPES
-    result = {"schema": SCHEMA, **source(), "arch": ARCH}
+    result = {"schema": SCHEMA, **source(args.checkout), "arch": ARCH}
     result["gate"] = count_case(*GATE, torch.bfloat16)
     result["cases"] = []
     for dtype in [] if args.gate else args.dtypes:

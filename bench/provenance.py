@@ -33,12 +33,12 @@ def provenance(device: torch.device) -> dict:
     return {"device": describe_device(device), **source()}
 
 
-def source() -> dict:
-    """Versions, commit and time."""
+def source(checkout: Path = Path(__file__).parent) -> dict:
+    """Versions, commit of a checkout, and time."""
     return {
         "versions": {"python": platform.python_version(), **_versions()},
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain")),
+        "commit": output("git", "-C", str(checkout), "rev-parse", "HEAD"),
+        "uncommitted_changes": bool(output("git", "-C", str(checkout), "status", "--porcelain")),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -105,14 +105,10 @@ def _processor_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _git(*command: str) -> str | None:
-    return output("git", *command)
-
-
 def output(*command: str) -> str | None:
     """What a command prints; None where there is no such command, or it fails."""
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, text=True, capture_output=True)
+        done = subprocess.run(command, text=True, capture_output=True)
     except OSError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -78,7 +78,7 @@ def predict(name: str, count: dict, images: int, machine: Machine) -> Prediction
         "shuffle": machine.shuffle,
         "special": machine.special,
         "fp64": machine.fp64,
-        "shared memory": machine.shared,
+        "shared/L1": machine.shared,
         "tensor": machine.matmul / machine.multiprocessors / machine.clock,
     }
     work = {name: count[_FIELDS[name]] * images / launches for name in rates}
@@ -113,7 +113,7 @@ _FIELDS = {
     "shuffle": "shuffle",
     "special": "special",
     "fp64": "fp64",
-    "shared memory": "shared_bytes",
+    "shared/L1": "shared_bytes",
     "tensor": "flops",
 }
 

@@ -59,7 +59,7 @@ def test_one_warp_has_one_scheduler():
         ("shuffle", 2_640_000, "shuffle", 20_000),
         ("special", 2_640_000, "special", 40_000),
         ("fp64", 2_640_000, "fp64", 10_000),
-        ("shared_bytes", 264 * 1_280_000, "shared memory", 20_000),
+        ("shared_bytes", 264 * 1_280_000, "shared/L1", 20_000),
     ],
 )
 def test_each_resource_can_bound(field, value, bound, clocks):
