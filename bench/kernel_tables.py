@@ -33,7 +33,7 @@ def _counts_table(when: str, counts: dict, machine: Machine) -> Table:
                 f"{c['launches']:.0f}",
                 _count(c["issue"]),
                 f"{c['barrier'] / warps:.1f}",
-                "–" if loop is None else f"{loop['barriers']:g} of {loop['turns']:g} turns",
+                "–" if loop is None else _turns(loop),
                 _count((c["read_bytes"] + c["written_bytes"]) / SECTOR),
                 str(c["registers"]),
                 str(c["spills"]),
@@ -63,8 +63,9 @@ def _counts_table(when: str, counts: dict, machine: Machine) -> Table:
             _microseconds(total),
         )
     )
-    header = ("kernel", "launches", "instructions an image", "barriers a warp", "in its loop")
-    header += ("sectors an image", "registers", "spills", f"expected us, {LARGE.images} images")
+    header = ("kernel", "launches", "instructions an image", "barriers a warp")
+    header += ("turns: instructions, barriers", "L2 sectors an image", "registers", "spills")
+    header += (f"expected us, {LARGE.images} images",)
     over = total / roofline.product_seconds(LARGE, machine)
     note = f"Commit {counts['commit'][:10]}; {over:.2f} times the product it is compared with."
     return Table(f"{when}, {LARGE}, {dtype_name(LARGE.dtype)}", header, lines, (note,))
@@ -104,6 +105,10 @@ def shapes_table(counts: dict, machine: Machine) -> Table:
             )
     header = ("B x N x D", "forward us", "bmm us", "over bmm", "counts")
     return Table("expected time of a forward pass", header, lines)
+
+
+def _turns(loop: dict) -> str:
+    return f"{loop['turns']:.0f}: {loop['instructions']:.0f}, {loop['barriers']:g}"
 
 
 def _count(value: float) -> str:

@@ -11,7 +11,8 @@ import re
 import sys
 from pathlib import Path
 
-from setok_bench import plots, tables
+from setok_bench import kernel_tables, plots, roofline, tables
+from setok_bench.machine import H200
 from setok_bench.results import load_result
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,6 +48,25 @@ read it:
 """
 
 
+_KERNELS = """\
+## Triton kernels: counted, not measured
+
+Nothing here ran on a GPU. Triton and the assembler make the machine code for sm_90, an emulator of
+PTX runs one image and counts, and `bench/roofline.py` divides by what the device does
+({machine}). `make kernel-counts` counts anew.
+
+- *instructions* are of warps, in machine code. Images of a batch do the same, each for itself.
+- A kernel takes as long as what it has least of: issue slots, shuffles, exp2 and the like, float64,
+  shared memory and L1, tensor cores, L2, memory; or as long as its warps *wait*, which is the
+  time of one warp alone in the code as it was scheduled, times the rounds of programs that do not
+  fit at once. What programs overlap beyond that is not modelled.
+- *expected* has the gaps between launches, the *floor* neither gaps nor waits.
+- Loads find in L1 what another lane or instruction of the program asked for before. Latencies, the
+  rate of L2 and the gaps are assumed (`bench/machine.py`).
+- `bmm` is counted as whole tiles of 128 x 128 at the measured rate of products.
+"""
+
+
 def committed_results() -> dict[str, dict]:
     """Results in the repository by the stem of their file."""
     files = sorted(p for suite in _SUITES for p in RESULTS.glob(f"*-{suite}.json"))
@@ -64,6 +84,15 @@ def report(result: dict, stem: str, pictures: list[Path], level: int = 2) -> str
         parts += [f"{marks}# left out", "\n".join(f"- {line}" for line in result["left_out"])]
     for path in pictures:
         parts.append(f"![{path.stem}]({path.parent.name}/{path.name})")
+    return "\n\n".join(parts) + "\n"
+
+
+def kernel_section() -> str:
+    """Markdown of the counts of the kernels, and of the times expected of them."""
+    counts, before = (roofline.load_counts(p) for p in (roofline.COUNTS, kernel_tables.BEFORE))
+    parts = [_KERNELS.format(machine=H200.described()).strip()]
+    for table in kernel_tables.kernel_tables(counts, before):
+        parts += [f"### {table.title}", table.markdown().strip()]
     return "\n\n".join(parts) + "\n"
 
 
@@ -89,6 +118,7 @@ def documentation(results: dict[str, dict]) -> dict[Path, str]:
     for stem, result in results.items():
         drawn = sorted(PICTURES.glob(f"{stem}-*.png"))
         page.append(report(result, stem, drawn))
+    page.append(kernel_section())
     readme = README.read_text()
     section = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
     if not section.search(readme):
