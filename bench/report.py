@@ -14,6 +14,7 @@ from pathlib import Path
 from setok_bench import kernel_tables, plots, roofline, tables
 from setok_bench.machine import H200
 from setok_bench.results import load_result
+from setok_bench.work import dtype_name
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -96,6 +97,22 @@ def kernel_section() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def kernel_summary() -> str:
+    """What is expected of the forward pass on a GPU, in two sentences."""
+    counts, shape = roofline.load_counts(), kernel_tables.LARGE
+    found = roofline.forward(shape, H200, counts)
+    expected, product = roofline.total(found), roofline.product_seconds(shape, H200)
+    issued = sum(k["issue"] for k in roofline.find_case(shape, counts)["kernels"].values())
+    return (
+        f"**Triton kernels, counted and not measured**: {shape} in {dtype_name(shape.dtype)} on an "
+        f"{H200.name} should take {expected * 1e3:.2f} ms, {expected / product:.1f} times "
+        f"`torch.bmm(x, x.mT)`, in {sum(p.launches for p in found):.0f} launches of which "
+        f"{len(found) - 1} are kernels of ours, with {issued / 1e6:.1f} million warp instructions "
+        "an image. [docs/performance.md](docs/performance.md#triton-kernels-counted-not-measured) "
+        "has what bounds each kernel."
+    )
+
+
 def readme_section(results: dict[str, dict]) -> str:
     """What the README quotes of every result."""
     parts = [BEGIN]
@@ -109,7 +126,7 @@ def readme_section(results: dict[str, dict]) -> str:
             tables.goal_table(result),
         )
         parts += [f"*{t.title}*\n\n{t.markdown().strip()}" for t in chosen if t.lines]
-    return "\n\n".join([*parts, END])
+    return "\n\n".join([*parts, kernel_summary(), END])
 
 
 def documentation(results: dict[str, dict]) -> dict[Path, str]:
