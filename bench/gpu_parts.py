@@ -236,7 +236,7 @@ def counters(bench: Bench, seconds: float) -> dict:
 
 
 def tile_parts(bench: Bench, seconds: float) -> dict:
-    """The kernel of the distances as it is, without minima, and without stores too."""
+    """The kernel of the distances as it is, without minima, and without storing rows too."""
     from setok_bench.probes import tile_variants
 
     calls = tile_variants(bench.case().tokens(), bench.case().config)

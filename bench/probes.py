@@ -11,8 +11,9 @@ import importlib.util
 import re
 import sys
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
+from types import MappingProxyType
 from unittest import mock
 
 import torch
@@ -65,67 +66,69 @@ def read_again(source: Tensor, sums: Tensor, turns: int) -> None:
 
 
 class _Vary(ast.NodeTransformer):
-    """Takes the stores of a kernel out: those of the minima, or has none of the others happen."""
+    """Takes stores out of kernels: none of minima, and none of rows of distances that happens.
 
-    def __init__(self, minima: bool, stores: bool):
-        self.minima, self.stores = minima, stores
-        self.of_minima: set[str] = set()
-        self.size = None
-        self.dropped = self.guarded = 0
+    What goes where is followed from the arguments `p_least` and `p_distance` on.
+    """
+
+    _ENDS = MappingProxyType({"minima": r"(p_)?least", "rows": r"(p_)?distances?"})
+
+    def __init__(self, minima: bool, rows: bool):
+        self.keeps = {"minima": minima, "rows": rows}
+        self.names: dict[str, set[str]] = {}
+        self.has_size = False
+        self.found = Counter()
 
     def visit_FunctionDef(self, node):
-        names = [a.arg for a in node.args.args]
-        # A run-time number that is never negative, which the compiler does not know.
-        self.size = "L" if "L" in names else None
-        self.of_minima = set()
+        self.has_size = "L" in [a.arg for a in node.args.args]
+        self.names = {what: set() for what in self._ENDS}
         self.generic_visit(node)
         return node
 
     def visit_Assign(self, node):
-        if self._touches_minima(node.value):
-            self.of_minima |= {n.id for n in node.targets if isinstance(n, ast.Name)}
+        for what, names in self.names.items():
+            if self._reaches(node.value, what):
+                names |= {n.id for n in node.targets if isinstance(n, ast.Name)}
         return node
 
     def visit_Expr(self, node):
         call = node.value
-        is_store = isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "store"
-        if not is_store:
+        if not (isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "store"):
             return node
+        # tl.store(pointer, …), or descriptor.store(…).
         target = call.args[0] if getattr(call.func.value, "id", "") == "tl" else call.func.value
-        if self._touches_minima(target):
-            if self.minima:
-                return node
-            self.dropped += 1
-            return ast.Pass()
-        if self.stores:
+        what = next((what for what in self._ENDS if self._reaches(target, what)), None)
+        if what is None or self.keeps[what]:
             return node
-        if self.size is None:
-            raise ValueError("tile variants: expected a kernel with the argument L, got none")
-        self.guarded += 1
-        test = ast.Compare(ast.Name(self.size, ast.Load()), [ast.Lt()], [ast.Constant(0)])
+        self.found[what] += 1
+        if what == "minima":
+            return ast.Pass()
+        if not self.has_size:
+            raise ValueError(
+                "tile variants: expected L where rows are stored, got no such argument"
+            )
+        # Never, which the compiler does not know: the product must not go with its store.
+        test = ast.Compare(ast.Name("L", ast.Load()), [ast.Lt()], [ast.Constant(0)])
         return ast.If(test, [node], [])
 
-    def _touches_minima(self, expression) -> bool:
+    def _reaches(self, expression, what: str) -> bool:
         return any(
-            re.fullmatch(r"(p_)?least", getattr(n, "attr", getattr(n, "id", "")))
-            or getattr(n, "id", None) in self.of_minima
+            re.fullmatch(self._ENDS[what], getattr(n, "attr", getattr(n, "id", "")))
+            or getattr(n, "id", None) in self.names[what]
             for n in ast.walk(expression)
         )
 
 
-def varied(module, minima: bool, stores: bool):
-    """A copy of a module of kernels without the stores of minima, or without any that happens.
+def varied(module, minima: bool, rows: bool):
+    """A copy of a module of kernels without stores of minima, or of rows, or of either.
 
     Raises:
         ValueError: there is nothing in it to leave out.
     """
-    change = _Vary(minima, stores)
+    change = _Vary(minima, rows)
     tree = ast.fix_missing_locations(change.visit(ast.parse(Path(module.__file__).read_text())))
-    for wanted, found, what in (
-        (not minima, change.dropped, "minima"),
-        (not stores, change.guarded, "other results"),
-    ):
-        if wanted and not found:
+    for what, keeps in change.keeps.items():
+        if not keeps and not change.found[what]:
             raise ValueError(f"tile variants: expected stores of {what} in {module.__name__}")
     _MADE.append(tempfile.TemporaryDirectory())
     name = f"{module.__name__.rpartition('.')[2]}_{len(_MADE)}"
@@ -140,7 +143,7 @@ def varied(module, minima: bool, stores: bool):
 
 
 def tile_variants(x: Tensor, config: sk.ClusterConfig) -> dict[str, Call]:
-    """Calls of the kernel of the distances: "whole", "no_minima" and "product", without stores."""
+    """Calls of the kernel of the distances: "whole", "no_minima", and without rows "product"."""
     from setok_triton import backend
     from setok_triton import distances as module
 
@@ -156,8 +159,8 @@ def tile_variants(x: Tensor, config: sk.ClusterConfig) -> dict[str, Call]:
     args, kwargs = given[0]
     made = {
         "whole": module,
-        "no_minima": varied(module, minima=False, stores=True),
-        "product": varied(module, minima=False, stores=False),
+        "no_minima": varied(module, minima=False, rows=True),
+        "product": varied(module, minima=False, rows=False),
     }
     calls = {name: lambda m=m: m.distances(*args, **kwargs) for name, m in made.items()}
     for call in calls.values():

@@ -180,7 +180,7 @@ def test_nothing_to_leave_out_is_an_error():
     from setok_bench import probes
 
     with pytest.raises(ValueError, match="tile variants: expected stores of minima"):
-        probes.varied(probes, minima=False, stores=True)
+        probes.varied(probes, minima=False, rows=True)
 
 
 def test_measured_times_stand_beside_the_expected_ones():
