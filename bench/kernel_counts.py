@@ -376,11 +376,11 @@ def grown(counted: dict, committed: dict) -> list[str]:
     return lines
 
 
-def count_case(tokens: int, dim: int, dtype: torch.dtype) -> dict:
+def count_case(tokens: int, dim: int, dtype: torch.dtype, images: int = 1) -> dict:
     """A case of the committed counts: its shape, how it was got, and the counts."""
     name = str(dtype).removeprefix("torch.")
     shape = {"tokens": tokens, "features": dim, "k": K, "clusters": CLUSTERS, "dtype": name}
-    return {"shape": shape, "how": "counted", **count_forward(tokens, dim, dtype)}
+    return {"shape": shape, "how": "counted", **count_forward(tokens, dim, dtype, images)}
 
 
 def rounded(value):
@@ -423,6 +423,8 @@ def main() -> int:
     shapes = [tuple(map(int, s.split("x"))) for s in args.shapes] if args.shapes else SHAPES
     result = {"schema": SCHEMA, **source(args.checkout), "arch": ARCH}
     result["gate"] = count_case(*GATE, torch.bfloat16)
+    if args.gate:
+        result["gate_of_three"] = count_case(*GATE, torch.bfloat16, images=3)
     result["cases"] = []
     for dtype in [] if args.gate else args.dtypes:
         for shape in shapes:
