@@ -225,7 +225,7 @@ def counters(bench: Bench, seconds: float) -> dict:
     if program is None:
         raise Unavailable("ncu, of the CUDA toolkit, is not on PATH")
     probe = [sys.executable, "-m", "setok_bench.probes", str(bench.shape)]
-    command = [program, "--csv", "--metrics", ",".join(NCU_METRICS)]
+    command = [program, "--csv", "--print-units", "base", "--metrics", ",".join(NCU_METRICS)]
     command += ["--kernel-name", "regex:.*_fwd_kernel", *probe]
     done = subprocess.run(command, text=True, capture_output=True, timeout=seconds, check=False)
     if "ERR_NVGPUCTRPERM" in done.stdout + done.stderr:

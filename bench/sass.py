@@ -182,6 +182,8 @@ def chain(blocks: list[Block], counts: list[float], latency: Callable[[Instructi
 
     Instructions are issued in order, each after those it waits for, as the code itself says. A
     block is followed by itself, so that what a loop asked for in the turn before is on its way.
+    Copies by descriptors are taken to be asked for early enough: no wait for a memory barrier
+    counts.
     """
     return sum(
         count * (_clocks(block.instructions * 2, latency) - _clocks(block.instructions, latency))
