@@ -15,7 +15,7 @@ avx2_flags := -march=x86-64-v3
 sanitized_env := ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)"
 
-.PHONY: demo stage1 small-world token-swap test lint format bench bench-docs compile-report mutants clean fuzz test-threads $(NATIVE_BUILDS:%=build-%) $(NATIVE_BUILDS:%=test-%) $(SWAPPED:%=token-swap-%)
+.PHONY: demo stage1 small-world token-swap test lint format bench bench-docs compile-report kernel-counts mutants clean fuzz test-threads $(NATIVE_BUILDS:%=build-%) $(NATIVE_BUILDS:%=test-%) $(SWAPPED:%=token-swap-%)
 
 demo: $(INSTALLED)
 	$(BIN)/python bench/demo.py --out demo_out
@@ -93,6 +93,13 @@ test-threads: $(INSTALLED)
 
 compile-report: $(INSTALLED)
 	$(BIN)/python bench/compile_report.py --out bench_out/triton-compile.json
+
+# What the kernels of a forward pass execute, and all that is compared with it or made of it; after
+# a change of the kernels. Minutes on one core.
+kernel-counts: $(INSTALLED)
+	$(BIN)/python bench/kernel_counts.py --out bench/results/triton-counts.json
+	$(BIN)/python bench/compile_report.py --out bench/results/triton-compile.json
+	$(BIN)/python bench/report.py --docs
 
 mutants: $(INSTALLED)
 	$(BIN)/pip install --quiet -c constraints.txt mutmut

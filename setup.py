@@ -140,7 +140,10 @@ class OptionalBuildExt(build_ext):
 setup(
     packages=PACKAGES,
     package_dir={"setok_triton": "triton/setok_triton", "setokim": "model", "setok_bench": "bench"},
-    package_data={"setok_bench": ["schema.json"], "setokim": ["configs/*.yaml"]},
+    package_data={
+        "setok_bench": ["schema.json", "results/triton-counts.json"],
+        "setokim": ["configs/*.yaml"],
+    },
     ext_modules=[
         Extension(
             NATIVE_MODULE,

@@ -11,8 +11,6 @@ import dataclasses
 import json
 import os
 import re
-import subprocess
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,11 +26,9 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 import setok_kernels as sk
+from setok_bench.assembler import occupancy, resources, run_ptxas
 from setok_kernels.compiled import Compiled
 from setok_kernels.config import DPCOptions
-
-# Registers of 32 bits and bytes of shared memory of a multiprocessor, and threads it holds.
-MULTIPROCESSOR = {80: (65536, 167936, 2048), 90: (65536, 233472, 2048), 100: (65536, 233472, 2048)}
 
 
 @dataclass(frozen=True)
@@ -191,53 +187,25 @@ def compile_launch(launch: Launch, capability: int) -> dict:
     target = GPUTarget("cuda", capability, 32)
     compiled = triton.compile(source, target=target, options=dict(launch.options))
     ptx = compiled.asm["ptx"]
-    said = assemble(ptx, capability)
-
-    def number(pattern):
-        found = re.search(pattern, said)
-        return int(found[1]) if found else 0
-
     threads, shared = 32 * launch.num_warps, compiled.metadata.shared
-    registers = number(r"Used (\d+) registers")
+    built = resources(run_ptxas(ptx, capability))
     return {
         "kernel": launch.name,
         "sm": capability,
         "constants": {k: v for k, v in launch.constants if k.isupper()},
         "num_warps": launch.num_warps,
-        "registers": registers,
-        "stack": number(r"(\d+) bytes stack frame"),
-        "spills": number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"),
+        **built,
         "shared": shared,
-        "programs_per_multiprocessor": occupancy(capability, threads, registers, shared),
+        "programs_per_multiprocessor": occupancy(capability, threads, built["registers"], shared),
         "tensor_cores": tensor_cores(ptx),
         "loads_of_2_bytes": len(re.findall(r"\bld\.global\S*\.b16\b", ptx)),
     }
-
-
-def assemble(ptx: str, capability: int) -> str:
-    """What `ptxas -v` says."""
-    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
-    ptxas = tools / ("ptxas-blackwell" if capability >= 100 else "ptxas")
-    suffix = "a" if capability >= 90 else ""
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-        file.write(ptx)
-        file.flush()
-        command = [ptxas, "-v", f"--gpu-name=sm_{capability}{suffix}", file.name, "-o", "/dev/null"]
-        return subprocess.run(command, text=True, capture_output=True, check=True).stderr
 
 
 def tensor_cores(ptx: str) -> str | None:
     """The kind of tensor-core instruction in the code."""
     kinds = {"wgmma": "wgmma.mma_async", "tcgen05": "tcgen05.mma", "mma": "mma.sync"}
     return next((kind for kind, text in kinds.items() if text in ptx), None)
-
-
-def occupancy(capability: int, threads: int, registers: int, shared: int) -> int:
-    """Programs that fit on a multiprocessor at once."""
-    all_registers, all_shared, all_threads = MULTIPROCESSOR[capability]
-    # Registers are handed out in groups of 8 to each thread; 1 KB of shared memory is the system's.
-    by_registers = all_registers // (max(8, -(-registers // 8) * 8) * threads)
-    return min(by_registers, all_shared // (shared + 1024), all_threads // threads)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from setok_bench import roofline, work
+from setok_bench.machine import MACHINES
 from setok_bench.pipeline import ENCODERS, LANGUAGE_MODELS
 from setok_bench.results import timed
 from setok_bench.tables import conditions, shape_text
@@ -98,10 +99,9 @@ def decoder_flops() -> int:
 
 def estimated_costs(device: str = "H100") -> Costs:
     """From the rates of the roofline alone."""
-    rates = roofline.DEVICES[device]
-    shape = Shape(64, TOKENS, WIDTH)
-    cluster = sum(w.floor(rates) * w.expected for w in roofline.kernels(shape).values()) / 64
-    rate = UTILISATION * rates.matmul
+    machine = MACHINES[device]
+    cluster = roofline.total(roofline.forward(Shape(64, TOKENS, WIDTH), machine)) / 64
+    rate = UTILISATION * machine.matmul
     return Costs(
         f"{device}, estimated, not measured",
         rate,
@@ -109,7 +109,7 @@ def estimated_costs(device: str = "H100") -> Costs:
         cluster,
         TRAINING * cluster,
         (
-            f"models at {UTILISATION:.0%} of {rates.matmul / 1e12:.0f} TFLOP/s (assumed)",
+            f"models at {UTILISATION:.0%} of {machine.matmul / 1e12:.0f} TFLOP/s (assumed)",
             "clustering as bench/roofline.py expects it, three times that with the gradient",
         ),
     )

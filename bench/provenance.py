@@ -30,11 +30,15 @@ _REPEATS = 9
 
 def provenance(device: torch.device) -> dict:
     """Device, versions, commit and time, as results have them."""
+    return {"device": describe_device(device), **source()}
+
+
+def source(checkout: Path = Path(__file__).parent) -> dict:
+    """Versions, commit of a checkout, and time."""
     return {
-        "device": describe_device(device),
         "versions": {"python": platform.python_version(), **_versions()},
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain")),
+        "commit": output("git", "-C", str(checkout), "rev-parse", "HEAD"),
+        "uncommitted_changes": bool(output("git", "-C", str(checkout), "status", "--porcelain")),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -48,7 +52,7 @@ def describe_device(device: torch.device) -> dict:
             "name": properties.name,
             "threads": torch.get_num_threads(),
             "memory_bytes": properties.total_memory,
-            "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+            "driver": output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
             "cuda": torch.version.cuda,
         }
     return {
@@ -79,7 +83,7 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
         name: min(samples)
         for name, samples in time_in_turns(calls, make_clock(device), 2, _REPEATS).items()
     }
-    # A turn of the scope loop on a GPU: an estimate, as bench/roofline.py explains.
+    # A turn of the scope loop on a GPU, an estimate: bench/roofline.py counts it.
     step = 1.5e-6 if device.type == "cuda" else 0.0
     return Rates(2 * size / best["copy"], 2 * side**3 / best["matmul"], step)
 
@@ -101,13 +105,10 @@ def _processor_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _git(*command: str) -> str | None:
-    return _output("git", *command)
-
-
-def _output(*command: str) -> str | None:
+def output(*command: str) -> str | None:
+    """What a command prints; None where there is no such command, or it fails."""
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, text=True, capture_output=True)
+        done = subprocess.run(command, text=True, capture_output=True)
     except OSError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -11,8 +11,10 @@ import re
 import sys
 from pathlib import Path
 
-from setok_bench import plots, tables
+from setok_bench import kernel_tables, plots, roofline, tables
+from setok_bench.machine import H200
 from setok_bench.results import load_result
+from setok_bench.work import dtype_name
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -47,6 +49,25 @@ read it:
 """
 
 
+_KERNELS = """\
+## Triton kernels: counted, not measured
+
+Nothing here ran on a GPU. Triton and the assembler make the machine code for sm_90, an emulator of
+PTX runs one image and counts, and `bench/roofline.py` divides by what the device does
+({machine}). `make kernel-counts` counts anew.
+
+- *instructions* are of warps, in machine code. Images of a batch do the same, each for itself.
+- A kernel takes as long as what it has least of: issue slots, shuffles, exp2 and the like, float64,
+  shared memory and L1, tensor cores, L2, memory; or as long as its warps *wait*, which is the
+  time of one warp alone in the code as it was scheduled, times the rounds of programs that do not
+  fit at once. What programs overlap beyond that is not modelled.
+- *expected* has the gaps between launches, the *floor* neither gaps nor waits.
+- Loads find in L1 what another lane or instruction of the program asked for before. Latencies, the
+  rate of L2 and the gaps are assumed (`bench/machine.py`).
+- `bmm` is counted as whole tiles of 128 x 128 at the measured rate of products.
+"""
+
+
 def committed_results() -> dict[str, dict]:
     """Results in the repository by the stem of their file."""
     files = sorted(p for suite in _SUITES for p in RESULTS.glob(f"*-{suite}.json"))
@@ -67,6 +88,31 @@ def report(result: dict, stem: str, pictures: list[Path], level: int = 2) -> str
     return "\n\n".join(parts) + "\n"
 
 
+def kernel_section() -> str:
+    """Markdown of the counts of the kernels, and of the times expected of them."""
+    counts, before = (roofline.load_counts(p) for p in (roofline.COUNTS, kernel_tables.BEFORE))
+    parts = [_KERNELS.format(machine=H200.described()).strip()]
+    for table in kernel_tables.kernel_tables(counts, before):
+        parts += [f"### {table.title}", table.markdown().strip()]
+    return "\n\n".join(parts) + "\n"
+
+
+def kernel_summary() -> str:
+    """What is expected of the forward pass on a GPU, in two sentences."""
+    counts, shape = roofline.load_counts(), kernel_tables.LARGE
+    found = roofline.forward(shape, H200, counts)
+    expected, product = roofline.total(found), roofline.product_seconds(shape, H200)
+    issued = sum(k["issue"] for k in roofline.find_case(shape, counts)["kernels"].values())
+    return (
+        f"**Triton kernels, counted and not measured**: {shape} in {dtype_name(shape.dtype)} on an "
+        f"{H200.name} should take {expected * 1e3:.2f} ms, {expected / product:.1f} times "
+        f"`torch.bmm(x, x.mT)`, in {sum(p.launches for p in found):.0f} launches of which "
+        f"{len(found) - 1} are kernels of ours, with {issued / 1e6:.1f} million warp instructions "
+        "an image. [docs/performance.md](docs/performance.md#triton-kernels-counted-not-measured) "
+        "has what bounds each kernel."
+    )
+
+
 def readme_section(results: dict[str, dict]) -> str:
     """What the README quotes of every result."""
     parts = [BEGIN]
@@ -80,7 +126,7 @@ def readme_section(results: dict[str, dict]) -> str:
             tables.goal_table(result),
         )
         parts += [f"*{t.title}*\n\n{t.markdown().strip()}" for t in chosen if t.lines]
-    return "\n\n".join([*parts, END])
+    return "\n\n".join([*parts, kernel_summary(), END])
 
 
 def documentation(results: dict[str, dict]) -> dict[Path, str]:
@@ -89,6 +135,7 @@ def documentation(results: dict[str, dict]) -> dict[Path, str]:
     for stem, result in results.items():
         drawn = sorted(PICTURES.glob(f"{stem}-*.png"))
         page.append(report(result, stem, drawn))
+    page.append(kernel_section())
     readme = README.read_text()
     section = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
     if not section.search(readme):

@@ -1,166 +1,235 @@
-"""Bytes, flops and the least possible time of every Triton kernel, for a shape and a GPU.
+"""Floor, expected time and bottleneck of every Triton kernel, from what its compiled code executes.
 
-The floor is that of `work.py`. Rows of distances that stay in the L2 cache are not counted.
+The counts are those of `kernel_counts.py`, the device's numbers those of `machine.py`. A kernel
+takes as long as what it has least of: issue slots, shuffles, shared memory, L2, memory, tensor
+cores, or time while its warps wait. Nothing here was measured on a GPU.
 
-    python bench/roofline.py --shapes 64x729x1152 1x16384x1152 --device H200
+    python bench/roofline.py --shapes 64x729x1152 1x729x1152 --dtype bfloat16 --device H200
 """
 
+from __future__ import annotations
+
 import argparse
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from setok_bench.work import Rates, Shape, Work, product
-from setok_kernels.compiled import DENSE_LIMITS
-from setok_triton import configs
+from setok_bench.kernel_counts import GROWING
+from setok_bench.machine import MACHINES, WARP, Machine
+from setok_bench.work import Shape, dtype_name
 
-# A step: a row from L2, three reductions over the program, two exponentials; an estimate.
-DEVICES = {
-    "H200": Rates(copy=4.3e12, matmul=790e12, step=1.5e-6, measured=True),
-    # The same chip with slower memory; its copy rate is 0.9 of the 3.35 TB/s it is sold with.
-    "H100": Rates(copy=3.0e12, matmul=790e12, step=1.5e-6, measured=False),
+COUNTS = Path(__file__).parent / "results" / "triton-counts.json"
+# Products of a tile of the library's matrix product.
+_LIBRARY_TILE = 128
+SHAPES = tuple(f"{b}x{n}x1152" for b in (1, 8, 64) for n in (256, 576, 729, 2048))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of one kernel, or of all launches of torch's own.
+
+    Attributes:
+        kernel: its name.
+        launches: in a forward pass.
+        floor: seconds at the device's best, all multiprocessors busy and nobody waiting.
+        parts: seconds by what is taken, each alone, as the programs divide over the device.
+        gap: seconds between its launches and those before.
+    """
+
+    kernel: str
+    launches: float
+    floor: float
+    parts: dict[str, float]
+    gap: float
+
+    @property
+    def bound(self) -> str:
+        """What it has least of."""
+        return max(self.parts, key=self.parts.get)
+
+    @property
+    def expected(self) -> float:
+        """Seconds with the gaps before its launches."""
+        return self.parts[self.bound] + self.gap
+
+
+def load_counts(path: Path = COUNTS) -> dict:
+    """The result of `kernel_counts.py`.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return json.loads(path.read_text())
+
+
+def predict(name: str, count: dict, images: int, machine: Machine) -> Prediction:
+    """The time of one kernel on a batch, from the counts of one image."""
+    launches = count["launches"]
+    programs = count["programs"] * images / launches
+    # Programs on the multiprocessor that has most of them.
+    busiest = math.ceil(programs / machine.multiprocessors)
+    resident = min(count["fit"], busiest)
+    # A scheduler issues one instruction a clock, and has every fourth warp.
+    rates = {
+        "issue": min(machine.issue, resident * count["num_warps"]),
+        "shuffle": machine.shuffle,
+        "special": machine.special,
+        "fp64": machine.fp64,
+        "shared/L1": machine.shared,
+        "tensor": machine.matmul / machine.multiprocessors / machine.clock,
+    }
+    work = {name: count[_FIELDS[name]] * images / launches for name in rates}
+    parts = {
+        name: machine.seconds(busiest * work[name] / programs / rate)
+        for name, rate in rates.items()
+    }
+    best = {
+        name: machine.seconds(work[name] / machine.multiprocessors / rate)
+        for name, rate in rates.items()
+    }
+    sectors = (count["read_bytes"] + count["written_bytes"]) * images / launches
+    reached = count["reached_bytes"] * images / launches
+    alone = machine.seconds(busiest * sectors / programs / machine.l2_port)
+    parts["L2"] = max(sectors / machine.l2, alone)
+    best["L2"] = sectors / machine.l2_best
+    parts["memory"] = best["memory"] = min(sectors, reached) / machine.copy
+    rounds = math.ceil(programs / (machine.multiprocessors * count["fit"]))
+    near = "chain_l2" if reached <= machine.l2_bytes else "chain_memory"
+    parts["waiting"] = machine.seconds(rounds * count[near] / launches)
+    return Prediction(
+        name,
+        launches,
+        launches * max(best.values()),
+        {name: launches * seconds for name, seconds in parts.items()},
+        launches * machine.launch_gap,
+    )
+
+
+_FIELDS = {
+    "issue": "issue",
+    "shuffle": "shuffle",
+    "special": "special",
+    "fp64": "fp64",
+    "shared/L1": "shared_bytes",
+    "tensor": "flops",
 }
 
 
-L2_BYTES = 50e6
+def forward(shape: Shape, machine: Machine, counts: dict | None = None) -> list[Prediction]:
+    """A prediction for each kernel of `cluster_tokens`, and one for what torch launches.
+
+    Raises:
+        ValueError: nothing was counted that says what the kernels do for such a shape.
+    """
+    case = find_case(shape, counts or load_counts())
+    found = [predict(n, c, shape.images, machine) for n, c in case["kernels"].items()]
+    small = case["torch_kernels"]
+    parts = {"launches": small * machine.small_kernel}
+    return [*found, Prediction("torch", small, 0.0, parts, small * machine.launch_gap)]
 
 
-def is_dense(shape: Shape) -> bool:
-    """Whether rows of distances are kept."""
-    return shape.tokens <= DENSE_LIMITS["triton"]
+def find_case(shape: Shape, counts: dict) -> dict:
+    """The counts of an image of a shape, or those of a parabola through three other lengths.
 
-
-def kernels(shape: Shape) -> dict[str, Work]:
-    """The work of every kernel of one forward pass."""
-    tile = configs.tile_config(shape.dtype)
-    total, dim = shape.images * shape.tokens, shape.features
-    x, knn, masks = (
-        total * dim * shape.dtype.itemsize,
-        8 * total * shape.k,
-        4 * total * (shape.clusters + 1),
-    )
-
-    rows = 4 * shape.images * shape.tokens**2
-    rows = rows if rows > L2_BYTES else 0
-
-    def blocks(size):
-        return -(-shape.tokens // size)
-
-    side = blocks(tile.block_m)
-    work = {
-        "token_state": Work(x + total),
-        "variance": Work(x + total),
-        "norms": Work(
-            x + 4 * total, 2 * shape.images * blocks(tile.block_m) * tile.block_m**2 * dim
-        ),
+    Raises:
+        ValueError: there are no such counts.
+    """
+    wanted = {
+        "features": shape.features,
+        "k": shape.k,
+        "clusters": shape.clusters,
+        "dtype": dtype_name(shape.dtype),
     }
-    if is_dense(shape):
-        triangle = side * (side + 1) // 2
-        flops = 2 * shape.images * triangle * tile.block_m**2 * dim
-        # Square tiles of 64 use a feature 64 times: the loads, not the tensor cores, set the pace.
-        minima = 4 * total * -(-shape.tokens // configs.GROUP)
-        work["distances"] = Work(x + rows + minima, flops, expected=2.0)
-        # Of a row its minima and K groups; 550 instructions of a warp, not bytes, set the pace.
-        candidates = 4 * configs.GROUP * shape.k * total
-        work["select"] = Work(minima + candidates + knn + 4 * total, expected=3.5)
-    else:
-        area = side * tile.block_m * blocks(tile.block_n) * tile.block_n
-        flops = 2 * shape.images * area * dim
-        work["neighbours"] = Work(x + knn, flops, expected=2.0)
-        work["parents"] = Work(x + 12 * total, flops, expected=1.7)
-    if is_dense(shape):
-        seeds = 4 * shape.clusters * total if rows else 0
-        work["image"] = Work(seeds + masks + knn + 32 * total, steps=shape.clusters)
-    else:
-        work["density"] = Work(knn + 4 * total)
-        work["delta"] = Work(12 * total, expected=4.0)
-        work["score"] = Work(12 * total, expected=8.0)
-        # The features are read again for every seed: rows of distances are not kept.
-        work["scope_step"] = Work(
-            shape.clusters * (x + 20 * total) + masks, steps=shape.clusters, expected=1.7
+    cases = {
+        case["shape"]["tokens"]: case
+        for case in counts["cases"]
+        if all(case["shape"][name] == value for name, value in wanted.items())
+    }
+    if shape.tokens in cases:
+        return cases[shape.tokens]
+    if len(cases) < 3 or shape.tokens > max(cases):
+        known = ", ".join(f"{n} tokens" for n in sorted(cases)) or "none"
+        raise ValueError(
+            f"shape: expected one up to the counted ones ({known}) of {shape.features} features, "
+            f"{wanted['dtype']}, K = {shape.k}, {shape.clusters} clusters, got {shape}; "
+            "bench/kernel_counts.py counts others"
         )
-        work["labels"] = Work(masks + 8 * total)
-    return work
+    near = sorted(cases, key=lambda n: abs(n - shape.tokens))[:3]
+    return _parabola([cases[n] for n in near], near, shape.tokens)
 
 
-def merging(shape: Shape) -> dict[str, Work]:
-    """The work of merging and unmerging by as many clusters as there may be, not in a forward."""
-    total, dim, rows = shape.images * shape.tokens, shape.features, shape.clusters + 1
-    x, out = (n * dim * shape.dtype.itemsize for n in (total, shape.images * rows))
-    # bfloat16 tokens are multiplied with both halves of a float32 share.
-    products = 2 if shape.dtype == torch.bfloat16 else 1
-    flops, masks = products * 2 * rows * total * dim, 4 * rows * total
-    return {
-        "token_state": Work(x + total),
-        "merge_soft": Work(x + masks + out, flops, expected=2.0),
-        # Sorted labels, and their order; the largest cluster is walked by one program.
-        "merge_hard": Work(x + 24 * total + out, expected=2.5),
-        "unmerge_soft": Work(x + masks + out, flops, expected=2.0),
-        "unmerge_hard": Work(x + 8 * total + out),
-    }
+def _parabola(cases: list[dict], sizes: list[int], size: int) -> dict:
+    weights = [
+        math.prod((size - b) / (a - b) for b in sizes if b != a) for a in sizes
+    ]  # of Lagrange
+    kernels = {}
+    for name, nearest in cases[0]["kernels"].items():
+        sums = {
+            field: sum(w * c["kernels"][name][field] for w, c in zip(weights, cases, strict=True))
+            for field in GROWING
+        }
+        kernels[name] = nearest | sums
+    how = f"a parabola through {', '.join(map(str, sorted(sizes)))} tokens"
+    return cases[0] | {"how": how, "kernels": kernels}
 
 
-def one_shot(shape: Shape) -> dict[str, Work]:
-    """The work of `dpc_knn` that `kernels` has not, and of `threshold_greedy`, for C centres."""
-    tile, total = configs.tile_config(shape.dtype), shape.images * shape.tokens
-    x = total * shape.features * shape.dtype.itemsize
-    blocks, edge = -(-shape.tokens // tile.block_m), tile.block_m
-    triangle = blocks * (blocks + 1) // 2
-    bits, row = 4 * total * -(-shape.tokens // 32), 4 * -(-shape.tokens // 32)
-    labels = Work(
-        x + 12 * total, 2 * total * 64 * -(-shape.clusters // 64) * shape.features, expected=2.0
-    )
-    # Square tiles, as for the distances; a bit for each pair goes out, not a number.
-    flops = 2 * shape.images * triangle * edge**2 * shape.features
-    claimed = shape.images * shape.clusters * row
-    return {
-        "peaks": Work(28 * total, expected=4.0),
-        "assign": labels,
-        "directions": Work(x + 9 * total, expected=1.7),
-        "adjacency": Work(x + bits, flops, expected=2.0),
-        "claim": Work(claimed + 4 * total, steps=shape.clusters, expected=2.0),
-    }
+def product_seconds(shape: Shape, machine: Machine) -> float:
+    """`torch.bmm(x, x.mT)`: whole tiles of 128 x 128, at the best rate of the features' type."""
+    side = math.ceil(shape.tokens / _LIBRARY_TILE)
+    busiest = math.ceil(shape.images * side**2 / machine.multiprocessors)
+    flops = 2 * _LIBRARY_TILE**2 * shape.features
+    if shape.dtype == torch.float32:
+        # Without tensor cores: a multiply-add of each lane in every issue slot.
+        rate = 2 * WARP * machine.issue * machine.clock
+    else:
+        rate = machine.matmul / machine.multiprocessors
+    size = shape.dtype.itemsize
+    moved = size * shape.images * (shape.tokens * shape.features + shape.tokens**2)
+    return max(busiest * flops / rate, moved / machine.copy) + machine.launch_gap
 
 
-def print_rows(work: dict[str, Work], device: Rates) -> None:
-    """A line for each kernel."""
-    for name, w in work.items():
-        floor = w.floor(device) * 1e6
-        print(
-            f"{name:12} {w.bytes / 1e6:10.2f} {w.flops / 1e9:10.1f} {floor:10.1f} "
-            f"{floor * w.expected:12.1f}"
-        )
+def total(predictions: list[Prediction]) -> float:
+    """Seconds of all."""
+    return sum(p.expected for p in predictions)
 
 
-def main() -> None:
+def print_shape(shape: Shape, machine: Machine, counts: dict) -> None:
+    """A line for each kernel, and the sum."""
+    how = find_case(shape, counts)["how"]
+    print(f"\n{shape}, {dtype_name(shape.dtype)}, {machine.name} ({how})")
+    print(f"{'kernel':20} {'launches':>8} {'floor us':>9} {'expected us':>12}  bound by")
+    found = forward(shape, machine, counts)
+    for p in found:
+        times = f"{p.floor * 1e6:9.1f} {p.expected * 1e6:12.1f}"
+        print(f"{p.kernel:20} {p.launches:8.0f} {times}  {p.bound}")
+    floor, expected = sum(p.floor for p in found), total(found)
+    print(f"{'all':20} {sum(p.launches for p in found):8.0f} {floor * 1e6:9.1f}", end=" ")
+    bmm = product_seconds(shape, machine)
+    print(f"{expected * 1e6:12.1f}  {expected / bmm:.2f} x bmm ({bmm * 1e6:.1f} us)")
+
+
+def main() -> int:
     """Prints a table for every shape."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    shapes = ["1x729x1152", "64x729x1152", "8x2916x1152", "1x16384x1152"]
-    parser.add_argument(
-        "--shapes", nargs="+", type=Shape.parse, default=[*map(Shape.parse, shapes)]
-    )
-    parser.add_argument("--device", choices=DEVICES, default="H200")
+    parser.add_argument("--shapes", nargs="+", default=SHAPES, metavar="BxNxD")
+    parser.add_argument("--dtype", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--device", choices=MACHINES, default="H200")
+    parser.add_argument("--counts", type=Path, default=COUNTS, help="of kernel_counts.py")
     args = parser.parse_args()
-    device = DEVICES[args.device]
-    said = "measured" if device.measured else "estimated"
-    print(
-        f"{args.device}: {device.copy / 1e12:.1f} TB/s, {device.matmul / 1e12:.0f} TFLOP/s ({said})"
-    )
-    for shape in args.shapes:
-        regime = "dense" if is_dense(shape) else "streaming"
-        print(f"\n{shape.images} x {shape.tokens} x {shape.features}, {regime}")
-        print(f"{'kernel':12} {'MB':>10} {'GFLOP':>10} {'floor us':>10} {'expected us':>12}")
-        work = kernels(shape)
-        print_rows(work, device)
-        floor = sum(w.floor(device) for w in work.values()) * 1e6
-        expected = sum(w.floor(device) * w.expected for w in work.values()) * 1e6
-        bmm = product(shape).floor(device) * 1e6
-        print(f"{'all':12} {'':21} {floor:10.1f} {expected:12.1f}")
-        print(f"{'bmm':12} {'':21} {bmm:10.1f}   expected / floor of bmm {expected / bmm:.1f}")
-        print("merging, beside it")
-        print_rows(merging(shape), device)
-        print("dpc_knn and threshold_greedy, beside it")
-        print_rows(one_shot(shape), device)
+    machine = MACHINES[args.device]
+    print(machine.described())
+    try:
+        counts = load_counts(args.counts)
+        for dtype in args.dtype:
+            for text in args.shapes:
+                print_shape(Shape.parse(text, getattr(torch, dtype)), machine, counts)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -5,7 +5,8 @@
     python bench/run.py --only cluster_tokens --shapes 4x1024x768 --dtype bfloat16
     python bench/run.py --plan bench/results/*.json
 
-The exit code is 1 when a backend of ours gave a wrong result.
+The exit code is 1 when a backend of ours gave a wrong result. The suite `gpu` goes on where an
+earlier run into the same file stopped, if code, versions and device are still the same.
 """
 
 from __future__ import annotations
@@ -51,15 +52,25 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if arguments.seconds is not None:
         suite = replace(suite, seconds=arguments.seconds)
+    before = None
     if arguments.out:
         # Before minutes of measuring that could not be kept.
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        if suite.resumes and arguments.out.exists() and arguments.out.stat().st_size:
+            before = load_result(arguments.out)
         arguments.out.touch()
+
+    def keep(result: dict) -> None:
+        if arguments.out:
+            # Never half a file, whenever the time is over.
+            part = arguments.out.with_name(f"{arguments.out.name}.part")
+            part.write_text(to_json(result))
+            part.replace(arguments.out)
+
     settings = Settings(device, suite.seconds, arguments.rounds, peer_root=arguments.peer_root)
-    result = _run_with_progress(arguments.suite, suite, settings, errors)
-    if arguments.out:
-        # First of all: whatever is wrong with it, it took minutes.
-        arguments.out.write_text(to_json(result))
+    result = _run_with_progress(arguments.suite, suite, settings, errors, before, keep)
+    # First of all: whatever is wrong with it, it took minutes.
+    keep(result)
     validate(result)
     _print(result, console)
     if arguments.out:
@@ -92,7 +103,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _run_with_progress(name, suite, settings: Settings, console: Console) -> dict:
+def _run_with_progress(name, suite, settings: Settings, console: Console, before, keep) -> dict:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
         task = bar.add_task("measuring what the device does at best", total=None)
@@ -100,7 +111,7 @@ def _run_with_progress(name, suite, settings: Settings, console: Console) -> dic
         def show(title: str, done: int, of: int) -> None:
             bar.update(task, description=title, completed=done, total=of)
 
-        return run_suite(name, suite, settings, show)
+        return run_suite(name, suite, settings, show, before, keep)
 
 
 def _print(result: dict, console: Console) -> None:

@@ -11,9 +11,11 @@ from pathlib import Path
 import torch
 
 from setok_bench.checks import CHECK_TOKENS, small_enough
+from setok_bench.gpu_parts import Bench, measure_part
 from setok_bench.memory import MemoryFailure, largest_input, measure_peak
 from setok_bench.provenance import measure_rates, provenance
 from setok_bench.registry import Case, Contender, Job, Unavailable
+from setok_bench.results import row_key
 from setok_bench.suites import Suite
 from setok_bench.timing import Call, as_graph, make_clock, percentiles, time_in_turns
 from setok_bench.work import Rates, Shape, dtype_name
@@ -21,6 +23,11 @@ from setok_bench.work import Rates, Shape, dtype_name
 SCHEMA = 1
 # Below this a call is replayed as a CUDA graph: the launches of its kernels take as long.
 GRAPH_BELOW = 2e-3
+# What two runs must share for one to go on where the other stopped.
+_SAME = ("schema", "suite", "device", "versions", "commit", "uncommitted_changes", "settings")
+_LISTS = ("parts", "rows", "memory", "largest")
+_RATES = ("copy_bytes_per_s", "matmul_flops_per_s", "step_s")
+_RATE_NAMES = ("copy", "matmul", "step")
 
 
 @dataclass(frozen=True)
@@ -44,21 +51,51 @@ class Settings:
 
 @dataclass(frozen=True)
 class Step:
-    """One row, peak or search of a suite, to be carried out by `run`."""
+    """One part, row, peak or search of a suite, to be carried out by `run`.
+
+    Attributes:
+        title: for people.
+        kind: of list of a result that it adds to.
+        run: gives what is added.
+        key: by which a result that has it already is known, with `key_of`.
+        seconds: that it may take, where that is known.
+    """
 
     title: str
     kind: str
     run: Callable[[], dict]
+    key: tuple
+    seconds: float = 0.0
+
+
+def key_of(kind: str, entry: dict) -> tuple:
+    """What makes an entry of a result the same in two results."""
+    if kind == "parts":
+        return (entry["name"],)
+    if kind == "rows":
+        return row_key(entry)
+    if kind == "memory":
+        return (entry["op"], entry["contender"], *entry["shape"].values())
+    return (entry["contender"], entry["features"], entry["limit_bytes"])
 
 
 def steps(suite: Suite, settings: Settings, rates: Rates) -> Iterator[Step]:
     """What a suite is made of."""
+    for part in suite.parts:
+        yield Step(
+            part.name,
+            "parts",
+            lambda part=part: measure_part(part, Bench(settings.device)),
+            (part.name,),
+            part.seconds,
+        )
     for job in suite.jobs:
         for shape in job.shapes:
             yield Step(
                 f"{job.entry.op} {shape}",
                 "rows",
                 lambda job=job, shape=shape: measure_row(job, shape, settings, rates),
+                (job.entry.op, job.group, *shape.to_dict().values()),
             )
     for job in suite.memory:
         yield Step(
@@ -67,12 +104,14 @@ def steps(suite: Suite, settings: Settings, rates: Rates) -> Iterator[Step]:
             lambda job=job: measure_peak(
                 job.op, job.contender, job.shape, settings.device, settings.peer_root
             ),
+            (job.op, job.contender, *job.shape.to_dict().values()),
         )
     for job in suite.largest:
         yield Step(
             f"largest input, {job.contender}",
             "largest",
             lambda job=job: largest_input(job, suite.dtype, settings.device),
+            (job.contender, job.features, job.limit_bytes),
         )
 
 
@@ -81,6 +120,8 @@ def run_suite(
     suite: Suite,
     settings: Settings,
     progress: Callable[[str, int, int], None] = lambda title, done, of: None,
+    before: dict | None = None,
+    keep: Callable[[dict], None] = lambda result: None,
 ) -> dict:
     """Measures everything that the budget has room for.
 
@@ -89,13 +130,51 @@ def run_suite(
         suite: what to measure.
         settings: how.
         progress: called with the title of each step before it, the number done and of all.
+        before: a result whose entries are taken over and not measured again, where it is of the
+            same suite, settings, device, versions and commit.
+        keep: called with the result after each step.
 
     Returns:
         The result, ready for JSON.
     """
     started = time.monotonic()
-    rates = measure_rates(settings.device, suite.dtype)
-    result = {
+    result = _empty_result(name, suite, settings)
+    earlier = 0.0
+    if before is not None and _goes_on(before, result):
+        result |= {kind: before.get(kind, []) for kind in _LISTS}
+        result["rates"], earlier = before["rates"], before["seconds"]
+        rates = Rates(*(result["rates"][key] for key in _RATES))
+    else:
+        rates = measure_rates(settings.device, suite.dtype)
+        result["rates"] |= {
+            key: getattr(rates, name) for key, name in zip(_RATES, _RATE_NAMES, strict=True)
+        }
+    todo = list(steps(suite, settings, rates))
+    known = {(kind, key_of(kind, entry)) for kind in _LISTS for entry in result[kind]}
+    for done, step in enumerate(todo):
+        progress(step.title, done, len(todo))
+        if (step.kind, step.key) in known:
+            continue
+        if time.monotonic() - started + step.seconds > suite.budget:
+            result["left_out"].append(step.title)
+            continue
+        try:
+            result[step.kind].append(step.run())
+        except MemoryFailure as error:
+            result["left_out"].append(f"{step.title}: {error}")
+        result["seconds"] = earlier + time.monotonic() - started
+        keep(result)
+    result["seconds"] = earlier + time.monotonic() - started
+    return result
+
+
+def _goes_on(before: dict, result: dict) -> bool:
+    same = all(before[key] == result[key] for key in _SAME)
+    return same and before["rates"]["dtype"] == result["rates"]["dtype"]
+
+
+def _empty_result(name: str, suite: Suite, settings: Settings) -> dict:
+    return {
         "schema": SCHEMA,
         "suite": name,
         "command": ["run.py", *sys.argv[1:]],
@@ -107,29 +186,13 @@ def run_suite(
             "graph_below_s": GRAPH_BELOW if settings.device.type == "cuda" else None,
             "check_tokens": CHECK_TOKENS,
         },
-        "rates": {
-            "dtype": dtype_name(suite.dtype),
-            "copy_bytes_per_s": rates.copy,
-            "matmul_flops_per_s": rates.matmul,
-            "step_s": rates.step,
-        },
+        "rates": {"dtype": dtype_name(suite.dtype)},
+        "parts": [],
         "rows": [],
         "memory": [],
         "largest": [],
         "left_out": [],
     }
-    todo = list(steps(suite, settings, rates))
-    for done, step in enumerate(todo):
-        progress(step.title, done, len(todo))
-        if time.monotonic() - started > suite.budget:
-            result["left_out"].append(step.title)
-            continue
-        try:
-            result[step.kind].append(step.run())
-        except MemoryFailure as error:
-            result["left_out"].append(f"{step.title}: {error}")
-    result["seconds"] = time.monotonic() - started
-    return result
 
 
 def measure_row(job: Job, shape: Shape, settings: Settings, rates: Rates) -> dict:
@@ -189,8 +252,9 @@ def summarise(seconds: list[float], shape: Shape) -> dict:
 
 
 def failures(result: dict) -> list[str]:
-    """Contenders of ours that gave a wrong result or none."""
-    return [
+    """Parts that failed, and contenders of ours that gave a wrong result or none."""
+    parts = [p for p in result.get("parts", []) if p["status"] == "failed"]
+    return [f"{part['name']}: {part['reason']}" for part in parts] + [
         f"{row['op']} {name}: {found['reason']}"
         for row in result["rows"]
         for name, found in row["contenders"].items()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from setok_bench.clustering import CLUSTER_BACKWARD, CLUSTER_TOKENS, MERGES
+from setok_bench.gpu_parts import PARTS, Part
 from setok_bench.hard import DPC_KNN, DPC_KNN_THRESHOLD, THRESHOLD_GREEDY
 from setok_bench.merger import MERGER
 from setok_bench.neighbours import NEIGHBOURS
@@ -68,6 +69,8 @@ class Suite:
         dtype: of the features.
         memory: whose peak is measured.
         largest: whose largest input is sought.
+        parts: what is asked first, in this order.
+        resumes: whether a run goes on where the one before it, into the same file, stopped.
         device: "cpu", "cuda", or None for either.
         budget: seconds for everything; what is left then is reported as left out.
     """
@@ -77,6 +80,8 @@ class Suite:
     dtype: torch.dtype
     memory: tuple[MemoryJob, ...] = ()
     largest: tuple[LargestJob, ...] = ()
+    parts: tuple[Part, ...] = ()
+    resumes: bool = False
     device: str | None = None
     budget: float = 3600.0
 
@@ -179,8 +184,11 @@ GPU = Suite(
         MemoryJob("cluster_tokens", "triton", Shape.parse("1x16384x1152", _BF16)),
         MemoryJob("cluster_backward", "triton", Shape.parse("1x16384x1152", _BF16)),
     ),
+    parts=PARTS,
+    resumes=True,
     device="cuda",
-    budget=500.0,
+    # Ten minutes, less the longest row.
+    budget=570.0,
 )
 
 SUITES = ("quick", "cpu", "gpu", "pipeline")
@@ -212,20 +220,21 @@ def select(
 
     Args:
         suite: the whole.
-        only: operations to keep; all when empty.
-        shapes: "BxNxD" to measure in place of those of the suite, whose sweeps, peaks and largest
-            inputs are left out then.
+        only: operations and parts to keep; all when empty.
+        shapes: "BxNxD" to measure in place of those of the suite, whose parts, sweeps, peaks and
+            largest inputs are left out then.
         dtype: of the features in place of the suite's.
 
     Raises:
         ValueError: there is no such operation in the suite, or a shape is malformed.
     """
-    ops = dict.fromkeys(job.entry.op for job in suite.jobs)
+    ops = dict.fromkeys([*(job.entry.op for job in suite.jobs), *(p.name for p in suite.parts)])
     for name in only:
         if name not in ops:
             raise ValueError(f"only: expected some of {', '.join(ops)}, got {name!r}")
     jobs = [job for job in suite.jobs if not only or job.entry.op in only]
     memory = [job for job in suite.memory if not only or job.op in only]
+    parts = [part for part in suite.parts if part.name in only or not (only or shapes)]
     largest = suite.largest if not only or "cluster_tokens" in only else ()
     dtype = dtype or suite.dtype
     if shapes:
@@ -235,7 +244,12 @@ def select(
         jobs = [replace(job, shapes=tuple(_as(dtype, s) for s in job.shapes)) for job in jobs]
         memory = [replace(job, shape=_as(dtype, job.shape)) for job in memory]
     return replace(
-        suite, jobs=tuple(jobs), memory=tuple(memory), largest=tuple(largest), dtype=dtype
+        suite,
+        jobs=tuple(jobs),
+        memory=tuple(memory),
+        largest=tuple(largest),
+        parts=tuple(parts),
+        dtype=dtype,
     )
 
 

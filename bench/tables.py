@@ -31,10 +31,31 @@ class Table:
 def all_tables(result: dict) -> Iterator[Table]:
     """Every table of a result that has lines."""
     groups = dict.fromkeys((row["op"], row["group"]) for row in result["rows"])
-    tables = [row_table(result, op, group) for op, group in groups]
+    tables = [parts_table(result), *(row_table(result, op, group) for op, group in groups)]
     tables += [exponent_table(result), memory_table(result), largest_table(result)]
     tables += [saving_table(result), goal_table(result)]
     return (table for table in tables if table.lines)
+
+
+def parts_table(result: dict) -> Table:
+    """What was asked first, and the answers."""
+    lines = []
+    for part in result.get("parts", []):
+        answers = [*_flat(part["values"])]
+        said = [(part["status"], part["reason"] or "")] if part["status"] != "done" else answers
+        lines += [(part["name"], key, value) for key, value in said]
+    return Table("parts", ("part", "", "answer"), lines)
+
+
+def _flat(values: dict, before: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        name = f"{before} {key}".strip()
+        if isinstance(value, dict):
+            yield from _flat(value, name)
+        elif isinstance(value, float) and name.endswith("_s") and "bytes" not in name:
+            yield name.removesuffix("_s"), duration(value)
+        else:
+            yield name, f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def conditions(result: dict) -> str:

@@ -76,12 +76,11 @@ class Rates:
 
 @dataclass(frozen=True)
 class Work:
-    """What one computation cannot do without, and the ratio to the floor that is expected of it."""
+    """What one computation cannot do without."""
 
     bytes: int
     flops: int = 0
     steps: int = 0
-    expected: float = 1.5
 
     def __add__(self, other: "Work") -> "Work":
         """Of one after the other."""
@@ -100,9 +99,7 @@ def pair_flops(shape: Shape) -> int:
 def product(shape: Shape) -> Work:
     """`torch.bmm(x, x.mT)`, all pairs twice over, which the whole forward is compared with."""
     out = shape.images * shape.tokens**2 * shape.dtype.itemsize
-    return Work(
-        shape.input_bytes + out, 2 * shape.images * shape.tokens**2 * shape.features, expected=1.0
-    )
+    return Work(shape.input_bytes + out, 2 * shape.images * shape.tokens**2 * shape.features)
 
 
 def neighbours(shape: Shape) -> Work:
@@ -151,9 +148,7 @@ def merge(shape: Shape, soft: bool) -> Work:
     out = shape.images * rows * shape.features * shape.dtype.itemsize
     if soft:
         masks = _FLOAT * rows * shape.total
-        return Work(
-            shape.input_bytes + masks + out, 2 * rows * shape.total * shape.features, expected=2.0
-        )
+        return Work(shape.input_bytes + masks + out, 2 * rows * shape.total * shape.features)
     return Work(shape.input_bytes + _INDEX * shape.total + out, shape.total * shape.features)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import setok_kernels as sk
-from setok_kernels import testing
+from setok_kernels import compiled, testing
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,6 +24,65 @@ CONFIGS = {
     "kernel": sk.ClusterConfig(k=3, kernel="laplacian", alpha="kernel", include_self=True),
     "mass": sk.ClusterConfig(k=64, kernel="epanechnikov", min_mass=0.5, distance_scale=2.0),
 }
+# Odd in every tile. These come first, and compute-sanitizer runs them too, which slows them a
+# hundredfold: `python bench/run.py --suite gpu --only racecheck memcheck`.
+SMALL = 150
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["dense", "streaming"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_small_images(dtype, streaming, monkeypatch):
+    if streaming:
+        monkeypatch.setitem(compiled.DENSE_LIMITS, "triton", 0)
+    x = testing.integer_tokens(2, SMALL, 65).cuda()
+    testing.check_backend("triton", x, CONFIGS["default"], exact=True)
+    x = testing.vit_like_tokens(3, SMALL, 64).to(dtype).cuda()
+    mask = torch.rand(3, SMALL, generator=torch.Generator().manual_seed(0)).cuda() > 0.2
+    testing.check_backend("triton", x, CONFIGS["kernel"], token_mask=mask)
+
+
+def test_small_images_packed():
+    x = testing.integer_tokens(2, SMALL, 33).cuda()
+    given = dict(cu_seqlens=torch.tensor([0, 37, 37, SMALL]).cuda(), max_seqlen=SMALL - 37)
+    for config in CONFIGS.values():
+        out, expected = (
+            sk.cluster_tokens(x[0], config, **given, backend=name)
+            for name in ("triton", "reference")
+        )
+        assert torch.equal(out.labels, expected.labels)
+        torch.testing.assert_close(out.masks, expected.masks, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_small_gradients(config):
+    x = testing.vit_like_tokens(2, SMALL, 64).cuda()
+    testing.assert_replayed_gradients(x, config, "triton")
+
+
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+def test_small_merging(mode):
+    x = testing.integer_tokens(2, SMALL, 65).cuda()
+    out = sk.cluster_tokens(x, CONFIGS["default"], backend="triton")
+    weights = torch.rand(2, SMALL, generator=torch.Generator().manual_seed(1)).cuda()
+    for w in (None, weights):
+        merged, expected = (
+            sk.merge_tokens(x, out, mode, w, backend=name) for name in ("triton", "reference")
+        )
+        torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-4)
+        spread, expected = (
+            sk.unmerge_tokens(merged, out, mode, backend=name) for name in ("triton", "reference")
+        )
+        torch.testing.assert_close(spread, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_small_hard_clusterings():
+    x = testing.integer_tokens(2, SMALL, 65).cuda()
+    for options in (dict(num_clusters=20), dict(threshold=0.5, order="index", cap="eccentricity")):
+        out, expected = (sk.dpc_knn(x, **options, backend=name) for name in ("triton", "reference"))
+        testing.assert_same_hard_clusters(out, expected)
+    x = testing.one_hot_tokens(2, SMALL, 40).cuda()
+    out, expected = (sk.threshold_greedy(x, 0.5, backend=name) for name in ("triton", "reference"))
+    testing.assert_same_hard_clusters(out, expected)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

@@ -5,7 +5,8 @@ import copy
 import pytest
 
 from bench import fakes
-from setok_bench import goals, plots, report, tables
+from setok_bench import goals, kernel_tables, plots, report, roofline, tables
+from setok_bench.machine import H200
 from setok_bench.results import load_result
 
 CPU_RESULTS = {s: r for s, r in report.committed_results().items() if r["suite"] == "cpu"}
@@ -50,6 +51,38 @@ def test_a_row_says_what_failed():
     assert table.notes == ("peer: failed, wrong label",)
     markdown = table.markdown().splitlines()
     assert markdown[1].count("---") == len(table.header) and "wrong label" in markdown[-1]
+
+
+def test_parts_by_hand():
+    parts = [
+        {"name": "bmm", "status": "done", "reason": None, "values": {"bmm_729_s": 1e-4}},
+        {"name": "ncu", "status": "unavailable", "reason": "ncu is not there", "values": {}},
+        {
+            "name": "kernels",
+            "status": "done",
+            "reason": None,
+            "values": {"kernels": {"select": {"measured_s": 2e-5, "expected_s": None}}},
+        },
+        {"name": "l2", "status": "done", "reason": None, "values": {"bytes_per_s": 5.5e12}},
+    ]
+    assert tables.parts_table({"parts": parts}).lines == [
+        ("bmm", "bmm_729", "100 us"),
+        ("ncu", "unavailable", "ncu is not there"),
+        ("kernels", "kernels select measured", "20 us"),
+        ("kernels", "kernels select expected_s", "None"),
+        ("l2", "bytes_per_s", "5.5e+12"),
+    ]
+    assert tables.parts_table({}).lines == []
+
+
+def test_the_counts_of_the_kernels_stand_in_the_documentation():
+    counts = roofline.load_counts()
+    section = report.kernel_section()
+    for name in roofline.find_case(kernel_tables.LARGE, counts)["kernels"]:
+        assert f"| {name} |" in section and f"| 64 x {name} |" in section
+    total = roofline.total(roofline.forward(kernel_tables.LARGE, H200, counts))
+    assert f"| 64x729x1152, bfloat16 | {total * 1e6:.1f} |" in section
+    assert "Commit 71c21cff5b;" in section and counts["commit"][:10] in section
 
 
 def test_goals_by_hand(result):

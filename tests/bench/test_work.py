@@ -50,7 +50,7 @@ def test_what_a_real_result_holds_is_what_the_formula_counts():
 
 
 def test_product_and_merge_by_hand():
-    assert work.product(SMALL) == Work(6 * 5 * 4 + 2 * 9 * 4, 2 * 9 * 5 * 2, expected=1.0)
+    assert work.product(SMALL) == Work(6 * 5 * 4 + 2 * 9 * 4, 2 * 9 * 5 * 2)
     rows = 2 * 5 * 5 * 4  # of merged tokens
     assert work.merge(SMALL, soft=True).flops == 2 * 5 * 3 * 5 * 2
     assert work.merge(SMALL, soft=True).bytes == 6 * 5 * 4 + 6 * 5 * 4 + rows

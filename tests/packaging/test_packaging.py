@@ -37,7 +37,11 @@ def probe():
     import setok_kernels, triton
     from setok_kernels import _native
     found["version"] = setok_kernels.__version__
-    data = (("setok_bench", "schema.json"), ("setokim", "configs/stage1_tiny.yaml"))
+    data = (
+        ("setok_bench", "schema.json"),
+        ("setok_bench", "results/triton-counts.json"),
+        ("setokim", "configs/stage1_tiny.yaml"),
+    )
     found["data"] = [importlib.resources.files(p).joinpath(f).is_file() for p, f in data]
     found["why_missing"] = _native.why_missing()
     found["real triton"] = hasattr(triton, "jit")
@@ -138,7 +142,7 @@ def probe(python, runner, cwd, scratch):
 def assert_all_resolve(found, ours):
     real = importlib.util.find_spec("triton").origin
     assert found["triton"] == found["triton origin"] == real and found["real triton"]
-    assert found["data"] == [True, True]
+    assert found["data"] == [True, True, True]
     for name in ("setok_kernels", "setok_triton", "setokim", "setok_bench"):
         assert Path(found[name]).is_relative_to(ours), f"{name} came from {found[name]}"
     assert found["version"] == setok_kernels.__version__

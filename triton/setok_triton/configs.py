@@ -116,6 +116,12 @@ def row_config(tokens: int) -> TokenConfig:
     return TokenConfig(block_n=block, block_d=1, num_warps=min(16, max(4, block // 256)))
 
 
+def image_config(tokens: int) -> TokenConfig:
+    """As `row_config`, of more warps: each waits for its loads of a row one after the other."""
+    config = row_config(tokens)
+    return dataclasses.replace(config, num_warps=min(16, max(4, config.block_n // 64)))
+
+
 def claim_config(tokens: int) -> TokenConfig:
     """One program walks the tokens of an image; 8 to a lane, and all in one step where they fit."""
     return row_config(min(tokens, 4096))

@@ -17,6 +17,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from setok_triton.chunk import Chunk
 from setok_triton.common import (
     COUNTERS,
+    PITCH,
     Images,
     Tokens,
     dot_tile,
@@ -25,7 +26,7 @@ from setok_triton.common import (
     locate_tile,
     row_pitch,
 )
-from setok_triton.configs import GROUP, PITCH, dot_precision, gram_config
+from setok_triton.configs import GROUP, dot_precision, gram_config
 from setok_triton.features import usable
 
 # Reach of a tile without a usable token.
@@ -61,7 +62,7 @@ class KeptRows(NamedTuple):
             return chunk.sigma.new_empty(chunk.images, *sizes, dtype=dtype)
 
         return cls(
-            kept(longest, triton.cdiv(longest, PITCH) * PITCH),
+            kept(longest, triton.cdiv(longest, PITCH.value) * PITCH.value),
             kept(longest, triton.cdiv(longest, GROUP)),
             kept(longest, side) if farthest else None,
             kept(side * (side + 1) // 2, dtype=torch.float64),
@@ -169,14 +170,16 @@ def store_columns(
     # product are the same number, so it is 0 as it is.
     b_d = tl.maximum(tl.where(b_d < float("inf"), b_d, float("inf")), 0.0)
 
-    # Offsets within a tile fit in 32 bits.
-    pitch = row_pitch(L)
+    # Offsets within a tile fit in 32 bits. Rows end, infinite, with a whole sixteen of columns:
+    # such masks leave stores as wide as they are. Below the diagonal there is no last column.
+    pitch, end = row_pitch(L), tl.cdiv(n, PITCH) * PITCH
     m_rows, m_columns = (o_m < n - first_m)[:, None], (o_n < n - first_n)[None, :]
     p_tile = rows.p_distance + first_m.to(tl.int64) * pitch + first_n
-    tl.store(p_tile + (o_m[:, None] * pitch + o_n[None, :]), b_d, mask=m_rows & m_columns)
+    m_tile = m_rows & (o_n < end - first_n)[None, :]
+    tl.store(p_tile + (o_m[:, None] * pitch + o_n[None, :]), b_d, mask=m_tile)
     if mirrored:
         p_tile = rows.p_distance + first_n.to(tl.int64) * pitch + first_m
-        tl.store(p_tile + (o_n[None, :] * pitch + o_m[:, None]), b_d, mask=m_rows & m_columns)
+        tl.store(p_tile + (o_n[None, :] * pitch + o_m[:, None]), b_d, mask=m_columns)
 
     # Integers below 2**20 sum exactly in sixteens, and then in float64 in any order.
     b_finite = tl.where(b_d < float("inf"), b_d, 0.0)

@@ -10,9 +10,18 @@ import triton.language as tl
 from torch import Tensor
 
 from setok_triton.chunk import Chunk
-from setok_triton.common import COUNTERS, FAR_INDEX, Clusters, Images, flagged, locate, row_pitch
-from setok_triton.configs import row_config
-from setok_triton.scope import MaskLayout, alpha_mask
+from setok_triton.common import (
+    COUNTERS,
+    FAR_INDEX,
+    PITCH,
+    Clusters,
+    Images,
+    flagged,
+    locate,
+    row_pitch,
+)
+from setok_triton.configs import image_config
+from setok_triton.scope import MaskLayout, alpha_mask, load_learnables
 
 # Above every distance that is not infinite.
 LARGEST = tl.constexpr(3.4028234663852886e38)
@@ -29,14 +38,18 @@ def listed_parents(p_knn, p_density, b_rho, o_n, m_ok, K):
     """The first neighbour of each token that precedes it, -1 for local peaks.
 
     The list ascends, and every token outside comes behind its last: the first that precedes is the
-    nearest of all that do.
+    nearest of all that do. Several of the list are loaded at once, then all of their densities.
     """
     b_parent = tl.full(o_n.shape, -1, dtype=tl.int32)
-    for i_k in range(K):
-        b_j = tl.load(p_knn + o_n.to(tl.int64) * K + i_k, mask=m_ok, other=-1).to(tl.int32)
-        m_j = (b_j >= 0) & (b_parent < 0)
-        b_other = tl.load(p_density + b_j, mask=m_j, other=0.0)
-        b_parent = tl.where(m_j & precedes(b_other, b_j, b_rho, o_n), b_j, b_parent)
+    for i_k in range(0, K, 8):
+        o_k = (i_k + tl.arange(0, 8))[None, :]
+        p_list = p_knn + (o_n.to(tl.int64) * K)[:, None] + o_k
+        b_j = tl.load(p_list, mask=m_ok[:, None] & (o_k < K), other=-1).to(tl.int32)  # (N, 8)
+        b_other = tl.load(p_density + b_j, mask=b_j >= 0, other=0.0)  # (N, 8)
+        m_j = (b_j >= 0) & precedes(b_other, b_j, b_rho[:, None], o_n[:, None])
+        b_first = tl.min(tl.where(m_j, o_k, FAR_INDEX), axis=1)
+        b_found = tl.max(tl.where(o_k == b_first[:, None], b_j, -1), axis=1)
+        b_parent = tl.where(b_parent < 0, b_found, b_parent)
     return b_parent
 
 
@@ -145,6 +158,8 @@ def image_fwd_kernel(
     sigma = tl.load(images.p_sigma + i_b)
     pitch = row_pitch(L).to(tl.int64)
     p_rows = images.p_distance + i_b * L * pitch
+    # Rows are written up to whole groups: a mask of those leaves their loads as wide as they are.
+    m_row = o_n < tl.cdiv(n, PITCH) * PITCH
     p_rho = out.p_density + start
     b_rho = tl.load(p_rho + o_n, mask=m_n, other=0.0)  # (N,)
 
@@ -173,6 +188,7 @@ def image_fwd_kernel(
     tl.store(out.p_score + start + o_n, b_s, mask=m_n)
 
     p_image = out.p_masks + i_b * stride_image + start * stride_start + o_n
+    learnables = load_learnables(p_learnable)
     b_scope = m_ok.to(tl.float32)
     b_best = tl.full((BLOCK_N,), -1.0, dtype=tl.float32)
     b_label = tl.full((BLOCK_N,), 0, dtype=tl.int32)
@@ -182,8 +198,9 @@ def image_fwd_kernel(
         while step < C:
             seed = tl.load(p_seed + step).to(tl.int32)
             m_seed = m_ok & (o_n < tl.where(seed >= 0, n, 0))
-            b_d = sigma * tl.load(p_rows + seed * pitch + o_n, mask=m_seed, other=0.0)
-            b_alpha = tl.where(m_seed, alpha_mask(b_d, b_s, p_learnable, KERNEL, SIGMOID), 0.0)
+            p_row = p_rows + tl.maximum(seed, 0) * pitch
+            b_d = sigma * tl.load(p_row + o_n, mask=m_row, other=0.0)  # (N,)
+            b_alpha = tl.where(m_seed, alpha_mask(b_d, b_s, learnables, KERNEL, SIGMOID), 0.0)
             b_mask = b_scope * b_alpha
             tl.store(p_image + step.to(tl.int64) * stride_row, b_mask, mask=m_n)
             m_better = (b_mask > b_best) & (o_n < tl.where(seed >= 0, n, 0))
@@ -199,8 +216,8 @@ def image_fwd_kernel(
         going = key >= 0
         while going:
             seed = FAR_INDEX - (key & FAR_INDEX).to(tl.int32)
-            b_d = sigma * tl.load(p_rows + seed * pitch + o_n, mask=m_ok, other=0.0)
-            b_alpha = tl.where(m_ok, alpha_mask(b_d, b_s, p_learnable, KERNEL, SIGMOID), 0.0)
+            b_d = sigma * tl.load(p_rows + seed * pitch + o_n, mask=m_row, other=0.0)  # (N,)
+            b_alpha = tl.where(m_ok, alpha_mask(b_d, b_s, learnables, KERNEL, SIGMOID), 0.0)
             b_mask = b_scope * b_alpha
             b_after = b_scope * (1.0 - b_alpha)
             if DISTINCT:
@@ -272,7 +289,7 @@ def cluster_images(
         scratch: (T,) int32.
         replay: whether parents, seeds and counts are known.
     """
-    launch = row_config(chunk.longest)
+    launch = image_config(chunk.longest)
     out = Clusters(knn, parent, seeds, counts, masks, density, delta, score, labels)
     image_fwd_kernel[(chunk.images,)](
         *(Images.of(chunk), valid, options.learnable, out, scratch),

@@ -28,15 +28,25 @@ def similarity(b_d, bandwidth, KERNEL):
 
 
 @triton.jit
-def alpha_mask(b_d, b_s, p_learnable, KERNEL, SIGMOID):
+def load_learnables(p_learnable):
+    """Bandwidth, beta, temperature and offset."""
+    return (
+        tl.load(p_learnable),
+        tl.load(p_learnable + 1),
+        tl.load(p_learnable + 2),
+        tl.load(p_learnable + 3),
+    )
+
+
+@triton.jit
+def alpha_mask(b_d, b_s, learnables, KERNEL, SIGMOID):
     """Alpha from the scaled distance to the seed and the token's own score.
 
-    `p_learnable` points to bandwidth, beta, temperature and offset.
+    The `learnables` are loaded ahead of a loop: in it they would be waited for at every step.
     """
-    bandwidth, beta = tl.load(p_learnable), tl.load(p_learnable + 1)
+    bandwidth, beta, temperature, offset = learnables
     b_phi = similarity(tl.minimum(b_d, FARTHEST), bandwidth, KERNEL)
     if SIGMOID:
-        temperature, offset = tl.load(p_learnable + 2), tl.load(p_learnable + 3)
         b_level = (b_phi - offset - beta * b_s) / temperature
         b_alpha = 1.0 / (1.0 + tl.exp(tl.minimum(-b_level, DEEPEST)))
     else:

@@ -17,7 +17,14 @@ from setok_triton.common import (
     locate,
 )
 from setok_triton.configs import dot_precision, tile_config
-from setok_triton.scope import DEEPEST, FARTHEST, MaskLayout, alpha_mask, similarity
+from setok_triton.scope import (
+    DEEPEST,
+    FARTHEST,
+    MaskLayout,
+    alpha_mask,
+    load_learnables,
+    similarity,
+)
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -63,7 +70,7 @@ def scope_before(p_row, p_seeds, p_learnable, b_s, m_ok, sigma, step, stride_row
     b_scope = m_ok.to(tl.float32)
     for _ in range(step):
         b_d = sigma * tl.load(p_row, mask=m_ok, other=0.0)  # (N,)
-        b_alpha = alpha_mask(b_d, b_s, p_learnable, KERNEL, SIGMOID)
+        b_alpha = alpha_mask(b_d, b_s, load_learnables(p_learnable), KERNEL, SIGMOID)
         b_scope = tl.where(tl.load(p_seeds) >= 0, b_scope * (1.0 - b_alpha), b_scope)
         p_row += stride_row
         p_seeds += 1
@@ -128,7 +135,7 @@ def scope_bwd_kernel(
         b_grad = tl.load(p_grad + o_row, mask=m_own, other=0.0)  # (N,)
         b_d = tl.minimum(b_scaled, FARTHEST)
         b_phi = similarity(b_d, bandwidth, KERNEL)
-        b_alpha = alpha_mask(b_d, b_s, p_learnable, KERNEL, SIGMOID)
+        b_alpha = alpha_mask(b_d, b_s, load_learnables(p_learnable), KERNEL, SIGMOID)
         if step == count:
             p_row = p_rows + o_image
             b_scope = scope_before(

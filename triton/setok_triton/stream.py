@@ -10,7 +10,7 @@ from torch import Tensor
 from setok_triton.chunk import Chunk
 from setok_triton.common import COUNTERS, FAR_INDEX, Images, Tokens, flagged, locate, pair_distance
 from setok_triton.configs import token_config
-from setok_triton.scope import MaskLayout, alpha_mask
+from setok_triton.scope import MaskLayout, alpha_mask, load_learnables
 
 
 @triton.jit
@@ -127,7 +127,9 @@ def scope_step_fwd_kernel(
             factor = tl.load(images.p_factor + i_b)
             b_d = pair_distance(x, images, at, b_seed, o_n, m_ok, factor, L, BLOCK_D)
             b_d = tl.load(images.p_sigma + i_b) * b_d
-            b_alpha = tl.where(m_ok, alpha_mask(b_d, b_s, p_learnable, KERNEL, SIGMOID), 0.0)
+            b_alpha = tl.where(
+                m_ok, alpha_mask(b_d, b_s, load_learnables(p_learnable), KERNEL, SIGMOID), 0.0
+            )
             b_mask = b_scope * b_alpha
             p_row = p_masks + i_b * stride_image + start * stride_start
             tl.store(p_row + step.to(tl.int64) * stride_row + o_n, b_mask, mask=m_n)

@@ -1,0 +1,445 @@
+"""Counts what the Triton kernels of a forward pass execute, without a GPU.
+
+Triton compiles every launch for Hopper; the emulator of tests/ptxemu runs the PTX and counts its
+lines; the assembler says what machine code they are (`sass.py`). Counts are of one image: kernels
+do the same for each. A process that counts can run no kernel in Triton's interpreter.
+
+    python bench/kernel_counts.py --out bench/results/triton-counts.json
+    python bench/kernel_counts.py --checkout ../earlier --shapes 729x1152 --dtypes bfloat16
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import re
+import sys
+import time
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+SCHEMA = 1
+ARCH = 90
+K, CLUSTERS = 8, 64
+EMULATOR = Path(__file__).resolve().parent.parent / "tests"
+# Compared with what is committed by the tests: seconds, not minutes.
+GATE = (96, 64)
+SHAPES = ((256, 1152), (576, 1152), (729, 1152), (2048, 1152))
+_WIDTH = re.compile(r"ld\.global\S*?(?:\.v(?P<vector>\d))?\.[a-z](?P<bits>\d+)\b")
+_PRODUCT = re.compile(r"\.m(\d+)n(\d+)k(\d+)")
+# Numbers of a kernel that grow with its work. The rest describe the build.
+GROWING = (
+    "launches",
+    "programs",
+    "issue",
+    "ptx",
+    "shuffle",
+    "special",
+    "barrier",
+    "fp64",
+    "shared_bytes",
+    "read_bytes",
+    "written_bytes",
+    "reached_bytes",
+    "flops",
+    "chain_l2",
+    "chain_memory",
+)
+
+
+@dataclass
+class KernelCount:
+    """What one kernel does for an image, over all its launches in a forward pass.
+
+    Attributes:
+        launches: of the kernel.
+        programs: of all launches.
+        num_warps: of a program.
+        registers: of a thread.
+        spills: bytes spilled or on the stack, of a thread.
+        shared: bytes of shared memory of a program.
+        fit: programs that a multiprocessor holds at once.
+        issue: machine instructions of warps, which take an issue slot each.
+        ptx: instructions of PTX of warps, as emulated.
+        shuffle: of the machine instructions, shuffles and reductions within a warp.
+        special: likewise exp2, reciprocal and the like.
+        barrier: likewise barriers.
+        fp64: likewise float64.
+        shared_bytes: that pass through shared memory and L1, which are one, with bank conflicts and
+            what tensor cores read.
+        read_bytes: read from L2.
+        written_bytes: likewise written.
+        reached_bytes: of all tensors that were passed.
+        flops: on tensor cores.
+        chain_l2: clocks that a program's warp needs for itself alone, loads from L2.
+        chain_memory: likewise, loads from memory.
+        loops: the loops that matter, each with place, turns of a warp, and instructions, shuffles
+            and barriers of a turn, in PTX.
+    """
+
+    launches: float = 0
+    programs: float = 0
+    num_warps: int = 0
+    registers: int = 0
+    spills: int = 0
+    shared: int = 0
+    fit: int = 0
+    issue: float = 0
+    ptx: float = 0
+    shuffle: float = 0
+    special: float = 0
+    barrier: float = 0
+    fp64: float = 0
+    shared_bytes: float = 0
+    read_bytes: float = 0
+    written_bytes: float = 0
+    reached_bytes: float = 0
+    flops: float = 0
+    chain_l2: float = 0
+    chain_memory: float = 0
+    loops: list[dict] = field(default_factory=list)
+
+
+def find_emulator() -> None:
+    """Makes `ptxemu` importable, and Triton compile for it.
+
+    Raises:
+        RuntimeError: it is not there, or Triton was imported before.
+    """
+    if "triton" in sys.modules:
+        raise RuntimeError("kernel counts: expected a process without triton, got one that has it")
+    if str(EMULATOR) not in sys.path:
+        # At the end: other folders of the tests are called like installed packages.
+        sys.path.append(str(EMULATOR))
+    try:
+        driver = importlib.import_module("ptxemu.driver")
+    except ImportError as error:
+        raise RuntimeError(
+            f"kernel counts: expected the emulator in {EMULATOR / 'ptxemu'}, got {error}"
+        ) from error
+    driver.prepare()
+
+
+def count_forward(
+    tokens: int, dim: int, dtype: torch.dtype, images: int = 1, streaming: bool = False
+) -> dict:
+    """Counts of `cluster_tokens` on ViT-like features, all steps of the scope loop.
+
+    Args:
+        tokens: of an image.
+        dim: features of a token.
+        dtype: of the features.
+        images: of the batch; the counts are of one.
+        streaming: no rows of distances are kept, however few the tokens are.
+
+    Returns:
+        "kernels", a `KernelCount` as a dictionary by name, and "torch_kernels", the launches that
+        torch itself would make.
+
+    Raises:
+        RuntimeError: the emulator found a fault.
+    """
+    from ptxemu import driver
+    from ptxemu.engine import options_of
+
+    import setok_kernels as sk
+    from setok_kernels import compiled, testing
+
+    x = testing.vit_like_tokens(images, tokens, dim).to(dtype)
+    config = sk.ClusterConfig(k=K, max_clusters=CLUSTERS, stop_residual=0.0)
+    sources, reached = [], []
+    limit = compiled.DENSE_LIMITS["triton"]
+    with driver.emulated(ARCH, options_of("checks=0")) as emulator:
+        emulator.edit = lambda ptx: sources.append(ptx) or ptx
+        emulator.on_launch = lambda name, grid, run, memories, scalars: reached.append(
+            sum(end - begin for m in memories for begin, end in _union(m.spans))
+        )
+        compiled.DENSE_LIMITS["triton"] = 0 if streaming else limit
+        try:
+            with counting_torch() as others:
+                sk.cluster_tokens(x, config, backend="triton")
+        finally:
+            compiled.DENSE_LIMITS["triton"] = limit
+        faults = [str(f) for f in emulator.findings if not f.is_note]
+        records = emulator.records
+    if faults:
+        raise RuntimeError(f"kernel counts: the emulator found {faults[0]}")
+    kernels = defaultdict(KernelCount)
+    for record, ptx, size in zip(records, sources, reached, strict=True):
+        add_launch(kernels[record.kernel.removesuffix("_kernel")], record, ptx, size)
+    for found in kernels.values():
+        for name in GROWING:
+            # A launch is shared by all images; its programs' own chain is not shared at all.
+            if name not in ("launches", "chain_l2", "chain_memory"):
+                setattr(found, name, getattr(found, name) / images)
+    return {
+        "torch_kernels": others.launches,
+        "kernels": {name: asdict(found) for name, found in kernels.items()},
+    }
+
+
+class TorchKernels(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts operations of torch that launch a kernel where tensors are on a GPU."""
+
+    _NONE = ("empty", "view", "reshape", "slice", "select", "detach", "alias", "as_strided")
+    _NONE += ("unsqueeze", "squeeze", "expand", "transpose", "permute", "unbind", "split", "t.")
+
+    def __init__(self):
+        super().__init__()
+        self.launches = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function).removeprefix("aten.").lstrip("_")
+        # An operation of ours is made of others, which `counting_torch` counts.
+        ours = str(function).startswith("setok")
+        self.launches += not ours and not name.startswith(("new_empty", *self._NONE))
+        return function(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def counting_torch():
+    """A `TorchKernels` that also sees what the operations of ours are made of.
+
+    A mode is off while it handles an operation, so another one is entered inside.
+    """
+    from setok_triton import backend
+
+    outer, inner, plain = TorchKernels(), TorchKernels(), backend.cluster
+
+    def cluster(*args):
+        with inner:
+            return plain(*args)
+
+    with mock.patch.object(backend, "cluster", cluster), outer:
+        yield outer
+    outer.launches += inner.launches
+
+
+def _union(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    joined: list[tuple[int, int]] = []
+    for begin, end in sorted(spans):
+        if joined and begin <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((begin, end))
+    return joined
+
+
+def add_launch(found: KernelCount, record, ptx: str, reached: int) -> None:
+    """Adds one launch of the emulator to the counts of its kernel."""
+    from setok_bench.assembler import occupancy
+    from setok_bench.machine import H200
+    from setok_bench.sass import assemble, block_counts, chain, class_counts, latency_of
+
+    run, program = record.run, record.run.program
+    programs = int(record.grid[0] * record.grid[1] * record.grid[2])
+    warps = programs * record.num_warps
+    executed: dict[int, float] = {}
+    for line, count in zip(program.ptx_line, run.executed.tolist(), strict=True):
+        executed[line] = max(executed.get(line, 0), count)
+    machine_code = assemble_once(ptx, assemble)
+    blocks = machine_code.blocks
+    counts = block_counts(blocks, executed)
+    classes = class_counts(blocks, counts)
+    built = machine_code.resources
+    found.launches += 1
+    found.programs += programs
+    found.num_warps = record.num_warps
+    found.registers = max(found.registers, built["registers"])
+    found.spills = max(found.spills, built["spills"] + built["stack"])
+    found.shared = max(found.shared, record.shared)
+    fit = occupancy(ARCH, 32 * record.num_warps, built["registers"], record.shared)
+    found.fit = min(found.fit or fit, fit)
+    found.ptx += int(run.executed.sum())
+    for name in ("issue", "shuffle", "special", "barrier", "fp64"):
+        setattr(found, name, getattr(found, name) + classes[name])
+    traffic = memory_traffic(program, run)
+    found.shared_bytes += traffic["shared"]
+    found.read_bytes += traffic["read"]
+    found.written_bytes += traffic["written"]
+    found.reached_bytes += reached
+    found.flops += traffic["flops"]
+    a_warp = [count / warps for count in counts]
+    for name, loads in (("chain_l2", "l2"), ("chain_memory", "memory")):
+        clocks = chain(blocks, a_warp, latency_of(H200.latency, loads))
+        setattr(found, name, getattr(found, name) + clocks)
+    found.loops = found.loops or main_loops(record)
+
+
+_ASSEMBLED: dict[str, object] = {}
+
+
+def assemble_once(ptx: str, assemble):
+    """The machine code, made once for each kernel."""
+    if ptx not in _ASSEMBLED:
+        _ASSEMBLED[ptx] = assemble(ptx, ARCH)
+    return _ASSEMBLED[ptx]
+
+
+def memory_traffic(program, run) -> Counter:
+    """Bytes "read" and "written" through L2, bytes through L1 or "shared" memory, and "flops".
+
+    Lanes that ask for parts of a sector in one load after the other find it in L1 from the second
+    on, so plain loads read no more from L2 than their lanes take. Flops are those of 16-bit
+    products that take as long on tensor cores; tf32 has half their rate.
+    """
+    from ptxemu.build import opcodes
+
+    from setok_bench.machine import SECTOR
+
+    names = {number: name for name, number in opcodes().items()}
+    found = Counter()
+    numbers = (run.executed.tolist(), run.lanes.tolist(), run.cost.tolist())
+    for row, text, count, lanes, passes in zip(program.code, program.text, *numbers, strict=True):
+        name = names[int(row[0])]
+        if name == "LD_GLOBAL":
+            found["read"] += min(SECTOR * passes, lanes * bytes_of(text))
+            found["shared"] += SECTOR * passes
+        elif name in ("CP_ASYNC", "BULK_LOAD"):
+            found["read"] += SECTOR * passes
+            found["shared"] += SECTOR * passes
+        elif name in ("ST_GLOBAL", "ATOM_GLOBAL", "BULK_STORE"):
+            found["written"] += SECTOR * passes
+            found["shared"] += SECTOR * passes
+        elif name in ("LD_SHARED", "ST_SHARED", "LDMATRIX", "STMATRIX"):
+            # 32 banks of 4 bytes.
+            found["shared"] += 128 * passes
+        elif name in ("MMA", "WGMMA") and (sizes := _PRODUCT.search(text)):
+            m, n, k = map(int, sizes.groups())
+            # Four warps make one wgmma together. It reads its operands from shared memory, the
+            # first of them only where it is not in registers; a row of either has 32 bytes.
+            share = 4 if name == "WGMMA" else 1
+            found["flops"] += (4 if "tf32" in text else 2) * m * n * k * count / share
+            if name == "WGMMA":
+                rows_read = n + (m if text.count("{") < 2 else 0)
+                found["shared"] += 32 * rows_read * count / share
+    return found
+
+
+def bytes_of(text: str) -> int:
+    """Bytes that a lane takes by a load of PTX."""
+    found = _WIDTH.search(text)
+    return int(found["bits"]) // 8 * int(found["vector"] or 1)
+
+
+def main_loops(record) -> list[dict]:
+    """Loops of a launch with at least two turns and a tenth of its instructions."""
+    from ptxemu.counts import loops
+
+    total, found = int(record.run.executed.sum()), []
+    warps = record.grid[0] * record.grid[1] * record.grid[2] * record.num_warps
+    for loop in loops(record):
+        turns, size = loop["iterations_per_warp"], loop["instructions_per_iteration"]
+        if turns >= 2 and turns * warps * size >= 0.1 * total:
+            held = loop["per_iteration"]
+            found.append(
+                {
+                    "where": loop["source"].split(" ")[0],
+                    "turns": round(turns, 2),
+                    "instructions": round(size, 1),
+                    "shuffles": round(held.get("shfl", 0) + held.get("redux", 0), 1),
+                    "barriers": round(held.get("bar", 0), 2),
+                }
+            )
+    return found
+
+
+# What may not grow unseen, and by how much of what was committed.
+WATCHED = ("launches", "issue", "shuffle", "barrier", "read_bytes", "written_bytes")
+TOLERATED = 0.1
+
+
+def grown(counted: dict, committed: dict) -> list[str]:
+    """A line for each kernel and number of `WATCHED` that grew by more than `TOLERATED`."""
+    lines = []
+    for name, found in counted["kernels"].items():
+        before = committed["kernels"].get(name)
+        if before is None:
+            lines.append(f"{name}: {found['issue']:.0f} instructions, and no such kernel before")
+            continue
+        lines += [
+            f"{name}: {field} {found[field]:g}, {before[field]:g} before"
+            for field in WATCHED
+            if found[field] > (1 + TOLERATED) * before[field]
+        ]
+    if counted["torch_kernels"] > committed["torch_kernels"]:
+        lines.append(
+            f"torch: {counted['torch_kernels']} launches, {committed['torch_kernels']} before"
+        )
+    return lines
+
+
+def count_case(tokens: int, dim: int, dtype: torch.dtype, images: int = 1) -> dict:
+    """A case of the committed counts: its shape, how it was got, and the counts."""
+    name = str(dtype).removeprefix("torch.")
+    shape = {"tokens": tokens, "features": dim, "k": K, "clusters": CLUSTERS, "dtype": name}
+    return {"shape": shape, "how": "counted", **count_forward(tokens, dim, dtype, images)}
+
+
+def rounded(value):
+    """With six figures, for a file that is compared by eye."""
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [rounded(v) for v in value]
+    if isinstance(value, float):
+        short = float(f"{value:.6g}")
+        return int(short) if short.is_integer() else short
+    return value
+
+
+def main() -> int:
+    """Counts, and writes or prints the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", metavar="NxD", help="in place of the usual ones")
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument(
+        "--checkout",
+        type=Path,
+        default=EMULATOR.parent,
+        metavar="DIR",
+        help="whose kernels are counted, such as a worktree of an earlier commit",
+    )
+    parser.add_argument("--gate", action="store_true", help="only what the tests compare")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="in place of the terminal")
+    args = parser.parse_args()
+    os.environ.pop("TRITON_INTERPRET", None)
+    torch.set_num_threads(1)
+    if args.checkout != EMULATOR.parent:
+        sys.path[:0] = [str(args.checkout), str(args.checkout / "triton")]
+    try:
+        find_emulator()
+    except RuntimeError as error:
+        parser.error(str(error))
+    from setok_bench.provenance import source
+
+    shapes = [tuple(map(int, s.split("x"))) for s in args.shapes] if args.shapes else SHAPES
+    result = {"schema": SCHEMA, **source(args.checkout), "arch": ARCH}
+    result["gate"] = count_case(*GATE, torch.bfloat16)
+    if args.gate:
+        result["gate_of_three"] = count_case(*GATE, torch.bfloat16, images=3)
+    result["cases"] = []
+    for dtype in [] if args.gate else args.dtypes:
+        for shape in shapes:
+            begin = time.monotonic()
+            result["cases"].append(count_case(*shape, getattr(torch, dtype)))
+            took = time.monotonic() - begin
+            print(f"{dtype} {shape[0]}x{shape[1]}: {took:.0f} s", file=sys.stderr, flush=True)
+    text = json.dumps(rounded(result), indent=1) + "\n"
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text)
+    else:
+        print(text, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
