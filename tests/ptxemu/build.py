@@ -1,4 +1,4 @@
-"""Compiles core.cpp on first use, into a cache folder of the user's."""
+"""Compile the emulator on first use, into a cache folder of the user's."""
 
 import ctypes
 import functools
@@ -8,16 +8,16 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("core.cpp")
+FOLDER = Path(__file__).with_name("core")
 FLAGS = ["-O2", "-ftree-vectorize", "-march=native", "-std=c++17", "-fPIC", "-shared"]
 # Every operation rounds as PTX says: nothing contracted, nothing reordered.
-FLAGS += ["-ffp-contract=off", "-fno-strict-aliasing", "-w"]
+FLAGS += ["-ffp-contract=off", "-fno-strict-aliasing"]
 
 
 def cache_folder() -> Path:
     """Of the compiled emulator and, below it, of Triton's own files."""
-    base = os.environ.get("PTXEMU_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "ptxemu"
+    given = os.environ.get("PTXEMU_CACHE") or os.environ.get("XDG_CACHE_HOME")
+    folder = Path(given or Path.home() / ".cache") / "ptxemu"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -25,13 +25,13 @@ def cache_folder() -> Path:
 @functools.cache
 def library() -> ctypes.CDLL:
     """The emulator."""
-    sources = b"".join(p.read_bytes() for p in sorted(SOURCE.parent.glob("*.h"))) + SOURCE.read_bytes()
-    key = hashlib.sha256(sources + " ".join(FLAGS).encode()).hexdigest()[:16]
+    parts = [path.read_bytes() for path in sorted(FOLDER.iterdir())]
+    key = hashlib.sha256(b"".join(parts) + " ".join(FLAGS).encode()).hexdigest()[:16]
     path = cache_folder() / f"core-{key}.so"
     if not path.exists():
         with tempfile.NamedTemporaryFile(suffix=".so", dir=path.parent, delete=False) as file:
             made = Path(file.name)
-        command = [os.environ.get("CXX", "g++"), *FLAGS, str(SOURCE), "-o", str(made)]
+        command = [os.environ.get("CXX", "g++"), *FLAGS, str(FOLDER / "all.cpp"), "-o", str(made)]
         done = subprocess.run(command, text=True, capture_output=True, check=False)
         if done.returncode:
             raise RuntimeError(f"the emulator does not compile:\n{done.stderr}")
