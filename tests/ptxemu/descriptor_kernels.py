@@ -34,7 +34,9 @@ def gram(x, out, n, D, PRECISION: tl.constexpr, BM: tl.constexpr, BK: tl.constex
 
 
 @triton.jit
-def matmul_tiles(a, b, out, K, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+def matmul_tiles(
+    a, b, out, K, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
+):
     """The second operand lies along N, so its tiles are wider than a swizzle."""
     i, j = tl.program_id(0) * BM, tl.program_id(1) * BN
     total = tl.zeros((BM, BN), tl.float32)

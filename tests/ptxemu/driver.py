@@ -23,7 +23,7 @@ MOST_SHARED = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 
 
 def prepare() -> None:
-    """Before anything imports triton or the project: kernels are compiled, tensors stay on the CPU."""
+    """Before anything imports triton or the project: compile kernels, keep tensors on the CPU."""
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache_folder() / "triton"))
     import triton
     from triton import knobs
@@ -39,7 +39,7 @@ def prepare() -> None:
     assert triton.knobs.runtime.interpret is False
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _parsed(ptx: str) -> Program:
     return parse(ptx)
 
@@ -51,7 +51,7 @@ class Unwritten:
     """Storages that `torch.empty` and its like made, and which of their bytes a kernel wrote."""
 
     def __init__(self) -> None:
-        self.storages: dict[int, tuple[int, np.ndarray, int]] = {}
+        self.storages: dict[int, tuple[np.ndarray, int]] = {}
         self.undo = []
 
     def watch(self) -> None:
@@ -84,7 +84,7 @@ class Unwritten:
     def register(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         key = storage.data_ptr()
-        self.storages[key] = (storage.nbytes(), np.zeros(storage.nbytes(), np.uint8), tensor._version)
+        self.storages[key] = (np.zeros(storage.nbytes(), np.uint8), tensor._version)
         weakref.finalize(storage, self.storages.pop, key, None)
 
     def of(self, tensor: torch.Tensor) -> np.ndarray | None:
@@ -93,7 +93,7 @@ class Unwritten:
         found = self.storages.get(key)
         if found is None:
             return None
-        nbytes, written, version = found
+        written, version = found
         try:
             changed = tensor._version != version
         except RuntimeError:  # an inference tensor
@@ -165,19 +165,25 @@ class Emulator:
             else:
                 passed.append(0)
         if len(passed) != len(program.params):
-            raise RuntimeError(f"{program.name} has {len(program.params)} parameters, {len(passed)} were passed")
+            raise RuntimeError(
+                f"{program.name} has {len(program.params)} parameters, {len(passed)} were passed"
+            )
         shared = metadata.shared
         if shared > MOST_SHARED.get(self.arch, 48 * 1024):
             raise RuntimeError(f"{program.name} needs {shared} bytes of shared memory")
         self.launches += 1
-        options = Options(**{**self.options.__dict__, "seed": self.options.seed * 1_000_003 + self.launches})
+        options = Options(
+            **{**self.options.__dict__, "seed": self.options.seed * 1_000_003 + self.launches}
+        )
         if min(grid) < 1 or max(grid) > 2**31 - 1 or max(grid[1:]) > 65535:
             raise RuntimeError(f"{program.name}: a grid of {grid}")
         run = launch(program, grid, passed, memories, shared, options, metadata.num_warps)
         self.findings += run.findings
         if self.keep_records:
             signature = ",".join(f"{k}:{v}" for k, v in compiled.src.signature.items())
-            self.records.append(Record(program.name, self.arch, grid, metadata.num_warps, shared, run, signature))
+            self.records.append(
+                Record(program.name, self.arch, grid, metadata.num_warps, shared, run, signature)
+            )
         if self.on_launch:
             self.on_launch(program.name, grid, run, memories, scalars)
         if run.aborted:
@@ -229,7 +235,15 @@ class Arguments:
             raise NotImplementedError("round_f32_to_tf32: how the copy rounds is not published")
         if not self.has_maps:
             # Before sm_90 a descriptor is a pointer and what to multiply.
-            self.passed += [place, *shape, *strides, int(given.padding == "nan"), 0, *shape, *strides]
+            self.passed += [
+                place,
+                *shape,
+                *strides,
+                int(given.padding == "nan"),
+                0,
+                *shape,
+                *strides,
+            ]
             return
         meta = next(self.descriptors)
         if meta["fp4_padded"]:
@@ -282,7 +296,9 @@ class EmulatedDriver:
                 self.src, self.metadata = src, metadata
                 self.compiled = None
 
-            def __call__(self, x, y, z, stream, function, packed, launch_metadata, enter, leave, *arguments):
+            def __call__(
+                self, x, y, z, stream, function, packed, launch_metadata, enter, leave, *arguments
+            ):
                 # The compiled kernel holds this launcher; it is found by what it was made from.
                 compiled = outer.compiled[id(self.src)]
                 outer.emulator.execute(compiled, (x, y, z), list(arguments))

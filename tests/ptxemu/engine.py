@@ -7,20 +7,22 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ptxemu.build import library
-from ptxemu.parser import PARAM_BASE, SHARED_BASE, Program, size_of
+from ptxemu.parser import Program
+from ptxemu.ptx_types import PARAM_BASE, SHARED_BASE, size_of
 
-KINDS = (
-    "none out-of-bounds misaligned out-of-shared race-in-shared race-in-global race-between-programs "
-    "uninitialised-global uninitialised-shared async-copy-not-awaited barrier-divergence "
-    "warp-sync-divergence wgmma-register-not-awaited async-operand-overwritten note-lanes-without-sync "
-    "note-same-value-written-twice note-no-proxy-fence hang unsupported two-values-in-one-store "
-    "different-barriers-met note-wgmma-input-register-reused mbarrier-misused no-proxy-fence "
-    "bad-tensor-map"
-).split()
+KINDS = [
+    "none", "out-of-bounds", "misaligned", "out-of-shared", "race-in-shared", "race-in-global",
+    "race-between-programs", "uninitialised-global", "uninitialised-shared",
+    "async-copy-not-awaited", "barrier-divergence", "warp-sync-divergence",
+    "wgmma-register-not-awaited", "async-operand-overwritten", "note-lanes-without-sync",
+    "note-same-value-written-twice", "note-no-proxy-fence", "hang", "unsupported",
+    "two-values-in-one-store", "different-barriers-met", "note-wgmma-input-register-reused",
+    "mbarrier-misused", "no-proxy-fence", "bad-tensor-map",
+]  # fmt: skip
 # What a kernel may do and still be right; anything else fails a check.
 NOTES = {k for k in KINDS if k.startswith("note")} | {"different-barriers-met"}
 MAX_FINDINGS = 512
-# What can be wrong with a tensor map, see `MapFault` in bulk.h.
+# What can be wrong with a tensor map, see `MapFault` in core/tensor_map.cpp.
 MAP_FAULTS = (
     "another rank than the instruction",
     "an unknown element type",
@@ -40,7 +42,10 @@ class Ins(ctypes.Structure):
 
 class CFinding(ctypes.Structure):
     _fields_ = [
-        *((n, ctypes.c_int32) for n in "kind pc1 pc2 cta warp1 warp2 lane segment".split()),
+        *(
+            (n, ctypes.c_int32)
+            for n in ["kind", "pc1", "pc2", "cta", "warp1", "warp2", "lane", "segment"]
+        ),
         ("offset", ctypes.c_int64),
         ("count", ctypes.c_int64),
     ]
@@ -65,14 +70,24 @@ class CLaunch(ctypes.Structure):
         ("consts", ctypes.c_void_p),
         ("params", ctypes.c_void_p),
         ("segments", ctypes.c_void_p),
-        *((n, ctypes.c_int64) for n in "n_ins n_regs n_preds n_segments".split()),
+        *((n, ctypes.c_int64) for n in ["n_ins", "n_regs", "n_preds", "n_segments"]),
         ("grid", ctypes.c_int64 * 3),
-        *((n, ctypes.c_int64) for n in "num_warps shared_bytes".split()),
+        *((n, ctypes.c_int64) for n in ["num_warps", "shared_bytes"]),
         ("seed", ctypes.c_uint64),
         ("flags", ctypes.c_int64),
         ("max_ins", ctypes.c_int64),
-        *((n, ctypes.c_void_p) for n in "pc_count pc_lanes pc_cost findings".split()),
-        *((n, ctypes.c_int64) for n in "max_findings n_findings stop_cta shared_base param_base param_bytes".split()),
+        *((n, ctypes.c_void_p) for n in ["pc_count", "pc_lanes", "pc_cost", "findings"]),
+        *(
+            (n, ctypes.c_int64)
+            for n in [
+                "max_findings",
+                "n_findings",
+                "stop_cta",
+                "shared_base",
+                "param_base",
+                "param_bytes",
+            ]
+        ),
     ]
 
 
@@ -104,7 +119,10 @@ class Options:
     @property
     def flags(self) -> int:
         bits = {1: self.checks, 2: self.counters, 4: self.truncate, 32: self.ulp, 64: self.views}
-        return sum(b for b, on in bits.items() if on) | {"late": 8, "early": 16, "random": 0}[self.copies]
+        return (
+            sum(b for b, on in bits.items() if on)
+            | {"late": 8, "early": 16, "random": 0}[self.copies]
+        )
 
 
 def options_of(text: str) -> Options:
@@ -262,7 +280,9 @@ def launch(
         else:
             bits = 8 * size
             if not -(1 << (bits - 1)) <= int(value) < 1 << bits:
-                raise OverflowError(f"{program.name}: {value} does not fit into a parameter of type {kind}")
+                raise OverflowError(
+                    f"{program.name}: {value} does not fit into a parameter of type {kind}"
+                )
             data = (int(value) & ((1 << bits) - 1)).to_bytes(size, "little")
         params[offset : offset + size] = data
     params_array = np.frombuffer(bytes(params), np.uint8).copy()

@@ -111,7 +111,11 @@ def right(arch):
             name = f"matmul {str(dtype)[6:]} {precision} {transposed} {shape} {tile} {warps} warps"
             yield name, run_matmul(dtype, precision, transposed, shape, tile, warps)
         yield f"scaled matmul {str(dtype)[6:]} {precision}", run_scaled(dtype, precision)
-    for n, dtype, warps in ((32, torch.float32, 4), (64, torch.bfloat16, 4), (128, torch.float16, 8)):
+    for n, dtype, warps in (
+        (32, torch.float32, 4),
+        (64, torch.bfloat16, 4),
+        (128, torch.float16, 8),
+    ):
         yield f"transpose {n} {str(dtype)[6:]}", run_transpose(n, dtype, warps)
     yield "sort and cumulative sum", run_sort
     yield "atomic counts", run_count

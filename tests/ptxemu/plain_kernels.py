@@ -35,15 +35,33 @@ def matmul(
     k = tl.arange(0, BK)
     total = tl.zeros((BM, BN), tl.float32)
     for i in range(0, K, BK):
-        x = tl.load(a + m[:, None] * am + (i + k)[None, :] * ak, mask=(m < M)[:, None] & (i + k < K)[None, :], other=0.0)
-        y = tl.load(b + (i + k)[:, None] * bk + n[None, :] * bn, mask=(n < N)[None, :] & (i + k < K)[:, None], other=0.0)
+        x = tl.load(
+            a + m[:, None] * am + (i + k)[None, :] * ak,
+            mask=(m < M)[:, None] & (i + k < K)[None, :],
+            other=0.0,
+        )
+        y = tl.load(
+            b + (i + k)[:, None] * bk + n[None, :] * bn,
+            mask=(n < N)[None, :] & (i + k < K)[:, None],
+            other=0.0,
+        )
         total = tl.dot(x, y, total, input_precision=PRECISION)
     tl.store(c + m[:, None] * N + n[None, :], total, mask=(m < M)[:, None] & (n < N)[None, :])
 
 
 @triton.jit
 def scaled_matmul(
-    a, b, c, M, N, K, scale, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
+    a,
+    b,
+    c,
+    M,
+    N,
+    K,
+    scale,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
 ):
     """One operand goes through registers."""
     m, n, k = tl.arange(0, BM), tl.arange(0, BN), tl.arange(0, BK)

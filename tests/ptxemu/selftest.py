@@ -1,9 +1,10 @@
 """Is the emulator right, and does it find what is wrong? Small kernels whose answer is known.
 
-    python -m ptxemu.selftest --arch 80 --mutations
+python -m ptxemu.selftest --arch 80 --mutations
 """
 
 import argparse
+import contextlib
 import re
 import sys
 from collections.abc import Iterator
@@ -81,10 +82,8 @@ def mutations(arch: int, every: int) -> Iterator[tuple[str, int, int, list[str],
                 for i, (begin, end) in enumerate(places):
                     e.clear()
                     e.edit = lambda ptx, b=begin, t=end: ptx[:b] + ptx[t:]
-                    try:
+                    with contextlib.suppress(Failed, RuntimeError):
                         run(e)
-                    except (Failed, RuntimeError):
-                        pass
                     total += 1
                     if {f.kind for f in e.findings} & kinds:
                         caught += 1
