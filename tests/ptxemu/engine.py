@@ -1,6 +1,7 @@
 """Runs one launch of one kernel on host memory, with checks and counters."""
 
 import ctypes
+import re
 import struct
 from dataclasses import dataclass, field
 
@@ -230,6 +231,12 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.kind} in {self.kernel}: {self.text} ({self.count} times)"
+
+
+def key_of(finding: Finding) -> str:
+    """Kind, kernel and the lines of the source, without what changes from run to run."""
+    places = re.findall(r": ([\w./]+\.py:\d+)", finding.text)
+    return " ".join([finding.kind, finding.kernel, *sorted(set(places))])
 
 
 @dataclass
