@@ -6,9 +6,10 @@ import torch
 
 
 def arrange(x, layout, seed=0):
-    """The same tokens plain, with a mask, packed between other images, or unaligned.
+    """The same tokens plain, with a mask, packed between other images, unaligned, or padded.
 
-    The last has a mask too; both begin one element behind what an allocator gives.
+    Unaligned tokens have a mask too; both begin one element behind what an allocator gives. Of
+    padded images every other has half of its tokens.
     """
     if layout == "plain":
         return x, {}
@@ -16,6 +17,9 @@ def arrange(x, layout, seed=0):
         x, given = arrange(x, "masked", seed)
         return off_by_one(x), {"token_mask": off_by_one(given["token_mask"])}
     batch, tokens, _ = x.shape
+    if layout == "padded":
+        lengths = torch.where(torch.arange(batch) % 2 == 0, max(1, tokens // 2), tokens)
+        return x, {"token_mask": torch.arange(tokens) < lengths[:, None]}
     generator = torch.Generator().manual_seed(seed)
     if layout == "masked":
         mask = torch.rand(batch, tokens, generator=generator) > 0.25
