@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -184,6 +186,19 @@ class TestImports:
             assert Path(found["setok_bench"]).is_relative_to(python.parents[1])
         else:
             assert_all_resolve(found, python.parents[1])
+
+
+class TestArchives:
+    pytestmark = slow
+
+    def test_no_test_gets_in(self, wheel):
+        """Nor does the PTX emulator, which lies among the tests."""
+        _, clone = wheel
+        held = zipfile.ZipFile(next(clone.parent.glob("*.whl"))).namelist()
+        with tarfile.open(next(clone.parent.glob("*.tar.gz"))) as source:
+            held += source.getnames()
+        assert any(name.endswith("setok_triton/select.py") for name in held)
+        assert not [name for name in held if "tests" in name.split("/") or "ptxemu" in name]
 
 
 class TestWithoutCompiler:
