@@ -60,7 +60,6 @@ class CSegment(ctypes.Structure):
         ("init", ctypes.c_void_p),
         ("nspans", ctypes.c_int64),
         ("spans", ctypes.c_void_p),
-        ("reserved", ctypes.c_int64),
     ]
 
 
@@ -83,7 +82,6 @@ class CLaunch(ctypes.Structure):
             for n in [
                 "max_findings",
                 "n_findings",
-                "stop_cta",
                 "shared_base",
                 "param_base",
                 "param_bytes",
@@ -299,7 +297,7 @@ def launch(
         spans = np.array(m.spans or [(0, m.size)], dtype=np.int64)
         keep.append(spans)
         init = None if m.init is None else m.init.ctypes.data
-        segments[i] = CSegment(m.host, m.size, m.address(i), init, len(spans), spans.ctypes.data, 0)
+        segments[i] = CSegment(m.host, m.size, m.address(i), init, len(spans), spans.ctypes.data)
     n = len(program.code)
     executed, lanes, cost = (np.zeros(n, np.uint64) for _ in range(3))
     found = (CFinding * MAX_FINDINGS)()
@@ -325,7 +323,6 @@ def launch(
         ctypes.addressof(found),
         MAX_FINDINGS,
         0,
-        -1,
         SHARED_BASE,
         PARAM_BASE,
         program.param_bytes,

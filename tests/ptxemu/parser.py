@@ -304,7 +304,7 @@ class Parser(Arithmetic, Memory, Warps):
             self.pool += xs
             nx = nx or len(xs)
         a += [NONE] * (8 - len(a))
-        self.rows.append([self.ops[op], self.guard, *a, nx, xo, imm, imm2, bits << 24, imm3])
+        self.rows.append([self.ops[op], self.guard, *a, nx, xo, imm, imm2, bits, imm3])
 
     # -- instructions
 

@@ -5,10 +5,12 @@ import triton
 
 from ptxemu.judge import close, finds
 from ptxemu.plain_kernels import (
+    Operands,
     accumulate,
     add,
     add_unmasked,
     all_write,
+    bundled,
     count,
     matmul,
     promised,
@@ -92,7 +94,14 @@ def right(arch):
         through_memory[(1,)](x, scratch, out, N=512, SYNC=True)
         close(out, x.flip(0), 0)
 
+    def run_bundled(e):
+        x, bias, out = random(2000), random(1000), torch.empty(1000)
+        for given, expected in ((bias, x[::2] + bias), (None, x[::2])):
+            bundled[(4,)](Operands(x, given, 2), out, 1000, BLOCK=256)
+            close(out, expected, 0)
+
     yield "add", run_add
+    yield "arguments in a bundle", run_bundled
     for columns in (5, 300, 1024):
         yield f"softmax {columns}", run_softmax(columns)
     n = 0

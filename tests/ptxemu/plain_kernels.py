@@ -1,5 +1,7 @@
 """Small kernels whose answer is known, for the self-tests."""
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -122,3 +124,20 @@ def promised(x, out, shift, N: tl.constexpr):
     """Says of offsets that they begin at a multiple of 4."""
     i = tl.max_contiguous(tl.multiple_of(shift + tl.arange(0, N), 4), 4)
     tl.store(out + tl.arange(0, N), tl.load(x + i))
+
+
+class Operands(NamedTuple):
+    """Arguments in a bundle; an absent one is None."""
+
+    x: Any
+    bias: Any
+    stride: Any
+
+
+@triton.jit
+def bundled(given, out, n, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    v = tl.load(given.x + i * given.stride, mask=i < n)
+    if given.bias is not None:
+        v += tl.load(given.bias + i, mask=i < n)
+    tl.store(out + i, v, mask=i < n)

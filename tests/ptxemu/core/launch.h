@@ -37,7 +37,13 @@ static const uint32_t FULL = 0xffffffffu;
 static const uint8_t BULK = 0xff;
 
 struct Ins {
-  int32_t op, guard, a[8], nx, xo, imm, imm2, line, imm3;  // line: which of a are registers, << 24
+  int32_t op;
+  int32_t guard;   // twice the predicate, plus 1 where negated; below 0: none
+  int32_t a[8];    // operands: slots of registers, or constants, counted down from -1
+  int32_t nx, xo;  // more of them: how many, and where in the pool
+  int32_t imm, imm2;
+  int32_t uses;  // bits: which of `a` are registers that a pending product must not be part of
+  int32_t imm3;
 };
 
 struct Finding {
@@ -52,7 +58,6 @@ struct Segment {
   uint8_t* init;   // one byte each, 0: never written; null: all written
   int64_t nspans;  // of the views that were passed, [begin, end) each
   int64_t* spans;
-  int64_t reserved;
 };
 
 struct Launch {
@@ -75,6 +80,5 @@ struct Launch {
   Finding* findings;
   int64_t max_findings;
   int64_t n_findings;  // out
-  int64_t stop_cta;
   int64_t shared_base, param_base, param_bytes;
 };

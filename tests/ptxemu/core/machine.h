@@ -13,19 +13,25 @@
 #include "numbers.h"
 #include "opcodes.h"
 
+// What is known of a byte of global memory. Epochs count barriers: each program begins a new one.
 struct GShadow {
-  uint32_t we, re, rfirst, rmask;
-  int32_t wpc, rpc;
-  uint8_t ww, wlane, watomic, pad;
+  uint32_t we, re, rfirst;     // epochs of the last write, the last reads, the launch's first read
+  uint32_t rmask;              // warps that have read in epoch `re`
+  int32_t wpc, rpc;            // instructions
+  uint8_t ww, wlane, watomic;  // who wrote, and whether by an atomic
   uint32_t wsync, wins;  // warp synchronisations before, and which instruction of the warp it was
 };
 
+// The same of shared memory.
 struct SShadow {
   uint32_t we, re, rmask;
-  int32_t wpc, rpc, apc;
+  int32_t wpc, rpc;
+  int32_t apc;  // of the copy under way, or the number of a bulk copy
   uint32_t wsync, wins;
-  uint8_t ww, wlane, apend, proxy;  // proxy: written by the generic proxy, no proxy fence since
-  uint8_t mbar;                     // part of an mbarrier
+  uint8_t ww, wlane;
+  uint8_t apend;  // who copies, plus 1; 0: nobody; BULK
+  uint8_t proxy;  // written by the generic proxy, no proxy fence since
+  uint8_t mbar;   // part of an mbarrier
 };
 
 // What a tensor map holds: 128 bytes that the launcher or `tensormap.replace` fills in. Hardware's

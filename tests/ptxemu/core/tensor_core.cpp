@@ -230,8 +230,8 @@ void Machine::touch_registers(Warp& w, const Ins& in, int pc) {
     if (v >= 0 && v < (int32_t)w.reg_input.size() && w.reg_input[v])
       report(NOTE_WGMMA_INPUT, pc, -1, w.id, w.id, -1, -1, v);
   };
-  // Operands that are registers: bits of line >> 24 say which of a[] are.
-  int which = in.line >> 24 & 0xff;
+  // Operands that are registers: bits of `uses` say which of a[] are.
+  int which = in.uses;
   for (int i = 0; i < 8; i++)
     if (which >> i & 1) look(in.a[i]);
   for (int i = 0;
@@ -241,8 +241,6 @@ void Machine::touch_registers(Warp& w, const Ins& in, int pc) {
        i++)
     look(L.pool[in.xo + i]);
 }
-
-#include "bulk.h"
 
 void Machine::wgmma_wait(Warp& w, int left) {
   while ((int)w.mma_committed.size() > left) {
