@@ -41,13 +41,13 @@ def roundoff(dtype, precision):
     return 2.0**-11 if dtype == "float32" and precision == "medium" else 0.0
 
 
-def near(name, got, truth, plain, factor=2):
-    """At most twice the error of plain PyTorch."""
+def near(name, got, truth, plain):
+    """At most twice the error of plain PyTorch, the largest of several runs."""
     if truth.numel() == 0:
         return
     error = (got.double() - truth.double()).abs().max()
-    own = (plain.double() - truth.double()).abs().max()
-    allowed = factor * own + 16 * torch.finfo(got.dtype).eps / 2 * truth.abs().max()
+    own = max((one.double() - truth.double()).abs().max() for one in plain)
+    allowed = 2 * own + 16 * torch.finfo(got.dtype).eps / 2 * truth.abs().max()
     assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g} (plain {own:.3g})"
 
 

@@ -30,7 +30,7 @@ MUTATIONS = (
             "async-copy-not-awaited",
             "mbarrier-misused",
         },
-        0.6,
+        0.5,
     ),
     ("wait for copies", r"\bcp\.async\.wait_group\s+\d+;", {"async-copy-not-awaited"}, 0.6),
     (

@@ -120,6 +120,7 @@ struct Warp {
   int n_pending = 0;
   bool blocked = false;      // in a wait for an mbarrier, since
   uint64_t blocked_at = 0;   // this state of `progress`
+  bool gave_up = false;      // the wait under way, once
   int polls = 0;             // failed tests in a row
   std::vector<Bulk> stores;  // not committed
   std::vector<StoreGroup> store_groups;

@@ -76,6 +76,14 @@ void Machine::mbar_op(Warp& w, const Ins& in, int pc, uint32_t m) {
 // a: predicate, address, offset, parity; imm: may wait. False: not yet, try again when something
 // has changed.
 bool Machine::mbar_wait(Warp& w, const Ins& in, int pc, uint32_t m) {
+  uint32_t& d = w.preds[in.a[0]];
+  // A wait may give up, so that a program must look at what it says: each does once. Not where only
+  // counts are wanted.
+  if (checks && in.imm && !w.gave_up) {
+    w.gave_up = true;
+    d &= ~m;
+    return true;
+  }
   uint32_t done = 0;
   for (int lane = 0; lane < 32; lane++) {
     if (!(m >> lane & 1)) continue;
@@ -99,8 +107,8 @@ bool Machine::mbar_wait(Warp& w, const Ins& in, int pc, uint32_t m) {
       if (!b.gone && b.landed && b.mbar == offset && b.phase < phase) b.seen |= 1u << w.id;
     if (done == m) break;
   }
-  uint32_t& d = w.preds[in.a[0]];
   d = (d & ~m) | done;
+  w.gave_up = false;
   w.polls = done == m ? 0 : w.polls + 1;
   // It may turn for as long as it likes, but not when nobody else can do anything.
   if (w.polls > 1000 && !flying.empty()) land_bulk(flying[0]);
