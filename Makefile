@@ -2,10 +2,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp)
+EMULATOR_SOURCES := $(wildcard tests/ptxemu/core/*.h tests/ptxemu/core/*.cpp)
 
 # What the compiled module runs through.
 NATIVE_TESTS := $(addprefix tests/test_,cpp.py cpp_backward.py dpc_knn_cpp.py edge_cases.py \
 	error_table.py errors.py invariants.py merge.py oracle.py threshold_greedy_cpp.py)
+PTX_ARCHS := 80 90
+ptx_env := PYTHONPATH=tests PTXEMU_CACHE=build OMP_NUM_THREADS=1
 NATIVE_BUILDS := sanitized avx2 baseline
 sanitized_flags := -march=native -g -fno-omit-frame-pointer -fsanitize=address,undefined \
 	-fno-sanitize-recover=undefined
@@ -15,7 +18,7 @@ avx2_flags := -march=x86-64-v3
 sanitized_env := ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)"
 
-.PHONY: demo stage1 small-world token-swap test lint format bench bench-docs compile-report kernel-counts mutants clean fuzz test-threads $(NATIVE_BUILDS:%=build-%) $(NATIVE_BUILDS:%=test-%) $(SWAPPED:%=token-swap-%)
+.PHONY: demo stage1 small-world token-swap test lint format bench bench-docs compile-report kernel-counts mutants clean fuzz test-threads test-ptx $(NATIVE_BUILDS:%=build-%) $(NATIVE_BUILDS:%=test-%) $(PTX_ARCHS:%=test-ptx-%) $(SWAPPED:%=token-swap-%)
 
 demo: $(INSTALLED)
 	$(BIN)/python bench/demo.py --out demo_out
@@ -29,12 +32,12 @@ test: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES) $(EMULATOR_SOURCES)
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CXX_SOURCES)
+	$(BIN)/clang-format -i $(CXX_SOURCES) $(EMULATOR_SOURCES)
 
 stage1: $(INSTALLED)
 	$(BIN)/setok train --config model/configs/stage1_tiny.yaml --out runs/tiny
@@ -90,6 +93,14 @@ fuzz: build-sanitized
 
 test-threads: $(INSTALLED)
 	for threads in 1 2 4; do OMP_NUM_THREADS=$$threads $(BIN)/pytest -q $(NATIVE_TESTS) || exit 1; done
+
+# All Triton kernels as compiled code, executed by tests/ptxemu for both architectures; half an hour.
+# `make test` runs a part of it.
+test-ptx: $(PTX_ARCHS:%=test-ptx-%)
+
+$(PTX_ARCHS:%=test-ptx-%): test-ptx-%: $(INSTALLED)
+	$(ptx_env) $(BIN)/python -m ptxemu.selftest --arch $* --mutations 3
+	$(ptx_env) $(BIN)/python -m ptxemu.check --arch $*
 
 compile-report: $(INSTALLED)
 	$(BIN)/python bench/compile_report.py --out bench_out/triton-compile.json

@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -188,6 +190,21 @@ class TestImports:
             assert Path(found["setok_bench"]).is_relative_to(python.parents[1])
         else:
             assert_all_resolve(found, python.parents[1])
+
+
+class TestArchives:
+    pytestmark = slow
+
+    def test_no_test_gets_in(self, wheel):
+        """Nor does the PTX emulator, which lies among the tests."""
+        _, clone = wheel
+        with zipfile.ZipFile(next(clone.parent.glob("*.whl"))) as archive:
+            installed = archive.namelist()
+        with tarfile.open(next(clone.parent.glob("*.tar.gz"))) as archive:
+            shipped = archive.getnames()
+        assert "setok_triton/select.py" in installed
+        assert not [name for name in installed if "tests" in name.split("/")]
+        assert not [name for name in installed + shipped if "ptxemu" in name.split("/")]
 
 
 class TestWithoutCompiler:

@@ -1,0 +1,364 @@
+"""Runs one launch of one kernel on host memory, with checks and counters."""
+
+import ctypes
+import re
+import struct
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ptxemu.build import library
+from ptxemu.parser import Program
+from ptxemu.ptx_types import PARAM_BASE, SHARED_BASE, size_of
+
+KINDS = [
+    "none", "out-of-bounds", "misaligned", "out-of-shared", "race-in-shared", "race-in-global",
+    "race-between-programs", "uninitialised-global", "uninitialised-shared",
+    "async-copy-not-awaited", "barrier-divergence", "warp-sync-divergence",
+    "wgmma-register-not-awaited", "async-operand-overwritten", "note-lanes-without-sync",
+    "note-same-value-written-twice", "note-no-proxy-fence", "hang", "unsupported",
+    "two-values-in-one-store", "different-barriers-met", "note-wgmma-input-register-reused",
+    "mbarrier-misused", "no-proxy-fence", "bad-tensor-map",
+]  # fmt: skip
+# What a kernel may do and still be right; anything else fails a check.
+NOTES = {k for k in KINDS if k.startswith("note")} | {"different-barriers-met"}
+MAX_FINDINGS = 512
+# What can be wrong with a tensor map, see `MapFault` in core/tensor_map.cpp.
+MAP_FAULTS = (
+    "another rank than the instruction",
+    "an unknown element type",
+    "its address is no multiple of 16 bytes",
+    "a stride is no multiple of 16 bytes or too large",
+    "a box of 0 or more than 256 elements",
+    "a dimension of 0",
+    "rows of the box are no multiple of 16 bytes",
+    "rows of the box are not as wide as the swizzle",
+    "a layout that the emulator does not have",
+)
+
+
+class Ins(ctypes.Structure):
+    _fields_ = [("words", ctypes.c_int32 * 16)]
+
+
+class CFinding(ctypes.Structure):
+    _fields_ = [
+        *(
+            (n, ctypes.c_int32)
+            for n in ["kind", "pc1", "pc2", "cta", "warp1", "warp2", "lane", "segment"]
+        ),
+        ("offset", ctypes.c_int64),
+        ("count", ctypes.c_int64),
+    ]
+
+
+class CSegment(ctypes.Structure):
+    _fields_ = [
+        ("host", ctypes.c_void_p),
+        ("bytes", ctypes.c_int64),
+        ("va", ctypes.c_uint64),
+        ("init", ctypes.c_void_p),
+        ("nspans", ctypes.c_int64),
+        ("spans", ctypes.c_void_p),
+    ]
+
+
+class CLaunch(ctypes.Structure):
+    _fields_ = [
+        ("code", ctypes.c_void_p),
+        ("pool", ctypes.c_void_p),
+        ("consts", ctypes.c_void_p),
+        ("params", ctypes.c_void_p),
+        ("segments", ctypes.c_void_p),
+        *((n, ctypes.c_int64) for n in ["n_ins", "n_regs", "n_preds", "n_segments"]),
+        ("grid", ctypes.c_int64 * 3),
+        *((n, ctypes.c_int64) for n in ["num_warps", "shared_bytes"]),
+        ("seed", ctypes.c_uint64),
+        ("flags", ctypes.c_int64),
+        ("max_ins", ctypes.c_int64),
+        *((n, ctypes.c_void_p) for n in ["pc_count", "pc_lanes", "pc_cost", "findings"]),
+        *(
+            (n, ctypes.c_int64)
+            for n in [
+                "max_findings",
+                "n_findings",
+                "shared_base",
+                "param_base",
+                "param_bytes",
+            ]
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of the machine.
+
+    Attributes:
+        seed: of the order of programs and warps.
+        checks: shadow memory.
+        counters: what ran how often.
+        truncate: tensor cores align products and cut off, as hardware does; else they sum exactly
+            and round once.
+        copies: asynchronous work takes effect "late" (when awaited), "early" or at "random".
+        ulp: approximations (ex2, rcp, sqrt.approx, …) are off by at most one unit at random.
+        views: a pointer reaches what its tensor views, not all of its storage.
+        max_instructions: of one warp, before a launch counts as hanging.
+    """
+
+    seed: int = 0
+    checks: bool = True
+    counters: bool = True
+    truncate: bool = False
+    copies: str = "random"
+    ulp: bool = False
+    views: bool = True
+    max_instructions: int = 2_000_000_000
+
+    @property
+    def flags(self) -> int:
+        bits = {1: self.checks, 2: self.counters, 4: self.truncate, 32: self.ulp, 64: self.views}
+        return (
+            sum(b for b, on in bits.items() if on)
+            | {"late": 8, "early": 16, "random": 0}[self.copies]
+        )
+
+
+def options_of(text: str) -> Options:
+    """From "name=value,…"."""
+    known = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        kind = type(getattr(Options, name))
+        known[name] = value if kind is str else kind(int(value))
+    return Options(**known)
+
+
+@dataclass
+class Memory:
+    """A piece of host memory that a kernel may reach.
+
+    Attributes:
+        name: for messages.
+        host: address of the first byte.
+        size: bytes.
+        init: one byte for each, 0 where nobody wrote; None: all written.
+        spans: [begin, end) in bytes, of the views that were passed.
+    """
+
+    name: str
+    host: int
+    size: int
+    init: np.ndarray | None = None
+    spans: list[tuple[int, int]] = field(default_factory=list)
+
+    def address(self, index: int) -> int:
+        """Where the kernel sees it: far from all others, as aligned as on the host."""
+        return ((index + 1) << 40) + (1 << 39) + (self.host & 0xFFF)
+
+
+# As `tensormap.replace` counts them: unsigned, signed and floating point of 1 to 8 bytes.
+ELEMENT_BYTES = (1, 2, 4, 4, 8, 8, 2, 4, 4, 8, 2, 4, 4)
+
+
+@dataclass(frozen=True)
+class TensorMap:
+    """A descriptor of tiles, made on the host.
+
+    Attributes:
+        memory: index of the memory it lies in.
+        offset: in bytes, of the first element.
+        element: number of the type.
+        shape: sizes, the last dimension first.
+        strides: in bytes, of all but that one, in the same order.
+        box: sizes of a tile.
+        swizzle: 0 for none, else of 32, 64 or 128 bytes.
+        nan: what lies outside is not a number, else 0.
+    """
+
+    memory: int
+    offset: int
+    element: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+    swizzle: int
+    nan: bool = False
+
+    def encode(self, address: int) -> bytes:
+        """The 128 bytes of `TensorMap` in core.cpp.
+
+        Raises:
+            RuntimeError: CUDA makes no such descriptor.
+        """
+        inner = self.box[0] * ELEMENT_BYTES[self.element]
+        span = (0, 32, 64, 128)[self.swizzle]
+        possible = {
+            "rank": 1 <= len(self.shape) <= 5,
+            "address": address % 16 == 0,
+            "shape": all(1 <= n < 1 << 32 for n in self.shape),
+            "strides": all(s % 16 == 0 and 0 <= s < 1 << 40 for s in self.strides),
+            "box": all(1 <= n <= 256 for n in self.box) and inner % 16 == 0,
+            "swizzle": not span or inner <= span,
+        }
+        if wrong := [name for name, fine in possible.items() if not fine]:
+            raise RuntimeError(f"no such tensor map ({', '.join(wrong)}): {self}")
+
+        def five(values):
+            return (*values, *[0] * (5 - len(values)))
+
+        rank = len(self.shape)
+        words = [rank - 1, self.element, self.swizzle, int(self.nan), 0]
+        words += [*five(self.box), *five(self.shape), *five([1] * rank)]
+        strides = five(self.strides)[:4]
+        return struct.pack("<5Q20I", address, *strides, *words).ljust(128, b"\0")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong, or worth a note."""
+
+    kind: str
+    kernel: str
+    text: str
+    count: int
+
+    @property
+    def is_note(self) -> bool:
+        return self.kind in NOTES
+
+    def __str__(self) -> str:
+        return f"{self.kind} in {self.kernel}: {self.text} ({self.count} times)"
+
+
+def key_of(finding: Finding) -> str:
+    """Kind, kernel and the lines of the source, without what changes from run to run."""
+    places = re.findall(r": ([\w./]+\.py:\d+)", finding.text)
+    return " ".join([finding.kind, finding.kernel, *sorted(set(places))])
+
+
+@dataclass
+class Run:
+    """What a launch did."""
+
+    program: Program
+    findings: list[Finding]
+    aborted: bool
+    executed: np.ndarray
+    lanes: np.ndarray
+    cost: np.ndarray
+
+
+def launch(
+    program: Program,
+    grid: tuple[int, int, int],
+    arguments: list,
+    memories: list[Memory],
+    shared: int,
+    options: Options,
+    num_warps: int | None = None,
+) -> Run:
+    """Runs `program` over a grid.
+
+    Args:
+        program: the kernel.
+        grid: programs.
+        arguments: of its parameters: numbers, tensor maps, or (index of a memory, byte offset).
+        memories: what it may reach.
+        shared: bytes of shared memory of a program.
+        options: of the machine.
+        num_warps: of a program; else as the code says.
+    """
+    params = bytearray(program.param_bytes + 16)
+    for (kind, offset), value in zip(program.params, arguments, strict=True):
+        if isinstance(value, TensorMap):
+            data = value.encode(memories[value.memory].address(value.memory) + value.offset)
+            params[offset : offset + len(data)] = data
+            continue
+        size = size_of(kind)
+        if isinstance(value, tuple):
+            index, inside = value
+            bits = memories[index].address(index) + inside
+            data = bits.to_bytes(8, "little")
+        elif kind in ("f32", "f64") or isinstance(value, float):
+            data = np.array(value, {4: np.float32, 8: np.float64, 2: np.float16}[size]).tobytes()
+        else:
+            bits = 8 * size
+            if not -(1 << (bits - 1)) <= int(value) < 1 << bits:
+                raise OverflowError(
+                    f"{program.name}: {value} does not fit into a parameter of type {kind}"
+                )
+            data = (int(value) & ((1 << bits) - 1)).to_bytes(size, "little")
+        params[offset : offset + size] = data
+    params_array = np.frombuffer(bytes(params), np.uint8).copy()
+    segments = (CSegment * max(1, len(memories)))()
+    keep = []
+    for i, m in enumerate(memories):
+        spans = np.array(m.spans or [(0, m.size)], dtype=np.int64)
+        keep.append(spans)
+        init = None if m.init is None else m.init.ctypes.data
+        segments[i] = CSegment(m.host, m.size, m.address(i), init, len(spans), spans.ctypes.data)
+    n = len(program.code)
+    executed, lanes, cost = (np.zeros(n, np.uint64) for _ in range(3))
+    found = (CFinding * MAX_FINDINGS)()
+    c = CLaunch(
+        program.code.ctypes.data,
+        program.pool.ctypes.data,
+        program.consts.ctypes.data,
+        params_array.ctypes.data,
+        ctypes.addressof(segments),
+        n,
+        program.n_regs,
+        program.n_preds,
+        len(memories),
+        (ctypes.c_int64 * 3)(*grid),
+        num_warps or program.num_warps,
+        shared,
+        options.seed,
+        options.flags,
+        options.max_instructions,
+        executed.ctypes.data,
+        lanes.ctypes.data,
+        cost.ctypes.data,
+        ctypes.addressof(found),
+        MAX_FINDINGS,
+        0,
+        SHARED_BASE,
+        PARAM_BASE,
+        program.param_bytes,
+    )
+    lib = library()
+    if lib.launch_bytes() != ctypes.sizeof(CLaunch):
+        raise RuntimeError("engine.py and core.cpp disagree about the layout of a launch")
+    aborted = bool(lib.emulate(ctypes.byref(c)))
+    findings = [_describe(program, memories, found[i]) for i in range(c.n_findings)]
+    return Run(program, findings, aborted, executed, lanes, cost)
+
+
+def _describe(program: Program, memories: list[Memory], f: CFinding) -> Finding:
+    def at(pc):
+        if pc < 0 or pc >= len(program.text):
+            return "?"
+        return f"{program.where[pc]} | ptx {program.ptx_line[pc]}: {program.text[pc]}"
+
+    kind = KINDS[f.kind]
+    if f.segment >= 0:
+        m = memories[f.segment]
+        place = f"byte {f.offset} of {m.name} ({m.size} bytes)"
+    elif kind == "bad-tensor-map":
+        place = MAP_FAULTS[f.offset]
+    elif "register" in kind:
+        place = f"register slot {f.offset // 32}"
+    elif kind == "out-of-bounds":
+        place = f"address {f.offset & 0xFFFFFFFFFFFFFFFF:#x}, in no tensor"
+    else:
+        place = f"byte {f.offset} of shared memory"
+    who = f"program {f.cta} warp {f.warp1}"
+    if f.lane >= 0:
+        who += f" lane {f.lane}"
+    text = f"{who}, {place}: {at(f.pc1)}"
+    if kind == "out-of-bounds" and f.pc2 == 1:
+        text = f"{who}, {place}, outside of the view passed: {at(f.pc1)}"
+    elif f.pc2 >= 0:
+        text += f" || against warp {f.warp2}: {at(f.pc2)}"
+    return Finding(kind, program.name, text, f.count)
