@@ -27,7 +27,7 @@ demo: $(INSTALLED)
 # A worker per core, each with one thread: two threads each would wait for one another.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not gpu" --cov=setok_kernels --cov-fail-under=95 \
-		--numprocesses=auto --maxprocesses=8 --dist=loadfile
+		--numprocesses=auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

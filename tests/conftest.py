@@ -1,6 +1,7 @@
 """Fixtures and settings shared by all tests."""
 
 import os
+import pathlib
 
 # Read when triton is first imported; 0 runs the kernel tests on a GPU instead.
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -23,6 +24,29 @@ settings.register_profile(
     "mutants", settings.get_profile("repeatable"), max_examples=25, database=None
 )
 settings.load_profile("repeatable")
+
+
+# `make test` gives whole files to its workers: a long one begun last would leave the others idle.
+LONG_FILES = [
+    "packaging/test_packaging.py",
+    "test_onnx.py",
+    "model/training/test_stopping.py",
+    "test_ops.py",
+    "model/training/test_stage2.py",
+    "model/training/test_trainer.py",
+    "test_triton.py",
+    "test_triton_backward.py",
+    "test_triton_compile.py",
+    "model/training/test_run_folder.py",
+    "model/training/test_sharding.py",
+]
+FOLDER = pathlib.Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first."""
+    ranks = {FOLDER / name: rank for rank, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,26 +1,23 @@
 """Repairs of Triton 3.7's interpreter, and tokens too far apart for 31 bits.
 
-It multiplies the bit patterns of bfloat16 in a dot, reduces by a function of ours one number after
-the other, and looks through all of `triton.language` whenever a kernel calls a function. And memory
-that finds accesses out of bounds.
+It multiplies the bit patterns of bfloat16 in a dot, and reduces by a function of ours one number
+after the other. And memory that finds accesses out of bounds.
 """
 
 import contextlib
-import inspect
 
+import fast_interpreter
 import numpy as np
 import torch
 import triton.language as tl
 from triton.runtime import interpreter
-
-LANGUAGES = (tl, tl.core)
 
 
 def repair() -> None:
     """Repairs all of it."""
     repair_bfloat16_dot()
     reduce_by_halves()
-    patch_once()
+    fast_interpreter.speed_up()
 
 
 def repair_bfloat16_dot() -> None:
@@ -68,34 +65,6 @@ def reduce_by_halves() -> None:
         return [self.to_tensor(end, dtype) for end, dtype in pairs]
 
     interpreter.ReduceOps.generic_reduce = generic_reduce
-
-
-def patch_once() -> None:
-    """Makes a launch patch `triton.language` once, not at each call of a function.
-
-    That is half of the time.
-    """
-    plain, patched = interpreter._patch_lang, set()
-    if plain.__module__ != interpreter.__name__:
-        return
-
-    def patch_lang(fn):
-        found = fn.__globals__.values()
-        key = frozenset(one.__name__ for one in found if inspect.ismodule(one) and one in LANGUAGES)
-        if key in patched:
-            return interpreter._LangPatchScope()
-        patched.add(key)
-        scope = plain(fn)
-        restore = scope.restore
-
-        def restore_and_forget():
-            restore()
-            patched.discard(key)
-
-        scope.restore = restore_and_forget
-        return scope
-
-    interpreter._patch_lang = patch_lang
 
 
 def far_apart(x: torch.Tensor) -> torch.Tensor:

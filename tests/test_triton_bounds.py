@@ -21,6 +21,8 @@ import setok_triton
 from setok_kernels import compiled, ops, testing
 from setok_triton import backend
 
+interpreter.repair()
+
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 OPS = torch.ops.setok_interpreted
