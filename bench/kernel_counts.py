@@ -146,10 +146,9 @@ def count_forward(
     Raises:
         RuntimeError: the emulator found a fault.
     """
+    import setok_kernels as sk
     from ptxemu import driver
     from ptxemu.engine import options_of
-
-    import setok_kernels as sk
     from setok_kernels import compiled, testing
 
     x = testing.vit_like_tokens(images, tokens, dim).to(dtype)
@@ -291,7 +290,6 @@ def memory_traffic(program, run) -> Counter:
     products that take as long on tensor cores; tf32 has half their rate.
     """
     from ptxemu.build import opcodes
-
     from setok_bench.machine import SECTOR
 
     names = {number: name for name, number in opcodes().items()}

@@ -70,8 +70,8 @@ def list_nearest(p_row, p_minima, o_m, m_m, n, K, INCLUDE_SELF, GROUP, BLOCK_G, 
         _, b_first, b_minima = take_least(b_minima, o_g)
         b_group = tl.where(o_c // GROUP == i_k, b_first[:, None], b_group)
 
-    # Rows whose minima ran out took FAR_INDEX, or a group a second time. What stands behind the last
-    # token in its group is infinite.
+    # Rows whose minima ran out took FAR_INDEX, or a group a second time. What stands behind the
+    # last token in its group is infinite.
     o_n = b_group * GROUP + o_c % GROUP  # (M, C)
     m_n = (o_c // GROUP < slots) & (b_group < groups) & m_m[:, None]
     b_d = tl.load(p_row[:, None] + o_n, mask=m_n, other=float("inf"))  # (M, C)
