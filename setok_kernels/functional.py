@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from setok_kernels import checks
@@ -38,7 +39,8 @@ def cluster_tokens(
             from `cu_seqlens` would synchronise; derived on the CPU when None.
         decisions: choices of an earlier call to replay instead of making them. Counts may be
             lowered: seeds behind them are ignored.
-        backend: "auto" (the fastest that can run), "reference", "cpp" or "triton".
+        backend: "auto" (the fastest that can run; on CUDA see `SETOK_VERIFY` in
+            docs/performance.md), "reference", "cpp" or "triton".
         check_finite: raise if a valid token has a non-finite feature (waits for the device).
             Without it such a token is no seed, neighbour or parent and belongs to the residual.
 
@@ -59,7 +61,7 @@ def cluster_tokens(
         decisions = decisions.cut()
     if check_finite:
         checks.check_finite_tokens(batch.x, batch.valid, cu_seqlens)
-    out = select_backend(backend, x.device).cluster(*batch.arguments, config, decisions)
+    out = select_backend(backend, x.device, x.dtype).cluster(*batch.arguments, config, decisions)
     return dataclasses.replace(out, **batch.layout)
 
 
@@ -122,7 +124,7 @@ def dpc_knn(
         noise = noise.reshape(batch.x.shape[:-1])
     if check_finite:
         checks.check_finite_tokens(batch.x, batch.valid, cu_seqlens)
-    out = select_backend(backend, x.device).dpc_knn(*batch.arguments, noise, options)
+    out = select_backend(backend, x.device, x.dtype).dpc_knn(*batch.arguments, noise, options)
     return dataclasses.replace(out, **batch.layout)
 
 
@@ -164,7 +166,7 @@ def threshold_greedy(
     batch = _Batch.of(x, token_mask, cu_seqlens, max_seqlen)
     if check_finite:
         checks.check_finite_tokens(batch.x, batch.valid, cu_seqlens)
-    out = select_backend(backend, x.device).threshold_greedy(*batch.arguments, threshold)
+    out = select_backend(backend, x.device, x.dtype).threshold_greedy(*batch.arguments, threshold)
     return dataclasses.replace(out, **batch.layout)
 
 
@@ -213,7 +215,8 @@ def merge_tokens(
         checks.check_device("weights", weights, x.device)
         weights = weights.reshape(out.labels.shape)
     x = x.reshape(*out.labels.shape, x.shape[-1])
-    return select_backend(backend, x.device).merge(x, out, mode, weights, eps)
+    chosen = select_backend(backend, x.device, *_dtypes(x, out, mode))
+    return chosen.merge(x, out, mode, weights, eps)
 
 
 def unmerge_tokens(
@@ -239,8 +242,14 @@ def unmerge_tokens(
     expected = (out.counts.shape[0], out.num_rows, tokens.shape[-1] if tokens.dim() else 1)
     checks.check_shape("tokens", tokens, expected)
     checks.check_device("tokens", tokens, out.labels.device)
-    spread = select_backend(backend, tokens.device).unmerge(tokens, out, mode)
+    chosen = select_backend(backend, tokens.device, *_dtypes(tokens, out, mode))
+    spread = chosen.unmerge(tokens, out, mode)
     return spread if out.grid is None else spread.unflatten(1, out.grid)
+
+
+def _dtypes(tokens: Tensor, out: Clusters | HardClusters, mode: str) -> tuple[torch.dtype, ...]:
+    """In which the merge computes."""
+    return (tokens.dtype, out.masks.dtype) if mode == "soft" else (tokens.dtype,)
 
 
 def _leading_shape(out: Clusters | HardClusters, x: Tensor) -> tuple[int, ...]:

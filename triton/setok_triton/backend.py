@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from setok_kernels.compiled import TRITON_DTYPES
 from setok_kernels.config import ALPHAS, KERNELS, LEARNABLE
 from setok_kernels.ops import SCALES
 from setok_triton import dpc_knn as peaks
@@ -25,8 +26,6 @@ from setok_triton.image import cluster_images
 from setok_triton.scope import labels
 from setok_triton.select import select
 from setok_triton.stream import stream_scope
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -275,7 +274,7 @@ def _flags(valid: Tensor | None) -> Tensor | None:
 
 def _check_dtype(*tensors: Tensor | None) -> None:
     for tensor in tensors:
-        if tensor is not None and tensor.dtype not in DTYPES:
+        if tensor is not None and tensor.dtype not in TRITON_DTYPES:
             raise RuntimeError(
                 "backend='triton' cannot run: takes float32, bfloat16 and float16, "
                 f"got {tensor.dtype}; use backend='reference'"
