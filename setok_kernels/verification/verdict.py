@@ -136,8 +136,8 @@ def remember(verdict: Verdict) -> Path | None:
             return path
     except (OSError, RuntimeError) as error:
         warn(
-            f"setok_kernels: cannot remember the verification of the Triton kernels ({error}): each "
-            "process repeats it; set SETOK_CACHE to a folder that can be written"
+            f"setok_kernels: cannot remember the verification of the Triton kernels ({error}): "
+            "each process repeats it; set SETOK_CACHE to a folder that can be written"
         )
     try:
         path = Path(tempfile.mkdtemp(prefix="setok-verification-")) / "report.json"
