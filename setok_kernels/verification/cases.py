@@ -4,9 +4,10 @@ They are judged by `setok_kernels.testing`, as in our own tests: valid decisions
 and gradients, invariants. Every call names its backend.
 """
 
+import dataclasses
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from setok_kernels import functional, testing
 from setok_kernels.config import ClusterConfig
+from setok_kernels.result import Clusters
 from setok_kernels.testing.values import assert_error
 from setok_kernels.verification.verdict import Outcome
 
@@ -47,18 +49,23 @@ class Case:
     Attributes:
         name: what is compared.
         run: takes the device and the sizes; raises an AssertionError where the kernels are wrong.
+        group: cases of one group share most of the kernels that must be compiled; groups run at
+            the same time.
         precision: of float32 matrix products while it runs.
     """
 
     name: str
     run: Callable[[torch.device, Sizes], None]
+    group: str
     precision: str = "highest"
 
 
-def run_cases(device: torch.device, sizes: Sizes = REAL) -> Iterator[Outcome]:
-    """Runs the cases one after the other, also after one has failed."""
+def run_cases(
+    cases: Sequence[Case], device: torch.device, sizes: Sizes = REAL
+) -> Iterator[Outcome]:
+    """Runs cases one after the other, also after one has failed."""
     before = torch.get_float32_matmul_precision()
-    for case in CASES:
+    for case in cases:
         torch.set_float32_matmul_precision(case.precision)
         try:
             yield _outcome(case, device, sizes)
@@ -153,11 +160,13 @@ def _merging(dtype: torch.dtype) -> Callable:
         out = functional.cluster_tokens(x, config, token_mask=_mask(x), backend="reference")
         generator = torch.Generator().manual_seed(1)
         weights = torch.rand(x.shape[:2], generator=generator).to(device)
+        exact = dataclasses.replace(out, masks=out.masks.double())
         for mode in ("hard", "soft"):
             for given in (None, weights):
                 got = _merged(x, out, mode, given, _BACKEND)
                 plain = _merged(x, out, mode, given, "reference")
-                truth = _merged(x.double(), out, mode, given, "reference")
+                given = None if given is None else given.double()
+                truth = _merged(x.double(), exact, mode, given, "reference")
                 for name, value in got.items():
                     what = f"{mode} {'weighted ' if given is not None else ''}{name}"
                     assert_error(what, value, truth[name], plain[name], truth[name], 1.0)
@@ -165,18 +174,31 @@ def _merging(dtype: torch.dtype) -> Callable:
     return run
 
 
-def _merged(x, out, mode, weights, backend) -> dict[str, Tensor]:
+def _merged(x, out: Clusters, mode: str, weights: Tensor | None, backend: str) -> dict[str, Tensor]:
     """Both results and the gradients of what they depend on, by name."""
     leaves = {"x": x.detach().requires_grad_()}
     if weights is not None:
         leaves["weights"] = weights.detach().requires_grad_()
+    if mode == "soft":
+        leaves["masks"] = out.masks.detach().requires_grad_()
+        out = dataclasses.replace(out, masks=leaves["masks"])
     merged = functional.merge_tokens(leaves["x"], out, mode, leaves.get("weights"), backend=backend)
     spread = functional.unmerge_tokens(merged, out, mode, backend=backend)
     generator = torch.Generator().manual_seed(2)
     loss = (spread * torch.randn(spread.shape, generator=generator).to(spread)).sum()
-    gradients = torch.autograd.grad(loss, list(leaves.values()))
-    named = {f"gradient of {n}": g for n, g in zip(leaves, gradients, strict=True)}
-    return {"merge": merged.detach(), "unmerge": spread.detach(), **named}
+    gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+    if mode == "soft":
+        gradients["masks"] = _comparable(gradients["masks"], out, weights)
+    found = {"merge": merged.detach(), "unmerge": spread.detach()}
+    return found | {f"gradient of {name}": value for name, value in gradients.items()}
+
+
+def _comparable(gradient: Tensor, out: Clusters, weights: Tensor | None) -> Tensor:
+    """Of masks that are no constants, times the mass of the row: small rows hide no others."""
+    row = torch.arange(out.num_rows, device=gradient.device)[:, None]
+    variable = (row <= out.counts[:, None, None]) & (out.labels >= 0)[:, None]
+    share = out.masks.detach() if weights is None else out.masks.detach() * weights[:, None]
+    return torch.where(variable, gradient, 0) * share.sum(2, keepdim=True)
 
 
 def _density_peaks(device, sizes):
@@ -214,19 +236,25 @@ def _greedy(device, sizes):
 # TF32 rounds the factors of a product to 11 bits.
 _TF32 = 2.0**-11
 
+# Compiling takes most of the time, so each group has about a quarter of the builds.
 CASES = (
-    Case("exact tokens, masked", _exact),
-    Case("clustering of bfloat16", _forward(torch.bfloat16)),
-    Case("clustering of float16", _forward(torch.float16)),
-    Case("clustering of float32", _forward(torch.float32)),
-    Case("clustering of float32, precision high", _forward(torch.float32), "high"),
-    Case("clustering of float32, precision medium", _forward(torch.float32, _TF32), "medium"),
-    Case("packed images", _packed),
-    Case("many tokens", _many),
-    Case("gradients of bfloat16", _gradients(torch.bfloat16)),
-    Case("gradients of float32", _gradients(torch.float32)),
-    Case("merging bfloat16", _merging(torch.bfloat16)),
-    Case("merging float32", _merging(torch.float32)),
-    Case("dpc_knn", _density_peaks),
-    Case("threshold_greedy", _greedy),
+    Case("exact tokens, masked", _exact, "float32"),
+    Case("packed images", _packed, "float32"),
+    Case("clustering of float32", _forward(torch.float32), "float32"),
+    Case("gradients of float32", _gradients(torch.float32), "float32"),
+    Case("clustering of bfloat16", _forward(torch.bfloat16), "bfloat16"),
+    Case("gradients of bfloat16", _gradients(torch.bfloat16), "bfloat16"),
+    Case("merging bfloat16", _merging(torch.bfloat16), "bfloat16"),
+    Case("clustering of float16", _forward(torch.float16), "others"),
+    Case("clustering of float32, precision high", _forward(torch.float32), "others", "high"),
+    Case(
+        "clustering of float32, precision medium",
+        _forward(torch.float32, _TF32),
+        "others",
+        "medium",
+    ),
+    Case("merging float32", _merging(torch.float32), "others"),
+    Case("many tokens", _many, "hard"),
+    Case("dpc_knn", _density_peaks, "hard"),
+    Case("threshold_greedy", _greedy, "hard"),
 )

@@ -98,7 +98,7 @@ def verify(device: torch.device, again: bool = False) -> tuple[Verdict, Path | N
         again: whether to verify in spite of what is remembered.
     """
     # Nobody else needs the judges.
-    from setok_kernels.verification.child import LIMIT_SECONDS, run_child
+    from setok_kernels.verification.child import LIMIT_SECONDS, run_children
 
     identity = identify(device)
     # Several may wait before this one, but the first to finish leaves its verdict to all.
@@ -107,7 +107,7 @@ def verify(device: torch.device, again: bool = False) -> tuple[Verdict, Path | N
             verdict = None if again else recall(identity)
             if verdict is not None:
                 return verdict, path_of(identity)
-            verdict = run_child(device, identity)
+            verdict = run_children(device, identity)
             return verdict, remember(verdict)
     except TimeoutError as error:
         return Verdict(identity, (), 0.0, problem=str(error)), None
