@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,8 @@ LIMIT_SECONDS = 300.0
 # Exit status of a process that could not begin; what it wrote last to stderr says why.
 COULD_NOT_BEGIN = 3
 _LOG_CHARACTERS = 4000
+# Signals of a program that is wrong. Others come from outside, as from a machine out of memory.
+_FAULTS = {signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGBUS}
 
 
 def run_children(
@@ -135,7 +138,7 @@ class _Part:
         if status is None:
             return outcomes, f"{where}: no end after {LIMIT_SECONDS:.0f} s", True, said
         how = f"signal {-status}" if status < 0 else f"exit status {status}"
-        return outcomes, f"{where}: the process ended with {how}", status < 0, said
+        return outcomes, f"{where}: the process ended with {how}", -status in _FAULTS, said
 
     def stop(self) -> None:
         with contextlib.suppress(OSError):
