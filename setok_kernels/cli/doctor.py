@@ -12,7 +12,7 @@ from setok_kernels import ClusterConfig, __version__, _native, backends, cluster
 from setok_kernels.cli.errors import UsageError
 from setok_kernels.verification import trust
 from setok_kernels.verification.identity import identify
-from setok_kernels.verification.verdict import Verdict, path_of, recall
+from setok_kernels.verification.verdict import Verdict, recall
 
 _PACKAGES = (
     "torch",
@@ -50,6 +50,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints the report; returns 0 if the reference works and no verification fails, else 1."""
     devices = _devices()
+    try:
+        trust.mode()
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     if arguments.verify and not devices:
         raise UsageError("--verify: expected a CUDA device that this torch can use, found none")
     print(f"setok-kernels {__version__}")
@@ -128,8 +132,7 @@ def _report_verdict(device: torch.device, verify: bool) -> bool:
         for line in _describe_outcomes(verdict):
             print(f"    {line}")
     else:
-        identity = identify(device)
-        verdict, report = recall(identity), path_of(identity)
+        verdict, report = recall(identify(device)) or (None, None)
     if verdict is None:
         said = "not verified yet; the first call with backend='auto' does it, or --verify"
     elif verdict.state == "passed":

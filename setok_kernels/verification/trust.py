@@ -12,7 +12,6 @@ from setok_kernels.verification.identity import identify
 from setok_kernels.verification.verdict import (
     Verdict,
     one_at_a_time,
-    path_of,
     recall,
     remember,
     warn,
@@ -71,10 +70,8 @@ def is_trusted(index: int, traced: bool) -> bool:
             return _TRUSTED[index]
         device = torch.device("cuda", index)
         identity = identify(device)
-        verdict, report = recall(identity), path_of(identity)
-        if chosen == "force" and not recorded:
-            verdict = None
-        if verdict is None and recorded:
+        known = recall(identity) if chosen == "1" or recorded else None
+        if known is None and recorded:
             warn(
                 "setok_kernels: backend='auto' uses the reference in this traced or captured call: "
                 f"the Triton kernels have not been verified on {device} ({identity.device}) yet. "
@@ -82,8 +79,7 @@ def is_trusted(index: int, traced: bool) -> bool:
                 "SETOK_VERIFY=0 trusts the kernels"
             )
             return False
-        if verdict is None:
-            verdict, report = verify(device, again=chosen == "force")
+        verdict, report = known or verify(device, again=chosen == "force")
         _TRUSTED[index] = verdict.state == "passed"
         if not _TRUSTED[index]:
             warn(explain(device, verdict, report))
@@ -104,9 +100,9 @@ def verify(device: torch.device, again: bool = False) -> tuple[Verdict, Path | N
     # Several may wait before this one, but the first to finish leaves its verdict to all.
     try:
         with one_at_a_time(identity, seconds=2 * LIMIT_SECONDS):
-            verdict = None if again else recall(identity)
-            if verdict is not None:
-                return verdict, path_of(identity)
+            known = None if again else recall(identity)
+            if known is not None:
+                return known
             verdict = run_children(device, identity)
             return verdict, remember(verdict)
     except TimeoutError as error:

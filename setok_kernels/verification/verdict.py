@@ -92,8 +92,12 @@ class Verdict:
             identity = Identity(**fields.pop("identity"))
             outcomes = tuple(Outcome(**outcome) for outcome in fields.pop("outcomes"))
             verdict = cls(identity, outcomes, **fields)
-            if any(outcome.state not in STATES for outcome in outcomes):
-                raise ValueError(f"a state is none of {STATES}")
+            for outcome in outcomes:
+                if outcome.state not in STATES:
+                    raise ValueError(f"no verdict: state {outcome.state!r}")
+            for seconds in (verdict.seconds, *(outcome.seconds for outcome in outcomes)):
+                if not isinstance(seconds, int | float):
+                    raise ValueError(f"no verdict: {seconds!r} seconds")
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"no verdict: {error}") from error
         return verdict
@@ -113,14 +117,16 @@ def path_of(identity: Identity) -> Path:
     return cache_folder() / "verified" / f"{identity.key}.json"
 
 
-def recall(identity: Identity) -> Verdict | None:
-    """The remembered verdict; None where there is none that can be read."""
+def recall(identity: Identity) -> tuple[Verdict, Path] | None:
+    """The remembered verdict and its file; None where there is none that can be read."""
     try:
-        verdict = Verdict.of_json(path_of(identity).read_text(encoding="utf-8"))
+        path = path_of(identity)
+        verdict = Verdict.of_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RuntimeError):
         # Nothing there, something else there, or no home folder.
         return None
-    return verdict if verdict.identity == identity and verdict.state != "unknown" else None
+    final = verdict.identity == identity and verdict.state != "unknown"
+    return (verdict, path) if final else None
 
 
 def remember(verdict: Verdict) -> Path | None:
