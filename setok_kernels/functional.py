@@ -39,8 +39,8 @@ def cluster_tokens(
             from `cu_seqlens` would synchronise; derived on the CPU when None.
         decisions: choices of an earlier call to replay instead of making them. Counts may be
             lowered: seeds behind them are ignored.
-        backend: "auto" (the fastest that can run; on CUDA see `SETOK_VERIFY` in
-            docs/performance.md), "reference", "cpp" or "triton".
+        backend: "auto" (the fastest that can run; the Triton kernels on CUDA where they have been
+            verified, see docs/gpu.md), "reference", "cpp" or "triton".
         check_finite: raise if a valid token has a non-finite feature (waits for the device).
             Without it such a token is no seed, neighbour or parent and belongs to the residual.
 
