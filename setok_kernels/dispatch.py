@@ -98,12 +98,12 @@ def _triton_is_trusted(device: torch.device) -> bool:
     if device.type != "cuda" or _interpreted():
         return False
     index = torch.cuda.current_device() if device.index is None else device.index
-    return _is_trusted(index, torch.compiler.is_compiling())
+    return _is_trusted(index)
 
 
 @torch.compiler.assume_constant_result
-def _is_trusted(index: int, traced: bool) -> bool:
-    return trust.is_trusted(index, traced)
+def _is_trusted(index: int) -> bool:
+    return trust.is_trusted(index)
 
 
 @dataclass(frozen=True)

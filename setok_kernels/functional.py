@@ -62,7 +62,7 @@ def cluster_tokens(
     if check_finite:
         checks.check_finite_tokens(batch.x, batch.valid, cu_seqlens)
     out = select_backend(backend, x.device, x.dtype).cluster(*batch.arguments, config, decisions)
-    return dataclasses.replace(out, **batch.layout)
+    return batch.laid_out(out)
 
 
 def dpc_knn(
@@ -125,7 +125,7 @@ def dpc_knn(
     if check_finite:
         checks.check_finite_tokens(batch.x, batch.valid, cu_seqlens)
     out = select_backend(backend, x.device, x.dtype).dpc_knn(*batch.arguments, noise, options)
-    return dataclasses.replace(out, **batch.layout)
+    return batch.laid_out(out)
 
 
 def threshold_greedy(
@@ -167,7 +167,7 @@ def threshold_greedy(
     if check_finite:
         checks.check_finite_tokens(batch.x, batch.valid, cu_seqlens)
     out = select_backend(backend, x.device, x.dtype).threshold_greedy(*batch.arguments, threshold)
-    return dataclasses.replace(out, **batch.layout)
+    return batch.laid_out(out)
 
 
 def merge_tokens(
@@ -299,6 +299,12 @@ class _Batch:
             images, longest = x.shape[:2]
         layout = dict(grid=grid, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)
         return cls(x, valid, images, longest, layout)
+
+    def laid_out(self, out):
+        """The result with its layout; a copy takes microseconds, which (B, N, D) has no use for."""
+        if all(value is None for value in self.layout.values()):
+            return out
+        return dataclasses.replace(out, **self.layout)
 
     @property
     def arguments(self) -> tuple:

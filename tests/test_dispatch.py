@@ -74,7 +74,7 @@ def test_auto_takes_triton_where_it_is_trusted(monkeypatch):
         monkeypatch.setattr(dispatch.trust, "is_trusted", is_trusted)
         chosen = dispatch.select_backend("auto", device, torch.float32)
         assert chosen == (Compiled("triton") if trusted else reference)
-    assert asked == [(1, False)] * 2
+    assert asked == [(1,)] * 2
 
 
 def test_auto_interprets_nothing(monkeypatch):

@@ -46,7 +46,7 @@ def mode() -> str:
     return value
 
 
-def is_trusted(index: int, traced: bool) -> bool:
+def is_trusted(index: int) -> bool:
     """Whether the kernels may run on `cuda:index`; the first call there verifies them.
 
     While a graph is traced or captured nothing is verified. What is remembered counts; where
@@ -54,7 +54,6 @@ def is_trusted(index: int, traced: bool) -> bool:
 
     Args:
         index: of the device.
-        traced: whether a compiler follows the call.
 
     Raises:
         ValueError: `SETOK_VERIFY` is none of `MODES`.
@@ -64,7 +63,7 @@ def is_trusted(index: int, traced: bool) -> bool:
         return True
     if index in _TRUSTED:
         return _TRUSTED[index]
-    recorded = traced or _is_recorded(index)
+    recorded = _is_recorded(index)
     with _ONE_THREAD:
         if index in _TRUSTED:
             return _TRUSTED[index]
@@ -128,6 +127,7 @@ def explain(device: torch.device, verdict: Verdict, report: Path | None) -> str:
 
 def _is_recorded(index: int) -> bool:
     """Whether what runs now goes into a graph, or has no values."""
+    # Also while torch.compile traces, which has a mode of its own.
     if detect_fake_mode() is not None:
         return True
     # Slow to import; who traces has done so.
