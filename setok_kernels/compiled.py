@@ -14,6 +14,9 @@ from setok_kernels.result import Clusters, Decisions, DensityPeaks, HardClusters
 # Images of more tokens keep no rows of distances, but make the inner products twice.
 DENSE_LIMITS = {"cpp": 3072, "triton": 2048}
 
+# The others take every dtype.
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 
 @dataclass(frozen=True)
 class Compiled:

@@ -2,20 +2,25 @@
 
 import importlib.util
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch.autograd import forward_ad
 
 from setok_kernels import _native, reference
-from setok_kernels.compiled import Compiled
+from setok_kernels.compiled import TRITON_DTYPES, Compiled
+from setok_kernels.verification import trust
 
 
-def can_run_reference(device: torch.device, raise_error: bool = False) -> bool:
+def can_run_reference(
+    device: torch.device, *dtypes: torch.dtype, raise_error: bool = False
+) -> bool:
     """Plain PyTorch runs on every device."""
     return True
 
 
-def can_run_cpp(device: torch.device, raise_error: bool = False) -> bool:
+def can_run_cpp(device: torch.device, *dtypes: torch.dtype, raise_error: bool = False) -> bool:
     """Whether the compiled CPU kernels can take tensors on `device`."""
     if device.type != "cpu":
         reason = f"takes CPU tensors, got {device}; use backend='reference'"
@@ -24,14 +29,20 @@ def can_run_cpp(device: torch.device, raise_error: bool = False) -> bool:
     return _verdict("cpp", reason, raise_error)
 
 
-def can_run_triton(device: torch.device, raise_error: bool = False) -> bool:
-    """Whether the Triton kernels can take tensors on `device`, or be interpreted on the CPU."""
+def can_run_triton(device: torch.device, *dtypes: torch.dtype, raise_error: bool = False) -> bool:
+    """Whether the Triton kernels can take tensors of these dtypes on `device`.
+
+    They take CPU tensors where Triton interprets them.
+    """
     reason = _why_no_triton()
     if reason is None and not (device.type == "cpu" and _interpreted()):
         if device.type != "cuda":
             reason = f"takes CUDA tensors, got {device}; use backend='reference'"
         elif not torch.cuda.is_available():
             reason = "needs a CUDA device and this torch sees none; use backend='reference'"
+    for dtype in dtypes:
+        if reason is None and dtype not in TRITON_DTYPES:
+            reason = f"takes float32, bfloat16 and float16, got {dtype}; use backend='reference'"
     return _verdict("triton", reason, raise_error)
 
 
@@ -78,43 +89,85 @@ def _triton_on(device: torch.device) -> Compiled:
     return Compiled("triton", "setok_interpreted" if device.type == "cpu" else "setok")
 
 
-# The order in which backend="auto" asks: fastest first, but the Triton kernels, which have not run
-# on a GPU yet, only when named. A predicate, and what runs on a device.
+def _always(device: torch.device) -> bool:
+    return True
+
+
+def _triton_is_trusted(device: torch.device) -> bool:
+    """Whether "auto" may take the kernels: compiled ones, verified on this very device."""
+    if device.type != "cuda" or _interpreted():
+        return False
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return _is_trusted(index)
+
+
+@torch.compiler.assume_constant_result
+def _is_trusted(index: int) -> bool:
+    return trust.is_trusted(index)
+
+
+@dataclass(frozen=True)
+class _Backend:
+    """One of them.
+
+    Attributes:
+        can_run: whether it takes tensors of some dtypes on a device; raises why not.
+        make: what runs on a device.
+        is_trusted: whether "auto" may take it there; asked where it can run.
+    """
+
+    can_run: Callable[..., bool]
+    make: Callable[[torch.device], object]
+    is_trusted: Callable[[torch.device], bool] = _always
+
+
+# In the order in which backend="auto" asks: fastest first.
 _BACKENDS = {
-    "cpp": (can_run_cpp, lambda device: Compiled("cpp")),
-    "reference": (can_run_reference, lambda device: reference),
-    "triton": (can_run_triton, _triton_on),
+    "cpp": _Backend(can_run_cpp, lambda device: Compiled("cpp")),
+    "triton": _Backend(can_run_triton, _triton_on, _triton_is_trusted),
+    "reference": _Backend(can_run_reference, lambda device: reference),
 }
 
 
-def select_backend(name: str, device: torch.device):
+def select_backend(name: str, device: torch.device, *dtypes: torch.dtype):
     """The backend that runs, for `backend=name` and tensors on `device`.
 
-    "auto" is the reference inside of torch.func's transforms and levels of forward-mode AD.
+    "auto" is the reference inside of torch.func's transforms and levels of forward-mode AD. On CUDA
+    it is the Triton kernels where they have been verified (`setok_kernels.verification`), which the
+    first call does.
+
+    Args:
+        name: of the backend, or "auto".
+        device: of the tensors.
+        dtypes: of those in which a backend computes.
 
     Raises:
-        ValueError: no backend has this name.
+        ValueError: no backend has this name, or `SETOK_VERIFY` has no meaning.
         RuntimeError: the named backend cannot run here; says why and what to do.
     """
     if name == "auto" and is_followed():
         return reference
     if name == "auto":
-        make = next(make for can_run, make in _BACKENDS.values() if can_run(device))
+        backend = next(
+            backend
+            for backend in _BACKENDS.values()
+            if backend.can_run(device, *dtypes) and backend.is_trusted(device)
+        )
     elif isinstance(name, str) and name in _BACKENDS:
-        can_run, make = _BACKENDS[name]
-        can_run(device, raise_error=True)
+        backend = _BACKENDS[name]
+        backend.can_run(device, *dtypes, raise_error=True)
     else:
         raise ValueError(f"backend: expected one of auto, {', '.join(_BACKENDS)}, got {name!r}")
-    return make(device)
+    return backend.make(device)
 
 
 def backends() -> dict[str, str | None]:
     """Every backend by name: None if it can run on this machine, else the reason and the remedy."""
     status = {}
-    for name, (can_run, _) in _BACKENDS.items():
+    for name, backend in _BACKENDS.items():
         device = torch.device("cuda" if name == "triton" else "cpu")
         try:
-            can_run(device, raise_error=True)
+            backend.can_run(device, raise_error=True)
             status[name] = None
         except RuntimeError as error:
             status[name] = str(error)

@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from setok_kernels import checks
@@ -38,7 +39,8 @@ def cluster_tokens(
             from `cu_seqlens` would synchronise; derived on the CPU when None.
         decisions: choices of an earlier call to replay instead of making them. Counts may be
             lowered: seeds behind them are ignored.
-        backend: "auto" (the fastest that can run), "reference", "cpp" or "triton".
+        backend: "auto" (the fastest that can run; the Triton kernels on CUDA where they have been
+            verified, see docs/gpu.md), "reference", "cpp" or "triton".
         check_finite: raise if a valid token has a non-finite feature (waits for the device).
             Without it such a token is no seed, neighbour or parent and belongs to the residual.
 
@@ -59,8 +61,8 @@ def cluster_tokens(
         decisions = decisions.cut()
     if check_finite:
         checks.check_finite_tokens(batch.x, batch.valid, cu_seqlens)
-    out = select_backend(backend, x.device).cluster(*batch.arguments, config, decisions)
-    return dataclasses.replace(out, **batch.layout)
+    out = select_backend(backend, x.device, x.dtype).cluster(*batch.arguments, config, decisions)
+    return batch.laid_out(out)
 
 
 def dpc_knn(
@@ -122,8 +124,8 @@ def dpc_knn(
         noise = noise.reshape(batch.x.shape[:-1])
     if check_finite:
         checks.check_finite_tokens(batch.x, batch.valid, cu_seqlens)
-    out = select_backend(backend, x.device).dpc_knn(*batch.arguments, noise, options)
-    return dataclasses.replace(out, **batch.layout)
+    out = select_backend(backend, x.device, x.dtype).dpc_knn(*batch.arguments, noise, options)
+    return batch.laid_out(out)
 
 
 def threshold_greedy(
@@ -164,8 +166,8 @@ def threshold_greedy(
     batch = _Batch.of(x, token_mask, cu_seqlens, max_seqlen)
     if check_finite:
         checks.check_finite_tokens(batch.x, batch.valid, cu_seqlens)
-    out = select_backend(backend, x.device).threshold_greedy(*batch.arguments, threshold)
-    return dataclasses.replace(out, **batch.layout)
+    out = select_backend(backend, x.device, x.dtype).threshold_greedy(*batch.arguments, threshold)
+    return batch.laid_out(out)
 
 
 def merge_tokens(
@@ -213,7 +215,8 @@ def merge_tokens(
         checks.check_device("weights", weights, x.device)
         weights = weights.reshape(out.labels.shape)
     x = x.reshape(*out.labels.shape, x.shape[-1])
-    return select_backend(backend, x.device).merge(x, out, mode, weights, eps)
+    chosen = select_backend(backend, x.device, *_dtypes(x, out, mode))
+    return chosen.merge(x, out, mode, weights, eps)
 
 
 def unmerge_tokens(
@@ -239,8 +242,14 @@ def unmerge_tokens(
     expected = (out.counts.shape[0], out.num_rows, tokens.shape[-1] if tokens.dim() else 1)
     checks.check_shape("tokens", tokens, expected)
     checks.check_device("tokens", tokens, out.labels.device)
-    spread = select_backend(backend, tokens.device).unmerge(tokens, out, mode)
+    chosen = select_backend(backend, tokens.device, *_dtypes(tokens, out, mode))
+    spread = chosen.unmerge(tokens, out, mode)
     return spread if out.grid is None else spread.unflatten(1, out.grid)
+
+
+def _dtypes(tokens: Tensor, out: Clusters | HardClusters, mode: str) -> tuple[torch.dtype, ...]:
+    """In which the merge computes."""
+    return (tokens.dtype, out.masks.dtype) if mode == "soft" else (tokens.dtype,)
 
 
 def _leading_shape(out: Clusters | HardClusters, x: Tensor) -> tuple[int, ...]:
@@ -290,6 +299,12 @@ class _Batch:
             images, longest = x.shape[:2]
         layout = dict(grid=grid, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)
         return cls(x, valid, images, longest, layout)
+
+    def laid_out(self, out):
+        """The result with its layout; a copy takes microseconds, which (B, N, D) has no use for."""
+        if all(value is None for value in self.layout.values()):
+            return out
+        return dataclasses.replace(out, **self.layout)
 
     @property
     def arguments(self) -> tuple:

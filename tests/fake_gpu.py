@@ -32,7 +32,7 @@ def _index(tensor, index):
     return tensor, [tensors.get(d) for d in range(max(tensors) + 1)] if tensors else None
 
 
-class _WithoutDriver(TorchFunctionMode):
+class WithoutDriver(TorchFunctionMode):
     """Methods that ask for the device's driver, by operations that do not."""
 
     def __torch_function__(self, function, types, arguments=(), keywords=None):
@@ -59,5 +59,5 @@ def fake_gpu(monkeypatch, number: int):
     """
     monkeypatch.setattr(torch.Tensor, "__int__", lambda tensor: number)
     # Autograd records the streams of a device.
-    with torch.no_grad(), FakeTensorMode(), _WithoutDriver():
+    with torch.no_grad(), FakeTensorMode(), WithoutDriver():
         yield torch.device("cuda", 0)

@@ -1,7 +1,7 @@
 """Repairs of Triton 3.7's interpreter, and tokens too far apart for 31 bits.
 
-It multiplies the bit patterns of bfloat16 in a dot, and reduces by a function of ours one number
-after the other. And memory that finds accesses out of bounds.
+It multiplies the bit patterns of bfloat16 in a dot, cuts float32 off to bfloat16, and reduces by a
+function of ours one number after the other. And memory that finds accesses out of bounds.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from triton.runtime import interpreter
 def repair() -> None:
     """Repairs all of it."""
     repair_bfloat16_dot()
+    round_to_bfloat16()
     reduce_by_halves()
     fast_interpreter.speed_up()
 
@@ -36,6 +37,23 @@ def repair_bfloat16_dot() -> None:
 
     if plain.__name__ != "create_dot" or plain.__module__ == interpreter.__name__:
         builder.create_dot = create_dot
+
+
+def round_to_bfloat16() -> None:
+    """Makes a cast of float32 to bfloat16 round to the nearest, ties to even, as a GPU does."""
+    builder = interpreter.InterpreterBuilder
+    plain = builder.cast_impl
+
+    def cast_impl(self, src, dst_type):
+        if (src.dtype.scalar, dst_type.scalar) != (tl.float32, tl.bfloat16):
+            return plain(self, src, dst_type)
+        bits = np.asarray(src.data, dtype=np.float32).view(np.uint32)
+        rounded = (bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) >> 16
+        rounded = np.where(np.isnan(src.data), 0x7FC0, rounded)
+        return interpreter.TensorHandle(rounded.astype(np.uint16), dst_type.scalar)
+
+    if plain.__module__ == interpreter.__name__:
+        builder.cast_impl = cast_impl
 
 
 def reduce_by_halves() -> None:

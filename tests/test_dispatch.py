@@ -7,6 +7,7 @@ import torch
 
 import setok_kernels as sk
 from setok_kernels import dispatch, reference, testing
+from setok_kernels.compiled import Compiled
 
 
 @pytest.fixture
@@ -14,13 +15,14 @@ def asked(monkeypatch):
     """Devices that a backend, faster than all others but never able to run, is asked about."""
     devices = []
 
-    def can_run(device, raise_error=False):
+    def can_run(device, *dtypes, raise_error=False):
         devices.append(device)
         if raise_error:
             raise RuntimeError("backend='fast' cannot run: it is imaginary; use another")
         return False
 
-    monkeypatch.setattr(dispatch, "_BACKENDS", {"fast": (can_run, None), **dispatch._BACKENDS})
+    fast = dispatch._Backend(can_run, make=None)
+    monkeypatch.setattr(dispatch, "_BACKENDS", {"fast": fast, **dispatch._BACKENDS})
     return devices
 
 
@@ -44,7 +46,7 @@ def test_reference_runs_everywhere():
 
 
 def test_names_in_order_of_preference():
-    assert list(sk.backends()) == ["cpp", "reference", "triton"]
+    assert list(sk.backends()) == ["cpp", "triton", "reference"]
 
 
 def test_defaults_of_merge_and_unmerge():
@@ -59,10 +61,40 @@ def test_defaults_of_merge_and_unmerge():
     assert torch.equal(sk.unmerge_tokens(merged, out), sk.unmerge_tokens(merged, out, "hard"))
 
 
-def test_auto_leaves_triton_out_until_it_has_run_on_a_gpu(monkeypatch):
+def test_auto_takes_triton_where_it_is_trusted(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert dispatch.can_run_triton(torch.device("cuda"), raise_error=True)
-    assert dispatch.select_backend("auto", torch.device("cuda")) is reference
+    device, asked = torch.device("cuda", 1), []
+    monkeypatch.setattr(dispatch, "_interpreted", lambda: False)
+    for trusted in (False, True):
+
+        def is_trusted(*arguments, trusted=trusted):
+            asked.append(arguments)
+            return trusted
+
+        monkeypatch.setattr(dispatch.trust, "is_trusted", is_trusted)
+        chosen = dispatch.select_backend("auto", device, torch.float32)
+        assert chosen == (Compiled("triton") if trusted else reference)
+    assert asked == [(1,)] * 2
+
+
+def test_auto_interprets_nothing(monkeypatch):
+    """Where the C++ kernels are missing the interpreter is no substitute."""
+    monkeypatch.setattr(dispatch, "_why_no_cpp", lambda: "it is gone")
+    assert dispatch.can_run_triton(torch.device("cpu"))
+    assert dispatch.select_backend("auto", torch.device("cpu")) is reference
+
+
+def test_masks_decide_the_dtype_of_a_soft_merge(monkeypatch):
+    x = testing.planted_clusters(1, 10, 3, 3)[0]
+    out = sk.cluster_tokens(x)
+    wide = dataclasses.replace(out, masks=out.masks.double())
+    tokens = sk.merge_tokens(x, wide, "hard", backend="triton")
+    for call in (
+        lambda: sk.merge_tokens(x, wide, "soft", backend="triton"),
+        lambda: sk.unmerge_tokens(tokens, wide, "soft", backend="triton"),
+    ):
+        with pytest.raises(RuntimeError, match=r"backend='triton' cannot run: .*got torch.float64"):
+            call()
 
 
 def test_triton_without_the_package(monkeypatch):

@@ -9,6 +9,10 @@ import platform
 import torch
 
 from setok_kernels import ClusterConfig, __version__, _native, backends, cluster_tokens
+from setok_kernels.cli.errors import UsageError
+from setok_kernels.verification import trust
+from setok_kernels.verification.identity import identify
+from setok_kernels.verification.verdict import Verdict, recall
 
 _PACKAGES = (
     "torch",
@@ -34,11 +38,24 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "doctor", help="show which backends can run here, and why the others cannot"
     )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="compare the Triton kernels with the reference on every CUDA device, also where that "
+        "is remembered; exit status 1 where they are not right",
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the report; returns 0 if the reference backend works, else 1."""
+    """Prints the report; returns 0 if the reference works and no verification fails, else 1."""
+    devices = _devices()
+    try:
+        trust.mode()
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if arguments.verify and not devices:
+        raise UsageError("--verify: expected a CUDA device that this torch can use, found none")
     print(f"setok-kernels {__version__}")
     reports = {name: reason or _try_backend(name) for name, reason in backends().items()}
     print("\nbackends")
@@ -56,9 +73,16 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"  {'processor':<14} {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}")
     print(f"  {'threads':<14} {torch.get_num_threads()}")
     print("\naccelerators")
-    for line in _describe_devices():
+    for line in map(_describe_device, devices):
         print(f"  {line}")
-    return 0 if reports["reference"] is None else 1
+    if not devices:
+        print("  none that this torch can use")
+    passed = True
+    if devices:
+        print("\nTriton kernels, compared with the reference")
+        for device in devices:
+            passed &= _report_verdict(device, arguments.verify)
+    return 0 if reports["reference"] is None and passed else 1
 
 
 def _try_backend(name: str) -> str | None:
@@ -89,13 +113,42 @@ def _describe_native() -> str:
     return ", ".join(f"{key} {value}" for key, value in _native.load().build_info().items())
 
 
-def _describe_devices() -> list[str]:
-    if not torch.cuda.is_available():
-        return ["none that this torch can use"]
+def _devices() -> list[torch.device]:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [torch.device("cuda", i) for i in range(count)]
+
+
+def _describe_device(device: torch.device) -> str:
+    properties = torch.cuda.get_device_properties(device)
+    gigabytes = properties.total_memory / 2**30
+    capability = f"{properties.major}.{properties.minor}"
+    return f"{device}  {properties.name}, sm {capability}, {gigabytes:.0f} GiB"
+
+
+def _report_verdict(device: torch.device, verify: bool) -> bool:
+    """Prints what a verification has found; False where one that is asked for does not pass."""
+    if verify:
+        verdict, report = trust.verify(device, again=True)
+        for line in _describe_outcomes(verdict):
+            print(f"    {line}")
+    else:
+        verdict, report = recall(identify(device)) or (None, None)
+    if verdict is None:
+        said = "not verified yet; the first call with backend='auto' does it, or --verify"
+    elif verdict.state == "passed":
+        said = f"verified, {len(verdict.outcomes)} cases in {verdict.seconds:.0f} s"
+    else:
+        said = trust.explain(device, verdict, report)
+    if trust.mode() == "0":
+        said += "; SETOK_VERIFY=0 takes the kernels whatever comes of it"
+    print(f"  {device!s:<14} {said}")
+    return not verify or verdict.state == "passed"
+
+
+def _describe_outcomes(verdict: Verdict) -> list[str]:
     lines = []
-    for i in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(i)
-        gigabytes = properties.total_memory / 2**30
-        capability = f"{properties.major}.{properties.minor}"
-        lines.append(f"cuda:{i}  {properties.name}, sm {capability}, {gigabytes:.0f} GiB")
+    for outcome in verdict.outcomes:
+        lines.append(f"{outcome.state:<8} {outcome.seconds:5.1f} s  {outcome.case}")
+        if outcome.message:
+            lines.append(f"{'':18}{outcome.message.splitlines()[0]}")
     return lines

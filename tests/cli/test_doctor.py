@@ -7,6 +7,9 @@ import torch
 import setok_kernels as sk
 from setok_kernels.cli import doctor
 from setok_kernels.cli.main import main
+from setok_kernels.verification import trust
+from setok_kernels.verification.identity import identify
+from setok_kernels.verification.verdict import Outcome, Verdict, remember
 
 
 def test_the_report(capsys):
@@ -63,16 +66,82 @@ def test_the_compiled_module_is_described(capsys, monkeypatch):
     assert "compiler some compiler, openmp True" in capsys.readouterr().out
 
 
-def test_devices_are_listed(monkeypatch):
-    class Properties:
-        name, major, minor, total_memory = "Some GPU", 9, 0, 80 * 2**30
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """A device whose verdict a test makes up; yields what verifies it."""
 
+    class Properties:
+        name, major, minor, total_memory, uuid = "Some GPU", 9, 0, 80 * 2**30, "GPU-1"
+
+    class Kernels:
+        verdict, runs = None, 0
+
+        def verify(self, device, again):
+            assert device == torch.device("cuda", 0) and again
+            self.runs += 1
+            return self.verdict, remember(self.verdict)
+
+    kernels = Kernels()
+    monkeypatch.setenv("SETOK_CACHE", str(tmp_path))
+    monkeypatch.delenv("SETOK_VERIFY", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
-    assert doctor._describe_devices() == ["cuda:0  Some GPU, sm 9.0, 80 GiB"]
+    monkeypatch.setattr(doctor, "_try_backend", lambda name: None)
+    monkeypatch.setattr(trust, "verify", kernels.verify)
+    kernels.identity = identify(torch.device("cuda", 0))
+    return kernels
+
+
+def test_devices_are_listed(gpu, capsys):
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "cuda:0  Some GPU, sm 9.0, 80 GiB" in said
+    assert "not verified yet; the first call with backend='auto' does it" in said
+    assert gpu.runs == 0
+
+
+def test_no_devices_are_listed(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert doctor._describe_devices() == ["none that this torch can use"]
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "none that this torch can use" in said and "Triton kernels" not in said
+
+
+def test_a_verification_is_shown_and_remembered(gpu, capsys):
+    gpu.verdict = Verdict(gpu.identity, (Outcome("exact tokens", "passed", 1.5),), 12.0)
+    assert main(["doctor", "--verify"]) == 0
+    said = capsys.readouterr().out
+    assert "passed     1.5 s  exact tokens" in said and "verified, 1 cases in 12 s" in said
+    assert main(["doctor"]) == 0
+    assert "verified, 1 cases in 12 s" in capsys.readouterr().out
+    assert gpu.runs == 1
+
+
+def test_wrong_kernels_are_a_failure(gpu, capsys):
+    outcome = Outcome("exact tokens", "failed", 1.5, "knn[0]: got 1\nTraceback")
+    gpu.verdict = Verdict(gpu.identity, (outcome,), 12.0)
+    assert main(["doctor", "--verify"]) == 1
+    said = capsys.readouterr().out
+    assert "knn[0]: got 1" in said and "send the report" in said and "Traceback" not in said
+    # What is remembered is shown; nothing was asked for that could fail.
+    assert main(["doctor"]) == 0
+    assert "are not right on cuda:0 (Some GPU)" in capsys.readouterr().out
+
+
+def test_a_verification_that_is_not_asked_for_is_named(gpu, capsys, monkeypatch):
+    monkeypatch.setenv("SETOK_VERIFY", "0")
+    main(["doctor"])
+    assert "SETOK_VERIFY=0 takes the kernels whatever comes of it" in capsys.readouterr().out
+
+
+def test_what_cannot_be_verified(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["doctor", "--verify"]) == 2
+    assert "--verify: expected a CUDA device" in capsys.readouterr().err
+    monkeypatch.setenv("SETOK_VERIFY", "maybe")
+    assert main(["doctor"]) == 2
+    assert "SETOK_VERIFY: expected one of 0, 1, force, got 'maybe'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

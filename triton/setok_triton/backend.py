@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from setok_kernels.config import ALPHAS, KERNELS, LEARNABLE
+from setok_kernels.compiled import TRITON_DTYPES
+from setok_kernels.config import ALPHAS, KERNELS
 from setok_kernels.ops import SCALES
 from setok_triton import dpc_knn as peaks
 from setok_triton import merge as merging
@@ -23,11 +24,10 @@ from setok_triton.density import density, neighbours
 from setok_triton.distances import distances
 from setok_triton.features import norms, scales
 from setok_triton.image import cluster_images
+from setok_triton.prepare import prepare
 from setok_triton.scope import labels
 from setok_triton.select import select
 from setok_triton.stream import stream_scope
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,19 @@ class MaskOptions:
     learnable: Tensor  # (4,) float32
 
     @classmethod
-    def of(cls, x: Tensor, learnable, kernel, alpha, *numbers) -> "MaskOptions":
-        """From the arguments of an operation, beginning with `learnable`."""
+    def of(
+        cls, images: tuple[Tensor, Tensor | None, int], learnable, kernel, alpha, *numbers
+    ) -> tuple["MaskOptions", Tensor]:
+        """From the arguments of an operation: x, cu_seqlens, max_seqlen; `learnable` and the rest.
+
+        Returns:
+            The options, and the offsets of the images, which the same launch writes.
+        """
         *values, scale, factor, score_norm_max = numbers
-        sigma = {"variance": None, "dim": 1 / x.shape[-1], "number": factor}[SCALES[scale]]
-        if learnable is None:
-            # Fills, not a copy from the host, which would wait for the device.
-            learnable = x.new_empty(len(LEARNABLE), dtype=torch.float32)
-            for i, value in enumerate(values):
-                learnable[i].fill_(value)
-        return cls(KERNELS[kernel], ALPHAS[alpha], sigma, score_norm_max, learnable.float())
+        sigma = {"variance": None, "dim": 1 / images[0].shape[-1], "number": factor}[SCALES[scale]]
+        offsets, written = prepare(*images, tuple(values) if learnable is None else None)
+        learnable = written if learnable is None else learnable.float()
+        return cls(KERNELS[kernel], ALPHAS[alpha], sigma, score_norm_max, learnable), offsets
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,12 @@ def cluster(
     """
     _check_dtype(x)
     *mask_numbers, k, max_clusters, distinct, include_self, stop, min_mass, limit = numbers
-    options = MaskOptions.of(x, learnable, *mask_numbers)
+    given = (x, cu_seqlens, max_seqlen)
+    options, offsets = MaskOptions.of(given, learnable, *mask_numbers)
     loop = LoopOptions(k, max_clusters, distinct, include_self, stop, min_mass)
     replay = knn is not None
     leading, images = tuple(x.shape[:-1]), _images(x, cu_seqlens)
-    offsets, longest = _offsets(x, cu_seqlens, max_seqlen), max_seqlen
+    longest = max_seqlen
     if cu_seqlens is None:
         masks = x.new_empty(images, max_clusters + 1, longest, dtype=torch.float32)
     else:
@@ -143,10 +147,9 @@ def cluster_backward(x, valid, cu_seqlens, max_seqlen, *rest) -> tuple[Tensor, T
     """
     _check_dtype(x)
     forward, grads, learnable, numbers = Clusters(*rest[:8]), rest[8:12], rest[12], rest[13:]
-    options = MaskOptions.of(x, learnable, *numbers)
+    options, offsets = MaskOptions.of((x, cu_seqlens, max_seqlen), learnable, *numbers)
     if x.numel() == 0:
         return torch.zeros_like(x), torch.zeros_like(options.learnable)
-    offsets = _offsets(x, cu_seqlens, max_seqlen)
     tokens = x.reshape(-1, x.shape[-1])
     ok, factor, sigma, part = scales(tokens, _flags(valid), offsets, max_seqlen, options.sigma)
     chunk = Chunk(ok, offsets, factor, sigma, part, max_seqlen)
@@ -161,7 +164,7 @@ def merge(x, masks, label, counts, weights, cu_seqlens, max_seqlen, rows, eps) -
         RuntimeError: x or the masks are float64.
     """
     _check_dtype(x, masks)
-    offsets = _offsets(x, cu_seqlens, max_seqlen)
+    offsets, _ = prepare(x, cu_seqlens, max_seqlen)
     x, label = x.reshape(-1, x.shape[-1]), label.reshape(-1)
     weights = None if weights is None else weights.reshape(-1)
     if masks is None:
@@ -178,7 +181,7 @@ def merge_backward(
         RuntimeError: x or the masks are float64.
     """
     _check_dtype(x, masks)
-    offsets = _offsets(x, cu_seqlens, max_seqlen)
+    offsets, _ = prepare(x, cu_seqlens, max_seqlen)
     tokens, flat = x.reshape(-1, x.shape[-1]), None if weights is None else weights.reshape(-1)
     found = merging_backward.merge_backward(
         grad, tokens, masks, label.reshape(-1), flat, counts, offsets, max_seqlen, eps, need_masks
@@ -200,7 +203,7 @@ def unmerge_backward(
         RuntimeError: tokens or masks are float64.
     """
     _check_dtype(tokens, masks)
-    offsets, flat = _offsets(grad, cu_seqlens, max_seqlen), grad.reshape(-1, grad.shape[-1])
+    (offsets, _), flat = prepare(grad, cu_seqlens, max_seqlen), grad.reshape(-1, grad.shape[-1])
     grad_tokens, grad_masks = merging_backward.unmerge_backward(
         flat, tokens, masks, label.reshape(-1), counts, offsets, max_seqlen, need_masks
     )
@@ -214,7 +217,7 @@ def unmerge(tokens, masks, label, counts, cu_seqlens, max_seqlen) -> Tensor:
         RuntimeError: tokens or masks are float64.
     """
     _check_dtype(tokens, masks)
-    offsets = _offsets(label, cu_seqlens, max_seqlen)
+    offsets, _ = prepare(label, cu_seqlens, max_seqlen)
     if masks is None:
         spread = merging.unmerge_hard(tokens, label.reshape(-1), offsets, max_seqlen)
     else:
@@ -230,7 +233,7 @@ def dpc_knn(x, valid, cu_seqlens, max_seqlen, noise, *options) -> tuple[Tensor, 
         RuntimeError: x is float64.
     """
     _check_dtype(x)
-    leading, offsets = x.shape[:-1], _offsets(x, cu_seqlens, max_seqlen)
+    leading, (offsets, _) = x.shape[:-1], prepare(x, cu_seqlens, max_seqlen)
     tokens, noise = x.reshape(-1, x.shape[-1]), None if noise is None else noise.reshape(-1)
     labels, centres, counts, *values, knn, parent = peaks.dpc_knn(
         tokens, _flags(valid), cu_seqlens, offsets, max_seqlen, noise, *options
@@ -246,7 +249,7 @@ def threshold_greedy(x, valid, cu_seqlens, max_seqlen, threshold) -> tuple[Tenso
         RuntimeError: x is float64.
     """
     _check_dtype(x)
-    offsets = _offsets(x, cu_seqlens, max_seqlen)
+    offsets, _ = prepare(x, cu_seqlens, max_seqlen)
     tokens = x.reshape(-1, x.shape[-1])
     labels, centres, counts = greedy.threshold_greedy(
         tokens, _flags(valid), offsets, max_seqlen, threshold
@@ -258,31 +261,13 @@ def _images(x: Tensor, cu_seqlens: Tensor | None) -> int:
     return x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
 
 
-def _offsets(x: Tensor, cu_seqlens: Tensor | None, max_seqlen: int) -> Tensor:
-    """(B + 1,) int64: where each image starts among all tokens of `x` (B, N, D) or (T, D).
-
-    The host does not read packed offsets; the device looks at them before anything follows them.
-    """
-    if cu_seqlens is None:
-        return torch.arange(x.shape[0] + 1, device=x.device) * x.shape[1]
-    offsets, total = cu_seqlens.long(), x.shape[0]
-    lengths = offsets.diff()
-    fit = ((lengths >= 0) & (lengths <= max_seqlen)).all()
-    torch._assert_async(
-        fit & (offsets[0] == 0) & (offsets[-1] == total),
-        f"cu_seqlens: expected non-decreasing offsets from 0 to {total}, "
-        f"of images of at most max_seqlen = {max_seqlen} tokens",
-    )
-    return offsets
-
-
 def _flags(valid: Tensor | None) -> Tensor | None:
     return None if valid is None else valid.reshape(-1).contiguous().view(torch.uint8)
 
 
 def _check_dtype(*tensors: Tensor | None) -> None:
     for tensor in tensors:
-        if tensor is not None and tensor.dtype not in DTYPES:
+        if tensor is not None and tensor.dtype not in TRITON_DTYPES:
             raise RuntimeError(
                 "backend='triton' cannot run: takes float32, bfloat16 and float16, "
                 f"got {tensor.dtype}; use backend='reference'"
