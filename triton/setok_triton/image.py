@@ -34,21 +34,32 @@ def precedes(b_other, o_other, b_own, o_own):
 
 
 @triton.jit
+def first_preceding(p_knn, p_density, b_rho, o_n, m_ok, i_k, K):
+    """The first of the eight neighbours from the i_k-th on that precedes each token, else -1.
+
+    All eight are loaded at once, then their densities: two waits, not sixteen.
+    """
+    o_k = (i_k + tl.arange(0, 8))[None, :]
+    p_list = p_knn + (o_n.to(tl.int64) * K)[:, None] + o_k
+    b_j = tl.load(p_list, mask=m_ok[:, None] & (o_k < K), other=-1).to(tl.int32)  # (N, 8)
+    b_other = tl.load(p_density + b_j, mask=b_j >= 0, other=0.0)  # (N, 8)
+    m_j = (b_j >= 0) & precedes(b_other, b_j, b_rho[:, None], o_n[:, None])
+    b_first = tl.min(tl.where(m_j, o_k, FAR_INDEX), axis=1)
+    return tl.max(tl.where(o_k == b_first[:, None], b_j, -1), axis=1)
+
+
+@triton.jit
 def listed_parents(p_knn, p_density, b_rho, o_n, m_ok, K):
     """The first neighbour of each token that precedes it, -1 for local peaks.
 
     The list ascends, and every token outside comes behind its last: the first that precedes is the
-    nearest of all that do. Several of the list are loaded at once, then all of their densities.
+    nearest of all that do.
     """
-    b_parent = tl.full(o_n.shape, -1, dtype=tl.int32)
-    for i_k in range(0, K, 8):
-        o_k = (i_k + tl.arange(0, 8))[None, :]
-        p_list = p_knn + (o_n.to(tl.int64) * K)[:, None] + o_k
-        b_j = tl.load(p_list, mask=m_ok[:, None] & (o_k < K), other=-1).to(tl.int32)  # (N, 8)
-        b_other = tl.load(p_density + b_j, mask=b_j >= 0, other=0.0)  # (N, 8)
-        m_j = (b_j >= 0) & precedes(b_other, b_j, b_rho[:, None], o_n[:, None])
-        b_first = tl.min(tl.where(m_j, o_k, FAR_INDEX), axis=1)
-        b_found = tl.max(tl.where(o_k == b_first[:, None], b_j, -1), axis=1)
+    # Ahead of the loop: Triton 3.7.1 takes the registers of a loop's vector for one where the
+    # vector begins as a constant and the layout is that of a reduction.
+    b_parent = first_preceding(p_knn, p_density, b_rho, o_n, m_ok, 0, K)
+    for i_k in range(8, K, 8):
+        b_found = first_preceding(p_knn, p_density, b_rho, o_n, m_ok, i_k, K)
         b_parent = tl.where(b_parent < 0, b_found, b_parent)
     return b_parent
 
