@@ -36,7 +36,7 @@ def emulate(module: str, *arguments, path: tuple = ()) -> subprocess.CompletedPr
 def check(arch: int, *names: str) -> None:
     """Cases of these names are right and nothing is found in them."""
     child = emulate("check", "--arch", arch, "--only", *names)
-    assert child.returncode == 0, child.stdout
+    assert child.returncode == 0, f"exit {child.returncode}\n{child.stdout}"
     clean = re.findall(r"(?m)^ok   (.*)  \[", child.stdout)
     missing = [name for name in names if not any(name in case for case in clean)]
     assert not missing, f"no case is named {missing}"
