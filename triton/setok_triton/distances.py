@@ -9,7 +9,7 @@ from torch import Tensor
 
 from setok_triton.chunk import Chunk
 from setok_triton.common import COUNTERS, Images, Tokens, distance_tile, locate, locate_tile
-from setok_triton.configs import GROUP, dot_precision, tile_config
+from setok_triton.configs import GROUP, dot_precision, most_registers, tile_config
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -114,7 +114,6 @@ def distances(
         BLOCK_D=config.block_d,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        # Else the assembler spills some of plain float32 for a fifth program of a multiprocessor.
-        maxnreg=128 if config.num_warps == 4 else None,
+        maxnreg=most_registers(x) if config.num_warps == 4 else None,
     )
     return KeptRows(rows, least, most, config.block_m)

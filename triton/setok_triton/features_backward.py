@@ -9,7 +9,7 @@ from torch import Tensor
 
 from setok_triton.chunk import Chunk
 from setok_triton.common import COUNTERS, Clusters, Images, Tokens, farthest, flagged, locate
-from setok_triton.configs import merge_config, share_precision, token_config
+from setok_triton.configs import merge_config, most_registers, share_precision, token_config
 from setok_triton.scope import MaskLayout
 from setok_triton.shares import share_sums
 
@@ -207,8 +207,7 @@ def edges(
     edges_bwd_kernel[(chunk.images * blocks,)](
         *(Tokens.of(x), Images.of(chunk), out, *grads, targets, weights, k, total, chunk.longest),
         **config.launch(),
-        # Else the assembler spills some for a fifth program of a multiprocessor.
-        maxnreg=128,
+        maxnreg=most_registers(x),
     )
     return targets, weights
 
