@@ -128,7 +128,11 @@ def features_bwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The gradient of one token for a block of features: the pairs from it, those to it, seeds."""
+    """The gradient of one token for a block of features: the pairs from it, those to it, seeds.
+
+    Of w ||y_i - y_j||^2 it is 2 w (y_i - y_j) for y_i, whichever end of the pair i is; y are the
+    tokens in range, factor times x.
+    """
     D, feature_blocks = x.D, tl.cdiv(x.D, BLOCK_D)
     i_b, i_rest, start, n = locate(images.p_offsets, L, L * feature_blocks)
     i_n = i_rest // feature_blocks
