@@ -6,7 +6,7 @@ from torch import Tensor
 
 from setok_triton.chunk import Chunk
 from setok_triton.common import Clusters, Images, Tokens
-from setok_triton.configs import token_config
+from setok_triton.configs import most_registers, token_config
 from setok_triton.features import norms
 from setok_triton.features_backward import Pulls, edges, features_bwd_kernel, pull_sums
 from setok_triton.merge import unmerge_soft
@@ -91,7 +91,6 @@ def _features(x, chunk, seeds, targets, weights, pulls) -> Tensor:
         *(Tokens.of(x), Images.of(chunk), targets, weights, order, bounds, seeds, pulls, grad),
         *(seeds.shape[1], targets.shape[1] - 1, chunk.longest, total),
         **config.launch(),
-        # Else the assembler spills some for a fifth program of a multiprocessor.
-        maxnreg=128,
+        maxnreg=most_registers(x),
     )
     return grad

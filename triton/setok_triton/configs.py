@@ -110,6 +110,16 @@ def token_config(dtype: torch.dtype) -> TokenConfig:
     return TokenConfig(block_n=16, block_d=32 * 16 // dtype.itemsize, num_warps=4)
 
 
+def most_registers(x: torch.Tensor) -> int | None:
+    """Of a thread of four warps that reads features in wide loads; None where loads are narrow.
+
+    Unbounded, the assembler spills a few for a fifth program of a multiprocessor; features that
+    come one at a time take more.
+    """
+    aligned = x.storage_offset() * x.itemsize % 16 == 0 and x.stride(0) % 16 == 0
+    return 128 if aligned and x.shape[1] % 16 == 0 and x.stride(1) == 1 else None
+
+
 def row_config(tokens: int) -> TokenConfig:
     """One program holds a vector over all tokens of an image."""
     block = max(16, triton.next_power_of_2(tokens))

@@ -16,7 +16,13 @@ from setok_triton.common import (
     locate,
     pair_distance,
 )
-from setok_triton.configs import dot_precision, row_tile_config, tile_config, token_config
+from setok_triton.configs import (
+    dot_precision,
+    most_registers,
+    row_tile_config,
+    tile_config,
+    token_config,
+)
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -170,8 +176,7 @@ def delta(x: Tensor, chunk: Chunk, parent: Tensor, out: Tensor) -> None:
     delta_fwd_kernel[(chunk.images * blocks,)](
         *(Tokens.of(x), Images.of(chunk), parent, out, chunk.longest),
         **config.launch(),
-        # Else the assembler spills some for a fifth program of a multiprocessor.
-        maxnreg=128,
+        maxnreg=most_registers(x),
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from setok_triton.chunk import Chunk
 from setok_triton.common import COUNTERS, Clusters, Images, Tokens, farthest, flagged, locate
-from setok_triton.configs import merge_config, share_precision, token_config
+from setok_triton.configs import merge_config, most_registers, share_precision, token_config
 from setok_triton.scope import MaskLayout
 from setok_triton.shares import share_sums
 
@@ -128,7 +128,11 @@ def features_bwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The gradient of one token for a block of features: the pairs from it, those to it, seeds."""
+    """The gradient of one token for a block of features: the pairs from it, those to it, seeds.
+
+    Of w ||y_i - y_j||^2 it is 2 w (y_i - y_j) for y_i, whichever end of the pair i is; y are the
+    tokens in range, factor times x.
+    """
     D, feature_blocks = x.D, tl.cdiv(x.D, BLOCK_D)
     i_b, i_rest, start, n = locate(images.p_offsets, L, L * feature_blocks)
     i_n = i_rest // feature_blocks
@@ -207,8 +211,7 @@ def edges(
     edges_bwd_kernel[(chunk.images * blocks,)](
         *(Tokens.of(x), Images.of(chunk), out, *grads, targets, weights, k, total, chunk.longest),
         **config.launch(),
-        # Else the assembler spills some for a fifth program of a multiprocessor.
-        maxnreg=128,
+        maxnreg=most_registers(x),
     )
     return targets, weights
 

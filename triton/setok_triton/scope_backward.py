@@ -100,6 +100,11 @@ def scope_bwd_kernel(
 ):
     """The scope loop backwards for a block of tokens.
 
+    A step makes mask = scope * alpha and leaves left = scope * (1 - alpha). From the last step on:
+
+        dalpha = scope * (dmask - dleft)               # b_g, times the slope of the sigmoid
+        dscope = alpha * dmask + (1 - alpha) * dleft   # b_later: dleft of the step before
+
     SHORT rounds the gradients to the 16 bits that their products with bfloat16 tokens keep: a seed
     then pulls as much at a token as the token at the seed, and a common offset cancels.
     """
