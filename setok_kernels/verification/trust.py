@@ -79,10 +79,12 @@ def is_trusted(index: int) -> bool:
             )
             return False
         verdict, report = known or verify(device, again=chosen == "force")
-        _TRUSTED[index] = verdict.state == "passed"
-        if not _TRUSTED[index]:
+        trusted = verdict.state == "passed"
+        if not trusted:
             warn(explain(device, verdict, report))
-        return _TRUSTED[index]
+        if chosen == "1" or not recorded:
+            _TRUSTED[index] = trusted
+        return trusted
 
 
 def verify(device: torch.device, again: bool = False) -> tuple[Verdict, Path | None]:
