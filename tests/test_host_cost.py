@@ -28,18 +28,18 @@ READS = (DataDependentOutputException, DynamicOutputShapeException)
 
 # Allocations, operations of torch, launches on the device.
 COSTS = {
-    "cluster": (20, 38, 12),
-    "cluster, masked": (20, 40, 12),
-    "cluster, packed": (21, 40, 13),
-    "cluster, learnable": (21, 37, 13),
-    "cluster, replayed": (24, 44, 14),
-    "cluster, many tokens": (22, 40, 82),
-    "cluster, backward": (43, 60, 39),
+    "cluster": (21, 39, 5),
+    "cluster, masked": (21, 41, 5),
+    "cluster, packed": (22, 41, 6),
+    "cluster, learnable": (22, 38, 6),
+    "cluster, replayed": (25, 45, 9),
+    "cluster, many tokens": (22, 41, 82),
+    "cluster, backward": (43, 61, 39),
     "merge, hard": (17, 22, 17),
     "merge, soft": (5, 10, 6),
-    "unmerge, hard": (2, 5, 2),
-    "unmerge, soft": (2, 4, 2),
-    "dpc_knn": (37, 56, 28),
+    "unmerge, hard": (2, 6, 2),
+    "unmerge, soft": (2, 5, 2),
+    "dpc_knn": (38, 57, 24),
     "threshold_greedy": (16, 22, 14),
 }
 
