@@ -36,18 +36,21 @@ def run(session, x):
     return session.run(None, {name: x.numpy()})
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("preset", ["default", "paper"])
-def test_onnxruntime_finds_the_same_labels(preset, tmp_path):
-    config = {
-        "default": sk.ClusterConfig(max_clusters=6),
-        "paper": sk.ClusterConfig.paper(max_clusters=5, kernel="laplacian"),
-    }[preset]
-    model = Tokenizer(config).eval()
+@pytest.fixture(scope="module")
+def default(tmp_path_factory):
+    """Model and session of the defaults, for tokens of 21 channels.
+
+    Every step of the selection is in the graph: fewer of them export sooner.
+    """
+    model = Tokenizer(sk.ClusterConfig(max_clusters=8)).eval()
+    path = tmp_path_factory.mktemp("default") / "tokenizer.onnx"
+    return model, export(model, testing.integer_tokens(3, 40, 21), path)
+
+
+def assert_the_same_labels(model, session, channels):
     # Small integers: ties are ties in any order of summation.
-    cases = [testing.integer_tokens(*shape) for shape in ((3, 40, 5), (1, 33, 5), (6, 60, 5))]
-    session = export(model, cases[0], tmp_path / "tokenizer.onnx")
-    for x in cases:
+    for images, tokens in ((3, 40), (1, 33), (6, 60)):
+        x = testing.integer_tokens(images, tokens, channels)
         with torch.no_grad():
             expected = model(x)
         for got, want in zip(run(session, x), expected, strict=True):
@@ -56,7 +59,19 @@ def test_onnxruntime_finds_the_same_labels(preset, tmp_path):
 
 
 @pytest.mark.slow
-def test_onnxruntime_on_photographs(tmp_path):
+def test_onnxruntime_finds_the_same_labels(default):
+    assert_the_same_labels(*default, 21)
+
+
+@pytest.mark.slow
+def test_onnxruntime_finds_the_same_labels_by_the_paper(tmp_path):
+    model = Tokenizer(sk.ClusterConfig.paper(max_clusters=5, kernel="laplacian")).eval()
+    session = export(model, testing.integer_tokens(3, 40, 5), tmp_path / "tokenizer.onnx")
+    assert_the_same_labels(model, session, 5)
+
+
+@pytest.mark.slow
+def test_onnxruntime_on_photographs(default):
     data = pytest.importorskip("skimage.data")
     image = pytest.importorskip("PIL.Image")
     from setokim.encoders import build_encoder
@@ -74,9 +89,7 @@ def test_onnxruntime_on_photographs(tmp_path):
     pictures = [image.fromarray(getattr(data, name)()).convert("RGB") for name in names]
     encoder = build_encoder("patch-statistics")
     x = torch.cat([encoder([picture]).flatten(1, -2) for picture in pictures])
-    # Every step is in the graph: fewer of them export sooner.
-    model = Tokenizer(sk.ClusterConfig(max_clusters=20)).eval()
-    session = export(model, x[:2], tmp_path / "tokenizer.onnx")
+    model, session = default
     for batch in (x[:1], x):
         with torch.no_grad():
             labels, counts, _ = model(batch)
