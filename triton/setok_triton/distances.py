@@ -115,13 +115,6 @@ def gram_tile(blocks, x, at, i_m, i_n, factor, PRECISION, BLOCK, BLOCK_D):
 
 
 @triton.jit
-def diagonal_of(b_dot, axis):
-    """The diagonal of a square tile, laid out along the axis that is not summed over."""
-    o = tl.arange(0, b_dot.shape[0])
-    return tl.sum(tl.where(o[:, None] == o[None, :], b_dot, 0.0), axis=axis)
-
-
-@triton.jit
 def halves(b):
     """The left and the right half of the columns, or of a vector."""
     HALF: tl.constexpr = b.shape[len(b.shape) - 1] // 2
@@ -142,6 +135,20 @@ def split_columns(b, PARTS):
         return b_first, b_second, b_third, b_fourth
     else:
         return (b,)
+
+
+@triton.jit
+def diagonal_of(b_dot):
+    """(M,) diagonal of a square tile."""
+    # Part by part: of a whole tile Triton 3.7.1 cannot compile the sum for sm_100.
+    PARTS: tl.constexpr = 4 if b_dot.shape[0] >= 128 else 1
+    b_parts, o_m = split_columns(b_dot, PARTS), tl.arange(0, b_dot.shape[0])
+    W: tl.constexpr = b_dot.shape[0] // PARTS
+    b_diagonal = tl.zeros((b_dot.shape[0],), dtype=tl.float32)
+    for i in tl.static_range(PARTS):
+        m_own = o_m[:, None] == (i * W + tl.arange(0, W))[None, :]
+        b_diagonal += tl.sum(tl.where(m_own, b_parts[i], 0.0), axis=1)
+    return b_diagonal
 
 
 @triton.jit
@@ -273,7 +280,7 @@ def diagonal_fwd_kernel(
     if i_m * BLOCK < n:
         o_m = i_m * BLOCK + tl.arange(0, BLOCK)
         b_dot = gram_tile(blocks, x, at, i_m, i_m, None, PRECISION, BLOCK, BLOCK_D)
-        b_norm = diagonal_of(b_dot, 1)
+        b_norm = diagonal_of(b_dot)
         m_valid = flagged(p_valid, start, o_m, o_m < n)
         m_ok = m_valid & (b_norm < float("inf"))
         most = tl.max(tl.where(m_ok, b_norm, 0.0), axis=0)
@@ -298,9 +305,7 @@ def diagonal_fwd_kernel(
         tl.store(rows.p_reach + i_b * side + i_m, reach)
         tl.store(rows.p_counts + i_b * side + i_m, tl.sum(m_ok.to(tl.int32), axis=0))
         b_norm = tl.where(m_ok, b_norm, float("inf"))
-        # Once more along the columns, where the tile's layout has them.
-        b_norm_n = diagonal_of(tl.where(m_ok[:, None], b_dot, float("inf")), 0)
-        store_tile(rows, b_dot, b_norm, b_norm_n, i_b, i_m, i_m, n, L, INCLUDE_SELF, GROUP)
+        store_tile(rows, b_dot, b_norm, b_norm, i_b, i_m, i_m, n, L, INCLUDE_SELF, GROUP)
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -340,14 +345,26 @@ def distances_fwd_kernel(
                 i_column = tl.where(i_turn == 0, i_m, i_n)
                 b_dot = gram_tile(blocks, x, at, i_row, i_column, factor, PRECISION, BLOCK, BLOCK_D)
                 if i_turn == 0:
-                    b_norm_m = diagonal_of(b_dot, 1)
+                    b_norm_m = diagonal_of(b_dot)
                 if i_turn == 1:
-                    b_norm_n = diagonal_of(b_dot, 0)
+                    b_norm_n = diagonal_of(b_dot)
             if i_m == i_n:
                 tl.store(images.p_norm + start + o_m, b_norm_m, mask=o_m < n)
         b_norm_m = tl.where(flagged(images.p_ok, start, o_m, o_m < n), b_norm_m, float("inf"))
         b_norm_n = tl.where(flagged(images.p_ok, start, o_n, o_n < n), b_norm_n, float("inf"))
         store_tile(rows, b_dot, b_norm_m, b_norm_n, i_b, i_m, i_n, n, L, INCLUDE_SELF, GROUP)
+
+
+def _check_device(x: Tensor) -> None:
+    """Triton 3.7.1 ends the process while it compiles the diagonal of 16 bits for Blackwell."""
+    if not x.is_cuda or x.element_size() > 2 or isinstance(x, FakeTensor):
+        return
+    major, minor = torch.cuda.get_device_capability(x.device)
+    if major >= 10:
+        raise RuntimeError(
+            f"backend='triton' cannot run: takes {x.dtype} up to compute capability 9.0, "
+            f"got {major}.{minor}; use float32 or backend='reference'"
+        )
 
 
 def described(x: Tensor, block: list[int]) -> TensorDescriptor | None:
@@ -380,7 +397,11 @@ def distances(
         norm: written; (T,) squared norms of the tokens in range.
         include_self: the minima count the token itself.
         farthest: whether the largest are asked for.
+
+    Raises:
+        RuntimeError: the device is of a kind that the tiles cannot be compiled for.
     """
+    _check_device(x)
     config, longest = gram_config(x.dtype), chunk.longest
     rows = KeptRows.unwritten(chunk, config.block_m, farthest)
     side = triton.cdiv(longest, config.block_m)
