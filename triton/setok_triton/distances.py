@@ -369,6 +369,9 @@ def _check_device(x: Tensor) -> None:
 
 def described(x: Tensor, block: list[int]) -> TensorDescriptor | None:
     """A descriptor of (T, D) tokens in blocks; None where their rows do not lie as one needs it."""
+    # Without tensor cores columns are read across the rows, which descriptors lay out for others.
+    if x.dtype == torch.float32 and dot_precision(x.dtype) == "ieee":
+        return None
     # What is fake lies nowhere; it is taken to be aligned.
     aligned = isinstance(x, FakeTensor) or x.data_ptr() % 16 == 0
     pitch = x.stride(0) * x.element_size()
