@@ -12,9 +12,13 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
+from setok_triton.common import locate
+
 
 def repair() -> None:
-    """Repairs all of it."""
+    """Repairs all of it, where kernels are interpreted: compiled, they need Triton as it is."""
+    if not isinstance(locate, interpreter.InterpretedFunction):
+        return
     repair_bfloat16_dot()
     round_to_bfloat16()
     reduce_by_halves()

@@ -140,13 +140,15 @@ def split_columns(b, PARTS):
 @triton.jit
 def diagonal_of(b_dot):
     """(M,) diagonal of a square tile."""
-    # Part by part: of a whole tile Triton 3.7.1 cannot compile the sum for sm_100.
+    # Part by part, which takes fewer registers.
     PARTS: tl.constexpr = 4 if b_dot.shape[0] >= 128 else 1
-    b_parts, o_m = split_columns(b_dot, PARTS), tl.arange(0, b_dot.shape[0])
+    b_parts = split_columns(b_dot, PARTS)
+    o_m = tl.arange(0, b_dot.shape[0])
     W: tl.constexpr = b_dot.shape[0] // PARTS
     b_diagonal = tl.zeros((b_dot.shape[0],), dtype=tl.float32)
     for i in tl.static_range(PARTS):
-        m_own = o_m[:, None] == (i * W + tl.arange(0, W))[None, :]
+        o_n = tl.arange(0, W) + i * W
+        m_own = o_m[:, None] == o_n[None, :]
         b_diagonal += tl.sum(tl.where(m_own, b_parts[i], 0.0), axis=1)
     return b_diagonal
 
@@ -222,7 +224,8 @@ def store_tile(rows, b_dot, b_norm_m, b_norm_n, i_b, i_m, i_n, n, L, INCLUDE_SEL
     # One part after the other: a whole tile, its places and its mirror image's take all registers.
     PARTS: tl.constexpr = 4 if BLOCK >= 128 else 1
     image = rows_of_image(rows, i_b, L, GROUP)
-    b_dots, b_norms = split_columns(b_dot, PARTS), split_columns(b_norm_n, PARTS)
+    b_dots = split_columns(b_dot, PARTS)
+    b_norms = split_columns(b_norm_n, PARTS)
     b_far = tl.zeros((BLOCK,), dtype=tl.float32)
     pairs = tl.zeros((), dtype=tl.float64)
     for i in tl.static_range(PARTS):
