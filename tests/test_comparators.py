@@ -315,7 +315,9 @@ def test_wrong_gradient_is_caught(case, monkeypatch):
             masks = out.masks + 0.01 * (out.masks - out.masks.detach())
             return dataclasses.replace(out, masks=masks)
 
-    monkeypatch.setitem(dispatch._BACKENDS, "off", (dispatch.can_run_reference, lambda device: Off))
+    monkeypatch.setitem(
+        dispatch._BACKENDS, "off", dispatch._Backend(dispatch.can_run_reference, lambda device: Off)
+    )
     testing.assert_replayed_gradients(x, CONFIG, "reference")
     testing.assert_replayed_values(x, sk.cluster_tokens(x, CONFIG, backend="off"), CONFIG)
     with fails("gradient of x: error"):
@@ -343,7 +345,9 @@ def test_check_backend_catches_a_backend_that_breaks_ties(monkeypatch):
             return reference.cluster(x, valid, cu_seqlens, max_seqlen, config, d)
 
     monkeypatch.setitem(
-        dispatch._BACKENDS, "last", (dispatch.can_run_reference, lambda device: LastWins)
+        dispatch._BACKENDS,
+        "last",
+        dispatch._Backend(dispatch.can_run_reference, lambda device: LastWins),
     )
     exact = testing.duplicate_tokens(2, 20, 3)
     real = testing.planted_clusters(2, 20, 8, 3, noise=0.3)[0]

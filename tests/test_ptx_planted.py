@@ -19,8 +19,8 @@ FAULTS = {
     ),
     "a shifted mask": (
         "select.py",
-        "(o_n < n) & m_m[:, None]",
-        "(o_n < n - 1) & m_m[:, None]",
+        "(b_group < groups) & m_m[:, None]",
+        "(b_group < groups - 1) & m_m[:, None]",
         TIES,
         "AssertionError",
     ),

@@ -168,12 +168,12 @@ def test_the_variants_of_the_tiles_leave_out_what_they_say():
     calls = probes.tile_variants(TINY.case().tokens(), TINY.case().config)
     kept = {name: call() for name, call in calls.items()}
     written = {
-        name: [not buffer.isnan().any().item() for buffer in (out.distances, out.least)]
+        name: [not buffer.isnan().any().item() for buffer in (out.p_distance, out.p_least)]
         for name, out in kept.items()
     }
     assert written == {"whole": [True, True], "no_minima": [True, False], "product": [False, False]}
-    assert kept["product"].distances.isnan().all() and kept["no_minima"].least.isnan().all()
-    torch.testing.assert_close(kept["whole"].distances, kept["no_minima"].distances)
+    assert kept["product"].p_distance.isnan().all() and kept["no_minima"].p_least.isnan().all()
+    torch.testing.assert_close(kept["whole"].p_distance, kept["no_minima"].p_distance)
 
 
 def test_nothing_to_leave_out_is_an_error():

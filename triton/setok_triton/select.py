@@ -190,7 +190,7 @@ def select(
         replay: whether the neighbours are known.
     """
     k, longest, groups = knn.shape[1], chunk.longest, rows.p_least.shape[2]
-    config = select_config(groups, k)
+    config, block_t = select_config(groups, k), triton.next_power_of_2(rows.p_reach.shape[1])
     select_fwd_kernel[(chunk.images * triton.cdiv(longest, config.block_m),)](
         *(Images.of(chunk), rows, noise, knn, density, farthest, sigma, k, longest),
         INCLUDE_SELF=include_self,
@@ -200,7 +200,8 @@ def select(
         BLOCK_G=config.block_g,
         BLOCK_C=config.block_c,
         BLOCK_K=triton.next_power_of_2(k),
-        BLOCK_T=triton.next_power_of_2(rows.p_reach.shape[1]),
-        BLOCK_P=triton.next_power_of_2(rows.p_sums.shape[1]),
+        BLOCK_T=block_t,
+        # Of as many tiles as BLOCK_T has room for: else more builds, one for each power of two.
+        BLOCK_P=triton.next_power_of_2(block_t * (block_t + 1) // 2),
         num_warps=config.num_warps,
     )
