@@ -144,7 +144,7 @@ def device_hours(costs: Costs) -> list[tuple[str, float, str]]:
     encode = encoder_flops() / costs.encoder_rate
     rows = [
         (
-            f"tokenise {IMAGES / 1e6:.0f} M images",
+            f"tokenize {IMAGES / 1e6:.0f} M images",
             IMAGES * (encode + costs.cluster_s) / 3600,
             f"{(encode + costs.cluster_s) * 1e3:.2f} ms an image, "
             f"{costs.cluster_s / encode:.1%} of the encoder for clustering",

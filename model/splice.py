@@ -82,7 +82,7 @@ def splice(
     rows = source // input_ids.shape[1]
     lengths = width.view(input_ids.shape).sum(1)  # (B,)
     column = torch.arange(source.shape[0], device=rows.device) - (lengths.cumsum(0) - lengths)[rows]
-    # Of all places of pictures, the how manieth: they come in the order of the visual tokens.
+    # Number of each image's place among all of them: visual tokens come in that order.
     here = is_image.flatten()[source]
     learnt = (input_ids == segment_id) & (labels != IGNORED) & kept
     first = is_image.sum(1).cumsum(0) - is_image.sum(1)  # (B,) pictures of the rows before

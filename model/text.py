@@ -53,7 +53,7 @@ class ConceptEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.project = nn.Linear(width, dim)
 
-    def tokenise(self, phrases: Sequence[Sequence[str]]) -> Tensor:
+    def tokenize(self, phrases: Sequence[Sequence[str]]) -> Tensor:
         """Hashes the words of phrases: their runs of letters and digits, in lower case.
 
         Args:
@@ -71,7 +71,7 @@ class ConceptEncoder(nn.Module):
         """Encodes every phrase by itself.
 
         Args:
-            ids: (T, W, L) int64 from `tokenise`.
+            ids: (T, W, L) int64 from `tokenize`.
 
         Returns:
             (T, W, dim) concepts, 0 where there is none, and (T, W) bool, where there is one.
@@ -140,7 +140,7 @@ class HFConceptEncoder(nn.Module):
         )
         self.project = nn.Linear(config.hidden_size, dim)
 
-    def tokenise(self, phrases: Sequence[Sequence[str]]) -> Tensor:
+    def tokenize(self, phrases: Sequence[Sequence[str]]) -> Tensor:
         """Tokenises phrases; long ones are cut to what the model takes.
 
         Args:
@@ -170,7 +170,7 @@ class HFConceptEncoder(nn.Module):
         """Encodes every phrase by itself.
 
         Args:
-            ids: (T, W, L) int64 from `tokenise`.
+            ids: (T, W, L) int64 from `tokenize`.
 
         Returns:
             (T, W, dim) concepts, 0 where there is none, and (T, W) bool, where there is one. Only

@@ -12,6 +12,7 @@ import types
 
 import pytest
 import torch
+from some_gpu import IDENTITY
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from setok_kernels import dispatch, reference
@@ -23,16 +24,6 @@ pytest.importorskip("triton", exc_type=ImportError)
 
 GPU = torch.device("cuda", 0)
 TRITON = Compiled("triton")
-IDENTITY = identity.Identity(
-    device="Some GPU",
-    capability="9.0",
-    uuid="GPU-1",
-    driver="13000",
-    torch="2.13.0",
-    triton="3.7.1",
-    package="0.1.0",
-    sources="abc",
-)
 PASSED = Verdict(IDENTITY, (Outcome("a", "passed", 1.0), Outcome("b", "passed", 2.0)), 3.0)
 FAILED = dataclasses.replace(
     PASSED, outcomes=(Outcome("a", "passed", 1.0), Outcome("b", "failed", 2.0, "knn[0]: got 1\nat"))

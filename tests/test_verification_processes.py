@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from some_gpu import IDENTITY
 
 from setok_kernels.verification import cases, child, identity
 from setok_kernels.verification.verdict import Verdict
@@ -16,16 +17,6 @@ from setok_kernels.verification.verdict import Verdict
 pytest.importorskip("triton", exc_type=ImportError)
 
 GPU = torch.device("cuda", 0)
-IDENTITY = identity.Identity(
-    device="Some GPU",
-    capability="9.0",
-    uuid="GPU-1",
-    driver="13000",
-    torch="2.13.0",
-    triton="3.7.1",
-    package="0.1.0",
-    sources="abc",
-)
 
 
 def program(tmp_path, body):

@@ -151,7 +151,7 @@ class Stage1Collator:
 
     def __init__(self, stage: Stage1):
         self._preprocess = stage.setok.processor()
-        self._tokenise = stage.text.tokenise
+        self._tokenize = stage.text.tokenize
         config = stage.setok.config
         self.size = tuple(side * config.decoder_patch_size for side in config.decoder_grid)
 
@@ -161,7 +161,7 @@ class Stage1Collator:
         return {
             "pixels": self._preprocess(images)["pixel_values"],
             "target": torch.stack([self._target(image) for image in images]),
-            "words": self._tokenise([list(sample.concepts) for sample in samples]),
+            "words": self._tokenize([list(sample.concepts) for sample in samples]),
         }
 
     def _target(self, image: Image.Image) -> Tensor:

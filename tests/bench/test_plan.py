@@ -11,7 +11,7 @@ def test_tokenising_by_hand():
     # An encoder of one second an image, and a second for clustering: 28 M images take 56 M seconds.
     costs = Costs("x", plan.encoder_flops(), 1.0, 1.0, 2.0, ())
     name, hours, _ = device_hours(costs)[0]
-    assert name == "tokenise 28 M images" and hours == pytest.approx(56e6 / 3600)
+    assert name == "tokenize 28 M images" and hours == pytest.approx(56e6 / 3600)
 
 
 def test_stages_by_hand():

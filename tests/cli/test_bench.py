@@ -80,7 +80,7 @@ def test_a_result_that_does_not_fit_is_kept(tmp_path, monkeypatch, capsys):
 
 def test_the_plan(capsys):
     assert main(["bench", "--plan"]) == 0
-    assert "tokenise 28 M" in capsys.readouterr().out
+    assert "tokenize 28 M" in capsys.readouterr().out
 
 
 def test_the_script_is_the_same_command(tmp_path):

@@ -15,7 +15,7 @@ def encoder(**options):
 
 
 def test_words_are_hashed_by_their_letters_and_digits():
-    ids = encoder(buckets=1000).tokenise([["Red-Cat_2!", "  "], ["Été"]])
+    ids = encoder(buckets=1000).tokenize([["Red-Cat_2!", "  "], ["Été"]])
     red, cat, two, summer = (
         1 + zlib.crc32(w.encode()) % 1000 for w in ("red", "cat", "2", "\u00e9t\u00e9")
     )
@@ -28,7 +28,7 @@ def test_words_are_hashed_by_their_letters_and_digits():
 def test_ids_have_a_place_even_for_nothing():
     model = encoder()
     for phrases, shape in [([], (0, 1, 1)), ([[]], (1, 1, 1)), ([[], [""]], (2, 1, 1))]:
-        ids = model.tokenise(phrases)
+        ids = model.tokenize(phrases)
         assert ids.shape == shape
         concepts, present = model(ids)
         assert concepts.shape == (*shape[:2], 6) and present.shape == shape[:2]
@@ -39,18 +39,18 @@ def test_ids_have_a_place_even_for_nothing():
 
 def test_concepts_do_not_depend_on_their_company():
     model = encoder(layers=2)
-    concepts, present = model(model.tokenise(PHRASES))
+    concepts, present = model(model.tokenize(PHRASES))
     assert concepts.shape == (3, 3, 6) and concepts.dtype == torch.float32
     assert present.tolist() == [[True, True, False], [False] * 3, [True, False, True]]
     assert (concepts[~present] == 0).all() and concepts[present].abs().sum(-1).min() > 0
     torch.testing.assert_close(concepts[0, 0], concepts[2, 0])
-    alone, _ = model(model.tokenise([["a red cat"]]))
+    alone, _ = model(model.tokenize([["a red cat"]]))
     torch.testing.assert_close(alone[0, 0], concepts[0, 0])
 
 
 def test_order_and_words_matter_case_does_not():
     model = encoder()
-    concepts, _ = model(model.tokenise([["dog on cat", "cat on dog", "dog on mat", "DOG on cat"]]))
+    concepts, _ = model(model.tokenize([["dog on cat", "cat on dog", "dog on mat", "DOG on cat"]]))
     first, swapped, other, same = concepts[0]
     assert (first - swapped).abs().max() > 1e-3 and (first - other).abs().max() > 1e-3
     assert_same_but_for_rounding(same, first)
@@ -58,7 +58,7 @@ def test_order_and_words_matter_case_does_not():
 
 def test_gradients_reach_the_words_and_nothing_else():
     model = encoder(buckets=100)
-    ids = model.tokenise(PHRASES)
+    ids = model.tokenize(PHRASES)
     model(ids)[0].square().sum().backward()
     used = torch.zeros(101, dtype=torch.bool)
     used[ids[ids > 0]] = True
@@ -78,7 +78,7 @@ def test_concept_encoder_errors():
             ConceptEncoder(**options)
     model = encoder()
     with pytest.raises(TypeError, match="phrases: expected a list of phrases per text, got 'cat'"):
-        model.tokenise(["cat"])
+        model.tokenize(["cat"])
     with pytest.raises(
         ValueError, match=r"ids: expected \(T, W, L\) int64, got \(2,\) torch.float"
     ):
@@ -136,7 +136,7 @@ def test_hugging_face_text_encoders(name, tmp_path):
     folder, model = make_folder(name, tmp_path)
     model = getattr(model, "text_model", model).eval()
     ours = build_text_encoder(folder, dim=6)
-    ids = ours.tokenise([["a red cat", ""], [], ["grass " * 20]])
+    ids = ours.tokenize([["a red cat", ""], [], ["grass " * 20]])
     assert ids.shape == (3, 2, 8)
     assert ids[0].tolist() == [[1, 5, 6, 7, 2, 0, 0, 0], [0] * 8]
     assert ids[2, 0].tolist() == [1, *[8] * 6, 2]
@@ -158,13 +158,13 @@ def test_hugging_face_text_encoders(name, tmp_path):
 def test_hugging_face_trainable_and_empty(tmp_path):
     folder, _ = make_folder("bert", tmp_path)
     ours = HFConceptEncoder(folder, dim=6, trainable=True)
-    ours(ours.tokenise([["cat"]]))[0].sum().backward()
+    ours(ours.tokenize([["cat"]]))[0].sum().backward()
     assert ours.backbone.get_input_embeddings().weight.grad.abs().sum() > 0
     assert ours.train().backbone.training
-    concepts, present = ours(ours.tokenise([[], [" "]]))
+    concepts, present = ours(ours.tokenize([[], [" "]]))
     assert concepts.shape == (2, 1, 6) and not present.any() and (concepts == 0).all()
     with pytest.raises(TypeError, match="phrases: expected a list of phrases per text, got 'cat'"):
-        ours.tokenise(["cat"])
+        ours.tokenize(["cat"])
 
 
 def test_build_text_encoder():

@@ -55,7 +55,7 @@ def test_batches_by_hand(build):
     assert target[1].flatten(1).unique(dim=1).flatten().tolist() == pytest.approx([1, 0.2, 0])
     assert torch.equal(batch["pixels"], stage.setok.preprocess([exact, flat]))
     assert batch["pixels"].shape == (2, 3, 24, 24)
-    assert torch.equal(batch["words"], stage.text.tokenise([["red dog", "cat"], []]))
+    assert torch.equal(batch["words"], stage.text.tokenize([["red dog", "cat"], []]))
 
 
 def test_targets_may_be_oblong(build):
