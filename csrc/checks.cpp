@@ -62,7 +62,7 @@ std::string between(int64_t low, int64_t high) {
 // Sharded training frees the storage of a tensor and keeps its shape.
 bool has_storage(const Tensor& tensor) {
   int64_t bytes = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
   const auto size = static_cast<int64_t>(tensor.element_size());
   return bytes >= (tensor.storage_offset() + tensor.numel()) * size;
 }

@@ -231,7 +231,7 @@ class Arguments:
     def _descriptor(self, name: str, given) -> None:
         shape, strides = list(given.shape), list(given.strides)
         place = self._memory(name, given.base)
-        if given.round_f32_to_tf32:
+        if getattr(given, "round_f32_to_tf32", False):
             raise NotImplementedError("round_f32_to_tf32: how the copy rounds is not published")
         if not self.has_maps:
             # Before sm_90 a descriptor is a pointer and what to multiply.

@@ -64,13 +64,12 @@ class Memory:
         names = self.vector(o[1])
         if (int(q[0][1:]) if q[0].startswith("v") else 1) != len(names):
             self._unknown(opcode, o)
-        xs = []
-        for n in names:
-            wide = self.width(n) if self.is_register(n) else max(size, 4)
-            xs.append(self.val(n, 8 if wide == 8 else 4))
+        widths = [self.width(n) if self.is_register(n) else size for n in names]
+        xs = [self.val(n, 8 if w == 8 else 4) for n, w in zip(names, widths, strict=True)]
+        wide = sum(1 << i for i, w in enumerate(widths) if w == 8)
         base, offset = self.address(o[0])
         if space == "global":
-            self.emit("ST_GLOBAL", [self.val(base, 8), offset], xs=xs, imm=size, which=1)
+            self.emit("ST_GLOBAL", [self.val(base, 8), offset], xs=xs, imm=size, imm2=wide, which=1)
         elif space == "shared":
             at = 8 if self.is_register(base) and self.width(base) == 8 else 4
             self.emit(
@@ -78,6 +77,7 @@ class Memory:
                 [self.val(base, at), offset],
                 xs=xs,
                 imm=size | (0x800 if at == 8 else 0),
+                imm2=wide,
                 which=1,
             )
         else:

@@ -72,6 +72,16 @@ class KeptRows(NamedTuple):
         )
 
 
+class ImageRows(NamedTuple):
+    """Of one image, as in `KeptRows`, what is always there: Triton 3.6 can return no None."""
+
+    p_distance: Tensor
+    p_least: Tensor
+    p_sums: Tensor
+    p_counts: Tensor
+    p_reach: Tensor
+
+
 @triton.jit
 def image_exponent(p_reach, n, tile, BLOCK_T):
     """The exponent of the power of two that brings the tokens of an image into range; 0: none."""
@@ -155,25 +165,26 @@ def diagonal_of(b_dot):
 
 @triton.jit
 def store_columns(
-    rows,  # KeptRows of the image
+    image,  # ImageRows
+    p_most,  # of the image, or None
     b_dot,  # (M, W)
     b_norm_m,  # (M,), infinite where the token takes no part
     b_norm_n,  # (W,)
     first_m,  # first token of the rows
     first_n,
+    mirrored,
     n,
     L,
     INCLUDE_SELF,
     GROUP,
 ):
-    """Distances of a part of a tile, and of its mirror image but for the diagonal.
+    """Distances of a part of a tile, and of its mirror image where it has one.
 
     Returns their sum in float64, and the largest finite of each row.
     """
     BLOCK: tl.constexpr = b_dot.shape[0]
     W: tl.constexpr = b_dot.shape[1]
     o_m, o_n = tl.arange(0, BLOCK), tl.arange(0, W)
-    mirrored = first_m // BLOCK != first_n // BLOCK
     b_d = b_norm_m[:, None] + b_norm_n[None, :] - 2 * b_dot
     # What the product of a token that is not finite left is infinite too. On the diagonal norm and
     # product are the same number, so it is 0 as it is.
@@ -183,21 +194,21 @@ def store_columns(
     # such masks leave stores as wide as they are. Below the diagonal there is no last column.
     pitch, end = row_pitch(L), tl.cdiv(n, PITCH) * PITCH
     m_rows, m_columns = (o_m < n - first_m)[:, None], (o_n < n - first_n)[None, :]
-    p_tile = rows.p_distance + first_m.to(tl.int64) * pitch + first_n
+    p_tile = image.p_distance + first_m.to(tl.int64) * pitch + first_n
     m_tile = m_rows & (o_n < end - first_n)[None, :]
     tl.store(p_tile + (o_m[:, None] * pitch + o_n[None, :]), b_d, mask=m_tile)
     if mirrored:
-        p_tile = rows.p_distance + first_n.to(tl.int64) * pitch + first_m
+        p_tile = image.p_distance + first_n.to(tl.int64) * pitch + first_m
         tl.store(p_tile + (o_n[None, :] * pitch + o_m[:, None]), b_d, mask=m_columns)
 
     # Integers below 2**20 sum exactly in sixteens, and then in float64 in any order.
     b_finite = tl.where(b_d < float("inf"), b_d, 0.0)
     b_sums = tl.sum(tl.reshape(b_finite, (BLOCK, W // GROUP, GROUP)), axis=2).to(tl.float64)
     # Nested: the outer condition is one of the compiler's, the inner one of the program's.
-    if rows.p_most is not None:  # noqa: SIM102
+    if p_most is not None:  # noqa: SIM102
         if mirrored:
             side = tl.cdiv(L, BLOCK)
-            p_down = rows.p_most + first_n.to(tl.int64) * side + first_m // BLOCK
+            p_down = p_most + first_n.to(tl.int64) * side + first_m // BLOCK
             tl.store(p_down + o_n * side, tl.max(b_finite, axis=0), mask=o_n < n - first_n)
 
     if not INCLUDE_SELF:  # noqa: SIM102
@@ -207,57 +218,66 @@ def store_columns(
     groups = tl.cdiv(L, GROUP)
     o_down, o_right = tl.arange(0, BLOCK // GROUP), tl.arange(0, W // GROUP)
     b_least = tl.min(tl.reshape(b_d, (BLOCK, W // GROUP, GROUP)), axis=2)  # (M, groups)
-    p_least = rows.p_least + first_m.to(tl.int64) * groups + first_n // GROUP
+    p_least = image.p_least + first_m.to(tl.int64) * groups + first_n // GROUP
     m_groups = m_rows & (o_right < groups - first_n // GROUP)[None, :]
     tl.store(p_least + (o_m[:, None] * groups + o_right[None, :]), b_least, mask=m_groups)
     if mirrored:
         b_below = tl.min(tl.reshape(b_d, (BLOCK // GROUP, GROUP, W)), axis=1)  # (groups, W)
-        p_below = rows.p_least + first_n.to(tl.int64) * groups + first_m // GROUP
+        p_below = image.p_least + first_n.to(tl.int64) * groups + first_m // GROUP
         tl.store(p_below + (o_n[None, :] * groups + o_down[:, None]), b_below, mask=m_columns)
     return tl.sum(tl.sum(b_sums, axis=1), axis=0), tl.max(b_finite, axis=1)
 
 
 @triton.jit
-def store_tile(rows, b_dot, b_norm_m, b_norm_n, i_b, i_m, i_n, n, L, INCLUDE_SELF, GROUP):
-    """Turns products into distances, and writes them with the minima, the farthest and the sum."""
+def store_tile(
+    rows, b_dot, b_norm_m, b_norm_n, i_b, i_m, i_n, mirrored, n, L, INCLUDE_SELF, GROUP
+):
+    """Turns products into distances, and writes them with the minima, the farthest and the sum.
+
+    Where a tile is known to be on the diagonal, `mirrored` is a constant: what it leaves out is never
+    compiled. Triton fails on branches that it finds dead later.
+    """
     BLOCK: tl.constexpr = b_dot.shape[0]
     # One part after the other: a whole tile, its places and its mirror image's take all registers.
     PARTS: tl.constexpr = 4 if BLOCK >= 128 else 1
-    image = rows_of_image(rows, i_b, L, GROUP)
+    image, p_most = rows_of_image(rows, i_b, L, GROUP), None
+    if rows.p_most is not None:
+        p_most = farthest_of_image(rows, i_b, L)
     b_dots = split_columns(b_dot, PARTS)
     b_norms = split_columns(b_norm_n, PARTS)
     b_far = tl.zeros((BLOCK,), dtype=tl.float32)
     pairs = tl.zeros((), dtype=tl.float64)
     for i in tl.static_range(PARTS):
         pairs_part, b_far_part = store_columns(
-            *(image, b_dots[i], b_norm_m, b_norms[i], i_m * BLOCK),
-            *(i_n * BLOCK + i * (BLOCK // PARTS), n, L, INCLUDE_SELF, GROUP),
+            *(image, p_most, b_dots[i], b_norm_m, b_norms[i], i_m * BLOCK),
+            *(i_n * BLOCK + i * (BLOCK // PARTS), mirrored, n, L, INCLUDE_SELF, GROUP),
         )
         pairs += pairs_part
         b_far = tl.maximum(b_far, b_far_part)
     # A tile on the diagonal has every pair twice.
-    tl.store(image.p_sums + i_n * (i_n + 1) // 2 + i_m, pairs * tl.where(i_m == i_n, 0.5, 1.0))
-    if image.p_most is not None:
+    tl.store(image.p_sums + i_n * (i_n + 1) // 2 + i_m, pairs * tl.where(mirrored, 1.0, 0.5))
+    if p_most is not None:
         o_m = i_m * BLOCK + tl.arange(0, BLOCK)
-        tl.store(image.p_most + o_m.to(tl.int64) * tl.cdiv(L, BLOCK) + i_n, b_far, mask=o_m < n)
+        tl.store(p_most + o_m.to(tl.int64) * tl.cdiv(L, BLOCK) + i_n, b_far, mask=o_m < n)
 
 
 @triton.jit
 def rows_of_image(rows, i_b, L, GROUP):
-    """The `KeptRows` of one image of a chunk."""
+    """The `ImageRows` of one image of a chunk."""
     side = tl.cdiv(L, rows.tile)
-    p_most = None
-    if rows.p_most is not None:
-        p_most = rows.p_most + i_b * L * side
-    return KeptRows(
+    return ImageRows(
         rows.p_distance + i_b * L * row_pitch(L),
         rows.p_least + i_b * L * tl.cdiv(L, GROUP),
-        p_most,
         rows.p_sums + i_b * (side * (side + 1) // 2),
         rows.p_counts + i_b * side,
         rows.p_reach + i_b * side,
-        rows.tile,
     )
+
+
+@triton.jit
+def farthest_of_image(rows, i_b, L):
+    """Where `p_most` of one image begins."""
+    return rows.p_most + i_b * L * tl.cdiv(L, rows.tile)
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -308,7 +328,7 @@ def diagonal_fwd_kernel(
         tl.store(rows.p_reach + i_b * side + i_m, reach)
         tl.store(rows.p_counts + i_b * side + i_m, tl.sum(m_ok.to(tl.int32), axis=0))
         b_norm = tl.where(m_ok, b_norm, float("inf"))
-        store_tile(rows, b_dot, b_norm, b_norm, i_b, i_m, i_m, n, L, INCLUDE_SELF, GROUP)
+        store_tile(rows, b_dot, b_norm, b_norm, i_b, i_m, i_m, False, n, L, INCLUDE_SELF, GROUP)
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -355,7 +375,10 @@ def distances_fwd_kernel(
                 tl.store(images.p_norm + start + o_m, b_norm_m, mask=o_m < n)
         b_norm_m = tl.where(flagged(images.p_ok, start, o_m, o_m < n), b_norm_m, float("inf"))
         b_norm_n = tl.where(flagged(images.p_ok, start, o_n, o_n < n), b_norm_n, float("inf"))
-        store_tile(rows, b_dot, b_norm_m, b_norm_n, i_b, i_m, i_n, n, L, INCLUDE_SELF, GROUP)
+        store_tile(
+            *(rows, b_dot, b_norm_m, b_norm_n, i_b, i_m, i_n, i_m != i_n),
+            *(n, L, INCLUDE_SELF, GROUP),
+        )
 
 
 def _check_device(x: Tensor) -> None:

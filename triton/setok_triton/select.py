@@ -13,7 +13,7 @@ from torch import Tensor
 from setok_triton.chunk import Chunk
 from setok_triton.common import COUNTERS, FAR_INDEX, Images, flagged, locate, row_pitch
 from setok_triton.configs import GROUP, select_config
-from setok_triton.distances import KeptRows, image_exponent, power_of_two, rows_of_image
+from setok_triton.distances import KeptRows, farthest_of_image, image_exponent, power_of_two, rows_of_image
 
 # Bits of an infinite distance: above those of every other, like it.
 INFINITE = tl.constexpr(0x7F800000)
@@ -159,7 +159,7 @@ def select_fwd_kernel(
     m_ok = flagged(images.p_ok, start, o_m, m_m)
     tl.store(p_density + start + o_m, tl.where(m_ok, b_density, 0.0), mask=m_m)
     if p_farthest is not None:
-        p_far = image.p_most + o_m.to(tl.int64) * tl.cdiv(L, rows.tile)
+        p_far = farthest_of_image(rows, i_b, L) + o_m.to(tl.int64) * tl.cdiv(L, rows.tile)
         m_far = m_m[:, None] & (o_t * rows.tile < n)[None, :]
         b_far = tl.load(p_far[:, None] + o_t[None, :], mask=m_far, other=0.0)  # (M, T)
         tl.store(p_farthest + start + o_m, tl.max(b_far, axis=1), mask=m_m)

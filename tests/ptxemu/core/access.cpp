@@ -1,6 +1,14 @@
 // Loads, stores and atomics, element by element.
 #include "lanes.h"
 
+// What a lane stores of a register, which may be wider than that.
+static void low_bytes(const u32* x, bool wide, int lane, int size, uint8_t* to) {
+  if (wide)
+    memcpy(to, (const u64*)x + lane, size);
+  else
+    memcpy(to, x + lane, size);
+}
+
 void Machine::ld_st_global(Warp& w, const Ins& in, int pc, u32 m) {
   const u64* base = (const u64*)P(w, in.a[0]);
   int size = in.imm & 0xff, n = in.nx;
@@ -15,11 +23,7 @@ void Machine::ld_st_global(Warp& w, const Ins& in, int pc, u32 m) {
     uint8_t buffer[32];
     if (store) {
       for (int i = 0; i < n; i++) {
-        u32* x = P(w, list[i]);
-        if (size == 8)
-          memcpy(buffer + 8 * i, (u64*)x + l, 8);
-        else
-          memcpy(buffer + size * i, x + l, size);
+        low_bytes(P(w, list[i]), in.imm2 >> i & 1, l, size, buffer + size * i);
       }
       if (!s) continue;
       int64_t offset = address[l] - s->va;
@@ -66,11 +70,7 @@ void Machine::ld_st_shared(Warp& w, const Ins& in, int pc, u32 m) {
     uint8_t buffer[32];
     if (store) {
       for (int i = 0; i < n; i++) {
-        u32* x = P(w, list[i]);
-        if (size == 8)
-          memcpy(buffer + 8 * i, (u64*)x + l, 8);
-        else
-          memcpy(buffer + size * i, x + l, size);
+        low_bytes(P(w, list[i]), in.imm2 >> i & 1, l, size, buffer + size * i);
       }
       if (!fine) continue;
       shared_write(w, pc, l, offset, size * n, buffer);
