@@ -229,13 +229,11 @@ def store_columns(
 
 
 @triton.jit
-def store_tile(
-    rows, b_dot, b_norm_m, b_norm_n, i_b, i_m, i_n, mirrored, n, L, INCLUDE_SELF, GROUP
-):
+def store_tile(rows, b_dot, b_norm_m, b_norm_n, i_b, i_m, i_n, mirrored, n, L, INCLUDE_SELF, GROUP):
     """Turns products into distances, and writes them with the minima, the farthest and the sum.
 
-    Where a tile is known to be on the diagonal, `mirrored` is a constant: what it leaves out is never
-    compiled. Triton fails on branches that it finds dead later.
+    Where a tile is known to be on the diagonal, `mirrored` is a constant, and what it leaves out is
+    never compiled: Triton 3.6 fails on branches that it finds dead later.
     """
     BLOCK: tl.constexpr = b_dot.shape[0]
     # One part after the other: a whole tile, its places and its mirror image's take all registers.

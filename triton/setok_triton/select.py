@@ -13,7 +13,13 @@ from torch import Tensor
 from setok_triton.chunk import Chunk
 from setok_triton.common import COUNTERS, FAR_INDEX, Images, flagged, locate, row_pitch
 from setok_triton.configs import GROUP, select_config
-from setok_triton.distances import KeptRows, farthest_of_image, image_exponent, power_of_two, rows_of_image
+from setok_triton.distances import (
+    KeptRows,
+    farthest_of_image,
+    image_exponent,
+    power_of_two,
+    rows_of_image,
+)
 
 # Bits of an infinite distance: above those of every other, like it.
 INFINITE = tl.constexpr(0x7F800000)
