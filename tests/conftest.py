@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 # Read when triton is first imported; 0 runs the kernel tests on a GPU instead.
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -13,6 +14,15 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import setok_kernels as sk
+
+# Shells start what runs in the background without an interrupt, and nohup without a hang-up. The
+# children of tests would inherit that, and those that such a signal is sent to wait for ever.
+for number, handler in {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGHUP: signal.SIG_DFL,
+}.items():
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 # The same cases every time, so that a red test stays red; `--hypothesis-profile=explore` looks for
 # new ones.
