@@ -11,8 +11,8 @@ from setok_triton.chunk import Chunk
 from setok_triton.configs import GROUP, gram_config, host_pitch
 from setok_triton.distances import KeptRows
 
-# Kernels are compiled for pointers to multiples of it.
-ALIGNMENT = 16
+# Bytes of a line of the caches: from elsewhere on, rows of 64 bytes would touch a sector more each.
+ALIGNMENT = 128
 
 
 class Workspace(NamedTuple):
