@@ -84,14 +84,15 @@ def list_nearest(p_list, p_row, p_minima, o_m, m_m, n, K, INCLUDE_SELF, GROUP, B
     b_bits = b_d.to(tl.int32, bitcast=True)
     if not INCLUDE_SELF:
         b_bits = tl.where(o_n == o_m[:, None], INFINITE, b_bits)
-    b_found = tl.minimum(tl.sum((b_bits < INFINITE).to(tl.int32), axis=1), K)
     b_sum = tl.zeros(o_m.shape, dtype=tl.float32)
+    b_found = tl.zeros(o_m.shape, dtype=tl.float32)
     for i_k in range(K):
         b_least, b_first, b_bits = take_least(b_bits, o_n)
-        m_found = i_k < b_found
+        m_found = b_least < INFINITE
         b_sum += tl.where(m_found, b_least.to(tl.float32, bitcast=True), 0.0)
+        b_found += m_found.to(tl.float32)
         tl.store(p_list + i_k, tl.where(m_found, b_first, -1).to(tl.int64), mask=m_m)
-    return b_sum, b_found.to(tl.float32)
+    return b_sum, b_found
 
 
 @triton.jit
