@@ -143,7 +143,10 @@ def varied(module, minima: bool, rows: bool):
 
 
 def tile_variants(x: Tensor, config: sk.ClusterConfig) -> dict[str, Call]:
-    """Calls of the kernel of the distances: "whole", "no_minima", and without rows "product"."""
+    """Calls of the kernel of the distances: "whole", "no_minima", and without rows "product".
+
+    Each gives the `KeptRows` that it writes to.
+    """
     from setok_triton import backend
     from setok_triton import distances as module
 
@@ -156,13 +159,23 @@ def tile_variants(x: Tensor, config: sk.ClusterConfig) -> dict[str, Call]:
 
     with mock.patch.object(backend, "distances", keep):
         sk.cluster_tokens(x, config, backend="triton")
-    args, kwargs = given[0]
+    (x, valid, chunk, rows, *rest), kwargs = given[0]
+
+    def variant(of):
+        own = type(rows)(*(torch.empty_like(r) if isinstance(r, Tensor) else r for r in rows))
+
+        def call():
+            of.distances(x, valid, chunk, own, *rest, **kwargs)
+            return own
+
+        return call
+
     made = {
         "whole": module,
         "no_minima": varied(module, minima=False, rows=True),
         "product": varied(module, minima=False, rows=False),
     }
-    calls = {name: lambda m=m: m.distances(*args, **kwargs) for name, m in made.items()}
+    calls = {name: variant(m) for name, m in made.items()}
     for call in calls.values():
         # Compiled before anything is captured or timed.
         call()

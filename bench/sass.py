@@ -6,6 +6,7 @@ that ran, which an emulator has, become counts of machine instructions.
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 import tempfile
@@ -180,16 +181,28 @@ def class_counts(blocks: Iterable[Block], counts: Iterable[float]) -> Counter:
 def chain(blocks: list[Block], counts: list[float], latency: Callable[[Instruction], int]) -> float:
     """Clocks that one warp takes for its part of the counts while nobody else is in its way.
 
-    Instructions are issued in order, each after those it waits for, as the code itself says. A
-    block is followed by itself, so that what a loop asked for in the turn before is on its way.
-    Copies by descriptors are taken to be asked for early enough: no wait for a memory barrier
-    counts.
+    Instructions are issued in order, each after those it waits for, as the code itself says.
+    Blocks in a row that run equally often are the body of one loop. It is followed by itself, so
+    that what a loop asked for in the turn before is on its way. Copies by descriptors are taken to
+    be asked for early enough: no wait for a memory barrier counts.
     """
     return sum(
-        count * (_clocks(block.instructions * 2, latency) - _clocks(block.instructions, latency))
-        for block, count in zip(blocks, counts, strict=True)
-        if count
+        count * (_clocks(body * 2, latency) - _clocks(body, latency))
+        for body, count in _bodies(blocks, counts)
     )
+
+
+def _bodies(blocks: list[Block], counts: list[float]) -> list[tuple[list[Instruction], float]]:
+    """Instructions of the blocks that ran, joined where they ran equally often, and how often."""
+    found: list[tuple[list[Instruction], float]] = []
+    for block, count in zip(blocks, counts, strict=True):
+        if not count:
+            continue
+        if found and math.isclose(found[-1][1], count, rel_tol=1e-3):
+            found[-1] = (found[-1][0] + block.instructions, count)
+        else:
+            found.append((block.instructions, count))
+    return found
 
 
 def _clocks(instructions: list[Instruction], latency: Callable[[Instruction], int]) -> float:

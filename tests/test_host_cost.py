@@ -28,18 +28,18 @@ READS = (DataDependentOutputException, DynamicOutputShapeException)
 
 # Allocations, operations of torch, launches on the device.
 COSTS = {
-    "cluster": (21, 39, 5),
-    "cluster, masked": (21, 41, 5),
-    "cluster, packed": (22, 41, 6),
-    "cluster, learnable": (22, 38, 6),
-    "cluster, replayed": (25, 45, 9),
-    "cluster, many tokens": (22, 41, 82),
+    "cluster": (11, 37, 5),
+    "cluster, masked": (11, 39, 5),
+    "cluster, packed": (12, 39, 6),
+    "cluster, learnable": (12, 36, 6),
+    "cluster, replayed": (15, 43, 9),
+    "cluster, many tokens": (22, 37, 82),
     "cluster, backward": (43, 61, 39),
     "merge, hard": (17, 22, 17),
     "merge, soft": (5, 10, 6),
     "unmerge, hard": (2, 6, 2),
     "unmerge, soft": (2, 5, 2),
-    "dpc_knn": (38, 57, 24),
+    "dpc_knn": (28, 57, 24),
     "threshold_greedy": (16, 22, 14),
 }
 

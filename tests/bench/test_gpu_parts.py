@@ -167,8 +167,10 @@ def test_the_variants_of_the_tiles_leave_out_what_they_say():
 
     calls = probes.tile_variants(TINY.case().tokens(), TINY.case().config)
     kept = {name: call() for name, call in calls.items()}
+    # Of 37 rows, each of three groups; behind them the buffer ends on 128 bytes.
+    least = slice(37 * 3)
     written = {
-        name: [not buffer.isnan().any().item() for buffer in (out.p_distance, out.p_least)]
+        name: [not buffer.isnan().any().item() for buffer in (out.p_distance, out.p_least[least])]
         for name, out in kept.items()
     }
     assert written == {"whole": [True, True], "no_minima": [True, False], "product": [False, False]}

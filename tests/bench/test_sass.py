@@ -91,6 +91,19 @@ def test_a_warp_waits_for_what_it_needs():
     assert sass.chain([Block([load, use])], [10], near) == 10 * 274
 
 
+def test_a_loop_of_several_blocks_waits_across_them():
+    """What one block asks for another one waits for, in the next turn too."""
+    load = Block([Instruction("LDG.E", "", 1, sets=((5, True),))])
+    aside = Block([Instruction("STG.E", "", 2)])
+    use = Block([Instruction("FADD", "", 3, stall=4, waits=(5,))])
+    latency = sass.latency_of(H200.latency, "memory")
+    # In between what did not run.
+    assert sass.chain([load, aside, use], [10, 0, 10], latency) == 10 * 604
+    assert sass.chain([use, load], [10, 10], latency) == 10 * 604
+    # Another loop has nothing on its way for this one.
+    assert sass.chain([load, use], [10, 20], latency) == 10 * 1 + 20 * 4
+
+
 def test_a_copy_asked_for_a_turn_before_is_there():
     copy = Instruction("LDGSTS.E.BYPASS.128", "[R1]", 1)
     close = Instruction("LDGDEPBAR", "", 2)

@@ -12,6 +12,7 @@ from ptxemu.plain_kernels import (
     all_write,
     bundled,
     count,
+    low_half,
     matmul,
     promised,
     scaled_matmul,
@@ -33,6 +34,12 @@ def right(arch):
         x, y, out = random(1000), random(1000), torch.empty(1000)
         add[(4,)](x, y, out, 1000, BLOCK=256)
         close(out, x + y, 0)
+
+    def run_low_half(e):
+        x = torch.randint(-(2**62), 2**62, (128,), generator=generator)
+        out = torch.empty(128, dtype=torch.int32)
+        low_half[(1,)](x, out, N=128, num_warps=4)
+        close(out, x.view(torch.int32)[::2], 0)
 
     def run_softmax(columns):
         def run(e):
@@ -101,6 +108,7 @@ def right(arch):
             close(out, expected, 0)
 
     yield "add", run_add
+    yield "the low half of a register", run_low_half
     yield "arguments in a bundle", run_bundled
     for columns in (5, 300, 1024):
         yield f"softmax {columns}", run_softmax(columns)

@@ -141,3 +141,17 @@ def bundled(given, out, n, BLOCK: tl.constexpr):
     if given.bias is not None:
         v += tl.load(given.bias + i, mask=i < n)
     tl.store(out + i, v, mask=i < n)
+
+
+@triton.jit
+def low_half(x, out, N: tl.constexpr):
+    """Stores 4 bytes of 64-bit registers, as the assembler allows."""
+    i = tl.arange(0, N)
+    tl.inline_asm_elementwise(
+        "st.global.b32 [$1], $2; mov.b32 $0, 0;",
+        "=r,l,l",
+        [out + i, tl.load(x + i)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )

@@ -28,6 +28,7 @@ from setok_triton.prepare import prepare
 from setok_triton.scope import labels
 from setok_triton.select import select
 from setok_triton.stream import stream_scope
+from setok_triton.workspace import workspace
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def cluster(
         masks = x.new_empty(max_clusters + 1, x.shape[0], dtype=torch.float32)
     x = x.reshape(-1, x.shape[-1])
     total = x.shape[0]
-    rho, dlt, s, left = (x.new_empty(total, dtype=torch.float32) for _ in range(4))
+    rho, dlt, s = (x.new_empty(total, dtype=torch.float32) for _ in range(3))
     label = offsets.new_empty(total)
     size = dense_images(images, longest, limit)
     if replay:
@@ -108,22 +109,21 @@ def cluster(
     if total > 0:
         flags = _flags(valid)
         if size:
-            whole = Chunk.unwritten(x, offsets, longest)
-            norm = x.new_empty(total, dtype=torch.float32)
+            whole, rows, norm, scratch = workspace(x, offsets, longest, size)
         else:
             ok, *range_and_scale = scales(x, flags, offsets, longest, options.sigma)
             whole = Chunk(ok, offsets, *range_and_scale, longest)
-            norm = norms(x, offsets, longest, whole.factor)
+            norm, left = norms(x, offsets, longest, whole.factor), torch.empty_like(rho)
         for cut, chunk in whole.parts(size):
             part = masks[cut] if cu_seqlens is None else masks
             known = seeds[cut], counts[cut]
             if size:
-                rows = distances(x, flags, chunk, norm, include_self)
+                distances(x, flags, chunk, rows, norm, include_self)
                 chunk = chunk.keeping(rows.p_distance)
                 select(chunk, rows, knn, rho, include_self, options.sigma, replay=replay)
                 cluster_images(
                     *(chunk, flags, knn, rho, options, loop, parent, dlt, s, part, label),
-                    *(*known, left.view(torch.int32), replay),
+                    *(*known, scratch, replay),
                 )
             else:
                 if not replay:

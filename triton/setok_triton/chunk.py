@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -19,7 +18,7 @@ class Chunk:
         sigma: (images,) scale of the squared distances of tokens in range.
         taking_part: (images,) int32 number of tokens that take part.
         longest: most tokens of an image.
-        distances: (images, longest, pitch) squared distances, or None where they are not kept.
+        distances: squared distances in rows, as in `common.Images`; None where they are not kept.
     """
 
     ok: Tensor
@@ -29,15 +28,6 @@ class Chunk:
     taking_part: Tensor
     longest: int
     distances: Tensor | None = None
-
-    @classmethod
-    def unwritten(cls, x: Tensor, offsets: Tensor, longest: int) -> "Chunk":
-        """All images of (T, D) tokens, for `distances` and `select` to write to."""
-        images = offsets.shape[0] - 1
-        ok = x.new_empty(x.shape[0], dtype=torch.int8)
-        factor, sigma = (x.new_empty(images, dtype=torch.float32) for _ in range(2))
-        taking_part = x.new_empty(images, dtype=torch.int32)
-        return cls(ok, offsets, factor, sigma, taking_part, longest)
 
     @property
     def images(self) -> int:
@@ -56,6 +46,9 @@ class Chunk:
     def parts(self, size: int) -> Iterator[tuple[slice, "Chunk"]]:
         """Of `size` images each, the last of fewer; of all images at once where it is 0."""
         size = size or self.images
+        if size >= self.images:
+            yield slice(0, self.images), self
+            return
         for first in range(0, self.images, size):
             cut = slice(first, first + size)
             yield (

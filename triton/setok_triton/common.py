@@ -24,7 +24,7 @@ from setok_triton.chunk import Chunk
 # What no kernel is compiled anew for: counts, and strides over tokens or clusters.
 COUNTERS = (
     *("C", "K", "L", "T", "rows", "parts", "step"),
-    *("stride_image", "stride_row", "stride_start", "stride_seeds"),
+    *("stride_image", "stride_row", "stride_line", "stride_start", "stride_seeds"),
 )
 # Rows of distances begin on multiples of 64 bytes.
 PITCH = tl.constexpr(configs.PITCH)

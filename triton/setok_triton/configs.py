@@ -18,6 +18,11 @@ PITCH = 16
 GROUP = 16
 
 
+def host_pitch(tokens: int) -> int:
+    """Columns that a kept row of distances takes; in kernels `common.row_pitch`."""
+    return triton.cdiv(tokens, PITCH) * PITCH
+
+
 @dataclass(frozen=True)
 class TileConfig:
     """Of the kernels that walk tiles of inner products or distances."""

@@ -53,24 +53,6 @@ class KeptRows(NamedTuple):
     p_reach: Tensor  # (images, side) int32: their magnitudes are below 2**reach
     tile: int  # rows and columns of a tile
 
-    @classmethod
-    def unwritten(cls, chunk: Chunk, tile: int, farthest: bool) -> "KeptRows":
-        """Rows of a chunk in square tiles; `farthest` where the largest are asked for."""
-        longest, side = chunk.longest, triton.cdiv(chunk.longest, tile)
-
-        def kept(*sizes, dtype=torch.float32):
-            return chunk.sigma.new_empty(chunk.images, *sizes, dtype=dtype)
-
-        return cls(
-            kept(longest, triton.cdiv(longest, PITCH.value) * PITCH.value),
-            kept(longest, triton.cdiv(longest, GROUP)),
-            kept(longest, side) if farthest else None,
-            kept(side * (side + 1) // 2, dtype=torch.float64),
-            kept(side, dtype=torch.int32),
-            kept(side, dtype=torch.int32),
-            tile,
-        )
-
 
 class ImageRows(NamedTuple):
     """Of one image, as in `KeptRows`, what is always there: Triton 3.6 can return no None."""
@@ -411,26 +393,25 @@ def distances(
     x: Tensor,
     valid: Tensor | None,
     chunk: Chunk,
+    rows: KeptRows,
     norm: Tensor,
     include_self: bool,
-    farthest: bool = False,
-) -> KeptRows:
+) -> None:
     """Makes the rows of a chunk, and writes which of its tokens take part.
 
     Args:
         x: (T, D) tokens of all images.
         valid: (T,) uint8 or None.
         chunk: the images; `ok` is written.
+        rows: written.
         norm: written; (T,) squared norms of the tokens in range.
         include_self: the minima count the token itself.
-        farthest: whether the largest are asked for.
 
     Raises:
         RuntimeError: the device is of a kind that the tiles cannot be compiled for.
     """
     _check_device(x)
     config, longest = gram_config(x.dtype), chunk.longest
-    rows = KeptRows.unwritten(chunk, config.block_m, farthest)
     side = triton.cdiv(longest, config.block_m)
     known = described(x, [config.block_m, config.block_d]), Tokens.of(x), Images.of(chunk, norm)
     options = {
@@ -451,4 +432,3 @@ def distances(
     distances_fwd_kernel[(chunk.images * side * (side + 1) // 2,)](
         *(*known, rows, longest), BLOCK_T=triton.next_power_of_2(side), **options
     )
-    return rows

@@ -16,6 +16,7 @@ from setok_triton.density import density, neighbours
 from setok_triton.distances import distances
 from setok_triton.features import norms, scales
 from setok_triton.select import select
+from setok_triton.workspace import workspace
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -128,15 +129,14 @@ def dpc_knn(
 
     scale, size = 1 / x.shape[1], dense_images(images, longest, limit)
     if size:
-        whole = Chunk.unwritten(x, offsets, longest)
-        norm = x.new_empty(total, dtype=torch.float32)
+        whole, rows, norm, _ = workspace(x, offsets, longest, size, farthest=True)
     else:
         ok, *range_and_scale = scales(x, valid, offsets, longest, scale)
         whole = Chunk(ok, offsets, *range_and_scale, longest)
         norm = norms(x, offsets, longest, whole.factor)
     for cut, chunk in whole.parts(size):
         if size:
-            rows = distances(x, valid, chunk, norm, include_self=True, farthest=True)
+            distances(x, valid, chunk, rows, norm, include_self=True)
             chunk = chunk.keeping(rows.p_distance)
             select(chunk, rows, knn, rho, True, scale, noise, far)
         else:
@@ -146,7 +146,7 @@ def dpc_knn(
         bound = cap if capped else padded(far)[cut].amax(1)
         peaks(x, chunk, rho, parent, bound, capped, dlt, s)
     centres, counts = choose_centres(
-        padded(s), padded(whole.ok) != 0, columns, threshold, min_clusters, by_index
+        padded(s), padded(whole.ok[:total]) != 0, columns, threshold, min_clusters, by_index
     )
     labels = assign(x, Images.of(whole, norm), longest, centres, counts)
     return labels, centres, counts, rho, dlt, s, knn, parent

@@ -13,18 +13,14 @@ from setok_triton.chunk import Chunk
 from setok_triton.common import (
     COUNTERS,
     FAR_INDEX,
-    PITCH,
     Clusters,
     Images,
     flagged,
     locate,
     row_pitch,
 )
-from setok_triton.configs import image_config
-from setok_triton.scope import MaskLayout, alpha_mask, load_learnables
-
-# Above every distance that is not infinite.
-LARGEST = tl.constexpr(3.4028234663852886e38)
+from setok_triton.configs import host_pitch, image_config
+from setok_triton.scope import LARGEST, MaskLayout, alpha_mask, load_learnables
 
 
 @triton.jit
@@ -119,19 +115,57 @@ def seed_scores(b_raw, o_n, top, NORMALISE, REPLAY):
 
 
 @triton.jit
-def priority(b_scope, b_s, b_eligible, o_n):
-    """Scope times score and the index as one number: the largest is the next seed, ties lowest.
-
-    Products are not negative, so their bits order as they do. Below 0 where not eligible.
-    """
-    b_bits = (b_scope * b_s).to(tl.int32, bitcast=True).to(tl.int64)
-    return tl.where(b_eligible, (b_bits << 32) | (FAR_INDEX - o_n), -1)
+def by_warp(b, WARPS):
+    """(N,) in the order of lanes as (turns, WARPS, lanes): each warp holds a column of it."""
+    LANES: tl.constexpr = min(32, b.shape[0] // WARPS)
+    return tl.reshape(b, (b.shape[0] // WARPS // LANES, WARPS, LANES))
 
 
 @triton.jit
-def combine(key_a, left_a, mass_a, key_b, left_b, mass_b):
-    """The three reductions of a step at once: one exchange between the warps, not three."""
-    return tl.maximum(key_a, key_b), left_a + left_b, mass_a + mass_b
+def largest_products(b_scope, b_s, b_eligible, o_n, WARPS):
+    """(WARPS,) largest of scope times score and its index as one number, ties lowest.
+
+    Below 0 where no token is eligible.
+    """
+    # Products are not negative, so their bits order as they do.
+    b_bits = by_warp(tl.where(b_eligible, (b_scope * b_s).to(tl.int32, bitcast=True), -1), WARPS)
+    b_most = tl.max(tl.max(b_bits, axis=0), axis=1)
+    b_index = tl.where(b_bits == b_most[None, :, None], by_warp(o_n, WARPS), FAR_INDEX)
+    b_first = tl.min(tl.min(b_index, axis=0), axis=1)
+    return (b_most.to(tl.int64) << 32) | (FAR_INDEX - b_first)
+
+
+@triton.jit
+def sums_by_warp(b, WARPS):
+    """(WARPS,) sums."""
+    return tl.sum(tl.sum(by_warp(b, WARPS), axis=0), axis=1)
+
+
+@triton.jit
+def two_largest(first_a, second_a, first_b, second_b):
+    """Of two numbers each, the larger first."""
+    lesser = tl.minimum(first_a, first_b)
+    return tl.maximum(first_a, first_b), tl.maximum(lesser, tl.maximum(second_a, second_b))
+
+
+@triton.jit
+def combine(first_a, second_a, left_a, first_b, second_b, left_b):
+    """The reductions of a step at once: one exchange between the warps."""
+    first, second = two_largest(first_a, second_a, first_b, second_b)
+    return first, second, left_a + left_b
+
+
+@triton.jit
+def combine_weighed(first_a, second_a, left_a, mass_a, first_b, second_b, left_b, mass_b):
+    """Likewise where clusters are weighed."""
+    first, second = two_largest(first_a, second_a, first_b, second_b)
+    return first, second, left_a + left_b, mass_a + mass_b
+
+
+@triton.jit
+def token_of(key):
+    """The index in a number of `largest_products`; 0 where there is none."""
+    return tl.where(key >= 0, FAR_INDEX - (key & FAR_INDEX).to(tl.int32), 0)
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -144,6 +178,7 @@ def image_fwd_kernel(
     C,
     K,
     L,
+    stride_line,  # from row to row of distances; unknown, so that lanes take tokens one by one
     stop_residual,
     min_mass,
     stride_image,
@@ -155,9 +190,11 @@ def image_fwd_kernel(
     DISTINCT: tl.constexpr,
     NORMALISE: tl.constexpr,
     REPLAY: tl.constexpr,  # parents, seeds and counts are known
+    WEIGHED: tl.constexpr,  # clusters may be too light
     BLOCK_N: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    WARPS: tl.constexpr,  # of the program; 1 where they have not 32 tokens each
 ):
     """Parents, delta, score, the scope loop (Algorithm 1), residual and labels of one image."""
     at = locate(images.p_offsets, L, 1)
@@ -167,10 +204,7 @@ def image_fwd_kernel(
     m_ok = flagged(images.p_ok, start, o_n, m_n)
     m_valid = flagged(p_valid, start, o_n, m_n)
     sigma = tl.load(images.p_sigma + i_b)
-    pitch = row_pitch(L).to(tl.int64)
-    p_rows = images.p_distance + i_b * L * pitch
-    # Rows are written up to whole groups: a mask of those leaves their loads as wide as they are.
-    m_row = o_n < tl.cdiv(n, PITCH) * PITCH
+    p_rows = images.p_distance + i_b * L * row_pitch(L).to(tl.int64)
     p_rho = out.p_density + start
     b_rho = tl.load(p_rho + o_n, mask=m_n, other=0.0)  # (N,)
 
@@ -181,7 +215,9 @@ def image_fwd_kernel(
         m_known = m_n & ~(m_ok & (b_parent < 0))
         tl.store(out.p_parent + start + o_n, b_parent.to(tl.int64), mask=m_known)
     m_listed = m_ok & (b_parent >= 0)
-    b_delta = tl.load(p_rows + o_n * pitch + b_parent, mask=m_listed, other=0.0)  # (N,)
+    b_delta = tl.load(
+        p_rows + o_n.to(tl.int64) * stride_line + b_parent, mask=m_listed, other=0.0
+    )  # (N,)
     m_peak = m_ok & (b_parent < 0)
     scan_peaks(p_peaks + start, p_rows, at, out, m_peak, o_n, L, REPLAY, BLOCK_P, BLOCK_T)
     p_delta = out.p_delta + start + o_n
@@ -209,8 +245,8 @@ def image_fwd_kernel(
         while step < C:
             seed = tl.load(p_seed + step).to(tl.int32)
             m_seed = m_ok & (o_n < tl.where(seed >= 0, n, 0))
-            p_row = p_rows + tl.maximum(seed, 0) * pitch
-            b_d = sigma * tl.load(p_row + o_n, mask=m_row, other=0.0)  # (N,)
+            p_row = p_rows + tl.maximum(seed, 0).to(tl.int64) * stride_line
+            b_d = sigma * tl.load(p_row + o_n, mask=m_n, other=0.0)  # (N,)
             b_alpha = tl.where(m_seed, alpha_mask(b_d, b_s, learnables, KERNEL, SIGMOID), 0.0)
             b_mask = b_scope * b_alpha
             tl.store(p_image + step.to(tl.int64) * stride_row, b_mask, mask=m_n)
@@ -223,30 +259,54 @@ def image_fwd_kernel(
         count = tl.zeros((), dtype=tl.int32)
         m_eligible = m_ok
         taking_part = tl.maximum(tl.load(images.p_taking_part + i_b), 1).to(tl.float32)
-        key = tl.max(priority(b_scope, b_s, m_eligible, o_n), axis=0)
-        going = key >= 0
-        while going:
-            seed = FAR_INDEX - (key & FAR_INDEX).to(tl.int32)
-            b_d = sigma * tl.load(p_rows + seed * pitch + o_n, mask=m_row, other=0.0)  # (N,)
-            b_alpha = tl.where(m_ok, alpha_mask(b_d, b_s, learnables, KERNEL, SIGMOID), 0.0)
-            b_mask = b_scope * b_alpha
-            b_after = b_scope * (1.0 - b_alpha)
-            if DISTINCT:
-                m_eligible = m_eligible & (o_n != seed)
-            b_key = priority(b_after, b_s, m_eligible, o_n)
-            key, left, mass = tl.reduce((b_key, b_after, b_mask), 0, combine)
-            # Too light a cluster is not appended; the residual will take its row.
-            good = mass >= min_mass
-            tl.store(p_image + step.to(tl.int64) * stride_row, b_mask, mask=m_n)
-            tl.store(p_seed + step, seed.to(tl.int64), mask=good)
-            m_better = (b_mask > b_best) & (o_n < tl.where(good, n, 0))
-            b_label = tl.where(m_better, step, b_label)
-            b_best = tl.where(m_better, b_mask, b_best)
-            b_scope = tl.where(good, b_after, b_scope)
-            count += good.to(tl.int32)
-            step += 1
-            going = good & (step < C) & (key >= 0)
-            going = going & (tl.div_rn(left, taking_part) > stop_residual)
+        key = tl.max(largest_products(b_scope, b_s, m_eligible, o_n, WARPS), axis=0)
+        going, seed = key >= 0, token_of(key)
+        b_d = tl.load(p_rows + seed.to(tl.int64) * stride_line + o_n, mask=m_n, other=0.0)  # (N,)
+        guess, b_guess = seed, b_d
+        # No `while`: Triton 3.7.1 fails on one that carries rows and drops them in the end.
+        for _ in range(C):
+            if going:
+                b_alpha = alpha_mask(sigma * b_d, b_s, learnables, KERNEL, SIGMOID)
+                b_alpha = tl.where(m_ok, b_alpha, 0.0)
+                b_mask = b_scope * b_alpha
+                b_after = b_scope * (1.0 - b_alpha)
+                if DISTINCT:
+                    m_eligible = m_eligible & (o_n != seed)
+                b_first = largest_products(b_after, b_s, m_eligible, o_n, WARPS)
+                b_second, b_left = (
+                    tl.full((WARPS,), -1, dtype=tl.int64),
+                    sums_by_warp(b_after, WARPS),
+                )
+                good = going
+                if WEIGHED:
+                    b_mass = sums_by_warp(b_mask, WARPS)
+                    key, second, left, mass = tl.reduce(
+                        (b_first, b_second, b_left, b_mass), 0, combine_weighed
+                    )
+                    # Too light a cluster is not appended; the residual will take its row.
+                    good = mass >= min_mass
+                else:
+                    key, second, left = tl.reduce((b_first, b_second, b_left), 0, combine)
+                # The second is mostly the seed of the step after: its row is asked for now.
+                following = token_of(key)
+                if following == guess:
+                    b_d = b_guess
+                else:
+                    p_row = p_rows + following.to(tl.int64) * stride_line
+                    b_d = tl.load(p_row + o_n, mask=m_n, other=0.0)
+                guess = token_of(second)
+                p_row = p_rows + guess.to(tl.int64) * stride_line
+                b_guess = tl.load(p_row + o_n, mask=m_n, other=0.0)
+                tl.store(p_image + step.to(tl.int64) * stride_row, b_mask, mask=m_n)
+                tl.store(p_seed + step, seed.to(tl.int64), mask=good)
+                m_better = (b_mask > b_best) & (o_n < tl.where(good, n, 0))
+                b_label = tl.where(m_better, step, b_label)
+                b_best = tl.where(m_better, b_mask, b_best)
+                b_scope = tl.where(good, b_after, b_scope)
+                count += good.to(tl.int32)
+                step += 1
+                seed = following
+                going = good & (key >= 0) & (tl.div_rn(left, taking_part) > stop_residual)
         tl.store(out.p_counts + i_b, count.to(tl.int64))
 
     # A valid token that takes no part is all residual.
@@ -304,15 +364,18 @@ def cluster_images(
     out = Clusters(knn, parent, seeds, counts, masks, density, delta, score, labels)
     image_fwd_kernel[(chunk.images,)](
         *(Images.of(chunk), valid, options.learnable, out, scratch),
-        *(loop.max_clusters, knn.shape[1], chunk.longest, loop.stop_residual, loop.min_mass),
+        *(loop.max_clusters, knn.shape[1], chunk.longest, host_pitch(chunk.longest)),
+        *(loop.stop_residual, loop.min_mass),
         *(*MaskLayout.of(masks), seeds.stride(0)),
         KERNEL=options.kernel,
         SIGMOID=options.alpha == "sigmoid",
         DISTINCT=loop.distinct_seeds,
         NORMALISE=options.score_norm_max,
         REPLAY=replay,
+        WEIGHED=loop.min_mass > 0,
         BLOCK_N=launch.block_n,
-        BLOCK_P=16,
+        BLOCK_P=4 * launch.num_warps,
         BLOCK_T=min(128, launch.block_n),
+        WARPS=launch.num_warps if launch.block_n >= 32 * launch.num_warps else 1,
         num_warps=launch.num_warps,
     )

@@ -11,43 +11,45 @@ from setok_triton.common import COUNTERS, Images, flagged, locate
 
 # Scaled distances end here, far beyond the reach of any kernel.
 FARTHEST = tl.constexpr(1.8446742974197924e19)
+# Above every number that is not infinite.
+LARGEST = tl.constexpr(3.4028234663852886e38)
 # Levels of the sigmoid end below at minus this.
 DEEPEST = tl.constexpr(79.85)
 
 
 @triton.jit
-def similarity(b_d, bandwidth, KERNEL):
+def similarity(b_d, per_bandwidth, KERNEL):
     """Phi of distances to the seed that end at `FARTHEST`."""
     if KERNEL == "gaussian":
-        b_phi = tl.exp(-b_d / bandwidth)
+        b_phi = tl.exp(-b_d * per_bandwidth)
     elif KERNEL == "laplacian":
-        b_phi = tl.exp(-tl.sqrt(b_d) / bandwidth)
+        b_phi = tl.exp(-tl.sqrt(b_d) * per_bandwidth)
     else:
-        b_phi = tl.maximum(1.0 - b_d / bandwidth, 0.0)
+        b_phi = tl.maximum(1.0 - b_d * per_bandwidth, 0.0)
     return b_phi
 
 
 @triton.jit
 def load_learnables(p_learnable):
-    """Bandwidth, beta, temperature and offset."""
+    """1 / bandwidth, beta, 1 / temperature and offset.
+
+    Loaded and divided ahead of a loop: in it they would be waited for at every step.
+    """
     return (
-        tl.load(p_learnable),
+        tl.minimum(tl.div_rn(1.0, tl.load(p_learnable)), LARGEST),
         tl.load(p_learnable + 1),
-        tl.load(p_learnable + 2),
+        tl.minimum(tl.div_rn(1.0, tl.load(p_learnable + 2)), LARGEST),
         tl.load(p_learnable + 3),
     )
 
 
 @triton.jit
 def alpha_mask(b_d, b_s, learnables, KERNEL, SIGMOID):
-    """Alpha from the scaled distance to the seed and the token's own score.
-
-    The `learnables` are loaded ahead of a loop: in it they would be waited for at every step.
-    """
-    bandwidth, beta, temperature, offset = learnables
-    b_phi = similarity(tl.minimum(b_d, FARTHEST), bandwidth, KERNEL)
+    """Alpha from the scaled distance to the seed and the token's own score."""
+    per_bandwidth, beta, per_temperature, offset = learnables
+    b_phi = similarity(tl.minimum(b_d, FARTHEST), per_bandwidth, KERNEL)
     if SIGMOID:
-        b_level = (b_phi - offset - beta * b_s) / temperature
+        b_level = (b_phi - offset - beta * b_s) * per_temperature
         b_alpha = 1.0 / (1.0 + tl.exp(tl.minimum(-b_level, DEEPEST)))
     else:
         b_alpha = tl.minimum(tl.maximum(b_phi - beta * b_s, 0.01), 0.99)

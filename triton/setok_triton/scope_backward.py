@@ -62,7 +62,7 @@ def seed_rows_bwd_kernel(
 
 
 @triton.jit
-def scope_before(p_row, p_seeds, p_learnable, b_s, m_ok, sigma, step, stride_row, KERNEL, SIGMOID):
+def scope_before(p_row, p_seeds, learnables, b_s, m_ok, sigma, step, stride_row, KERNEL, SIGMOID):
     """What the steps before `step` left of the scope.
 
     `p_row` (N,) points to the first row of distances, `p_seeds` to the seeds of the image.
@@ -70,7 +70,7 @@ def scope_before(p_row, p_seeds, p_learnable, b_s, m_ok, sigma, step, stride_row
     b_scope = m_ok.to(tl.float32)
     for _ in range(step):
         b_d = sigma * tl.load(p_row, mask=m_ok, other=0.0)  # (N,)
-        b_alpha = alpha_mask(b_d, b_s, load_learnables(p_learnable), KERNEL, SIGMOID)
+        b_alpha = alpha_mask(b_d, b_s, learnables, KERNEL, SIGMOID)
         b_scope = tl.where(tl.load(p_seeds) >= 0, b_scope * (1.0 - b_alpha), b_scope)
         p_row += stride_row
         p_seeds += 1
@@ -114,8 +114,8 @@ def scope_bwd_kernel(
     m_ok = flagged(images.p_ok, start, o_n, m_n)
     b_s = tl.load(out.p_score + start + o_n, mask=m_n, other=0.0)  # (N,)
     sigma = tl.load(images.p_sigma + i_b)
-    bandwidth, beta = tl.load(p_learnable), tl.load(p_learnable + 1)
-    temperature, offset = tl.load(p_learnable + 2), tl.load(p_learnable + 3)
+    learnables = load_learnables(p_learnable)
+    per_bandwidth, beta, per_temperature, offset = learnables
     count, live = tl.load(out.p_counts + i_b).to(tl.int32), tl.load(p_live + i_b).to(tl.int32)
     p_seed = out.p_seeds + i_b * C
     o_image = i_b * stride_image + start * stride_start + o_n
@@ -139,12 +139,12 @@ def scope_bwd_kernel(
         b_mask = tl.load(out.p_masks + o_row, mask=m_own, other=0.0)  # (N,)
         b_grad = tl.load(p_grad + o_row, mask=m_own, other=0.0)  # (N,)
         b_d = tl.minimum(b_scaled, FARTHEST)
-        b_phi = similarity(b_d, bandwidth, KERNEL)
-        b_alpha = alpha_mask(b_d, b_s, load_learnables(p_learnable), KERNEL, SIGMOID)
+        b_phi = similarity(b_d, per_bandwidth, KERNEL)
+        b_alpha = alpha_mask(b_d, b_s, learnables, KERNEL, SIGMOID)
         if step == count:
             p_row = p_rows + o_image
             b_scope = scope_before(
-                p_row, p_seed, p_learnable, b_s, m_ok, sigma, step, stride_row, KERNEL, SIGMOID
+                p_row, p_seed, learnables, b_s, m_ok, sigma, step, stride_row, KERNEL, SIGMOID
             )
             b_mask = b_scope * b_alpha
         else:
@@ -154,11 +154,11 @@ def scope_bwd_kernel(
         b_apart = b_grad - b_later
         if SIGMOID:
             # Finite, so that no slope times no gradient is a number.
-            b_level = (b_phi - offset - beta * b_s) / temperature
+            b_level = (b_phi - offset - beta * b_s) * per_temperature
             b_level = tl.minimum(tl.maximum(b_level, -1e38), 1e38)
             # 1 - alpha without the cancellation.
             b_rest = tl.exp(tl.minimum(-b_level, DEEPEST)) * b_alpha
-            b_g = tl.where(-b_level > DEEPEST, 0.0, b_mask * b_rest * b_apart) / temperature
+            b_g = tl.where(-b_level > DEEPEST, 0.0, b_mask * b_rest * b_apart) * per_temperature
         else:
             b_rest = 1.0 - b_alpha
             b_g = b_scope * b_apart
@@ -171,13 +171,13 @@ def scope_bwd_kernel(
             b_level_sum += (b_g * b_level).to(tl.float64)
         b_away = b_d
         if KERNEL == "epanechnikov":
-            b_fall = tl.where(1.0 - b_d / bandwidth >= 0, b_g, 0.0)
+            b_fall = tl.where(1.0 - b_d * per_bandwidth >= 0, b_g, 0.0)
         else:
             b_fall = b_g * b_phi
         if KERNEL == "laplacian":
             b_away = tl.sqrt(b_d)
         b_reach_sum += (b_fall * b_away).to(tl.float64)
-        b_fall = -b_fall / bandwidth
+        b_fall = -b_fall * per_bandwidth
         if KERNEL == "laplacian":
             # The root has no slope at 0.
             b_fall = tl.where(b_d > 0, 0.5 * b_fall / tl.where(b_d > 0, b_away, 1.0), 0.0)
@@ -193,7 +193,7 @@ def scope_bwd_kernel(
     b_before = tl.load(p_grad_score + start + o_n, mask=m_n, other=0.0)
     tl.store(p_grad_score + start + o_n, b_before - beta * b_slope, mask=m_n)
     p_out = p_partial + tl.program_id(0).to(tl.int64) * 4
-    h = bandwidth.to(tl.float64)
+    h = tl.load(p_learnable).to(tl.float64)
     tl.store(p_out, tl.sum(b_reach_sum, axis=0) / (h * h))
     tl.store(p_out + 1, -tl.sum(b_score_sum, axis=0))
     tl.store(p_out + 2, -tl.sum(b_level_sum, axis=0))

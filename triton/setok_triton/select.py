@@ -57,11 +57,11 @@ def image_scale(p_sums, count, sigma, exponent, n, tile, BLOCK_P):
 
 
 @triton.jit
-def list_nearest(p_row, p_minima, o_m, m_m, n, K, INCLUDE_SELF, GROUP, BLOCK_G, BLOCK_C, BLOCK_K):
-    """(M, K) nearest tokens of the rows o_m, ascending, ties lowest index, -1 where absent.
+def list_nearest(p_list, p_row, p_minima, o_m, m_m, n, K, INCLUDE_SELF, GROUP, BLOCK_G, BLOCK_C):
+    """Lists the K nearest tokens of the rows o_m, ascending, ties lowest index, -1 where absent.
 
-    And (M,) the sum of their distances, and how many there are. `p_row` (M,) are the rows of
-    distances, `p_minima` (M,) the minima of their groups.
+    Returns (M,) the sum of their distances, and how many there are. `p_list` (M,) is where the
+    lists begin, `p_row` (M,) the rows of distances, `p_minima` (M,) the minima of their groups.
     """
     # Which groups: each slot of GROUP candidates has one.
     groups = tl.cdiv(n, GROUP)
@@ -86,15 +86,13 @@ def list_nearest(p_row, p_minima, o_m, m_m, n, K, INCLUDE_SELF, GROUP, BLOCK_G, 
         b_bits = tl.where(o_n == o_m[:, None], INFINITE, b_bits)
     b_sum = tl.zeros(o_m.shape, dtype=tl.float32)
     b_found = tl.zeros(o_m.shape, dtype=tl.float32)
-    o_k = tl.arange(0, BLOCK_K)[None, :]
-    b_knn = tl.full((o_m.shape[0], BLOCK_K), -1, dtype=tl.int32)
     for i_k in range(K):
         b_least, b_first, b_bits = take_least(b_bits, o_n)
         m_found = b_least < INFINITE
-        b_knn = tl.where((o_k == i_k) & m_found[:, None], b_first[:, None], b_knn)
         b_sum += tl.where(m_found, b_least.to(tl.float32, bitcast=True), 0.0)
         b_found += m_found.to(tl.float32)
-    return b_knn, b_sum, b_found
+        tl.store(p_list + i_k, tl.where(m_found, b_first, -1).to(tl.int64), mask=m_m)
+    return b_sum, b_found
 
 
 @triton.jit
@@ -130,7 +128,6 @@ def select_fwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_G: tl.constexpr,  # at least the groups of a row
     BLOCK_C: tl.constexpr,  # candidates: at least GROUP * min(K, groups)
-    BLOCK_K: tl.constexpr,
     BLOCK_T: tl.constexpr,  # at least the tiles of a row
     BLOCK_P: tl.constexpr,  # at least the tiles of an image
 ):
@@ -153,11 +150,9 @@ def select_fwd_kernel(
         b_sum, b_found = sum_listed(p_row, p_list, m_m, K)
     else:
         p_minima = image.p_least + o_m.to(tl.int64) * tl.cdiv(L, GROUP)
-        b_knn, b_sum, b_found = list_nearest(
-            p_row, p_minima, o_m, m_m, n, K, INCLUDE_SELF, GROUP, BLOCK_G, BLOCK_C, BLOCK_K
+        b_sum, b_found = list_nearest(
+            p_list, p_row, p_minima, o_m, m_m, n, K, INCLUDE_SELF, GROUP, BLOCK_G, BLOCK_C
         )
-        o_k = tl.arange(0, BLOCK_K)[None, :]
-        tl.store(p_list[:, None] + o_k, b_knn.to(tl.int64), mask=m_m[:, None] & (o_k < K))
     # Scaling the sum, not the terms, keeps sums of small integers exact and their ties ties.
     b_density = tl.exp(-scale * tl.div_rn(b_sum, tl.maximum(b_found, 1.0)))
     if p_noise is not None:
@@ -195,8 +190,8 @@ def select(
         farthest: written where given; (T,) float32 squared distance to the token farthest away.
         replay: whether the neighbours are known.
     """
-    k, longest, groups = knn.shape[1], chunk.longest, rows.p_least.shape[2]
-    config, block_t = select_config(groups, k), triton.next_power_of_2(rows.p_reach.shape[1])
+    k, longest, side = knn.shape[1], chunk.longest, triton.cdiv(chunk.longest, rows.tile)
+    config, block_t = select_config(triton.cdiv(longest, GROUP), k), triton.next_power_of_2(side)
     select_fwd_kernel[(chunk.images * triton.cdiv(longest, config.block_m),)](
         *(Images.of(chunk), rows, noise, knn, density, farthest, sigma, k, longest),
         INCLUDE_SELF=include_self,
@@ -205,7 +200,6 @@ def select(
         BLOCK_M=config.block_m,
         BLOCK_G=config.block_g,
         BLOCK_C=config.block_c,
-        BLOCK_K=triton.next_power_of_2(k),
         BLOCK_T=block_t,
         # Of as many tiles as BLOCK_T has room for: else more builds, one for each power of two.
         BLOCK_P=triton.next_power_of_2(block_t * (block_t + 1) // 2),

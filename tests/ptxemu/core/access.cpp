@@ -9,6 +9,17 @@ static void low_bytes(const u32* x, bool wide, int lane, int size, uint8_t* to) 
     memcpy(to, x + lane, size);
 }
 
+// What a lane loads into a register, which may be wider than that.
+static void load_into(u32* to, int lane, const uint8_t* from, int size, int flags) {
+  u64 v = 0;
+  memcpy(&v, from, size);
+  v = extended(v, size, flags);
+  if (flags & WIDE_REGISTER)
+    ((u64*)to)[lane] = v;
+  else
+    to[lane] = (u32)v;
+}
+
 void Machine::ld_st_global(Warp& w, const Ins& in, int pc, u32 m) {
   const u64* base = (const u64*)P(w, in.a[0]);
   int size = in.imm & 0xff, n = in.nx;
@@ -37,15 +48,7 @@ void Machine::ld_st_global(Warp& w, const Ins& in, int pc, u32 m) {
       } else
         memset(buffer, 0xcd, sizeof buffer);
       for (int i = 0; i < n; i++) {
-        if (list[i] == NONE) continue;
-        u32* d = P(w, list[i]);
-        u64 v = 0;
-        memcpy(&v, buffer + size * i, size);
-        v = extended(v, size, in.imm);
-        if (in.imm & WIDE_REGISTER)
-          ((u64*)d)[l] = v;
-        else
-          d[l] = (u32)v;
+        if (list[i] != NONE) load_into(P(w, list[i]), l, buffer + size * i, size, in.imm);
       }
     }
   }
@@ -82,15 +85,7 @@ void Machine::ld_st_shared(Warp& w, const Ins& in, int pc, u32 m) {
       } else
         memset(buffer, 0xcd, sizeof buffer);
       for (int i = 0; i < n; i++) {
-        if (list[i] == NONE) continue;
-        u32* d = P(w, list[i]);
-        u64 v = 0;
-        memcpy(&v, buffer + size * i, size);
-        v = extended(v, size, in.imm);
-        if (in.imm & WIDE_REGISTER)
-          ((u64*)d)[l] = v;
-        else
-          d[l] = (u32)v;
+        if (list[i] != NONE) load_into(P(w, list[i]), l, buffer + size * i, size, in.imm);
       }
     }
   }
