@@ -8,6 +8,8 @@ pytest.importorskip("triton", exc_type=ImportError)
 CASES = [
     "merge soft B,N,D=(2, 20, 8) 4 clusters float32 highest masked",
     "merge soft B,N,D=(2, 20, 8) 4 clusters float32 high packed",
+    # One load for a product on tensor cores and for a sum.
+    "merge soft B,N,D=(1, 70, 37) 12 clusters float32 medium padded",
     "merge soft B,N,D=(2, 20, 8) 4 clusters bfloat16 highest plain",
     "merge hard B,N,D=(2, 20, 8) 4 clusters float16 highest masked",
     "merge hard B,N,D=(1, 70, 37) 12 clusters float32 highest packed",

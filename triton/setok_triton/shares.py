@@ -40,6 +40,10 @@ def share_sums(x, p_ok, p_weights, p_shares, m_c, o_d, start, n, factor, PRECISI
         b_share = tl.load(p_shares[:, None] + o_n[None, :], mask=m_share, other=0.0)  # (C, N)
         if p_weights is not None:
             b_share *= tl.load(p_weights + start + o_n, mask=m_n, other=0.0)[None, :]
+        else:
+            # Not as it was loaded: Triton 3.7.1 has a buffer too few for what both a product on
+            # tensor cores and a sum read, and the next load overwrites what the product reads.
+            b_share = tl.where(m_share, b_share, 0.0)
         p_block = x.p_x + ((start + o_n) * x.stride_n)[:, None] + o_d.to(tl.int64) * x.stride_d
         b_x = tl.load(p_block, mask=m_n[:, None] & m_d[None, :], other=0.0)  # (N, D)
         if factor is not None:
