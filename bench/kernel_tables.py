@@ -25,7 +25,10 @@ def _counts_table(when: str, counts: dict, machine: Machine) -> Table:
     predicted = {p.kernel: p for p in roofline.forward(LARGE, machine, counts)}
     lines = []
     for name, c in case["kernels"].items():
-        loop = max(c["loops"], key=lambda turn: turn["turns"] * turn["barriers"], default=None)
+        # What the assembler moved behind a loop jumps back into it, as if one more were around it.
+        loop = max(
+            c["loops"], key=lambda t: (round(t["turns"] * t["barriers"]), t["turns"]), default=None
+        )
         warps = c["programs"] * c["num_warps"]
         lines.append(
             (
