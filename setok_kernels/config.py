@@ -201,7 +201,7 @@ def check_number(name, value, *, above=None, least=None, most=None) -> None:
     """`value` is a finite real number within the bounds."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(_message(name, "a real number", value))
-    # Traced numbers compare, but math.isfinite takes them not; integers may be beyond all floats.
+    # Not math.isfinite: it takes no traced numbers, and fails on integers beyond all floats.
     if not abs(value) <= sys.float_info.max:
         raise ValueError(_message(name, "a finite number", value))
     if above is not None and not value > above:

@@ -168,6 +168,12 @@ def token_of(key):
     return tl.where(key >= 0, FAR_INDEX - (key & FAR_INDEX).to(tl.int32), 0)
 
 
+@triton.jit
+def load_row(p_rows, token, stride_line, o_n, m_n):
+    """(N,) squared distances to a token, unscaled."""
+    return tl.load(p_rows + token.to(tl.int64) * stride_line + o_n, mask=m_n, other=0.0)
+
+
 @triton.jit(do_not_specialize=COUNTERS)
 def image_fwd_kernel(
     images,  # with distances
@@ -245,8 +251,7 @@ def image_fwd_kernel(
         while step < C:
             seed = tl.load(p_seed + step).to(tl.int32)
             m_seed = m_ok & (o_n < tl.where(seed >= 0, n, 0))
-            p_row = p_rows + tl.maximum(seed, 0).to(tl.int64) * stride_line
-            b_d = sigma * tl.load(p_row + o_n, mask=m_n, other=0.0)  # (N,)
+            b_d = sigma * load_row(p_rows, tl.maximum(seed, 0), stride_line, o_n, m_n)
             b_alpha = tl.where(m_seed, alpha_mask(b_d, b_s, learnables, KERNEL, SIGMOID), 0.0)
             b_mask = b_scope * b_alpha
             tl.store(p_image + step.to(tl.int64) * stride_row, b_mask, mask=m_n)
@@ -261,7 +266,7 @@ def image_fwd_kernel(
         taking_part = tl.maximum(tl.load(images.p_taking_part + i_b), 1).to(tl.float32)
         key = tl.max(largest_products(b_scope, b_s, m_eligible, o_n, WARPS), axis=0)
         going, seed = key >= 0, token_of(key)
-        b_d = tl.load(p_rows + seed.to(tl.int64) * stride_line + o_n, mask=m_n, other=0.0)  # (N,)
+        b_d = load_row(p_rows, seed, stride_line, o_n, m_n)
         guess, b_guess = seed, b_d
         # No `while`: Triton 3.7.1 fails on one that carries rows and drops them in the end.
         for _ in range(C):
@@ -273,10 +278,8 @@ def image_fwd_kernel(
                 if DISTINCT:
                     m_eligible = m_eligible & (o_n != seed)
                 b_first = largest_products(b_after, b_s, m_eligible, o_n, WARPS)
-                b_second, b_left = (
-                    tl.full((WARPS,), -1, dtype=tl.int64),
-                    sums_by_warp(b_after, WARPS),
-                )
+                b_second = tl.full((WARPS,), -1, dtype=tl.int64)
+                b_left = sums_by_warp(b_after, WARPS)
                 good = going
                 if WEIGHED:
                     b_mass = sums_by_warp(b_mask, WARPS)
@@ -292,11 +295,9 @@ def image_fwd_kernel(
                 if following == guess:
                     b_d = b_guess
                 else:
-                    p_row = p_rows + following.to(tl.int64) * stride_line
-                    b_d = tl.load(p_row + o_n, mask=m_n, other=0.0)
+                    b_d = load_row(p_rows, following, stride_line, o_n, m_n)
                 guess = token_of(second)
-                p_row = p_rows + guess.to(tl.int64) * stride_line
-                b_guess = tl.load(p_row + o_n, mask=m_n, other=0.0)
+                b_guess = load_row(p_rows, guess, stride_line, o_n, m_n)
                 tl.store(p_image + step.to(tl.int64) * stride_row, b_mask, mask=m_n)
                 tl.store(p_seed + step, seed.to(tl.int64), mask=good)
                 m_better = (b_mask > b_best) & (o_n < tl.where(good, n, 0))
