@@ -1,33 +1,24 @@
-"""Maps the source folders onto their import names and builds the optional native module.
+"""Maps the source folders onto their import names and builds the native part, csrc/build.py.
 
-Everything else is declared in pyproject.toml. torch is no build requirement, because an isolated
-build would download it: the native module is compiled against the torch that is installed, found
-without importing it, and left out where there is none.
+Everything else is declared in pyproject.toml. Nothing here needs torch. Without a compiler the
+package is installed with the reference backend alone, as a wheel for any platform, and says so.
 """
 
-import functools
+import importlib.util
 import os
-import shlex
 import shutil
-import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import BaseError, CCompilerError, CompileError
 
-NATIVE_MODULE = "setok_kernels._C"
-# Shipped in place of the module when it could not be built, since pip hides what a build prints.
-# setok_kernels/_native.py reads it, so that `setok doctor` can still say why.
-FAILURE_NOTE = Path("setok_kernels", "_C_build_failed.txt")
-
-# The oldest torch whose stable ABI the module uses; it runs on that one and on every later one.
-TORCH_ABI = ("TORCH_TARGET_VERSION", "0x020b000000000000ULL")
-# Threads are torch's own: OpenMP serves only to say which loops are vectors. Nobody reads errno or
-# the floating-point flags, which would keep square roots and selections from being vectorised.
-VECTOR_FLAGS = ["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
+# Shipped in place of the library when it could not be built, since pip hides what a build prints.
+# setok_kernels/_native.py reads it, so that a warning and `setok doctor` can still say why.
+FAILURE_NOTE = "_build_failed.txt"
+# A wheel for every Python has no module for one of them: SETOK_INTERNALS=0 leaves it out.
+WITH_INTERNALS = os.environ.get("SETOK_INTERNALS", "1") != "0"
 
 PACKAGES = [
     *find_packages(include=["setok_kernels", "setok_kernels.*"]),
@@ -38,103 +29,74 @@ PACKAGES = [
 ]
 
 
-def find_ninja() -> str | None:
-    # A virtual environment's ninja is not on PATH while the environment is not activated.
-    scripts = sysconfig.get_path("scripts")
-    return shutil.which("ninja", path=os.pathsep.join([scripts, os.environ.get("PATH", "")]))
+def load_build():
+    # By its path: the folder is no package, and not on sys.path in an isolated build.
+    spec = importlib.util.spec_from_file_location("setok_build", "csrc/build.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
-def find_torch() -> Path:
-    """The installed torch's folder, found without importing it."""
-    roots = [Path(sysconfig.get_paths()["purelib"]), *map(Path, sys.path)]
-    for root in roots:
-        if (root / "torch/include/torch/csrc/stable/ops.h").exists():
-            return root / "torch"
-    raise CompileError(
-        "the headers of torch were not found; install torch first and build with "
-        "--no-build-isolation"
-    )
+native = load_build()
 
 
-def compile_with_ninja(
-    ninja, compiler, sources, output_dir, macros=(), include_dirs=(), extra_postargs=(), **_
-):
-    """Stands in for the one-by-one `compiler.compile`: parallel, and it follows headers."""
-    objects = compiler.object_filenames(sources, output_dir=output_dir)
-    includes = [f"-I{path}" for path in (*include_dirs, *compiler.include_dirs)]
-    defines = [f"-D{name}={value}" for name, value in macros or ()]
-    command = shlex.join([*compiler.compiler_so_cxx, *defines, *includes, *extra_postargs])
+class BuildNative(build_ext):
+    """Builds the operator library and the optional module, or says durably why it could not."""
 
-    def escape(path):
-        return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+    made: tuple = ()
 
-    edges = [
-        f"build {escape(Path(object_file).resolve())}: cxx {escape(Path(source).resolve())}"
-        for object_file, source in zip(objects, sources, strict=True)
-    ]
-    rule = f"rule cxx\n  command = {command.replace('$', '$$')} -MMD -MF $out.d -c $in -o $out\n"
-    build_file = Path(output_dir, "build.ninja")
-    build_file.parent.mkdir(parents=True, exist_ok=True)
-    build_file.write_text(f"{rule}  depfile = $out.d\n  deps = gcc\n" + "\n".join(edges) + "\n")
-
-    build = subprocess.run(
-        [ninja, "-C", str(build_file.parent)], text=True, capture_output=True, check=False
-    )
-    print(build.stdout, build.stderr, file=sys.stderr)
-    if build.returncode:
-        lines = build.stdout.splitlines()
-        said = [line for line in lines if "error" in line or "not found" in line]
-        raise CompileError(said[0] if said else f"{compiler.compiler_so_cxx[0]} failed, silently")
-    return objects
-
-
-class OptionalBuildExt(build_ext):
-    """Builds the native module, or says loudly and durably why it could not."""
-
-    def build_extension(self, ext):
-        note = Path(self.build_lib, FAILURE_NOTE)
-        note.unlink(missing_ok=True)
+    def run(self):
+        folder = Path("." if self.inplace else self.build_lib, "setok_kernels")
+        folder.mkdir(parents=True, exist_ok=True)
+        # What an earlier build left does not match these sources any more.
+        for name in (f"{native.LIBRARY}.*", f"{native.MODULE}.*", FAILURE_NOTE):
+            for old in folder.glob(name):
+                old.unlink()
         try:
-            self._build(ext)
-        except (BaseError, CCompilerError, ImportError, OSError) as error:
-            reason = " ".join(str(error).split())
-            # A module left by an earlier build does not match these sources any more.
-            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
-            note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(reason + "\n")
+            build = native.Build(Path(self.build_temp))
+            self.made = (build.library(),)
+        except native.BuildError as error:
+            (folder / FAILURE_NOTE).write_text(f"{error}\n")
             print(
-                f"\n*** {ext.name} was NOT built: {reason}\n"
-                "*** The package is installed without its compiled CPU kernels; the reference\n"
-                "*** backend works. To get them, put a C++17 compiler on PATH and install again.\n",
+                f"\n*** The compiled CPU kernels were NOT built: {error}\n"
+                "*** setok_kernels is installed with its reference backend alone, which is more\n"
+                "*** than ten times slower. Put a C++17 compiler on PATH and install again.\n",
                 file=sys.stderr,
             )
+            return
+        if WITH_INTERNALS:
+            try:
+                self.made += (build.module(),)
+            except native.BuildError as error:
+                print(f"*** {native.MODULE}, optional, was not built: {error}", file=sys.stderr)
+        for file in self.made:
+            shutil.copy2(file, folder)
 
-    def _build(self, ext):
-        # Imported late: a missing pybind11 is one more reason to go on without the module.
-        import pybind11
+    def get_outputs(self):
+        return [str(Path(self.build_lib, "setok_kernels", file.name)) for file in self.made]
 
-        ext.include_dirs.append(pybind11.get_include())
-        torch_root = find_torch()
-        ext.include_dirs.append(str(torch_root / "include"))
-        ext.library_dirs.append(str(torch_root / "lib"))
-        ext.libraries.append("torch_cpu")
-        ext.define_macros += [TORCH_ABI]
-        if self.compiler.compiler_type == "msvc":
-            ext.extra_compile_args = ["/std:c++17", "/O2", "/EHsc"]
-        else:
-            ext.extra_compile_args = ["-std=c++17", "-O3", "-fvisibility=hidden", *VECTOR_FLAGS]
-            if ninja := find_ninja():
-                self.compiler.compile = functools.partial(compile_with_ninja, ninja, self.compiler)
-        super().build_extension(ext)
+    def get_output_mapping(self):
+        return {}
 
-    def copy_extensions_to_source(self):
-        super().copy_extensions_to_source()
-        built_note, source_note = Path(self.build_lib, FAILURE_NOTE), FAILURE_NOTE
-        source_note.unlink(missing_ok=True)
-        if built_note.exists():
-            # Nor does one that was put here before.
-            Path(self.get_ext_fullpath(NATIVE_MODULE)).unlink(missing_ok=True)
-            shutil.copyfile(built_note, source_note)
+
+class TaggedWheel(bdist_wheel):
+    """Names a wheel after what is in it: never a platform without its binary."""
+
+    def run(self):
+        self.run_command("build")
+        self.skip_build = True
+        if not self.get_finalized_command("build_ext").made:
+            self.root_is_pure = True
+            self.distribution.ext_modules = []
+        super().run()
+
+    def get_tag(self):
+        python, abi, platform = super().get_tag()
+        if len(self.get_finalized_command("build_ext").made) == 1:
+            # The operators alone serve every Python.
+            return "py3", "none", platform
+        return python, abi, platform
 
 
 setup(
@@ -144,14 +106,7 @@ setup(
         "setok_bench": ["schema.json", "results/triton-counts.json"],
         "setokim": ["configs/*.yaml"],
     },
-    ext_modules=[
-        Extension(
-            NATIVE_MODULE,
-            sources=sorted(str(path) for path in Path("csrc").glob("*.cpp")),
-            depends=sorted(str(path) for path in Path("csrc").glob("*.h")),
-            language="c++",
-            optional=True,
-        )
-    ],
-    cmdclass={"build_ext": OptionalBuildExt},
+    # Says that there is something to build; csrc/build.py knows what.
+    ext_modules=[Extension(f"setok_kernels.{native.MODULE}", sources=[], optional=True)],
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": TaggedWheel},
 )

@@ -1,9 +1,8 @@
 #include "checks.h"
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <functional>
 #include <limits>
 #include <string>
@@ -11,33 +10,10 @@
 namespace setok {
 namespace {
 
-using torch::stable::Tensor;
-
 constexpr Dtypes kFloats = {ScalarType::Double, ScalarType::Float, ScalarType::BFloat16,
                             ScalarType::Half};
 constexpr Dtypes kWide = {ScalarType::Double, ScalarType::Float};
 constexpr Dtypes kOffsets = {ScalarType::Int, ScalarType::Long};
-
-std::string name_of(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Double:
-      return "float64";
-    case ScalarType::Float:
-      return "float32";
-    case ScalarType::BFloat16:
-      return "bfloat16";
-    case ScalarType::Half:
-      return "float16";
-    case ScalarType::Long:
-      return "int64";
-    case ScalarType::Int:
-      return "int32";
-    case ScalarType::Bool:
-      return "bool";
-    default:
-      return torch::headeronly::toString(dtype);
-  }
-}
 
 std::string names_of(Dtypes dtypes) {
   std::string names;
@@ -61,10 +37,8 @@ std::string between(int64_t low, int64_t high) {
 
 // Sharded training frees the storage of a tensor and keeps its shape.
 bool has_storage(const Tensor& tensor) {
-  int64_t bytes = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
-  const auto size = static_cast<int64_t>(tensor.element_size());
-  return bytes >= (tensor.storage_offset() + tensor.numel()) * size;
+  const int64_t last = tensor.storage_offset() + tensor.numel();
+  return tensor.storage_size() >= last * tensor.element_size();
 }
 
 template <class T>
@@ -74,12 +48,11 @@ void check_weights(const T* weight, const index_t* label, index_t count) {
     return label[i] < 0 || (weight[i] >= 0 && weight[i] <= std::numeric_limits<T>::max());
   };
   for (index_t i = 0; i < count; ++i)
-    if (!fits(i)) refuse("weights", "finite values of at least 0", weight[i]);
+    if (!fits(i)) refuse("weights", "finite values of at least 0", static_cast<double>(weight[i]));
 }
 
 // The images of tokens of the shape `leading`.
-Layout check_layout(const Shape& leading, const std::optional<Tensor>& cu_seqlens,
-                    int64_t max_seqlen) {
+Layout check_layout(const Shape& leading, const Tensor* cu_seqlens, int64_t max_seqlen) {
   if (cu_seqlens) {
     const Shape shape = shape_of(*cu_seqlens);
     if (shape.size() != 1 || shape[0] < 1) refuse("cu_seqlens", "shape (B + 1,)", text_of(shape));
@@ -101,6 +74,18 @@ Layout check_layout(const Shape& leading, const std::optional<Tensor>& cu_seqlen
 
 }  // namespace
 
+void refuse(const char* name, const std::string& expected, const std::string& got) {
+  throw std::invalid_argument(std::string(name) + ": expected " + expected + ", got " + got);
+}
+void refuse(const char* name, const std::string& expected, int64_t got) {
+  refuse(name, expected, std::to_string(got));
+}
+void refuse(const char* name, const std::string& expected, double got) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%g", got);
+  refuse(name, expected, std::string(text));
+}
+
 void check_tensor(const char* name, const Tensor& tensor, Dtypes dtypes, const Shape& shape) {
   if (!tensor.is_cpu()) refuse(name, "a tensor on the CPU", "one on another device");
   const ScalarType dtype = tensor.scalar_type();
@@ -115,8 +100,7 @@ void check_tensor(const char* name, const Tensor& tensor, Dtypes dtypes, const S
   if (!has_storage(tensor)) refuse(name, "a tensor with its storage", "one whose storage is freed");
 }
 
-void check_tensor(const char* name, const std::optional<Tensor>& tensor, Dtypes dtypes,
-                  const Shape& shape) {
+void check_tensor(const char* name, const Tensor* tensor, Dtypes dtypes, const Shape& shape) {
   if (tensor) check_tensor(name, *tensor, dtypes, shape);
 }
 
@@ -145,8 +129,8 @@ void check_indices(const char* name, const index_t* value, index_t count, index_
   if (misfit != value + count) refuse(name, "values " + between(low, high), *misfit);
 }
 
-Layout check_tokens(const Tensor& x, const std::optional<Tensor>& valid,
-                    const std::optional<Tensor>& cu_seqlens, int64_t max_seqlen) {
+Layout check_tokens(const Tensor& x, const Tensor* valid, const Tensor* cu_seqlens,
+                    int64_t max_seqlen) {
   const Shape shape = shape_of(x);
   if (shape.size() != (cu_seqlens ? 2 : 3))
     refuse("x", cu_seqlens ? "shape (T, D) with cu_seqlens" : "shape (B, N, D)", text_of(shape));
@@ -157,7 +141,7 @@ Layout check_tokens(const Tensor& x, const std::optional<Tensor>& valid,
   return check_layout(leading, cu_seqlens, max_seqlen);
 }
 
-Options check_options(const MaskOptions& given, index_t dim, const std::optional<Tensor>& learnable,
+Options check_options(const MaskOptions& given, index_t dim, const Tensor* learnable,
                       ScalarType wide) {
   check_tensor("learnable", learnable, {wide}, {4});
   check_range("kernel", given.kernel, 0, static_cast<int64_t>(Kernel::epanechnikov));
@@ -227,11 +211,10 @@ int64_t rows_of(const char* name, const Tensor& tensor) {
 }
 
 Layout check_spread(const Tensor& tokens, const Tensor& labels, const Tensor& counts,
-                    const std::optional<Tensor>& masks, const std::optional<Tensor>& cu_seqlens,
-                    int64_t max_seqlen) {
+                    const Tensor* masks, const Tensor* cu_seqlens, int64_t max_seqlen) {
   const int64_t rows = rows_of("tokens", tokens);
   const Layout layout = check_members(
-      {labels, counts, masks, std::nullopt, cu_seqlens, max_seqlen, rows}, wide_of(tokens));
+      {labels, counts, masks, nullptr, cu_seqlens, max_seqlen, rows}, wide_of(tokens));
   check_tensor("tokens", tokens, kWide, {layout.images(), rows, tokens.size(-1)});
   return layout;
 }

@@ -4,12 +4,9 @@
 
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-
 #include <initializer_list>
-#include <optional>
-#include <sstream>
 #include <stdexcept>
+#include <string>
 
 #include "tensors.h"
 
@@ -17,21 +14,16 @@ namespace setok {
 
 using Dtypes = std::initializer_list<ScalarType>;
 
-// Raises a ValueError in Python: STD_TORCH_CHECK would raise a RuntimeError and put the path of the
-// source file in front of the name.
-template <class Expected, class Got>
-[[noreturn]] void refuse(const char* name, const Expected& expected, const Got& got) {
-  std::ostringstream message;
-  message << name << ": expected " << expected << ", got " << got;
-  throw std::invalid_argument(message.str());
-}
+// Raises a ValueError in Python. Strings are put together by hand: the streams of newer compilers
+// ask for a newer C++ library than old systems have.
+[[noreturn]] void refuse(const char* name, const std::string& expected, const std::string& got);
+[[noreturn]] void refuse(const char* name, const std::string& expected, int64_t got);
+[[noreturn]] void refuse(const char* name, const std::string& expected, double got);
 
 // `tensor` lies on the CPU, contiguous and with all of its storage, and has one of the dtypes and
 // exactly this shape. An absent one fits.
-void check_tensor(const char* name, const torch::stable::Tensor& tensor, Dtypes dtypes,
-                  const Shape& shape);
-void check_tensor(const char* name, const std::optional<torch::stable::Tensor>& tensor,
-                  Dtypes dtypes, const Shape& shape);
+void check_tensor(const char* name, const Tensor& tensor, Dtypes dtypes, const Shape& shape);
+void check_tensor(const char* name, const Tensor* tensor, Dtypes dtypes, const Shape& shape);
 
 // `value` is from `low` to `high`. A count is at least 1 and leaves room for shapes in 64 bits.
 constexpr int64_t kMostCount = (int64_t{1} << 31) - 1;
@@ -50,26 +42,25 @@ void check_indices(const char* name, const index_t* value, index_t count, index_
                    index_t high);
 
 // The images of tokens x (B, N, D) or (T, D) of any floating-point dtype, and which are valid.
-Layout check_tokens(const torch::stable::Tensor& x,
-                    const std::optional<torch::stable::Tensor>& valid,
-                    const std::optional<torch::stable::Tensor>& cu_seqlens, int64_t max_seqlen);
+Layout check_tokens(const Tensor& x, const Tensor* valid, const Tensor* cu_seqlens,
+                    int64_t max_seqlen);
 
 // Options of masks over tokens of `dim` features, whose results have the dtype `wide`.
-Options check_options(const MaskOptions& given, index_t dim,
-                      const std::optional<torch::stable::Tensor>& learnable, ScalarType wide);
+Options check_options(const MaskOptions& given, index_t dim, const Tensor* learnable,
+                      ScalarType wide);
 
 // The four decisions about the images of `layout`, whose tokens have the shape `leading`.
-void check_decisions(const Layout& layout, const Shape& leading, const torch::stable::Tensor& knn,
-                     const torch::stable::Tensor& parent, const torch::stable::Tensor& seeds,
-                     const torch::stable::Tensor& counts, int64_t k, int64_t max_clusters);
+void check_decisions(const Layout& layout, const Shape& leading, const Tensor& knn,
+                     const Tensor& parent, const Tensor& seeds, const Tensor& counts, int64_t k,
+                     int64_t max_clusters);
 
 // A result with `rows` rows as merging reads it: labels (B, N) or (T,), and what belongs to each.
 struct Members {
-  const torch::stable::Tensor& labels;
-  const torch::stable::Tensor& counts;
-  const std::optional<torch::stable::Tensor>& masks;
-  const std::optional<torch::stable::Tensor>& weights;
-  const std::optional<torch::stable::Tensor>& cu_seqlens;
+  const Tensor& labels;
+  const Tensor& counts;
+  const Tensor* masks;
+  const Tensor* weights;
+  const Tensor* cu_seqlens;
   int64_t max_seqlen, rows;
 };
 
@@ -77,16 +68,14 @@ struct Members {
 Layout check_members(const Members& members, ScalarType dtype);
 
 // Tokens x (..., D) for labels (...), in a dtype that merging accumulates in.
-void check_merged(const torch::stable::Tensor& x, const torch::stable::Tensor& labels);
+void check_merged(const Tensor& x, const Tensor& labels);
 
 // Rows of a tensor (B, rows, D), whose other sizes are checked when the rows are known.
-int64_t rows_of(const char* name, const torch::stable::Tensor& tensor);
+int64_t rows_of(const char* name, const Tensor& tensor);
 
 // The images of a result whose rows `tokens` (B, rows, D) are spread over its tokens.
-Layout check_spread(const torch::stable::Tensor& tokens, const torch::stable::Tensor& labels,
-                    const torch::stable::Tensor& counts,
-                    const std::optional<torch::stable::Tensor>& masks,
-                    const std::optional<torch::stable::Tensor>& cu_seqlens, int64_t max_seqlen);
+Layout check_spread(const Tensor& tokens, const Tensor& labels, const Tensor& counts,
+                    const Tensor* masks, const Tensor* cu_seqlens, int64_t max_seqlen);
 
 // Of masks with `rows` rows over these tokens.
 Shape mask_shape(const Layout& layout, const Shape& leading, int64_t rows);

@@ -1,34 +1,27 @@
 // The operation `setok::cluster`: checks, results, and one image after the other or at once.
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
-#include <optional>
-#include <tuple>
 #include <vector>
 
 #include "checks.h"
 #include "image.h"
+#include "operators.h"
 #include "tensors.h"
 
 namespace setok {
 namespace {
 
-using torch::stable::Tensor;
-using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
 template <class T>
-void run(const Tensor& x, const std::optional<Tensor>& valid, const Layout& layout,
-         const Options& options, const std::optional<Tensor> (&known)[4], index_t dense_limit,
-         const Results& results) {
+void run(const Tensor& x, const Tensor* valid, const Layout& layout, const Options& options,
+         const Tensor* const (&known)[4], index_t dense_limit,
+         const std::array<Tensor, 9>& results) {
   const index_t rows = options.max_clusters + 1, k = options.k;
-  const auto index_of = [&](const std::optional<Tensor>& tensor) {
+  const auto index_of = [&](const Tensor* tensor) {
     return tensor ? static_cast<const index_t*>(tensor->const_data_ptr()) : nullptr;
   };
   const index_t *knn = index_of(known[0]), *parent = index_of(known[1]);
   const index_t *seeds = index_of(known[2]), *counts = index_of(known[3]);
-  const bool replay = knn != nullptr || known[0].has_value();
+  const bool replay = knn != nullptr || known[0] != nullptr;
   static const index_t kNothing[1] = {-1};
 
   const auto one = [&](index_t b) {
@@ -55,15 +48,18 @@ void run(const Tensor& x, const std::optional<Tensor>& valid, const Layout& layo
   parallel_images(layout.images(), one);
 }
 
+}  // namespace
+
 // x (B, N, D), or (T, D) with cu_seqlens; contiguous, as are all others. The four decisions come
 // together or not at all; with them, the last four results are empty.
-Results cluster(const Tensor& x, std::optional<Tensor> valid, std::optional<Tensor> cu_seqlens,
-                int64_t max_seqlen, std::optional<Tensor> knn, std::optional<Tensor> parent,
-                std::optional<Tensor> seeds, std::optional<Tensor> counts,
-                std::optional<Tensor> learnable, int64_t kernel, int64_t alpha, double bandwidth,
-                double beta, double temperature, double offset, int64_t scale, double factor,
-                bool score_norm_max, int64_t k, int64_t max_clusters, bool distinct_seeds,
-                bool include_self, double stop_residual, double min_mass, int64_t dense_limit) {
+std::array<Tensor, 9> cluster(const Tensor& x, const Tensor* valid, const Tensor* cu_seqlens,
+                              int64_t max_seqlen, const Tensor* knn, const Tensor* parent,
+                              const Tensor* seeds, const Tensor* counts, const Tensor* learnable,
+                              int64_t kernel, int64_t alpha, double bandwidth, double beta,
+                              double temperature, double offset, int64_t scale, double factor,
+                              bool score_norm_max, int64_t k, int64_t max_clusters,
+                              bool distinct_seeds, bool include_self, double stop_residual,
+                              double min_mass, int64_t dense_limit) {
   const Layout layout = check_tokens(x, valid, cu_seqlens, max_seqlen);
   const ScalarType wide = wide_of(x);
   const MaskOptions given{kernel, alpha, bandwidth, beta,          temperature,
@@ -73,11 +69,12 @@ Results cluster(const Tensor& x, std::optional<Tensor> valid, std::optional<Tens
   check_count("max_clusters", max_clusters);
   check_at_least("stop_residual", stop_residual, 0);
   check_at_least("min_mass", min_mass, 0);
-  const std::optional<Tensor> known[4] = {knn, parent, seeds, counts};
-  const auto there = std::count_if(known, known + 4, [](const auto& t) { return t.has_value(); });
+  const Tensor* const known[4] = {knn, parent, seeds, counts};
+  const auto there = std::count_if(known, known + 4, [](const Tensor* t) { return t != nullptr; });
   const bool replay = there == 4;
   if (!replay && there > 0)
-    refuse("decisions", "all of knn, parent, seeds and counts, or none", there);
+    refuse("decisions", "all of knn, parent, seeds and counts, or none",
+           static_cast<int64_t>(there));
   const Shape leading = leading_of(x);
   if (replay) check_decisions(layout, leading, *knn, *parent, *seeds, *counts, k, max_clusters);
   options.k = k;
@@ -90,22 +87,19 @@ Results cluster(const Tensor& x, std::optional<Tensor> valid, std::optional<Tens
   Shape neighbours = leading;
   neighbours.push_back(k);
   const auto made = [&](const Shape& shape) { return empty_index(replay ? Shape{0} : shape); };
-  const Results results{empty_cpu(mask_shape(layout, leading, rows), wide),
-                        empty_index(leading),
-                        empty_cpu(leading, wide),
-                        empty_cpu(leading, wide),
-                        empty_cpu(leading, wide),
-                        made(neighbours),
-                        made(leading),
-                        made({images, max_clusters}),
-                        made({images})};
+  std::array<Tensor, 9> results{empty_cpu(mask_shape(layout, leading, rows), wide),
+                                empty_index(leading),
+                                empty_cpu(leading, wide),
+                                empty_cpu(leading, wide),
+                                empty_cpu(leading, wide),
+                                made(neighbours),
+                                made(leading),
+                                made({images, max_clusters}),
+                                made({images})};
   for_type_of(x, [&](auto zero) {
     run<decltype(zero)>(x, valid, layout, options, known, dense_limit, results);
   });
   return results;
 }
 
-}  // namespace
 }  // namespace setok
-
-STABLE_TORCH_LIBRARY_IMPL(setok, CPU, m) { m.impl("cluster", TORCH_BOX(&setok::cluster)); }

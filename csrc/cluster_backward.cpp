@@ -1,39 +1,35 @@
 // The operation `setok::cluster_backward`: gradients of every image, and their sums.
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <optional>
-#include <tuple>
 #include <vector>
 
 #include "checks.h"
 #include "image_backward.h"
+#include "operators.h"
 #include "tensors.h"
 
 namespace setok {
 namespace {
 
-using torch::stable::Tensor;
-
 template <class T>
-ImageValues<T> values_of(const std::optional<Tensor> (&tensors)[4], const Layout& layout, index_t b,
+ImageValues<T> values_of(const Tensor* const (&tensors)[4], const Layout& layout, index_t b,
                          index_t rows) {
   const index_t start = layout.start[b];
   return {values<T>(tensors[0], layout.mask_offset(b, rows)), layout.mask_stride(b),
           values<T>(tensors[1], start), values<T>(tensors[2], start), values<T>(tensors[3], start)};
 }
 
+}  // namespace
+
 // x, decisions and values as `cluster` took and returned them, all contiguous; gradients are of
 // the dtype of the values, and zero where absent.
-std::tuple<Tensor, Tensor> cluster_backward(
-    const Tensor& x, std::optional<Tensor> valid, std::optional<Tensor> cu_seqlens,
-    int64_t max_seqlen, const Tensor& knn, const Tensor& parent, const Tensor& seeds,
-    const Tensor& counts, const Tensor& masks, const Tensor& density, const Tensor& delta,
-    const Tensor& score, std::optional<Tensor> grad_masks, std::optional<Tensor> grad_density,
-    std::optional<Tensor> grad_delta, std::optional<Tensor> grad_score,
-    std::optional<Tensor> learnable, int64_t kernel, int64_t alpha, double bandwidth, double beta,
-    double temperature, double offset, int64_t scale, double factor, bool score_norm_max) {
+std::array<Tensor, 2> cluster_backward(
+    const Tensor& x, const Tensor* valid, const Tensor* cu_seqlens, int64_t max_seqlen,
+    const Tensor& knn, const Tensor& parent, const Tensor& seeds, const Tensor& counts,
+    const Tensor& masks, const Tensor& density, const Tensor& delta, const Tensor& score,
+    const Tensor* grad_masks, const Tensor* grad_density, const Tensor* grad_delta,
+    const Tensor* grad_score, const Tensor* learnable, int64_t kernel, int64_t alpha,
+    double bandwidth, double beta, double temperature, double offset, int64_t scale, double factor,
+    bool score_norm_max) {
   const Layout layout = check_tokens(x, valid, cu_seqlens, max_seqlen);
   const ScalarType wide = wide_of(x);
   const MaskOptions given{kernel, alpha, bandwidth, beta,          temperature,
@@ -48,8 +44,8 @@ std::tuple<Tensor, Tensor> cluster_backward(
   const Shape leading = leading_of(x);
   check_decisions(layout, leading, knn, parent, seeds, counts, options.k, options.max_clusters);
   const Shape of_masks = mask_shape(layout, leading, rows);
-  const std::optional<Tensor> saved[4] = {masks, density, delta, score};
-  const std::optional<Tensor> grads[4] = {grad_masks, grad_density, grad_delta, grad_score};
+  const Tensor* const saved[4] = {&masks, &density, &delta, &score};
+  const Tensor* const grads[4] = {grad_masks, grad_density, grad_delta, grad_score};
   const char* const names[8] = {"masks",      "density",      "delta",      "score",
                                 "grad_masks", "grad_density", "grad_delta", "grad_score"};
   for (int value = 0; value < 4; ++value) {
@@ -80,12 +76,7 @@ std::tuple<Tensor, Tensor> cluster_backward(
       data<T>(grad_learnable)[option] = static_cast<T>(sum);
     }
   });
-  return {grad_x, grad_learnable};
+  return {std::move(grad_x), std::move(grad_learnable)};
 }
 
-}  // namespace
 }  // namespace setok
-
-STABLE_TORCH_LIBRARY_IMPL(setok, CPU, m) {
-  m.impl("cluster_backward", TORCH_BOX(&setok::cluster_backward));
-}

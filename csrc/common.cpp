@@ -4,9 +4,11 @@
 #include <exception>
 #include <mutex>
 
+#include "abi/tensor.h"
+
 namespace setok {
 
-index_t num_threads() { return torch::stable::get_num_threads(); }
+index_t num_threads() { return torch_threads(); }
 
 void parallel_tasks(index_t count, const std::function<void(index_t)>& f) {
   const index_t threads = num_threads();
@@ -19,7 +21,7 @@ void parallel_tasks(index_t count, const std::function<void(index_t)>& f) {
   // torch's own loop would turn it into a RuntimeError, whatever it was.
   std::exception_ptr failure;
   std::mutex guard;
-  torch::stable::parallel_for(0, threads, 1, [&](index_t, index_t) {
+  torch_parallel(threads, [&](index_t, index_t) {
     try {
       for (index_t i = next++; i < count; i = next++) f(i);
     } catch (...) {

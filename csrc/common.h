@@ -3,8 +3,6 @@
 
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>

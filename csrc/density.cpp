@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "gram.h"
+#include "old_systems.h"
 #include "select.h"
 
 namespace setok {

@@ -1,26 +1,20 @@
 // The operation `setok::dpc_knn`: the tokens of highest score are centres, and every token goes to
 // the nearest.
 
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-#include <optional>
-#include <tuple>
 #include <vector>
 
 #include "centres.h"
 #include "checks.h"
 #include "density.h"
+#include "operators.h"
 #include "peaks.h"
 #include "tensors.h"
 
 namespace setok {
 namespace {
-
-using torch::stable::Tensor;
-using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // Tokens that one task gives labels to, and centres whose rows are computed at a time.
 constexpr index_t kBlock = 256, kRows = 64;
@@ -160,11 +154,13 @@ void cluster_image(const ImageInput& image, const Options& options, const Choice
   write_statistics(peaks, options.k, out.peaks);
 }
 
+}  // namespace
+
 // x (B, N, D), or (T, D) with cu_seqlens, and noise as `ops.py` says; all contiguous.
-Results dpc_knn(const Tensor& x, std::optional<Tensor> valid, std::optional<Tensor> cu_seqlens,
-                int64_t max_seqlen, std::optional<Tensor> noise, int64_t k, int64_t num_clusters,
-                double threshold, int64_t min_clusters, bool by_index, bool capped,
-                int64_t dense_limit) {
+std::array<Tensor, 8> dpc_knn(const Tensor& x, const Tensor* valid, const Tensor* cu_seqlens,
+                              int64_t max_seqlen, const Tensor* noise, int64_t k,
+                              int64_t num_clusters, double threshold, int64_t min_clusters,
+                              bool by_index, bool capped, int64_t dense_limit) {
   const Layout layout = check_tokens(x, valid, cu_seqlens, max_seqlen);
   const Shape leading = leading_of(x);
   const ScalarType wide = wide_of(x);
@@ -183,10 +179,10 @@ Results dpc_knn(const Tensor& x, std::optional<Tensor> valid, std::optional<Tens
   Shape neighbours = leading;
   neighbours.push_back(k);
   const index_t images = layout.images();
-  const Results results{empty_index(leading),     empty_index({images, num_clusters}),
-                        empty_index({images}),    empty_cpu(leading, wide),
-                        empty_cpu(leading, wide), empty_cpu(leading, wide),
-                        empty_index(neighbours),  empty_index(leading)};
+  std::array<Tensor, 8> results{empty_index(leading),     empty_index({images, num_clusters}),
+                                empty_index({images}),    empty_cpu(leading, wide),
+                                empty_cpu(leading, wide), empty_cpu(leading, wide),
+                                empty_index(neighbours),  empty_index(leading)};
   for_type_of(x, [&](auto zero) {
     using T = decltype(zero);
     parallel_images(images, [&](index_t b) {
@@ -206,7 +202,4 @@ Results dpc_knn(const Tensor& x, std::optional<Tensor> valid, std::optional<Tens
   return results;
 }
 
-}  // namespace
 }  // namespace setok
-
-STABLE_TORCH_LIBRARY_IMPL(setok, CPU, m) { m.impl("dpc_knn", TORCH_BOX(&setok::dpc_knn)); }

@@ -4,21 +4,17 @@
 
 #include "merge.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <cmath>
-#include <optional>
 #include <vector>
 
 #include "checks.h"
 #include "columns.h"
+#include "operators.h"
 #include "tensors.h"
 
 namespace setok {
 namespace {
-
-using torch::stable::Tensor;
 
 template <class T>
 SETOK_INLINE bool all_finite(const T* x, index_t dim) {
@@ -125,7 +121,7 @@ void merge_masks(const T* x, const T* masks, index_t mask_stride, const index_t*
 }
 
 // x (..., D) and weights in float32 or float64, labels (...); (B, rows, D).
-Tensor merge_hard(const Tensor& x, const Tensor& labels, const std::optional<Tensor>& weights,
+Tensor merge_hard(const Tensor& x, const Tensor& labels, const Tensor* weights,
                   const Layout& layout, index_t rows) {
   const index_t dim = x.size(-1);
   Tensor out = empty_cpu({layout.images(), rows, dim}, x.scalar_type());
@@ -142,8 +138,8 @@ Tensor merge_hard(const Tensor& x, const Tensor& labels, const std::optional<Ten
 }
 
 // As merge_hard, with masks (B, rows, N) or (rows, T) in the dtype of x.
-Tensor merge_soft(const Tensor& x, const Tensor& masks, const Tensor& labels,
-                  const std::optional<Tensor>& weights, const Layout& layout, double eps) {
+Tensor merge_soft(const Tensor& x, const Tensor& masks, const Tensor& labels, const Tensor* weights,
+                  const Layout& layout, double eps) {
   const index_t dim = x.size(-1), rows = masks.size(-2);
   Tensor out = empty_cpu({layout.images(), rows, dim}, x.scalar_type());
   for_type_of(x, [&](auto zero) {
@@ -198,10 +194,12 @@ Tensor unmerge_hard(const Tensor& tokens, const Tensor& labels, const Layout& la
   return out;
 }
 
+}  // namespace
+
 // Soft where there are masks, else hard.
-Tensor merge(const Tensor& x, std::optional<Tensor> masks, const Tensor& labels,
-             const Tensor& counts, std::optional<Tensor> weights, std::optional<Tensor> cu_seqlens,
-             int64_t max_seqlen, int64_t rows, double eps) {
+Tensor merge(const Tensor& x, const Tensor* masks, const Tensor& labels, const Tensor& counts,
+             const Tensor* weights, const Tensor* cu_seqlens, int64_t max_seqlen, int64_t rows,
+             double eps) {
   const Members members{labels, counts, masks, weights, cu_seqlens, max_seqlen, rows};
   const Layout layout = check_members(members, wide_of(x));
   check_merged(x, labels);
@@ -210,17 +208,11 @@ Tensor merge(const Tensor& x, std::optional<Tensor> masks, const Tensor& labels,
   return merge_soft(x, *masks, labels, weights, layout, eps);
 }
 
-Tensor unmerge(const Tensor& tokens, std::optional<Tensor> masks, const Tensor& labels,
-               const Tensor& counts, std::optional<Tensor> cu_seqlens, int64_t max_seqlen) {
+Tensor unmerge(const Tensor& tokens, const Tensor* masks, const Tensor& labels,
+               const Tensor& counts, const Tensor* cu_seqlens, int64_t max_seqlen) {
   const Layout layout = check_spread(tokens, labels, counts, masks, cu_seqlens, max_seqlen);
   if (!masks) return unmerge_hard(tokens, labels, layout);
   return unmerge_soft(tokens, *masks, labels, layout);
 }
 
-}  // namespace
 }  // namespace setok
-
-STABLE_TORCH_LIBRARY_IMPL(setok, CPU, m) {
-  m.impl("merge", TORCH_BOX(&setok::merge));
-  m.impl("unmerge", TORCH_BOX(&setok::unmerge));
-}

@@ -1,22 +1,16 @@
 // The operations `setok::merge_backward` and `unmerge_backward`.
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
-#include <optional>
-#include <tuple>
 #include <vector>
 
 #include "checks.h"
 #include "columns.h"
 #include "merge.h"
+#include "operators.h"
 #include "tensors.h"
 
 namespace setok {
 namespace {
-
-using torch::stable::Tensor;
 
 // Tokens of one block of a sum over the rows.
 constexpr index_t kBlock = 256;
@@ -181,14 +175,14 @@ void merge_members_backward(const Merge<T>& m) {
   }
 }
 
+}  // namespace
+
 // grad (B, rows, D), x (..., D), masks (B, rows, N) or (rows, T) and weights (...) in float32 or
 // float64; without masks the gradients of `merge_hard`. What is not wanted is empty.
-std::tuple<Tensor, Tensor, Tensor> merge_backward(const Tensor& grad, const Tensor& x,
-                                                  std::optional<Tensor> masks, const Tensor& labels,
-                                                  const Tensor& counts,
-                                                  std::optional<Tensor> weights,
-                                                  std::optional<Tensor> cu_seqlens,
-                                                  int64_t max_seqlen, double eps, bool need_masks) {
+std::array<Tensor, 3> merge_backward(const Tensor& grad, const Tensor& x, const Tensor* masks,
+                                     const Tensor& labels, const Tensor& counts,
+                                     const Tensor* weights, const Tensor* cu_seqlens,
+                                     int64_t max_seqlen, double eps, bool need_masks) {
   const int64_t rows = rows_of("grad", grad);
   const Members members{labels, counts, masks, weights, cu_seqlens, max_seqlen, rows};
   const Layout layout = check_members(members, wide_of(x));
@@ -196,10 +190,12 @@ std::tuple<Tensor, Tensor, Tensor> merge_backward(const Tensor& grad, const Tens
   const index_t dim = x.size(-1);
   check_tensor("grad", grad, {x.scalar_type()}, {layout.images(), rows, dim});
   check_at_least("eps", eps, 0);
-  need_masks = need_masks && masks.has_value();
-  const Tensor none = empty_cpu({0}, x.scalar_type());
-  const Tensor grad_x = empty_as(x), grad_masks = need_masks ? empty_as(*masks) : none;
-  const Tensor grad_weights = weights ? empty_as(*weights) : none;
+  need_masks = need_masks && masks != nullptr;
+  const auto made = [&](const Tensor* wanted) {
+    return wanted ? empty_as(*wanted) : empty_cpu({0}, x.scalar_type());
+  };
+  Tensor grad_x = empty_as(x), grad_masks = made(need_masks ? masks : nullptr);
+  Tensor grad_weights = made(weights);
   for_type_of(x, [&](auto zero) {
     using T = decltype(zero);
     parallel_images(layout.images(), [&](index_t b) {
@@ -223,21 +219,21 @@ std::tuple<Tensor, Tensor, Tensor> merge_backward(const Tensor& grad, const Tens
         merge_members_backward(image);
     });
   });
-  return {grad_x, grad_masks, grad_weights};
+  return {std::move(grad_x), std::move(grad_masks), std::move(grad_weights)};
 }
 
 // grad (..., D), tokens (B, rows, D) and masks in float32 or float64; without masks the gradient of
 // `unmerge_hard`. What is not wanted is empty.
-std::tuple<Tensor, Tensor> unmerge_backward(const Tensor& grad, const Tensor& tokens,
-                                            std::optional<Tensor> masks, const Tensor& labels,
-                                            const Tensor& counts, std::optional<Tensor> cu_seqlens,
-                                            int64_t max_seqlen, bool need_masks) {
+std::array<Tensor, 2> unmerge_backward(const Tensor& grad, const Tensor& tokens,
+                                       const Tensor* masks, const Tensor& labels,
+                                       const Tensor& counts, const Tensor* cu_seqlens,
+                                       int64_t max_seqlen, bool need_masks) {
   const Layout layout = check_spread(tokens, labels, counts, masks, cu_seqlens, max_seqlen);
   check_tensor("grad", grad, {tokens.scalar_type()}, feature_shape(labels, tokens.size(-1)));
   const index_t dim = tokens.size(-1), rows = tokens.size(1);
-  need_masks = need_masks && masks.has_value();
-  const Tensor grad_tokens = empty_as(tokens);
-  const Tensor grad_masks = need_masks ? empty_as(*masks) : empty_cpu({0}, tokens.scalar_type());
+  need_masks = need_masks && masks != nullptr;
+  Tensor grad_tokens = empty_as(tokens);
+  Tensor grad_masks = need_masks ? empty_as(*masks) : empty_cpu({0}, tokens.scalar_type());
   for_type_of(tokens, [&](auto zero) {
     using T = decltype(zero);
     parallel_images(layout.images(), [&](index_t b) {
@@ -265,13 +261,7 @@ std::tuple<Tensor, Tensor> unmerge_backward(const Tensor& grad, const Tensor& to
                      data<T>(grad_masks) + at, stride);
     });
   });
-  return {grad_tokens, grad_masks};
+  return {std::move(grad_tokens), std::move(grad_masks)};
 }
 
-}  // namespace
 }  // namespace setok
-
-STABLE_TORCH_LIBRARY_IMPL(setok, CPU, m) {
-  m.impl("merge_backward", TORCH_BOX(&setok::merge_backward));
-  m.impl("unmerge_backward", TORCH_BOX(&setok::unmerge_backward));
-}

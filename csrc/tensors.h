@@ -1,22 +1,17 @@
-// Tensors of the stable ABI as plain pointers.
+// Tensors as plain pointers, and what operators share.
 
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
-#include <optional>
 #include <vector>
 
+#include "abi/tensor.h"
 #include "common.h"
 #include "features.h"
 
 namespace setok {
 
-using torch::headeronly::ScalarType;
-
-inline Dtype dtype_of(const torch::stable::Tensor& tensor) {
+inline Dtype dtype_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case ScalarType::Double:
       return Dtype::f64;
@@ -27,52 +22,42 @@ inline Dtype dtype_of(const torch::stable::Tensor& tensor) {
     case ScalarType::Half:
       return Dtype::f16;
     default:
-      STD_TORCH_CHECK(false, "expected float64, float32, bfloat16 or float16");
+      throw std::logic_error("a dtype that was not checked");
   }
 }
 
 template <class T>
-T* data(const torch::stable::Tensor& tensor) {
+T* data(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-using Shape = std::vector<int64_t>;
-
-inline Shape shape_of(const torch::stable::Tensor& tensor) {
+inline Shape shape_of(const Tensor& tensor) {
   return {tensor.sizes().begin(), tensor.sizes().end()};
 }
 
 // Without the features.
-inline Shape leading_of(const torch::stable::Tensor& x) {
-  return {x.sizes().begin(), x.sizes().end() - 1};
-}
+inline Shape leading_of(const Tensor& x) { return {x.sizes().begin(), x.sizes().end() - 1}; }
 
 // With features: of one token for each label.
-inline Shape feature_shape(const torch::stable::Tensor& labels, int64_t dim) {
+inline Shape feature_shape(const Tensor& labels, int64_t dim) {
   Shape shape = shape_of(labels);
   shape.push_back(dim);
   return shape;
 }
 
 // The dtype of what is computed from `x`.
-inline ScalarType wide_of(const torch::stable::Tensor& x) {
+inline ScalarType wide_of(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-inline torch::stable::Tensor empty_cpu(const Shape& shape, ScalarType dtype) {
-  return torch::stable::empty(shape, dtype);
-}
+inline Tensor empty_index(const Shape& shape) { return empty_cpu(shape, ScalarType::Long); }
 
-inline torch::stable::Tensor empty_index(const Shape& shape) {
-  return empty_cpu(shape, ScalarType::Long);
-}
-
-inline torch::stable::Tensor empty_as(const torch::stable::Tensor& tensor) {
+inline Tensor empty_as(const Tensor& tensor) {
   return empty_cpu(shape_of(tensor), tensor.scalar_type());
 }
 
 // (B + 1,) int32 or int64 offsets.
-inline std::vector<index_t> offsets_of(const torch::stable::Tensor& cu_seqlens) {
+inline std::vector<index_t> offsets_of(const Tensor& cu_seqlens) {
   std::vector<index_t> offsets(cu_seqlens.numel());
   for (size_t i = 0; i < offsets.size(); ++i)
     offsets[i] = cu_seqlens.scalar_type() == ScalarType::Long
@@ -92,7 +77,7 @@ struct MaskOptions {
   double factor;
   bool score_norm_max;
 
-  Options options(index_t dim, const std::optional<torch::stable::Tensor>& learnable) const {
+  Options options(index_t dim, const Tensor* learnable) const {
     double numbers[4] = {bandwidth, beta, temperature, offset};
     if (learnable) {
       const bool wide = dtype_of(*learnable) == Dtype::f64;
@@ -121,8 +106,7 @@ struct Layout {
   bool packed;
 
   // Of tokens (B, N), or (T,) with offsets.
-  Layout(const Shape& leading, const std::optional<torch::stable::Tensor>& cu_seqlens)
-      : packed(cu_seqlens.has_value()) {
+  Layout(const Shape& leading, const Tensor* cu_seqlens) : packed(cu_seqlens != nullptr) {
     if (packed) {
       start = offsets_of(*cu_seqlens);
       return;
@@ -138,9 +122,7 @@ struct Layout {
 };
 
 // Tokens of image b of x (B, N, D) or (T, D).
-inline ImageInput image_of(const torch::stable::Tensor& x,
-                           const std::optional<torch::stable::Tensor>& valid, const Layout& layout,
-                           index_t b) {
+inline ImageInput image_of(const Tensor& x, const Tensor* valid, const Layout& layout, index_t b) {
   const index_t start = layout.start[b], dim = x.size(-1);
   const auto* from = static_cast<const char*>(x.const_data_ptr());
   const bool* mask = valid ? static_cast<const bool*>(valid->const_data_ptr()) + start : nullptr;
@@ -150,7 +132,7 @@ inline ImageInput image_of(const torch::stable::Tensor& x,
 
 // f(double{}) or f(float{}), in whose type the results of `x` are.
 template <class F>
-void for_type_of(const torch::stable::Tensor& x, const F& f) {
+void for_type_of(const Tensor& x, const F& f) {
   if (dtype_of(x) == Dtype::f64)
     f(double{});
   else
@@ -158,12 +140,12 @@ void for_type_of(const torch::stable::Tensor& x, const F& f) {
 }
 
 template <class T>
-const T* values(const torch::stable::Tensor& tensor) {
+const T* values(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());
 }
 
 template <class T>
-const T* values(const std::optional<torch::stable::Tensor>& tensor, index_t offset) {
+const T* values(const Tensor* tensor, index_t offset) {
   return tensor ? values<T>(*tensor) + offset : nullptr;
 }
 

@@ -1,25 +1,20 @@
 // The operation `setok::threshold_greedy`: greedy clustering by a threshold of the cosine
 // similarity. Distances are negative similarities here.
 
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-#include <optional>
-#include <tuple>
 #include <vector>
 
 #include "centres.h"
 #include "checks.h"
 #include "gram.h"
 #include "merge.h"
+#include "operators.h"
 #include "tensors.h"
 
 namespace setok {
 namespace {
-
-using torch::stable::Tensor;
 
 // Images of more tokens keep a bit per pair, but no distances.
 constexpr index_t kDense = 3072;
@@ -272,16 +267,18 @@ index_t cluster_image(const ImageInput& image, double threshold, index_t columns
   return count;
 }
 
+}  // namespace
+
 // x (B, N, D), or (T, D) with cu_seqlens; all contiguous. Labels, centres and counts.
-std::tuple<Tensor, Tensor, Tensor> threshold_greedy(const Tensor& x, std::optional<Tensor> valid,
-                                                    std::optional<Tensor> cu_seqlens,
-                                                    int64_t max_seqlen, double threshold) {
+std::array<Tensor, 3> threshold_greedy(const Tensor& x, const Tensor* valid,
+                                       const Tensor* cu_seqlens, int64_t max_seqlen,
+                                       double threshold) {
   const Layout layout = check_tokens(x, valid, cu_seqlens, max_seqlen);
   check_range("max_seqlen", max_seqlen, 0, kMostCount);
   if (std::isnan(threshold)) refuse("threshold", "a number", threshold);
   const index_t images = layout.images();
-  const Tensor labels = empty_index(leading_of(x));
-  const Tensor centres = empty_index({images, max_seqlen}), counts = empty_index({images});
+  Tensor labels = empty_index(leading_of(x));
+  Tensor centres = empty_index({images, max_seqlen}), counts = empty_index({images});
   for_type_of(x, [&](auto zero) {
     parallel_images(images, [&](index_t b) {
       data<index_t>(counts)[b] = cluster_image<decltype(zero)>(
@@ -290,12 +287,7 @@ std::tuple<Tensor, Tensor, Tensor> threshold_greedy(const Tensor& x, std::option
       Scratch::of_this_thread().trim();
     });
   });
-  return {labels, centres, counts};
+  return {std::move(labels), std::move(centres), std::move(counts)};
 }
 
-}  // namespace
 }  // namespace setok
-
-STABLE_TORCH_LIBRARY_IMPL(setok, CPU, m) {
-  m.impl("threshold_greedy", TORCH_BOX(&setok::threshold_greedy));
-}

@@ -1,52 +1,89 @@
-"""Lazy access to the compiled module `setok_kernels._C`.
+"""The compiled CPU kernels: loading them, and why they are missing where they are.
 
-Importing never builds anything. A failed load is remembered and every later `load` raises the same
-reason with the remedy.
+They are a plain shared library of operators, which serves every Python and every torch from 2.11
+on. Importing never builds anything. A failed load is remembered and every later `load` raises the
+same reason with the remedy.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import importlib.metadata
+import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
-_NAME = "setok_kernels._C"
-_REMEDY = "run `pip install --no-build-isolation -e .` with a C++17 compiler on PATH"
-# Left by setup.py when it installed the package without the module.
-_FAILURE_NOTE = Path(__file__).with_name("_C_build_failed.txt")
+import torch
+
+_SUFFIXES = {"darwin": ".dylib", "win32": ".dll"}
+_LIBRARY = Path(__file__).with_name(f"libsetok_kernels{_SUFFIXES.get(sys.platform, '.so')}")
+# Left by setup.py when it installed the package without the library.
+_FAILURE_NOTE = Path(__file__).with_name("_build_failed.txt")
 
 
-def load() -> ModuleType:
-    """Returns the compiled module.
+def load() -> Path:
+    """Load the operators, once, and return the path of their library.
 
     Raises:
         ImportError: It is not there or does not load; the message says why and what to do.
     """
-    module, reason = _attempt()
-    if module is None:
+    reason = why_missing()
+    if reason is not None:
         raise ImportError(reason)
-    return module
-
-
-def why_missing() -> str | None:
-    """Returns None when the compiled module loads, else the reason and the remedy in one line."""
-    return _attempt()[1]
+    return _LIBRARY
 
 
 @functools.cache
-def _attempt() -> tuple[ModuleType | None, str | None]:
-    try:
-        return importlib.import_module(_NAME), None
-    except ModuleNotFoundError:
+def why_missing() -> str | None:
+    """Return None when the operators are loaded, else the reason and the remedy in one line."""
+    if not _LIBRARY.exists():
         if _FAILURE_NOTE.exists():
-            cause = f"could not be built when the package was installed ({_read_note()})"
+            note = " ".join(_FAILURE_NOTE.read_text().split())
+            cause = f"could not be built when the package was installed ({note})"
         else:
-            cause = f"was not found in {Path(__file__).parent}"
-    except ImportError as error:
-        cause = f"was found but does not load ({' '.join(str(error).split())})"
-    return None, f"{_NAME} {cause}; {_REMEDY}"
+            cause = f"was not found in {_LIBRARY.parent}"
+    else:
+        try:
+            torch.ops.load_library(_LIBRARY)
+        except OSError as error:
+            cause = f"was found but does not load ({' '.join(str(error).split())})"
+        else:
+            return None
+    return f"{_LIBRARY.name} {cause}; {remedy()}"
 
 
-def _read_note() -> str:
-    return " ".join(_FAILURE_NOTE.read_text().split())
+def internals() -> ModuleType | None:
+    """Return the module of diagnostics and of the kernels' insides, None in a wheel without it."""
+    try:
+        return importlib.import_module("setok_kernels._internals")
+    except ModuleNotFoundError:
+        return None
+
+
+def remedy() -> str:
+    """Return the command that installs the package again, from where it came, with its kernels."""
+    try:
+        origin = importlib.metadata.distribution("setok-kernels").read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        origin = None
+    if origin is None:
+        what = "--no-binary setok-kernels setok-kernels"
+    else:
+        source = json.loads(origin)
+        flag = "-e " if source.get("dir_info", {}).get("editable") else ""
+        what = flag + _requirement(source)
+    return (
+        "put a C++17 compiler on PATH and run "
+        f"`pip install --force-reinstall --no-deps --no-cache-dir {what}`, or install a wheel "
+        "for this platform"
+    )
+
+
+def _requirement(source: dict) -> str:
+    """What pip takes for a `direct_url.json` (PEP 610)."""
+    version = source.get("vcs_info", {})
+    if version:
+        return f"{version['vcs']}+{source['url']}@{version['commit_id']}"
+    return source["url"].removeprefix("file://")

@@ -346,7 +346,7 @@ def _triton_kernel(name: str):
     return kernel
 
 
-# The C++ kernels register themselves when their module loads; where it does not, the CPU has none
+# The C++ kernels register themselves when their library loads; where it does not, the CPU has none
 # and dispatch.py says why.
 _native.why_missing()
 # The interpreter's kernels take CPU tensors, which in `setok` are C++'s.

@@ -109,7 +109,7 @@ def main() -> int:
     if options.work:
         work(options.seed, options.seed + options.calls)
         return 0
-    print(f"{_native.load().__file__}, seeds from {options.seed}", flush=True)
+    print(f"{_native.load()}, seeds from {options.seed}", flush=True)
     counts, failures = fuzz(options.seed, options.calls)
     totals = collections.Counter()
     for (kind, _), count in counts.items():

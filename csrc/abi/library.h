@@ -1,0 +1,107 @@
+// Functions as kernels of torch's operators: arguments and results lie on a stack of 64-bit words.
+
+#pragma once
+
+#include <array>
+#include <cstring>
+#include <initializer_list>
+#include <optional>
+#include <tuple>
+#include <type_traits>
+
+#include "tensor.h"
+
+namespace setok {
+
+// The version whose conventions this binary was built for: torch 2.11, the oldest that it runs on.
+constexpr uint64_t kTorchVersion = (uint64_t{2} << 56) | (uint64_t{11} << 48);
+
+// Numbers lie in the low bytes of a word.
+template <class T>
+struct Boxing {
+  static T take(StableIValue word) {
+    static_assert(std::is_arithmetic_v<T> && sizeof(T) <= sizeof(word));
+    T value;
+    std::memcpy(&value, &word, sizeof(value));
+    return value;
+  }
+  static T pass(T value) { return value; }
+};
+
+// The kernel owns the tensors of its arguments, and gives those of its results away.
+template <>
+struct Boxing<Tensor> {
+  static Tensor take(StableIValue word) { return Tensor(reinterpret_cast<AtenTensorHandle>(word)); }
+  static const Tensor& pass(const Tensor& tensor) { return tensor; }
+};
+
+// An optional tensor, which a function takes as a pointer: a pointer to a word of its own, which is
+// the kernel's too; null for none.
+template <>
+struct Boxing<const Tensor*> {
+  static std::optional<Tensor> take(StableIValue word) {
+    auto* inner = reinterpret_cast<StableIValue*>(word);
+    if (inner == nullptr) return std::nullopt;
+    std::optional<Tensor> tensor = Boxing<Tensor>::take(*inner);
+    delete inner;
+    return tensor;
+  }
+  static const Tensor* pass(const std::optional<Tensor>& tensor) {
+    return tensor ? &*tensor : nullptr;
+  }
+};
+
+// The kernel of a function that takes tensors and numbers, and returns a tensor or an array of
+// them.
+template <auto function>
+struct Boxed;
+
+template <class Result, class... Arguments, Result (*function)(Arguments...)>
+struct Boxed<function> {
+  static void call(StableIValue* stack, uint64_t arguments, uint64_t results) {
+    if (arguments != sizeof...(Arguments)) throw std::logic_error("a schema of other arguments");
+    Result result = apply(stack, std::index_sequence_for<Arguments...>{});
+    if (give(stack, result) != results) throw std::logic_error("a schema of other results");
+  }
+
+ private:
+  template <size_t... at>
+  static Result apply(const StableIValue* stack, std::index_sequence<at...>) {
+    const std::tuple values{Boxing<std::decay_t<Arguments>>::take(stack[at])...};
+    return function(Boxing<std::decay_t<Arguments>>::pass(std::get<at>(values))...);
+  }
+
+  static uint64_t give(StableIValue* stack, Tensor& tensor) {
+    stack[0] = reinterpret_cast<StableIValue>(tensor.release());
+    return 1;
+  }
+
+  template <size_t count>
+  static uint64_t give(StableIValue* stack, std::array<Tensor, count>& tensors) {
+    for (Tensor& tensor : tensors) give(stack++, tensor);
+    return count;
+  }
+};
+
+// Kernels of a namespace's operators for one dispatch key, registered as long as this lives.
+class Library {
+ public:
+  struct Kernel {
+    const char* name;
+    StableKernel call;
+  };
+
+  Library(const char* name, const char* dispatch_key, std::initializer_list<Kernel> kernels) {
+    SETOK_TORCH(aoti_torch_library_init_impl, name, dispatch_key, "setok_kernels", 0, &handle_);
+    for (const Kernel& kernel : kernels)
+      SETOK_TORCH(torch_library_impl, handle_, kernel.name, kernel.call, kTorchVersion);
+  }
+  Library(const Library&) = delete;
+  Library& operator=(const Library&) = delete;
+  ~Library() { aoti_torch_delete_library_object(handle_); }
+
+ private:
+  TorchLibraryHandle handle_ = nullptr;
+};
+
+}  // namespace setok

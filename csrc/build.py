@@ -1,0 +1,264 @@
+"""Builds the operator library, and the optional module for tests, without torch.
+
+setup.py calls it; `python csrc/build.py --help` does without an installation, also for another
+platform. A C++17 compiler is needed, by way of ninja where it is installed. CXX, CXXFLAGS, CPPFLAGS
+and LDFLAGS in the environment count as usual.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+SOURCES = Path(__file__).resolve().parent
+LIBRARY = "libsetok_kernels"
+MODULE = "_internals"
+
+# Threads are torch's own: OpenMP serves only to say which loops are vectors. Nobody reads errno or
+# the floating-point flags, which would keep square roots and selections from being vectorised.
+FLAGS = [
+    *("-std=c++17", "-O3", "-fPIC", "-DNDEBUG", "-fvisibility=hidden"),
+    *("-fvisibility-inlines-hidden", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"),
+]
+# Sets of instructions that x86-64 has versions for; elsewhere there is the last alone.
+X86_SETS = {"avx512": ["-march=x86-64-v4"], "avx2": ["-march=x86-64-v3"], "baseline": []}
+
+
+class BuildError(Exception):
+    """The native part could not be built; the message says why in one line."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A platform to build for.
+
+    Attributes:
+        system: "Linux", "Darwin" or "Windows".
+        machine: as `platform.machine` calls it.
+    """
+
+    system: str
+    machine: str
+
+    @property
+    def library(self) -> str:
+        """File name of the operator library."""
+        return LIBRARY + {"Darwin": ".dylib", "Windows": ".dll"}.get(self.system, ".so")
+
+    @property
+    def torch(self) -> str:
+        """File name of the library of torch that it is linked with."""
+        return {"Darwin": "libtorch_cpu.dylib", "Windows": "torch_cpu.dll"}.get(
+            self.system, "libtorch_cpu.so"
+        )
+
+    @property
+    def sets(self) -> dict[str, list[str]]:
+        """Compiler flags of every set of instructions that the kernels have a version for."""
+        if self.machine.lower() in ("x86_64", "amd64"):
+            return X86_SETS
+        return {"baseline": []}
+
+    def link(self, name: str) -> list[str]:
+        """Linker flags of a shared library that others find by `name`."""
+        if self.system == "Darwin":
+            return ["-dynamiclib", f"-Wl,-install_name,@rpath/{name}"]
+        if self.system == "Windows":
+            return ["-shared"]
+        return ["-shared", f"-Wl,-soname,{name}"]
+
+
+def native_target() -> Target:
+    """The platform that this Python runs on."""
+    return Target(platform.system(), platform.machine())
+
+
+@dataclass(frozen=True)
+class Job:
+    """A source to compile, with flags of its own, into an object file."""
+
+    source: Path
+    flags: tuple[str, ...]
+    name: str
+
+
+class Build:
+    """Objects and libraries in one folder.
+
+    Args:
+        folder: of everything that is made.
+        target: the platform.
+    """
+
+    def __init__(self, folder: Path, target: Target | None = None):
+        self.folder = folder.resolve()
+        self.target = native_target() if target is None else target
+        self.compiler = find_compiler()
+        self.extra = [
+            flag for name in ("CPPFLAGS", "CXXFLAGS") for flag in shlex.split(os.getenv(name, ""))
+        ]
+        self.link_extra = shlex.split(os.getenv("LDFLAGS", ""))
+        if not any(flag.startswith("-g") for flag in self.extra):
+            # Ten times the size, for nobody who does not ask for it.
+            self.link_extra.insert(0, "-Wl,-S" if self.target.system == "Darwin" else "-Wl,-s")
+
+    def library(self) -> Path:
+        """Builds the operator library and returns its path."""
+        objects = self._compile([*self._kernels(), self._job(SOURCES / "operators.cpp")])
+        return self._link(objects, self.target.library, self._torch())
+
+    def module(self) -> Path:
+        """Builds the optional module for this Python, after the library.
+
+        Raises:
+            BuildError: pybind11 is not installed, or something is wrong with it.
+        """
+        try:
+            import pybind11
+        except ImportError:
+            raise BuildError("pybind11 is not installed") from None
+        includes = [pybind11.get_include(), sysconfig.get_path("include")]
+        source = SOURCES / "python/internals.cpp"
+        jobs = [*self._kernels(), self._job(source, *(f"-I{path}" for path in includes))]
+        links = ["-Wl,-undefined,dynamic_lookup"] if self.target.system == "Darwin" else []
+        name = MODULE + sysconfig.get_config_var("EXT_SUFFIX")
+        return self._link(self._compile(jobs), name, [*links, *self._torch()], f"PyInit_{MODULE}")
+
+    def _kernels(self) -> list[Job]:
+        once = [path for path in sorted(SOURCES.glob("*.cpp")) if path.name != "operators.cpp"]
+        return [self._job(path) for path in once]
+
+    def _job(self, source: Path, *flags: str, name: str | None = None) -> Job:
+        return Job(source, flags, f"{source.stem if name is None else name}.o")
+
+    def _torch(self) -> list[str]:
+        """What stands for torch's library at link time: its name and its functions."""
+        stub = self._compile([self._job(SOURCES / "abi/stub.cpp")])
+        name = self.target.torch
+        flags = []
+        if self.target.system == "Windows":
+            flags = [f"-Wl,--out-implib,{self.folder / 'torch_cpu.lib'}"]
+        made = self._link(stub, name, flags, "*")
+        return [str(self.folder / "torch_cpu.lib" if flags else made)]
+
+    def _compile(self, jobs: list[Job]) -> list[Path]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        flags = [*self.compiler, *FLAGS, *self.extra]
+        commands = {
+            self.folder / job.name: (job.source, [*flags, *job.flags, "-c"]) for job in jobs
+        }
+        if ninja := find_ninja():
+            self._compile_with(ninja, commands)
+            return list(commands)
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            runs = [
+                threads.submit(run, [*command, str(source), "-o", str(made)])
+                for made, (source, command) in commands.items()
+            ]
+        for done in runs:
+            done.result()
+        return list(commands)
+
+    def _compile_with(self, ninja: str, commands: dict) -> None:
+        """In parallel, and again only what has changed, headers included."""
+
+        def escape(path):
+            return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+        lines = [
+            "rule cxx",
+            "  command = $call -MMD -MF $out.d $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+        ]
+        for made, (source, command) in commands.items():
+            lines.append(f"build {escape(made)}: cxx {escape(source)}")
+            lines.append(f"  call = {shlex.join(command).replace('$', '$$')}")
+        file = self.folder / "build.ninja"
+        file.write_text("\n".join(lines) + "\n")
+        run([ninja, "-C", str(self.folder), "-f", str(file)])
+
+    def _link(self, objects: list[Path], name: str, with_: list[str], exports: str = "") -> Path:
+        made = self.folder / name
+        if self.target.system == "Linux":
+            # Templates of the C++ library are weak and visible whatever the flags say.
+            script = self.folder / f"{made.stem}.exports"
+            script.write_text(
+                f"{{ global: {exports}; local: *; }};\n" if exports else "{ local: *; };\n"
+            )
+            with_ = [*with_, f"-Wl,--version-script,{script}"]
+        # What is loaded already must not change under the feet of its process.
+        made.unlink(missing_ok=True)
+        flags = [*self.target.link(name), *map(str, objects), *with_, *self.extra, *self.link_extra]
+        run([*self.compiler, *flags, "-o", str(made)])
+        return made
+
+
+def find_compiler() -> list[str]:
+    """The command of a C++ compiler.
+
+    Raises:
+        BuildError: there is none.
+    """
+    if chosen := shlex.split(os.getenv("CXX", "")):
+        if shutil.which(chosen[0]) is None:
+            raise BuildError(f"CXX names {chosen[0]}, which is not there")
+        return chosen
+    # Microsoft's knows no vector types.
+    names = ("clang++",) if sys.platform == "win32" else ("c++", "g++", "clang++")
+    for name in names:
+        if shutil.which(name) is not None:
+            return [name]
+    raise BuildError(f"no C++ compiler was found ({', '.join(names)} on PATH, or CXX)")
+
+
+def find_ninja() -> str | None:
+    """The path of ninja, None where it is not installed."""
+    # A virtual environment's ninja is not on PATH while the environment is not activated.
+    scripts = sysconfig.get_path("scripts")
+    return shutil.which("ninja", path=os.pathsep.join([scripts, os.environ.get("PATH", "")]))
+
+
+def run(command: list[str]) -> None:
+    """Runs a compiler or ninja; what it prints goes to stderr.
+
+    Raises:
+        BuildError: it cannot be run or fails; with the first line that speaks of an error.
+    """
+    try:
+        done = subprocess.run(
+            command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        )
+    except OSError as error:
+        raise BuildError(f"{command[0]} cannot be run: {error}") from None
+    print(done.stdout, file=sys.stderr, end="")
+    if done.returncode != 0:
+        said = [line for line in done.stdout.splitlines() if "error" in line or "not found" in line]
+        raise BuildError(" ".join(said[0].split()) if said else f"{command[0]} failed, silently")
+
+
+def main() -> None:
+    """Builds the operator library alone."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    native = native_target()
+    parser.add_argument("--out", type=Path, default=Path("build/native"), help="folder of it all")
+    parser.add_argument("--system", choices=("Linux", "Darwin", "Windows"), default=native.system)
+    parser.add_argument("--machine", default=native.machine, help="x86_64, aarch64, arm64, ...")
+    given = parser.parse_args()
+    try:
+        print(Build(given.out, Target(given.system, given.machine)).library())
+    except BuildError as error:
+        sys.exit(f"csrc/build.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

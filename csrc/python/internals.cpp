@@ -1,0 +1,118 @@
+// The optional module `setok_kernels._internals`: how the kernels were built, and those inside of
+// the operators, for tests and measurements of one of them. A wheel does without it.
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../build_info.h"
+#include "../density.h"
+#include "../gram.h"
+#include "../scope.h"
+
+namespace py = pybind11;
+
+namespace setok {
+namespace {
+
+using Floats = py::array_t<float, py::array::c_style>;
+
+constexpr size_t kAlignment = 64;
+
+// Kernels want their operands on whole vectors; numpy's memory need not be.
+class Aligned {
+ public:
+  explicit Aligned(index_t count)
+      : data_(static_cast<float*>(
+            ::operator new(static_cast<size_t>(count) * sizeof(float), kAlign))) {}
+  Aligned(const Floats& from) : Aligned(from.size()) {
+    std::copy_n(from.data(), from.size(), data_);
+  }
+  Aligned(const Aligned&) = delete;
+  Aligned& operator=(const Aligned&) = delete;
+  ~Aligned() { ::operator delete(data_, kAlign); }
+
+  float* data() const { return data_; }
+
+ private:
+  static constexpr std::align_val_t kAlign{kAlignment};
+  float* data_;
+};
+
+void require(const char* name, const Floats& array, std::vector<index_t> shape) {
+  const std::vector<index_t> got(array.shape(), array.shape() + array.ndim());
+  bool fits = got.size() == shape.size();
+  for (size_t at = 0; fits && at < shape.size(); ++at)
+    fits = shape[at] < 0 ? got[at] > 0 : got[at] == shape[at];
+  if (!fits) throw std::invalid_argument(std::string(name) + ": an array of another shape");
+}
+
+Floats array_of(const float* from, std::vector<py::ssize_t> shape) {
+  return Floats(std::move(shape), from);
+}
+
+py::dict info() {
+  const BuildInfo info = build_info();
+  py::dict fields;
+  fields["compiler"] = info.compiler;
+  fields["cxx_standard"] = info.cxx_standard;
+  fields["openmp"] = info.openmp;
+  fields["isa"] = info.isa;
+  fields["clones"] = info.clones;
+  return fields;
+}
+
+Floats pack(const Floats& x) {
+  require("x", x, {-1, -1});
+  const index_t count = x.shape(0), dim = x.shape(1);
+  if (count > kPanel) throw std::invalid_argument("x: more tokens than a panel has");
+  const Aligned packed(dim * kPanel);
+  pack_panel(x.data(), dim, count, dim, packed.data());
+  return array_of(packed.data(), {dim, kPanel});
+}
+
+Floats multiply(const Floats& a, const Floats& b, index_t repeats) {
+  require("a", a, {-1, kPanel});
+  require("b", b, {a.shape(0), kPanel});
+  const Aligned left(a), right(b), tile(kPanel * kPanel);
+  for (index_t again = 0; again < repeats; ++again)
+    multiply_panels(left.data(), right.data(), a.shape(0), tile.data());
+  return array_of(tile.data(), {kPanel, kPanel});
+}
+
+py::array_t<index_t> nearest(const Floats& row, index_t token, index_t k, bool include_self) {
+  require("row", row, {-1});
+  const index_t n = row.size();
+  if (k < 1) throw std::invalid_argument("k: expected at least 1");
+  if (token < 0 || token >= n) throw std::invalid_argument("token: outside of the row");
+  std::vector<float> distance(padded(n), kFar<float>);
+  std::copy_n(row.data(), n, distance.begin());
+  std::vector<int32_t> candidate(padded(n) + kLanes);
+  py::array_t<index_t> knn(k);
+  nearest_in_row(distance.data(), n, token, k, include_self, knn.mutable_data(), candidate.data());
+  return knn;
+}
+
+}  // namespace
+}  // namespace setok
+
+PYBIND11_MODULE(_internals, m) {
+  m.doc() = "Build information of setok_kernels, and kernels inside of its operators.";
+  m.def("build_info", &setok::info,
+        "Compiler, C++ standard, OpenMP, instruction set and clones for others of the kernels.");
+  m.def("cpu_isa", &setok::cpu_isa,
+        "Best of avx512, avx2 and baseline that this processor supports.");
+  m.def("pack_panel", &setok::pack, py::arg("x"),
+        "x (count, D) of at most 32 tokens as a panel (D, 32), zeros behind the last.");
+  m.def("multiply_panels", &setok::multiply, py::arg("a"), py::arg("b"), py::arg("repeats") = 1,
+        "Inner products (32, 32) of the tokens of two panels (D, 32), `repeats` times for timing.");
+  m.def("nearest_in_row", &setok::nearest, py::arg("row"), py::arg("token"), py::arg("k"),
+        py::arg("include_self") = true,
+        "The k nearest tokens of one, from its row of distances (N,), -1 behind the last.");
+}
