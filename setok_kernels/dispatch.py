@@ -1,7 +1,9 @@
 """Which backend runs: one predicate per backend decides both the choice and the error message."""
 
+import functools
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -71,6 +73,18 @@ def _why_no_triton() -> str | None:
     if found is None or found.origin is None:
         return "the package triton is not installed; use backend='reference'"
     return None
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def _warn_of_reference() -> None:
+    """Says once a process that the CPU kernels are missing: nothing falls back silently."""
+    warnings.warn(
+        "setok_kernels runs on its reference backend, more than ten times slower than its compiled "
+        f"CPU kernels: {_why_no_cpp()}",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 @torch.compiler.assume_constant_result
@@ -153,6 +167,8 @@ def select_backend(name: str, device: torch.device, *dtypes: torch.dtype):
             for backend in _BACKENDS.values()
             if backend.can_run(device, *dtypes) and backend.is_trusted(device)
         )
+        if backend is _BACKENDS["reference"] and device.type == "cpu":
+            _warn_of_reference()
     elif isinstance(name, str) and name in _BACKENDS:
         backend = _BACKENDS[name]
         backend.can_run(device, *dtypes, raise_error=True)

@@ -81,7 +81,9 @@ def test_auto_interprets_nothing(monkeypatch):
     """Where the C++ kernels are missing the interpreter is no substitute."""
     monkeypatch.setattr(dispatch, "_why_no_cpp", lambda: "it is gone")
     assert dispatch.can_run_triton(torch.device("cpu"))
-    assert dispatch.select_backend("auto", torch.device("cpu")) is reference
+    dispatch._warn_of_reference.cache_clear()
+    with pytest.warns(RuntimeWarning, match="runs on its reference backend.*it is gone"):
+        assert dispatch.select_backend("auto", torch.device("cpu")) is reference
 
 
 def test_masks_decide_the_dtype_of_a_soft_merge(monkeypatch):

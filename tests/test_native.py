@@ -1,93 +1,148 @@
-"""The loader of the compiled module; real builds are in packaging/."""
+"""The loader of the compiled CPU kernels; real builds are in packaging/."""
 
-import importlib
+import importlib.metadata
+import json
 import os
 import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
+import torch
 
 from setok_kernels import _native
 
+ROOT = Path(__file__).parents[1]
+needs_library = pytest.mark.skipif(
+    _native.why_missing() is not None, reason="the compiled kernels are not there"
+)
+
 
 @pytest.fixture
-def attempts(monkeypatch, tmp_path):
-    """Makes the next import of the compiled module raise; returns the names asked for."""
-    asked = []
+def missing(monkeypatch, tmp_path):
+    """Loads from a folder of the test's own; returns a function that puts files there."""
 
-    def fail_with(error, note=None):
-        def import_module(name):
-            asked.append(name)
-            raise error
-
+    def with_files(note=None, library=None):
+        monkeypatch.setattr(_native, "_LIBRARY", tmp_path / "libsetok_kernels.so")
+        monkeypatch.setattr(_native, "_FAILURE_NOTE", tmp_path / "note.txt")
         if note is not None:
             (tmp_path / "note.txt").write_text(note)
-        monkeypatch.setattr(_native, "_FAILURE_NOTE", tmp_path / "note.txt")
-        monkeypatch.setattr(importlib, "import_module", import_module)
-        _native._attempt.cache_clear()
-        return asked
+        if library is not None:
+            (tmp_path / "libsetok_kernels.so").write_bytes(library)
+        _native.why_missing.cache_clear()
 
-    yield fail_with
-    _native._attempt.cache_clear()
+    yield with_files
+    monkeypatch.undo()
+    _native.why_missing.cache_clear()
 
 
 def test_loaded_or_reasoned():
-    reason = _native.why_missing()
-    if reason is None:
-        module = _native.load()
-        assert module.cpu_isa() in ("avx512", "avx2", "baseline")
-        assert set(module.build_info()) == {
-            "compiler",
-            "cxx_standard",
-            "openmp",
-            "isa",
-            "clones",
-        }
-        assert _native.load() is module
+    if _native.why_missing() is None:
+        assert _native.load().is_file()
+        assert str(_native.load()) in torch.ops.loaded_libraries
     else:
-        assert "pip install --no-build-isolation -e ." in reason
+        assert "pip install --force-reinstall" in _native.why_missing()
 
 
 @pytest.mark.skipif(
-    "CI" not in os.environ or not shutil.which("c++"), reason="only CI must have the module"
+    "CI" not in os.environ or not shutil.which("c++"), reason="only CI must have the library"
 )
 def test_ci_tests_the_compiled_backend():
-    """Its tests skip themselves where the module is missing, which must not happen unnoticed."""
+    """Its tests skip themselves where the library is missing, which must not happen unnoticed."""
     assert _native.why_missing() is None
+    assert _native.internals() is not None
 
 
 @pytest.mark.parametrize(
-    ("error", "note", "cause"),
+    ("files", "cause"),
     [
-        (ModuleNotFoundError("no _C"), None, "was not found in .*setok_kernels"),
+        ({}, "was not found in "),
         (
-            ModuleNotFoundError("no _C"),
-            "c++: not\nfound\n",
+            {"note": "c++: not\nfound\n"},
             r"could not be built when the package was installed \(c\+\+: not found\)",
         ),
-        (
-            ImportError("libgomp.so.1:\ncannot open"),
-            None,
-            r"was found but does not load \(libgomp.so.1: cannot open\)",
-        ),
+        ({"library": b"of another age"}, r"was found but does not load \(.*\)"),
     ],
     ids=["never built", "failed build", "does not load"],
 )
-def test_a_failure_is_remembered_with_its_remedy(attempts, error, note, cause):
-    asked = attempts(error, note)
+def test_a_failure_is_remembered_with_its_remedy(missing, monkeypatch, files, cause):
+    asked = []
+    monkeypatch.setattr(_native, "remedy", lambda: asked.append(1) or "do this")
+    missing(**files)
     for _ in range(2):
-        with pytest.raises(ImportError, match=rf"^setok_kernels\._C {cause}.*; run `pip install"):
+        with pytest.raises(ImportError, match=rf"^libsetok_kernels\.so {cause}.*; do this$"):
             _native.load()
-    assert asked == ["setok_kernels._C"]
+    assert len(asked) == 1
     assert "\n" not in _native.why_missing()
 
 
+@pytest.mark.parametrize(
+    ("origin", "what"),
+    [
+        (None, "--no-binary setok-kernels setok-kernels"),
+        ({"url": "file:///home/me/kernels", "dir_info": {}}, "/home/me/kernels"),
+        (
+            {"url": "file:///home/me/kernels", "dir_info": {"editable": True}},
+            "-e /home/me/kernels",
+        ),
+        (
+            {"url": "https://host/kernels", "vcs_info": {"vcs": "git", "commit_id": "abc"}},
+            "git+https://host/kernels@abc",
+        ),
+    ],
+    ids=["index", "folder", "editable", "repository"],
+)
+def test_the_remedy_installs_from_where_it_came(monkeypatch, origin, what):
+    class Distribution:
+        @staticmethod
+        def read_text(name):
+            assert name == "direct_url.json"
+            return None if origin is None else json.dumps(origin)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Distribution)
+    assert f"`pip install --force-reinstall --no-deps --no-cache-dir {what}`" in _native.remedy()
+
+
+def run_without_library(program, tmp_path):
+    """Runs a program in a copy of the package that has no library."""
+    package = tmp_path / "setok_kernels"
+    source = Path(_native.__file__).parent
+    shutil.copytree(source, package, ignore=shutil.ignore_patterns("*.so", "*.dylib", "*.dll"))
+    return subprocess.run(
+        [sys.executable, "-W", "always", "-c", textwrap.dedent(program)],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        check=True,
+        env={key: value for key, value in os.environ.items() if not key.startswith("COV")},
+    )
+
+
+def test_a_call_that_misses_them_warns_once(tmp_path):
+    program = """
+        import torch
+        import setok_kernels as sk
+        x = torch.randn(1, 20, 4)
+        print("reference asked for", flush=True)
+        sk.cluster_tokens(x, backend="reference")
+        print(sk.cluster_tokens(x).labels.shape, sk.cluster_tokens(x).labels.shape)
+        try:
+            sk.cluster_tokens(x, backend="cpp")
+        except RuntimeError as error:
+            print(error)
+    """
+    run = run_without_library(program, tmp_path)
+    warned = [line for line in run.stderr.splitlines() if "RuntimeWarning" in line]
+    assert len(warned) == 1, run.stderr
+    assert "runs on its reference backend" in warned[0] and "pip install" in warned[0]
+    assert "backend='cpp' cannot run: libsetok_kernels" in run.stdout
+
+
+@needs_library
 def test_memory_that_is_not_there_is_a_memory_error():
     """Also where a thread of the kernels' own asks for it."""
-    if _native.why_missing() is not None:
-        pytest.skip("the compiled module is not there")
     program = """
         import resource, torch
         import setok_kernels as sk
@@ -110,3 +165,49 @@ def test_memory_that_is_not_there_is_a_memory_error():
         check=False,
     )
     assert run.stdout == "MemoryError\n", run.stderr
+
+
+@needs_library
+@pytest.mark.skipif(not shutil.which("nm"), reason="nm is not there")
+def test_the_library_needs_torch_alone():
+    """No symbol of Python, none of torch but the listed ones, and none that others could take."""
+    listing = subprocess.run(
+        ["nm", "-D", _native.load()], text=True, capture_output=True, check=True
+    ).stdout
+    symbols = [line.split()[-2:] for line in listing.splitlines()]
+    needed = {name.split("@")[0] for kind, name in symbols if kind in "Uw"}
+    listed = (ROOT / "csrc/abi/functions.h").read_text()
+    assert not [name for name in needed if name.startswith(("Py", "_Py"))]
+    of_torch = {name for name in needed if "torch" in name}
+    assert of_torch and not [name for name in of_torch if f" {name}," not in listed]
+    assert not [name for kind, name in symbols if kind not in "Uw"]
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler")
+def test_the_declarations_are_those_of_torch(tmp_path):
+    """A compiler refuses two declarations of a C function that differ."""
+    headers = Path(torch.__file__).parent / "include"
+    both = tmp_path / "both.cpp"
+    both.write_text(
+        "#define TORCH_TARGET_VERSION 0x020b000000000000ULL\n"
+        "#include <torch/csrc/stable/c/shim.h>\n"
+        f'#include "{ROOT / "csrc/abi/functions.h"}"\n'
+    )
+    compiler = ["c++", "-std=c++17", "-fsyntax-only", f"-I{headers}"]
+    found = subprocess.run([*compiler, both], text=True, capture_output=True, check=False)
+    assert found.returncode == 0, found.stderr
+    # All of them are torch's: none is declared by us alone.
+    names = (ROOT / "csrc/abi/functions.h").read_text().split("F(")[2:]
+    both.write_text(
+        "#define TORCH_TARGET_VERSION 0x020b000000000000ULL\n"
+        "#include <torch/csrc/stable/c/shim.h>\n"
+        + "".join(f"auto f{i} = &{text.split(',')[1].strip()};\n" for i, text in enumerate(names))
+    )
+    found = subprocess.run([*compiler, both], text=True, capture_output=True, check=False)
+    assert len(names) > 25 and found.returncode == 0, found.stderr
+    # A signature of our own making is noticed.
+    both.write_text(
+        "#include <torch/csrc/stable/c/shim.h>\n"
+        'extern "C" AOTITorchError aoti_torch_get_dim(AtenTensorHandle, int32_t*);\n'
+    )
+    assert subprocess.run([*compiler, both], capture_output=True, check=False).returncode != 0

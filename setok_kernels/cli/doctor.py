@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         # The reason begins as the error of an explicit choice does, with the name just printed.
         said = "ok" if problem is None else problem.removeprefix(f"backend='{name}' ")
         print(f"  {name:<14} {said}")
-    print("\ncompiled module")
+    print("\ncompiled CPU kernels")
     print(f"  {_describe_native()}")
     print("\nversions")
     print(f"  {'python':<14} {platform.python_version()}")
@@ -110,7 +110,10 @@ def _describe_native() -> str:
     reason = _native.why_missing()
     if reason is not None:
         return reason
-    return ", ".join(f"{key} {value}" for key, value in _native.load().build_info().items())
+    internals = _native.internals()
+    if internals is None:
+        return f"{_native.load().name}, of a wheel: its build information is left out"
+    return ", ".join(f"{key} {value}" for key, value in internals.build_info().items())
 
 
 def _devices() -> list[torch.device]:

@@ -17,7 +17,7 @@ def test_the_report(capsys):
     said = capsys.readouterr().out
     assert f"setok-kernels {sk.__version__}" in said
     assert torch.__version__ in said
-    for heading in ("backends", "compiled module", "versions", "CPU", "accelerators"):
+    for heading in ("backends", "compiled CPU kernels", "versions", "CPU", "accelerators"):
         assert f"\n{heading}\n" in said
     for name, reason in sk.backends().items():
         line = next(line for line in said.splitlines() if line.split()[:1] == [name])
@@ -54,14 +54,14 @@ def test_what_is_missing_comes_with_the_remedy(capsys, monkeypatch):
     assert "was never built; build it" in said
 
 
-def test_the_compiled_module_is_described(capsys, monkeypatch):
+def test_the_compiled_kernels_are_described(capsys, monkeypatch):
     class Module:
         @staticmethod
         def build_info():
             return {"compiler": "some compiler", "openmp": True}
 
     monkeypatch.setattr(doctor._native, "why_missing", lambda: None)
-    monkeypatch.setattr(doctor._native, "load", lambda: Module)
+    monkeypatch.setattr(doctor._native, "internals", lambda: Module)
     main(["doctor"])
     assert "compiler some compiler, openmp True" in capsys.readouterr().out
 
