@@ -12,6 +12,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 # Shipped in place of the library when it could not be built, since pip hides what a build prints.
@@ -41,6 +42,14 @@ def load_build():
 native = load_build()
 
 
+class CleanBuild(build):
+    """Begins with nothing, or files of earlier versions would get into the wheel."""
+
+    def run(self):
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
+
+
 class BuildNative(build_ext):
     """Builds the operator library and the optional module, or says durably why it could not."""
 
@@ -54,8 +63,8 @@ class BuildNative(build_ext):
             for old in folder.glob(name):
                 old.unlink()
         try:
-            build = native.Build(Path(self.build_temp))
-            self.made = (build.library(),)
+            native_build = native.Build(Path(self.build_temp))
+            self.made = (native_build.library(),)
         except native.BuildError as error:
             (folder / FAILURE_NOTE).write_text(f"{error}\n")
             print(
@@ -67,7 +76,7 @@ class BuildNative(build_ext):
             return
         if WITH_INTERNALS:
             try:
-                self.made += (build.module(),)
+                self.made += (native_build.module(),)
             except native.BuildError as error:
                 print(f"*** {native.MODULE}, optional, was not built: {error}", file=sys.stderr)
         for file in self.made:
@@ -108,5 +117,5 @@ setup(
     },
     # Says that there is something to build; csrc/build.py knows what.
     ext_modules=[Extension(f"setok_kernels.{native.MODULE}", sources=[], optional=True)],
-    cmdclass={"build_ext": BuildNative, "bdist_wheel": TaggedWheel},
+    cmdclass={"build": CleanBuild, "build_ext": BuildNative, "bdist_wheel": TaggedWheel},
 )

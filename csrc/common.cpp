@@ -3,6 +3,9 @@
 #include <atomic>
 #include <exception>
 #include <mutex>
+#include <new>
+#include <stdexcept>
+#include <string>
 
 #include "abi/tensor.h"
 
@@ -18,19 +21,25 @@ void parallel_tasks(index_t count, const std::function<void(index_t)>& f) {
   }
   // Tasks are taken in turn: the first ones may be the largest.
   std::atomic<index_t> next{0};
-  // torch's own loop would turn it into a RuntimeError, whatever it was.
-  std::exception_ptr failure;
+  // torch's own loop would turn it into a RuntimeError, whatever it was; and std::exception_ptr
+  // asks for a newer library than old systems have.
+  std::atomic<bool> no_memory{false};
+  std::string failure;
   std::mutex guard;
   torch_parallel(threads, [&](index_t, index_t) {
     try {
       for (index_t i = next++; i < count; i = next++) f(i);
-    } catch (...) {
+    } catch (const std::bad_alloc&) {
+      no_memory = true;
+      next = count;
+    } catch (const std::exception& error) {
       const std::lock_guard<std::mutex> lock(guard);
-      if (!failure) failure = std::current_exception();
+      failure = error.what();
       next = count;
     }
   });
-  if (failure) std::rethrow_exception(failure);
+  if (no_memory) throw std::bad_alloc();
+  if (!failure.empty()) throw std::runtime_error(failure);
 }
 
 Scratch& Scratch::of_this_thread() {
@@ -39,30 +48,29 @@ Scratch& Scratch::of_this_thread() {
 }
 
 void* Scratch::bytes(Slot slot, size_t size) {
-  constexpr size_t kAlign = 64;
-  size = (size + kAlign) / kAlign * kAlign;
+  size = (size + kAlignment) / kAlignment * kAlignment;
   if (size_[slot] < size) {
-    std::free(data_[slot]);
-    size_[slot] = 0;
-    data_[slot] = std::aligned_alloc(kAlign, size);
-    if (data_[slot] == nullptr) throw std::bad_alloc();
+    release(slot);
+    data_[slot] = ::operator new(size, std::align_val_t{kAlignment});
     size_[slot] = size;
   }
   return data_[slot];
 }
 
+void Scratch::release(Slot slot) {
+  ::operator delete(data_[slot], std::align_val_t{kAlignment});
+  data_[slot] = nullptr;
+  size_[slot] = 0;
+}
+
 void Scratch::trim() {
   constexpr size_t kKept = size_t{8} << 20;
-  for (int slot = 0; slot < kSlots; ++slot) {
-    if (size_[slot] <= kKept) continue;
-    std::free(data_[slot]);
-    data_[slot] = nullptr;
-    size_[slot] = 0;
-  }
+  for (int slot = 0; slot < kSlots; ++slot)
+    if (size_[slot] > kKept) release(static_cast<Slot>(slot));
 }
 
 Scratch::~Scratch() {
-  for (void* data : data_) std::free(data);
+  for (int slot = 0; slot < kSlots; ++slot) release(static_cast<Slot>(slot));
 }
 
 }  // namespace setok

@@ -5,11 +5,8 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <functional>
 #include <limits>
-#include <memory>
-#include <new>
 
 // One binary, native speed: the loader picks the clone for the processor it runs on. Loops carry
 // `omp simd` because the vectoriser runs after cloning, where vector types would be lowered before.
@@ -113,7 +110,10 @@ class Scratch {
   Scratch& operator=(const Scratch&) = delete;
 
  private:
+  static constexpr size_t kAlignment = 64;
+
   void* bytes(Slot slot, size_t size);
+  void release(Slot slot);
 
   void* data_[kSlots] = {};
   size_t size_[kSlots] = {};
