@@ -63,7 +63,7 @@ class BuildNative(build_ext):
             for old in folder.glob(name):
                 old.unlink()
         try:
-            native_build = native.Build(Path(self.build_temp))
+            native_build = native.Build(Path(self.build_temp), native.target_named(self.plat_name))
             self.made = (native_build.library(),)
         except native.BuildError as error:
             (folder / FAILURE_NOTE).write_text(f"{error}\n")
@@ -102,6 +102,8 @@ class TaggedWheel(bdist_wheel):
 
     def get_tag(self):
         python, abi, platform = super().get_tag()
+        machine = native.target_named(self.get_finalized_command("build_ext").plat_name).machine
+        platform = platform.replace("universal2", machine)
         if len(self.get_finalized_command("build_ext").made) == 1:
             # The operators alone serve every Python.
             return "py3", "none", platform

@@ -77,9 +77,16 @@ class Target:
         return ["-shared", f"-Wl,-soname,{name}"]
 
 
-def native_target() -> Target:
-    """The platform that this Python runs on."""
-    return Target(platform.system(), platform.machine())
+def target_named(name: str) -> Target:
+    """The target of a name that sysconfig gives: linux-aarch64, macosx-14.0-arm64, win-amd64.
+
+    A universal macOS build has binaries for several machines; ours is for this one.
+    """
+    system, _, machine = name.partition("-")
+    machine = machine.rpartition("-")[2]
+    if machine in ("universal2", ""):
+        machine = platform.machine()
+    return Target({"macosx": "Darwin", "win": "Windows"}.get(system, system.capitalize()), machine)
 
 
 @dataclass(frozen=True)
@@ -97,12 +104,14 @@ class Build:
     Args:
         folder: of everything that is made.
         target: the platform.
+        defines: more flags of the compiler.
     """
 
-    def __init__(self, folder: Path, target: Target | None = None):
+    def __init__(self, folder: Path, target: Target | None = None, defines: tuple[str, ...] = ()):
         self.folder = folder.resolve()
-        self.target = native_target() if target is None else target
+        self.target = target_named(sysconfig.get_platform()) if target is None else target
         self.compiler = find_compiler()
+        self.flags = [*FLAGS, *defines]
         self.extra = [
             flag for name in ("CPPFLAGS", "CXXFLAGS") for flag in shlex.split(os.getenv(name, ""))
         ]
@@ -111,9 +120,14 @@ class Build:
             # Ten times the size, for nobody who does not ask for it.
             self.link_extra.insert(0, "-Wl,-S" if self.target.system == "Darwin" else "-Wl,-s")
 
+    def kernels(self) -> list[Job]:
+        """What there is to compile besides the registration of the operators."""
+        once = [path for path in sorted(SOURCES.glob("*.cpp")) if path.name != "operators.cpp"]
+        return [self._job(path) for path in once]
+
     def library(self) -> Path:
         """Builds the operator library and returns its path."""
-        objects = self._compile([*self._kernels(), self._job(SOURCES / "operators.cpp")])
+        objects = self._compile([*self.kernels(), self._job(SOURCES / "operators.cpp")])
         return self._link(objects, self.target.library, self._torch())
 
     def module(self) -> Path:
@@ -128,14 +142,10 @@ class Build:
             raise BuildError("pybind11 is not installed") from None
         includes = [pybind11.get_include(), sysconfig.get_path("include")]
         source = SOURCES / "python/internals.cpp"
-        jobs = [*self._kernels(), self._job(source, *(f"-I{path}" for path in includes))]
+        jobs = [*self.kernels(), self._job(source, *(f"-I{path}" for path in includes))]
         links = ["-Wl,-undefined,dynamic_lookup"] if self.target.system == "Darwin" else []
         name = MODULE + sysconfig.get_config_var("EXT_SUFFIX")
         return self._link(self._compile(jobs), name, [*links, *self._torch()], f"PyInit_{MODULE}")
-
-    def _kernels(self) -> list[Job]:
-        once = [path for path in sorted(SOURCES.glob("*.cpp")) if path.name != "operators.cpp"]
-        return [self._job(path) for path in once]
 
     def _job(self, source: Path, *flags: str, name: str | None = None) -> Job:
         return Job(source, flags, f"{source.stem if name is None else name}.o")
@@ -152,7 +162,7 @@ class Build:
 
     def _compile(self, jobs: list[Job]) -> list[Path]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        flags = [*self.compiler, *FLAGS, *self.extra]
+        flags = [*self.compiler, *self.flags, *self.extra]
         commands = {
             self.folder / job.name: (job.source, [*flags, *job.flags, "-c"]) for job in jobs
         }
@@ -249,13 +259,13 @@ def run(command: list[str]) -> None:
 def main() -> None:
     """Builds the operator library alone."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    native = native_target()
     parser.add_argument("--out", type=Path, default=Path("build/native"), help="folder of it all")
-    parser.add_argument("--system", choices=("Linux", "Darwin", "Windows"), default=native.system)
-    parser.add_argument("--machine", default=native.machine, help="x86_64, aarch64, arm64, ...")
+    parser.add_argument(
+        "--platform", default=sysconfig.get_platform(), help="such as linux-aarch64"
+    )
     given = parser.parse_args()
     try:
-        print(Build(given.out, Target(given.system, given.machine)).library())
+        print(Build(given.out, target_named(given.platform)).library())
     except BuildError as error:
         sys.exit(f"csrc/build.py: {error}")
 

@@ -2,10 +2,19 @@
 
 #include "abi/library.h"
 
+// Where several versions live in one process, each has a namespace of its own.
+#define SETOK_TEXT_OF(name) #name
+#define SETOK_TEXT(name) SETOK_TEXT_OF(name)
+#ifdef TORCH_EXTENSION_NAME
+#define SETOK_NAMESPACE SETOK_TEXT(TORCH_EXTENSION_NAME)
+#else
+#define SETOK_NAMESPACE "setok"
+#endif
+
 namespace setok {
 namespace {
 
-const Library kOperators("setok", "CPU",
+const Library kOperators(SETOK_NAMESPACE, "CPU",
                          {{"cluster", Boxed<cluster>::call},
                           {"cluster_backward", Boxed<cluster_backward>::call},
                           {"merge", Boxed<merge>::call},

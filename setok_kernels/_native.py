@@ -57,7 +57,7 @@ def why_missing() -> str | None:
 def internals() -> ModuleType | None:
     """Return the module of diagnostics and of the kernels' insides, None in a wheel without it."""
     try:
-        return importlib.import_module("setok_kernels._internals")
+        return importlib.import_module("._internals", __package__)
     except ModuleNotFoundError:
         return None
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from setok_kernels.config import ALPHAS, KERNELS, LEARNABLE, ClusterConfig, DPCOptions
+from setok_kernels.config import ALPHAS, KERNELS, LEARNABLE, NAMESPACE, ClusterConfig, DPCOptions
 from setok_kernels.ops import SCALES, wide_dtype
 from setok_kernels.records import check_members
 from setok_kernels.result import Clusters, Decisions, DensityPeaks, HardClusters
@@ -28,7 +28,7 @@ class Compiled:
     """
 
     backend: str
-    namespace: str = "setok"
+    namespace: str = NAMESPACE
 
     def cluster(
         self,

@@ -19,6 +19,11 @@ SCORE_NORMS = ("max", None)
 ORDERS = ("score", "index")
 CAPS = ("diameter", "eccentricity")
 
+# Of the operators, `torch.ops.setok.…`: a copy of the package beside an installed one has another.
+NAMESPACE = "setok"
+# Of those that Triton's interpreter runs: they take CPU tensors, which in `setok` are C++'s.
+INTERPRETED = f"{NAMESPACE}_interpreted"
+
 # The hyper-parameters that may be tensors and receive a gradient.
 LEARNABLE = ("bandwidth", "beta", "temperature", "offset")
 

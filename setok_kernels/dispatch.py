@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 
 from setok_kernels import _native, reference
 from setok_kernels.compiled import TRITON_DTYPES, Compiled
+from setok_kernels.config import INTERPRETED, NAMESPACE
 from setok_kernels.verification import trust
 
 
@@ -99,8 +100,7 @@ def _verdict(name: str, reason: str | None, raise_error: bool) -> bool:
 
 
 def _triton_on(device: torch.device) -> Compiled:
-    # In the interpreter the kernels take CPU tensors, which in `setok` are C++'s.
-    return Compiled("triton", "setok_interpreted" if device.type == "cpu" else "setok")
+    return Compiled("triton", INTERPRETED if device.type == "cpu" else NAMESPACE)
 
 
 def _always(device: torch.device) -> bool:

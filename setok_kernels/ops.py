@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 from setok_kernels import _native
 from setok_kernels.arguments import check_device, check_tensor
-from setok_kernels.config import LEARNABLE
+from setok_kernels.config import INTERPRETED, LEARNABLE, NAMESPACE
 from setok_kernels.operands import check_operands
 
 # What `scale` of the schemas counts; `factor` goes with the last.
@@ -349,7 +349,6 @@ def _triton_kernel(name: str):
 # The C++ kernels register themselves when their library loads; where it does not, the CPU has none
 # and dispatch.py says why.
 _native.why_missing()
-# The interpreter's kernels take CPU tensors, which in `setok` are C++'s.
-_LIBRARIES = [_define("setok", "CUDA")]
+_LIBRARIES = [_define(NAMESPACE, "CUDA")]
 if os.environ.get("TRITON_INTERPRET") == "1":
-    _LIBRARIES.append(_define("setok_interpreted", "CPU"))
+    _LIBRARIES.append(_define(INTERPRETED, "CPU"))

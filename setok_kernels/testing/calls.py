@@ -11,7 +11,7 @@ from torch import Tensor
 
 from setok_kernels import functional
 from setok_kernels.compiled import Compiled, mask_options
-from setok_kernels.config import ALPHAS, CAPS, KERNELS, LEARNABLE, ORDERS, ClusterConfig
+from setok_kernels.config import ALPHAS, CAPS, KERNELS, LEARNABLE, NAMESPACE, ORDERS, ClusterConfig
 from setok_kernels.ops import wide_dtype
 from setok_kernels.result import Clusters, HardClusters
 from setok_kernels.testing.generators import integer_tokens, ragged_batch, vit_like_tokens
@@ -192,7 +192,7 @@ def _differentiated(function: Callable) -> Callable:
 def _operation_call(choices: random.Random, scene: _Scene) -> tuple[str, Callable, dict]:
     operands = {**_clustering_operands(choices, scene), **_merging_operands(choices, scene)}
     name = choices.choice(list(operands))
-    operation = getattr(torch.ops.setok, name)
+    operation = getattr(getattr(torch.ops, NAMESPACE), name)
     names = [argument.name for argument in operation.default._schema.arguments]
     arguments = dict(zip(names, operands[name], strict=True))
     return f"ops.{name}", lambda **given: operation(*given.values()), arguments
