@@ -195,7 +195,7 @@ class Build:
             lines.append(f"  call = {shlex.join(command).replace('$', '$$')}")
         file = self.folder / "build.ninja"
         file.write_text("\n".join(lines) + "\n")
-        run([ninja, "-C", str(self.folder), "-f", str(file)])
+        run([ninja, "-C", str(self.folder), "-f", str(file)], self.compiler[0])
 
     def _link(self, objects: list[Path], name: str, with_: list[str], exports: str = "") -> Path:
         made = self.folder / name
@@ -238,8 +238,8 @@ def find_ninja() -> str | None:
     return shutil.which("ninja", path=os.pathsep.join([scripts, os.environ.get("PATH", "")]))
 
 
-def run(command: list[str]) -> None:
-    """Runs a compiler or ninja; what it prints goes to stderr.
+def run(command: list[str], compiler: str | None = None) -> None:
+    """Runs a compiler, or what runs the one that is named; what it prints goes to stderr.
 
     Raises:
         BuildError: it cannot be run or fails; with the first line that speaks of an error.
@@ -253,7 +253,7 @@ def run(command: list[str]) -> None:
     print(done.stdout, file=sys.stderr, end="")
     if done.returncode != 0:
         said = [line for line in done.stdout.splitlines() if "error" in line or "not found" in line]
-        raise BuildError(" ".join(said[0].split()) if said else f"{command[0]} failed, silently")
+        raise BuildError(" ".join(said[0].split()) if said else f"{compiler or command[0]} failed, silently")
 
 
 def main() -> None:
