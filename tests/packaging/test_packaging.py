@@ -123,16 +123,6 @@ def source(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def quick_compiler(tmp_path_factory):
-    """A C++ compiler that leaves out what makes the kernels fast; the last flag of a kind counts."""
-    compiler = tmp_path_factory.mktemp("compiler") / "c++"
-    plain = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))))
-    compiler.write_text(f'#!/bin/sh\nexec {plain} "$@" -O0 -DSETOK_NO_CLONES\n')
-    compiler.chmod(0o755)
-    return {"CXX": str(compiler)}
-
-
-@pytest.fixture(scope="module")
 def repaired(source, tmp_path_factory, quick_compiler):
     """An editable install without a compiler and, after it, with one; why it was missing before."""
     python = fresh_environment(tmp_path_factory.mktemp("editable"))
@@ -151,8 +141,8 @@ def editable(repaired):
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory, quick_compiler):
     # From a clone of its own: the library of the editable install lies in the other one. By way of
-    # the source archive, so that a file missing there is noticed. Without torch, pybind11 and ninja,
-    # as in the barest isolated build.
+    # the source archive, so that a file missing there is noticed. Without torch, pybind11 and
+    # ninja, as in the barest isolated build.
     folder = tmp_path_factory.mktemp("wheel")
     clone = copy_source(folder / "setok_kernels_clone")
     builder = bare_environment(folder / "builder", *BUILD_TOOLS)
