@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from setok_kernels.cli.device import usable_device
-from setok_kernels.cli.errors import UsageError, missing_package, one_line
-from setok_kernels.cli.options import add_trust_option
+from setok_cli.device import usable_device
+from setok_cli.errors import UsageError, missing_package, one_line
+from setok_cli.options import add_trust_option
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from PIL import Image
 
     from setokim.generation import Answer, Streamer
@@ -168,6 +167,8 @@ def make_speaker(arguments: argparse.Namespace) -> Speaker:
     Raises:
         UsageError: as of `load_model`.
     """
+    import torch
+
     model, processor = load_model(arguments.model, arguments.device, arguments.trust_remote_code)
     options = {
         "max_new_tokens": arguments.max_new_tokens,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from setok_bench.options import add_options
-from setok_kernels.cli.errors import UsageError
+from setok_cli.errors import UsageError
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:

@@ -34,7 +34,7 @@ PROBE = """
 import importlib, importlib.resources, importlib.util, json
 def probe():
     found = {"triton origin": importlib.util.find_spec("triton").origin}
-    for name in ("triton", "setok_kernels", "setok_triton", "setokim", "setok_bench"):
+    for name in ("triton", "setok_kernels", "setok_triton", "setokim", "setok_bench", "setok_cli"):
         found[name] = importlib.import_module(name).__file__
     import setok_kernels, triton
     from setok_kernels import _native
@@ -165,7 +165,7 @@ def assert_all_resolve(found, ours):
     real = importlib.util.find_spec("triton").origin
     assert found["triton"] == found["triton origin"] == real and found["real triton"]
     assert found["data"] == [True, True, True]
-    for name in ("setok_kernels", "setok_triton", "setokim", "setok_bench"):
+    for name in ("setok_kernels", "setok_triton", "setokim", "setok_bench", "setok_cli"):
         assert Path(found[name]).is_relative_to(ours), f"{name} came from {found[name]}"
     assert found["version"] == setok_kernels.__version__
     assert found["why_missing"] is None
@@ -208,6 +208,7 @@ class TestImports:
             assert Path(found["setok_triton"]).is_relative_to(python.parents[1])
             assert Path(found["setokim"]).is_relative_to(python.parents[1])
             assert Path(found["setok_bench"]).is_relative_to(python.parents[1])
+            assert Path(found["setok_cli"]).is_relative_to(python.parents[1])
         else:
             assert_all_resolve(found, python.parents[1])
 
@@ -222,9 +223,18 @@ class TestArchives:
             installed = archive.namelist()
         with tarfile.open(next(clone.parent.glob("*.tar.gz"))) as archive:
             shipped = archive.getnames()
-        assert "setok_triton/select.py" in installed
+        assert "setok_triton/select.py" in installed and "setok_cli/main.py" in installed
         assert not [name for name in installed if "tests" in name.split("/")]
         assert not [name for name in installed + shipped if "ptxemu" in name.split("/")]
+
+    def test_the_commands_are_installed_once(self, wheel):
+        """The folder lies in that of setok_kernels, and is a package of its own."""
+        _, clone = wheel
+        with zipfile.ZipFile(next(clone.parent.glob("*.whl"))) as archive:
+            names = archive.namelist()
+        assert [name for name in names if name.endswith("/_speaking.py")] == [
+            "setok_cli/_speaking.py"
+        ]
 
 
 class TestWithoutCompiler:
@@ -270,3 +280,12 @@ def test_the_version_has_one_source():
     files += [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     found = [path.relative_to(ROOT) for path in files if assigned.search(path.read_text())]
     assert found == [Path("setok_kernels/__init__.py")]
+
+
+def test_the_commands_have_one_name():
+    """In a checkout they can be imported by the path of their folder too, a second time over."""
+    wrong = re.compile(r"setok_kernels[.]cli\b|from setok_kernels import .*\bcli\b")
+    folders = ("setok_kernels", "model", "triton", "bench", "docs", "tests")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    found = [path.relative_to(ROOT) for path in files if wrong.search(path.read_text())]
+    assert found == [Path(__file__).relative_to(ROOT)]
