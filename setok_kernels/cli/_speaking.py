@@ -47,6 +47,7 @@ class Speaker:
 
         Raises:
             ValueError: a message or an option does not fit.
+            UsageError: what is generated needs a package that is not installed.
         """
         prompt = self.processor([messages], add_generation_prompt=True)
         pictures = [
@@ -59,9 +60,13 @@ class Speaker:
         if pictures:
             options["mask_size"] = (pictures[-1].height, pictures[-1].width)
         on_device = {name: value.to(self.model.device) for name, value in prompt.items()}
-        [found] = self.model.generate(
-            **on_device, generators=[self.generator], streamer=streamer, **options
-        )
+        try:
+            [found] = self.model.generate(
+                **on_device, generators=[self.generator], streamer=streamer, **options
+            )
+        except ImportError as error:
+            # Only an answer with an image needs all of them.
+            raise missing_package(error) from error
         return found
 
 

@@ -20,15 +20,22 @@ _PACKAGES = (
     "pillow",
     "rich",
     "transformers",
-    "accelerate",
     "safetensors",
+    "diffusers",
+    "peft",
+    "accelerate",
+    "tensorboard",
 )
-_REMEDIES = {
-    "pillow": 'pip install "setok-kernels[cli]"',
-    "rich": 'pip install "setok-kernels[cli]"',
-    "transformers": 'pip install "setok-kernels[model]"',
-    "accelerate": 'pip install "setok-kernels[model]"',
-    "safetensors": 'pip install "setok-kernels[model]"',
+_EXTRAS = {
+    "triton": "triton",
+    "pillow": "cli",
+    "rich": "cli",
+    "transformers": "model",
+    "safetensors": "model",
+    "diffusers": "generate",
+    "peft": "lora",
+    "accelerate": "train",
+    "tensorboard": "train",
 }
 
 
@@ -112,8 +119,8 @@ def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        remedy = _REMEDIES.get(package)
-        return f"not installed; {remedy}" if remedy else "not installed"
+        extra = _EXTRAS.get(package)
+        return f'not installed; pip install "setok-kernels[{extra}]"' if extra else "not installed"
 
 
 def _describe_native() -> str:

@@ -48,11 +48,14 @@ def run(arguments: argparse.Namespace) -> int:
         # A stage imports what it alone needs.
         trainer = Trainer(settings, arguments.out, arguments.resume)
     except ImportError as error:
-        raise missing_package(error, "cli,model") from error
+        raise missing_package(error, "cli,model,train") from error
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
     try:
         metrics = trainer.train()
+    except ImportError as error:
+        # Of a reader of data, say.
+        raise missing_package(error) from error
     except (
         OSError,
         FolderInUseError,

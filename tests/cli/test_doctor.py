@@ -3,6 +3,7 @@ import sys
 
 import pytest
 import torch
+from extras import all_extras
 
 import setok_kernels as sk
 from setok_cli import doctor
@@ -49,12 +50,18 @@ def test_a_wrong_reference_is_a_failure(capsys, monkeypatch):
 
 def test_what_is_missing_comes_with_the_remedy(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "_PACKAGES", ("no-such-package",))
-    monkeypatch.setitem(doctor._REMEDIES, "no-such-package", "pip install it")
+    monkeypatch.setitem(doctor._EXTRAS, "no-such-package", "some")
     monkeypatch.setattr(_native, "why_missing", lambda: "was never built; build it")
     main(["doctor"])
     said = capsys.readouterr().out
-    assert "not installed; pip install it" in said
+    assert 'not installed; pip install "setok-kernels[some]"' in said
     assert "was never built; build it" in said
+
+
+def test_remedies_bring_what_is_missing():
+    brought = all_extras()
+    assert not [name for name, extra in doctor._EXTRAS.items() if name not in brought[extra]]
+    assert set(doctor._EXTRAS) <= set(doctor._PACKAGES)
 
 
 def test_the_compiled_module_is_described(capsys, monkeypatch):

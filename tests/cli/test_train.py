@@ -133,7 +133,7 @@ def test_a_missing_or_broken_file(tmp_path, capsys):
 def test_a_missing_package_is_named(train, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "setokim.training.trainer", None)
     assert train() == 2
-    assert 'pip install "setok-kernels[cli,model]"' in capsys.readouterr().err
+    assert 'pip install "setok-kernels[cli,model,train]"' in capsys.readouterr().err
 
 
 def test_a_missing_package_of_a_stage_is_named(train, capsys, monkeypatch):
