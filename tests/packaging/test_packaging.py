@@ -75,14 +75,20 @@ def copy_source(folder):
     return Path(shutil.copytree(ROOT, folder, ignore=NOT_SOURCE))
 
 
-def fresh_environment(folder):
-    """An environment with nothing of ours that sees the dependencies installed here."""
+def fresh_environment(folder, without=None):
+    """An environment with nothing of ours that sees the dependencies installed here.
+
+    Args:
+        without: a package that it does not see.
+    """
     venv.create(folder)
     inside = {"base": str(folder), "platbase": str(folder)}
     site_packages = Path(sysconfig.get_path("purelib", "venv", inside))
     # Plain paths: .pth files in those folders are not followed, so an editable install of ours
     # there has no say.
     dependencies = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    if without is not None:
+        dependencies = [links_to_packages(folder / "dependencies", dependencies, without)]
     (site_packages / "dependencies.pth").write_text("\n".join(dependencies) + "\n")
     python = Path(sysconfig.get_path("scripts", "venv", inside), "python")
     # What pip writes for the entry point: unlike `python -m pytest` it keeps the folder it is
@@ -93,6 +99,18 @@ def fresh_environment(folder):
     )
     script.chmod(0o755)
     return python
+
+
+def links_to_packages(folder, places, without):
+    """A folder with what lies in these places, but for one package."""
+    folder.mkdir()
+    for place in places:
+        for entry in Path(place).iterdir():
+            ours = entry.name.startswith("__editable__") or entry.name == "__pycache__"
+            absent = entry.name == without or entry.name.startswith(f"{without}-")
+            if not (ours or absent or (folder / entry.name).exists()):
+                (folder / entry.name).symlink_to(entry)
+    return str(folder)
 
 
 def pip_install(python, *what, cwd, **environment):
@@ -265,6 +283,47 @@ class TestWithoutCompiler:
         python, why_missing = repaired
         assert "/bin/false" in why_missing
         assert probe(python, "python", tmp_path, tmp_path)["why_missing"] is None
+
+
+# Runs in the root of the repository, whose folder triton/ is then a package without files.
+WITHOUT_TRITON = """
+import importlib.metadata, json, sys
+{first}
+import setok_kernels as sk
+import torch
+from torch.utils._triton import has_triton_package
+
+def clusters(x):
+    out = sk.cluster_tokens(x, sk.ClusterConfig(k=2, max_clusters=4), backend="cpp")
+    return out.masks.relu() + 1, out.labels
+
+x, _ = sk.testing.planted_clusters(1, 20, 3, 3)
+same = [torch.equal(a, b) for a, b in zip(torch.compile(clusters)(x), clusters(x))]
+plain = torch.compile(lambda x: x.sin().square())(x)
+same.append(torch.allclose(plain, x.sin().square()))
+try:
+    importlib.metadata.version("triton")
+    raise AssertionError("triton is installed")
+except importlib.metadata.PackageNotFoundError:
+    pass
+print(json.dumps([same, has_triton_package(), sk.backends()["triton"]]))
+"""
+
+
+class TestWithoutTriton:
+    pytestmark = slow
+
+    @needs_compiler
+    @pytest.mark.parametrize("first", ["", "import torch", "import triton"])
+    def test_the_folder_does_not_stand_for_it(self, editable, source, tmp_path, first):
+        """`editable` has built the compiled module into the source folder."""
+        python = fresh_environment(tmp_path / "environment", without="triton")
+        # Compiled code is kept elsewhere: it must come from this process.
+        cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+        said = run(python, "-c", WITHOUT_TRITON.format(first=first), cwd=source, **cache)
+        same, has_triton, reason = json.loads(said.splitlines()[-1])
+        assert same == [True] * 3 and not has_triton
+        assert "the package triton is not installed" in reason
 
 
 def test_the_triton_folder_is_no_package():
