@@ -1,6 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+DEMO_INSTALLED := .venv/.installed-demo
+# What users can install, and the tools.
+EXTRAS := triton,cli,model,generate,lora,train,eval,bench,report,photographs,peers,onnx,dev
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp)
 EMULATOR_SOURCES := $(wildcard tests/ptxemu/core/*.h tests/ptxemu/core/*.cpp)
 
@@ -20,7 +23,7 @@ sanitized_env := ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 
 .PHONY: demo stage1 small-world token-swap test lint format bench bench-docs compile-report kernel-counts mutants clean fuzz test-threads test-ptx $(NATIVE_BUILDS:%=build-%) $(NATIVE_BUILDS:%=test-%) $(PTX_ARCHS:%=test-ptx-%) $(SWAPPED:%=token-swap-%)
 
-demo: $(INSTALLED)
+demo: $(DEMO_INSTALLED)
 	$(BIN)/python bench/demo.py --out demo_out
 	$(BIN)/setok bench --out demo_out/bench.json
 
@@ -119,10 +122,15 @@ mutants: $(INSTALLED)
 
 # Built without isolation, so that the build tools too are those of constraints.txt, and after torch,
 # whose headers the compiled module needs.
-$(INSTALLED): pyproject.toml setup.py constraints.txt $(CXX_SOURCES)
+$(DEMO_INSTALLED): pyproject.toml setup.py constraints.txt $(CXX_SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt setuptools wheel pybind11 ninja torch numpy
-	$(BIN)/pip install --quiet --no-build-isolation -c constraints.txt -e ".[cli,model,eval,bench,peers,onnx,dev]"
+	$(BIN)/pip install --quiet --no-build-isolation -c constraints.txt -e ".[cli,bench,photographs]"
+	touch $@
+
+# The rest of the packages; ours is there already, and is not built again.
+$(INSTALLED): $(DEMO_INSTALLED)
+	$(BIN)/pip install --quiet -c constraints.txt "setok-kernels[$(EXTRAS)]"
 	touch $@
 
 clean:
