@@ -81,3 +81,9 @@ def test_what_is_blocked_is_not_empty():
     assert {"diffusers", "peft", "accelerate", "tensorboard", "triton", "jsonschema"} <= set(
         modules_without("cli", "model")
     )
+
+
+def test_all_of_them_are_tested():
+    """Except what is large, or not for tests."""
+    [listed] = re.findall(r"^EXTRAS := (\S+)$", (ROOT / "Makefile").read_text(), re.M)
+    assert set(listed.split(",")) == set(all_extras()) - {"lmms-eval", "mutation"}
