@@ -1,7 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp)
+DEMO_INSTALLED := .venv/.installed-demo
+# What users can install, and the tools.
+EXTRAS := triton,cli,model,generate,lora,train,eval,bench,report,photographs,peers,onnx,dev
+CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
 EMULATOR_SOURCES := $(wildcard tests/ptxemu/core/*.h tests/ptxemu/core/*.cpp)
 
 # What the compiled module runs through.
@@ -20,7 +23,7 @@ sanitized_env := ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 
 .PHONY: demo stage1 small-world token-swap test lint format bench bench-docs compile-report kernel-counts mutants wheels kernel-hub clean fuzz test-threads test-ptx $(NATIVE_BUILDS:%=build-%) $(NATIVE_BUILDS:%=test-%) $(PTX_ARCHS:%=test-ptx-%) $(SWAPPED:%=token-swap-%)
 
-demo: $(INSTALLED)
+demo: $(DEMO_INSTALLED)
 	$(BIN)/python bench/demo.py --out demo_out
 	$(BIN)/setok bench --out demo_out/bench.json
 
@@ -135,16 +138,20 @@ mutants: $(INSTALLED)
 	$(BIN)/mutmut run
 	$(BIN)/mutmut results
 
-# Built without isolation, so that the build tools too are those of constraints.txt, and after torch,
-# whose headers the compiled module needs.
-$(INSTALLED): pyproject.toml setup.py constraints.txt $(CXX_SOURCES)
+# Built without isolation, so that the build tools too are those of constraints.txt.
+$(DEMO_INSTALLED): pyproject.toml setup.py csrc/build.py constraints.txt $(CXX_SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt setuptools wheel pybind11 ninja torch numpy
-	$(BIN)/pip install --quiet --no-build-isolation -c constraints.txt -e ".[cli,model,eval,bench,peers,onnx,dev]"
+	$(BIN)/pip install --quiet -c constraints.txt setuptools wheel pybind11 ninja
+	$(BIN)/pip install --quiet --no-build-isolation -c constraints.txt -e ".[cli,bench,photographs]"
+	touch $@
+
+# The rest of the packages; ours is there already, and is not built again.
+$(INSTALLED): $(DEMO_INSTALLED)
+	$(BIN)/pip install --quiet -c constraints.txt "setok-kernels[$(EXTRAS)]"
 	touch $@
 
 clean:
 	rm -rf .venv build dist *.egg-info demo_out bench_out runs mutants htmlcov .coverage
 	rm -rf .pytest_cache .ruff_cache .hypothesis .benchmarks
-	rm -f setok_kernels/_C*.so setok_kernels/_C_build_failed.txt
+	rm -f setok_kernels/libsetok_kernels.* setok_kernels/_internals.* setok_kernels/_build_failed.txt
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

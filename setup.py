@@ -22,11 +22,14 @@ FAILURE_NOTE = "_build_failed.txt"
 WITH_INTERNALS = os.environ.get("SETOK_INTERNALS", "1") != "0"
 
 PACKAGES = [
-    *find_packages(include=["setok_kernels", "setok_kernels.*"]),
+    *find_packages(include=["setok_kernels", "setok_kernels.*"], exclude=["setok_kernels.cli"]),
     *find_packages("triton", include=["setok_triton", "setok_triton.*"]),
     "setokim",
     *(f"setokim.{name}" for name in find_packages("model")),
     "setok_bench",
+    # A package of its own, because importing setok_kernels imports torch, and `setok --help` must
+    # not wait for that.
+    "setok_cli",
 ]
 
 
@@ -112,7 +115,12 @@ class TaggedWheel(bdist_wheel):
 
 setup(
     packages=PACKAGES,
-    package_dir={"setok_triton": "triton/setok_triton", "setokim": "model", "setok_bench": "bench"},
+    package_dir={
+        "setok_triton": "triton/setok_triton",
+        "setokim": "model",
+        "setok_bench": "bench",
+        "setok_cli": "setok_kernels/cli",
+    },
     package_data={
         "setok_bench": ["schema.json", "results/triton-counts.json"],
         "setokim": ["configs/*.yaml"],

@@ -113,7 +113,7 @@ def find_emulator() -> None:
     Raises:
         RuntimeError: it is not there, or Triton was imported before.
     """
-    if "triton" in sys.modules:
+    if sys.modules.get("triton") is not None:
         raise RuntimeError("kernel counts: expected a process without triton, got one that has it")
     if str(EMULATOR) not in sys.path:
         # At the end: other folders of the tests are called like installed packages.

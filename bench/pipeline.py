@@ -172,7 +172,9 @@ def tokens_of_photographs() -> tuple[int, ...]:
 
         from setokim import PatchStatisticsEncoder
     except ImportError as error:
-        raise Unavailable("scikit-image and pillow are not installed") from error
+        raise Unavailable(
+            f'{error.name} is not installed; pip install "setok-kernels[cli,photographs]"'
+        ) from error
     photos = [Image.fromarray(getattr(data, name)()).convert("RGB") for name in PHOTOGRAPHS]
     return tuple(sk.cluster_tokens(PatchStatisticsEncoder()(photos)).counts.tolist())
 

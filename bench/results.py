@@ -7,8 +7,7 @@ import json
 import re
 from pathlib import Path
 
-# Here, so that a command that lacks it says so before it measures for minutes.
-import jsonschema
+from setok_kernels.extras import from_extra
 
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
 
@@ -46,8 +45,10 @@ def validate(result) -> None:
 
     Raises:
         ValueError: names the place, what was expected and what came.
+        MissingExtraError: as of `checker`.
     """
-    error = jsonschema.exceptions.best_match(_validator().iter_errors(result))
+    best_match, validator = checker()
+    error = best_match(validator.iter_errors(result))
     if error is not None:
         where = "/".join(map(str, error.absolute_path)) or "the result"
         raise ValueError(f"{where}: {error.message}")
@@ -64,7 +65,18 @@ def timed(row: dict) -> dict[str, dict]:
 
 
 @functools.lru_cache(maxsize=1)
-def _validator():
+def checker():
+    """What finds the worst of the errors, and the validator that lists them.
+
+    Who is going to measure for minutes calls it first, so that a missing package is told before.
+
+    Raises:
+        MissingExtraError: jsonschema is not installed.
+    """
+    with from_extra("bench"):
+        from jsonschema import Draft202012Validator
+        from jsonschema.exceptions import best_match
+
     schema = json.loads(SCHEMA_FILE.read_text())
-    jsonschema.Draft202012Validator.check_schema(schema)
-    return jsonschema.Draft202012Validator(schema)
+    Draft202012Validator.check_schema(schema)
+    return best_match, Draft202012Validator(schema)

@@ -24,7 +24,7 @@ from rich.table import Table
 from setok_bench import tables
 from setok_bench.options import add_options
 from setok_bench.plan import print_plan
-from setok_bench.results import load_result, to_json, validate
+from setok_bench.results import checker, load_result, to_json, validate
 from setok_bench.runner import Settings, failures, run_suite
 from setok_bench.suites import get_suite, select
 
@@ -35,6 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         ValueError: the options do not fit; the message names one.
         OSError: a file cannot be read or written.
+        MissingExtraError: a package is not installed.
     """
     # Into a file or a pipe the tables go unbroken.
     console, errors = Console(), Console(stderr=True)
@@ -43,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plan is not None:
         print_plan([load_result(path) for path in arguments.plan], console)
         return 0
+    checker()
     device = _device(arguments.device)
     suite = select(
         get_suite(arguments.suite, device),

@@ -21,9 +21,9 @@ from matplotlib.axes import Axes
 from PIL import Image
 from skimage import data
 
+from setok_cli.draw import draw_map, fit
+from setok_cli.pictures import Method, PictureClusters, cluster_batch
 from setok_kernels import ClusterConfig, cluster_tokens
-from setok_kernels.cli.draw import draw_map, fit
-from setok_kernels.cli.pictures import Method, PictureClusters, cluster_batch
 from setokim import build_encoder
 
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")

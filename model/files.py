@@ -6,10 +6,9 @@ import contextlib
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-
-from safetensors import SafetensorError
 
 # Begins the name of a file that is being written; one that a killed process left is not read.
 UNFINISHED = ".unfinished-"
@@ -90,13 +89,17 @@ def naming(path: str | Path) -> Iterator[None]:
     """
     try:
         yield
-    except SafetensorError as error:
-        raise OSError(f"{path}: {error}") from error
     except OSError as error:
         # The text of one that has no number would be lost.
         if error.filename is None and error.errno is not None:
             error.filename = str(path)
         raise
+    except Exception as error:
+        # Who does not write its files may be without the package.
+        safetensors = sys.modules.get("safetensors")
+        if safetensors is None or not isinstance(error, safetensors.SafetensorError):
+            raise
+        raise OSError(f"{path}: {error}") from error
 
 
 def write_file(path: str | Path, content: str | bytes) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from torch import nn
 from transformers import PreTrainedModel
 
+from setok_kernels.extras import from_extra
+
 
 def add_lora(
     llm: PreTrainedModel,
@@ -28,11 +30,12 @@ def add_lora(
         The `PeftModel` around it.
 
     Raises:
-        ImportError: peft is not installed.
+        MissingExtraError: peft is not installed.
         ValueError: there are no such layers.
     """
     # Imported where it is needed: peft takes seconds, and most runs have no adapters.
-    from peft import LoraConfig, get_peft_model
+    with from_extra("lora"):
+        from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
         r=rank,

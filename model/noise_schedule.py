@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from setok_kernels.extras import from_extra
+
 if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
@@ -19,9 +21,14 @@ def scheduler(schedule: str, steps: int) -> DDIMScheduler:
     Args:
         schedule: one of `SCHEDULES`.
         steps: of the diffusion in training.
+
+    Raises:
+        MissingExtraError: diffusers is not installed.
     """
-    # Here, because importing diffusers takes longer than importing torch.
-    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+    # Here, because importing diffusers takes longer than importing torch, and only who generates
+    # images, or trains it, needs it.
+    with from_extra("generate"):
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     return DDIMScheduler(
         steps,
@@ -35,5 +42,5 @@ def scheduler(schedule: str, steps: int) -> DDIMScheduler:
 
 @functools.lru_cache
 def signal_levels(schedule: str, steps: int) -> Tensor:
-    """(steps,) float32, a² of each timestep."""
+    """(steps,) float32, a² of each timestep; raises as `scheduler` does."""
     return scheduler(schedule, steps).alphas_cumprod

@@ -1,7 +1,6 @@
 """Which backend runs: one predicate per backend decides both the choice and the error message."""
 
 import functools
-import importlib.util
 import os
 import warnings
 from collections.abc import Callable
@@ -10,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch.autograd import forward_ad
 
-from setok_kernels import _native, reference
+from setok_kernels import _native, _triton_package, reference
+from setok_kernels._tracing import constant_in_graphs
 from setok_kernels.compiled import TRITON_DTYPES, Compiled
 from setok_kernels.config import INTERPRETED, NAMESPACE
 from setok_kernels.verification import trust
@@ -62,21 +62,22 @@ def is_followed() -> bool:
 # What follows does not change while a program runs, and a compiler need not look inside.
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _why_no_cpp() -> str | None:
     return _native.why_missing()
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _why_no_triton() -> str | None:
-    # A folder named triton on the path is found too, but has no origin.
-    found = importlib.util.find_spec("triton")
-    if found is None or found.origin is None:
-        return "the package triton is not installed; use backend='reference'"
-    return None
+    if _triton_package.is_installed():
+        return None
+    return (
+        'the package triton is not installed; pip install "setok-kernels[triton]", or use '
+        "backend='reference'"
+    )
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 @functools.cache
 def _warn_of_reference() -> None:
     """Says once a process that the CPU kernels are missing: nothing falls back silently."""
@@ -88,7 +89,7 @@ def _warn_of_reference() -> None:
     )
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -115,7 +116,7 @@ def _triton_is_trusted(device: torch.device) -> bool:
     return _is_trusted(index)
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _is_trusted(index: int) -> bool:
     return trust.is_trusted(index)
 

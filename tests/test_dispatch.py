@@ -100,8 +100,9 @@ def test_masks_decide_the_dtype_of_a_soft_merge(monkeypatch):
 
 
 def test_triton_without_the_package(monkeypatch):
-    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RuntimeError, match="the package triton is not installed"):
+    monkeypatch.setattr(dispatch._triton_package, "is_installed", lambda: False)
+    said = r'the package triton is not installed; pip install "setok-kernels\[triton\]", or use'
+    with pytest.raises(RuntimeError, match=said):
         dispatch.can_run_triton(torch.device("cpu"), raise_error=True)
 
 

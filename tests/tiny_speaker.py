@@ -1,8 +1,8 @@
 """A tiny SeTokim model in a folder, and a script that it follows when it speaks."""
 
 import pytest
-import torch
 from PIL import Image
+from scripted import logits_that_say
 from tiny_setokim import build
 
 from setokim.modeling_setokim import SetokimModel
@@ -19,20 +19,19 @@ def speaker_folder(tmp_path_factory):
     return folder
 
 
+def words_as_ids(folder, *texts):
+    """Ids of what a model in a folder is to say, and the size of its vocabulary."""
+    tokenizer = SetokimProcessor.from_pretrained(folder).tokenizer
+    ids = [i for text in texts for i in tokenizer.encode(text, add_special_tokens=False)]
+    return ids, len(tokenizer)
+
+
 @pytest.fixture
 def says(speaker_folder, monkeypatch):
     """Sets what the model says: words, "<img>", "<image>", "</img>", "[SEG]" and "</s>"."""
-    tokenizer = SetokimProcessor.from_pretrained(speaker_folder).tokenizer
 
     def script(*texts):
-        ids = [i for text in texts for i in tokenizer.encode(text, add_special_tokens=False)]
-        following = iter(ids)
-
-        def logits(self, hidden):
-            found = torch.zeros(len(hidden), len(tokenizer))
-            found[:, next(following)] = 1
-            return found
-
+        logits = logits_that_say(*words_as_ids(speaker_folder, *texts))
         monkeypatch.setattr(SetokimModel, "logits", logits)
 
     return script

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from setok_kernels.extras import from_extra
 from setokim.benchmarks.frechet import FeatureStatistics, frechet_distance
 from setokim.benchmarks.picture_networks import PictureNetworks
 
@@ -52,7 +53,8 @@ def ssim(drawn: Image.Image, wanted: Image.Image) -> float:
         ImportError: scikit-image is not installed.
         ValueError: a picture is too small.
     """
-    from skimage.metrics import structural_similarity
+    with from_extra("eval"):
+        from skimage.metrics import structural_similarity
 
     if min(wanted.size) < _SSIM_LEAST:
         expected = f"at least {_SSIM_LEAST} x {_SSIM_LEAST} pixels"

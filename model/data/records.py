@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from setok_kernels.extras import from_extra
 from setokim.data.samples import BrokenSampleError, check_index
 
 # The field of img2dataset that says how a download went, and what it says of a good one.
@@ -209,7 +210,8 @@ class ParquetRows:
     """
 
     def __init__(self, paths: Sequence[str | Path], where: tuple[str, str] | None = None):
-        import pyarrow.parquet
+        with from_extra("eval"):
+            import pyarrow.parquet
 
         self._where = where
         self._groups: list[_Group] = []

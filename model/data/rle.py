@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from setok_kernels.extras import from_extra
+
 # The size from which on PIL takes an image for a decompression bomb: no mask is larger.
 MAX_PIXELS = 178_956_970
 # Upper bound on the outline of a polygon in pixels: pycocotools keeps five points for each.
@@ -89,7 +91,8 @@ def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
     if not polygons:
         raise ValueError(f"expected a polygon of three corners x, y, got {segmentation!r:.80}")
     # Which pixels an edge takes is what pycocotools says it is.
-    from pycocotools import mask as coco
+    with from_extra("eval"):
+        from pycocotools import mask as coco
 
     return decode_rle(coco.merge(coco.frPyObjects(polygons, *size)), size)
 

@@ -24,6 +24,7 @@ from setokim.lora import base_of
 from setokim.losses import mask_loss, pixel_loss
 from setokim.modeling_setok import SetokModel, VisualTokens
 from setokim.modeling_setokim import SetokimModel
+from setokim.noise_schedule import signal_levels
 from setokim.pretrained import load_pretrained, load_whole
 from setokim.processing_setokim import SetokimProcessor
 from setokim.training.instruct_evaluation import evaluate
@@ -45,6 +46,7 @@ class Instruct(Stage):
 
     Raises:
         TypeError, ValueError: a setting does not fit, or a model is not where it says, or damaged.
+        MissingExtraError: a loss needs a package that is not installed.
     """
 
     def __init__(self, settings: InstructSettings):
@@ -54,6 +56,9 @@ class Instruct(Stage):
         if settings.activation_checkpointing:
             self.model.gradient_checkpointing_enable()
         freeze(self.model, settings)
+        if settings.losses.diffusion:
+            # Needs a package; who lacks it learns so before the first step.
+            signal_levels(self.model.head.schedule, self.model.head.steps)
         self._store = TokenStore(settings.keep_tokens) if settings.keep_tokens else None
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:

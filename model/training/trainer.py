@@ -15,6 +15,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader
 
+from setok_kernels.extras import from_extra
 from setokim.data import (
     ENDLESS,
     Counted,
@@ -63,6 +64,7 @@ class Trainer:
             settings, or the logs are damaged.
         FolderInUseError: another run writes into `out`.
         OSError: `out` cannot be written.
+        MissingExtraError: losses are to be logged, and tensorboard is not installed.
     """
 
     def __init__(self, settings: Settings, out: Path, resume: bool = False):
@@ -72,7 +74,7 @@ class Trainer:
         )
         self.accelerator = Accelerator(
             mixed_precision=settings.precision,
-            log_with="tensorboard" if settings.every.log else None,
+            log_with=_tracker() if settings.every.log else None,
             project_dir=out,
             kwargs_handlers=[unused],
         )
@@ -318,6 +320,13 @@ class Trainer:
     def _progress(self):
         settings = self.settings
         return progress(settings.steps, self.step, settings.every.log, hidden=not self.main)
+
+
+def _tracker() -> str:
+    """The name of accelerate for TensorBoard, which it would leave out silently."""
+    with from_extra("train"):
+        import tensorboard  # noqa: F401
+    return "tensorboard"
 
 
 def _build(settings: DataSettings) -> Dataset:

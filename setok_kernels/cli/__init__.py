@@ -1,1 +1,5 @@
-"""The console script `setok`."""
+"""The console script `setok`: an import package of its own, `setok_cli`.
+
+Importing `setok_kernels` imports torch. Modules here do so only where a command runs, so that
+`--help`, `--version` and wrong arguments are answered at once.
+"""

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from setok_kernels.cli.device import usable_device
-from setok_kernels.cli.errors import UsageError, missing_package, one_line
-from setok_kernels.cli.options import add_trust_option
+from setok_cli.device import usable_device
+from setok_cli.errors import UsageError, missing_package, one_line
+from setok_cli.options import add_trust_option
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from PIL import Image
 
     from setokim.generation import Answer, Streamer
@@ -48,6 +47,7 @@ class Speaker:
 
         Raises:
             ValueError: a message or an option does not fit.
+            UsageError: what is generated needs a package that is not installed.
         """
         prompt = self.processor([messages], add_generation_prompt=True)
         pictures = [
@@ -60,9 +60,13 @@ class Speaker:
         if pictures:
             options["mask_size"] = (pictures[-1].height, pictures[-1].width)
         on_device = {name: value.to(self.model.device) for name, value in prompt.items()}
-        [found] = self.model.generate(
-            **on_device, generators=[self.generator], streamer=streamer, **options
-        )
+        try:
+            [found] = self.model.generate(
+                **on_device, generators=[self.generator], streamer=streamer, **options
+            )
+        except ImportError as error:
+            # Only an answer with an image needs all of them.
+            raise missing_package(error) from error
         return found
 
 
@@ -168,6 +172,8 @@ def make_speaker(arguments: argparse.Namespace) -> Speaker:
     Raises:
         UsageError: as of `load_model`.
     """
+    import torch
+
     model, processor = load_model(arguments.model, arguments.device, arguments.trust_remote_code)
     options = {
         "max_new_tokens": arguments.max_new_tokens,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from setok_bench.options import add_options
-from setok_kernels.cli.errors import UsageError
+from setok_cli.errors import UsageError, missing_package
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -29,9 +29,9 @@ def run(arguments: argparse.Namespace) -> int:
     """
     try:
         from setok_bench import run as bench
-    except ImportError as error:
-        raise UsageError(f'{error}; pip install "setok-kernels[bench]"') from error
-    try:
+
         return bench.run(arguments)
+    except ImportError as error:
+        raise missing_package(error, "bench") from error
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error

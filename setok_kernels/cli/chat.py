@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from setok_kernels.cli._speaking import (
+from setok_cli._speaking import (
     Speaker,
     add_speaking_options,
     make_folder,
@@ -19,7 +19,7 @@ from setok_kernels.cli._speaking import (
     save_mask,
     user_message,
 )
-from setok_kernels.cli.errors import UsageError
+from setok_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -11,15 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from setok_kernels.cli.device import usable_device
-from setok_kernels.cli.errors import UsageError, missing_package
-from setok_kernels.cli.options import add_config_options, add_trust_option, read_config
-from setok_kernels.dispatch import backends, select_backend
+from setok_cli.device import usable_device
+from setok_cli.errors import UsageError, missing_package
+from setok_cli.options import BACKENDS, add_config_options, add_trust_option, read_config
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from setok_kernels.cli.pictures import Method, PictureClusters
+    from setok_cli.pictures import Method, PictureClusters
     from setok_kernels.config import ClusterConfig
     from setokim.images import UnreadableImageError
 
@@ -55,7 +54,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="HxW",
         help="rows and columns of patches (default: 27x27, or the model's own)",
     )
-    parser.add_argument("--backend", choices=("auto", *backends()), default="auto")
+    parser.add_argument("--backend", choices=BACKENDS, default="auto")
     parser.add_argument(
         "--device", default="cpu", help="where the model and the clustering run (default: cpu)"
     )
@@ -78,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         UsageError: There is nothing to do, or it cannot be done as asked.
     """
     _require_extras()
-    from setok_kernels.cli.names import RESULT_MARK
+    from setok_cli.names import RESULT_MARK
     from setokim.file_names import printable_name
     from setokim.folder_lock import FolderInUseError, locked
     from setokim.images import IMAGE_SUFFIXES, scan_images
@@ -125,7 +124,7 @@ def _process(
     from rich.console import Console
     from rich.progress import track
 
-    from setok_kernels.cli.pictures import process_files
+    from setok_cli.pictures import process_files
     from setokim.images import UnreadableImageError
 
     rows, failures = [], [*refused]
@@ -173,7 +172,8 @@ def make_method(
     Raises:
         UsageError: One of them cannot.
     """
-    from setok_kernels.cli.pictures import Method
+    from setok_cli.pictures import Method
+    from setok_kernels.dispatch import select_backend
     from setokim import build_encoder
 
     device = usable_device(device_name)

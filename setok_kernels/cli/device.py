@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
-from setok_kernels.cli.errors import UsageError
+from setok_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def usable_device(name: str) -> torch.device:
@@ -13,6 +16,8 @@ def usable_device(name: str) -> torch.device:
     Raises:
         UsageError: there is none of that name, or it cannot be used here.
     """
+    import torch
+
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import platform
+from typing import TYPE_CHECKING
 
-import torch
+from setok_cli.errors import UsageError
 
-from setok_kernels import ClusterConfig, __version__, _native, backends, cluster_tokens
-from setok_kernels.cli.errors import UsageError
-from setok_kernels.verification import trust
-from setok_kernels.verification.identity import identify
-from setok_kernels.verification.verdict import Verdict, recall
+if TYPE_CHECKING:
+    import torch
+
+    from setok_kernels.verification.verdict import Verdict
 
 _PACKAGES = (
     "torch",
@@ -21,15 +20,22 @@ _PACKAGES = (
     "pillow",
     "rich",
     "transformers",
-    "accelerate",
     "safetensors",
+    "diffusers",
+    "peft",
+    "accelerate",
+    "tensorboard",
 )
-_REMEDIES = {
-    "pillow": 'pip install "setok-kernels[cli]"',
-    "rich": 'pip install "setok-kernels[cli]"',
-    "transformers": 'pip install "setok-kernels[model]"',
-    "accelerate": 'pip install "setok-kernels[model]"',
-    "safetensors": 'pip install "setok-kernels[model]"',
+_EXTRAS = {
+    "triton": "triton",
+    "pillow": "cli",
+    "rich": "cli",
+    "transformers": "model",
+    "safetensors": "model",
+    "diffusers": "generate",
+    "peft": "lora",
+    "accelerate": "train",
+    "tensorboard": "train",
 }
 
 
@@ -49,6 +55,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the report; returns 0 if the reference works and no verification fails, else 1."""
+    import torch
+
+    from setok_kernels import __version__, backends
+    from setok_kernels.verification import trust
+
     devices = _devices()
     try:
         trust.mode()
@@ -87,6 +98,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _try_backend(name: str) -> str | None:
     """Clusters a few tokens; None when that works, else what went wrong."""
+    import torch
+
+    from setok_kernels import ClusterConfig, cluster_tokens
+
     device = "cuda" if name == "triton" else "cpu"
     tokens = torch.tensor([[[0.0], [0.1], [5.0], [5.1]]], device=device)  # (1, 4, 1)
     try:
@@ -99,14 +114,18 @@ def _try_backend(name: str) -> str | None:
 
 
 def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        remedy = _REMEDIES.get(package)
-        return f"not installed; {remedy}" if remedy else "not installed"
+        return version(package)
+    except PackageNotFoundError:
+        extra = _EXTRAS.get(package)
+        return f'not installed; pip install "setok-kernels[{extra}]"' if extra else "not installed"
 
 
 def _describe_native() -> str:
+    from setok_kernels import _native
+
     reason = _native.why_missing()
     if reason is not None:
         return reason
@@ -117,11 +136,15 @@ def _describe_native() -> str:
 
 
 def _devices() -> list[torch.device]:
+    import torch
+
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return [torch.device("cuda", i) for i in range(count)]
 
 
 def _describe_device(device: torch.device) -> str:
+    import torch
+
     properties = torch.cuda.get_device_properties(device)
     gigabytes = properties.total_memory / 2**30
     capability = f"{properties.major}.{properties.minor}"
@@ -130,6 +153,10 @@ def _describe_device(device: torch.device) -> str:
 
 def _report_verdict(device: torch.device, verify: bool) -> bool:
     """Prints what a verification has found; False where one that is asked for does not pass."""
+    from setok_kernels.verification import trust
+    from setok_kernels.verification.identity import identify
+    from setok_kernels.verification.verdict import recall
+
     if verify:
         verdict, report = trust.verify(device, again=True)
         for line in _describe_outcomes(verdict):

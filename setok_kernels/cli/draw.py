@@ -13,7 +13,7 @@ from setokim.colours import palette
 from setokim.file_names import printable_name
 
 if TYPE_CHECKING:
-    from setok_kernels.cli.pictures import PictureClusters
+    from setok_cli.pictures import PictureClusters
 
 _PANEL = 640
 _MARGIN = 20

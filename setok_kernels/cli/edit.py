@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from setok_kernels.cli._speaking import add_speaking_options, draw_one
+from setok_cli._speaking import add_speaking_options, draw_one
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:

@@ -14,13 +14,15 @@ def missing_package(error: ImportError, extras: str | None = None, subject: str 
 
     Args:
         error: what was raised.
-        extras: extras of setok-kernels that bring the package; None where it is none of theirs.
+        extras: extras of setok-kernels that bring the package, where the error does not name one
+            itself; None where it is none of theirs.
         subject: what needs the package, with a space after it.
     """
     name = (error.name or "").partition(".")[0]
     if not name or not isinstance(error, ModuleNotFoundError):
         # The package is there but is too old or broken, or the one who misses it says so itself.
         return UsageError(f"{subject}cannot import what it needs: {one_line(error)}")
+    extras = getattr(error, "extra", None) or extras
     remedy = f'"setok-kernels[{extras}]"' if extras else name
     return UsageError(f"{subject}needs {name}: pip install {remedy}")
 

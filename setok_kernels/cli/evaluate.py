@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from setok_kernels.cli._speaking import load_model
-from setok_kernels.cli.errors import UsageError, missing_package
-from setok_kernels.cli.options import add_trust_option
+from setok_cli._speaking import load_model
+from setok_cli.errors import UsageError, missing_package
+from setok_cli.options import add_trust_option
 
 if TYPE_CHECKING:
     from setokim.benchmarks.picture_networks import PictureNetworks

@@ -1,7 +1,7 @@
 """Entry point of the console script `setok`: parses the command line and runs one command.
 
-Nothing heavy is imported before it is known to be needed, so that `setok doctor` and `--help` work
-in an incomplete installation.
+Nothing heavy is imported before it is known to be needed, torch included: `--help` is there at
+once, and like `setok doctor` it works in an incomplete installation.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import contextlib
 import sys
 from collections.abc import Sequence
 
-from setok_kernels import __version__
-from setok_kernels.cli import (
+from setok_cli import (
     bench,
     chat,
     cluster,
@@ -24,9 +23,9 @@ from setok_kernels.cli import (
     segment,
     train,
 )
-from setok_kernels.cli.errors import UsageError, machine_failure
-from setok_kernels.cli.signals import signal_of, stops_as_interrupts
-from setok_kernels.cli.streams import flush_or_discard, writable_streams
+from setok_cli.errors import UsageError, machine_failure
+from setok_cli.signals import signal_of, stops_as_interrupts
+from setok_cli.streams import flush_or_discard, writable_streams
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,11 +33,23 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="setok", description="Semantic tokens from pictures, by exact token clustering."
     )
-    parser.add_argument("--version", action="version", version=f"setok-kernels {__version__}")
+    parser.add_argument(
+        "--version", action=_ShowVersion, nargs=0, help="show program's version number and exit"
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in (cluster, train, plan, evaluate, chat, generate, edit, segment, bench, doctor):
         module.add_parser(commands)
     return parser
+
+
+class _ShowVersion(argparse.Action):
+    """As argparse's own, but the version is looked up only where it is asked for."""
+
+    def __call__(self, parser, *_):
+        from importlib.metadata import version
+
+        print(f"setok-kernels {version('setok-kernels')}")
+        parser.exit()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

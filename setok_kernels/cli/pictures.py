@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from setok_cli.draw import draw_figure
+from setok_cli.errors import UsageError
+from setok_cli.names import RESULT_MARK, result_names
 from setok_kernels import ClusterConfig, Clusters, cluster_tokens
-from setok_kernels.cli.draw import draw_figure
-from setok_kernels.cli.errors import UsageError
-from setok_kernels.cli.names import RESULT_MARK, result_names
 from setokim import UnreadableImageError, VisionEncoder, load_image
 from setokim.file_names import printable_name, true_path, utf8_name
 from setokim.files import replacing, write_file

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from setok_kernels.cli.errors import UsageError, missing_package
+from setok_cli.errors import UsageError, missing_package
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

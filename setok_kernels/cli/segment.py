@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from setok_kernels.cli._speaking import (
+from setok_cli._speaking import (
     add_speaking_options,
     answer_once,
     check_out,

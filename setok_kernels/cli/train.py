@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from setok_kernels.cli.errors import UsageError, missing_package
+from setok_cli.errors import UsageError, missing_package
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -14,7 +14,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "train",
         help="train the tokenizer, or the language model that reads and draws its tokens",
         description="Trains the stage that a YAML file is for; `torchrun --nproc-per-node N -m "
-        "setok_kernels.cli.main train ...` runs N processes. Writes checkpoints, pictures, "
+        "setok_cli.main train ...` runs N processes. Writes checkpoints, pictures, "
         "losses.jsonl, model/ and metrics.json. Ctrl-C, SIGTERM and SIGHUP end it after the step "
         "in which they arrive, with a checkpoint; a second one ends it at once.",
     )
@@ -48,11 +48,14 @@ def run(arguments: argparse.Namespace) -> int:
         # A stage imports what it alone needs.
         trainer = Trainer(settings, arguments.out, arguments.resume)
     except ImportError as error:
-        raise missing_package(error, "cli,model") from error
+        raise missing_package(error, "cli,model,train") from error
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
     try:
         metrics = trainer.train()
+    except ImportError as error:
+        # Of a reader of data, say.
+        raise missing_package(error) from error
     except (
         OSError,
         FolderInUseError,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from setok_bench import results
-from setok_kernels.cli.main import main
+from setok_cli.main import main
 
 SCRIPT = Path(__file__).parent.parent.parent / "bench/run.py"
 
@@ -51,7 +51,7 @@ def test_errors_are_the_users(arguments, message, capsys):
 
 def test_what_a_result_needs_is_asked_for_before_measuring():
     blocked = "import sys; sys.modules['jsonschema'] = None\n"
-    command = "from setok_kernels.cli.main import main\nsys.exit(main(sys.argv[1:]))"
+    command = "from setok_cli.main import main\nsys.exit(main(sys.argv[1:]))"
     # It would take hours.
     arguments = ["bench", "--device", "cpu", "--seconds", "36000", "--only", "cluster_tokens"]
     done = subprocess.run(

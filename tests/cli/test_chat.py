@@ -12,7 +12,7 @@ from PIL import Image
 from rounding import assert_same_but_for_rounding
 from tiny_speaker import complaints, photo, prompts, says, speaker_folder  # noqa: F401
 
-from setok_kernels.cli.main import main
+from setok_cli.main import main
 from setokim.data.conversations import SPECIAL
 from setokim.modeling_setokim import SetokimModel
 from setokim.processing_setokim import SetokimProcessor
@@ -251,7 +251,7 @@ def test_code_of_a_model_is_not_run(speaker_folder, tmp_path):  # noqa: F811
     path = folder / "tokenizer_config.json"
     ours = {"tokenizer_class": "Words", "auto_map": {"AutoTokenizer": [None, "code.Words"]}}
     path.write_text(json.dumps(json.loads(path.read_text()) | ours))
-    code = "from setok_kernels.cli.main import main; import sys; sys.exit(main())"
+    code = "from setok_cli.main import main; import sys; sys.exit(main())"
     run = subprocess.run(
         [sys.executable, "-c", code, "chat", "--model", str(folder)],
         input="y\n" * 9,

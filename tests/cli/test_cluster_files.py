@@ -11,9 +11,9 @@ import pytest
 from cluster_files import GRID, listing, read, two_halves
 from PIL import Image
 
-from setok_kernels.cli import pictures
-from setok_kernels.cli.main import main
-from setok_kernels.cli.pictures import _laid_out
+from setok_cli import pictures
+from setok_cli.main import main
+from setok_cli.pictures import _laid_out
 from setokim.file_names import printable_name
 from setokim.folder_lock import locked
 
@@ -58,7 +58,7 @@ def test_files_of_any_name_in_the_c_locale(picture, tmp_path):
     (tmp_path / "in").mkdir()
     for name in ODD_NAMES:
         (tmp_path / "in" / os.fsdecode(name)).write_bytes(picture.read_bytes())
-    code = "from setok_kernels.cli.main import main; import sys; sys.exit(main())"
+    code = "from setok_cli.main import main; import sys; sys.exit(main())"
     command = [sys.executable, "-c", code, "cluster", "in", "--out", "out", *GRID]
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     run = subprocess.run(

@@ -3,10 +3,12 @@ import sys
 
 import pytest
 import torch
+from extras import all_extras
 
 import setok_kernels as sk
-from setok_kernels.cli import doctor
-from setok_kernels.cli.main import main
+from setok_cli import doctor
+from setok_cli.main import main
+from setok_kernels import _native
 from setok_kernels.verification import trust
 from setok_kernels.verification.identity import identify
 from setok_kernels.verification.verdict import Outcome, Verdict, remember
@@ -28,30 +30,38 @@ def test_a_broken_reference_is_a_failure(capsys, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("no arithmetic today")
 
-    monkeypatch.setattr(doctor, "cluster_tokens", fail)
+    monkeypatch.setattr(sk, "cluster_tokens", fail)
     assert main(["doctor"]) == 1
     assert "should run but fails: no arithmetic today" in capsys.readouterr().out
 
 
 def test_a_wrong_reference_is_a_failure(capsys, monkeypatch):
+    cluster_tokens = sk.cluster_tokens
+
     def mix_up(tokens, *_, **__):
-        out = sk.cluster_tokens(tokens)
+        out = cluster_tokens(tokens)
         out.labels.copy_(torch.tensor([[0, 1, 0, 1]]))
         return out
 
-    monkeypatch.setattr(doctor, "cluster_tokens", mix_up)
+    monkeypatch.setattr(sk, "cluster_tokens", mix_up)
     assert main(["doctor"]) == 1
     assert "puts two pairs of tokens into [0, 1, 0, 1]" in capsys.readouterr().out
 
 
 def test_what_is_missing_comes_with_the_remedy(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "_PACKAGES", ("no-such-package",))
-    monkeypatch.setitem(doctor._REMEDIES, "no-such-package", "pip install it")
-    monkeypatch.setattr(doctor._native, "why_missing", lambda: "was never built; build it")
+    monkeypatch.setitem(doctor._EXTRAS, "no-such-package", "some")
+    monkeypatch.setattr(_native, "why_missing", lambda: "was never built; build it")
     main(["doctor"])
     said = capsys.readouterr().out
-    assert "not installed; pip install it" in said
+    assert 'not installed; pip install "setok-kernels[some]"' in said
     assert "was never built; build it" in said
+
+
+def test_remedies_bring_what_is_missing():
+    brought = all_extras()
+    assert not [name for name, extra in doctor._EXTRAS.items() if name not in brought[extra]]
+    assert set(doctor._EXTRAS) <= set(doctor._PACKAGES)
 
 
 def test_the_compiled_kernels_are_described(capsys, monkeypatch):
@@ -60,8 +70,8 @@ def test_the_compiled_kernels_are_described(capsys, monkeypatch):
         def build_info():
             return {"compiler": "some compiler", "openmp": True}
 
-    monkeypatch.setattr(doctor._native, "why_missing", lambda: None)
-    monkeypatch.setattr(doctor._native, "internals", lambda: Module)
+    monkeypatch.setattr(_native, "why_missing", lambda: None)
+    monkeypatch.setattr(_native, "internals", lambda: Module)
     main(["doctor"])
     assert "compiler some compiler, openmp True" in capsys.readouterr().out
 
@@ -150,7 +160,7 @@ def test_the_doctor_needs_no_extras():
     blocked = ("PIL", "rich", "transformers", "setokim")
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
-        "from setok_kernels.cli.main import main; sys.exit(main(['doctor']))"
+        "from setok_cli.main import main; sys.exit(main(['doctor']))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
@@ -166,7 +176,7 @@ def test_a_command_is_required(capsys):
 
 
 def test_a_reader_that_has_seen_enough():
-    code = "import sys; from setok_kernels.cli.main import main; sys.exit(main(['doctor']))"
+    code = "import sys; from setok_cli.main import main; sys.exit(main(['doctor']))"
     command = [sys.executable, "-c", code]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     child.stdout.close()

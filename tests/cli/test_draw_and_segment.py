@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from tiny_speaker import photo, prompts, says, speaker_folder  # noqa: F401
 
-from setok_kernels.cli.main import main
+from setok_cli.main import main
 from setokim.modeling_setokim import SetokimModel
 
 

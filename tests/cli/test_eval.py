@@ -14,14 +14,14 @@ from published import PUBLISHED, save
 from safetensors.torch import load_file, save_file
 from tiny_setokim import build
 
-from setok_kernels.cli.main import main
+from setok_cli.main import main
 from setokim.benchmarks import suites
 from setokim.benchmarks.fingerprint import fingerprint
 from setokim.folder_lock import locked
 
 _STOPS_AT_THE_THIRD_BATCH = """
 import sys, time
-from setok_kernels.cli.main import main
+from setok_cli.main import main
 from setokim.benchmarks import run
 
 ask, asked = run.ask, []

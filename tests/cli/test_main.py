@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -12,10 +13,10 @@ import threading
 import pytest
 import torch
 
-from setok_kernels.cli import doctor
-from setok_kernels.cli.errors import missing_package
-from setok_kernels.cli.main import main
-from setok_kernels.cli.signals import STOP_SIGNALS, stops_as_interrupts
+from setok_cli import doctor
+from setok_cli.errors import missing_package
+from setok_cli.main import main
+from setok_cli.signals import STOP_SIGNALS, stops_as_interrupts
 
 
 def stop_with(number):
@@ -76,8 +77,8 @@ def test_a_forked_worker_ends_by_the_signal_itself():
 def test_the_process_ends_without_a_traceback():
     code = (
         "import os, signal, sys\n"
-        "from setok_kernels.cli import doctor\n"
-        "from setok_kernels.cli.main import main\n"
+        "from setok_cli import doctor\n"
+        "from setok_cli.main import main\n"
         "doctor.run = lambda _: os.kill(os.getpid(), signal.SIGTERM)\n"
         "sys.exit(main(['doctor']))"
     )
@@ -140,7 +141,7 @@ def test_errors_of_the_program_keep_their_traceback(monkeypatch):
 
 def shell(command, **variables):
     """Runs a shell command with `setok` as the program of this environment."""
-    program = "from setok_kernels.cli.main import main; import sys; sys.exit(main())"
+    program = "from setok_cli.main import main; import sys; sys.exit(main())"
     setok = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)}"
     return subprocess.run(
         ["bash", "-c", command.replace("setok", setok, 1)],
@@ -168,7 +169,7 @@ def test_an_output_that_takes_nothing(command, said):
 def test_a_closed_output_is_not_the_next_file(tmp_path, closed):
     """Python leaves its number to the first file that is opened, which prints would reach."""
     code = (
-        "import os; from setok_kernels.cli.streams import writable_streams\n"
+        "import os; from setok_cli.streams import writable_streams\n"
         "with writable_streams():\n"
         f"    assert os.open({str(tmp_path / 'file')!r}, os.O_CREAT) > 2"
     )
@@ -182,3 +183,44 @@ def test_an_answer_that_the_locale_cannot_encode(monkeypatch):
     monkeypatch.setattr(doctor, "run", lambda _: print("größe \udcff") or 0)
     assert main(["doctor"]) == 0
     assert out.buffer.getvalue() == b"gr\\xf6\\xdfe \\udcff\n"
+
+
+COMMANDS = [
+    "cluster",
+    "train",
+    "plan",
+    "eval",
+    "chat",
+    "generate",
+    "edit",
+    "segment",
+    "bench",
+    "doctor",
+]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["nonsense"], *([command, "--help"] for command in COMMANDS)],
+    ids=" ".join,
+)
+def test_help_does_not_wait_for_torch(arguments):
+    code = (
+        "import sys; from setok_cli.main import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: print(*sys.modules, file=sys.stderr)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == (2 if arguments == ["nonsense"] else 0)
+    loaded = {name.partition(".")[0] for name in run.stderr.split()}
+    heavy = {"torch", "numpy", "PIL", "rich", "transformers", "setokim", "setok_kernels"}
+    assert "setok_cli" in loaded and not heavy & loaded
+
+
+def test_all_commands_are_in_the_help(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert re.findall(r"^ {4}(\S+)", said, re.M) == COMMANDS

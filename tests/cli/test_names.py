@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from setok_kernels.cli import names
-from setok_kernels.cli.names import result_names
+from setok_cli import names
+from setok_cli.names import result_names
 from setokim.file_names import true_path
 
 

@@ -4,7 +4,7 @@ import pytest
 from tiny_stage1 import tiny_file
 
 import setokim
-from setok_kernels.cli.main import main
+from setok_cli.main import main
 from setokim.training.settings import load_settings
 
 CONFIGS = Path(setokim.__file__).parent / "configs"

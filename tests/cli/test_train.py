@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from tiny_stage1 import TINY, losses_of, tiny_file, wait_for
 
-from setok_kernels.cli.main import main
+from setok_cli.main import main
 from setokim import SetokModel, SetokProcessor
 from setokim.data import ShapesWorld
 from setokim.folder_lock import locked
@@ -133,7 +133,7 @@ def test_a_missing_or_broken_file(tmp_path, capsys):
 def test_a_missing_package_is_named(train, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "setokim.training.trainer", None)
     assert train() == 2
-    assert 'pip install "setok-kernels[cli,model]"' in capsys.readouterr().err
+    assert 'pip install "setok-kernels[cli,model,train]"' in capsys.readouterr().err
 
 
 def test_a_missing_package_of_a_stage_is_named(train, capsys, monkeypatch):
@@ -218,7 +218,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, train, capsys, monke
 
 LIMITED = """
 import resource, sys
-from setok_kernels.cli.main import main
+from setok_cli.main import main
 # As a disk that is full after so many bytes of a file.
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
 sys.exit(main(sys.argv[2:]))
@@ -247,7 +247,7 @@ def test_a_full_disk_ends_the_run_in_one_line(tmp_path, limit, name):
 def test_a_signal_saves_and_has_its_exit_code(tmp_path, name):
     """Whenever it comes after the first step: the run has far more of them to do."""
     number, out = getattr(signal, name), tmp_path / "out"
-    command = [sys.executable, "-m", "setok_kernels.cli.main", "train", "--out", str(out)]
+    command = [sys.executable, "-m", "setok_cli.main", "train", "--out", str(out)]
     command += ["--config", str(tiny_file(tmp_path)), "steps=1000000"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
     with (tmp_path / "stderr.txt").open("w") as stderr:

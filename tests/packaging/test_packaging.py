@@ -34,7 +34,7 @@ PROBE = """
 import importlib, importlib.resources, importlib.util, json
 def probe():
     found = {"triton origin": importlib.util.find_spec("triton").origin}
-    for name in ("triton", "setok_kernels", "setok_triton", "setokim", "setok_bench"):
+    for name in ("triton", "setok_kernels", "setok_triton", "setokim", "setok_bench", "setok_cli"):
         found[name] = importlib.import_module(name).__file__
     import setok_kernels, triton
     from setok_kernels import _native
@@ -91,14 +91,20 @@ def bare_environment(folder, *packages):
     return Path(sysconfig.get_path("scripts", "venv", inside), "python")
 
 
-def fresh_environment(folder):
-    """An environment with nothing of ours that sees the dependencies installed here."""
+def fresh_environment(folder, without=None):
+    """An environment with nothing of ours that sees the dependencies installed here.
+
+    Args:
+        without: a package that it does not see.
+    """
     venv.create(folder)
     inside = {"base": str(folder), "platbase": str(folder)}
     site_packages = Path(sysconfig.get_path("purelib", "venv", inside))
     # Plain paths: .pth files in those folders are not followed, so an editable install of ours
     # there has no say.
     dependencies = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    if without is not None:
+        dependencies = [links_to_packages(folder / "dependencies", dependencies, without)]
     (site_packages / "dependencies.pth").write_text("\n".join(dependencies) + "\n")
     python = Path(sysconfig.get_path("scripts", "venv", inside), "python")
     # What pip writes for the entry point: unlike `python -m pytest` it keeps the folder it is
@@ -109,6 +115,18 @@ def fresh_environment(folder):
     )
     script.chmod(0o755)
     return python
+
+
+def links_to_packages(folder, places, without):
+    """A folder with what lies in these places, but for one package."""
+    folder.mkdir()
+    for place in places:
+        for entry in Path(place).iterdir():
+            ours = entry.name.startswith("__editable__") or entry.name == "__pycache__"
+            absent = entry.name == without or entry.name.startswith(f"{without}-")
+            if not (ours or absent or (folder / entry.name).exists()):
+                (folder / entry.name).symlink_to(entry)
+    return str(folder)
 
 
 def pip_install(python, *what, cwd, **environment):
@@ -173,7 +191,7 @@ def assert_all_resolve(found, ours):
     real = importlib.util.find_spec("triton").origin
     assert found["triton"] == found["triton origin"] == real and found["real triton"]
     assert found["data"] == [True, True, True]
-    for name in ("setok_kernels", "setok_triton", "setokim", "setok_bench"):
+    for name in ("setok_kernels", "setok_triton", "setokim", "setok_bench", "setok_cli"):
         assert Path(found[name]).is_relative_to(ours), f"{name} came from {found[name]}"
     assert found["version"] == setok_kernels.__version__
     assert found["why_missing"] is None
@@ -216,6 +234,7 @@ class TestImports:
             assert Path(found["setok_triton"]).is_relative_to(python.parents[1])
             assert Path(found["setokim"]).is_relative_to(python.parents[1])
             assert Path(found["setok_bench"]).is_relative_to(python.parents[1])
+            assert Path(found["setok_cli"]).is_relative_to(python.parents[1])
         else:
             assert_all_resolve(found, python.parents[1])
             assert found["built"] is None
@@ -242,9 +261,18 @@ class TestArchives:
             installed = archive.namelist()
         with tarfile.open(next(clone.parent.glob("*.tar.gz"))) as archive:
             shipped = archive.getnames()
-        assert "setok_triton/select.py" in installed
+        assert "setok_triton/select.py" in installed and "setok_cli/main.py" in installed
         assert not [name for name in installed if "tests" in name.split("/")]
         assert not [name for name in installed + shipped if "ptxemu" in name.split("/")]
+
+    def test_the_commands_are_installed_once(self, wheel):
+        """The folder lies in that of setok_kernels, and is a package of its own."""
+        _, clone = wheel
+        with zipfile.ZipFile(next(clone.parent.glob("*.whl"))) as archive:
+            names = archive.namelist()
+        assert [name for name in names if name.endswith("/_speaking.py")] == [
+            "setok_cli/_speaking.py"
+        ]
 
 
 class TestWithoutCompiler:
@@ -279,6 +307,47 @@ class TestWithoutCompiler:
         assert probe(python, "python", tmp_path, tmp_path)["why_missing"] is None
 
 
+# Runs in the root of the repository, whose folder triton/ is then a package without files.
+WITHOUT_TRITON = """
+import importlib.metadata, json, sys
+{first}
+import setok_kernels as sk
+import torch
+from torch.utils._triton import has_triton_package
+
+def clusters(x):
+    out = sk.cluster_tokens(x, sk.ClusterConfig(k=2, max_clusters=4), backend="cpp")
+    return out.masks.relu() + 1, out.labels
+
+x, _ = sk.testing.planted_clusters(1, 20, 3, 3)
+same = [torch.equal(a, b) for a, b in zip(torch.compile(clusters)(x), clusters(x))]
+plain = torch.compile(lambda x: x.sin().square())(x)
+same.append(torch.allclose(plain, x.sin().square()))
+try:
+    importlib.metadata.version("triton")
+    raise AssertionError("triton is installed")
+except importlib.metadata.PackageNotFoundError:
+    pass
+print(json.dumps([same, has_triton_package(), sk.backends()["triton"]]))
+"""
+
+
+class TestWithoutTriton:
+    pytestmark = slow
+
+    @needs_compiler
+    @pytest.mark.parametrize("first", ["", "import torch", "import triton"])
+    def test_the_folder_does_not_stand_for_it(self, editable, source, tmp_path, first):
+        """`editable` has built the compiled module into the source folder."""
+        python = fresh_environment(tmp_path / "environment", without="triton")
+        # Compiled code is kept elsewhere: it must come from this process.
+        cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+        said = run(python, "-c", WITHOUT_TRITON.format(first=first), cwd=source, **cache)
+        same, has_triton, reason = json.loads(said.splitlines()[-1])
+        assert same == [True] * 3 and not has_triton
+        assert "the package triton is not installed" in reason
+
+
 def test_the_triton_folder_is_no_package():
     assert not (ROOT / "triton" / "__init__.py").exists()
 
@@ -292,3 +361,12 @@ def test_the_version_has_one_source():
     files += [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     found = [path.relative_to(ROOT) for path in files if assigned.search(path.read_text())]
     assert found == [Path("setok_kernels/__init__.py")]
+
+
+def test_the_commands_have_one_name():
+    """In a checkout they can be imported by the path of their folder too, a second time over."""
+    wrong = re.compile(r"setok_kernels[.]cli\b|from setok_kernels import .*\bcli\b")
+    folders = ("setok_kernels", "model", "triton", "bench", "docs", "tests")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    found = [path.relative_to(ROOT) for path in files if wrong.search(path.read_text())]
+    assert found == []

@@ -6,6 +6,7 @@ import re
 from itertools import product
 from pathlib import Path
 
+from setok_kernels.extras import from_extra
 from setokim.data.records import CsvRows, Lines
 from setokim.data.samples import BrokenSampleError
 
@@ -82,7 +83,8 @@ def _truth(path: Path) -> dict[str, str]:
 def _ids(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise ValueError(f"classes: expected {_META} beside {_TRUTH}, got none in {path.parent}")
-    from scipy.io import loadmat
+    with from_extra("eval"):
+        from scipy.io import loadmat
 
     try:
         synsets = loadmat(str(path), squeeze_me=True)["synsets"]

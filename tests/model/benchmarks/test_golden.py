@@ -8,7 +8,7 @@ from published import PUBLISHED, SIZE
 from sklearn.metrics import precision_recall_fscore_support
 from tiny_setokim import build
 
-from setok_kernels.cli.main import main
+from setok_cli.main import main
 from setokim.benchmarks.asking import Answered, Asked
 from setokim.benchmarks.suites import BENCHMARKS, mm_vet_scores
 from setokim.metrics import best_overlap_iou

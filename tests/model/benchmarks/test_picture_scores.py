@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter
 from tiny_setokim import build
 from transformers import AutoTokenizer, CLIPModel, ViTModel
 
-from setok_kernels.cli.main import main
+from setok_cli.main import main
 from setokim.benchmarks import run
 from setokim.benchmarks.answer_log import AnswerLog
 from setokim.benchmarks.asking import Answered

@@ -8,7 +8,7 @@ from PIL import Image
 from published import PUBLISHED, save
 from tiny_setokim import build
 
-from setok_kernels.cli.main import main
+from setok_cli.main import main
 from setokim.benchmarks import asking, clusters, run
 from setokim.benchmarks.answer_log import AnswerLog
 from setokim.benchmarks.asking import Answered, Asked, batches_of

@@ -8,7 +8,7 @@ import yaml
 from published import NEEDS, PUBLISHED
 from tiny_stage1 import TINY, write_setok
 
-from setok_kernels.cli.main import main
+from setok_cli.main import main
 from setokim.data import Conversation
 from setokim.data.readers import READERS
 

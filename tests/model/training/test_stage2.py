@@ -1,4 +1,5 @@
 import shutil
+import sys
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ from safetensors.torch import load_file
 from tiny_setokim import build
 from tiny_stage1 import change_settings, losses_of, run_in_processes, write_setok
 
+from setok_kernels.extras import MissingExtraError
 from setokim import SetokimModel, SetokimProcessor, SetokModel
 from setokim.data import build_dataset
+from setokim.noise_schedule import signal_levels
 from setokim.training import load_checkpoint
 from setokim.training.settings import load_settings
 from setokim.training.stage import build_stage
@@ -332,3 +335,14 @@ def test_what_two_processes_draw_is_the_same_sharded(settings, tmp_path):
         assert done.returncode == 0, done.stderr
     for x, y in zip(*(losses_of(tmp_path / p) for p in ("ddp", "fsdp")), strict=True):
         assert x["diffusion"] > 0 and y == pytest.approx(x, rel=1e-4)
+
+
+def test_what_generates_needs_its_package_from_the_start(settings, monkeypatch):
+    """And what only reads does without."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "diffusers"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    signal_levels.cache_clear()
+    with pytest.raises(MissingExtraError, match=r"needs diffusers: .*\[generate\]"):
+        build_stage(settings())
+    build_stage(settings("losses.diffusion=0"))
