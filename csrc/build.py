@@ -253,7 +253,9 @@ def run(command: list[str], compiler: str | None = None) -> None:
     print(done.stdout, file=sys.stderr, end="")
     if done.returncode != 0:
         said = [line for line in done.stdout.splitlines() if "error" in line or "not found" in line]
-        raise BuildError(" ".join(said[0].split()) if said else f"{compiler or command[0]} failed, silently")
+        raise BuildError(
+            " ".join(said[0].split()) if said else f"{compiler or command[0]} failed, silently"
+        )
 
 
 def main() -> None:
