@@ -29,6 +29,21 @@ TORCH_ABI = ("TORCH_TARGET_VERSION", "0x020b000000000000ULL")
 # the floating-point flags, which would keep square roots and selections from being vectorised.
 VECTOR_FLAGS = ["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
 
+# The kernels, compiled once for each instruction set; csrc/isa.cpp chooses among the same ones.
+KERNELS = Path("csrc", "simd", "table.cpp")
+# Feature by feature: GCC, clang and zig do not agree on how to spell x86-64-v3 and x86-64-v4.
+AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-mmovbe", "-mpopcnt", "-mlzcnt", "-mbmi", "-mbmi2"]
+INSTRUCTION_SETS = {
+    "avx512": [
+        *AVX2_FLAGS,
+        *(f"-mavx512{feature}" for feature in ("f", "bw", "cd", "dq", "vl")),
+        # clang takes half of a register otherwise.
+        "-mprefer-vector-width=512",
+    ],
+    "avx2": AVX2_FLAGS,
+    "baseline": [],
+}
+
 PACKAGES = [
     *find_packages(include=["setok_kernels", "setok_kernels.*"]),
     *find_packages("triton", include=["setok_triton", "setok_triton.*"]),
@@ -56,11 +71,38 @@ def find_torch() -> Path:
     )
 
 
+def compile_units(sources, output_dir, platform=None):
+    """What to compile: source, flags of its own, and folder of the object, for every object.
+
+    Args:
+        sources: paths; KERNELS among them is compiled for every instruction set.
+        output_dir: folder of the objects.
+        platform: to compile for, as `sysconfig.get_platform` names it; None for the one here.
+    """
+    platform = platform or sysconfig.get_platform()
+    x86 = platform.endswith(("x86_64", "amd64")) and not platform.startswith("macosx")
+    for source in sources:
+        if Path(source) != KERNELS:
+            yield source, [], str(output_dir)
+            continue
+        for isa, flags in INSTRUCTION_SETS.items():
+            if x86 or isa == "baseline":
+                yield source, [f"-DSETOK_ISA={isa}", *flags], str(Path(output_dir, isa))
+
+
+def compile_in_turn(compile_some, sources, output_dir, extra_postargs=(), **options):
+    """Stands in for `compiler.compile`, where sources may have flags of their own."""
+    objects = []
+    for source, flags, folder in compile_units(sources, output_dir):
+        own = [*(extra_postargs or ()), *flags]
+        objects += compile_some([source], output_dir=folder, extra_postargs=own, **options)
+    return objects
+
+
 def compile_with_ninja(
     ninja, compiler, sources, output_dir, macros=(), include_dirs=(), extra_postargs=(), **_
 ):
-    """Stands in for the one-by-one `compiler.compile`: parallel, and it follows headers."""
-    objects = compiler.object_filenames(sources, output_dir=output_dir)
+    """The same in parallel, and it follows headers."""
     includes = [f"-I{path}" for path in (*include_dirs, *compiler.include_dirs)]
     defines = [f"-D{name}={value}" for name, value in macros or ()]
     command = shlex.join([*compiler.compiler_so_cxx, *defines, *includes, *extra_postargs])
@@ -68,11 +110,15 @@ def compile_with_ninja(
     def escape(path):
         return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
-    edges = [
-        f"build {escape(Path(object_file).resolve())}: cxx {escape(Path(source).resolve())}"
-        for object_file, source in zip(objects, sources, strict=True)
-    ]
-    rule = f"rule cxx\n  command = {command.replace('$', '$$')} -MMD -MF $out.d -c $in -o $out\n"
+    objects, edges = [], []
+    for source, flags, folder in compile_units(sources, output_dir):
+        objects += compiler.object_filenames([source], output_dir=folder)
+        edges.append(
+            f"build {escape(Path(objects[-1]).resolve())}: cxx {escape(Path(source).resolve())}\n"
+            f"  flags = {' '.join(flags)}"
+        )
+    command = f"{command.replace('$', '$$')} $flags -MMD -MF $out.d -c $in -o $out"
+    rule = f"rule cxx\n  command = {command}\n"
     build_file = Path(output_dir, "build.ninja")
     build_file.parent.mkdir(parents=True, exist_ok=True)
     build_file.write_text(f"{rule}  depfile = $out.d\n  deps = gcc\n" + "\n".join(edges) + "\n")
@@ -123,8 +169,11 @@ class OptionalBuildExt(build_ext):
             ext.extra_compile_args = ["/std:c++17", "/O2", "/EHsc"]
         else:
             ext.extra_compile_args = ["-std=c++17", "-O3", "-fvisibility=hidden", *VECTOR_FLAGS]
-            if ninja := find_ninja():
-                self.compiler.compile = functools.partial(compile_with_ninja, ninja, self.compiler)
+        if self.compiler.compiler_type != "msvc" and (ninja := find_ninja()):
+            compile_all = functools.partial(compile_with_ninja, ninja, self.compiler)
+        else:
+            compile_all = functools.partial(compile_in_turn, self.compiler.compile)
+        self.compiler.compile = compile_all
         super().build_extension(ext)
 
     def copy_extensions_to_source(self):
@@ -147,8 +196,8 @@ setup(
     ext_modules=[
         Extension(
             NATIVE_MODULE,
-            sources=sorted(str(path) for path in Path("csrc").glob("*.cpp")),
-            depends=sorted(str(path) for path in Path("csrc").glob("*.h")),
+            sources=[*sorted(str(path) for path in Path("csrc").glob("*.cpp")), str(KERNELS)],
+            depends=sorted(str(path) for path in Path("csrc").rglob("*.h")),
             language="c++",
             optional=True,
         )

@@ -1,6 +1,8 @@
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include "build_info.h"
+#include "isa.h"
 
 namespace py = pybind11;
 
@@ -15,12 +17,19 @@ PYBIND11_MODULE(_C, m) {
         fields["compiler"] = info.compiler;
         fields["cxx_standard"] = info.cxx_standard;
         fields["openmp"] = info.openmp;
+        fields["isas"] = info.isas;
         fields["isa"] = info.isa;
-        fields["clones"] = info.clones;
         return fields;
       },
-      "Compiler, C++ standard, OpenMP, instruction set and clones for others of this module.");
+      "Compiler, C++ standard, OpenMP, instruction sets of the kernels and the one in use.");
 
   m.def("cpu_isa", &setok::cpu_isa,
         "Best of avx512, avx2 and baseline that this processor supports.");
+
+  m.def(
+      "choose_isa",
+      [](const std::string& limit, const std::string& best) {
+        return setok::choose_isa(limit.c_str(), best);
+      },
+      "Instruction set for a value of SETOK_CPU_CAPABILITY and the best of the processor.");
 }
