@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from pathlib import Path
 from types import ModuleType
 
 _NAME = "setok_kernels._C"
+# As in csrc/isa.cpp.
+_INSTRUCTION_SETS = ("avx512", "avx2", "baseline")
 _REMEDY = "run `pip install --no-build-isolation -e .` with a C++17 compiler on PATH"
 # Left by setup.py when it installed the package without the module.
 _FAILURE_NOTE = Path(__file__).with_name("_C_build_failed.txt")
@@ -27,6 +30,21 @@ def load() -> ModuleType:
     if module is None:
         raise ImportError(reason)
     return module
+
+
+def check_cpu_capability() -> None:
+    """Check the instruction set that `$SETOK_CPU_CAPABILITY` limits the compiled kernels to.
+
+    Only the kernels know whether this processor has it: otherwise their first call raises an error
+    of the same kind.
+
+    Raises:
+        ValueError: There is no such set.
+    """
+    value = os.environ.get("SETOK_CPU_CAPABILITY", "")
+    if value and value not in _INSTRUCTION_SETS:
+        sets = ", ".join(_INSTRUCTION_SETS)
+        raise ValueError(f"SETOK_CPU_CAPABILITY: expected one of {sets}, got {value!r}")
 
 
 def why_missing() -> str | None:

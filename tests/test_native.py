@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -42,12 +43,106 @@ def test_loaded_or_reasoned():
             "compiler",
             "cxx_standard",
             "openmp",
+            "isas",
             "isa",
-            "clones",
         }
         assert _native.load() is module
     else:
         assert "pip install --no-build-isolation -e ." in reason
+
+
+needs_module = pytest.mark.skipif(
+    _native.why_missing() is not None, reason="the compiled module is not there"
+)
+
+
+@needs_module
+def test_the_module_has_kernels_for_every_instruction_set():
+    module = _native.load()
+    x86 = platform.machine() in ("x86_64", "AMD64") and sys.platform != "darwin"
+    isas = ["avx512", "avx2", "baseline"] if x86 else ["baseline"]
+    assert module.build_info()["isas"] == isas
+    assert module.cpu_isa() in isas
+
+
+@needs_module
+def test_the_choice_of_an_instruction_set():
+    choose = _native.load().choose_isa
+    sets = _native.load().build_info()["isas"]
+    for best in range(len(sets)):
+        assert choose("", sets[best]) == sets[best]
+        for wanted, name in enumerate(sets):
+            if wanted >= best:
+                assert choose(name, sets[best]) == name
+                continue
+            named = ", ".join(sets[best:])
+            expected = f"SETOK_CPU_CAPABILITY: expected one of {named} on this processor, got"
+            with pytest.raises(ValueError, match=f"^{expected} '{name}'$"):
+                choose(name, sets[best])
+    with pytest.raises(ValueError, match=r"^SETOK_CPU_CAPABILITY: expected one of .*, got 'AVX2'$"):
+        choose("AVX2", sets[0])
+
+
+def _under(capability, program):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env=os.environ | {"SETOK_CPU_CAPABILITY": capability},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+
+
+@needs_module
+def test_the_environment_limits_the_instruction_set():
+    program = """
+        import torch
+        import setok_kernels as sk
+        from setok_kernels import _native
+        x = torch.tensor([[[0.0], [0.1], [5.0], [5.1]]])
+        labels = sk.cluster_tokens(x, sk.ClusterConfig(k=1), backend="cpp").labels
+        print(_native.load().build_info()["isa"], labels.tolist())
+    """
+    module = _native.load()
+    sets = module.build_info()["isas"]
+    usable = sets[sets.index(module.cpu_isa()) :]
+    for name in usable:
+        run = _under(name, program)
+        assert run.stdout == f"{name} [[0, 0, 1, 1]]\n", run.stderr
+    run = _under("", program)
+    assert run.stdout.split()[0] == usable[0], run.stderr
+
+
+@needs_module
+def test_a_wrong_instruction_set_is_an_error_of_every_call():
+    program = """
+        import torch
+        import setok_kernels as sk
+        x = torch.zeros(1, 4, 1)
+        for call in (sk.cluster_tokens, lambda x: sk.dpc_knn(x, 2)):
+            try:
+                call(x)
+            except ValueError as error:
+                print(error)
+    """
+    run = _under("sse9", program)
+    lines = run.stdout.splitlines()
+    assert len(lines) == 2, run.stderr
+    for line in lines:
+        assert line.startswith("SETOK_CPU_CAPABILITY: expected one of ")
+        assert line.endswith("got 'sse9'")
+
+
+def test_an_unknown_instruction_set_is_refused_before_loading(monkeypatch):
+    for value in ("", "avx512", "avx2", "baseline"):
+        monkeypatch.setenv("SETOK_CPU_CAPABILITY", value)
+        _native.check_cpu_capability()
+    monkeypatch.delenv("SETOK_CPU_CAPABILITY")
+    _native.check_cpu_capability()
+    monkeypatch.setenv("SETOK_CPU_CAPABILITY", "AVX2")
+    expected = "SETOK_CPU_CAPABILITY: expected one of avx512, avx2, baseline, got 'AVX2'"
+    with pytest.raises(ValueError, match=f"^{expected}$"):
+        _native.check_cpu_capability()
 
 
 @pytest.mark.skipif(
@@ -84,10 +179,9 @@ def test_a_failure_is_remembered_with_its_remedy(attempts, error, note, cause):
     assert "\n" not in _native.why_missing()
 
 
+@needs_module
 def test_memory_that_is_not_there_is_a_memory_error():
     """Also where a thread of the kernels' own asks for it."""
-    if _native.why_missing() is not None:
-        pytest.skip("the compiled module is not there")
     program = """
         import resource, torch
         import setok_kernels as sk

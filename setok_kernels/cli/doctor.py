@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     devices = _devices()
     try:
         trust.mode()
+        _native.check_cpu_capability()
     except ValueError as error:
         raise UsageError(str(error)) from error
     if arguments.verify and not devices:
@@ -110,7 +111,14 @@ def _describe_native() -> str:
     reason = _native.why_missing()
     if reason is not None:
         return reason
-    return ", ".join(f"{key} {value}" for key, value in _native.load().build_info().items())
+    try:
+        info = _native.load().build_info()
+    except ValueError as error:  # the processor lacks the set of SETOK_CPU_CAPABILITY
+        return str(error)
+    return ", ".join(
+        f"{key} {' '.join(value) if isinstance(value, list) else value}"
+        for key, value in info.items()
+    )
 
 
 def _devices() -> list[torch.device]:

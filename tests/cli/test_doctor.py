@@ -58,12 +58,32 @@ def test_the_compiled_module_is_described(capsys, monkeypatch):
     class Module:
         @staticmethod
         def build_info():
-            return {"compiler": "some compiler", "openmp": True}
+            return {"compiler": "some compiler", "openmp": True, "isas": ["fast", "slow"]}
 
     monkeypatch.setattr(doctor._native, "why_missing", lambda: None)
     monkeypatch.setattr(doctor._native, "load", lambda: Module)
     main(["doctor"])
-    assert "compiler some compiler, openmp True" in capsys.readouterr().out
+    assert "compiler some compiler, openmp True, isas fast slow" in capsys.readouterr().out
+
+
+def test_an_unknown_instruction_set_is_a_usage_error(capsys, monkeypatch):
+    monkeypatch.setenv("SETOK_CPU_CAPABILITY", "sse9")
+    assert main(["doctor"]) == 2
+    assert "SETOK_CPU_CAPABILITY: expected one of avx512, avx2, baseline, got 'sse9'" in (
+        capsys.readouterr().err
+    )
+
+
+def test_an_instruction_set_that_the_processor_lacks_is_reported(capsys, monkeypatch):
+    class Module:
+        @staticmethod
+        def build_info():
+            raise ValueError("SETOK_CPU_CAPABILITY: expected one of avx2, got 'avx512'")
+
+    monkeypatch.setattr(doctor._native, "why_missing", lambda: None)
+    monkeypatch.setattr(doctor._native, "load", lambda: Module)
+    main(["doctor"])
+    assert "expected one of avx2, got 'avx512'" in capsys.readouterr().out
 
 
 @pytest.fixture

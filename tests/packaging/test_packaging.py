@@ -49,7 +49,6 @@ def probe():
     found["real triton"] = hasattr(triton, "jit")
     if found["why_missing"] is None:
         found["built"] = _native.load().build_info()
-        found["isa"] = _native.load().cpu_isa()
     return found
 """
 
@@ -111,7 +110,7 @@ def quick_compiler(tmp_path_factory):
     """A C++ compiler that leaves out what makes the module fast; the last flag of a kind counts."""
     compiler = tmp_path_factory.mktemp("compiler") / "c++"
     plain = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))))
-    compiler.write_text(f'#!/bin/sh\nexec {plain} "$@" -O0 -DSETOK_NO_CLONES\n')
+    compiler.write_text(f'#!/bin/sh\nexec {plain} "$@" -O0\n')
     compiler.chmod(0o755)
     return {"CXX": str(compiler)}
 
@@ -170,7 +169,7 @@ def assert_all_resolve(found, ours):
     assert found["version"] == setok_kernels.__version__
     assert found["why_missing"] is None
     assert found["built"]["cxx_standard"] >= 201703 and found["built"]["compiler"] != "unknown"
-    assert found["isa"] in ("avx512", "avx2", "baseline")
+    assert found["built"]["isa"] in found["built"]["isas"]
 
 
 @needs_compiler
