@@ -7,6 +7,7 @@
 #include "simd/kernels.h"
 
 namespace setok {
+
 template <class T>
 void set_options(ScopeState<T>& state, const Options& options) {
   state.log2e = T(1.4426950408889634);

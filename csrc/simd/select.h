@@ -12,7 +12,7 @@ namespace setok::SETOK_ISA {
 namespace {
 
 #ifdef __AVX512F__
-// No compiler turns the loop above into the instruction that AVX-512 has for it.
+// No compiler turns the loop below into the instruction that AVX-512 has for it.
 template <class T>
 index_t select_within(const T* row, index_t width, T bound, int32_t* found);
 

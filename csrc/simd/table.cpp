@@ -74,6 +74,8 @@ constexpr Kernels<T> table() {
   SETOK_ENTER(normalise)
   SETOK_ENTER(find_near)
 #undef SETOK_ENTER
+  // One that is not entered would be null.
+  static_assert(sizeof(table) == 31 * sizeof(void (*)()));
   table.count_bits = count_bits;
   table.widen = widen;
   table.narrow = narrow;
