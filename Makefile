@@ -7,21 +7,20 @@ EXTRAS := triton,cli,model,generate,lora,train,eval,bench,report,photographs,pee
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
 EMULATOR_SOURCES := $(wildcard tests/ptxemu/core/*.h tests/ptxemu/core/*.cpp)
 
-# What the compiled module runs through.
+# What the compiled kernels run through.
 NATIVE_TESTS := $(addprefix tests/test_,cpp.py cpp_backward.py dpc_knn_cpp.py edge_cases.py \
 	error_table.py errors.py invariants.py merge.py oracle.py threshold_greedy_cpp.py)
 PTX_ARCHS := 80 90
 ptx_env := PYTHONPATH=tests PTXEMU_CACHE=build OMP_NUM_THREADS=1
-NATIVE_BUILDS := sanitized avx2 baseline
-sanitized_flags := -march=native -g -fno-omit-frame-pointer -fsanitize=address,undefined \
+INSTRUCTION_SETS := avx512 avx2 baseline
+sanitized_flags := -g -fno-omit-frame-pointer -fsanitize=address,undefined \
 	-fno-sanitize-recover=undefined
-avx2_flags := -march=x86-64-v3
 # Python itself knows nothing of the sanitizers, and leaks on purpose.
 # An allocation that is too large is an error there, not the end of the process.
 sanitized_env := ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)"
 
-.PHONY: demo stage1 small-world token-swap test lint format bench bench-docs compile-report kernel-counts mutants wheels kernel-hub clean fuzz test-threads test-ptx $(NATIVE_BUILDS:%=build-%) $(NATIVE_BUILDS:%=test-%) $(PTX_ARCHS:%=test-ptx-%) $(SWAPPED:%=token-swap-%)
+.PHONY: demo stage1 small-world token-swap test lint format bench bench-docs compile-report kernel-counts mutants wheels kernel-hub clean fuzz test-threads test-ptx build-sanitized test-sanitized $(INSTRUCTION_SETS:%=test-%) $(PTX_ARCHS:%=test-ptx-%) $(SWAPPED:%=token-swap-%)
 
 demo: $(DEMO_INSTALLED)
 	$(BIN)/python bench/demo.py --out demo_out
@@ -75,16 +74,22 @@ bench: $(INSTALLED)
 bench-docs: $(INSTALLED)
 	$(BIN)/python bench/report.py --docs
 
-# The compiled module once more, with other flags and beside the installed one.
-$(NATIVE_BUILDS:%=build-%): build-%: $(INSTALLED)
+# The native part once more, with other flags and beside the installed one.
+build-sanitized: $(INSTALLED)
 	mkdir -p build
-	CXXFLAGS="-DSETOK_NO_CLONES $($*_flags)" LDFLAGS="$(filter -fsanitize%,$($*_flags))" \
-		$(BIN)/python setup.py -q build --build-base build/$* >build/$*.log 2>&1
-	cd build/$*/lib.* && $($*_env) PYTHONPATH=. $(abspath $(BIN))/python -c "\
-	import setok_kernels._C as c; print(c.__file__, i := c.build_info()); assert '/build/$*/' in c.__file__ and not i['clones']"
+	CXXFLAGS="$(sanitized_flags)" LDFLAGS="$(filter -fsanitize%,$(sanitized_flags))" \
+		$(BIN)/python setup.py -q build --build-base build/sanitized >build/sanitized.log 2>&1
+	cd build/sanitized/lib.* && $(sanitized_env) PYTHONPATH=. $(abspath $(BIN))/python -c "\
+	from setok_kernels import _native as n; print(n.load(), n.internals().build_info()); assert '/build/sanitized/' in str(n.load())"
 
-$(NATIVE_BUILDS:%=test-%): test-%: build-%
-	PYTHONPATH=$$(echo build/$*/lib.*) $($*_env) $(BIN)/pytest -q $(NATIVE_TESTS)
+test-sanitized: build-sanitized
+	PYTHONPATH=$$(echo build/sanitized/lib.*) $(sanitized_env) $(BIN)/pytest -q $(NATIVE_TESTS)
+
+# The installed kernels, limited to one of the instruction sets that it has kernels for.
+$(INSTRUCTION_SETS:%=test-%): test-%: $(INSTALLED)
+	SETOK_CPU_CAPABILITY=$* $(BIN)/python -c "\
+	import setok_kernels._internals as c; print(i := c.build_info()); assert i['isa'] == '$*'"
+	SETOK_CPU_CAPABILITY=$* $(BIN)/pytest -q $(NATIVE_TESTS)
 
 # N random calls, valid and invalid, under the sanitizers; SEED is that of the first one. One call
 # again: make fuzz N=1 SEED=...

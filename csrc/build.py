@@ -29,8 +29,20 @@ FLAGS = [
     *("-std=c++17", "-O3", "-fPIC", "-DNDEBUG", "-fvisibility=hidden"),
     *("-fvisibility-inlines-hidden", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"),
 ]
-# Sets of instructions that x86-64 has versions for; elsewhere there is the last alone.
-X86_SETS = {"avx512": ["-march=x86-64-v4"], "avx2": ["-march=x86-64-v3"], "baseline": []}
+# The kernels, compiled once for each instruction set; isa.cpp chooses among the same ones.
+KERNELS = SOURCES / "simd" / "table.cpp"
+# Feature by feature: GCC, clang and zig do not agree on how to spell x86-64-v3 and x86-64-v4.
+AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-mmovbe", "-mpopcnt", "-mlzcnt", "-mbmi", "-mbmi2"]
+INSTRUCTION_SETS = {
+    "avx512": [
+        *AVX2_FLAGS,
+        *(f"-mavx512{feature}" for feature in ("f", "bw", "cd", "dq", "vl")),
+        # clang takes half of a register otherwise.
+        "-mprefer-vector-width=512",
+    ],
+    "avx2": AVX2_FLAGS,
+    "baseline": [],
+}
 
 
 class BuildError(Exception):
@@ -62,11 +74,10 @@ class Target:
         )
 
     @property
-    def sets(self) -> dict[str, list[str]]:
-        """Compiler flags of every set of instructions that the kernels have a version for."""
-        if self.machine.lower() in ("x86_64", "amd64"):
-            return X86_SETS
-        return {"baseline": []}
+    def instruction_sets(self) -> tuple[str, ...]:
+        """Those that the kernels have a version for, the best first."""
+        x86 = self.machine.lower() in ("x86_64", "amd64") and self.system != "Darwin"
+        return tuple(INSTRUCTION_SETS) if x86 else ("baseline",)
 
     def link(self, name: str) -> list[str]:
         """Linker flags of a shared library that others find by `name`."""
@@ -123,7 +134,15 @@ class Build:
     def kernels(self) -> list[Job]:
         """What there is to compile besides the registration of the operators."""
         once = [path for path in sorted(SOURCES.glob("*.cpp")) if path.name != "operators.cpp"]
-        return [self._job(path) for path in once]
+        # clang's handler of exceptions would be a weak symbol; the kernels throw none.
+        versions = {
+            name: (f"-DSETOK_ISA={name}", "-fno-exceptions", *INSTRUCTION_SETS[name])
+            for name in self.target.instruction_sets
+        }
+        return [
+            *map(self._job, once),
+            *(self._job(KERNELS, *flags, name=name) for name, flags in versions.items()),
+        ]
 
     def library(self) -> Path:
         """Builds the operator library and returns its path."""

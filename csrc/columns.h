@@ -4,7 +4,8 @@
 
 #include <algorithm>
 
-#include "gram.h"
+#include "common.h"
+#include "simd/kernels.h"
 
 namespace setok {
 
@@ -38,7 +39,7 @@ void multiply_shares(const T* shares, const T* x, const bool* usable, index_t to
     copy_columns(x, usable, tokens, dim, q * kPanel, columns);
     for (index_t top = 0; top < rows; top += kPanel) {
       const index_t count = std::min(kPanel, rows - top);
-      multiply_panels(shares + top * tokens, columns, tokens, tile, count);
+      kernels<T>().multiply_panels(shares + top * tokens, columns, tokens, tile, count);
       store_columns(tile, count, q * kPanel, out + top * dim, dim);
     }
   });
@@ -66,7 +67,7 @@ void unmerge_masks(const T* clusters, const T* masks, index_t mask_stride, index
       std::fill(to + count, to + kPanel, T{0});
     }
     for (index_t q = 0; q < panels; ++q) {
-      multiply_panels(shares, columns + q * kPanel * rows, rows, tile, count);
+      kernels<T>().multiply_panels(shares, columns + q * kPanel * rows, rows, tile, count);
       store_columns(tile, count, q * kPanel, out + top * dim, dim);
     }
   });
@@ -79,17 +80,18 @@ void row_products(const T* a, const T* x, const bool* usable, index_t rows, inde
                   index_t dim, T* out, index_t ld) {
   T* packed = Scratch::of_this_thread().get<T>(Scratch::packed, panels_of(rows) * kPanel * dim);
   for (index_t top = 0; top < rows; top += kPanel)
-    pack_panel(a + top * dim, dim, std::min(kPanel, rows - top), dim, packed + top * dim);
+    kernels<T>().pack_panel(a + top * dim, dim, std::min(kPanel, rows - top), dim,
+                            packed + top * dim);
   parallel_tasks(panels_of(tokens), [&](index_t p) {
     alignas(64) T tile[kPanel * kPanel];
     T* columns = Scratch::of_this_thread().get<T>(Scratch::tile, kPanel * dim);
     const index_t left = p * kPanel, width = std::min(kPanel, tokens - left);
-    pack_panel(x + left * dim, dim, width, dim, columns);
+    kernels<T>().pack_panel(x + left * dim, dim, width, dim, columns);
     for (index_t i = 0; usable != nullptr && i < width; ++i)
       for (index_t j = 0; !usable[left + i] && j < dim; ++j) columns[j * kPanel + i] = 0;
     for (index_t top = 0; top < rows; top += kPanel) {
       const index_t count = std::min(kPanel, rows - top);
-      multiply_panels(packed + top * dim, columns, dim, tile, count);
+      kernels<T>().multiply_panels(packed + top * dim, columns, dim, tile, count);
       for (index_t r = 0; r < count; ++r)
         std::copy_n(tile + r * kPanel, width, out + (top + r) * ld + left);
     }

@@ -23,7 +23,7 @@ void parallel_tasks(index_t count, const std::function<void(index_t)>& f) {
   std::atomic<index_t> next{0};
   // torch's own loop would turn it into a RuntimeError, whatever it was; and std::exception_ptr
   // asks for a newer library than old systems have.
-  std::atomic<bool> no_memory{false};
+  std::atomic<bool> no_memory{false}, misfit{false};
   std::string failure;
   std::mutex guard;
   torch_parallel(threads, [&](index_t, index_t) {
@@ -34,11 +34,13 @@ void parallel_tasks(index_t count, const std::function<void(index_t)>& f) {
       next = count;
     } catch (const std::exception& error) {
       const std::lock_guard<std::mutex> lock(guard);
+      misfit = dynamic_cast<const std::invalid_argument*>(&error) != nullptr;
       failure = error.what();
       next = count;
     }
   });
   if (no_memory) throw std::bad_alloc();
+  if (misfit) throw std::invalid_argument(failure);
   if (!failure.empty()) throw std::runtime_error(failure);
 }
 

@@ -1,5 +1,4 @@
-// What all CPU kernels share: clones for several instruction sets, threads, scratch memory,
-// options.
+// What all CPU kernels share: threads, scratch memory, options.
 
 #pragma once
 
@@ -8,28 +7,10 @@
 #include <functional>
 #include <limits>
 
-// One binary, native speed: the loader picks the clone for the processor it runs on. Loops carry
-// `omp simd` because the vectoriser runs after cloning, where vector types would be lowered before.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
-    !defined(SETOK_NO_CLONES)
-#define SETOK_CLONED 1
-#define SETOK_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define SETOK_CLONES
-#endif
-#define SETOK_INLINE static inline __attribute__((always_inline))
+#include "simd/types.h"
 
 namespace setok {
 
-using index_t = int64_t;
-
-// Rows of distances and vectors over tokens are padded to whole groups of lanes, so that no loop
-// has a scalar tail: equal numbers give equal bits wherever they stand.
-constexpr index_t kLanes = 16;
-inline index_t padded(index_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
-
-enum class Kernel : int64_t { gaussian, laplacian, epanechnikov };
-enum class Alpha : int64_t { sigmoid, kernel };
 enum class Scale : int64_t { variance, fixed };
 
 struct Options {

@@ -6,11 +6,11 @@
 #include <numeric>
 #include <vector>
 
-#include "centres.h"
 #include "checks.h"
 #include "density.h"
 #include "operators.h"
 #include "peaks.h"
+#include "simd/kernels.h"
 #include "tensors.h"
 
 namespace setok {
@@ -124,7 +124,7 @@ void find_nearest(const Peaks<T>& peaks, const std::vector<index_t>& centres, T*
     parallel_blocks(tokens.n, kBlock, [&](index_t begin, index_t end) {
       for (index_t c = first; c < last; ++c) {
         const T* row = peaks.dense() ? peaks.rows.row(centres[c]) : computed + (c - first) * ld;
-        take_centre(row + begin, end - begin, c, least + begin, nearest + begin);
+        kernels<T>().take_centre(row + begin, end - begin, c, least + begin, nearest + begin);
       }
     });
   }

@@ -42,14 +42,4 @@ Edges<T> collect_edges(index_t n, const F& for_each, Scratch& scratch) {
   return {next, partner, weight};
 }
 
-// sum (dim,) = sum of weight * (x_i - x_j) over the `count` partners j of token i.
-void sum_differences(const float* x, index_t dim, index_t i, const index_t* partner,
-                     const float* weight, index_t count, float* sum);
-void sum_differences(const double* x, index_t dim, index_t i, const index_t* partner,
-                     const double* weight, index_t count, double* sum);
-
-// sum += a * x - y.
-void add_scaled(float a, const float* x, const float* y, index_t dim, float* sum);
-void add_scaled(double a, const double* x, const double* y, index_t dim, double* sum);
-
 }  // namespace setok

@@ -4,68 +4,10 @@
 #include <cmath>
 #include <cstring>
 
-#include "convert.h"
-#include "simd_math.h"
+#include "simd/kernels.h"
 
 namespace setok {
 namespace {
-
-// The bits of a float order like its magnitude, and those of the non-finite come last.
-template <class T>
-struct Bits;
-template <>
-struct Bits<float> {
-  using type = uint32_t;
-  static constexpr type kMagnitude = 0x7fffffffu, kInfinity = 0x7f800000u;
-};
-template <>
-struct Bits<double> {
-  using type = uint64_t;
-  static constexpr type kMagnitude = 0x7fffffffffffffffull, kInfinity = 0x7ff0000000000000ull;
-};
-
-template <class T>
-struct RowStatistics {
-  typename Bits<T>::type largest;  // bits of the largest magnitude
-  double squares;                  // of the differences from the origin
-};
-
-// Also adds the differences from the origin to `total` (dim,).
-template <class T>
-SETOK_INLINE RowStatistics<T> row_statistics(const T* x, const T* origin, double* total,
-                                             index_t dim) {
-  using U = typename Bits<T>::type;
-  U largest[kLanes] = {};
-  double squares[kLanes] = {};
-  const index_t whole = dim / kLanes * kLanes;
-  const auto step = [&](index_t j, index_t lane) __attribute__((always_inline)) {
-    const U magnitude = bits_as<U>(x[j]) & Bits<T>::kMagnitude;
-    largest[lane] = magnitude > largest[lane] ? magnitude : largest[lane];
-    const double shifted = static_cast<double>(x[j]) - static_cast<double>(origin[j]);
-    squares[lane] += shifted * shifted;
-    total[j] += shifted;
-  };
-  for (index_t j = 0; j < whole; j += kLanes) {
-#pragma omp simd
-    for (index_t lane = 0; lane < kLanes; ++lane) step(j + lane, lane);
-  }
-  for (index_t j = whole; j < dim; ++j) step(j, j - whole);
-  RowStatistics<T> row{0, 0};
-  for (index_t lane = 0; lane < kLanes; ++lane) {
-    row.largest = std::max(row.largest, largest[lane]);
-    row.squares += squares[lane];
-  }
-  return row;
-}
-
-#define SETOK_ROW_STATISTICS(T)                                                           \
-  SETOK_CLONES RowStatistics<T> statistics_of(const T* x, const T* origin, double* total, \
-                                              index_t dim) {                              \
-    return row_statistics<T>(x, origin, total, dim);                                      \
-  }
-SETOK_ROW_STATISTICS(float)
-SETOK_ROW_STATISTICS(double)
-#undef SETOK_ROW_STATISTICS
 
 template <class T>
 struct Statistics {
@@ -89,7 +31,7 @@ Statistics<T> statistics(const T* x, index_t n, index_t dim, Scratch& scratch) {
     U largest = 0;
     double squares = 0;
     for (index_t i = begin; i < end; ++i) {
-      const RowStatistics<T> row = statistics_of(x + i * dim, x, total, dim);
+      const RowStatistics<T> row = kernels<T>().row_statistics(x + i * dim, x, total, dim);
       largest = std::max(largest, row.largest);
       squares += row.squares;
       finite[i] = row.largest < Bits<T>::kInfinity;
@@ -161,7 +103,8 @@ void load_row(const ImageInput& image, index_t row, T* to) {
   const auto* from = static_cast<const char*>(image.x) + row * dim * width;
   if constexpr (sizeof(T) == 4) {
     if (width == 2)
-      return convert(reinterpret_cast<const uint16_t*>(from), image.dtype == Dtype::f16, to, dim);
+      return kernels<T>().widen(reinterpret_cast<const uint16_t*>(from), image.dtype == Dtype::f16,
+                                to, dim);
   }
   std::memcpy(to, from, dim * width);
 }

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "delta.h"
 #include "scope.h"
+#include "simd/kernels.h"
 
 namespace setok {
 namespace {
@@ -22,7 +22,7 @@ void find_delta(const Job<T>& job) {
   const Peaks<T>& peaks = job.peaks;
   const index_t n = peaks.tokens.n;
   for (index_t i = 0; i < n; ++i) {
-    if (peaks.parent[i] < 0) peaks.delta[i] = largest_of(peaks.rows.row(i), n);
+    if (peaks.parent[i] < 0) peaks.delta[i] = kernels<T>().largest_of(peaks.rows.row(i), n);
     // An infinite delta at density 0 would make the score NaN.
     peaks.delta[i] = std::min(peaks.tokens.sigma * peaks.delta[i], std::numeric_limits<T>::max());
   }
@@ -76,16 +76,17 @@ template <class T>
 index_t choose_seeds(const Job<T>& job, ScopeState<T>& state) {
   const Options& options = job.options;
   index_t count = 0;
-  Priority<T> most = priority(state);
+  Priority<T> most = kernels<T>().largest_priority(state);
   while (count < options.max_clusters && most.token >= 0) {
     const index_t seed = most.token;
-    const T mass = scope_step(state, options.kernel, options.alpha, job.peaks.rows.row(seed));
+    const T mass =
+        kernels<T>().scope_step(state, options.kernel, options.alpha, job.peaks.rows.row(seed));
     if (options.min_mass > 0 && !(mass >= static_cast<T>(options.min_mass))) break;
     write_mask(job, count, state.mask);
     commit(state, count);
     job.out.seeds[count++] = job.peaks.tokens.place(seed);
     if (options.distinct_seeds) state.eligible[seed] = 0;
-    most = priority(state);
+    most = kernels<T>().largest_priority(state);
     const T mean = most.scope / static_cast<T>(job.peaks.tokens.n);
     if (!(mean > static_cast<T>(options.stop_residual))) break;
   }
@@ -102,7 +103,7 @@ void replay_seeds(const Job<T>& job, ScopeState<T>& state) {
       write_mask(job, row, state.mask);
       continue;
     }
-    scope_step(state, job.options.kernel, job.options.alpha, job.peaks.rows.row(seed));
+    kernels<T>().scope_step(state, job.options.kernel, job.options.alpha, job.peaks.rows.row(seed));
     write_mask(job, row, state.mask);
     std::swap(state.scope, state.next);
   }

@@ -1,8 +1,5 @@
 // The operations `setok::merge` and `setok::unmerge`: weighted means of the tokens of each cluster,
 // and every token's clusters back.
-// and every token's clusters back.
-
-#include "merge.h"
 
 #include <algorithm>
 #include <cmath>
@@ -11,53 +8,10 @@
 #include "checks.h"
 #include "columns.h"
 #include "operators.h"
+#include "simd/kernels.h"
 #include "tensors.h"
 
 namespace setok {
-namespace {
-
-template <class T>
-SETOK_INLINE bool all_finite(const T* x, index_t dim) {
-  // 0 * x is not 0 exactly for the non-finite, and a sum of zeros keeps what is not.
-  T check[kLanes] = {};
-  const index_t whole = dim / kLanes * kLanes;
-  for (index_t j = 0; j < whole; j += kLanes) {
-#pragma omp simd
-    for (index_t lane = 0; lane < kLanes; ++lane) check[lane] += 0 * x[j + lane];
-  }
-  for (index_t j = whole; j < dim; ++j) check[0] += 0 * x[j];
-  T sum_of_checks = 0;
-  for (index_t lane = 0; lane < kLanes; ++lane) sum_of_checks += check[lane];
-  return sum_of_checks == 0;
-}
-
-template <class T>
-SETOK_INLINE void add_weighted(T* sum, const T* x, T weight, index_t dim) {
-#pragma omp simd
-  for (index_t j = 0; j < dim; ++j) sum[j] += weight * x[j];
-}
-
-#define SETOK_MERGE(T)                                                                \
-  SETOK_CLONES bool finite_of(const T* x, index_t dim) { return all_finite(x, dim); } \
-  SETOK_CLONES void accumulate_of(T* sum, const T* x, T weight, index_t dim) {        \
-    add_weighted(sum, x, weight, dim);                                                \
-  }
-SETOK_MERGE(float)
-SETOK_MERGE(double)
-#undef SETOK_MERGE
-
-}  // namespace
-
-bool is_finite(const float* x, index_t dim) { return finite_of(x, dim); }
-bool is_finite(const double* x, index_t dim) { return finite_of(x, dim); }
-
-void accumulate(float* sum, const float* x, float weight, index_t dim) {
-  accumulate_of(sum, x, weight, dim);
-}
-void accumulate(double* sum, const double* x, double weight, index_t dim) {
-  accumulate_of(sum, x, weight, dim);
-}
-
 namespace {
 
 // Members are added in ascending order, so the sum depends on nothing but them.
@@ -67,9 +21,9 @@ void merge_members(const T* x, const index_t* labels, const T* weights, index_t 
   std::vector<T> mass(rows, T{0});
   std::fill_n(out, rows * dim, T{0});
   for (index_t i = 0; i < tokens; ++i) {
-    if (labels[i] < 0 || !is_finite(x + i * dim, dim)) continue;
+    if (labels[i] < 0 || !kernels<T>().is_finite(x + i * dim, dim)) continue;
     const T weight = weights == nullptr ? T{1} : weights[i];
-    accumulate(out + labels[i] * dim, x + i * dim, weight, dim);
+    kernels<T>().accumulate(out + labels[i] * dim, x + i * dim, weight, dim);
     mass[labels[i]] += weight;
   }
   for (index_t row = 0; row < rows; ++row) {
@@ -85,12 +39,13 @@ void pack_shares(const T* x, const T* masks, index_t mask_stride, const index_t*
                  const T* weights, index_t tokens, index_t dim, index_t rows, T* packed, T* mass,
                  bool* usable) {
   parallel_blocks(tokens, 64, [&](index_t begin, index_t end) {
-    for (index_t i = begin; i < end; ++i) usable[i] = labels[i] >= 0 && is_finite(x + i * dim, dim);
+    for (index_t i = begin; i < end; ++i)
+      usable[i] = labels[i] >= 0 && kernels<T>().is_finite(x + i * dim, dim);
   });
   parallel_tasks(panels_of(rows), [&](index_t p) {
     const index_t top = p * kPanel, count = std::min(kPanel, rows - top);
     T *panel = packed + top * tokens, *sum = mass + top;
-    pack_panel(masks + top * mask_stride, mask_stride, count, tokens, panel);
+    kernels<T>().pack_panel(masks + top * mask_stride, mask_stride, count, tokens, panel);
     std::fill_n(sum, kPanel, T{0});
     for (index_t i = 0; i < tokens; ++i, panel += kPanel) {
       const T weight = !usable[i] ? T{0} : weights == nullptr ? T{1} : weights[i];

@@ -5,8 +5,8 @@
 
 #include "checks.h"
 #include "columns.h"
-#include "merge.h"
 #include "operators.h"
+#include "simd/kernels.h"
 #include "tensors.h"
 
 namespace setok {
@@ -31,56 +31,11 @@ template <class T>
 void find_shares(const Merge<T>& m, bool* usable, T* share) {
   parallel_blocks(m.tokens, 64, [&](index_t begin, index_t end) {
     for (index_t i = begin; i < end; ++i) {
-      usable[i] = m.labels[i] >= 0 && is_finite(m.x + i * m.dim, m.dim);
+      usable[i] = m.labels[i] >= 0 && kernels<T>().is_finite(m.x + i * m.dim, m.dim);
       share[i] = !usable[i] ? T{0} : m.weights == nullptr ? T{1} : m.weights[i];
     }
   });
 }
-
-template <class T>
-SETOK_INLINE double product(const T* a, const T* b, index_t count) {
-  double sum[kLanes] = {};
-  const index_t whole = count / kLanes * kLanes;
-  for (index_t j = 0; j < whole; j += kLanes) {
-#pragma omp simd
-    for (index_t lane = 0; lane < kLanes; ++lane)
-      sum[lane] += static_cast<double>(a[j + lane]) * static_cast<double>(b[j + lane]);
-  }
-  for (index_t j = whole; j < count; ++j)
-    sum[j - whole] += static_cast<double>(a[j]) * static_cast<double>(b[j]);
-  double total = 0;
-  for (index_t lane = 0; lane < kLanes; ++lane) total += sum[lane];
-  return total;
-}
-
-// The same for three factors.
-template <class T>
-SETOK_INLINE double product_of_three(const T* a, const T* b, const T* c, index_t count) {
-  double sum[kLanes] = {};
-  const index_t whole = count / kLanes * kLanes;
-  for (index_t j = 0; j < whole; j += kLanes) {
-#pragma omp simd
-    for (index_t lane = 0; lane < kLanes; ++lane)
-      sum[lane] +=
-          static_cast<double>(a[j + lane] * b[j + lane]) * static_cast<double>(c[j + lane]);
-  }
-  for (index_t j = whole; j < count; ++j)
-    sum[j - whole] += static_cast<double>(a[j] * b[j]) * static_cast<double>(c[j]);
-  double total = 0;
-  for (index_t lane = 0; lane < kLanes; ++lane) total += sum[lane];
-  return total;
-}
-
-#define SETOK_PRODUCTS(T)                                                             \
-  SETOK_CLONES double product_of(const T* a, const T* b, index_t count) {             \
-    return product(a, b, count);                                                      \
-  }                                                                                   \
-  SETOK_CLONES double product_of(const T* a, const T* b, const T* c, index_t count) { \
-    return product_of_three(a, b, c, count);                                          \
-  }
-SETOK_PRODUCTS(float)
-SETOK_PRODUCTS(double)
-#undef SETOK_PRODUCTS
 
 template <class T>
 void merge_masks_backward(const Merge<T>& m) {
@@ -94,8 +49,8 @@ void merge_masks_backward(const Merge<T>& m) {
   double* mass = scratch.get<double>(Scratch::totals, 2 * rows);
   double* shift = mass + rows;
   parallel_tasks(rows, [&](index_t row) {
-    mass[row] =
-        product_of(m.masks + row * m.mask_stride, share, tokens) + static_cast<double>(m.eps);
+    mass[row] = kernels<T>().product(m.masks + row * m.mask_stride, share, tokens) +
+                static_cast<double>(m.eps);
     for (index_t j = 0; j < dim; ++j)
       scaled[row * dim + j] = m.grad[row * dim + j] / static_cast<T>(mass[row]);
   });
@@ -108,7 +63,8 @@ void merge_masks_backward(const Merge<T>& m) {
   parallel_blocks(tokens, kBlock, [&](index_t begin, index_t end) {
     for (index_t i = begin; i < end; ++i) {
       T* row = m.grad_x + i * dim;
-      of_weight[i] = usable[i] && weights_wanted ? product_of(row, m.x + i * dim, dim) : 0;
+      of_weight[i] =
+          usable[i] && weights_wanted ? kernels<T>().product(row, m.x + i * dim, dim) : 0;
       if (!usable[i])
         std::fill_n(row, dim, T{0});
       else if (m.weights != nullptr)
@@ -122,8 +78,9 @@ void merge_masks_backward(const Merge<T>& m) {
   const index_t ld = masks_wanted ? m.mask_stride : tokens;
   row_products(scaled, m.x, usable, rows, tokens, dim, gain, ld);
   parallel_tasks(rows, [&](index_t row) {
-    shift[row] =
-        product_of(m.masks + row * m.mask_stride, share, gain + row * ld, tokens) / mass[row];
+    shift[row] = kernels<T>().product_of_three(m.masks + row * m.mask_stride, share,
+                                               gain + row * ld, tokens) /
+                 mass[row];
   });
   parallel_blocks(tokens, kBlock, [&](index_t begin, index_t end) {
     for (index_t row = 0; row < rows; ++row) {
@@ -156,15 +113,17 @@ void merge_members_backward(const Merge<T>& m) {
       T* to = m.grad_x + i * dim;
       std::fill_n(to, dim, T{0});
       if (usable[i])
-        accumulate(to, m.grad + m.labels[i] * dim,
-                   static_cast<T>(static_cast<double>(share[i]) / divisor(m.labels[i])), dim);
+        kernels<T>().accumulate(
+            to, m.grad + m.labels[i] * dim,
+            static_cast<T>(static_cast<double>(share[i]) / divisor(m.labels[i])), dim);
     }
   });
   if (m.grad_weights == nullptr) return;
   double* gain = scratch.get<double>(Scratch::weights, tokens);
   parallel_blocks(tokens, kBlock, [&](index_t begin, index_t end) {
     for (index_t i = begin; i < end; ++i)
-      gain[i] = !usable[i] ? 0 : product_of(m.grad + m.labels[i] * dim, m.x + i * dim, dim);
+      gain[i] =
+          !usable[i] ? 0 : kernels<T>().product(m.grad + m.labels[i] * dim, m.x + i * dim, dim);
   });
   for (index_t i = 0; i < tokens; ++i)
     if (usable[i] && mass[m.labels[i]] > 0)
@@ -244,7 +203,7 @@ std::array<Tensor, 2> unmerge_backward(const Tensor& grad, const Tensor& tokens,
         const index_t* label = values<index_t>(labels) + start;
         std::fill_n(out, rows * dim, T{0});
         for (index_t i = 0; i < count; ++i)
-          if (label[i] >= 0) accumulate(out + label[i] * dim, g + i * dim, T{1}, dim);
+          if (label[i] >= 0) kernels<T>().accumulate(out + label[i] * dim, g + i * dim, T{1}, dim);
         return;
       }
       const index_t at = layout.mask_offset(b, rows), stride = layout.mask_stride(b);
@@ -253,8 +212,8 @@ std::array<Tensor, 2> unmerge_backward(const Tensor& grad, const Tensor& tokens,
       T* shares =
           Scratch::of_this_thread().get<T>(Scratch::packed, panels_of(rows) * kPanel * count);
       for (index_t top = 0; top < rows; top += kPanel)
-        pack_panel(mask + top * stride, stride, std::min(kPanel, rows - top), count,
-                   shares + top * count);
+        kernels<T>().pack_panel(mask + top * stride, stride, std::min(kPanel, rows - top), count,
+                                shares + top * count);
       multiply_shares(shares, g, all, count, dim, rows, out);
       if (need_masks)
         row_products(values<T>(tokens) + b * rows * dim, g, all, rows, count, dim,

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "delta.h"
 #include "density.h"
+#include "simd/kernels.h"
 #include "stream.h"
 
 namespace setok {
@@ -94,8 +94,8 @@ void find_parents(const Peaks<T>& peaks, const index_t* known, T* farthest) {
         peaks.parent[i] = peaks.compact(known[tokens.place(i)]);
       } else if (peaks.dense()) {
         const T* row = peaks.rows.row(i);
-        peaks.parent[i] = nearest_higher(row, peaks.density, peaks.number, n, i);
-        if (farthest != nullptr) farthest[i] = largest_of(row, n);
+        peaks.parent[i] = kernels<T>().nearest_higher(row, peaks.density, peaks.number, n, i);
+        if (farthest != nullptr) farthest[i] = kernels<T>().largest_of(row, n);
       }
       if (peaks.parent[i] >= 0) peaks.delta[i] = peaks.rows.pair(i, peaks.parent[i]);
     }

@@ -7,7 +7,7 @@
 #include "common.h"
 #include "density.h"
 #include "features.h"
-#include "gram.h"
+#include "simd/kernels.h"
 
 namespace setok {
 
@@ -22,7 +22,8 @@ struct DistanceRows {
   T pair(index_t i, index_t j) const {
     if (matrix != nullptr) return matrix[i * ld + j];
     if (all_zero) return 0;
-    return squared_distance(tokens.x + i * tokens.dim, tokens.x + j * tokens.dim, tokens.dim);
+    return kernels<T>().squared_distance(tokens.x + i * tokens.dim, tokens.x + j * tokens.dim,
+                                         tokens.dim);
   }
 
   const T* row(index_t i) const {

@@ -6,9 +6,6 @@
 
 namespace setok {
 
-// Tokens of one task: what it sums is added up in the order of the blocks.
-constexpr index_t kScopeBlock = 256;
-
 // Sums over seeds and tokens of the gradient of the level, alone and times what it is multiplied
 // with in the gradients of the options.
 struct ScopeSums {

@@ -4,24 +4,14 @@
 #include <atomic>
 #include <vector>
 
-#include "delta.h"
 #include "density.h"
-#include "gram.h"
+#include "simd/kernels.h"
 
 namespace setok {
 namespace {
 
 // Panels of tokens in a strip, and tokens: few enough to stay in an L2 cache.
 constexpr index_t kPanels = 16, kStrip = kPanels * kPanel;
-
-// Distances of one panel's tokens (rows from `top`) to a strip's (columns from `left`); ld is
-// kStrip.
-template <class T>
-struct Tile {
-  T* distance;
-  index_t top, left, rows, columns;
-  bool diagonal;  // whether the strip holds the rows' own tokens
-};
 
 // A strip of tokens packed into panels.
 template <class T>
@@ -35,8 +25,8 @@ struct Strip {
     for (index_t p = 0; p < kPanels; ++p) {
       const index_t top = strip * kStrip + p * kPanel;
       if (top < tokens.n)
-        pack_panel(tokens.x + top * tokens.dim, tokens.dim, std::min(kPanel, tokens.n - top),
-                   tokens.dim, panel(p, tokens.dim));
+        kernels<T>().pack_panel(tokens.x + top * tokens.dim, tokens.dim,
+                                std::min(kPanel, tokens.n - top), tokens.dim, panel(p, tokens.dim));
     }
   }
 
@@ -53,8 +43,8 @@ T* norms_of_tokens(const Features<T>& tokens, index_t strips) {
     alignas(64) T tile[kPanel * kPanel];
     T* packed = Scratch::of_this_thread().get<T>(Scratch::packed, kPanel * dim);
     const index_t top = p * kPanel, count = std::min(kPanel, n - top);
-    pack_panel(tokens.x + top * dim, dim, count, dim, packed);
-    multiply_panels(packed, packed, dim, tile);
+    kernels<T>().pack_panel(tokens.x + top * dim, dim, count, dim, packed);
+    kernels<T>().multiply_panels(packed, packed, dim, tile, kPanel);
     norms_of_panel(tile, count, norm + top);
   });
   return norm;
@@ -84,10 +74,12 @@ void walk(const Features<T>& tokens, bool include_self, const F& consume) {
       for (index_t p = 0; p < kPanels && above * kStrip + p * kPanel < n; ++p) {
         const index_t top = above * kStrip + p * kPanel;
         for (index_t q = 0; q < panels_of(count); ++q) {
-          multiply_panels(rows.panel(p, dim), other.panel(q, dim), dim, product);
-          finish_tile(product, norm + top, norm + left + q * kPanel, buffer + q * kPanel, kStrip);
+          kernels<T>().multiply_panels(rows.panel(p, dim), other.panel(q, dim), dim, product,
+                                       kPanel);
+          kernels<T>().finish_tile(product, norm + top, norm + left + q * kPanel,
+                                   buffer + q * kPanel, kStrip);
         }
-        const Tile<T> tile{buffer, top, left, std::min(kPanel, n - top), count, right == 0};
+        const Tile<T> tile{buffer, kStrip, top, left, std::min(kPanel, n - top), count, right == 0};
         if (tile.diagonal && !include_self)
           for (index_t r = 0; r < tile.rows; ++r) buffer[r * kStrip + top - left + r] = kFar<T>;
         consume(worker, tile);
@@ -96,129 +88,29 @@ void walk(const Features<T>& tokens, bool include_self, const F& consume) {
   });
 }
 
-// Whether any of the lanes is at most its bound.
-template <class T>
-SETOK_INLINE bool any_within(const T* d, const T* bound) {
-  int any = 0;
-#pragma omp simd reduction(| : any)
-  for (index_t lane = 0; lane < kLanes; ++lane) any |= d[lane] <= bound[lane];
-  return any != 0;
-}
-
 // Running lists of one worker.
 template <class T>
-struct Lists {
+struct OwnLists {
   index_t k;
-  std::vector<T> distance, bound;  // (n, k); (n + kStrip,) distance of the last of a full list
+  std::vector<T> distance, bound;
   std::vector<index_t> index, found;
 
-  Lists(index_t n, index_t k)
+  OwnLists(index_t n, index_t k)
       : k(k), distance(n * k), bound(n + kStrip, kFar<T>), index(n * k), found(n, 0) {}
 
-  void insert(index_t token, T d, index_t other) {
-    Nearest<T> list{&distance[token * k], &index[token * k], k, found[token]};
-    list.insert(d, other);
-    found[token] = list.found;
-    if (list.found == k) bound[token] = list.distance[k - 1];
-  }
+  Lists<T> view() { return {k, distance.data(), bound.data(), index.data(), found.data()}; }
 };
-
-template <class T>
-SETOK_INLINE void take_row(Lists<T>& lists, const Tile<T>& tile, index_t r) {
-  const index_t i = tile.top + r;
-  const T* d = tile.distance + r * kStrip;
-  for (index_t block = 0; block < tile.columns; block += kLanes) {
-    T bound[kLanes];
-    for (index_t lane = 0; lane < kLanes; ++lane) bound[lane] = lists.bound[i];
-    if (any_within(d + block, bound)) {
-      const index_t end = std::min(block + kLanes, tile.columns);
-      for (index_t c = block; c < end; ++c)
-        if (d[c] <= lists.bound[i] && d[c] < kFar<T>) lists.insert(i, d[c], tile.left + c);
-    }
-    if (tile.diagonal) continue;
-    const T* bounds = lists.bound.data() + tile.left + block;
-    if (any_within(d + block, bounds)) {
-      const index_t end = std::min(block + kLanes, tile.columns);
-      for (index_t c = block; c < end; ++c)
-        if (d[c] <= bounds[c - block]) lists.insert(tile.left + c, d[c], i);
-    }
-  }
-}
 
 // Nearest tokens of higher order that one worker has met.
 template <class T>
-struct Higher {
-  std::vector<T> distance, index;  // (n + kStrip,)
+struct OwnHigher {
+  std::vector<T> distance, index;
 
-  explicit Higher(index_t n)
+  explicit OwnHigher(index_t n)
       : distance(n + kStrip, std::numeric_limits<T>::infinity()), index(n + kStrip, T{-1}) {}
+
+  Higher<T> view() { return {distance.data(), index.data()}; }
 };
-
-template <class T>
-SETOK_INLINE void take_parents(Higher<T>& higher, const Tile<T>& tile, const T* density,
-                               index_t r) {
-  const index_t i = tile.top + r, width = padded(tile.columns);
-  const T own = density[i], me = static_cast<T>(i), none = std::numeric_limits<T>::infinity();
-  const T* d = tile.distance + r * kStrip;
-  const T* other = density + tile.left;
-  // Columns of the row's own strip may come before it; those of later strips do not.
-  T least[kLanes];
-  for (index_t lane = 0; lane < kLanes; ++lane) least[lane] = none;
-  const index_t before = tile.diagonal ? i - tile.left : 0;
-  for (index_t block = 0; block < width; block += kLanes) {
-#pragma omp simd
-    for (index_t lane = 0; lane < kLanes; ++lane) {
-      const index_t c = block + lane;
-      const bool precedes = (other[c] > own) | ((other[c] == own) & (c < before));
-      const T value = precedes ? d[c] : none;
-      least[lane] = value < least[lane] ? value : least[lane];
-    }
-  }
-  T best = none;
-  for (index_t lane = 0; lane < kLanes; ++lane) best = std::min(best, least[lane]);
-  if (best < higher.distance[i]) {
-    index_t c = 0;
-    while (d[c] != best || !(other[c] > own || (other[c] == own && c < before))) ++c;
-    higher.distance[i] = best;
-    higher.index[i] = static_cast<T>(tile.left + c);
-  }
-  if (tile.diagonal) return;
-  T* distance = higher.distance.data() + tile.left;
-  T* index = higher.index.data() + tile.left;
-#pragma omp simd
-  for (index_t c = 0; c < width; ++c) {
-    const bool nearer = (own >= other[c]) & (d[c] < distance[c]);
-    distance[c] = nearer ? d[c] : distance[c];
-    index[c] = nearer ? me : index[c];
-  }
-}
-
-// Adds a row of a tile to the largest distances that one worker has met, (n + kStrip,).
-template <class T>
-SETOK_INLINE void take_farthest(T* farthest, const Tile<T>& tile, index_t r) {
-  const T* d = tile.distance + r * kStrip;
-  T* own = farthest + tile.top + r;
-  *own = std::max(*own, largest_of(d, tile.columns));
-  if (tile.diagonal) return;
-  T* other = farthest + tile.left;
-#pragma omp simd
-  for (index_t c = 0; c < padded(tile.columns); ++c) other[c] = d[c] > other[c] ? d[c] : other[c];
-}
-
-#define SETOK_STREAM(T)                                                                       \
-  SETOK_CLONES void take_row_of(Lists<T>& lists, const Tile<T>& tile, index_t r) {            \
-    take_row(lists, tile, r);                                                                 \
-  }                                                                                           \
-  SETOK_CLONES void take_parents_of(Higher<T>& higher, const Tile<T>& tile, const T* density, \
-                                    index_t r) {                                              \
-    take_parents(higher, tile, density, r);                                                   \
-  }                                                                                           \
-  SETOK_CLONES void take_farthest_of(T* farthest, const Tile<T>& tile, index_t r) {           \
-    take_farthest(farthest, tile, r);                                                         \
-  }
-SETOK_STREAM(float)
-SETOK_STREAM(double)
-#undef SETOK_STREAM
 
 }  // namespace
 
@@ -235,19 +127,21 @@ void stream_neighbours(const Features<T>& tokens, bool all_zero, index_t k, bool
     }
     return;
   }
-  std::vector<Lists<T>> lists(num_threads(), Lists<T>(n, std::min(k, n)));
+  std::vector<OwnLists<T>> lists(num_threads(), OwnLists<T>(n, std::min(k, n)));
   walk(tokens, include_self, [&](index_t worker, const Tile<T>& tile) {
-    for (index_t r = 0; r < tile.rows; ++r) take_row_of(lists[worker], tile, r);
+    const Lists<T> own = lists[worker].view();
+    for (index_t r = 0; r < tile.rows; ++r) kernels<T>().take_row(own, tile, r);
   });
   // Lists are ordered by distance and index, so it does not matter which worker met a neighbour.
+  const Lists<T> merged = lists[0].view();
   parallel_blocks(n, 1024, [&](index_t begin, index_t end) {
     for (index_t i = begin; i < end; ++i) {
       for (size_t w = 1; w < lists.size(); ++w) {
         for (index_t slot = 0; slot < lists[w].found[i]; ++slot)
-          lists[0].insert(i, lists[w].distance[i * lists[w].k + slot],
-                          lists[w].index[i * lists[w].k + slot]);
+          merged.insert(i, lists[w].distance[i * lists[w].k + slot],
+                        lists[w].index[i * lists[w].k + slot]);
       }
-      std::copy_n(&lists[0].index[i * lists[0].k], lists[0].found[i], knn + i * k);
+      std::copy_n(merged.index + i * merged.k, merged.found[i], knn + i * k);
     }
   });
 }
@@ -265,20 +159,21 @@ void stream_parents(const Features<T>& tokens, bool all_zero, const T* density, 
   // Columns behind the last token precede nothing.
   std::vector<T> order(n + kStrip, -std::numeric_limits<T>::infinity());
   std::copy_n(density, n, order.begin());
-  std::vector<Higher<T>> higher(num_threads(), Higher<T>(n));
+  std::vector<OwnHigher<T>> higher(num_threads(), OwnHigher<T>(n));
   std::vector<std::vector<T>> most(farthest == nullptr ? 0 : num_threads(),
                                    std::vector<T>(n + kStrip, T{0}));
   walk(tokens, true, [&](index_t worker, const Tile<T>& tile) {
-    for (index_t r = 0; r < tile.rows; ++r) take_parents_of(higher[worker], tile, order.data(), r);
+    const Higher<T> own = higher[worker].view();
+    for (index_t r = 0; r < tile.rows; ++r) kernels<T>().take_parents(own, tile, order.data(), r);
     for (index_t r = 0; r < tile.rows && !most.empty(); ++r)
-      take_farthest_of(most[worker].data(), tile, r);
+      kernels<T>().take_farthest(most[worker].data(), tile, r);
   });
   for (const std::vector<T>& met : most)
     for (index_t i = 0; i < n; ++i) farthest[i] = std::max(farthest[i], met[i]);
   for (index_t i = 0; i < n; ++i) {
     T distance = std::numeric_limits<T>::infinity();
     parent[i] = -1;
-    for (const Higher<T>& found : higher) {
+    for (const OwnHigher<T>& found : higher) {
       const auto j = static_cast<index_t>(found.index[i]);
       if (j < 0 || !Nearest<T>::before(found.distance[i], j, distance, parent[i])) continue;
       distance = found.distance[i];

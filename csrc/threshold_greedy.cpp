@@ -6,11 +6,9 @@
 #include <numeric>
 #include <vector>
 
-#include "centres.h"
 #include "checks.h"
-#include "gram.h"
-#include "merge.h"
 #include "operators.h"
+#include "simd/kernels.h"
 #include "tensors.h"
 
 namespace setok {
@@ -20,76 +18,6 @@ namespace {
 constexpr index_t kDense = 3072;
 // Panels of a strip, two of which stay in an L2 cache, and of centres that are packed at a time.
 constexpr index_t kStrip = 4, kGroup = 8;
-
-// Bits of a pair of panels: those of a panel's tokens are a word.
-using Word = uint32_t;
-static_assert(sizeof(Word) * 8 == kPanel);
-
-// Divides a token by its norm. By a power of two first: neither squares nor the norm leave the
-// range. The zero vector stays as it is.
-template <class T>
-SETOK_INLINE void normalise(T* x, index_t dim) {
-  T largest = 0;
-#pragma omp simd reduction(max : largest)
-  for (index_t j = 0; j < dim; ++j) largest = std::max(largest, std::abs(x[j]));
-  if (largest == 0) return;
-  const int exponent = std::ilogb(largest), half = exponent / 2;
-  // 2**-exponent may leave the range where its halves do not.
-  const T a = std::ldexp(T{1}, -half), b = std::ldexp(T{1}, half - exponent);
-  double squares[kLanes] = {};
-  const index_t whole = dim / kLanes * kLanes;
-  for (index_t block = 0; block < whole; block += kLanes) {
-#pragma omp simd
-    for (index_t lane = 0; lane < kLanes; ++lane) {
-      const T value = x[block + lane] = x[block + lane] * a * b;
-      squares[lane] += static_cast<double>(value) * static_cast<double>(value);
-    }
-  }
-  for (index_t j = whole; j < dim; ++j) {
-    x[j] = x[j] * a * b;
-    squares[j - whole] += static_cast<double>(x[j]) * static_cast<double>(x[j]);
-  }
-  double sum = 0;
-  for (index_t lane = 0; lane < kLanes; ++lane) sum += squares[lane];
-  const T norm = static_cast<T>(std::sqrt(sum));
-#pragma omp simd
-  for (index_t j = 0; j < dim; ++j) x[j] /= norm;
-}
-
-// Turns a tile of products into distances; those below the bound are set in `row`, where a bit is
-// a column, and in `column`, where it is a row.
-template <class T>
-SETOK_INLINE void find_near(T* tile, T bound, Word* row, Word* column) {
-  std::fill_n(column, kPanel, Word{0});
-  for (index_t r = 0; r < kPanel; ++r) {
-    T* d = tile + r * kPanel;
-    const Word own = Word{1} << r;
-    Word bits = 0;
-#pragma omp simd reduction(| : bits)
-    for (index_t c = 0; c < kPanel; ++c) {
-      d[c] = -d[c];
-      const bool near = d[c] < bound;
-      bits |= near ? Word{1} << c : Word{0};
-      column[c] |= near ? own : Word{0};
-    }
-    row[r] = bits;
-  }
-}
-
-SETOK_CLONES index_t count_bits(const Word* words, index_t count) {
-  index_t bits = 0;
-  for (index_t w = 0; w < count; ++w) bits += __builtin_popcount(words[w]);
-  return bits;
-}
-
-#define SETOK_GREEDY(T)                                                       \
-  SETOK_CLONES void normalise_of(T* x, index_t dim) { normalise(x, dim); }    \
-  SETOK_CLONES void find_near_of(T* tile, T bound, Word* row, Word* column) { \
-    find_near(tile, bound, row, column);                                      \
-  }
-SETOK_GREEDY(float)
-SETOK_GREEDY(double)
-#undef SETOK_GREEDY
 
 // The tokens that take part, normalised and in panels, and which of them are near each other.
 template <class T>
@@ -115,7 +43,7 @@ index_t find_usable(const ImageInput& image, index_t* position) {
       usable[i] = image.valid == nullptr || image.valid[i];
       if (!usable[i]) continue;
       load_row(image, i, row);
-      usable[i] = is_finite(row, image.dim);
+      usable[i] = kernels<T>().is_finite(row, image.dim);
     }
   });
   index_t n = 0;
@@ -131,9 +59,9 @@ void load_panels(const ImageInput& image, const Job<T>& job) {
     const index_t count = job.tokens_of(p);
     for (index_t r = 0; r < count; ++r) {
       load_row(image, job.position[p * kPanel + r], rows + r * job.dim);
-      normalise_of(rows + r * job.dim, job.dim);
+      kernels<T>().normalise(rows + r * job.dim, job.dim);
     }
-    pack_panel(rows, job.dim, count, job.dim, job.panel(p));
+    kernels<T>().pack_panel(rows, job.dim, count, job.dim, job.panel(p));
   });
 }
 
@@ -141,8 +69,8 @@ template <class T>
 void compare_panels(const Job<T>& job, T bound, index_t p, index_t q) {
   alignas(64) T tile[kPanel * kPanel];
   Word row[kPanel], column[kPanel];
-  multiply_panels(job.panel(p), job.panel(q), job.dim, tile);
-  find_near_of(tile, bound, row, column);
+  kernels<T>().multiply_panels(job.panel(p), job.panel(q), job.dim, tile, kPanel);
+  kernels<T>().find_near(tile, bound, row, column);
   const index_t rows = job.tokens_of(p), columns = job.tokens_of(q);
   Word* of_rows = job.near + p * kPanel * job.panels + q;
   Word* of_columns = job.near + q * kPanel * job.panels + p;
@@ -154,7 +82,8 @@ void compare_panels(const Job<T>& job, T bound, index_t p, index_t q) {
   if (job.distance == nullptr) return;
   T* to = job.distance + p * kPanel * job.ld() + q * kPanel;
   for (index_t r = 0; r < kPanel; ++r) std::copy_n(tile + r * kPanel, kPanel, to + r * job.ld());
-  if (p != q) transpose_tile(tile, job.distance + q * kPanel * job.ld() + p * kPanel, job.ld());
+  if (p != q)
+    kernels<T>().transpose_tile(tile, job.distance + q * kPanel * job.ld() + p * kPanel, job.ld());
 }
 
 // Strip by strip of the upper triangle: panels are read again while they are in the cache.
@@ -178,7 +107,7 @@ std::vector<index_t> claim(const Job<T>& job) {
   std::vector<index_t> neighbours(job.n), order(job.n), centres;
   parallel_blocks(job.n, 256, [&](index_t begin, index_t end) {
     for (index_t i = begin; i < end; ++i)
-      neighbours[i] = count_bits(job.near + i * job.panels, job.panels);
+      neighbours[i] = kernels<T>().count_bits(job.near + i * job.panels, job.panels);
   });
   // Neighbours are counted once, so the tokens come in one order for all.
   std::iota(order.begin(), order.end(), index_t{0});
@@ -227,10 +156,10 @@ void find_nearest(const Job<T>& job, const std::vector<index_t>& centres, T* lea
       for (index_t c = first; c < last; ++c) {
         const index_t r = (c - first) % kPanel;
         if (!dense && r == 0)
-          multiply_panels(packed + (c - first) * job.dim, job.panel(p), job.dim, tile,
-                          std::min(kPanel, last - c));
+          kernels<T>().multiply_panels(packed + (c - first) * job.dim, job.panel(p), job.dim, tile,
+                                       std::min(kPanel, last - c));
         const T* row = dense ? job.distance + centres[c] * job.ld() + at : tile + r * kPanel;
-        take_centre(row, kPanel, c, least + at, nearest + at);
+        kernels<T>().take_centre(row, kPanel, c, least + at, nearest + at);
       }
     });
   }

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "columns.h"
-#include "convert.h"
+#include "simd/kernels.h"
 
 namespace setok {
 namespace {
@@ -23,7 +23,7 @@ SeedSums<T> sum_over_tokens(const Features<T>& tokens, const Seeds<T>& seeds) {
   T* packed = scratch.get<T>(Scratch::packed, panels_of(count) * kPanel * n);
   parallel_tasks(panels_of(count), [&](index_t p) {
     const index_t top = p * kPanel, rows = std::min(kPanel, count - top);
-    pack_panel(seeds.distance + top * seeds.ld, seeds.ld, rows, n, packed + top * n);
+    kernels<T>().pack_panel(seeds.distance + top * seeds.ld, seeds.ld, rows, n, packed + top * n);
     for (index_t c = top; c < top + rows; ++c) {
       double total = 0;
       for (index_t i = 0; i < n; ++i)
@@ -52,16 +52,17 @@ void add_seed_gradients(const Features<T>& tokens, const Seeds<T>& seeds, const 
     for (index_t r = 0; r < rows; ++r) total[r] += static_cast<double>(from[r]);
   }
   for (index_t left = 0; left < dim; left += kPanel) {
-    multiply_panels(shares, columns + left * count, count, tile, rows);
+    kernels<T>().multiply_panels(shares, columns + left * count, count, tile, rows);
     store_columns(tile, rows, left, products, dim);
   }
   for (index_t r = 0; r < rows; ++r)
-    add_scaled(static_cast<T>(total[r]), tokens.x + (top + r) * dim, products + r * dim, dim,
-               sum + r * dim);
+    kernels<T>().add_scaled(static_cast<T>(total[r]), tokens.x + (top + r) * dim,
+                            products + r * dim, dim, sum + r * dim);
   for (index_t c = 0; c < count; ++c) {
     const index_t r = seeds.token[c] - top;
     if (r >= 0 && r < rows)
-      add_scaled(sums.totals[c], seeds.x + c * dim, sums.products + c * dim, dim, sum + r * dim);
+      kernels<T>().add_scaled(sums.totals[c], seeds.x + c * dim, sums.products + c * dim, dim,
+                              sum + r * dim);
   }
 }
 
@@ -72,7 +73,8 @@ void store_token(const ImageInput& image, const Features<T>& tokens, const T* fr
   const index_t dim = tokens.dim, at = tokens.place(i) * dim;
   if constexpr (sizeof(T) == 4) {
     if (image.dtype != Dtype::f32) {
-      convert(from, image.dtype == Dtype::f16, static_cast<uint16_t*>(grad_x) + at, dim);
+      kernels<T>().narrow(from, image.dtype == Dtype::f16, static_cast<uint16_t*>(grad_x) + at,
+                          dim);
       return;
     }
   }
@@ -100,8 +102,8 @@ void token_gradients(const ImageInput& image, const Features<T>& tokens, const S
     T* sum = Scratch::of_this_thread().get<T>(Scratch::output, kPanel * dim);
     for (index_t i = top; i < top + rows; ++i) {
       const index_t begin = edges.start[i];
-      sum_differences(tokens.x, dim, i, edges.partner + begin, edges.weight + begin,
-                      edges.start[i + 1] - begin, sum + (i - top) * dim);
+      kernels<T>().sum_differences(tokens.x, dim, i, edges.partner + begin, edges.weight + begin,
+                                   edges.start[i + 1] - begin, sum + (i - top) * dim);
     }
     if (count > 0) add_seed_gradients(tokens, seeds, columns, sums, top, rows, sum);
     for (index_t r = 0; r < rows; ++r) store_token(image, tokens, sum + r * dim, top + r, grad_x);

@@ -46,6 +46,58 @@ def test_loaded_or_reasoned():
         assert "pip install --force-reinstall" in _native.why_missing()
 
 
+def _under(capability, program):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env=os.environ | {"SETOK_CPU_CAPABILITY": capability},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+
+
+@needs_library
+def test_the_environment_limits_the_instruction_set():
+    program = """
+        import torch
+        import setok_kernels as sk
+        from setok_kernels import _native
+        x = torch.tensor([[[0.0], [0.1], [5.0], [5.1]]])
+        labels = sk.cluster_tokens(x, sk.ClusterConfig(k=1), backend="cpp").labels
+        print(_native.internals().build_info()["isa"], labels.tolist())
+    """
+    module = pytest.importorskip("setok_kernels._internals")
+    sets = module.build_info()["isas"]
+    usable = sets[sets.index(module.cpu_isa()) :]
+    for name in usable:
+        run = _under(name, program)
+        assert run.stdout == f"{name} [[0, 0, 1, 1]]\n", run.stderr
+    run = _under("", program)
+    assert run.stdout.split()[0] == usable[0], run.stderr
+
+
+@needs_library
+def test_a_wrong_instruction_set_is_an_error_of_every_call():
+    program = """
+        import torch
+        import setok_kernels as sk
+        # Also where the tasks of the threads are the first to ask for the kernels.
+        torch.set_num_threads(2)
+        x = torch.zeros(4, 4, 1)
+        for call in (sk.cluster_tokens, lambda x: sk.dpc_knn(x, 2)):
+            try:
+                call(x)
+            except ValueError as error:
+                print(error)
+    """
+    run = _under("sse9", program)
+    lines = run.stdout.splitlines()
+    assert len(lines) == 2, run.stderr
+    for line in lines:
+        assert line.startswith("SETOK_CPU_CAPABILITY: expected one of ")
+        assert line.endswith("got 'sse9'")
+
+
 @pytest.mark.skipif(
     "CI" not in os.environ or not shutil.which("c++"), reason="only CI must have the library"
 )

@@ -3,18 +3,21 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "../build_info.h"
 #include "../density.h"
-#include "../gram.h"
+#include "../isa.h"
 #include "../scope.h"
+#include "../simd/kernels.h"
 
 namespace py = pybind11;
 
@@ -63,8 +66,8 @@ py::dict info() {
   fields["compiler"] = info.compiler;
   fields["cxx_standard"] = info.cxx_standard;
   fields["openmp"] = info.openmp;
+  fields["isas"] = info.isas;
   fields["isa"] = info.isa;
-  fields["clones"] = info.clones;
   return fields;
 }
 
@@ -73,7 +76,7 @@ Floats pack(const Floats& x) {
   const index_t count = x.shape(0), dim = x.shape(1);
   if (count > kPanel) throw std::invalid_argument("x: more tokens than a panel has");
   const Aligned packed(dim * kPanel);
-  pack_panel(x.data(), dim, count, dim, packed.data());
+  kernels<float>().pack_panel(x.data(), dim, count, dim, packed.data());
   return array_of(packed.data(), {dim, kPanel});
 }
 
@@ -82,7 +85,7 @@ Floats multiply(const Floats& a, const Floats& b, index_t repeats) {
   require("b", b, {a.shape(0), kPanel});
   const Aligned left(a), right(b), tile(kPanel * kPanel);
   for (index_t again = 0; again < repeats; ++again)
-    multiply_panels(left.data(), right.data(), a.shape(0), tile.data());
+    kernels<float>().multiply_panels(left.data(), right.data(), a.shape(0), tile.data(), kPanel);
   return array_of(tile.data(), {kPanel, kPanel});
 }
 
@@ -99,15 +102,54 @@ py::array_t<index_t> nearest(const Floats& row, index_t token, index_t k, bool i
   return knn;
 }
 
+std::tuple<Floats, Floats, float> scope_step_of(const Floats& row, const Floats& score,
+                                                const Floats& scope, double bandwidth, double beta,
+                                                double temperature, double offset) {
+  require("row", row, {-1});
+  require("score", score, {row.size()});
+  require("scope", scope, {row.size()});
+  const index_t n = row.size(), width = padded(n);
+  std::vector<float> in[3], out[3];
+  const Floats* const given[3] = {&row, &score, &scope};
+  for (int at = 0; at < 3; ++at) {
+    in[at].assign(width, 0);
+    std::copy_n(given[at]->data(), n, in[at].begin());
+    out[at].assign(width, 0);
+  }
+  ScopeState<float> state{};
+  state.width = width;
+  state.sigma = 1;
+  state.score = in[1].data();
+  state.scope = in[2].data();
+  state.threshold = out[0].data();
+  state.mask = out[1].data();
+  state.next = out[2].data();
+  Options options{};
+  options.bandwidth = bandwidth;
+  options.beta = beta;
+  options.temperature = temperature;
+  options.offset = offset;
+  set_options(state, options);
+  const float mass =
+      kernels<float>().scope_step(state, Kernel::gaussian, Alpha::sigmoid, in[0].data());
+  return {array_of(state.mask, {n}), array_of(state.next, {n}), mass};
+}
+
 }  // namespace
 }  // namespace setok
 
 PYBIND11_MODULE(_internals, m) {
   m.doc() = "Build information of setok_kernels, and kernels inside of its operators.";
   m.def("build_info", &setok::info,
-        "Compiler, C++ standard, OpenMP, instruction set and clones for others of the kernels.");
+        "Compiler, C++ standard, OpenMP, instruction sets of the kernels and the one in use.");
   m.def("cpu_isa", &setok::cpu_isa,
         "Best of avx512, avx2 and baseline that this processor supports.");
+  m.def(
+      "choose_isa",
+      [](const std::string& limit, const std::string& best) {
+        return setok::choose_isa(limit.c_str(), best);
+      },
+      "Instruction set for a value of SETOK_CPU_CAPABILITY and the best of the processor.");
   m.def("pack_panel", &setok::pack, py::arg("x"),
         "x (count, D) of at most 32 tokens as a panel (D, 32), zeros behind the last.");
   m.def("multiply_panels", &setok::multiply, py::arg("a"), py::arg("b"), py::arg("repeats") = 1,
@@ -115,4 +157,9 @@ PYBIND11_MODULE(_internals, m) {
   m.def("nearest_in_row", &setok::nearest, py::arg("row"), py::arg("token"), py::arg("k"),
         py::arg("include_self") = true,
         "The k nearest tokens of one, from its row of distances (N,), -1 behind the last.");
+  m.def("scope_step", &setok::scope_step_of, py::arg("row"), py::arg("score"), py::arg("scope"),
+        py::arg("bandwidth"), py::arg("beta"), py::arg("temperature"), py::arg("offset"),
+        "Mask and next scope, both (N,), of a step of Algorithm 1 with a gaussian kernel and a "
+        "sigmoid alpha, and the sum of the mask; from the distances of the seed, the score and the "
+        "scope, all (N,).");
 }

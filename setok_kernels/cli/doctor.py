@@ -132,7 +132,14 @@ def _describe_native() -> str:
     internals = _native.internals()
     if internals is None:
         return f"{_native.load().name}, of a wheel: its build information is left out"
-    return ", ".join(f"{key} {value}" for key, value in internals.build_info().items())
+    try:
+        info = internals.build_info()
+    except ValueError as error:  # the processor lacks the set of SETOK_CPU_CAPABILITY
+        return str(error)
+    return ", ".join(
+        f"{key} {' '.join(value) if isinstance(value, list) else value}"
+        for key, value in info.items()
+    )
 
 
 def _devices() -> list[torch.device]:

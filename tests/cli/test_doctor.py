@@ -68,12 +68,24 @@ def test_the_compiled_kernels_are_described(capsys, monkeypatch):
     class Module:
         @staticmethod
         def build_info():
-            return {"compiler": "some compiler", "openmp": True}
+            return {"compiler": "some compiler", "openmp": True, "isas": ["fast", "slow"]}
 
     monkeypatch.setattr(_native, "why_missing", lambda: None)
     monkeypatch.setattr(_native, "internals", lambda: Module)
     main(["doctor"])
-    assert "compiler some compiler, openmp True" in capsys.readouterr().out
+    assert "compiler some compiler, openmp True, isas fast slow" in capsys.readouterr().out
+
+
+def test_an_instruction_set_that_the_processor_lacks_is_reported(capsys, monkeypatch):
+    class Module:
+        @staticmethod
+        def build_info():
+            raise ValueError("SETOK_CPU_CAPABILITY: expected one of avx2, got 'avx512'")
+
+    monkeypatch.setattr(_native, "why_missing", lambda: None)
+    monkeypatch.setattr(_native, "internals", lambda: Module)
+    main(["doctor"])
+    assert "expected one of avx2, got 'avx512'" in capsys.readouterr().out
 
 
 @pytest.fixture

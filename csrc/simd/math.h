@@ -1,22 +1,42 @@
-// Exponential for vectorised loops: the same instructions in every lane, about 1 ulp.
+// Arithmetic for vectorised loops: the same instructions in every lane. The standard library's
+// functions for it are inline, which table.cpp may not have.
 
 #pragma once
 
-#include <cstring>
+#include "types.h"
 
-#include "common.h"
+namespace setok::SETOK_ISA {
+namespace {
 
-namespace setok {
+SETOK_INLINE float root(float x) { return __builtin_sqrtf(x); }
+SETOK_INLINE double root(double x) { return __builtin_sqrt(x); }
 
-template <class To, class From>
-SETOK_INLINE To bits_as(From from) {
-  static_assert(sizeof(To) == sizeof(From), "a cast of bits keeps the size");
-  To to;
-  std::memcpy(&to, &from, sizeof(to));
-  return to;
+SETOK_INLINE float magnitude(float x) { return __builtin_fabsf(x); }
+SETOK_INLINE double magnitude(double x) { return __builtin_fabs(x); }
+
+// The e of 2**e <= |x| < 2**(e + 1).
+SETOK_INLINE int exponent_of(float x) { return __builtin_ilogbf(x); }
+SETOK_INLINE int exponent_of(double x) { return __builtin_ilogb(x); }
+
+template <class T>
+SETOK_INLINE T power_of_two(int exponent) {
+  if constexpr (sizeof(T) == 4)
+    return __builtin_ldexpf(1, exponent);
+  else
+    return __builtin_ldexp(1, exponent);
 }
 
-// 2**x for x below 127; 0 from -126 down (subnormal results are flushed).
+template <class T>
+SETOK_INLINE T least_of(T a, T b) {
+  return b < a ? b : a;
+}
+
+template <class T>
+SETOK_INLINE T most_of(T a, T b) {
+  return a < b ? b : a;
+}
+
+// 2**x for x below 127, about 1 ulp; 0 from -126 down (subnormal results are flushed).
 SETOK_INLINE float vexp2(float x) {
   constexpr float kLowest = -126.0f, kMagic = 12582912.0f;  // 1.5 * 2**23: rounds to an integer
   const float c = x < kLowest ? kLowest : x;
@@ -62,4 +82,5 @@ SETOK_INLINE double vexp2(double x) {
   return x <= kLowest ? 0.0 : result;
 }
 
-}  // namespace setok
+}  // namespace
+}  // namespace setok::SETOK_ISA

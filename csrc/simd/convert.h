@@ -1,10 +1,11 @@
-#include "convert.h"
+// 16-bit floating-point numbers to float and back.
 
-#include <cmath>
+#pragma once
 
-#include "simd_math.h"
+#include "math.h"
+#include "types.h"
 
-namespace setok {
+namespace setok::SETOK_ISA {
 namespace {
 
 SETOK_INLINE float from_half(uint16_t half) {
@@ -19,7 +20,7 @@ SETOK_INLINE uint16_t to_half(float x) {
   // The additions round as the narrow number would; a magnitude beyond its range becomes infinite.
   const uint32_t w = bits_as<uint32_t>(x), twice = w + w, exponent = twice & 0xff000000u;
   const uint32_t bias = exponent < 0x71000000u ? 0x71000000u : exponent;
-  const float scaled = (std::fabs(x) * 0x1.0p+112f) * 0x1.0p-110f;
+  const float scaled = (magnitude(x) * 0x1.0p+112f) * 0x1.0p-110f;
   const uint32_t rounded = bits_as<uint32_t>(bits_as<float>((bias >> 1) + 0x07800000u) + scaled);
   const uint32_t magnitude = ((rounded >> 13) & 0x7c00u) + (rounded & 0x0fffu);
   const uint32_t number = twice > 0xff000000u ? 0x7e00u : magnitude;
@@ -32,7 +33,7 @@ SETOK_INLINE uint16_t to_bfloat(float x) {
   return static_cast<uint16_t>(is_nan ? (w >> 16) | 0x40u : rounded >> 16);
 }
 
-SETOK_CLONES void widen(const uint16_t* from, bool half, float* to, index_t count) {
+void widen(const uint16_t* from, bool half, float* to, index_t count) {
   if (half) {
 #pragma omp simd
     for (index_t i = 0; i < count; ++i) to[i] = from_half(from[i]);
@@ -43,7 +44,7 @@ SETOK_CLONES void widen(const uint16_t* from, bool half, float* to, index_t coun
   }
 }
 
-SETOK_CLONES void narrow(const float* from, bool half, uint16_t* to, index_t count) {
+void narrow(const float* from, bool half, uint16_t* to, index_t count) {
   if (half) {
 #pragma omp simd
     for (index_t i = 0; i < count; ++i) to[i] = to_half(from[i]);
@@ -54,13 +55,4 @@ SETOK_CLONES void narrow(const float* from, bool half, uint16_t* to, index_t cou
 }
 
 }  // namespace
-
-void convert(const uint16_t* from, bool half, float* to, index_t count) {
-  widen(from, half, to, count);
-}
-
-void convert(const float* from, bool half, uint16_t* to, index_t count) {
-  narrow(from, half, to, count);
-}
-
-}  // namespace setok
+}  // namespace setok::SETOK_ISA

@@ -2,11 +2,11 @@
 
 #pragma once
 
-#include <cmath>
+#include "math.h"
+#include "types.h"
 
-#include "simd_math.h"
-
-namespace setok {
+namespace setok::SETOK_ISA {
+namespace {
 
 // 0.9 log2(max), as in the reference: the exponential of the sigmoid stays in range.
 template <class T>
@@ -16,9 +16,10 @@ constexpr T kLevelLimit = sizeof(T) == 8 ? T(921.6) : T(115.2);
 template <class T, Kernel kernel>
 SETOK_INLINE T similarity(T distance, T bandwidth, T slope) {
   if constexpr (kernel == Kernel::gaussian) return vexp2(distance * slope);
-  if constexpr (kernel == Kernel::laplacian) return vexp2(std::sqrt(distance) * slope);
+  if constexpr (kernel == Kernel::laplacian) return vexp2(root(distance) * slope);
   const T phi = 1 - distance / bandwidth;
   return phi > 0 ? phi : 0;
 }
 
-}  // namespace setok
+}  // namespace
+}  // namespace setok::SETOK_ISA

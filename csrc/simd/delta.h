@@ -1,6 +1,10 @@
-#include "delta.h"
+// Nearest tokens of higher order (SeTok, Eq. 2), and largest distances.
 
-namespace setok {
+#pragma once
+
+#include "types.h"
+
+namespace setok::SETOK_ISA {
 namespace {
 
 // j precedes i when its density is higher, or equal and j < i. Indices are compared as numbers of
@@ -11,8 +15,9 @@ SETOK_INLINE bool precedes(T other, T own, T j, T i) {
 }
 
 template <class T>
-SETOK_INLINE index_t search(const T* row, const T* density, const T* number, index_t n, index_t i) {
-  const T own = density[i], me = number[i], none = std::numeric_limits<T>::infinity();
+index_t nearest_higher(const T* row, const T* density, const T* number, index_t n, index_t i) {
+  constexpr T none = std::numeric_limits<T>::infinity();
+  const T own = density[i], me = number[i];
   const index_t width = padded(n);
   T least[kLanes];
   for (index_t lane = 0; lane < kLanes; ++lane) least[lane] = none;
@@ -39,7 +44,7 @@ SETOK_INLINE index_t search(const T* row, const T* density, const T* number, ind
 }
 
 template <class T>
-SETOK_INLINE T largest(const T* row, index_t n) {
+T largest_of(const T* row, index_t n) {
   T most[kLanes] = {};
   const index_t whole = n / kLanes * kLanes;
   for (index_t block = 0; block < whole; block += kLanes) {
@@ -53,28 +58,5 @@ SETOK_INLINE T largest(const T* row, index_t n) {
   return most[0];
 }
 
-#define SETOK_SEARCH(T)                                                                      \
-  SETOK_CLONES index_t search_of(const T* row, const T* density, const T* number, index_t n, \
-                                 index_t i) {                                                \
-    return search(row, density, number, n, i);                                               \
-  }                                                                                          \
-  SETOK_CLONES T most_of(const T* row, index_t n) { return largest(row, n); }
-SETOK_SEARCH(float)
-SETOK_SEARCH(double)
-#undef SETOK_SEARCH
-
 }  // namespace
-
-index_t nearest_higher(const float* row, const float* density, const float* number, index_t n,
-                       index_t i) {
-  return search_of(row, density, number, n, i);
-}
-index_t nearest_higher(const double* row, const double* density, const double* number, index_t n,
-                       index_t i) {
-  return search_of(row, density, number, n, i);
-}
-
-float largest_of(const float* row, index_t n) { return most_of(row, n); }
-double largest_of(const double* row, index_t n) { return most_of(row, n); }
-
-}  // namespace setok
+}  // namespace setok::SETOK_ISA

@@ -1,0 +1,94 @@
+// Rows of tiles of distances, each consumed by rows and by columns.
+
+#pragma once
+
+#include "delta.h"
+#include "math.h"
+#include "types.h"
+
+namespace setok::SETOK_ISA {
+namespace {
+
+// Whether any of the lanes is at most its bound.
+template <class T>
+SETOK_INLINE bool any_within(const T* d, const T* bound) {
+  int any = 0;
+#pragma omp simd reduction(| : any)
+  for (index_t lane = 0; lane < kLanes; ++lane) any |= d[lane] <= bound[lane];
+  return any != 0;
+}
+
+template <class T>
+void take_row(const Lists<T>& lists, const Tile<T>& tile, index_t r) {
+  const index_t i = tile.top + r;
+  const T* d = tile.distance + r * tile.ld;
+  for (index_t block = 0; block < tile.columns; block += kLanes) {
+    T bound[kLanes];
+    for (index_t lane = 0; lane < kLanes; ++lane) bound[lane] = lists.bound[i];
+    if (any_within(d + block, bound)) {
+      const index_t end = least_of(block + kLanes, tile.columns);
+      for (index_t c = block; c < end; ++c)
+        if (d[c] <= lists.bound[i] && d[c] < kFar<T>) lists.insert(i, d[c], tile.left + c);
+    }
+    if (tile.diagonal) continue;
+    const T* bounds = lists.bound + tile.left + block;
+    if (any_within(d + block, bounds)) {
+      const index_t end = least_of(block + kLanes, tile.columns);
+      for (index_t c = block; c < end; ++c)
+        if (d[c] <= bounds[c - block]) lists.insert(tile.left + c, d[c], i);
+    }
+  }
+}
+
+template <class T>
+void take_parents(const Higher<T>& higher, const Tile<T>& tile, const T* density, index_t r) {
+  const index_t i = tile.top + r, width = padded(tile.columns);
+  constexpr T none = std::numeric_limits<T>::infinity();
+  const T own = density[i], me = static_cast<T>(i);
+  const T* d = tile.distance + r * tile.ld;
+  const T* other = density + tile.left;
+  // Columns of the row's own strip may come before it; those of later strips do not.
+  T least[kLanes];
+  for (index_t lane = 0; lane < kLanes; ++lane) least[lane] = none;
+  const index_t before = tile.diagonal ? i - tile.left : 0;
+  for (index_t block = 0; block < width; block += kLanes) {
+#pragma omp simd
+    for (index_t lane = 0; lane < kLanes; ++lane) {
+      const index_t c = block + lane;
+      const bool precedes = (other[c] > own) | ((other[c] == own) & (c < before));
+      const T value = precedes ? d[c] : none;
+      least[lane] = value < least[lane] ? value : least[lane];
+    }
+  }
+  T best = none;
+  for (index_t lane = 0; lane < kLanes; ++lane) best = least_of(best, least[lane]);
+  if (best < higher.distance[i]) {
+    index_t c = 0;
+    while (d[c] != best || !(other[c] > own || (other[c] == own && c < before))) ++c;
+    higher.distance[i] = best;
+    higher.index[i] = static_cast<T>(tile.left + c);
+  }
+  if (tile.diagonal) return;
+  T* distance = higher.distance + tile.left;
+  T* index = higher.index + tile.left;
+#pragma omp simd
+  for (index_t c = 0; c < width; ++c) {
+    const bool nearer = (own >= other[c]) & (d[c] < distance[c]);
+    distance[c] = nearer ? d[c] : distance[c];
+    index[c] = nearer ? me : index[c];
+  }
+}
+
+template <class T>
+void take_farthest(T* farthest, const Tile<T>& tile, index_t r) {
+  const T* d = tile.distance + r * tile.ld;
+  T* own = farthest + tile.top + r;
+  *own = most_of(*own, largest_of(d, tile.columns));
+  if (tile.diagonal) return;
+  T* other = farthest + tile.left;
+#pragma omp simd
+  for (index_t c = 0; c < padded(tile.columns); ++c) other[c] = d[c] > other[c] ? d[c] : other[c];
+}
+
+}  // namespace
+}  // namespace setok::SETOK_ISA
