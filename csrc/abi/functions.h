@@ -61,11 +61,11 @@ using StableKernel = void (*)(StableIValue* stack, uint64_t arguments, uint64_t 
 
 // They come from another library, whatever this one hides.
 #ifdef _WIN32
-#define SETOK_IMPORT
+#define SETOK_VISIBLE
 #else
-#define SETOK_IMPORT __attribute__((visibility("default")))
+#define SETOK_VISIBLE __attribute__((visibility("default")))
 #endif
-#define SETOK_DECLARE(result, name, arguments) SETOK_IMPORT result name arguments;
+#define SETOK_DECLARE(result, name, arguments) SETOK_VISIBLE result name arguments;
 extern "C" {
 SETOK_TORCH_FUNCTIONS(SETOK_DECLARE)
 }
