@@ -20,7 +20,7 @@ sanitized_flags := -g -fno-omit-frame-pointer -fsanitize=address,undefined \
 sanitized_env := ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)"
 
-.PHONY: demo stage1 small-world token-swap test lint format bench bench-docs compile-report kernel-counts mutants wheels kernel-hub clean fuzz test-threads test-ptx build-sanitized test-sanitized $(INSTRUCTION_SETS:%=test-%) $(PTX_ARCHS:%=test-ptx-%) $(SWAPPED:%=token-swap-%)
+.PHONY: demo stage1 small-world token-swap test lint format bench bench-docs compile-report kernel-counts mutants wheels test-wheel kernel-hub clean fuzz test-threads test-ptx build-sanitized test-sanitized $(INSTRUCTION_SETS:%=test-%) $(PTX_ARCHS:%=test-ptx-%) $(SWAPPED:%=token-swap-%)
 
 demo: $(DEMO_INSTALLED)
 	$(BIN)/python bench/demo.py --out demo_out
@@ -133,6 +133,13 @@ wheels: $(INSTALLED)
 		--exclude libtorch_cpu.so --wheel-dir dist build/wheels/*.whl
 	$(BIN)/python -m zipfile -e dist/*_$(MACHINE).whl build/wheels/unpacked
 	$(BIN)/torch-abi-audit --check torch --site-packages build/wheels/unpacked
+
+# The wheel in dist/ under other versions: make test-wheel PYTHON=python3.10 TORCH=2.11.0
+TORCH ?= 2.13.0
+test-wheel:
+	rm -rf build/test-wheel && $(PYTHON) -m venv build/test-wheel
+	build/test-wheel/bin/pip install --quiet torch==$(TORCH) pytest hypothesis dist/*_$(shell uname -m).whl
+	build/test-wheel/bin/pytest -q -p no:cacheprovider $(NATIVE_TESTS)
 
 # What kernels.get_local_kernel loads, and what kernel-builder reads.
 kernel-hub: $(INSTALLED)
