@@ -72,8 +72,8 @@ class BuildNative(build_ext):
             (folder / FAILURE_NOTE).write_text(f"{error}\n")
             print(
                 f"\n*** The compiled CPU kernels were NOT built: {error}\n"
-                "*** setok_kernels is installed with its reference backend alone, which is more\n"
-                "*** than ten times slower. Put a C++17 compiler on PATH and install again.\n",
+                "*** setok_kernels is installed with its reference backend alone, many times\n"
+                "*** slower. Put a C++17 compiler on PATH and install again.\n",
                 file=sys.stderr,
             )
             return

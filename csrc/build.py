@@ -123,6 +123,7 @@ class Build:
         self.target = target_named(sysconfig.get_platform()) if target is None else target
         self.compiler = find_compiler()
         self.flags = [*FLAGS, *defines]
+        self._objects: set[Path] = set()
         self.extra = [
             flag for name in ("CPPFLAGS", "CXXFLAGS") for flag in shlex.split(os.getenv(name, ""))
         ]
@@ -182,20 +183,25 @@ class Build:
     def _compile(self, jobs: list[Job]) -> list[Path]:
         self.folder.mkdir(parents=True, exist_ok=True)
         flags = [*self.compiler, *self.flags, *self.extra]
+        objects = [self.folder / job.name for job in jobs]
         commands = {
-            self.folder / job.name: (job.source, [*flags, *job.flags, "-c"]) for job in jobs
+            made: (job.source, [*flags, *job.flags, "-c"])
+            for made, job in zip(objects, jobs, strict=True)
+            # The library and the module have most of them in common.
+            if made not in self._objects
         }
         if ninja := find_ninja():
             self._compile_with(ninja, commands)
-            return list(commands)
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            runs = [
-                threads.submit(run, [*command, str(source), "-o", str(made)])
-                for made, (source, command) in commands.items()
-            ]
-        for done in runs:
-            done.result()
-        return list(commands)
+        else:
+            with ThreadPoolExecutor(os.cpu_count()) as threads:
+                runs = [
+                    threads.submit(run, [*command, str(source), "-o", str(made)])
+                    for made, (source, command) in commands.items()
+                ]
+            for done in runs:
+                done.result()
+        self._objects.update(commands)
+        return objects
 
     def _compile_with(self, ninja: str, commands: dict) -> None:
         """In parallel, and again only what has changed, headers included."""

@@ -82,8 +82,8 @@ def _why_no_triton() -> str | None:
 def _warn_of_reference() -> None:
     """Says once a process that the CPU kernels are missing: nothing falls back silently."""
     warnings.warn(
-        "setok_kernels runs on its reference backend, more than ten times slower than its compiled "
-        f"CPU kernels: {_why_no_cpp()}",
+        "setok_kernels runs on its reference backend, many times slower than its compiled CPU "
+        f"kernels: {_why_no_cpp()}",
         RuntimeWarning,
         stacklevel=2,
     )
