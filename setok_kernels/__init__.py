@@ -49,5 +49,5 @@ def __getattr__(name: str):
     if name == "testing":
         import importlib
 
-        return importlib.import_module("setok_kernels.testing")
+        return importlib.import_module(".testing", __package__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
