@@ -11,6 +11,12 @@
 
 #include "tensor.h"
 
+// What a kernel throws is caught in torch, which knows the exceptions of its own C++ library alone:
+// those of another one end the process.
+#if defined(__linux__) && defined(_LIBCPP_VERSION)
+#error "torch for Linux uses GCC's C++ library; use GCC, or clang with -stdlib=libstdc++"
+#endif
+
 namespace setok {
 
 // The version whose conventions this binary was built for: torch 2.11, the oldest that it runs on.
