@@ -78,9 +78,14 @@ def _why_no_triton() -> str | None:
 
 
 @constant_in_graphs
-@functools.cache
 def _warn_of_reference() -> None:
     """Says once a process that the CPU kernels are missing: nothing falls back silently."""
+    # Within, because torch.compile looks through the cache of a function that it may not follow.
+    _warn_once()
+
+
+@functools.cache
+def _warn_once() -> None:
     warnings.warn(
         "setok_kernels runs on its reference backend, many times slower than its compiled CPU "
         f"kernels: {_why_no_cpp()}",

@@ -81,7 +81,7 @@ def test_auto_interprets_nothing(monkeypatch):
     """Where the C++ kernels are missing the interpreter is no substitute."""
     monkeypatch.setattr(dispatch, "_why_no_cpp", lambda: "it is gone")
     assert dispatch.can_run_triton(torch.device("cpu"))
-    dispatch._warn_of_reference.cache_clear()
+    dispatch._warn_once.cache_clear()
     with pytest.warns(RuntimeWarning, match="runs on its reference backend.*it is gone"):
         assert dispatch.select_backend("auto", torch.device("cpu")) is reference
 

@@ -179,6 +179,11 @@ def test_a_call_that_misses_them_warns_once(tmp_path):
         x = torch.randn(1, 20, 4)
         print("reference asked for", flush=True)
         sk.cluster_tokens(x, backend="reference")
+        config = sk.ClusterConfig(k=2, max_clusters=4)
+        compiled = torch.compile(
+            lambda x: sk.cluster_tokens(x, config).labels, fullgraph=True, backend="eager"
+        )
+        print(compiled(x).shape)
         print(sk.cluster_tokens(x).labels.shape, sk.cluster_tokens(x).labels.shape)
         try:
             sk.cluster_tokens(x, backend="cpp")
