@@ -11,9 +11,12 @@ import functools
 import importlib
 import importlib.metadata
 import json
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import torch
 
@@ -68,22 +71,29 @@ def remedy() -> str:
         origin = importlib.metadata.distribution("setok-kernels").read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:
         origin = None
-    if origin is None:
-        what = "--no-binary setok-kernels setok-kernels"
+    source = {} if origin is None else json.loads(origin)
+    url = source.get("url", "")
+    if url.endswith(".whl"):
+        # Installed once more it would be the same.
+        again = f"build {shlex.quote(_local(url))} again where a C++17 compiler is on PATH"
     else:
-        source = json.loads(origin)
-        flag = "-e " if source.get("dir_info", {}).get("editable") else ""
-        what = flag + _requirement(source)
-    return (
-        "put a C++17 compiler on PATH and run "
-        f"`pip install --force-reinstall --no-deps --no-cache-dir {what}`, or install a wheel "
-        "for this platform"
-    )
+        again = (
+            "put a C++17 compiler on PATH and run `pip install --force-reinstall --no-deps "
+            f"--no-cache-dir {_requirement(source)}`"
+        )
+    return f"{again}, or install a wheel for this platform"
 
 
 def _requirement(source: dict) -> str:
-    """What pip takes for a `direct_url.json` (PEP 610)."""
-    version = source.get("vcs_info", {})
-    if version:
-        return f"{version['vcs']}+{source['url']}@{version['commit_id']}"
-    return source["url"].removeprefix("file://")
+    """What pip takes for a `direct_url.json` (PEP 610), empty where an index was asked."""
+    if not source:
+        return "--no-binary setok-kernels setok-kernels"
+    if version := source.get("vcs_info"):
+        return shlex.quote(f"{version['vcs']}+{source['url']}@{version['commit_id']}")
+    flag = "-e " if source.get("dir_info", {}).get("editable") else ""
+    return flag + shlex.quote(_local(source["url"]))
+
+
+def _local(url: str) -> str:
+    """The path of a file's or folder's URL, any other as it is."""
+    return url2pathname(urlsplit(url).path) if url.startswith("file:") else url

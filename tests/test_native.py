@@ -130,6 +130,24 @@ def test_a_failure_is_remembered_with_its_remedy(missing, monkeypatch, files, ca
     assert "\n" not in _native.why_missing()
 
 
+def installed_from(monkeypatch, origin):
+    class Distribution:
+        @staticmethod
+        def read_text(name):
+            assert name == "direct_url.json"
+            return None if origin is None else json.dumps(origin)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Distribution)
+
+
+def test_a_wheel_without_kernels_is_not_installed_again(monkeypatch):
+    url = "file:///tmp/setok_kernels-0.1.0-py3-none-any.whl"
+    installed_from(monkeypatch, {"url": url, "archive_info": {}})
+    said = _native.remedy()
+    assert said.startswith("build /tmp/setok_kernels-0.1.0-py3-none-any.whl again where a C++17")
+    assert "pip install" not in said and said.endswith("or install a wheel for this platform")
+
+
 @pytest.mark.parametrize(
     ("origin", "what"),
     [
@@ -139,21 +157,16 @@ def test_a_failure_is_remembered_with_its_remedy(missing, monkeypatch, files, ca
             {"url": "file:///home/me/kernels", "dir_info": {"editable": True}},
             "-e /home/me/kernels",
         ),
+        ({"url": "file:///home/me/my%20kernels", "dir_info": {}}, "'/home/me/my kernels'"),
         (
             {"url": "https://host/kernels", "vcs_info": {"vcs": "git", "commit_id": "abc"}},
             "git+https://host/kernels@abc",
         ),
     ],
-    ids=["index", "folder", "editable", "repository"],
+    ids=["index", "folder", "editable", "space", "repository"],
 )
 def test_the_remedy_installs_from_where_it_came(monkeypatch, origin, what):
-    class Distribution:
-        @staticmethod
-        def read_text(name):
-            assert name == "direct_url.json"
-            return None if origin is None else json.dumps(origin)
-
-    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Distribution)
+    installed_from(monkeypatch, origin)
     assert f"`pip install --force-reinstall --no-deps --no-cache-dir {what}`" in _native.remedy()
 
 

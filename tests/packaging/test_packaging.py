@@ -288,6 +288,11 @@ class TestWithoutCompiler:
         stale = clone / "setok_kernels" / "libsetok_kernels.so"
         if editable_flag:
             stale.write_bytes(b"a library built from older sources")
+        # A wheel is put together in a folder that an earlier build has left.
+        build = f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        left = clone / "build" / build / "setok_kernels" / "left_over.py"
+        left.parent.mkdir(parents=True)
+        left.write_text("")
         python = fresh_environment(tmp_path / "environment")
         said = pip_install(python, *editable_flag, clone, cwd=tmp_path, CC=compiler, CXX=compiler)
         assert "The compiled CPU kernels were NOT built" in said
@@ -299,6 +304,7 @@ class TestWithoutCompiler:
         remedy = f"pip install --force-reinstall --no-deps --no-cache-dir {' '.join(editable_flag)}"
         assert f"{remedy.strip()} {clone}`" in found["why_missing"]
         assert not stale.exists()
+        assert not Path(found["setok_kernels"]).with_name("left_over.py").exists()
 
     @needs_compiler
     def test_a_later_install_with_a_compiler_repairs_it(self, repaired, tmp_path):
