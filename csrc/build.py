@@ -113,7 +113,7 @@ class Build:
     """Objects and libraries in one folder.
 
     Args:
-        folder: of everything that is made.
+        folder: place for objects and libraries, made where it is missing.
         target: the platform.
         defines: more flags of the compiler.
     """
