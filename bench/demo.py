@@ -17,10 +17,10 @@ from rich.progress import track
 from skimage import data
 
 from setok_bench.pipeline import PHOTOGRAPHS
-from setok_cli.cluster import make_method, summarise, summary_table
-from setok_cli.draw import draw_contact_sheet
-from setok_cli.pictures import process_files
 from setok_kernels import ClusterConfig
+from setokim.cli.cluster import make_method, summarise, summary_table
+from setokim.cli.draw import draw_contact_sheet
+from setokim.cli.pictures import process_files
 
 
 def save_photographs(folder: Path) -> list[Path]:

@@ -28,11 +28,11 @@ from torch.utils.data import DataLoader
 from setok_bench.pipeline import PHOTOGRAPHS
 from setok_bench.provenance import provenance
 from setokim.data import Conversation, Guarded, GuardedCollator
+from setokim.data.image_processing import load_image
 from setokim.data.readers.chats import Chats
-from setokim.images import load_image
-from setokim.processing_setok import SetokProcessor
-from setokim.processing_setokim import SetokimProcessor
-from setokim.word_tokenizer import build_word_tokenizer
+from setokim.tokenizer.processing_setok import SetokProcessor
+from setokim.vlm.processing_setokim import SetokimProcessor
+from setokim.vlm.word_tokenizer import build_word_tokenizer
 
 _SIZE = (640, 480)
 # Of SigLIP-so400m-patch14-384.

@@ -22,7 +22,7 @@ def loop_over_clusters(
     """`TokenMerger` without masks: every cluster by itself, every image by itself.
 
     Args:
-        merger: a `setokim.merger.TokenMerger`.
+        merger: a `setokim.tokenizer.merger.TokenMerger`.
         features: (B, N, D).
         clusters: of them.
         grid: (H, W) with H · W = N.
@@ -30,8 +30,8 @@ def loop_over_clusters(
     Returns:
         (S, token_dim), the tokens of all images one after the other.
     """
-    from setokim.outlines import outlines_of
-    from setokim.positions import grid_positions, sincos_encoding
+    from setokim.tokenizer.pos_embed import grid_positions, sincos_encoding
+    from setokim.tokenizer.shapelets import outlines_of
 
     places = grid_positions(*grid, features.device)
     position = sincos_encoding(places, merger.width)
@@ -66,7 +66,7 @@ def _everything(x: Tensor) -> Tensor:
 
 
 def _inputs(case: Case):
-    from setokim.merger import TokenMerger
+    from setokim.tokenizer.merger import TokenMerger
 
     s = case.shape
     torch.manual_seed(0)

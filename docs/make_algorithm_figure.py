@@ -21,10 +21,10 @@ from matplotlib.axes import Axes
 from PIL import Image
 from skimage import data
 
-from setok_cli.draw import draw_map, fit
-from setok_cli.pictures import Method, PictureClusters, cluster_batch
 from setok_kernels import ClusterConfig, cluster_tokens
 from setokim import build_encoder
+from setokim.cli.draw import draw_map, fit
+from setokim.cli.pictures import Method, PictureClusters, cluster_batch
 
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
 PRESETS = {"ClusterConfig.paper()": ClusterConfig.paper(), "ClusterConfig()": ClusterConfig()}

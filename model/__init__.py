@@ -1,25 +1,30 @@
-"""The SeTokim pipeline: vision encoders, SeTok itself, and the language model on top of it.
+"""The SeTokim pipeline: vision encoders, SeTok's tokenizer, and the language model on top of it.
 
-Names that need transformers are loaded when first used, so that `setok cluster` does without.
+Every name is loaded when first used: commands that need no model start without torch.
 """
 
+import importlib
 from typing import TYPE_CHECKING
 
-from setokim.encoders import (
-    HFVisionEncoder,
-    PatchStatisticsEncoder,
-    VisionEncoder,
-    build_encoder,
-)
-from setokim.images import ImageProcessor, UnreadableImageError, find_images, load_image
-
 if TYPE_CHECKING:
-    from setokim.configuration_setok import SetokConfig
-    from setokim.configuration_setokim import SetokimConfig
-    from setokim.modeling_setok import SetokModel, VisualTokens
-    from setokim.modeling_setokim import SetokimModel
-    from setokim.processing_setok import SetokProcessor
-    from setokim.processing_setokim import SetokimProcessor
+    from setokim.data.image_processing import (
+        ImageProcessor,
+        UnreadableImageError,
+        find_images,
+        load_image,
+    )
+    from setokim.tokenizer.configuration_setok import SetokConfig
+    from setokim.tokenizer.encoders import (
+        HFVisionEncoder,
+        PatchStatisticsEncoder,
+        VisionEncoder,
+        build_encoder,
+    )
+    from setokim.tokenizer.modeling_setok import SetokModel, VisualTokens
+    from setokim.tokenizer.processing_setok import SetokProcessor
+    from setokim.vlm.configuration_setokim import SetokimConfig
+    from setokim.vlm.modeling_setokim import SetokimModel
+    from setokim.vlm.processing_setokim import SetokimProcessor
 
 __all__ = [
     "HFVisionEncoder",
@@ -39,20 +44,32 @@ __all__ = [
     "load_image",
 ]
 
-_LAZY = {
-    "SetokConfig": "configuration_setok",
-    "SetokModel": "modeling_setok",
-    "SetokProcessor": "processing_setok",
-    "SetokimConfig": "configuration_setokim",
-    "SetokimModel": "modeling_setokim",
-    "SetokimProcessor": "processing_setokim",
-    "VisualTokens": "modeling_setok",
+_MODULES = {
+    "HFVisionEncoder": "tokenizer.encoders",
+    "ImageProcessor": "data.image_processing",
+    "PatchStatisticsEncoder": "tokenizer.encoders",
+    "SetokConfig": "tokenizer.configuration_setok",
+    "SetokModel": "tokenizer.modeling_setok",
+    "SetokProcessor": "tokenizer.processing_setok",
+    "SetokimConfig": "vlm.configuration_setokim",
+    "SetokimModel": "vlm.modeling_setokim",
+    "SetokimProcessor": "vlm.processing_setokim",
+    "UnreadableImageError": "data.image_processing",
+    "VisionEncoder": "tokenizer.encoders",
+    "VisualTokens": "tokenizer.modeling_setok",
+    "build_encoder": "tokenizer.encoders",
+    "find_images": "data.image_processing",
+    "load_image": "data.image_processing",
 }
 
 
 def __getattr__(name: str):
-    if name not in _LAZY:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
 
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+
+def __dir__():
+    return sorted({*globals(), *__all__})

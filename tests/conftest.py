@@ -42,7 +42,7 @@ LONG_FILES = [
     "test_onnx.py",
     "model/training/test_stopping.py",
     "test_ops.py",
-    "model/training/test_stage2.py",
+    "model/training/stage2/test_stage.py",
     "model/training/test_trainer.py",
     "test_triton.py",
     "test_triton_backward.py",

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from fake_gpu import fake_gpu
 
 import setok_kernels as sk
+from helpers.fake_gpu import fake_gpu
 from setok_kernels import testing
 from setok_kernels.compat import chatunivi, divt, setok, tcformer
 

@@ -1,13 +1,13 @@
 """dpc_knn: against the oracle, the reference and float64; what its options mean."""
 
-import hard_oracle
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import exact_noise, exact_tokens, peak_options, real_tokens, token_masks
 
 import setok_kernels as sk
+from helpers import hard_oracle
+from helpers.strategies import exact_noise, exact_tokens, peak_options, real_tokens, token_masks
 from setok_kernels import testing
 
 VALUES = ("density", "delta", "score")

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from extras import FOR_USERS, all_extras, modules_of, modules_without
 
+from helpers.extras import FOR_USERS, all_extras, modules_of, modules_without
 from setok_kernels.extras import MissingExtraError, from_extra
 
 ROOT = Path(__file__).parents[1]

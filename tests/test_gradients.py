@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import configs, real_tokens
 
 import setok_kernels as sk
+from helpers.strategies import configs, real_tokens
 from setok_kernels import testing
 from setok_kernels.config import LEARNABLE
 

@@ -17,10 +17,9 @@ pytest.importorskip("triton", exc_type=ImportError)
 if os.environ["TRITON_INTERPRET"] != "1":
     pytest.skip("launches are those of the interpreter", allow_module_level=True)
 
-from fake_gpu import fake_gpu
-from host_cost import counted
-
 import setok_kernels as sk
+from helpers.fake_gpu import fake_gpu
+from helpers.host_cost import counted
 from setok_kernels.compiled import Compiled, mask_options
 
 # What a fake tensor raises that has no value to give.

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import configs, exact_tokens, real_tokens
 
 import setok_kernels as sk
+from helpers.strategies import configs, exact_tokens, real_tokens
 from setok_kernels import testing
 
 VALUES = ("masks", "counts", "labels", "density", "delta", "score")

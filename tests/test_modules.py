@@ -176,7 +176,7 @@ def test_it_does_not_learn_without_the_gradient_of_the_tokens():
 
 def test_two_processes_share_it_and_compute_the_same(tmp_path):
     """FSDP2 shards no parameter without dimensions, and hands masks on in 16 bits."""
-    program, path = Path(__file__).parent / "sharded.py", tmp_path / "found.pt"
+    program, path = Path(__file__).parent / "helpers" / "sharded.py", tmp_path / "found.pt"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -74,7 +74,7 @@ def test_onnxruntime_finds_the_same_labels_by_the_paper(tmp_path):
 def test_onnxruntime_on_photographs(default):
     data = pytest.importorskip("skimage.data")
     image = pytest.importorskip("PIL.Image")
-    from setokim.encoders import build_encoder
+    from setokim.tokenizer.encoders import build_encoder
 
     names = (
         "astronaut",

@@ -1,13 +1,13 @@
 """The reference against a brute-force oracle in loops."""
 
-import oracle
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import configs, exact_tokens
 
 import setok_kernels as sk
+from helpers import oracle
+from helpers.strategies import configs, exact_tokens
 from setok_kernels import testing
 
 TOLERANCE = dict(rtol=1e-12, atol=1e-12)

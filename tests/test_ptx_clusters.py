@@ -1,7 +1,8 @@
 """Compiled kernels of `cluster_tokens`, executed: right, without races, within their memory."""
 
 import pytest
-from emulated import check
+
+from helpers.emulated import check
 
 pytest.importorskip("triton", exc_type=ImportError)
 

@@ -1,7 +1,8 @@
 """Compiled kernels of the gradients of `cluster_tokens`, executed."""
 
 import pytest
-from emulated import check
+
+from helpers.emulated import check
 
 pytest.importorskip("triton", exc_type=ImportError)
 

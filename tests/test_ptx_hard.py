@@ -1,7 +1,8 @@
 """Compiled kernels of `dpc_knn` and `threshold_greedy`, executed."""
 
 import pytest
-from emulated import check
+
+from helpers.emulated import check
 
 pytest.importorskip("triton", exc_type=ImportError)
 

@@ -1,7 +1,8 @@
 """Compiled kernels of merging and unmerging, executed forward and backward."""
 
 import pytest
-from emulated import check
+
+from helpers.emulated import check
 
 pytest.importorskip("triton", exc_type=ImportError)
 

@@ -3,7 +3,8 @@
 import shutil
 
 import pytest
-from emulated import ROOT, emulate
+
+from helpers.emulated import ROOT, emulate
 
 pytest.importorskip("triton", exc_type=ImportError)
 

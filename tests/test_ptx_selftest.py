@@ -1,7 +1,8 @@
 """The PTX emulator itself: right where the answer is known, and blind to no planted fault."""
 
 import pytest
-from emulated import emulate
+
+from helpers.emulated import emulate
 
 pytest.importorskip("triton", exc_type=ImportError)
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from rounding import PRODUCTS, SUMS, assert_same_but_for_rounding, assert_same_weights
 from torch import nn
+
+from helpers.rounding import PRODUCTS, SUMS, assert_same_but_for_rounding, assert_same_weights
 
 
 def in_order(x, matrices, order):

@@ -1,13 +1,13 @@
 """threshold_greedy: against the oracle, the reference and float64; what the threshold means."""
 
-import hard_oracle
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import exact_directions, real_tokens, thresholds, token_masks
 
 import setok_kernels as sk
+from helpers import hard_oracle
+from helpers.strategies import exact_directions, real_tokens, thresholds, token_masks
 from setok_kernels import testing
 
 

@@ -11,9 +11,8 @@ pytest.importorskip("triton", exc_type=ImportError)
 if os.environ["TRITON_INTERPRET"] != "1":
     pytest.skip("these run in the interpreter", allow_module_level=True)
 
-import interpreter
-
 import setok_kernels as sk
+from helpers import interpreter
 from setok_kernels import testing
 from setok_kernels.compiled import mask_options
 from setok_kernels.config import LEARNABLE

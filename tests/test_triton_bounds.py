@@ -12,12 +12,12 @@ pytest.importorskip("triton", exc_type=ImportError)
 if os.environ["TRITON_INTERPRET"] != "1":
     pytest.skip("these run in the interpreter", allow_module_level=True)
 
-import interpreter
 import test_dpc_knn
 import test_edge_cases
 
 import setok_kernels as sk
 import setok_triton
+from helpers import interpreter
 from setok_kernels import compiled, ops, testing
 from setok_triton import backend
 

@@ -10,9 +10,8 @@ pytest.importorskip("triton", exc_type=ImportError)
 if os.environ["TRITON_INTERPRET"] != "1":
     pytest.skip("these run in the interpreter; -m gpu has those for a GPU", allow_module_level=True)
 
-import interpreter
-
 import setok_kernels as sk
+from helpers import interpreter
 from setok_kernels import compiled, testing
 from setok_triton import configs, threshold_greedy
 

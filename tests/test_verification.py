@@ -12,9 +12,9 @@ import types
 
 import pytest
 import torch
-from some_gpu import IDENTITY
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from helpers.some_gpu import IDENTITY
 from setok_kernels import dispatch, reference
 from setok_kernels.compiled import Compiled
 from setok_kernels.verification import child, identity, trust, verdict

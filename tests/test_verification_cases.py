@@ -10,10 +10,10 @@ pytest.importorskip("triton", exc_type=ImportError)
 if os.environ["TRITON_INTERPRET"] != "1":
     pytest.skip("these run in the interpreter", allow_module_level=True)
 
-import interpreter
 import triton
 import triton.language as tl
 
+from helpers import interpreter
 from setok_kernels import compiled, functional
 from setok_kernels.verification.cases import CASES, Sizes, run_cases
 from setok_triton import backend, select

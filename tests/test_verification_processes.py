@@ -9,8 +9,8 @@ import sys
 
 import pytest
 import torch
-from some_gpu import IDENTITY
 
+from helpers.some_gpu import IDENTITY
 from setok_kernels.verification import cases, child, identity
 from setok_kernels.verification.verdict import Verdict
 

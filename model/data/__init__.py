@@ -14,11 +14,11 @@ from setokim.data.samples import (
     TooManyBrokenError,
     split_concepts,
 )
-from setokim.data.scene import Object, Scene
-from setokim.data.scene_tasks import ShapesTasks
-from setokim.data.shapes_render import render
-from setokim.data.shapes_world import ShapesWorld
 from setokim.data.shards import Shards
+from setokim.shapes_world.dataset import ShapesWorld
+from setokim.shapes_world.render import render
+from setokim.shapes_world.scene import Object, Scene
+from setokim.shapes_world.tasks import ShapesTasks
 
 __all__ = [
     "ENDLESS",

@@ -10,9 +10,9 @@ from setokim.data.image_folder import ImageFolder
 from setokim.data.mixture import Mixture
 from setokim.data.readers import READERS
 from setokim.data.samples import Dataset, Guarded, Reading, Sample, check_index
-from setokim.data.scene_tasks import ShapesTasks
-from setokim.data.shapes_world import ShapesWorld
 from setokim.data.shards import Shards
+from setokim.shapes_world.dataset import ShapesWorld
+from setokim.shapes_world.tasks import ShapesTasks
 
 _DRAWN = {"shapes-world": ShapesWorld, "shapes-tasks": ShapesTasks}
 _MIXTURE = "mixture"

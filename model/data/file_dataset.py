@@ -10,7 +10,7 @@ from typing import Any
 
 from setokim.data.conversations import Conversation
 from setokim.data.samples import BrokenSampleError, Sample, check_index
-from setokim.text_cleaning import replace_surrogates
+from setokim.utils.text_cleaning import replace_surrogates
 
 
 class FileDataset(ABC):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from setokim.data.file_dataset import FileDataset
+from setokim.data.image_processing import UnreadableImageError, find_images, load_image
 from setokim.data.samples import BrokenSampleError, Sample, split_concepts
-from setokim.images import UnreadableImageError, find_images, load_image
 
 
 class ImageFolder(FileDataset):

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from setok_kernels.config import check_count, check_number
-from setokim.text_cleaning import replace_surrogates
+from setokim.utils.text_cleaning import replace_surrogates
 
 _NAMED_IN_MESSAGES = 5
 # A full stop ends a phrase only before a space or at the end, so that "2.5 metres" stays whole.

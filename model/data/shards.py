@@ -12,9 +12,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from setokim.data.file_dataset import FileDataset
+from setokim.data.image_processing import NamedBytes, UnreadableImageError, load_image
 from setokim.data.records import DOWNLOADED, json_of
 from setokim.data.samples import BrokenSampleError, Sample, split_concepts
-from setokim.images import NamedBytes, UnreadableImageError, load_image
 
 _PICTURES = ("jpg", "jpeg", "png", "webp")
 _TEXTS = ("txt", "json")

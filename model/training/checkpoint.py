@@ -21,10 +21,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from setokim.distributed import together
-from setokim.files import UNFINISHED, naming, sync
 from setokim.training.checksums import SUMS, checksum, format_sums, read_sums
 from setokim.training.shards import Shards, StoredTensors, tensor_files
+from setokim.utils.distributed import together
+from setokim.utils.files import UNFINISHED, naming, sync
 
 _STATE = "state.json"
 _NAME = re.compile(r"checkpoint-(\d{8,})")

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from setokim.files import naming
+from setokim.utils.files import naming
 
 
 def open_log(path: Path, step: int, gapless: bool = False) -> BinaryIO:

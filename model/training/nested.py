@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from setokim.distributed import own_part
+from setokim.utils.distributed import own_part
 
 
 def flatten_state(state: Any) -> tuple[dict[str, Tensor], Any]:

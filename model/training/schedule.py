@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from setokim.distributed import own_part
+from setokim.utils.distributed import own_part
 
 # Own names of parameters, whatever module they are in, that stand for positions or tokens.
 _UNDECAYED_NAMES = ("bias", "queries", "query", "embedding", "embeddings", "token", "tokens")

@@ -17,8 +17,8 @@ from setokim.training.base_settings import (
     Settings,
     check_weights,
 )
-from setokim.training.instruct_settings import InstructSettings
 from setokim.training.parsing import from_plain
+from setokim.training.stage2.settings import InstructSettings
 
 __all__ = [
     "DataSettings",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from setokim.distributed import mean_over_ranks, whole, world_size
+from setokim.utils.distributed import mean_over_ranks, whole, world_size
 
 
 class Sharded:

@@ -121,10 +121,10 @@ def build_stage(settings: Settings) -> Stage:
     """
     # Each stage brings packages that the others do not need.
     if settings.stage == 1:
-        from setokim.training.stage1 import Stage1
+        from setokim.training.stage1.stage import Stage1
 
         return Stage1(settings)
-    from setokim.training.stage2 import Instruct
+    from setokim.training.stage2.stage import Instruct
 
     return Instruct(settings)
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from setokim.data import Guarded
-from setokim.distributed import gather_objects, own_part, together
 from setokim.training.checkpoint import open_checkpoint, rng_state, save_checkpoint, set_rng_state
 from setokim.training.nested import flatten_state, unflatten_state
 from setokim.training.schedule import EMA
 from setokim.training.settings import Settings
 from setokim.training.shards import Shards, StoredTensor, rows_of
+from setokim.utils.distributed import gather_objects, own_part, together
 
 # What the weights do not depend on.
 _MAY_CHANGE = ("every", "workers", "keep", "parallel")

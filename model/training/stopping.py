@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import torch
 
-from setokim.distributed import sizes_over_ranks
+from setokim.utils.distributed import sizes_over_ranks
 
 # Windows has no SIGHUP.
 _SIGNALS = tuple(getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n))

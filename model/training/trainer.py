@@ -26,9 +26,6 @@ from setokim.data import (
     Reading,
     build_dataset,
 )
-from setokim.distributed import mean_over_ranks, whole
-from setokim.files import filling, replacing, write_file
-from setokim.training.adversary import build_adversary
 from setokim.training.logs import write_line
 from setokim.training.optimizers import build_optimizer
 from setokim.training.progress import commit, progress
@@ -37,8 +34,11 @@ from setokim.training.schedule import EMA, cosine_with_warmup
 from setokim.training.settings import DataSettings, OptimizerSettings, Settings
 from setokim.training.sharding import Sharded
 from setokim.training.stage import Stage, build_stage, to_device
+from setokim.training.stage1.adversary import build_adversary
 from setokim.training.state import TrainingState
 from setokim.training.stopping import leave_signals_to_parent, stop_after, stop_requests
+from setokim.utils.distributed import mean_over_ranks, whole
+from setokim.utils.files import filling, replacing, write_file
 
 
 class NotFiniteError(RuntimeError):

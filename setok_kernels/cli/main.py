@@ -11,21 +11,11 @@ import contextlib
 import sys
 from collections.abc import Sequence
 
-from setok_cli import (
-    bench,
-    chat,
-    cluster,
-    doctor,
-    edit,
-    evaluate,
-    generate,
-    plan,
-    segment,
-    train,
-)
+from setok_cli import bench, doctor
 from setok_cli.errors import UsageError, machine_failure
 from setok_cli.signals import signal_of, stops_as_interrupts
 from setok_cli.streams import flush_or_discard, writable_streams
+from setokim.cli import chat, cluster, edit, evaluate, generate, plan, segment, train
 
 
 def build_parser() -> argparse.ArgumentParser:

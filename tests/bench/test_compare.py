@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from bench import fakes
+from helpers import bench_fakes as fakes
 from setok_bench import compare
 
 DEVICE = {"device": {"name": "a machine"}}

@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("triton", exc_type=ImportError)
 
 import setok_kernels as sk
-from bench import fakes
+from helpers import bench_fakes as fakes
 from setok_bench import gpu_parts, results, run, runner, suites
 from setok_bench.gpu_parts import PARTS, Bench, Part, measure_part
 from setok_bench.registry import Unavailable

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from bench import fakes
+from helpers import bench_fakes as fakes
 from setok_bench import goals, kernel_tables, plots, report, roofline, tables
 from setok_bench.machine import H200
 from setok_bench.results import load_result

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from bench import fakes
+from helpers import bench_fakes as fakes
 from setok_bench import results, runner, suites
 from setok_bench.registry import Case, Contender, Entry, Job
 from setok_bench.runner import Settings, failures, measure_row, run_suite

@@ -3,9 +3,9 @@ import sys
 
 import pytest
 import torch
-from extras import all_extras
 
 import setok_kernels as sk
+from helpers.extras import all_extras
 from setok_cli import doctor
 from setok_cli.main import main
 from setok_kernels import _native

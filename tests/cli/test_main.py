@@ -215,7 +215,7 @@ def test_help_does_not_wait_for_torch(arguments):
     )
     assert run.returncode == (2 if arguments == ["nonsense"] else 0)
     loaded = {name.partition(".")[0] for name in run.stderr.split()}
-    heavy = {"torch", "numpy", "PIL", "rich", "transformers", "setokim", "setok_kernels"}
+    heavy = {"torch", "numpy", "PIL", "rich", "transformers", "setok_kernels"}
     assert "setok_cli" in loaded and not heavy & loaded
 
 

@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from extras import modules_without
 from PIL import Image
-from tiny_speaker import photo, speaker_folder, words_as_ids  # noqa: F401
-from tiny_stage1 import tiny_file
+
+from helpers.extras import modules_without
+from helpers.tiny_speaker import photo, speaker_folder, words_as_ids  # noqa: F401
+from helpers.tiny_stage1 import tiny_file
 
 TESTS = Path(__file__).parents[1]
 
@@ -23,8 +24,8 @@ def setok(*arguments, extras=(), missing=(), says=None, model=None):
     code = f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
     if says is not None:
         code += (
-            "from scripted import logits_that_say\n"
-            "from setokim.modeling_setokim import SetokimModel\n"
+            "from helpers.scripted import logits_that_say\n"
+            "from setokim.vlm.modeling_setokim import SetokimModel\n"
             f"SetokimModel.logits = logits_that_say(*{words_as_ids(model, says)})\n"
         )
         arguments = (arguments[0], "--model", model, *arguments[1:])

@@ -266,12 +266,12 @@ class TestArchives:
         assert not [name for name in installed + shipped if "ptxemu" in name.split("/")]
 
     def test_the_commands_are_installed_once(self, wheel):
-        """The folder lies in that of setok_kernels, and is a package of its own."""
+        """Each with the package that it needs."""
         _, clone = wheel
         with zipfile.ZipFile(next(clone.parent.glob("*.whl"))) as archive:
             names = archive.namelist()
         assert [name for name in names if name.endswith("/_speaking.py")] == [
-            "setok_cli/_speaking.py"
+            "setokim/cli/_speaking.py"
         ]
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from setokim.data.image_processing import NamedBytes, UnreadableImageError, load_image
 from setokim.data.records import Records
 from setokim.data.rle import decode_segmentation
 from setokim.data.samples import BrokenSampleError
-from setokim.images import NamedBytes, UnreadableImageError, load_image
 
 
 def check_root(root: str | Path) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from setokim.data.file_dataset import FileDataset
+from setokim.data.image_processing import find_images
 from setokim.data.readers.files import (
     check_root,
     field_of,
@@ -17,7 +18,6 @@ from setokim.data.readers.files import (
 from setokim.data.readers.imagenet_classes import is_class, read_classes
 from setokim.data.records import CsvRows, ParquetRows
 from setokim.data.samples import BrokenSampleError, Sample
-from setokim.images import find_images
 
 # What names of OpenImages' files begin with, the oldest first.
 _VERSIONS = ("", "oidv6-", "oidv7-")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from setokim.data.conversations import Conversation, message
 from setokim.data.file_dataset import FileDataset
+from setokim.data.image_processing import IMAGE_SUFFIXES
 from setokim.data.readers.files import check_root, field_of, file_in, find_file, picture_of
 from setokim.data.records import JsonLines
 from setokim.data.samples import BrokenSampleError
-from setokim.images import IMAGE_SUFFIXES
 
 _ASKED = "Answer the question using a single word or phrase."
 

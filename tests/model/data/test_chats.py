@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from published import picture, save
 
+from helpers.published import picture, save
 from setokim.data import BrokenSampleError
 from setokim.data.readers import READERS
 

@@ -6,8 +6,8 @@ import zipfile
 import zlib
 
 import pytest
-from published import data_of, edit_turns
 
+from helpers.published import data_of, edit_turns
 from setokim.data import BrokenSampleError
 from setokim.data.readers import READERS
 

@@ -4,9 +4,9 @@ import pickle
 import numpy as np
 import pytest
 from PIL import Image
-from published import NEEDS, PUBLISHED, mask_in, picture
 from torch.utils.data import DataLoader
 
+from helpers.published import NEEDS, PUBLISHED, mask_in, picture
 from setokim.data import BrokenSampleError, Conversation, Guarded, Order, Sample
 from setokim.data.conversations import MASK
 from setokim.data.readers import READERS

@@ -1,4 +1,4 @@
-"""Forms in which published files are met, beside those of tests/published.py."""
+"""Forms in which published files are met, beside those of tests/helpers/published.py."""
 
 import csv
 import json
@@ -8,7 +8,8 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from published import (
+
+from helpers.published import (
     NEEDS,
     PUBLISHED,
     data_of,
@@ -17,7 +18,6 @@ from published import (
     write_csv,
     write_parquet,
 )
-
 from setokim.data import BrokenSampleError, build_dataset
 from setokim.data.readers import READERS
 

@@ -5,9 +5,9 @@ import math
 
 import pytest
 import yaml
-from published import NEEDS, PUBLISHED
-from tiny_stage1 import TINY, write_setok
 
+from helpers.published import NEEDS, PUBLISHED
+from helpers.tiny_stage1 import TINY, write_setok
 from setok_cli.main import main
 from setokim.data import Conversation
 from setokim.data.readers import READERS

@@ -7,7 +7,8 @@ import signal
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny_stage1 import (
+
+from helpers.tiny_stage1 import (
     assert_same_run,
     losses_of,
     run_in_processes,
@@ -15,10 +16,9 @@ from tiny_stage1 import (
     tiny_settings,
     wait_for,
 )
-
-from setokim.folder_lock import FolderInUseError, locked
 from setokim.training import latest_checkpoint
 from setokim.training.trainer import Trainer
+from setokim.utils.folder_lock import FolderInUseError, locked
 
 SETTINGS = ("steps=6", "every.checkpoint=2", "every.evaluation=3", "keep=9")
 

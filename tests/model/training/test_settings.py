@@ -4,16 +4,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_stage1 import TINY
 
 import setokim
+from helpers.tiny_stage1 import TINY
 from setokim import SetokConfig
-from setokim.configuration_setokim import SetokimConfig
-from setokim.training.instruct_settings import (
-    GenerationSettings,
-    InstructLossSettings,
-    LoraSettings,
-)
 from setokim.training.settings import (
     DataSettings,
     EverySettings,
@@ -24,6 +18,12 @@ from setokim.training.settings import (
     Stage1Settings,
     load_settings,
 )
+from setokim.training.stage2.settings import (
+    GenerationSettings,
+    InstructLossSettings,
+    LoraSettings,
+)
+from setokim.vlm.configuration_setokim import SetokimConfig
 
 CONFIGS = sorted(Path(setokim.__file__).parent.joinpath("configs").glob("*.yaml"))
 

@@ -5,12 +5,12 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_stage1 import change_settings, losses_of, run_in_processes, tiny_settings
 from torch import distributed, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from helpers.tiny_stage1 import change_settings, losses_of, run_in_processes, tiny_settings
 from setokim.training import load_checkpoint
 from setokim.training.schedule import EMA
 from setokim.training.sharding import Sharded

@@ -2,16 +2,16 @@ import sys
 
 import pytest
 import torch
-from tiny_stage1 import TINY, losses_of, tiny_settings
 from torch import nn
 
+from helpers.tiny_stage1 import TINY, losses_of, tiny_settings
 from setokim.data import Sample
 from setokim.training import latest_checkpoint, load_checkpoint
 from setokim.training import trainer as trainer_module
 from setokim.training.base_settings import OptimizerSettings
 from setokim.training.settings import InstructSettings
 from setokim.training.stage import Stage, build_stage, to_device
-from setokim.training.stage1 import Stage1, Stage1Collator
+from setokim.training.stage1.stage import Stage1, Stage1Collator
 from setokim.training.trainer import Trainer
 
 
@@ -153,7 +153,7 @@ def test_stages_by_number(tmp_path, monkeypatch):
     assert isinstance(stage.collator(), Stage1Collator)
     seen = []
     module = type("module", (), {"Instruct": seen.append})
-    monkeypatch.setitem(sys.modules, "setokim.training.stage2", module)
+    monkeypatch.setitem(sys.modules, "setokim.training.stage2.stage", module)
     for number in (2, 3):
         settings = InstructSettings(stage=number, start="folder")
         build_stage(settings)

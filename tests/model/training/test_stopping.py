@@ -8,10 +8,16 @@ import sys
 import threading
 
 import pytest
-import tiny_stage1
 import torch
-from tiny_stage1 import assert_same_run, losses_of, run_in_processes, start_in_processes, wait_for
 
+from helpers import tiny_stage1
+from helpers.tiny_stage1 import (
+    assert_same_run,
+    losses_of,
+    run_in_processes,
+    start_in_processes,
+    wait_for,
+)
 from setokim.training import latest_checkpoint
 from setokim.training.stopping import stop_requests
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
-from rounding import assert_same_but_for_rounding
-from tiny_stage1 import assert_same_run, losses_of, run_in_processes, tiny_settings
 
+from helpers.rounding import assert_same_but_for_rounding
+from helpers.tiny_stage1 import assert_same_run, losses_of, run_in_processes, tiny_settings
 from setokim import SetokModel
 from setokim.data import Order, ShapesWorld, TooManyBrokenError
 from setokim.training import (
@@ -21,7 +21,7 @@ from setokim.training import (
     rng_state,
     unflatten_state,
 )
-from setokim.training.stage1 import Stage1, Stage1Collator
+from setokim.training.stage1.stage import Stage1, Stage1Collator
 from setokim.training.state import changed_settings
 from setokim.training.trainer import Trainer
 

@@ -1,0 +1,103 @@
+"""Names of results: one per image, as long as a file name may be, and never another image's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+
+from setokim.utils.file_names import true_path
+
+# Before the ending, so that results never overwrite an image and are known again as results.
+RESULT_MARK = ".clusters"
+_ENDINGS = (".json", ".png")
+_LONGEST_NAME = 255  # bytes, on nearly every file system
+
+
+def result_names(files: Sequence[Path], out: Path | None = None) -> list[str]:
+    """Give each image the stem of its results.
+
+    That is the stem of its file. Where stems meet, they are numbered from -2 on; a stem that is too
+    long is cut and ends in a checksum of the whole. Names that differ in case only count as equal,
+    as they are on some file systems.
+
+    Args:
+        files: the images, each once.
+        out: folder of the results. What lies there is replaced where its JSON names the same image,
+            and else its name counts as taken.
+
+    Returns:
+        A stem per image. Linear in the number of images and of results with equal stems.
+    """
+    earlier = _Earlier(out)
+    room = _longest_name(out) - len(RESULT_MARK + _ENDINGS[0])
+    taken: set[str] = set()
+    # Of each stem: the next number to try, and the images whose results were passed over so far.
+    numbers: dict[str, count] = defaultdict(lambda: count(1))
+    passed: dict[tuple[str, str], str] = {}
+    names = []
+    for file in files:
+        stem, image = file.stem, true_path(file)
+        name = passed.pop((_folded(stem), image), None)
+        while name is None or _folded(name) in taken:
+            number = next(numbers[_folded(stem)])
+            name = _fitted(stem, "" if number == 1 else f"-{number}", room)
+            owner = earlier.owner(name)
+            if owner not in (None, image):
+                passed[_folded(stem), owner] = name
+                name = None
+        taken.add(_folded(name))
+        names.append(name)
+    return names
+
+
+class _Earlier:
+    """Results of earlier runs.
+
+    Args:
+        out: folder of the results; None, or one that is not there, has none.
+    """
+
+    def __init__(self, out: Path | None):
+        self._out = out
+        there = os.listdir(out) if out is not None and out.is_dir() else []
+        self._files = {_folded(name): name for name in there}
+
+    def owner(self, name: str) -> str | None:
+        """The image of the results of that stem; "" where it is unknown, None without results."""
+        there = [self._files.get(_folded(f"{name}{RESULT_MARK}{end}")) for end in _ENDINGS]
+        if there == [None, None]:
+            return None
+        record = self._out / (there[0] or "")
+        try:
+            # A FIFO would block.
+            text = record.read_text(encoding="utf-8") if record.is_file() else "{}"
+            return str(json.loads(text).get("source", ""))
+        except (OSError, ValueError, AttributeError, RecursionError):
+            return ""
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _longest_name(out: Path | None) -> int:
+    try:
+        return os.pathconf(out, "PC_NAME_MAX")
+    except (AttributeError, OSError, TypeError, ValueError):
+        return _LONGEST_NAME
+
+
+def _fitted(stem: str, number: str, room: int) -> str:
+    if len(os.fsencode(stem + number)) <= room:
+        return stem + number
+    tail = f"~{hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]}{number}"
+    kept = stem[:room]
+    while kept and len(os.fsencode(kept + tail)) > room:
+        kept = kept[:-1]
+    return kept + tail

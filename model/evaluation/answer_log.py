@@ -1,0 +1,233 @@
+"""Answers on disk, a line of JSON each: what a killed run has answered is not asked again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from setokim.data.records import parse_json, read_json
+from setokim.data.rle import decode_rle, encode_rle
+from setokim.evaluation.asking import Answered, Asked
+from setokim.utils.files import replacing, sync, write_file
+
+FILE = "predictions.jsonl"
+_RUN = "run.json"
+_PICTURES = "pictures"
+# What some readers take for the end of a line, and what UTF-8 cannot encode.
+_ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+_Key = tuple[str, int, int]
+
+
+class AnswerLogError(ValueError):
+    """A folder's answers cannot be used; the message names the file and what is wrong."""
+
+
+class AnswerLog:
+    """The answers of a run in a folder.
+
+    FOLDER/predictions.jsonl has a line for each answer, with the question and the facts that it is
+    judged by, and for each sample that could not be read one with "broken", the reason. Masks are
+    run lengths as of COCO, pictures are PNG files beside it.
+
+    Args:
+        folder: made if need be.
+        run: what the answers depend on, plain values; kept in FOLDER/run.json.
+
+    Raises:
+        AnswerLogError: the folder has answers of another run, or a line that is none.
+        OSError: the folder cannot be read or written.
+    """
+
+    def __init__(self, folder: str | Path, run: Mapping[str, Any]):
+        self._folder = Path(folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._path = self._folder / FILE
+        self._check_run(dict(run))
+        self.rows: list[Answered] = []
+        self.broken: dict[int, str] = {}
+        # For each answered question its row and its text.
+        self._done: dict[_Key, tuple[int, str]] = {}
+        self._answered: set[int] = set()
+        self._read()
+
+    def __contains__(self, asked: Asked) -> bool:
+        """Whether the question has an answer."""
+        return _key(asked) in self._done
+
+    def recall(self, asked: Asked) -> bool:
+        """Whether the question has an answer, which `asked` judges from now on.
+
+        The facts of a data set may have been mended since the question was asked; the question
+        itself must be the same.
+
+        Raises:
+            AnswerLogError: the answer is to another question.
+        """
+        if asked not in self:
+            return False
+        place, text = self._done[_key(asked)]
+        if text != asked.text:
+            expected = f"{asked.source}: expected the question that {self._path} answers, {text!r}"
+            raise AnswerLogError(f"{expected}, got {asked.text!r}; use another folder")
+        self.rows[place] = dataclasses.replace(self.rows[place], asked=_without_prompt(asked))
+        return True
+
+    def add(self, rows: Sequence[Answered]) -> None:
+        """Write answers; once this returns they are on disk.
+
+        Raises:
+            OSError: the folder cannot be written, or the disk is full.
+        """
+        lines = []
+        for place, row in enumerate(rows := list(rows)):
+            line = _to_plain(row)
+            if row.drawn is not None:
+                line["picture"] = self._save(row)
+                # Thousands of pictures do not fit into memory.
+                rows[place] = dataclasses.replace(row, drawn=self._folder / line["picture"])
+            lines.append(to_json(line) + "\n")
+        self._append("".join(lines))
+        for row in rows:
+            self._keep(row, row.asked.text)
+
+    def add_broken(self, number: int, source: str, reason: str) -> None:
+        """Note that a sample could not be read: once for each, and not if it has answers."""
+        if number not in self.broken and number not in self._answered:
+            line = {"number": number, "source": source, "broken": reason}
+            self._append(to_json(line) + "\n")
+            self.broken[number] = f"{source}: {reason}"
+
+    def _check_run(self, run: dict[str, Any]) -> None:
+        path = self._folder / _RUN
+        if not path.exists():
+            if self._path.exists():
+                expected = f"{path}, which says what was asked"
+                raise AnswerLogError(f"expected {expected}, got {FILE} alone; use another folder")
+            write_file(path, to_json(run, indent=2) + "\n")
+            return
+        try:
+            kept = read_json(path)
+        except (ValueError, RecursionError) as error:
+            raise AnswerLogError(f"{error}; use another folder") from error
+        if not isinstance(kept, dict):
+            raise AnswerLogError(f"{path}: expected an object, got {kept!r:.80}")
+        changed = sorted(name for name in kept | run if kept.get(name) != run.get(name))
+        if changed:
+            expected = f"those of {path}"
+            got = f"others of {', '.join(changed)}"
+            raise AnswerLogError(f"settings: expected {expected}, got {got}; use another folder")
+
+    def _read(self) -> None:
+        if not self._path.exists():
+            return
+        data = self._path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            # Killed while it wrote.
+            os.truncate(self._path, len(whole))
+            sync(self._path)
+        # Not by splitlines: an answer may hold any other end of a line.
+        for number, line in enumerate(whole.split(b"\n")[:-1], 1):
+            try:
+                self._take(parse_json(line.decode("utf-8")))
+            except (ValueError, KeyError, TypeError) as error:
+                got = f"no {error}" if isinstance(error, KeyError) else error
+                raise AnswerLogError(f"{self._path}:{number}: expected an answer, got {got}") from (
+                    error
+                )
+
+    def _take(self, line: Any) -> None:
+        """Take a line of the file."""
+        if not isinstance(line, dict):
+            raise ValueError(f"{line!r:.80}")
+        if "broken" in line:
+            if line["number"] not in self._answered:
+                self.broken[line["number"]] = f"{line['source']}: {line['broken']}"
+            return
+        row = self._from_plain(line)
+        if row.asked in self:
+            raise ValueError(f"a second one to question {_key(row.asked)}")
+        self._keep(row, line["asked"])
+
+    def _keep(self, row: Answered, text: str) -> None:
+        self._done[_key(row.asked)] = len(self.rows), text
+        self._answered.add(row.asked.number)
+        # Its picture has come back.
+        self.broken.pop(row.asked.number, None)
+        self.rows.append(dataclasses.replace(row, asked=_without_prompt(row.asked)))
+
+    def _append(self, text: str) -> None:
+        is_new = not self._path.exists()
+        with self._path.open("ab") as file:
+            file.write(text.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+        if is_new:
+            sync(self._folder)
+
+    def _save(self, row: Answered) -> str:
+        asked = row.asked
+        name = f"{_PICTURES}/{asked.part}-{asked.number:08d}-{asked.turn}.png"
+        path = self._folder / name
+        path.parent.mkdir(exist_ok=True)
+        with replacing(path) as beside:
+            row.picture.save(beside)
+        return name
+
+    def _from_plain(self, line: dict[str, Any]) -> Answered:
+        for name, kind in {"said": str, "asked": str, "facts": dict}.items():
+            if not isinstance(line[name], kind):
+                raise ValueError(f"{name}: expected {kind.__name__}, got {line[name]!r:.80}")
+        names = ("part", "number", "turn", "source", "facts")
+        asked = Asked(*(line[name] for name in names), (), _mask(line["target"]))
+        drawn = None if line["picture"] is None else self._folder / line["picture"]
+        return Answered(asked, line["said"], drawn, _mask(line["mask"]))
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON that any reader takes line by line as it was written, and that UTF-8 can encode.
+
+    Args:
+        value: plain values; texts may hold lone surrogates, and ends of lines of all kinds.
+        indent: spaces of each level; None for one line.
+    """
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    # Such signs are in texts alone, where an escape stands for the same.
+    return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _to_plain(row: Answered) -> dict[str, Any]:
+    asked = row.asked
+    return {
+        "part": asked.part,
+        "number": asked.number,
+        "turn": asked.turn,
+        "source": asked.source,
+        "asked": asked.text,
+        "said": row.said,
+        "picture": None,
+        "mask": None if row.mask is None else encode_rle(row.mask),
+        "target": None if asked.target is None else encode_rle(asked.target),
+        "facts": asked.facts,
+    }
+
+
+def _mask(code: dict[str, Any] | None) -> np.ndarray | None:
+    return None if code is None else decode_rle(code)
+
+
+def _key(asked: Asked) -> _Key:
+    return asked.part, asked.number, asked.turn
+
+
+def _without_prompt(asked: Asked) -> Asked:
+    """The question without its picture: thousands do not fit into memory."""
+    return dataclasses.replace(asked, prompt=())

@@ -1,0 +1,67 @@
+"""How well clusters are objects, whatever is made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from statistics import fmean
+
+import torch
+
+from setokim.data import BrokenSampleError, Dataset, Sample
+from setokim.evaluation.metrics import best_overlap_iou, upsample_labels
+from setokim.tokenizer.modeling_setok import SetokModel
+
+_AT_ONCE = 16
+
+
+@torch.no_grad()
+def cluster_figures(
+    setok: SetokModel,
+    dataset: Dataset,
+    number: int,
+    show: Callable[[int], None] = lambda number: None,
+) -> dict[str, float]:
+    """Overlap of the clusters of pictures with the true masks.
+
+    Args:
+        setok: in evaluation mode.
+        dataset: pictures with masks.
+        number: of samples, from the beginning.
+        show: called with the number of samples read so far.
+
+    Returns:
+        `miou`, for each picture the mean over its objects of the intersection over union with the
+        best cluster, and the mean over pictures with objects; `tokens`, the mean number; `samples`,
+        and `broken`, which could not be read or have fewer pixels than there are patches.
+    """
+    overlaps: list[float] = []
+    counts: list[int] = []
+    broken = 0
+    waiting: list[Sample] = []
+    for index in range(number):
+        try:
+            sample = dataset[index]
+        except BrokenSampleError:
+            broken += 1
+        else:
+            sides = zip(sample.masks.shape, setok.config.grid, strict=True)
+            if all(pixels >= patches for pixels, patches in sides):
+                waiting.append(sample)
+            else:
+                broken += 1
+        if waiting and (len(waiting) == _AT_ONCE or index == number - 1):
+            visual = setok.tokenize(setok.preprocess([one.image for one in waiting]))
+            counts += visual.occupied.sum(1).tolist()
+            labels = visual.labels.unflatten(1, visual.grid).cpu()
+            for one, own in zip(waiting, labels, strict=True):
+                truth = torch.from_numpy(one.masks)[None]
+                spread = upsample_labels(own[None], tuple(truth.shape[1:]))
+                overlaps += best_overlap_iou(spread, truth).tolist()
+            waiting = []
+        show(index + 1)
+    known = [value for value in overlaps if not math.isnan(value)]
+    figures = {"miou": fmean(known)} if known else {}
+    if counts:
+        figures["tokens"] = fmean(counts)
+    return figures | {"samples": len(counts), "broken": broken}

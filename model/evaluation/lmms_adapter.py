@@ -1,0 +1,145 @@
+"""SeTokim as a model of lmms-eval, which finds it by its entry point: see docs/data.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from lmms_eval.api.model import lmms
+from PIL import Image
+
+from setokim.data.conversations import message
+from setokim.evaluation.asking import answers
+from setokim.training.stage2.settings import GenerationSettings
+from setokim.utils.pretrained import load_whole
+from setokim.vlm.modeling_setokim import SetokimModel
+from setokim.vlm.processing_setokim import SetokimProcessor
+
+if TYPE_CHECKING:
+    from lmms_eval.api.instance import Instance
+
+_LONGEST = 64
+
+
+class Setokim(lmms):
+    """A trained SeTokim that answers the questions of lmms-eval, the likeliest word each time.
+
+    Args:
+        pretrained: the folder that `setok train` wrote.
+        device: where the model runs, a GPU if there is one; several processes have one each.
+        batch_size: questions at once.
+        max_batch_size: none; the size of a batch is not sought.
+
+    Raises:
+        OSError, ValueError: the folder has no such model, or a size is no number.
+    """
+
+    is_simple = True
+
+    def __init__(
+        self,
+        pretrained: str,
+        device: str | None = None,
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+    ):
+        super().__init__()
+        if max_batch_size is not None or not str(batch_size).isdecimal() or int(batch_size) < 1:
+            got = batch_size if max_batch_size is None else f"max_batch_size {max_batch_size}"
+            raise ValueError(f"batch_size: expected a number of at least 1, got {got}")
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.accelerator = Accelerator()
+        self._rank = self.accelerator.local_process_index
+        self._world_size = self.accelerator.num_processes
+        self._device = torch.device(
+            f"cuda:{self._rank}" if self._world_size > 1 and device == "cuda" else device
+        )
+        self.batch_size = int(batch_size)
+        # A folder that is not there must not be taken for a name on the hub.
+        self.model = load_whole(SetokimModel, pretrained).to(self._device).eval()
+        self.processor = SetokimProcessor.from_pretrained(pretrained)
+
+    def generate_until(self, requests: Sequence[Instance]) -> list[str]:
+        """The answer to each request, in order.
+
+        Raises:
+            ValueError: a request wants samples or beams, or shows something else than pictures.
+        """
+        said: dict[int, str] = {}
+        for settings, numbers in self._batches(requests):
+            prompts = [self._prompt(requests[number]) for number in numbers]
+            found = answers(self.model, self.processor, prompts, settings)
+            for number, answer in zip(numbers, found, strict=True):
+                text = self.processor.decode(answer.ids)
+                said[number] = _until(text, requests[number].args[1].get("until"))
+        return [said[number] for number in range(len(requests))]
+
+    def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
+        """Not supported.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("setokim: expected tasks of one round, got one of several")
+
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+        """Not supported: tasks that rank given answers.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("setokim: expected tasks that generate, got one that ranks")
+
+    def _batches(
+        self, requests: Sequence[Instance]
+    ) -> Iterator[tuple[GenerationSettings, list[int]]]:
+        """Numbers of requests with the same settings, up to `batch_size` at a time."""
+        groups: dict[int, list[int]] = {}
+        for number, request in enumerate(requests):
+            groups.setdefault(_longest(request.args[1]), []).append(number)
+        for longest, numbers in groups.items():
+            settings = GenerationSettings(max_new_tokens=longest)
+            for start in range(0, len(numbers), self.batch_size):
+                yield settings, numbers[start : start + self.batch_size]
+
+    def _prompt(self, request: Instance) -> list[dict[str, Any]]:
+        context, _, to_visual, number, task, split = request.args
+        pictures = list(_pictures(to_visual(self.task_dict[task][split][number])))
+        # Where pictures are, the template says. What names no picture is text.
+        text = context.replace("<image>", "", len(pictures)).strip()
+        return [message("user", *pictures, text)]
+
+
+def manifest():
+    """What lmms-eval registers."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return ModelManifest("setokim", simple_class_path=f"{__name__}.{Setokim.__name__}")
+
+
+def _longest(options: dict[str, Any]) -> int:
+    """The most tokens of an answer, from a task's options, if these want the likeliest one."""
+    beams, temperature = options.get("num_beams"), options.get("temperature")
+    if beams not in (1, None):
+        raise ValueError(f"num_beams: expected 1, got {beams}")
+    samples = options.get("do_sample")
+    # Without samples neither temperature nor top_p changes anything.
+    if temperature != 0 and (bool(temperature) if samples is None else samples):
+        raise ValueError(f"temperature: expected 0, got {temperature}")
+    return options.get("max_new_tokens", _LONGEST)
+
+
+def _pictures(shown: Any) -> Iterable[Image.Image]:
+    for one in shown or ():
+        if not isinstance(one, Image.Image):
+            raise ValueError(f"doc_to_visual: expected pictures, got {type(one).__name__}")
+        yield one.convert("RGB")
+
+
+def _until(text: str, ends: str | Sequence[str] | None) -> str:
+    for end in [ends] if isinstance(ends, str) else ends or ():
+        text = text.split(end)[0] if end else text
+    return text.strip()

@@ -1,0 +1,129 @@
+"""Figures of the small world's tasks: what SeTokim answers, draws, changes and segments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean
+
+import numpy as np
+
+from setokim.data import Scene
+from setokim.evaluation.asking import BLIND, Answered
+from setokim.evaluation.segmentation_scores import SegmentationScore
+from setokim.shapes_world.parser import parse
+from setokim.shapes_world.questions import Question, chance
+from setokim.shapes_world.scores import (
+    answer_accuracy,
+    caption_scores,
+    edit_scores,
+    edit_success,
+    generation_scores,
+    locating_scores,
+)
+
+
+def shapes_figures(rows: Iterable[Answered]) -> dict[str, float]:
+    """Figures of answers about drawn scenes.
+
+    Each task that there are questions of gives its own:
+
+    - `vqa_accuracy` (exact match) and by kind; `vqa_chance`, the best constant answer to each kind;
+      `vqa_language_only`, the same model without the picture, where it was asked so;
+    - `caption_accuracy`, of size, colour, texture and shape of every object;
+    - `locate_accuracy`, of colour, shape, size and place as the text says them;
+    - `generation_accuracy`, of colour, shape, size and place of every object, read off the drawn
+      picture by `scene_parser.parse`, which knows nothing of the model; and each by itself;
+    - `edit_success`, and its parts;
+    - `ciou` and `giou` of the masks;
+    - `text_accuracy`, of questions without a picture.
+
+    Args:
+        rows: with the facts of `ShapesTasks`.
+    """
+    by_part: dict[str, list[Answered]] = {}
+    for row in rows:
+        by_part.setdefault(row.asked.part, []).append(row)
+    figures: dict[str, float] = {}
+    for part, judge in _JUDGES.items():
+        if part in by_part:
+            figures |= judge(by_part[part])
+    return figures
+
+
+def _questions(rows: Sequence[Answered]) -> dict[str, float]:
+    kinds = [_of_turn(row, "kinds") for row in rows]
+    wanted = [_of_turn(row, "answers") for row in rows]
+    scores = answer_accuracy([row.said for row in rows], wanted, kinds)
+    questions = [Question(kind, "", answer, ()) for kind, answer in zip(kinds, wanted, strict=True)]
+    return {
+        "vqa_accuracy": scores.pop("overall"),
+        **{f"vqa_{kind}": score for kind, score in scores.items()},
+        "vqa_chance": chance(questions),
+    }
+
+
+def _blind(rows: Sequence[Answered]) -> dict[str, float]:
+    kinds = [_of_turn(row, "kinds") for row in rows]
+    wanted = [_of_turn(row, "answers") for row in rows]
+    said = [row.said for row in rows]
+    return {"vqa_language_only": answer_accuracy(said, wanted, kinds)["overall"]}
+
+
+def _sums(rows: Sequence[Answered]) -> dict[str, float]:
+    return {"text_accuracy": fmean(row.said == _of_turn(row, "answers") for row in rows)}
+
+
+def _captions(rows: Sequence[Answered]) -> dict[str, float]:
+    return _means("caption", [caption_scores(row.said, _scene(row, "scene")) for row in rows])
+
+
+def _places(rows: Sequence[Answered]) -> dict[str, float]:
+    return _means("locate", [locating_scores(row.said, _scene(row, "scene")) for row in rows])
+
+
+def _drawings(rows: Sequence[Answered]) -> dict[str, float]:
+    scores = [generation_scores(_seen(row), _scene(row, "wanted")) for row in rows]
+    return _means("generation", scores)
+
+
+def _edits(rows: Sequence[Answered]) -> dict[str, float]:
+    scenes = [(_seen(row), _scene(row, "scene"), _scene(row, "wanted")) for row in rows]
+    success = fmean(edit_success(*three) for three in scenes)
+    return {"edit_success": success, **_means("edit", [edit_scores(*three) for three in scenes])}
+
+
+def _masks(rows: Sequence[Answered]) -> dict[str, float]:
+    score = SegmentationScore()
+    for row in rows:
+        target = row.asked.target
+        # Who says nothing of a mask has masked nothing.
+        score.add(np.zeros_like(target) if row.mask is None else row.mask, target)
+    return {"ciou": score.ciou, "giou": score.giou}
+
+
+_JUDGES: dict[str, Callable[[Sequence[Answered]], dict[str, float]]] = {
+    "vqa": _questions,
+    BLIND: _blind,
+    "caption": _captions,
+    "locate": _places,
+    "generate": _drawings,
+    "edit": _edits,
+    "segment": _masks,
+    "text": _sums,
+}
+
+
+def _of_turn(row: Answered, name: str) -> str:
+    return row.asked.facts[name][row.asked.turn]
+
+
+def _seen(row: Answered):
+    return () if row.picture is None else parse(row.picture)
+
+
+def _scene(row: Answered, name: str) -> Scene:
+    return Scene.from_dict(row.asked.facts[name])
+
+
+def _means(task: str, scores: list[dict[str, float]]) -> dict[str, float]:
+    return {f"{task}_{name}": fmean(score[name] for score in scores) for name in scores[0]}

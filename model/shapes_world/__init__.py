@@ -1,0 +1,1 @@
+"""ShapesWorld: generated scenes of shapes with masks, captions, questions and edits."""

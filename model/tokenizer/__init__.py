@@ -1,0 +1,1 @@
+"""SeTok's visual tokenizer and detokenizer: patches to semantic tokens, and back to pixels."""

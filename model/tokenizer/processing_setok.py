@@ -1,0 +1,65 @@
+"""Pictures to the pixels that a SeTok model wants, kept beside its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from setokim.data.image_processing import ImageProcessor, to_rgb
+
+FILE = "preprocessor_config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class SetokProcessor:
+    """Squeezes pictures of any size and mode to one size and normalises them.
+
+    The processors of transformers need torchvision in some releases; this one has their file name
+    and their results.
+
+    Attributes:
+        size: height and width in pixels.
+        image_processor: resampling and normalisation.
+    """
+
+    size: tuple[int, int]
+    image_processor: ImageProcessor = dataclasses.field(default_factory=ImageProcessor)
+
+    def __call__(self, images: Image.Image | Sequence[Image.Image]) -> dict[str, Tensor]:
+        """One picture or B of them to {"pixel_values": (B, 3, height, width) float32}."""
+        images = [images] if isinstance(images, Image.Image) else images
+        pixels = self.image_processor([to_rgb(image) for image in images], self.size)
+        return {"pixel_values": pixels}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `preprocessor_config.json`."""
+        p = self.image_processor
+        fields = {
+            "processor_class": type(self).__name__,
+            "size": {"height": self.size[0], "width": self.size[1]},
+            "image_mean": list(p.mean),
+            "image_std": list(p.std),
+            "rescale_factor": p.rescale_factor,
+            "resample": int(p.resample),
+        }
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(folder, FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> SetokProcessor:
+        """Reads what `save_pretrained` wrote.
+
+        Raises:
+            OSError: there is no such file.
+            ValueError: it names no size.
+        """
+        path = Path(folder, FILE)
+        size = json.loads(path.read_text(encoding="utf-8")).get("size")
+        if not isinstance(size, dict) or not {"height", "width"} <= set(size):
+            raise ValueError(f"size: expected height and width in {path}, got {size!r}")
+        return cls((size["height"], size["width"]), ImageProcessor.from_file(path))

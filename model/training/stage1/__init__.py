@@ -1,0 +1,1 @@
+"""Stage 1: trains the visual tokenizer and detokenizer."""

@@ -1,0 +1,60 @@
+"""Sheets of what a model sees and draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from setokim.data import Dataset
+from setokim.training.stage1.evaluation import drawn
+from setokim.utils.palette import palette
+
+# Stage 1 calls these functions.
+if TYPE_CHECKING:
+    from setokim.training.stage1.stage import Stage1, Stage1Collator
+
+_CELL = 128
+_GAP = 4
+_SAMPLES = 12
+
+
+def draw_samples(stage: Stage1, collate: Stage1Collator, held_out: Dataset, path: Path) -> None:
+    """Writes a PNG: for each of the first samples the picture, its drawing, its clusters, truth.
+
+    Args:
+        stage: the model.
+        collate: of its batches.
+        held_out: the samples.
+        path: of the file; its folder is made.
+    """
+    columns = []
+    for samples, batch, visual, picture in drawn(stage, collate, held_out, _SAMPLES):
+        labels = visual.labels.unflatten(1, visual.grid).cpu().numpy()
+        rows = zip(samples, batch["target"], picture.clamp(0, 1), labels, strict=True)
+        for sample, target, drawing, own in rows:
+            cells = [_to_image(target), _to_image(drawing), _map(own)]
+            if sample.masks is not None:
+                cells.append(_map(sample.masks))
+            columns.append(cells)
+        break
+    height = max(map(len, columns))
+    side = _CELL + _GAP
+    sheet = Image.new("RGB", (side * len(columns) + _GAP, side * height + _GAP), "white")
+    for x, cells in enumerate(columns):
+        for y, cell in enumerate(cells):
+            cell = cell.resize((_CELL, _CELL), Image.Resampling.NEAREST)
+            sheet.paste(cell, (_GAP + side * x, _GAP + side * y))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+
+
+def _to_image(picture) -> Image.Image:
+    pixels = (picture.permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
+    return Image.fromarray(pixels)
+
+
+def _map(labels: np.ndarray) -> Image.Image:
+    return Image.fromarray(palette(int(labels.max()) + 1)[labels])

@@ -1,0 +1,201 @@
+"""Stage 1 of the paper: the tokenizer and the detokenizer learn from pictures and their texts."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from setokim.data import Dataset, Sample
+from setokim.evaluation.perceptual import PerceptualLoss
+from setokim.tokenizer.configuration_setok import SetokConfig
+from setokim.tokenizer.encoders import PATCH_STATISTICS
+from setokim.tokenizer.modeling_setok import SetokModel, VisualTokens
+from setokim.tokenizer.shapelets import unit_shapes
+from setokim.tokenizer.token_statistics import channel_units, token_blocks
+from setokim.training.losses import concept_similarity, contrastive_loss, pixel_loss
+from setokim.training.settings import LossSettings, Stage1Settings
+from setokim.training.stage import Stage
+from setokim.training.stage1.evaluation import evaluate
+from setokim.training.stage1.samples import draw_samples
+from setokim.training.text_encoder import build_text_encoder
+
+# exp(-log_scale) is the temperature that contrastive models start from (Radford et al., 2021).
+_FIRST_SCALE = math.log(1 / 0.07)
+TEXT_FILE = "text.safetensors"
+_MOST_SCALE = math.log(100.0)
+
+
+class Stage1(Stage):
+    """The model, its text side, and the losses that need no adversary.
+
+    Args:
+        settings: of the run.
+    """
+
+    def __init__(self, settings: Stage1Settings):
+        super().__init__()
+        self.losses, self.token_noise = settings.losses, settings.token_noise
+        self.setok = build_model(settings.model)
+        self.text = build_text_encoder(
+            settings.text_encoder, self.setok.config.concept_dim, settings.trust_remote_code
+        )
+        self.log_scale = nn.Parameter(torch.tensor(_FIRST_SCALE))
+        self.perceptual = build_perceptual(settings.losses, self.setok)
+        self._freeze_what_nothing_trains()
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Draws the pictures of a batch again and compares.
+
+        Args:
+            batch: of `Stage1Collator`.
+
+        Returns:
+            `picture` (B, 3, h, w), and 0-dim losses, weighted: `pixel`, `perceptual`,
+            `contrastive`, as far as their weights are not 0.
+        """
+        weights, target = self.losses, batch["target"]
+        visual = self.setok.tokenize(batch["pixels"])
+        tokens = self._noisy(visual) if self.training and self.token_noise else visual.tokens
+        picture = self.setok.detokenizer(tokens, visual.occupied).float()
+        found = {"picture": picture}
+        if weights.l1 or weights.l2:
+            found["pixel"] = pixel_loss(picture, target, weights.l1, weights.l2)
+        if weights.perceptual:
+            found["perceptual"] = weights.perceptual * self.perceptual(picture, target)
+        if weights.contrastive:
+            concepts, present = self.text(batch["words"])
+            images = self.setok.to_concept(visual.tokens).float()
+            # The parameter itself, as CLIP does: a clamp in the graph would hold it at the limit.
+            self.log_scale.data.clamp_(max=_MOST_SCALE)
+            sets = (images, visual.occupied, concepts.float(), present)
+            loss = contrastive_loss(*sets, self.log_scale)
+            found["contrastive"] = weights.contrastive * loss
+        return found
+
+    def collator(self) -> Stage1Collator:
+        """For batches of this model."""
+        return Stage1Collator(self)
+
+    def evaluate(
+        self, collate: Stage1Collator, held_out: Dataset, batch_size: int
+    ) -> dict[str, float | None]:
+        """See `setokim.training.stage1.evaluation.evaluate`."""
+        return evaluate(self, collate, held_out, batch_size)
+
+    def draw(self, collate: Stage1Collator, held_out: Dataset, path: Path) -> None:
+        """See `setokim.training.stage1.samples.draw_samples`."""
+        draw_samples(self, collate, held_out, path)
+
+    def similarity(self, tokens: Tensor, occupied: Tensor, words: Tensor) -> Tensor:
+        """(B, T) of images, given by `VisualTokens`, and of texts, as the collator gives them."""
+        concepts, present = self.text(words)
+        images = self.setok.to_concept(tokens).float()
+        return concept_similarity(images, occupied, concepts.float(), present)
+
+    def export(self, folder: Path) -> None:
+        """Writes the model, its processor and the text side as safetensors and JSON.
+
+        `SetokModel.from_pretrained`, `SetokProcessor.from_pretrained` and `load_text_side` read it.
+        """
+        self.setok.save_pretrained(folder)
+        self.setok.processor().save_pretrained(folder)
+        text = {f"text.{name}": value for name, value in self.text.state_dict().items()}
+        save_file(text | {"log_scale": self.log_scale.data}, folder / TEXT_FILE)
+
+    def load_text_side(self, folder: Path) -> None:
+        """Reads what `export` wrote of the text side."""
+        found = load_file(folder / TEXT_FILE)
+        self.log_scale.data.copy_(found.pop("log_scale"))
+        self.text.load_state_dict({k.removeprefix("text."): v for k, v in found.items()})
+
+    def _noisy(self, visual: VisualTokens) -> Tensor:
+        """(B, R, token_dim), between no noise and `token_noise` for each picture."""
+        tokens, config = visual.tokens, self.setok.config
+        there = tokens.detach()[visual.occupied]
+        if not len(there):
+            return tokens
+        _, scale = channel_units(there, token_blocks(config.token_dim, config.outline_dim))
+        level = self.token_noise * torch.rand(len(tokens), 1, 1, device=tokens.device)
+        noisy = tokens + level * scale.to(tokens) * torch.randn_like(tokens)
+        return unit_shapes(noisy, config.outline_dim)
+
+    def _freeze_what_nothing_trains(self) -> None:
+        # A parameter without gradient would make distributed training wait for it.
+        weights = self.losses
+        if not weights.contrastive:
+            for module in (self.setok.to_concept, self.text):
+                module.requires_grad_(False)
+            self.log_scale.requires_grad_(False)
+        if not (weights.l1 or weights.l2 or weights.perceptual or weights.adversarial):
+            self.setok.detokenizer.requires_grad_(False)
+
+
+class Stage1Collator:
+    """Samples to a batch, in the process that loads them.
+
+    Attributes:
+        size: height and width of the pictures that are drawn.
+
+    Args:
+        stage: whose encoder and text side say how pictures and words are prepared.
+    """
+
+    def __init__(self, stage: Stage1):
+        self._preprocess = stage.setok.processor()
+        self._tokenize = stage.text.tokenize
+        config = stage.setok.config
+        self.size = tuple(side * config.decoder_patch_size for side in config.decoder_grid)
+
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """To `pixels` (B, 3, H, W), `target` (B, 3, h, w) in [0, 1], `words` (B, W, L)."""
+        images = [sample.image for sample in samples]
+        return {
+            "pixels": self._preprocess(images)["pixel_values"],
+            "target": torch.stack([self._target(image) for image in images]),
+            "words": self._tokenize([list(sample.concepts) for sample in samples]),
+        }
+
+    def _target(self, image: Image.Image) -> Tensor:
+        if image.size != (self.size[1], self.size[0]):
+            image = image.resize((self.size[1], self.size[0]), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.asarray(image, np.float32) / 255).permute(2, 0, 1)
+
+
+def build_model(fields: dict) -> SetokModel:
+    """A model from fields of `SetokConfig`, of which `encoder` may name a Hugging Face model.
+
+    Raises:
+        ValueError: there is no such field, which `SetokConfig` would keep and nothing would read.
+        TypeError, ValueError: a field does not fit.
+    """
+    fields = dict(fields)
+    known = [n for n in inspect.signature(SetokConfig).parameters if n != "kwargs"]
+    for name in fields:
+        if name not in known:
+            raise ValueError(f"model.{name}: expected one of {', '.join(known)}, got {name!r}")
+    encoder = fields.get("encoder", PATCH_STATISTICS)
+    if encoder in (PATCH_STATISTICS, "hf"):
+        return SetokModel(SetokConfig(**fields))
+    del fields["encoder"]
+    return SetokModel.from_encoder(encoder, **fields)
+
+
+def build_perceptual(weights: LossSettings, model: SetokModel) -> nn.Module | None:
+    """The frozen network of the perceptual loss; None where its weight is 0."""
+    if not weights.perceptual:
+        return None
+    if weights.perceptual_network == "pyramid":
+        return PerceptualLoss.pyramid()
+    if weights.perceptual_network == "encoder":
+        # A copy: the model's own may be trained.
+        return PerceptualLoss.from_encoder(copy.deepcopy(model.encoder).requires_grad_(False))
+    return PerceptualLoss.lpips(weights.perceptual_network)

@@ -1,0 +1,1 @@
+"""What every part of setokim builds on: files, names, processes, pretrained weights."""

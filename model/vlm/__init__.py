@@ -1,0 +1,1 @@
+"""SeTokim: a causal language model that reads, generates, edits and segments images."""

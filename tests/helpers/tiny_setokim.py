@@ -1,0 +1,77 @@
+"""The multimodal model at its smallest, and scripts that it follows when it speaks."""
+
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from helpers.tiny_stage1 import TINY
+from setokim.shapes_world.tasks import WORDS
+from setokim.tokenizer.configuration_setok import SetokConfig
+from setokim.tokenizer.modeling_setok import SetokModel
+from setokim.vlm.modeling_setokim import SetokimModel
+from setokim.vlm.processing_setokim import SetokimProcessor
+from setokim.vlm.word_tokenizer import build_word_tokenizer
+
+LLM = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 256,
+}
+LORA = {"rank": 2, "alpha": 4.0, "dropout": 0.0, "targets": ["q_proj", "v_proj"]}
+FIELDS = {"head_width": 16, "head_layers": 1, "noise_steps": 20, "segmentation_width": 8}
+
+
+def build(**fields) -> tuple[SetokimModel, SetokimProcessor]:
+    """A random model in evaluation mode whose diffusion head has units, and its processor."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        setok = SetokModel(SetokConfig(**TINY["model"]))
+        tokenizer = build_word_tokenizer(WORDS)
+        llm = AutoModelForCausalLM.from_config(
+            # So random that places differ clearly.
+            AutoConfig.for_model(vocab_size=len(tokenizer), initializer_range=0.3, **LLM)
+        )
+        processor = SetokimProcessor(tokenizer, setok.processor())
+        model = SetokimModel.from_parts(setok, llm, processor, **FIELDS | fields)
+        # With adapters or without, what follows is the same.
+        torch.manual_seed(1)
+        torch.nn.init.normal_(model.special_in, std=0.3)
+        torch.nn.init.normal_(model.special_out, std=0.3)
+        for parameter in model.head.parameters():
+            # Its last layer would be 0, so that no condition mattered.
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        model.head.fit(setok.tokenize([picture(seed) for seed in range(8)]).pack().tokens)
+    return model.eval(), processor
+
+
+def picture(seed: int) -> Image.Image:
+    """Four fields of random colours."""
+    generator = torch.Generator().manual_seed(seed)
+    colours = torch.randint(256, (2, 2, 3), generator=generator).byte()
+    return Image.fromarray(colours.numpy()).resize((24, 24), Image.Resampling.NEAREST)
+
+
+class Script:
+    """Stands for `SetokimModel.logits`: row i says `rows[i]`, then ends; keeps the states.
+
+    Args:
+        processor: of the model.
+        rows: texts with "<img>", "<image>" once for each token, "</img>", "[SEG]".
+    """
+
+    def __init__(self, processor: SetokimProcessor, *rows: str):
+        tokenizer = processor.tokenizer
+        self._rows = [tokenizer.encode(row, add_special_tokens=False) for row in rows]
+        self._size, self._end = len(tokenizer), tokenizer.eos_token_id
+        self.states: list[torch.Tensor] = []
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        number = len(self.states)
+        self.states.append(hidden.clone())
+        logits = torch.zeros(len(hidden), self._size)
+        for row, ids in zip(logits, self._rows, strict=True):
+            row[ids[number] if number < len(ids) else self._end] = 1
+        return logits

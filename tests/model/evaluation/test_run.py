@@ -1,0 +1,402 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from helpers.published import PUBLISHED, save
+from helpers.tiny_setokim import build
+from setok_cli.main import main
+from setokim.data import (
+    BrokenSampleError,
+    Sample,
+    ShapesTasks,
+    TooManyBrokenError,
+    build_dataset,
+)
+from setokim.evaluation import asking, clusters, run
+from setokim.evaluation.answer_log import AnswerLog
+from setokim.evaluation.asking import Answered, Asked, batches_of
+from setokim.evaluation.benchmarks import BENCHMARKS, mm_vet_scores
+from setokim.training.stage2.evaluation import evaluate
+from setokim.training.stage2.settings import GenerationSettings
+
+WORLD = {"kind": "shapes-tasks", "size": 32, "seed": 1, "samples": 30}
+OPTIONS = {"objects": [2, 3], "turns": 2, "visible": 0.9, "contrast": 0.5}
+FOLDERS = {"aokvqa-choice": "aokvqa", "pope-random": "pope"}
+NEEDS = {"refcoco+": "pycocotools", "refcocog": "pycocotools"}
+
+
+@pytest.fixture(scope="module")
+def built():
+    return build()
+
+
+@pytest.fixture(scope="module")
+def model(built, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    for part in built:
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def world(tmp_path):
+    path = tmp_path / "stage3.yaml"
+    values = {
+        "stage": 3,
+        "steps": 5,
+        "start": "nowhere",
+        "held_out": WORLD | {"options": OPTIONS},
+        "optimizer": {"warmup": 1},
+        "generation": {"max_new_tokens": 6, "sampling_steps": 2},
+    }
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def lines_of(folder):
+    text = (folder / "predictions.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def figures_of(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "name",
+    # What is drawn, test_picture_scores.py judges.
+    [
+        name
+        for name in BENCHMARKS
+        if name not in ("shapes-world", "pope-popular") and BENCHMARKS[name].pictures is None
+    ],
+)
+def test_each_benchmark_on_its_fixture(name, model, tmp_path, capsys):
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    PUBLISHED[FOLDERS.get(name, name.split("-adv")[0])][0](data)
+    options = ["--max-new-tokens", "4", "--sampling-steps", "2"]
+    if name == "pope-adversarial":
+        (data / "coco_pope_random.json").rename(data / "coco_pope_adversarial.json")
+    where = ["--data", str(data), "--model", str(model), "--out", str(out)]
+    assert main(["eval", "--benchmark", name, *where, *options]) == 0
+    figures, number = figures_of(out), 4 if name == "mme" else 3
+    assert figures["samples"] == number and figures["broken"] == 0
+    if name == "coco-panoptic":
+        assert 0 < figures["miou"] < 1 and figures["tokens"] > 1
+        return
+    assert len(lines_of(out)) == number
+    if name == "mm-vet":
+        # A judge outside has the figures.
+        assert set(figures) == {"samples", "broken"}
+    else:
+        assert set(figures) & {"accuracy", "cider", "ciou", "total"}
+    assert name in capsys.readouterr().out
+    if BENCHMARKS[name].submission is not None:
+        assert len(json.loads((out / "submission.json").read_text())) == number
+
+
+def test_names_of_special_tokens_in_questions(model, tmp_path):
+    names = "<img> </img> <image> [SEG] <s> </s> <pad> <unk>"
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    PUBLISHED["vqav2"][0](data)
+    for path in data.glob("*.json"):
+        text = path.read_text().replace("what 2?", f"what {names}?").replace('"b"', f'"{names}"')
+        path.write_text(text)
+    where = ["--data", str(data), "--model", str(model), "--out", str(out)]
+    assert main(["eval", "--benchmark", "vqav2", *where, "--max-new-tokens", "4"]) == 0
+    assert figures_of(out)["samples"] == 3 and figures_of(out)["broken"] == 0
+    assert names in (out / "predictions.jsonl").read_text(encoding="utf-8")
+
+
+def test_shapes_world_as_the_training_run_says(built, model, world, tmp_path):
+    dataset = build_dataset(**WORLD, **OPTIONS)
+    settings = GenerationSettings(max_new_tokens=6, sampling_steps=2)
+    expected = evaluate(*built, dataset, settings)
+    out = tmp_path / "out"
+    where = ["--data", str(world), "--model", str(model), "--out", str(out)]
+    assert main(["eval", "--benchmark", "shapes-world", *where]) == 0
+    found = figures_of(out)
+    assert found.pop("samples") == 30 and found.pop("broken") == 0
+    assert found == expected and {"vqa_language_only", "edit_success", "ciou"} <= found.keys()
+
+
+def test_a_killed_run_goes_on(built, model, world, tmp_path, monkeypatch):
+    monkeypatch.setattr(asking, "AT_ONCE", 3)
+    arguments = ["eval", "--benchmark", "shapes-world", "--data", str(world)]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main([*arguments, "--model", str(model), "--out", str(whole)]) == 0
+    asked, ask = [], run.ask
+
+    def counted(model, processor, batch, settings, start):
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        asked.append(len(batch))
+        return ask(model, processor, batch, settings, start)
+
+    monkeypatch.setattr(run, "ask", counted)
+    assert main([*arguments, "--model", str(model), "--out", str(cut)]) == 130
+    # As if it had been killed while it wrote.
+    path = cut / "predictions.jsonl"
+    data = path.read_bytes()
+    path.write_bytes(data[:-20])
+    kept = data[:-20].count(b"\n")
+    assert 0 < kept < sum(asked)
+    asked.clear()
+    monkeypatch.setattr(run, "ask", lambda *a: asked.append(len(a[2])) or ask(*a))
+    assert main([*arguments, "--model", str(model), "--out", str(cut)]) == 0
+    assert sum(asked) + kept == len(lines_of(whole))
+    assert figures_of(cut) == figures_of(whole)
+
+    def by_key(folder):
+        return {(line["part"], line["number"], line["turn"]): line for line in lines_of(folder)}
+
+    assert by_key(cut) == by_key(whole) and len(by_key(cut)) == len(lines_of(cut))
+    # Once more: nothing is asked.
+    asked.clear()
+    assert main([*arguments, "--model", str(model), "--out", str(cut)]) == 0
+    assert not asked and figures_of(cut) == figures_of(whole)
+    assert main([*arguments, "--model", str(model), "--out", str(cut), "--guidance", "2"]) == 2
+
+
+def test_settings_reach_the_model(built):
+    class Model:
+        device = "cpu"
+
+        def generate(self, **options):
+            self.options = options
+            return []
+
+    fields = {"guidance": 2.5, "sampling_steps": 7, "image_temperature": 0.3, "max_new_tokens": 9}
+    sample, model = ShapesTasks(0, length=1, size=16, tasks={"generate": 1})[0], Model()
+    asking.answers(model, built[1], [sample.messages[:1]], GenerationSettings(**fields), start=4)
+    assert {name: model.options[name] for name in fields} == fields
+    (generator,) = model.options["generators"]
+    assert generator.initial_seed() == 4
+
+
+def test_the_rest_of_a_batch_keeps_its_noise(built, tmp_path, monkeypatch):
+    dataset = ShapesTasks(0, length=5, size=16, tasks={"generate": 1})
+    settings = GenerationSettings()
+    log, seen = AnswerLog(tmp_path, {}), []
+
+    def ask(model, processor, batch, settings, start):
+        seen.append((start, [one.number for one in batch]))
+        return [Answered(one, "") for one in batch]
+
+    monkeypatch.setattr(run, "ask", ask)
+    log.add([Answered(q, "") for i in range(2) for q in asking.questions_of(i, dataset[i])])
+    monkeypatch.setattr(asking, "AT_ONCE", 3)
+    benchmark = dataclasses.replace(BENCHMARKS["shapes-world"], figures=lambda rows: {})
+    run.run_benchmark(benchmark, dataset, *built, settings, log, tmp_path)
+    # Question i has the noise of i, whatever was answered before.
+    assert seen == [(2, [2]), (3, [3, 4])]
+
+
+def test_broken_samples_are_counted(model, tmp_path, capsys):
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    PUBLISHED["vqav2"][0](data)
+    (data / "val2014" / "COCO_val2014_000000000002.jpg").unlink()
+    where = ["--data", str(data), "--model", str(model), "--out", str(out)]
+    command = ["eval", "--benchmark", "vqav2", *where, "--max-new-tokens", "2"]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "1 of 3 samples could not be read" in said and "--allow-missing goes on" in said
+    # Two answers, and nothing that looks like a result.
+    assert len(lines_of(out)) == 3 and not (out / "metrics.json").exists()
+    assert not (out / "submission.json").exists()
+    for _ in range(2):
+        assert main([*command, "--allow-missing"]) == 0
+        assert figures_of(out)["samples"] == 2 and figures_of(out)["broken"] == 1
+        (line,) = (line for line in lines_of(out) if "broken" in line)
+        assert line["number"] == 1 and "No such file" in line["broken"]
+        assert "vqav2: 1 of 3 samples could not be judged, the first: " in capsys.readouterr().err
+    # The picture comes back.
+    save(data / "val2014" / "COCO_val2014_000000000002.jpg", 2)
+    assert main(command) == 0
+    assert figures_of(out)["samples"] == 3 and figures_of(out)["broken"] == 0
+
+
+@pytest.mark.parametrize("name", ["vqav2", "coco-panoptic", "evr"])
+def test_without_a_readable_sample_there_is_no_result(name, model, tmp_path, capsys):
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    PUBLISHED[name][0](data)
+    for path in data.rglob("*.jpg"):
+        path.unlink()
+    where = ["--data", str(data), "--model", str(model), "--out", str(out)]
+    for options, said in [([], "more than 0.01"), (["--allow-missing"], "no sample can be judged")]:
+        assert main(["eval", "--benchmark", name, *where, *options]) == 2
+        assert f"{name}: {said}" in capsys.readouterr().err
+        assert not (out / "metrics.json").exists() and not (out / "submission.json").exists()
+
+
+def test_a_data_set_without_pictures_is_left_early(built, tmp_path, monkeypatch):
+    class Missing(ShapesTasks):
+        def __getitem__(self, index):
+            if index % 50 == 49:
+                raise BrokenSampleError(f"{index}", "gone")
+            return super().__getitem__(index)
+
+    read, benchmark = [], dataclasses.replace(BENCHMARKS["shapes-world"], figures=lambda rows: {})
+    monkeypatch.setattr(run, "ask", lambda m, p, batch, *rest: [Answered(q, "") for q in batch])
+
+    def go(**options):
+        log, show = AnswerLog(tmp_path / str(options), {}), read.append
+        arguments = (GenerationSettings(), log, tmp_path / str(options), show)
+        data = Missing(0, length=300, size=8, tasks={"vqa": 1})
+        return run.run_benchmark(benchmark, data, *built, *arguments, **options)
+
+    with pytest.raises(TooManyBrokenError, match=r"2 of 100 samples .* 49: gone; 99: gone$"):
+        go()
+    assert len(read) == 99
+    assert go(allow_missing=True) == {"samples": 294, "broken": 6}
+
+
+def test_a_split_without_answers_has_a_submission(model, tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    questions = [{"image_id": i, "question_id": i, "question": "what?"} for i in (1, 2)]
+    for number in (1, 2):
+        save(data / "test2015" / f"COCO_test2015_{number:012d}.jpg", number)
+    path = data / "v2_OpenEnded_mscoco_test-dev2015_questions.json"
+    path.write_text(json.dumps({"questions": questions}))
+    where = ["--data", str(data), "--model", str(model), "--out", str(out)]
+    split = ["--split", "test-dev2015", "--max-new-tokens", "2"]
+    assert main(["eval", "--benchmark", "vqav2", *where, *split]) == 0
+    assert figures_of(out) == {"samples": 2, "broken": 0}
+    submitted = json.loads((out / "submission.json").read_text())
+    assert [one["question_id"] for one in submitted] == [1, 2]
+    assert all(isinstance(one["answer"], str) for one in submitted)
+
+
+def test_all_that_there_is(model, tmp_path, capsys):
+    for name in ("gqa", "flickr30k"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        PUBLISHED[name][0](tmp_path / "data" / name)
+    where = ["--data", str(tmp_path / "data"), "--model", str(model), "--out", str(tmp_path / "o")]
+    assert main(["eval", "--all", *where, "--max-new-tokens", "2", "--samples", "2"]) == 0
+    for name in ("gqa", "flickr30k"):
+        assert figures_of(tmp_path / "o" / name)["samples"] == 2
+    assert main(["eval", "--all", *where[2:], "--data", str(tmp_path / "o" / "gqa")]) == 2
+    assert "expected folders of benchmarks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "expected"),
+    [
+        ("vqav2", "The b.", {"accuracy": 100.0 * (3 * 2 / 3 + 1) / 4, "accuracy/other": 75.0}),
+        ("aokvqa", "two", {"accuracy": 100.0, "left_out": 0}),
+        ("gqa", "Yes.", {"accuracy": 100.0}),
+        ("gqa", "", {"accuracy": 0.0}),
+        ("flickr30k", "nothing", {"cider": 0.0}),
+        ("pope-random", "no", {"accuracy": 1 / 3, "recall": 0.0, "yes_ratio": 0.0}),
+        ("mme", "yes", {"total": 100.0, "existence/acc": 50.0, "OCR/acc_plus": 0.0}),
+    ],
+)
+def test_figures_by_hand(name, said, expected, tmp_path):
+    PUBLISHED[FOLDERS.get(name, name)][0](tmp_path)
+    benchmark = BENCHMARKS[name]
+    dataset = benchmark.open(tmp_path)
+    rows = [
+        Answered(question, said)
+        for index in range(len(dataset))
+        for question in asking.questions_of(index, dataset[index])
+    ]
+    found = benchmark.figures(rows)
+    assert {key: found[key] for key in expected} == pytest.approx(expected)
+
+
+class Masked:
+    """Pictures of two fields, whose masks are those fields, and one that cannot be read."""
+
+    def __init__(self, masks):
+        self.masks = masks
+
+    def __len__(self):
+        return len(self.masks)
+
+    def __getitem__(self, index):
+        masks = self.masks[index]
+        if masks is None:
+            raise BrokenSampleError("a", "cut")
+        pixels = np.full((*masks.shape, 3), 40, np.uint8)
+        pixels[:, masks.shape[1] // 2 :] = 220
+        return Sample(Image.fromarray(pixels), "", (), masks, "")
+
+
+def test_clusters_against_masks(built, monkeypatch):
+    monkeypatch.setattr(clusters, "_AT_ONCE", 2)
+    setok = built[0].setok
+    right = np.zeros((24, 24), np.int64)
+    right[:, 12:] = 1
+    nothing, small = np.zeros((24, 24), np.int64), np.ones((2, 24), np.int64)
+    dataset = Masked([right, None, right, nothing, small])
+    shown = []
+    found = clusters.cluster_figures(setok, dataset, 5, shown.append)
+    assert (found["samples"], found["broken"]) == (3, 2) and shown == [1, 2, 3, 4, 5]
+    alone = clusters.cluster_figures(setok, Masked([right]), 1)
+    # Pictures without an object do not count, and equal ones count the same.
+    assert found["miou"] == pytest.approx(alone["miou"]) and 0.5 < alone["miou"] <= 1
+    assert clusters.cluster_figures(setok, Masked([None]), 1) == {"samples": 0, "broken": 1}
+
+
+def test_a_judge_of_mm_vet(tmp_path):
+    PUBLISHED["mm-vet"][0](tmp_path)
+    dataset = BENCHMARKS["mm-vet"].open(tmp_path)
+    questions = [q for i in range(3) for q in asking.questions_of(i, dataset[i])]
+    said = ("a dog", "a cat", "a tree")
+    rows = [Answered(question, text) for question, text in zip(questions, said, strict=True)]
+    seen = []
+
+    def judge(question, answer, prediction):
+        seen.append((question, answer))
+        return {"a dog": 1.0, "a cat": 0.5, "a tree": 0.0}[prediction]
+
+    assert mm_vet_scores(rows, judge) == {"total": 50.0, "rec": 50.0, "ocr": 100.0}
+    assert seen == [("what?", "a dog<OR>a cat")] * 3
+    with pytest.raises(ValueError, match=r"^judge: expected a score in \[0, 1\], got 2$"):
+        mm_vet_scores(rows, lambda *texts: 2)
+
+
+def test_masks_leave_out_what_does_not_count(tmp_path):
+    PUBLISHED["reasonseg"][0](tmp_path)
+    benchmark = BENCHMARKS["reasonseg"]
+    dataset = benchmark.open(tmp_path)
+    questions = [q for i in range(3) for q in asking.questions_of(i, dataset[i])]
+    # Right where it counts, and everything that does not.
+    square = questions[0].target.copy()
+    square[4:7, 4:7] = True
+    found = benchmark.figures([Answered(question, "", None, square) for question in questions])
+    assert found == {"ciou": 1.0, "giou": 1.0, "p_at_50": 1.0}
+    nothing = benchmark.figures([Answered(question, "") for question in questions])
+    assert nothing == {"ciou": 0.0, "giou": 0.0, "p_at_50": 0.0}
+
+
+def test_batches_are_of_one_part_and_size():
+    def asked(part, number, size=None):
+        target = None if size is None else np.zeros(size, bool)
+        return Asked(part, number, 0, "", {}, (), target)
+
+    questions = [asked("vqa", i) for i in range(130)]
+    questions[5:5] = [asked("segment", 0, (2, 3)), asked("segment", 1, (3, 2))]
+    found = [(start, batch[0].part, len(batch)) for start, batch in batches_of(questions)]
+    assert found[:2] == [(0, "vqa", 64), (64, "vqa", 64)]
+    assert sorted(found[2:]) == [(0, "segment", 1), (0, "segment", 1), (128, "vqa", 2)]
+
+
+def test_errors_of_the_command(model, tmp_path, capsys):
+    where = ["--data", str(tmp_path), "--model", str(model), "--out", str(tmp_path / "out")]
+    assert main(["eval", "--benchmark", "poetry", *where]) == 2
+    assert "expected one of vqav2, " in capsys.readouterr().err
+    assert main(["eval", "--benchmark", "gqa", *where]) == 2
+    assert "testdev_balanced_questions.json" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["eval", *where])

@@ -1,0 +1,348 @@
+import shutil
+import sys
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from helpers.rounding import assert_same_but_for_rounding
+from helpers.tiny_setokim import build
+from helpers.tiny_stage1 import change_settings, losses_of, run_in_processes, write_setok
+from setok_kernels.extras import MissingExtraError
+from setokim import SetokimModel, SetokimProcessor, SetokModel
+from setokim.data import build_dataset
+from setokim.training import load_checkpoint
+from setokim.training.settings import load_settings
+from setokim.training.stage import build_stage
+from setokim.training.stage2.token_store import TokenStore
+from setokim.training.trainer import Trainer
+from setokim.vlm.noise_schedule import signal_levels
+
+WORLD = {"kind": "shapes-tasks", "size": 32, "seed": 0, "options": {"objects": [1, 3], "turns": 2}}
+
+
+@pytest.fixture(scope="module")
+def setok(tmp_path_factory):
+    return write_setok(tmp_path_factory.mktemp("stage1"))
+
+
+@pytest.fixture
+def settings(setok, tmp_path):
+    def load(*overrides):
+        values = {
+            "stage": 2,
+            "steps": 3,
+            "batch_size": 6,
+            "accumulation": 1,
+            "precision": "no",
+            "setok": str(setok),
+            "llm": {
+                "model_type": "llama",
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+            },
+            "model": {"head_width": 16, "head_layers": 1, "segmentation_width": 8},
+            "train": ["llm"],
+            "data": WORLD,
+            "held_out": {**WORLD, "seed": 1, "samples": 24},
+            "optimizer": {"lr": 1.0e-3, "visual_lr": 2.0e-3, "warmup": 1},
+            "generation": {"max_new_tokens": 6, "sampling_steps": 2},
+            "every": {"log": 0, "checkpoint": 0, "evaluation": 0, "pictures": 0},
+            "ema": 0.0,
+            "workers": 0,
+        }
+
+        path = tmp_path / "stage2.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return load_settings(path, overrides)
+
+    return load
+
+
+@pytest.fixture
+def batch_of():
+    def make(stage, **options):
+        dataset = build_dataset("shapes-tasks", size=32, seed=3, objects=(1, 3), turns=2, **options)
+        stage.prepare(dataset)
+        return stage.collator()([dataset[i] for i in range(6)])
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("tasks", "expected"),
+    [
+        ({"text": 1.0}, {"diffusion": 0.0, "mask": 0.0}),
+        ({"segment": 1.0}, {"diffusion": 0.0}),
+        ({"generate": 1.0}, {"mask": 0.0}),
+    ],
+)
+def test_losses_of_tasks_that_are_not_there_are_zero(settings, batch_of, tasks, expected):
+    torch.manual_seed(0)
+    stage = build_stage(settings())
+    batch_of(stage)  # gives the head its units
+    found = stage(batch_of(stage, tasks=tasks))
+    assert set(found) == {"text", "diffusion", "mask"}
+    for name, value in found.items():
+        assert (float(value) == 0) == (name in expected), name
+    # Every part that learns is reached, so that no process waits for another.
+    sum(found.values()).backward()
+    assert all(p.grad is not None for p in stage.parameters() if p.requires_grad)
+
+
+def test_reconstruction_without_a_picture_is_zero(settings, batch_of):
+    torch.manual_seed(0)
+    stage = build_stage(settings("train=[tokenizer, detokenizer]", "losses.reconstruction=1"))
+    batch_of(stage)
+    assert stage(batch_of(stage, tasks={"vqa": 1.0}))["reconstruction"] > 0
+    found = stage(batch_of(stage, tasks={"text": 1.0}))
+    assert found["reconstruction"] == 0
+    sum(found.values()).backward()
+    detokenizer = stage.model.setok.detokenizer
+    assert not [name for name, p in detokenizer.named_parameters() if p.grad is None]
+
+
+def test_only_rows_that_draw_lose_their_prompt(settings, batch_of, monkeypatch):
+    stage = build_stage(settings("condition_dropout=1"))
+    batch = batch_of(stage, tasks={"generate": 1.0, "caption": 1.0})
+    seen, forward = [], stage.model.forward
+
+    def spied(*arguments):
+        seen.append(arguments[4])
+        return forward(*arguments)
+
+    monkeypatch.setattr(stage.model, "forward", spied)
+    stage(batch)
+    draws = (batch["labels"] == stage.model.config.image_token_id).any(1)
+    assert draws.any() and not draws.all()
+    assert seen[0].tolist() == draws.tolist()
+
+
+def test_pictures_are_tokenized_once(settings, batch_of, monkeypatch):
+    tasks = {"generate": 1.0, "segment": 1.0, "caption": 1.0, "edit": 1.0, "text": 1.0}
+
+    def losses(stage):
+        torch.manual_seed(1)
+        return {name: float(value) for name, value in stage(batch).items()}
+
+    torch.manual_seed(0)
+    stage = build_stage(settings("diffusion_noisiest=1"))
+    batch = batch_of(stage, tasks=tasks)
+    expected = losses(stage)
+    stage._store = store = TokenStore(2)
+    seen, tokenize = [], stage.model.setok.tokenize
+    monkeypatch.setattr(
+        stage.model.setok, "tokenize", lambda pixels: seen.append(len(pixels)) or tokenize(pixels)
+    )
+    number = len(batch["pixel_values"])
+    assert number > 2
+    for _ in range(2):
+        assert losses(stage) == pytest.approx(expected, rel=1e-5)
+    # The first two are kept, the others are made again.
+    assert seen == [number, number - 2] and len(store) == 2
+
+
+def test_equal_pictures_and_none_in_a_store(setok):
+    model = SetokModel.from_pretrained(setok)
+    store = TokenStore(9)
+    one, other = torch.rand(2, 3, *model.processor().size)
+    found = store.tokenize(model, torch.stack([one, other, one]))
+    assert len(store) == 2
+    expected = model.tokenize(torch.stack([one, other, one]))
+    # The store makes the tokens of two pictures, and not those of three, at once.
+    assert_same_but_for_rounding(found.tokens, expected.tokens)
+    assert_same_but_for_rounding(found.features, expected.features)
+    assert torch.equal(found.labels, expected.labels) and found.grid == expected.grid
+    assert len(store.tokenize(model, one[None][:0]).tokens) == 0
+
+
+def test_masks_that_are_cut_off_do_not_count(settings, batch_of):
+    torch.manual_seed(0)
+    stage = build_stage(settings("losses.text=0", "losses.diffusion=0"))
+    batch = batch_of(stage, tasks={"segment": 1.0})
+    output = stage.model(
+        **{n: batch[n] for n in ("input_ids", "attention_mask", "pixel_values")},
+        labels=batch["labels"],
+    )
+    rows, places = (output.spliced.segment >= 0).nonzero().unbind(1)
+    # Before the second mask of the first row that has two.
+    row = int(rows[:-1][rows[:-1] == rows[1:]][0])
+    most = int(places[rows == row][1])
+    assert ((rows == row) & (places < most)).sum() == 1
+    stage.settings = settings("losses.text=0", "losses.diffusion=0", f"max_length={most}")
+    kept = places < most
+    expected = stage(batch)["mask"]
+    other = batch["masks"].clone()
+    other[~kept] ^= True
+    assert stage(batch | {"masks": other})["mask"] == expected
+    other[kept] ^= True
+    assert stage(batch | {"masks": other})["mask"] != expected
+
+
+def test_what_learns(settings):
+    stage = build_stage(settings("train=[]"))
+    learning = {name.split(".")[1] for name, p in stage.named_parameters() if p.requires_grad}
+    assert learning == {"project_in", "special_in", "special_out", "head", "segmentation"}
+    stage = build_stage(settings("train=[llm, tokenizer]", "losses.diffusion=0"))
+    learning = {".".join(n.split(".")[1:3]) for n, p in stage.named_parameters() if p.requires_grad}
+    assert {"llm.model", "llm.lm_head", "setok.merger"} <= learning
+    assert not any(name.startswith(("head", "setok.detok", "setok.to_con")) for name in learning)
+
+
+def test_visual_parts_have_their_own_rate(settings):
+    stage = build_stage(settings())
+    groups = stage.parameter_groups(settings().optimizer)
+    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert rate[id(stage.model.head.network.project_out.weight)] == 2e-3
+    assert rate[id(stage.model.project_in[0].weight)] == 2e-3
+    assert rate[id(next(stage.model.llm.parameters()))] == 1e-3
+
+
+def test_what_looks_back_learns_with_the_head(settings):
+    stage = build_stage(settings("model.recall_width=4"))
+    groups = stage.parameter_groups(settings().optimizer)
+    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert rate[id(stage.model.recall.query.weight)] == 2e-3
+    frozen = build_stage(settings("model.recall_width=4", "losses.diffusion=0"))
+    assert not any(p.requires_grad for p in frozen.model.recall.parameters())
+
+
+def test_muon_moves_hidden_matrices(settings):
+    chosen = settings("optimizer.kind=muon", "optimizer.weight_decay=0")
+    stage = build_stage(chosen)
+    groups = stage.parameter_groups(chosen.optimizer)
+    hidden = {id(p) for group in groups if group.get("hidden") for p in group["params"]}
+    names = {name for name, p in stage.named_parameters() if id(p) in hidden}
+    assert {name.split(".")[1] for name in names} == {"project_in", "llm"}
+    assert "model.llm.model.layers.0.mlp.up_proj.weight" in names
+    assert not any(name.endswith("bias") or "lm_head" in name or "embed" in name for name in names)
+    assert sum(len(group["params"]) for group in groups) == len(
+        [p for p in stage.parameters() if p.requires_grad]
+    )
+
+
+def test_unknown_fields_are_named(settings):
+    with pytest.raises(ValueError, match=r"model\.head_widht: expected one of .*head_width"):
+        build_stage(settings("model.head_widht=3"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (None, None),
+        ("model.safetensors", None),
+        ("model.safetensors", b""),
+        ("model.safetensors", b"x" * 999),
+        ("config.json", b"{"),
+        ("config.json", b"[]"),
+        ("preprocessor_config.json", b"{"),
+        ("tokenizer.json", b"{"),
+    ],
+)
+@pytest.mark.parametrize("setting", ["setok", "start"])
+def test_a_missing_or_damaged_model_is_named(settings, setok, tmp_path, setting, name, content):
+    folder = tmp_path / "model"
+    if setting == "setok":
+        if name in ("preprocessor_config.json", "tokenizer.json"):
+            # Of the model alone the weights say how pictures are prepared.
+            return
+        if name is not None:
+            shutil.copytree(setok, folder)
+        chosen = settings(f"setok={folder}")
+    else:
+        if name is not None:
+            for part in build():
+                part.save_pretrained(folder)
+        chosen = settings("stage=3", f"start={folder}", "llm=null", "setok=null", "model={}")
+    if content is not None:
+        (folder / name).write_bytes(content)
+    elif name is not None:
+        (folder / name).unlink()
+    with pytest.raises(
+        ValueError, match=f"^{setting}: expected a whole model, got {folder}: "
+    ) as e:
+        build_stage(chosen)
+    assert len(str(e.value).splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_stages_two_and_three_in_a_row(settings, tmp_path):
+    two, three = tmp_path / "two", tmp_path / "three"
+    metrics = Trainer(settings("every.pictures=3"), two).train()
+    wanted = {"vqa_accuracy", "vqa_chance", "vqa_language_only", "caption_accuracy", "seconds"}
+    assert wanted <= set(metrics) and all(v is not None for v in metrics.values())
+    assert [line["step"] for line in losses_of(two)] == [1, 2, 3]
+    assert list((two / "pictures").glob("*.png"))
+    follow = settings("stage=3", f"start={two / 'model'}", "llm=null", "setok=null", "model={}")
+    before = SetokimModel.from_pretrained(two / "model").state_dict()
+    stage = build_stage(follow)
+    assert all(torch.equal(before[n], v) for n, v in stage.model.state_dict().items())
+    Trainer(follow, three).train()
+    SetokimProcessor.from_pretrained(three / "model")
+    after = SetokimModel.from_pretrained(three / "model").state_dict()
+    assert any(not torch.equal(before[n], after[n]) for n in before if n.startswith("llm."))
+    assert all(torch.equal(before[n], after[n]) for n in before if n.startswith("setok."))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", ["null", "{rank: 2, targets: [q_proj, v_proj]}"])
+def test_two_sharded_processes_are_one(settings, tmp_path, threads, lora):
+    """And one process goes on from what they wrote. The diffusion, whose noise each process draws
+    for itself, is left out."""
+    threads(1)
+    common = ("steps=4", "accumulation=2", "losses.diffusion=0", "every.checkpoint=2", "keep=9")
+    common += ("losses.reconstruction=0.5", "train=[llm, tokenizer, detokenizer]", f"lora={lora}")
+    common += ("activation_checkpointing=true", "condition_dropout=0", "held_out.samples=4")
+    alone = Trainer(settings(*common, "batch_size=4"), tmp_path / "one")
+    alone.train()
+    spread = (*common, "batch_size=2", "parallel=fsdp")
+    config = tmp_path / "stage2.yaml"
+    done = run_in_processes(tmp_path, tmp_path / "two", *spread, world=2, config=config)
+    assert done.returncode == 0, done.stderr
+    one, two = (losses_of(tmp_path / name) for name in ("one", "two"))
+    assert [line["step"] for line in two] == [1, 2, 3, 4]
+    for x, y in zip(one, two, strict=True):
+        assert y == pytest.approx(x, rel=1e-4)
+    files = (tmp_path / "two" / "checkpoint-00000002").glob("tensors-*")
+    sizes = [sum(t.numel() for t in load_file(f).values()) for f in sorted(files)]
+    assert len(sizes) == 2 and 0.4 < sizes[1] / sum(sizes) < 0.5
+
+    shutil.copytree(tmp_path / "two/checkpoint-00000002", tmp_path / "on/checkpoint-00000002")
+    change_settings(tmp_path / "on/checkpoint-00000002", batch_size=4)
+    follow = settings(*common, "batch_size=4", "parallel=fsdp")
+    resumed = Trainer(follow, tmp_path / "on", resume=True)
+    assert resumed.step == 2 and resumed.sharded is None
+    written = load_checkpoint(tmp_path / "two/checkpoint-00000002")[0]
+    for name, value in resumed.unwrapped.state_dict().items():
+        assert torch.equal(value, written[f"modules.stage.{name}"]), name
+    resumed.train()
+    for x, y in zip(one[2:], losses_of(tmp_path / "on"), strict=True):
+        assert y == pytest.approx(x, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_what_two_processes_draw_is_the_same_sharded(settings, tmp_path):
+    """Noise and dropout included, as each process draws its own in both cases."""
+    common = ("steps=3", "batch_size=3", "condition_dropout=0.5", "held_out.samples=4")
+    settings()
+    config = tmp_path / "stage2.yaml"
+    for parallel in ("ddp", "fsdp"):
+        given = (*common, f"parallel={parallel}")
+        done = run_in_processes(tmp_path, tmp_path / parallel, *given, world=2, config=config)
+        assert done.returncode == 0, done.stderr
+    for x, y in zip(*(losses_of(tmp_path / p) for p in ("ddp", "fsdp")), strict=True):
+        assert x["diffusion"] > 0 and y == pytest.approx(x, rel=1e-4)
+
+
+def test_what_generates_needs_its_package_from_the_start(settings, monkeypatch):
+    """And what only reads does without."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "diffusers"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    signal_levels.cache_clear()
+    with pytest.raises(MissingExtraError, match=r"needs diffusers: .*\[generate\]"):
+        build_stage(settings())
+    build_stage(settings("losses.diffusion=0"))

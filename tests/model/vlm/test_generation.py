@@ -1,0 +1,365 @@
+"""Answers of words, pictures and masks, place after place."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from helpers.tiny_setokim import Script, build, picture
+from setokim.data.conversations import MASK, message
+from setokim.vlm.generation import Answer, _choose
+
+TEXT = [message("user", "is there a red circle?")]
+SEE = [message("user", picture(0), picture(1), "segment the circle.")]
+DRAW = [message("user", "draw a large red circle above the two small blue square.")]
+EDIT = [message("user", picture(2), "make the circle blue.")]
+PROMPTS = [TEXT, SEE, DRAW, EDIT]
+SCRIPTS = [
+    "yes, there is.",
+    "[SEG] and [SEG]",
+    "<img><image><image><image></img> a <img><image></img>",
+    "the <img><image><image></img> [SEG]",
+]
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+# Fewer steps than the model was built for, and small masks.
+FAST = {"sampling_steps": 4, "mask_size": (12, 10)}
+
+
+@pytest.fixture(scope="module", params=[{}, {"recall_width": 8}], ids=["states", "recall"])
+def built(request):
+    model, processor = build(**request.param)
+    if model.recall is not None:
+        # Random states are hardly alike: a sharp choice among them makes much of rounding.
+        model.recall.sharpness.data.fill_(0.7)
+    return model, processor
+
+
+@pytest.fixture
+def model(built):
+    yield built[0]
+    # What a test put in their places.
+    vars(built[0]).pop("logits", None)
+    vars(built[0].head).pop("sample", None)
+
+
+@pytest.fixture(scope="module")
+def processor(built):
+    return built[1]
+
+
+def prompt(processor, *chats):
+    return processor(chats, add_generation_prompt=True, padding_side="left")
+
+
+def seeded(number, first=0):
+    return [torch.Generator().manual_seed(first + i) for i in range(number)]
+
+
+def follow(model, processor, chats, scripts, first=0, **options):
+    """Answers to a script, and the states that they were said from."""
+    script = Script(processor, *scripts)
+    model.logits = script
+    options = FAST | {"generators": seeded(len(chats), first)} | options
+    return model.generate(**prompt(processor, *chats), **options), script.states
+
+
+def same(found: Answer, expected: Answer):
+    assert found.ids == expected.ids and found.finished == expected.finished
+    for name in ("tokens", "images", "masks"):
+        pairs = list(zip(getattr(found, name), getattr(expected, name), strict=True))
+        for mine, theirs in pairs:
+            assert_close(mine, theirs, **CLOSE)
+
+
+def test_scripts_make_words_pictures_and_masks(model, processor):
+    answers, _ = follow(model, processor, PROMPTS, SCRIPTS)
+    words = ["yes, there is.", "and", "a", "the"]
+    assert [processor.decode(answer.ids) for answer in answers] == words
+    assert [[len(p) for p in answer.tokens] for answer in answers] == [[], [], [3, 1], [2]]
+    assert [len(answer.images) for answer in answers] == [0, 0, 2, 1]
+    assert [len(answer.masks) for answer in answers] == [0, 2, 0, 1]
+    assert all(answer.finished for answer in answers)
+    config = model.config
+    drawn = [config.image_start_id, config.image_token_id, config.image_end_id]
+    # A picture has one <image>, however many tokens it has.
+    assert answers[3].ids[1:] == [*drawn, config.segment_id]
+    for answer in answers:
+        assert config.eos_token_id not in answer.ids
+        for image in answer.images:
+            assert image.shape == (3, 32, 32)
+            assert_close(image.clamp(0, 1), image, rtol=0, atol=0)
+    assert answers[1].masks[0].shape == (12, 10)
+    # The same word, said in other places.
+    assert not torch.allclose(answers[1].masks[0], answers[1].masks[1])
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_with_the_cache_as_without(model, processor, guidance):
+    runs = [
+        follow(model, processor, PROMPTS, SCRIPTS, guidance=guidance, use_cache=cached)
+        for cached in (True, False)
+    ]
+    for found, expected in zip(runs[0][0], runs[1][0], strict=True):
+        same(found, expected)
+    # A row that ended says nothing more, from whatever state.
+    lengths = [len(script) for script in Script(processor, *SCRIPTS)._rows]
+    for number, (found, expected) in enumerate(zip(runs[0][1], runs[1][1], strict=True)):
+        going = torch.tensor(lengths) >= number
+        assert_close(found[going], expected[going], **CLOSE)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_a_batch_is_its_rows(model, processor, guidance):
+    together, states = follow(model, processor, PROMPTS, SCRIPTS, guidance=guidance)
+    for i in range(len(PROMPTS)):
+        alone, own = follow(
+            model, processor, PROMPTS[i : i + 1], SCRIPTS[i : i + 1], first=i, guidance=guidance
+        )
+        same(alone[0], together[i])
+        for number, state in enumerate(own):
+            assert_close(states[number][i], state[0], **CLOSE)
+
+
+def test_guidance_and_prompts_change_what_is_drawn(model, processor):
+    scripts = SCRIPTS[2:3]
+    (plain,), _ = follow(model, processor, [DRAW], scripts)
+    (guided,), _ = follow(model, processor, [DRAW], scripts, guidance=3.0)
+    (other,), _ = follow(model, processor, [TEXT], scripts)
+    for different in (guided, other):
+        assert (different.tokens[0] - plain.tokens[0]).abs().max() > 1e-3
+
+
+def test_guidance_0_ignores_the_prompt(model, processor):
+    # All of what is drawn is then what would be drawn without the prompt.
+    runs = [
+        follow(model, processor, [chat], SCRIPTS[2:3], guidance=0.0)[0][0] for chat in (DRAW, EDIT)
+    ]
+    same(*runs)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_it_draws_from_the_states_that_it_learnt_from(model, processor, use_cache):
+    whole = processor([[*EDIT, message("assistant", picture(3))]])
+    output = model(**whole)
+    free = model(**whole, unconditional=torch.tensor([True]))
+    tokens, *expected = model.drawn(output)
+    asked = []
+
+    def sample(condition, unconditional, *args, **kwargs):
+        asked.append((condition, unconditional, kwargs["base"], kwargs["unconditional_base"]))
+        return tokens[len(asked) - 1 : len(asked)]
+
+    model.head.sample = sample
+    script = "<img>" + "<image>" * len(tokens) + "</img>"
+    (answer,), states = follow(
+        model, processor, [EDIT], [script], guidance=2.0, use_cache=use_cache
+    )
+    assert len(tokens) > 1
+    conditions, unconditional, *bases = zip(*asked, strict=True)
+    assert_close(torch.cat(conditions), expected[0], **CLOSE)
+    assert_close(torch.cat(unconditional), model.drawn(free)[1], **CLOSE)
+    if model.recall is None:
+        assert expected[1] is None and set(sum(bases, ())) == {None}
+    else:
+        assert_close(torch.cat(bases[0]), expected[1], **CLOSE)
+        assert_close(torch.cat(bases[1]), model.drawn(free)[2], **CLOSE)
+        # What the prompt shows is not there to be found.
+        assert expected[1][0].any() and not model.drawn(free)[2][0].any()
+    assert_close(answer.tokens[0], tokens, **CLOSE)
+    # From before <img> to before </s>.
+    assert_close(torch.cat(states), output.hidden[0, -len(states) - 1 : -1], **CLOSE)
+
+
+def test_words_are_the_likeliest(model, processor):
+    config = model.config
+    # A picture would need more than words, and the end comes too early.
+    barred = [config.image_start_id, config.image_end_id, config.image_token_id]
+    barred += [config.eos_token_id]
+    logits = model.logits
+    model.logits = lambda hidden: logits(hidden).index_fill(-1, torch.tensor(barred), -torch.inf)
+    (answer,) = model.generate(**prompt(processor, SEE), max_new_tokens=6, **FAST)
+    chat, expected = prompt(processor, SEE), []
+    for _ in range(6):
+        following = model.logits(model(**chat).hidden[0, -1]).argmax()
+        expected.append(int(following))
+        chat["input_ids"] = torch.cat([chat["input_ids"], following.view(1, 1)], 1)
+        chat["attention_mask"] = torch.ones_like(chat["input_ids"])
+    assert len(set(expected)) > 2
+    assert answer.ids == expected
+    assert not answer.finished
+
+
+def test_masks_are_those_of_the_whole_conversation(model, processor):
+    (answer,), _ = follow(model, processor, [SEE], ["[SEG] and [SEG]"])
+    whole = processor([[*SEE, message("assistant", MASK, "and", MASK)]])
+    expected = model.segment(model(**whole), (12, 10))[0].fine
+    assert_close(torch.stack(answer.masks), expected, **CLOSE)
+
+
+def test_shapes_have_length_1(model, processor):
+    (answer,), _ = follow(model, processor, [DRAW], SCRIPTS[2:3])
+    assert_close(answer.tokens[0][:, 19:].norm(dim=1), torch.ones(3))
+
+
+def likes(model, processor, *names):
+    """A model that says the first of these that it may."""
+    ids = processor.tokenizer.convert_tokens_to_ids(list(names))
+
+    def logits(hidden):
+        found = torch.zeros(len(hidden), len(processor.tokenizer))
+        found[:, ids] = torch.arange(len(ids), 0, -1).float()
+        return found
+
+    model.logits = logits
+    return ids
+
+
+def test_a_picture_ends_after_its_most_tokens(model, processor):
+    likes(model, processor, "<image>", "<img>")
+    for most, expected in ((2, 2), (None, 5)):
+        (answer,) = model.generate(
+            **prompt(processor, SEE), max_new_tokens=7, max_image_tokens=most, **FAST
+        )
+        assert len(answer.tokens[0]) == expected
+        config = model.config
+        drawn = [config.image_start_id, config.image_token_id, config.image_end_id]
+        assert answer.ids[:3] == drawn
+        assert not answer.finished
+
+
+def test_a_picture_has_at_least_one_token(model, processor):
+    likes(model, processor, "</img>", "<img>", "<image>")
+    (answer,) = model.generate(**prompt(processor, TEXT), max_new_tokens=3, **FAST)
+    config = model.config
+    assert answer.ids == [config.image_start_id, config.image_token_id, config.image_end_id]
+    assert [len(tokens) for tokens in answer.tokens] == [1]
+
+
+def test_within_a_picture_there_are_no_words(model, processor):
+    likes(model, processor, "<img>", "▁red", "</s>", "<image>", "</img>")
+    (answer,) = model.generate(**prompt(processor, TEXT), max_new_tokens=4, **FAST)
+    # Cut off in the middle, it is a picture of what is there.
+    assert [len(tokens) for tokens in answer.tokens] == [3] and len(answer.images) == 1
+    assert answer.ids[-1] == model.config.image_end_id
+
+
+def test_a_picture_without_tokens_that_was_cut_off_is_none(model, processor):
+    likes(model, processor, "<img>")
+    (answer,) = model.generate(**prompt(processor, TEXT), max_new_tokens=1, **FAST)
+    assert answer.tokens == [] and answer.images == []
+
+
+def test_segments_need_a_picture_in_the_prompt(model, processor):
+    segment, red = likes(model, processor, "[SEG]", "▁red")
+    answers = model.generate(**prompt(processor, TEXT, SEE), max_new_tokens=3, **FAST)
+    assert [answer.ids for answer in answers] == [[red] * 3, [segment] * 3]
+    assert [len(answer.masks) for answer in answers] == [0, 3]
+
+
+def test_pictures_have_the_size_that_was_asked_for(model, processor):
+    (answer,), _ = follow(model, processor, [DRAW], SCRIPTS[2:3], image_size=(48, 40))
+    assert [image.shape for image in answer.images] == [(3, 48, 40)] * 2
+
+
+class Words:
+    """Keeps what a streamer gets."""
+
+    def __init__(self):
+        self.got, self.ended = [], 0
+
+    def put(self, value):
+        self.got.append(value.flatten().tolist())
+
+    def end(self):
+        self.ended += 1
+
+
+def test_a_streamer_gets_the_prompt_and_each_word(model, processor):
+    streamer = Words()
+    (answer,), _ = follow(model, processor, [TEXT], SCRIPTS[:1], streamer=streamer)
+    asked = prompt(processor, TEXT)["input_ids"][0].tolist()
+    said = [[i] for i in answer.ids]
+    assert streamer.got == [asked, *said, [model.config.eos_token_id]]
+    assert streamer.ended == 1
+
+
+def test_without_noise_all_draw_the_same(model, processor):
+    options = {"scripts": SCRIPTS[2:3], "image_temperature": 0.0}
+    runs = [follow(model, processor, [DRAW], first=i, **options)[0][0] for i in (0, 9)]
+    same(*runs)
+    warm = follow(model, processor, [DRAW], SCRIPTS[2:3])[0][0]
+    assert (warm.tokens[0] - runs[0].tokens[0]).abs().max() > 1e-3
+
+
+def test_nothing_is_random_but_the_generators(model, processor):
+    options = {"temperature": 1.5, "max_new_tokens": 8}
+    batch = prompt(processor, TEXT, DRAW)
+    runs = [
+        [a.ids for a in model.generate(**batch, generators=seeded(2, first), **FAST, **options)]
+        for first in (0, 0, 7)
+    ]
+    assert runs[0] == runs[1] != runs[2]
+    # A row is drawn from its own generator only.
+    (alone,) = model.generate(**prompt(processor, DRAW), generators=seeded(1, 1), **FAST, **options)
+    assert alone.ids == runs[0][1]
+
+
+def test_temperature_and_top_p():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(4000, 4)
+    generators = [torch.Generator().manual_seed(0)] * 4000
+
+    def shares(temperature, top_p):
+        return _choose(logits, temperature, top_p, generators).bincount(minlength=4) / 4000
+
+    close = {"rtol": 0, "atol": 0.03}
+    assert shares(0, 1.0).tolist() == [1, 0, 0, 0]
+    assert_close(shares(1.0, 1.0), torch.tensor([0.5, 0.3, 0.15, 0.05]), **close)
+    squared = torch.tensor([0.25, 0.09, 0.0225, 0.0025])
+    assert_close(shares(0.5, 1.0), squared / squared.sum(), **close)
+    assert_close(shares(1.0, 0.7), torch.tensor([0.625, 0.375, 0, 0]), **close)
+    assert shares(1.0, 0.01).tolist() == [1, 0, 0, 0]
+    # Likelihoods need not come in order.
+    assert set(_choose(logits.flip(1), 1.0, 0.7, generators).tolist()) == {2, 3}
+
+
+def test_top_p_keeps_the_fewest_that_reach_it():
+    """Four words of probability 1/4, which is exact, as its multiples are."""
+    logits = torch.full((400, 6), -torch.inf)
+    logits[:, 1:5] = 0
+    generators = [torch.Generator().manual_seed(0)] * 400
+    for top_p, number in ((0.25, 1), (0.5, 2), (0.75, 3), (0.7501, 4), (1.0, 4)):
+        assert len(set(_choose(logits, 1.0, top_p, generators).tolist())) == number
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens: expected at least 1, got 0"),
+        ({"sampling_steps": 0}, "sampling_steps: expected at least 1, got 0"),
+        ({"temperature": -1.0}, "temperature: expected at least 0, got -1.0"),
+        ({"image_temperature": -1.0}, "image_temperature: expected at least 0, got -1.0"),
+        ({"top_p": 0.0}, "top_p: expected a number above 0 and up to 1, got 0.0"),
+        ({"top_p": 1.5}, "top_p: expected a number above 0 and up to 1, got 1.5"),
+        ({"generators": []}, "generators: expected one for each of 2, got 0"),
+        ({"streamer": Words()}, "streamer: expected a single conversation, got 2"),
+    ],
+)
+def test_arguments_that_do_not_fit(model, processor, options, expected):
+    with pytest.raises(ValueError, match=expected):
+        model.generate(**prompt(processor, TEXT, DRAW), **options)
+
+
+def test_pictures_must_match_their_places(model, processor):
+    batch = prompt(processor, SEE)
+    batch["pixel_values"] = batch["pixel_values"][:1]
+    with pytest.raises(ValueError, match="expected"):
+        model.generate(**batch)
+
+
+def test_a_head_without_units_draws_nothing(model, processor):
+    likes(model, processor, "<img>", "<image>")
+    model.head.fitted.fill_(False)
+    try:
+        with pytest.raises(RuntimeError, match="DiffusionHead: expected fit"):
+            model.generate(**prompt(processor, TEXT), **FAST)
+    finally:
+        model.head.fitted.fill_(True)
