@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         from setokim.training.memory_plan import plan
         from setokim.training.settings import load_settings
-        from setokim.training.stage2.stage import freeze
+        from setokim.training.stage2.model import freeze
     except ImportError as error:
         raise missing_package(error, "cli,model") from error
     try:

@@ -10,8 +10,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from setokim.training.losses import check_pictures
-
 # Below this squared length, features have no direction worth a gradient.
 _SHORTEST_SQUARED = 1e-8
 
@@ -118,7 +116,7 @@ class PerceptualLoss(nn.Module):
         Raises:
             ValueError: the shapes differ or are too small for the network.
         """
-        check_pictures(picture, target)
+        check_images(picture, target)
         with torch.no_grad():
             wanted = self.network(target.float())
         layers = zip(self.network(picture.float()), wanted, strict=True)
@@ -226,3 +224,13 @@ def _load_lpips(path: str | Path) -> dict[str, Tensor]:
         if name.startswith("lin") and not (tensors[name] >= 0).all():
             raise ValueError(f"path: expected no negative number in {name}, got {path}")
     return {name: tensor.float() for name, tensor in tensors.items()}
+
+
+def check_images(image: Tensor, target: Tensor) -> None:
+    """Raises a ValueError unless both are (B, 3, H, W), of one shape, with something in it."""
+    if image.dim() != 4 or image.shape[1] != 3 or not image.numel():
+        expected = "shape (B, 3, H, W) with B, H and W of at least 1"
+        raise ValueError(f"image: expected {expected}, got {tuple(image.shape)}")
+    if target.shape != image.shape:
+        expected = f"the shape of the image, {tuple(image.shape)}"
+        raise ValueError(f"target: expected {expected}, got {tuple(target.shape)}")

@@ -157,18 +157,19 @@ class Settings:
 
 
 def check_weights(losses: Any, besides: Sequence[str] = ()) -> None:
-    """Weights of losses are not negative, and not all 0.
+    """Raise an error unless no weight is negative and at least one is above 0.
 
     Args:
-        losses: a dataclass of them.
-        besides: names of its fields that are no weights.
+        losses: dataclass of weights; a field may hold weights by name.
+        besides: names of its fields that are not weights.
 
     Raises:
-        ValueError: they are.
+        ValueError: a weight is negative, or all are 0.
     """
     weights = {n: w for n, w in dataclasses.asdict(losses).items() if n not in besides}
+    weights |= {f"extra.{n}": w for n, w in weights.pop("extra", {}).items()}
     for name, weight in weights.items():
-        if weight < 0:
-            raise ValueError(f"losses.{name}: expected at least 0, got {weight}")
+        if not isinstance(weight, (int, float)) or not weight >= 0:
+            raise ValueError(f"losses.{name}: expected at least 0, got {weight!r}")
     if not any(weights.values()):
         raise ValueError("losses: expected at least one weight above 0, got none")

@@ -1,7 +1,6 @@
-"""What the tokens are trained for: pictures, a critic's opinion of them, words, and masks.
+"""Loss functions of stage 1: pixels, adversarial training and the contrastive loss.
 
-`contrastive_loss`, `adaptive_weight` and `mask_loss` talk to the other processes: all ranks call
-them together.
+`contrastive_loss` and `adaptive_weight` communicate: all processes call them together.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from setokim.evaluation.perceptual import check_images
 from setokim.utils.distributed import (
     gather_with_gradient,
     mean_over_ranks,
@@ -17,40 +17,29 @@ from setokim.utils.distributed import (
     sizes_over_ranks,
     world_size,
 )
-from setokim.vlm.segmentation import MaskLogits
 
 # Shorter vectors have no direction worth a gradient.
 _SHORTEST = 1e-6
 
 
-def pixel_loss(picture: Tensor, target: Tensor, l1: float = 1.0, l2: float = 1.0) -> Tensor:
+def pixel_loss(image: Tensor, target: Tensor, l1: float = 1.0, l2: float = 1.0) -> Tensor:
     """Mean absolute and mean squared difference of pixels, weighted and added.
 
     Args:
-        picture: (B, 3, H, W), about [0, 1].
+        image: (B, 3, H, W), about [0, 1].
         target: (B, 3, H, W) in [0, 1].
         l1: weight of the absolute difference.
         l2: weight of the squared difference.
 
     Returns:
-        Scalar float32; carries gradient of both pictures.
+        Scalar float32; carries gradient of both images.
 
     Raises:
-        ValueError: the pictures are empty, or the shapes differ.
+        ValueError: the images are empty, or the shapes differ.
     """
-    check_pictures(picture, target)
-    difference = picture.float() - target.float()
+    check_images(image, target)
+    difference = image.float() - target.float()
     return l1 * difference.abs().mean() + l2 * difference.square().mean()
-
-
-def check_pictures(picture: Tensor, target: Tensor) -> None:
-    """Raises a ValueError unless both are (B, 3, H, W), of one shape, with something in it."""
-    if picture.dim() != 4 or picture.shape[1] != 3 or not picture.numel():
-        expected = "shape (B, 3, H, W) with B, H and W of at least 1"
-        raise ValueError(f"picture: expected {expected}, got {tuple(picture.shape)}")
-    if target.shape != picture.shape:
-        expected = f"the shape of the picture, {tuple(picture.shape)}"
-        raise ValueError(f"target: expected {expected}, got {tuple(target.shape)}")
 
 
 def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -204,57 +193,6 @@ def contrastive_loss(
     columns = scale * concept_similarity(all_tokens, all_occupied, concepts, present).T
     own = rank() * batch + torch.arange(batch, device=tokens.device)  # (B,)
     return (F.cross_entropy(rows, own) + F.cross_entropy(columns, own)) / 2
-
-
-def mask_loss(
-    logits: MaskLogits, target: Tensor, bce: float = 1.0, dice: float = 1.0, clusters: float = 1.0
-) -> Tensor:
-    """Cross-entropy and Dice loss of masks, and the cross-entropy of the clusters they select.
-
-    Dice is 1 - (2 Σ p t + 1) / (Σ p + Σ t + 1) over the probabilities p and targets t of a mask's
-    pixels; the 1 keeps that of an empty target finite. A cluster's target is the share of it that
-    lies in the mask. All clusters of a picture count the same: those of small objects are chosen
-    as carefully as the background is left out, and the pixels weigh by size already.
-
-    The mean is over the masks of all ranks: each returns its own part, so that the mean over the
-    ranks, which DDP takes, is the loss of one process with all masks.
-
-    Args:
-        logits: of Q masks; Q may be 0, for a loss of 0 with its graph.
-        target: (Q, h, w), bool, or floating-point in [0, 1].
-        bce: weight of the pixels' cross-entropy.
-        dice: weight of the Dice loss.
-        clusters: weight of the clusters' cross-entropy.
-
-    Returns:
-        Scalar float32, whatever autocast says.
-
-    Raises:
-        ValueError: the target has another shape, or integers.
-    """
-    if target.shape != logits.fine.shape:
-        expected = f"the shape of the masks, {tuple(logits.fine.shape)}"
-        raise ValueError(f"target: expected {expected}, got {tuple(target.shape)}")
-    if target.dtype != torch.bool and not target.is_floating_point():
-        raise ValueError(f"target: expected bool or a floating-point dtype, got {target.dtype}")
-    number = mean_over_ranks(torch.tensor(float(len(target)), device=target.device))
-    fine, target = logits.fine.float(), target.float()
-    pixels = F.binary_cross_entropy_with_logits(fine, target, reduction="none").mean((1, 2))
-    share = fine.sigmoid()
-    both, either = (share * target).sum((1, 2)), (share + target).sum((1, 2))  # (Q,)
-    apart = 1 - (2 * both + 1) / (either + 1)
-
-    members = logits.memberships.detach().float()  # (Q, R, H, W)
-    patches = F.adaptive_avg_pool2d(target[:, None], members.shape[2:])  # (Q, 1, H, W)
-    sizes = members.sum((2, 3))  # (Q, R)
-    inside = ((members * patches).sum((2, 3)) / sizes.clamp(min=1e-12)).clamp(max=1)
-    there = sizes > 0
-    selection = F.binary_cross_entropy_with_logits(
-        logits.clusters.float(), inside, there.float(), reduction="none"
-    ).sum(1) / there.sum(1).clamp(min=1)  # (Q,)
-    total = (bce * pixels + dice * apart + clusters * selection).sum()
-    # Without a mask on any rank there is nothing to divide.
-    return total / number.clamp(min=1 / world_size())
 
 
 def _directions(vectors: Tensor, real: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 @contextlib.contextmanager
 def progress(
     steps: int, done: int, every: int, hidden: bool
-) -> Iterator[Callable[[Mapping[str, float]], None]]:
+) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
     """A bar on stderr, with lines of losses above it.
 
     Args:
@@ -26,17 +26,14 @@ def progress(
         hidden: show nothing.
 
     Yields:
-        A function to call with the losses of each step, `loss` among them.
+        A function to call with a step's number and losses, `loss` among them.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     console = Console(file=_MayBeGone(sys.stderr))
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden) as bar:
         task = bar.add_task("training", total=steps, completed=done)
-        step = done
 
-        def show(losses: Mapping[str, float]) -> None:
-            nonlocal step
-            step += 1
+        def show(step: int, losses: Mapping[str, float]) -> None:
             text = "  ".join(f"{k} {v:.4g}" for k, v in losses.items() if k != "loss")
             bar.update(task, completed=step, description=f"loss {losses['loss']:.4f}")
             if every and step % every == 0:

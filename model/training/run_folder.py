@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from setokim.training.base_settings import Settings
 from setokim.training.checkpoint import checkpoints, verify_checkpoint
 from setokim.training.logs import kept_length, open_log, sync_log, write_line
-from setokim.training.settings import Settings
 from setokim.training.state import TrainingState
 from setokim.utils.distributed import gather_objects, rank, together, world_size
 from setokim.utils.folder_lock import FolderInUseError, locked

@@ -1,9 +1,10 @@
-"""What the trainer asks of a stage of the training."""
+"""The interface between the trainer and a stage of the training."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +12,52 @@ import torch
 from torch import Tensor, nn
 
 from setokim.data import Dataset
-from setokim.training.base_settings import OptimizerSettings, Settings
+from setokim.training.base_settings import OptimizerSettings
+from setokim.training.engine import Engine
 from setokim.training.schedule import parameter_groups
+from setokim.training.step_losses import StepLosses
 
 Collate = Callable[[Sequence[Any]], dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class StageOutput:
+    """Output of a stage's forward pass.
+
+    Attributes:
+        losses: 0-dim losses by name, weighted, whose sum is minimised.
+        images: (B, 3, h, w) reconstructed images, for a stage that compares them further.
+    """
+
+    losses: dict[str, Tensor]
+    images: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TrainedModule:
+    """A module that a stage trains with an optimizer of its own, such as a discriminator.
+
+    Attributes:
+        module: the module, without what distributed training puts around it.
+        optimizer: optimizer of the module.
+    """
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+
+
 class Stage(nn.Module, ABC):
-    """A model with its losses, its figures and its files.
+    """A model with its losses, its metrics and its files.
 
     The constructor takes the settings, and draws weights from torch's random state alone.
     """
 
     @abstractmethod
-    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Losses of a batch.
+    def forward(self, batch: dict[str, Any]) -> StageOutput:
+        """Compute the losses of a batch.
 
         Args:
-            batch: of the collator, its tensors on the stage's device.
-
-        Returns:
-            0-dim losses, weighted, that are summed and minimised. `picture` (B, 3, h, w), for an
-            adversary, is no loss.
+            batch: output of the collator, its tensors on the stage's device.
         """
 
     @abstractmethod
@@ -69,6 +94,42 @@ class Stage(nn.Module, ABC):
 
         Args:
             dataset: for training.
+        """
+
+    def start(self, engine: Engine) -> dict[str, TrainedModule]:
+        """Make the modules that the stage trains beside itself; the stage has its optimizer then.
+
+        Args:
+            engine: engine of the run.
+
+        Returns:
+            Modules by name; their state is part of a checkpoint.
+        """
+        return {}
+
+    def accumulate(
+        self, engine: Engine, module: nn.Module, batch: dict[str, Any], step: int, last: bool
+    ) -> StepLosses:
+        """Add the gradients of one batch; a stage with further modules adds theirs too.
+
+        Args:
+            engine: engine of the run.
+            module: the stage, in what distributed training puts around it.
+            batch: output of the collator, its tensors on the stage's device.
+            step: number of steps taken before.
+            last: True for the last batch of the step.
+        """
+        with engine.synchronised(module, last):
+            losses = engine.forward(module, batch).losses
+            engine.backward(sum(losses.values()))
+        return StepLosses(losses)
+
+    def update(self, engine: Engine, step: int) -> None:
+        """Take an optimizer step with the further modules, after that of the stage itself.
+
+        Args:
+            engine: engine of the run.
+            step: number of steps taken before.
         """
 
     def visual_parts(self) -> Sequence[nn.Module]:
@@ -111,22 +172,6 @@ def _split(
             params = [p for p in group["params"] if (id(p) in known) == is_chosen]
             split.append({**group, "params": params, **own})
     return [group for group in split if group["params"]]
-
-
-def build_stage(settings: Settings) -> Stage:
-    """The stage that the settings are of, with weights from torch's random state.
-
-    Raises:
-        TypeError, ValueError: a setting does not fit.
-    """
-    # Each stage brings packages that the others do not need.
-    if settings.stage == 1:
-        from setokim.training.stage1.stage import Stage1
-
-        return Stage1(settings)
-    from setokim.training.stage2.stage import Instruct
-
-    return Instruct(settings)
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

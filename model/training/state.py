@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from setokim.data import Guarded
+from setokim.training.base_settings import Settings
 from setokim.training.checkpoint import open_checkpoint, rng_state, save_checkpoint, set_rng_state
 from setokim.training.nested import flatten_state, unflatten_state
+from setokim.training.parsing import from_plain
 from setokim.training.schedule import EMA
-from setokim.training.settings import Settings
 from setokim.training.shards import Shards, StoredTensor, rows_of
 from setokim.utils.distributed import gather_objects, own_part, together
 
@@ -103,7 +104,7 @@ class TrainingState:
         if not isinstance(old, dict) or "structure" not in state:
             expected = "a state with settings and structure"
             raise ValueError(f"{checkpoint}: expected {expected}, got keys {sorted(state)}")
-        changed = changed_settings(old, settings.to_dict())
+        changed = changed_settings(_with_defaults(old, settings), settings.to_dict())
         if changed:
             raise ValueError(
                 f"settings: expected those of {checkpoint}, got others of {', '.join(changed)}"
@@ -165,6 +166,15 @@ def _read_optimizer(state: dict, optimizer: torch.optim.Optimizer) -> dict:
 def _own(value: Any) -> Any:
     """Takes a tensor out of the file, whose space could not be freed while the run has it."""
     return value.clone() if isinstance(value, Tensor) and not isinstance(value, DTensor) else value
+
+
+def _with_defaults(old: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """Add the settings that a version after the checkpoint's brought, at their defaults."""
+    try:
+        return from_plain(type(settings), old).to_dict()
+    except (TypeError, ValueError):
+        # Of another stage: what differs is named by the comparison.
+        return old
 
 
 def changed_settings(old: dict[str, Any], new: dict[str, Any], where: str = "") -> list[str]:

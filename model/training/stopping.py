@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import torch
 
-from setokim.utils.distributed import sizes_over_ranks
+from setokim.utils.distributed import sizes_over_ranks, world_size
 
 # Windows has no SIGHUP.
 _SIGNALS = tuple(getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n))
@@ -35,6 +35,9 @@ class StopRequest:
         Args:
             device: one that the communication backend can use.
         """
+        if world_size() == 1:
+            # Without a tensor: reading it would wait for the device in every step.
+            return self._number
         return max(number for (number,) in sizes_over_ranks([self._number], device))
 
 

@@ -1,11 +1,10 @@
-"""The training loop: one process or many, accumulation, an adversary, exact resume."""
+"""The training loop: one process or many, accumulation of gradients, exact resume."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import json
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,23 +25,24 @@ from setokim.data import (
     Reading,
     build_dataset,
 )
+from setokim.training.base_settings import DataSettings, Settings
+from setokim.training.engine import Engine
 from setokim.training.logs import write_line
 from setokim.training.optimizers import build_optimizer
 from setokim.training.progress import commit, progress
 from setokim.training.run_folder import RunFolder
-from setokim.training.schedule import EMA, cosine_with_warmup
-from setokim.training.settings import DataSettings, OptimizerSettings, Settings
+from setokim.training.schedule import EMA
 from setokim.training.sharding import Sharded
-from setokim.training.stage import Stage, build_stage, to_device
-from setokim.training.stage1.adversary import build_adversary
+from setokim.training.stage import Stage, to_device
+from setokim.training.stages import build_stage
 from setokim.training.state import TrainingState
+from setokim.training.step_losses import NotFiniteError, PendingLosses, StepLosses
 from setokim.training.stopping import leave_signals_to_parent, stop_after, stop_requests
-from setokim.utils.distributed import mean_over_ranks, whole
+from setokim.utils.distributed import whole
 from setokim.utils.files import filling, replacing, write_file
 
-
-class NotFiniteError(RuntimeError):
-    """A loss is infinite or no number: the run has diverged, and no later step would help."""
+# Steps whose losses stay on the device at most.
+_MAX_PENDING = 100
 
 
 class Trainer:
@@ -91,11 +91,12 @@ class Trainer:
             stage.prepare(Counted(self.dataset))
         self._prepare(stage)
         self.ema = EMA(self.unwrapped, settings.ema)
-        size = getattr(self.collate, "size", None)
-        self.adversary = build_adversary(self.accelerator, settings, size)
+        self.engine = Engine(self.accelerator, settings, self.sharded)
+        self._others = self.unwrapped.start(self.engine)
         # The processes have the same weights now; what they draw from here on may differ.
         torch.manual_seed(settings.seed + 1 + self.accelerator.process_index)
         self.state = self._state()
+        self.losses = PendingLosses()
         self.step = 0
         if resume:
             with self.folder.held():
@@ -163,86 +164,73 @@ class Trainer:
             self.folder.losses_log(self.step) as file,
         ):
             while self.step < settings.steps:
-                losses = self._take_step(batches)
+                self.losses.add(self.step + 1, *self._take_step(batches))
                 self.step += 1
-                if self.main:
-                    write_line(file, {"step": self.step, **losses})
-                show(losses)
-                if self._due(every.log):
-                    self.accelerator.log(losses, self.step)
-                if self._due(every.evaluation) and self.step < settings.steps:
+                logged = self._due(every.log)
+                evaluates = self._due(every.evaluation) and self.step < settings.steps
+                last = self.step == settings.steps
+                draws = self._due(every.pictures) or (every.pictures > 0 and last)
+                if logged or evaluates or draws or len(self.losses) >= _MAX_PENDING:
+                    self._write_losses(file, show, logged)
+                if evaluates:
                     self._evaluate()
-                if self._due(every.pictures) or (every.pictures and self.step == settings.steps):
+                if draws:
                     self._draw()
                 stop = request.agreed(self.accelerator.device)
-                if stop or self._due(every.checkpoint) or self.step == settings.steps:
+                if stop or self._due(every.checkpoint) or last:
+                    self._write_losses(file, show)
                     self.folder.save(self.state, self.step, settings, file)
                 if stop:
                     self.accelerator.end_training()
                     stop_after(self.step, stop, quiet=not self.main)
 
-    def _take_step(self, batches) -> dict[str, float]:
-        settings, accelerator = self.settings, self.accelerator
-        adversary = self.adversary
-        if adversary is not None and self.step < settings.losses.adversarial_start:
-            adversary = None
-        sums: dict[str, Tensor] = {}
+    def _take_step(self, batches) -> tuple[StepLosses, Tensor]:
+        """Take one step; return its losses and the norm of its gradient, on the device."""
+        settings, stage = self.settings, self.unwrapped
+        losses = StepLosses()
         for part in range(settings.accumulation):
             batch, reading = next(batches)
             self.dataset.count(reading)
-            batch = to_device(batch, accelerator.device)
+            batch = to_device(batch, self.accelerator.device)
             last = part == settings.accumulation - 1
-            with self._synchronised(self.stage, last):
-                found = self._losses(batch)
-                picture = found.pop("picture", None)
-                if adversary is not None:
-                    last_layer = self.unwrapped.setok.detokenizer.last_layer
-                    loss = adversary.generator_loss(found, picture, last_layer)
-                    found["adversarial"] = loss
-                accelerator.backward(sum(found.values()) / settings.accumulation)
-            if adversary is not None:
-                with self._synchronised(adversary.module, last):
-                    found["discriminator"] = adversary.learn(batch["target"], picture.detach())
-            for name, value in found.items():
-                sums[name] = sums.get(name, 0) + value.detach() / settings.accumulation
+            found = stage.accumulate(self.engine, self.stage, batch, self.step, last)
+            losses.add(found, settings.accumulation)
         if self.sharded is not None:
             self.sharded.reduce()
-        norm = self._update(self.stage, self.optimizer, settings.optimizer, self._rates)
-        if adversary is not None:
-            start, own = settings.losses.adversarial_start, settings.discriminator
-            rates = [own.lr] * len(adversary.optimizer.param_groups)
-            self._update(adversary.module, adversary.optimizer, own, rates, start)
-        self.ema.update(self.unwrapped)
-        losses = {name: float(mean_over_ranks(value)) for name, value in sums.items()}
-        losses["loss"] = sum(value for name, value in losses.items() if name != "discriminator")
-        losses["gradient_norm"] = float(whole(norm))
-        if not all(map(math.isfinite, losses.values())):
-            raise NotFiniteError(f"step {self.step + 1}: a loss is not finite: {losses}")
-        return losses
+        norm = self.engine.update(
+            self.stage, self.optimizer, settings.optimizer, self._rates, self.step
+        )
+        stage.update(self.engine, self.step)
+        self.ema.update(stage)
+        return losses, whole(norm)
 
-    def _losses(self, batch: dict) -> dict[str, Tensor]:
-        if self.sharded is None:
-            return self.stage(batch)
-        # What `prepare` would have put into the module itself.
-        with self.accelerator.autocast():
-            return self.stage(batch)
+    def _write_losses(self, file, show, logged: bool = False) -> None:
+        """Write the losses of all steps since the last call.
 
-    def _update(
-        self, module, optimizer, settings: OptimizerSettings, rates: list[float], start: int = 0
-    ) -> Tensor:
-        norm = self.accelerator.clip_grad_norm_(module.parameters(), settings.clip)
-        total = max(self.settings.steps - start, settings.warmup)
-        factor = cosine_with_warmup(self.step - start, settings.warmup, total, settings.least)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * factor
-        optimizer.step()
-        optimizer.zero_grad()
-        return norm
+        Args:
+            file: file of the losses, in the first process.
+            show: function that updates the terminal.
+            logged: True to give the last step's losses to the tracker too.
 
-    def _synchronised(self, module: nn.Module, last: bool):
-        """Whole gradients travel between processes once for each step, their shares at once."""
-        wait = self.sharded is None and not last
-        return self.accelerator.no_sync(module) if wait else contextlib.nullcontext()
+        Raises:
+            NotFiniteError: one is not finite; those before are written.
+        """
+        try:
+            lines = self.losses.take()
+        except NotFiniteError as error:
+            if self.main:
+                for line in error.before:
+                    write_line(file, line)
+            raise
+        if not lines:
+            return
+        if self.main:
+            for line in lines:
+                write_line(file, line)
+        losses = {name: value for name, value in lines[-1].items() if name != "step"}
+        show(self.step, losses)
+        if logged:
+            self.accelerator.log(losses, self.step)
 
     @contextlib.contextmanager
     def _averaged(self):
@@ -301,10 +289,10 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _state(self) -> TrainingState:
-        modules, optimizers = {"stage": self.unwrapped}, {"stage": self.optimizer}
-        if self.adversary is not None:
-            modules["discriminator"] = self.adversary.unwrapped
-            optimizers["discriminator"] = self.adversary.optimizer
+        modules: dict[str, nn.Module] = {"stage": self.unwrapped}
+        optimizers = {"stage": self.optimizer}
+        for name, other in self._others.items():
+            modules[name], optimizers[name] = other.module, other.optimizer
         return TrainingState(self.accelerator, modules, optimizers, self.ema, self.dataset)
 
     def _export(self, metrics: dict) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, PretrainedConfig
 
@@ -36,9 +36,13 @@ class SetokimConfig(PretrainedConfig):
         recall_width: of the attention by which the diffusion head finds earlier visual tokens; None
             for a head that has the state before the token alone.
         lora: None, or {"rank", "alpha", "dropout", "targets"} of adapters in the language model.
+        loss_weights: weights of the training losses by name; None for 1 of text, diffusion and
+            mask each.
     """
 
     model_type = "setokim"
+    # transformers' Trainer gathers the rest of an output when it evaluates: tensors alone.
+    keys_to_ignore_at_inference: ClassVar = ["losses", "spliced", "visual", "packed", "seen"]
 
     def __init__(
         self,
@@ -60,6 +64,7 @@ class SetokimConfig(PretrainedConfig):
         answer_order: str = "own",
         recall_width: int | None = None,
         lora: dict[str, Any] | None = None,
+        loss_weights: dict[str, float] | None = None,
         **kwargs,
     ):
         """Checks the fields against one another.
@@ -85,6 +90,9 @@ class SetokimConfig(PretrainedConfig):
         self.answer_order = answer_order
         self.recall_width = recall_width
         self.lora = lora
+        self.loss_weights = (
+            {"text": 1.0, "diffusion": 1.0, "mask": 1.0} if loss_weights is None else loss_weights
+        )
         self._check()
         super().__init__(eos_token_id=eos_token_id, **kwargs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,10 +23,11 @@ from setokim.tokenizer.token_statistics import token_blocks
 from setokim.vlm.configuration_setokim import SetokimConfig
 from setokim.vlm.diffusion_head import DiffusionHead
 from setokim.vlm.lora import add_lora, base_of
-from setokim.vlm.losses import Losses, SetokimOutput
+from setokim.vlm.losses import LossContext, compute_losses
 from setokim.vlm.multimodal_inputs import Spliced, prompt_places, splice
+from setokim.vlm.outputs import SetokimOutput
 from setokim.vlm.pointer_head import Memory, Recall
-from setokim.vlm.processing_setokim import SetokimProcessor
+from setokim.vlm.processing_setokim import IGNORED, SetokimProcessor
 from setokim.vlm.segmentation import MaskLogits, SegmentationHead
 from setokim.vlm.token_order import follow, pictures_before
 
@@ -33,7 +35,7 @@ from setokim.vlm.token_order import follow, pictures_before
 _ROWS = ("tokens", "images", "rows", "sizes", "seeds", "seed_positions", "centroids")
 
 
-class SetokimModel(Losses, PreTrainedModel):
+class SetokimModel(PreTrainedModel):
     """Any causal language model, with the visual tokenizer before and three heads behind it.
 
     Pictures become visual tokens in the places of `<image>`. The language model's head says what
@@ -184,26 +186,38 @@ class SetokimModel(Losses, PreTrainedModel):
         attention_mask: Tensor,
         pixel_values: Tensor | VisualTokens,
         labels: Tensor | None = None,
+        masks: Tensor | None = None,
         unconditional: Tensor | None = None,
         max_length: int | None = None,
+        loss_weights: Mapping[str, float] | None = None,
+        diffusion_repeats: int = 4,
+        diffusion_noisiest: int = 0,
     ) -> SetokimOutput:
-        """One pass over whole conversations.
+        """Run whole conversations through the model, with their losses where there are labels.
 
         Args:
-            input_ids: (B, L) int64 with one `<image>` for each picture, of `SetokimProcessor`.
+            input_ids: (B, L) int64 with one `<image>` for each image, of `SetokimProcessor`.
             attention_mask: (B, L), 0 in padding, which may be on either side.
-            pixel_values: (M, 3, H, W) of all pictures in the order of their `<image>`, or the
-                tokens that `self.setok` has made of them.
-            labels: (B, L) int64, -100 where nothing is learnt.
-            unconditional: (B,) bool, rows that shall be drawn without what was asked: nothing of
-                their prompt but its last place is seen.
-            max_length: longest row with visual tokens in it.
+            pixel_values: (M, 3, H, W) of all images in the order of their `<image>`, or their
+                visual tokens by `self.setok`.
+            labels: (B, L) int64, -100 where nothing is trained. Without labels no loss is computed.
+            masks: (K, h, w) bool or floating-point targets of all `[SEG]` in `labels`, in order.
+            unconditional: (B,) bool, rows whose images are generated without their prompt, for
+                classifier-free guidance: of the prompt only its last position is seen.
+            max_length: max length of a row, visual tokens included.
+            loss_weights: weights by names of `setokim.vlm.losses.LOSSES`; a loss of weight 0 is not
+                computed. None for `config.loss_weights`, without the mask loss where there are no
+                masks.
+            diffusion_repeats: number of timesteps and noise samples for each visual token.
+            diffusion_noisiest: number of these at the last timestep.
 
         Returns:
-            States and what they belong to: what `text_loss`, `diffusion_loss` and `segment` read.
+            Hidden states, and with labels `loss`, which carries gradient, and its parts `losses`.
 
         Raises:
-            ValueError: pictures and `<image>` do not match, or `max_length` halves a picture.
+            ValueError: images and `<image>` do not match, `max_length` cuts an image in two, or a
+                loss is unknown or lacks its targets.
+            RuntimeError: the diffusion loss has a weight, and `head.fit` was not called.
         """
         spliced, visual, packed = self.read(
             input_ids, attention_mask, pixel_values, labels, max_length
@@ -215,7 +229,57 @@ class SetokimModel(Losses, PreTrainedModel):
         embeddings = self.embed(spliced.ids, spliced.visual, packed.tokens)
         positions = (seen.cumsum(1) - 1).clamp(min=0)
         hidden = self.decode(embeddings, seen, positions, use_cache=False).last_hidden_state
-        return SetokimOutput(hidden, spliced, visual, packed, seen)
+        output = SetokimOutput(
+            last_hidden_state=hidden, spliced=spliced, visual=visual, packed=packed, seen=seen
+        )
+        if labels is None:
+            return output
+        if loss_weights is None:
+            loss_weights = self.config.loss_weights
+            if masks is None:
+                loss_weights = {**loss_weights, "mask": 0.0}
+        context = LossContext(self, output, masks, diffusion_repeats, diffusion_noisiest)
+        output.losses = compute_losses(context, loss_weights)
+        if output.losses:
+            output.loss = sum(loss_weights[name] * loss for name, loss in output.losses.items())
+        return output
+
+    def generated_tokens(self, output: SetokimOutput) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the visual tokens that the assistant generates, with their conditions.
+
+        Args:
+            output: output of `forward` with labels.
+
+        Returns:
+            (S, token_dim) without gradient, then the two values of `conditions`.
+        """
+        spliced = output.spliced
+        rows, places = ((spliced.visual >= 0) & (spliced.labels != IGNORED)).nonzero().unbind(1)
+        tokens = output.packed.tokens.detach()[spliced.visual[rows, places]]
+        read = spliced.ids, spliced.visual, output.packed.tokens, output.seen
+        memory = self.memory(output.last_hidden_state, *read)
+        states = output.last_hidden_state[rows, places - 1]
+        return tokens, *self.conditions(states, rows, places - 1, memory)
+
+    def segment(self, output: SetokimOutput, size: tuple[int, int]) -> tuple[MaskLogits, Tensor]:
+        """Return the mask of each `[SEG]` in the labels.
+
+        Args:
+            output: output of `forward` with labels.
+            size: height and width of the masks in pixels.
+
+        Returns:
+            Logits of Q masks, and (Q,) the index of each among the batch's `[SEG]`: `max_length`
+            may have cut some off.
+
+        Raises:
+            ValueError: there is no image before one of them.
+        """
+        rows, places = (output.spliced.segment >= 0).nonzero().unbind(1)
+        images = output.spliced.image[rows, places]
+        states = output.last_hidden_state[rows, places]
+        masks = self.masks(states, output.visual, images, size)
+        return masks, output.spliced.segment[rows, places]
 
     def memory(
         self, hidden: Tensor, ids: Tensor, visual: Tensor, tokens: Tensor, seen: Tensor

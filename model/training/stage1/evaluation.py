@@ -1,49 +1,60 @@
-"""Held-out figures of stage 1."""
+"""Held-out metrics of stage 1."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from setokim.data import Dataset, Sample
 from setokim.evaluation import metrics
 from setokim.tokenizer.modeling_setok import VisualTokens
+from setokim.training.stage import Collate
+from setokim.training.stage1.losses import LossSettings
 
-# Stage 1 calls these functions.
-if TYPE_CHECKING:
-    from setokim.training.stage1.stage import Stage1, Stage1Collator
+
+class Evaluated(Protocol):
+    """The parts of stage 1 that its metrics read."""
+
+    losses: LossSettings
+    setok: nn.Module
+
+    def similarity(self, tokens: Tensor, occupied: Tensor, words: Tensor) -> Tensor:
+        """Return the similarity of each image and each text."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Return the parameters; the first one's device is that of the stage."""
 
 
 def evaluate(
-    stage: Stage1, collate: Stage1Collator, held_out: Dataset, batch_size: int
+    stage: Evaluated, collate: Collate, held_out: Dataset, batch_size: int
 ) -> dict[str, float | None]:
-    """Reconstruction, clusters against true objects, and retrieval, over all of a data set.
+    """Measure reconstruction, clusters against true objects, and retrieval on a data set.
 
     Args:
-        stage: in evaluation mode or not; it has no layers that care.
-        collate: of its batches.
-        held_out: samples it was not trained on.
-        batch_size: samples at once.
+        stage: stage 1, in training or in evaluation mode: it has no dropout.
+        collate: collate function of the stage.
+        held_out: samples that are not trained on.
+        batch_size: number of samples in a batch.
 
     Returns:
-        `psnr` in dB; `sharpness`, of what is drawn over that of the pictures; `tokens`, the mean
-        number; where there are texts `recall_at_1` and `recall_at_1_chance`, of finding a picture's
-        text among all. With true masks also `fg_ari`, `best_overlap_iou`, and
-        `token_object_correlation` (Pearson, of the numbers of both). None for what is no finite
-        number, which JSON cannot hold: the correlation where one of the numbers is the same
-        throughout, the PSNR where a picture is right in every bit.
+        `psnr` in dB; `sharpness`, that of the reconstructions over that of the images; `tokens`,
+        the mean number of tokens of an image; with texts `recall_at_1` and `recall_at_1_chance` of
+        retrieving an image's text among all. With true masks also `fg_ari`, `best_overlap_iou`, and
+        `token_object_correlation` (Pearson correlation of both counts). A metric that is not finite
+        is None, as JSON has no such number: the correlation where one of the counts is the same
+        throughout, the PSNR of a reconstruction without error.
     """
     psnr, sharpness, token_counts, object_counts, ari, overlap = [], [], [], [], [], []
     images, words = [], []
-    for samples, batch, visual, picture in drawn(stage, collate, held_out, batch_size):
+    for samples, batch, visual, image in reconstructed(stage, collate, held_out, batch_size):
         target = batch["target"]
-        psnr += metrics.psnr(picture.clamp(0, 1), target).tolist()
-        sharpness.append(metrics.sharpness(picture.clamp(0, 1), target))
+        psnr += metrics.psnr(image.clamp(0, 1), target).tolist()
+        sharpness.append(metrics.sharpness(image.clamp(0, 1), target))
         counts = visual.occupied.sum(1).tolist()
         token_counts += counts
         labels = visual.labels.unflatten(1, visual.grid).cpu()  # (B, h, w)
@@ -73,21 +84,23 @@ def evaluate(
 
 
 @torch.no_grad()
-def drawn(
-    stage: Stage1, collate: Stage1Collator, dataset: Dataset, batch_size: int
+def reconstructed(
+    stage: Evaluated, collate: Collate, dataset: Dataset, batch_size: int
 ) -> Iterator[tuple[Sequence[Sample], dict[str, Tensor], VisualTokens, Tensor]]:
-    """Each batch of a data set with its tokens and the pictures drawn from them."""
+    """Yield each batch of a data set with its visual tokens and reconstructed images."""
     device = next(stage.parameters()).device
     for start in range(0, len(dataset), batch_size):
         samples = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
         batch = {name: value.to(device) for name, value in collate(samples).items()}
-        visual, picture = stage.setok(batch["pixels"])
-        yield samples, batch, visual, picture.float()
+        visual, image = stage.setok(batch["pixels"])
+        yield samples, batch, visual, image.float()
 
 
 @torch.no_grad()
-def _all_pairs(stage: Stage1, images: list[tuple[Tensor, Tensor]], words: list[Tensor]) -> Tensor:
-    """(n, n) similarities of all images and all texts."""
+def _all_pairs(
+    stage: Evaluated, images: list[tuple[Tensor, Tensor]], words: list[Tensor]
+) -> Tensor:
+    """Return the (n, n) similarities of all images and all texts."""
     return torch.cat(
         [torch.cat([stage.similarity(*image, ids) for ids in words], 1) for image in images]
     )

@@ -1,37 +1,33 @@
-"""Sheets of what a model sees and draws."""
+"""Image sheets of stage 1: reconstructions and clusters."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from setokim.data import Dataset
-from setokim.training.stage1.evaluation import drawn
+from setokim.training.stage import Collate
+from setokim.training.stage1.evaluation import Evaluated, reconstructed
 from setokim.utils.palette import palette
-
-# Stage 1 calls these functions.
-if TYPE_CHECKING:
-    from setokim.training.stage1.stage import Stage1, Stage1Collator
 
 _CELL = 128
 _GAP = 4
 _SAMPLES = 12
 
 
-def draw_samples(stage: Stage1, collate: Stage1Collator, held_out: Dataset, path: Path) -> None:
-    """Writes a PNG: for each of the first samples the picture, its drawing, its clusters, truth.
+def draw_samples(stage: Evaluated, collate: Collate, held_out: Dataset, path: Path) -> None:
+    """Write a PNG: for each of the first samples the image, its reconstruction, clusters, truth.
 
     Args:
-        stage: the model.
-        collate: of its batches.
-        held_out: the samples.
-        path: of the file; its folder is made.
+        stage: stage 1.
+        collate: collate function of the stage.
+        held_out: samples.
+        path: path of the PNG; its folder is made.
     """
     columns = []
-    for samples, batch, visual, picture in drawn(stage, collate, held_out, _SAMPLES):
+    for samples, batch, visual, picture in reconstructed(stage, collate, held_out, _SAMPLES):
         labels = visual.labels.unflatten(1, visual.grid).cpu().numpy()
         rows = zip(samples, batch["target"], picture.clamp(0, 1), labels, strict=True)
         for sample, target, drawing, own in rows:

@@ -1,4 +1,4 @@
-"""Stage 1 of the paper: the tokenizer and the detokenizer learn from pictures and their texts."""
+"""Stage 1 of the paper: trains tokenizer and detokenizer on images and their texts."""
 
 from __future__ import annotations
 
@@ -21,21 +21,24 @@ from setokim.tokenizer.encoders import PATCH_STATISTICS
 from setokim.tokenizer.modeling_setok import SetokModel, VisualTokens
 from setokim.tokenizer.shapelets import unit_shapes
 from setokim.tokenizer.token_statistics import channel_units, token_blocks
-from setokim.training.losses import concept_similarity, contrastive_loss, pixel_loss
-from setokim.training.settings import LossSettings, Stage1Settings
-from setokim.training.stage import Stage
+from setokim.training.engine import Engine
+from setokim.training.losses import concept_similarity
+from setokim.training.stage import Stage, StageOutput, TrainedModule
+from setokim.training.stage1.adversary import Adversary
 from setokim.training.stage1.evaluation import evaluate
+from setokim.training.stage1.losses import LossContext, LossSettings, compute_losses
 from setokim.training.stage1.samples import draw_samples
+from setokim.training.stage1.settings import Stage1Settings
+from setokim.training.step_losses import StepLosses
 from setokim.training.text_encoder import build_text_encoder
 
 # exp(-log_scale) is the temperature that contrastive models start from (Radford et al., 2021).
 _FIRST_SCALE = math.log(1 / 0.07)
 TEXT_FILE = "text.safetensors"
-_MOST_SCALE = math.log(100.0)
 
 
 class Stage1(Stage):
-    """The model, its text side, and the losses that need no adversary.
+    """The tokenizer and detokenizer, the text encoder beside them, and their discriminator.
 
     Args:
         settings: of the run.
@@ -43,7 +46,10 @@ class Stage1(Stage):
 
     def __init__(self, settings: Stage1Settings):
         super().__init__()
+        self.settings = settings
         self.losses, self.token_noise = settings.losses, settings.token_noise
+        # Made by `start`. It is no submodule: its weights are not the model's.
+        self.adversary: Adversary | None = None
         self.setok = build_model(settings.model)
         self.text = build_text_encoder(
             settings.text_encoder, self.setok.config.concept_dim, settings.trust_remote_code
@@ -52,34 +58,65 @@ class Stage1(Stage):
         self.perceptual = build_perceptual(settings.losses, self.setok)
         self._freeze_what_nothing_trains()
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Draws the pictures of a batch again and compares.
+    def forward(self, batch: dict[str, Tensor]) -> StageOutput:
+        """Reconstruct the images of a batch and compare them with their targets.
 
         Args:
-            batch: of `Stage1Collator`.
+            batch: output of `Stage1Collator`.
 
         Returns:
-            `picture` (B, 3, h, w), and 0-dim losses, weighted: `pixel`, `perceptual`,
-            `contrastive`, as far as their weights are not 0.
+            0-dim losses, weighted, by the names of `LOSSES`, none of weight 0; and the images
+            (B, 3, h, w).
         """
-        weights, target = self.losses, batch["target"]
         visual = self.setok.tokenize(batch["pixels"])
         tokens = self._noisy(visual) if self.training and self.token_noise else visual.tokens
-        picture = self.setok.detokenizer(tokens, visual.occupied).float()
-        found = {"picture": picture}
-        if weights.l1 or weights.l2:
-            found["pixel"] = pixel_loss(picture, target, weights.l1, weights.l2)
-        if weights.perceptual:
-            found["perceptual"] = weights.perceptual * self.perceptual(picture, target)
-        if weights.contrastive:
-            concepts, present = self.text(batch["words"])
-            images = self.setok.to_concept(visual.tokens).float()
-            # The parameter itself, as CLIP does: a clamp in the graph would hold it at the limit.
-            self.log_scale.data.clamp_(max=_MOST_SCALE)
-            sets = (images, visual.occupied, concepts.float(), present)
-            loss = contrastive_loss(*sets, self.log_scale)
-            found["contrastive"] = weights.contrastive * loss
-        return found
+        images = self.setok.detokenizer(tokens, visual.occupied).float()
+        context = LossContext(
+            self.losses,
+            self.setok,
+            self.text,
+            self.log_scale,
+            self.perceptual,
+            visual,
+            images,
+            batch["target"],
+            batch["words"],
+        )
+        return StageOutput(compute_losses(context), images)
+
+    def start(self, engine: Engine) -> dict[str, TrainedModule]:
+        """Make the discriminator, where adversarial training has a weight."""
+        if not self.losses.adversarial:
+            return {}
+        config = self.setok.config
+        size = tuple(side * config.decoder_patch_size for side in config.decoder_grid)
+        self.adversary = Adversary(engine, self.settings, size)
+        unwrapped = self.adversary.unwrapped
+        return {"discriminator": TrainedModule(unwrapped, self.adversary.optimizer)}
+
+    def accumulate(
+        self, engine: Engine, module: nn.Module, batch: dict[str, Tensor], step: int, last: bool
+    ) -> StepLosses:
+        """Add the gradients of one batch, and of the discriminator once it has begun."""
+        adversary = self.adversary
+        if adversary is None or step < self.losses.adversarial_start:
+            return super().accumulate(engine, module, batch, step, last)
+        with engine.synchronised(module, last):
+            output = engine.forward(module, batch)
+            losses = dict(output.losses)
+            last_layer = self.setok.detokenizer.last_layer
+            losses["adversarial"] = adversary.generator_loss(losses, output.images, last_layer)
+            engine.backward(sum(losses.values()))
+        with engine.synchronised(adversary.module, last):
+            others = {
+                "discriminator": adversary.accumulate(batch["target"], output.images.detach())
+            }
+        return StepLosses(losses, others)
+
+    def update(self, engine: Engine, step: int) -> None:
+        """Take an optimizer step with the discriminator once it has begun."""
+        if self.adversary is not None and step >= self.losses.adversarial_start:
+            self.adversary.update(step)
 
     def collator(self) -> Stage1Collator:
         """For batches of this model."""

@@ -6,26 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from setokim.training.base_settings import Settings, check_weights
+from setokim.training.stage2.losses import InstructLossSettings
 
 # Of stages 2 and 3; the projectors and the heads learn in any case.
 TRAINED_PARTS = ("llm", "tokenizer", "detokenizer")
-
-
-@dataclass(frozen=True)
-class InstructLossSettings:
-    """Weights of the losses of stages 2 and 3; one of weight 0 is not computed.
-
-    Attributes:
-        text: of the next word.
-        diffusion: of the visual tokens that are drawn.
-        mask: of the masks that are asked for.
-        reconstruction: of pictures by the detokenizer.
-    """
-
-    text: float = 1.0
-    diffusion: float = 1.0
-    mask: float = 1.0
-    reconstruction: float = 0.0
 
 
 @dataclass(frozen=True)

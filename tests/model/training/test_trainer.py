@@ -152,9 +152,9 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path, train):
     for start in (0, 4):
         halves = [range(start, start + 2), range(start + 2, start + 4)]
         for indices in halves:
-            apart.append(stage(collate([world[i] for i in indices]))["contrastive"].item())
+            apart.append(stage(collate([world[i] for i in indices])).losses["contrastive"].item())
         batch = collate([world[i] for i in range(start, start + 4)])
-        together.append(stage(batch)["contrastive"].item())
+        together.append(stage(batch).losses["contrastive"].item())
     two = losses_of(tmp_path / "two")[0]["contrastive"]
     assert two == pytest.approx(np.mean(together), rel=1e-5)
     # Of half as many candidates the right one is found more easily: log 2 against log 4.
@@ -196,7 +196,7 @@ def test_learning_rates_go_up_and_down(build):
 
     def noting(batches):
         losses = take_step(batches)
-        optimizers = (trainer.optimizer, trainer.adversary.optimizer)
+        optimizers = (trainer.optimizer, trainer.unwrapped.adversary.optimizer)
         rates.append([{group["lr"] for group in o.param_groups} for o in optimizers])
         return losses
 
@@ -228,7 +228,7 @@ def test_the_discriminators_rates_and_clip_are_its_own(build):
         optimizer.step = noting
 
     note("model", trainer.optimizer)
-    note("discriminator", trainer.adversary.optimizer)
+    note("discriminator", trainer.unwrapped.adversary.optimizer)
     trainer.train()
     rates, norms = zip(*seen["discriminator"], strict=True)
     # Of the four steps from its first on, two up and two down: half of them, all, all, half.
@@ -285,16 +285,16 @@ def test_weight_0_switches_a_loss_off(tmp_path, build, monkeypatch, off, absent,
 
     computed_by = {
         "adversarial": ["adversary.PatchDiscriminator", "adversary.adaptive_weight"],
-        "perceptual": ["stage1.PerceptualLoss.pyramid"],
-        "contrastive": ["stage1.contrastive_loss", "evaluation._all_pairs"],
+        "perceptual": ["stage.PerceptualLoss.pyramid"],
+        "contrastive": ["losses.contrastive_loss", "evaluation._all_pairs"],
     }
     names = [name for loss in off for name in computed_by.get(loss, [])]
-    for name in [*names, *(["stage1.pixel_loss"] if "l1" in off else [])]:
-        monkeypatch.setattr(f"setokim.training.{name}", refuse)
+    for name in [*names, *(["losses.pixel_loss"] if "l1" in off else [])]:
+        monkeypatch.setattr(f"setokim.training.stage1.{name}", refuse)
     trainer = build("out", *(f"losses.{name}=0" for name in off))
     if "contrastive" in off:
         monkeypatch.setattr(trainer.unwrapped.text, "forward", refuse)
-    assert (trainer.adversary is None) == ("adversarial" in off)
+    assert (trainer.unwrapped.adversary is None) == ("adversarial" in off)
     assert (trainer.unwrapped.perceptual is None) == ("perceptual" in off)
     before = {n: p.detach().clone() for n, p in trainer.unwrapped.named_parameters()}
     metrics = trainer.train()
@@ -310,7 +310,7 @@ def test_weight_0_switches_a_loss_off(tmp_path, build, monkeypatch, off, absent,
 def test_the_adversary_starts_at_its_step(tmp_path, build):
     trainer = build("out", "losses.adversarial_start=2")
     # A bias may stay: where no margin is reached, real and drawn pictures pull alike.
-    matrices = [p for p in trainer.adversary.module.parameters() if p.dim() > 1]
+    matrices = [p for p in trainer.unwrapped.adversary.module.parameters() if p.dim() > 1]
     before = [p.detach().clone() for p in matrices]
     stop_at(trainer, 3)
     assert all(map(torch.equal, matrices, before))
@@ -324,19 +324,19 @@ def test_the_adversary_starts_at_its_step(tmp_path, build):
 def test_the_generator_leaves_the_discriminator_alone(build):
     trainer = build("out")
     batch, _ = next(iter(trainer._loader()))
-    found = trainer.stage(batch)
-    picture = found.pop("picture")
+    output = trainer.stage(batch)
+    found, picture = output.losses, output.images
     last_layer = trainer.unwrapped.setok.detokenizer.last_layer
-    loss = trainer.adversary.generator_loss(found, picture, last_layer)
+    loss = trainer.unwrapped.adversary.generator_loss(found, picture, last_layer)
     loss.backward(retain_graph=True)
-    parameters = list(trainer.adversary.module.parameters())
+    parameters = list(trainer.unwrapped.adversary.module.parameters())
     assert all(p.grad is None and p.requires_grad for p in parameters)
     # Balanced: weight 0.5 times as strong as the reconstruction, up to the eps of the balance.
     adversarial = last_layer.grad.norm().clone()
     reconstruction = found["pixel"] + found["perceptual"]
     (own,) = torch.autograd.grad(reconstruction, last_layer)
     assert adversarial.item() == pytest.approx(0.5 * own.norm().item(), rel=0.02)
-    trainer.adversary.learn(batch["target"], picture.detach())
+    trainer.unwrapped.adversary.accumulate(batch["target"], picture.detach())
     assert all(p.grad is not None for p in parameters)
     assert torch.equal(last_layer.grad.norm(), adversarial)
 
@@ -471,7 +471,7 @@ def test_bfloat16_trains_and_resumes(tmp_path, build, train):
         seen = []
         layer = trainer.unwrapped.setok.merger
         hook = layer.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
-        assert trainer.stage(batch)["pixel"].dtype == torch.float32
+        assert trainer.stage(batch).losses["pixel"].dtype == torch.float32
         hook.remove()
         assert seen == [True]
         stop_at(build("stopped", *WHOLE, "precision=bf16"), 6)
@@ -488,7 +488,10 @@ def test_what_would_fail_late_fails_early(build):
         ValueError, match=r"^model: expected sides of at least 24 pixels .*, got \(16, 16\)$"
     ):
         build("out", "model.decoder_patch_size=4")
-    assert build("out", "model.decoder_patch_size=4", "losses.adversarial=0").adversary is None
+    assert (
+        build("out", "model.decoder_patch_size=4", "losses.adversarial=0").unwrapped.adversary
+        is None
+    )
 
 
 def test_a_run_without_a_commit(monkeypatch):

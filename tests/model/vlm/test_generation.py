@@ -141,7 +141,7 @@ def test_it_draws_from_the_states_that_it_learnt_from(model, processor, use_cach
     whole = processor([[*EDIT, message("assistant", picture(3))]])
     output = model(**whole)
     free = model(**whole, unconditional=torch.tensor([True]))
-    tokens, *expected = model.drawn(output)
+    tokens, *expected = model.generated_tokens(output)
     asked = []
 
     def sample(condition, unconditional, *args, **kwargs):
@@ -156,17 +156,17 @@ def test_it_draws_from_the_states_that_it_learnt_from(model, processor, use_cach
     assert len(tokens) > 1
     conditions, unconditional, *bases = zip(*asked, strict=True)
     assert_close(torch.cat(conditions), expected[0], **CLOSE)
-    assert_close(torch.cat(unconditional), model.drawn(free)[1], **CLOSE)
+    assert_close(torch.cat(unconditional), model.generated_tokens(free)[1], **CLOSE)
     if model.recall is None:
         assert expected[1] is None and set(sum(bases, ())) == {None}
     else:
         assert_close(torch.cat(bases[0]), expected[1], **CLOSE)
-        assert_close(torch.cat(bases[1]), model.drawn(free)[2], **CLOSE)
+        assert_close(torch.cat(bases[1]), model.generated_tokens(free)[2], **CLOSE)
         # What the prompt shows is not there to be found.
-        assert expected[1][0].any() and not model.drawn(free)[2][0].any()
+        assert expected[1][0].any() and not model.generated_tokens(free)[2][0].any()
     assert_close(answer.tokens[0], tokens, **CLOSE)
     # From before <img> to before </s>.
-    assert_close(torch.cat(states), output.hidden[0, -len(states) - 1 : -1], **CLOSE)
+    assert_close(torch.cat(states), output.last_hidden_state[0, -len(states) - 1 : -1], **CLOSE)
 
 
 def test_words_are_the_likeliest(model, processor):
@@ -179,7 +179,7 @@ def test_words_are_the_likeliest(model, processor):
     (answer,) = model.generate(**prompt(processor, SEE), max_new_tokens=6, **FAST)
     chat, expected = prompt(processor, SEE), []
     for _ in range(6):
-        following = model.logits(model(**chat).hidden[0, -1]).argmax()
+        following = model.logits(model(**chat).last_hidden_state[0, -1]).argmax()
         expected.append(int(following))
         chat["input_ids"] = torch.cat([chat["input_ids"], following.view(1, 1)], 1)
         chat["attention_mask"] = torch.ones_like(chat["input_ids"])

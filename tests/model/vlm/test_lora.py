@@ -9,8 +9,8 @@ from torch.testing import assert_close
 from helpers.rounding import assert_same_but_for_rounding, assert_same_weights
 from helpers.tiny_setokim import LORA, build, picture
 from setokim.data.conversations import MASK, message
+from setokim.training.stage2.model import freeze
 from setokim.training.stage2.settings import InstructSettings
-from setokim.training.stage2.stage import freeze
 from setokim.vlm.lora import base_of
 from setokim.vlm.modeling_setokim import SetokimModel
 
@@ -38,12 +38,12 @@ def trained(processor):
     model.setok.requires_grad_(False)
     before = copy.deepcopy(model.state_dict())
     output = model(**processor(CHATS))
-    tokens, states, _ = model.drawn(output)
+    tokens, states, _ = model.generated_tokens(output)
     diffusion = model.head.loss(tokens, states, generator=torch.Generator().manual_seed(0))
     masks = model.segment(output, (8, 8))[0].fine
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=0.05, weight_decay=0.1)
-    (model.text_loss(output) + diffusion + masks.square().sum()).backward()
+    (output.losses["text"] + diffusion + masks.square().sum()).backward()
     optimizer.step()
     model.zero_grad(set_to_none=True)
     return model, before
@@ -69,19 +69,21 @@ def test_a_step_changes_adapters_and_what_is_new(trained):
 def test_new_adapters_say_nothing(plain, processor):
     model, _ = build(lora=LORA)
     batch = processor(CHATS)
-    assert_same_but_for_rounding(model(**batch).hidden, plain[0](**batch).hidden)
+    assert_same_but_for_rounding(
+        model(**batch).last_hidden_state, plain[0](**batch).last_hidden_state
+    )
 
 
 def test_merged_it_says_the_same(trained, plain, processor):
     model = copy.deepcopy(trained[0])
     batch = processor(CHATS)
     expected = model(**batch)
-    assert (expected.hidden - plain[0](**batch).hidden).abs().max() > 0.01
-    logits = model.logits(expected.hidden)
+    assert (expected.last_hidden_state - plain[0](**batch).last_hidden_state).abs().max() > 0.01
+    logits = model.logits(expected.last_hidden_state)
     assert model.merge_lora() is model
     found = model(**batch)
-    assert_close(found.hidden, expected.hidden, rtol=1e-4, atol=1e-5)
-    assert_close(model.logits(found.hidden), logits, rtol=1e-4, atol=1e-5)
+    assert_close(found.last_hidden_state, expected.last_hidden_state, rtol=1e-4, atol=1e-5)
+    assert_close(model.logits(found.last_hidden_state), logits, rtol=1e-4, atol=1e-5)
     assert model.config.lora is None
     assert set(model.state_dict()) == set(plain[0].state_dict())
     assert not any("lora" in name for name, _ in model.named_modules())
@@ -98,8 +100,10 @@ def test_saved_and_read_its_weights_are_bit_equal(trained, processor, tmp_path, 
     assert again.config.lora == (None if merged else LORA)
     batch = processor(CHATS)
     expected, found = model(**batch), again(**batch)
-    assert_same_but_for_rounding(found.hidden, expected.hidden)
-    assert_same_but_for_rounding(again.logits(found.hidden), model.logits(expected.hidden))
+    assert_same_but_for_rounding(found.last_hidden_state, expected.last_hidden_state)
+    assert_same_but_for_rounding(
+        again.logits(found.last_hidden_state), model.logits(expected.last_hidden_state)
+    )
     assert_same_weights(again, model)
 
 
@@ -114,10 +118,10 @@ def test_read_again_only_adapters_learn_in_the_language_model(trained, tmp_path)
 
 def test_adapters_can_be_added_later(processor):
     model, _ = build()
-    expected = model(**processor(CHATS)).hidden
+    expected = model(**processor(CHATS)).last_hidden_state
     model.add_lora(LORA)
     assert model.config.lora == LORA
-    assert_close(model(**processor(CHATS)).hidden, expected, **EXACT)
+    assert_close(model(**processor(CHATS)).last_hidden_state, expected, **EXACT)
     scaling = {
         m.scaling["default"]
         for m in model.modules()

@@ -11,6 +11,7 @@ from helpers.tiny_stage1 import TINY
 from setokim.data.conversations import MASK, message
 from setokim.tokenizer.configuration_setok import SetokConfig
 from setokim.vlm.configuration_setokim import SetokimConfig
+from setokim.vlm.losses import LossContext, diffusion_loss
 from setokim.vlm.modeling_setokim import SetokimModel, prompt_places
 
 SHOW = [
@@ -71,7 +72,7 @@ def test_places_hold_words_pictures_and_special_tokens(model, processor):
 def test_the_loss_is_of_what_the_assistant_says(model, processor):
     batch = processor([SHOW, TEXT])
     output = model(**batch)
-    logits, labels = model.logits(output.hidden).log_softmax(-1), output.spliced.labels
+    logits, labels = model.logits(output.last_hidden_state).log_softmax(-1), output.spliced.labels
     expected = [
         -logits[row, place - 1, labels[row, place]]
         for row in range(2)
@@ -81,14 +82,14 @@ def test_the_loss_is_of_what_the_assistant_says(model, processor):
     pictures = output.visual.occupied.sum(1)
     # "yes , red . </s>", "<img>", a picture, "</img> </s>" and "yes , a red circle . </s>".
     assert len(expected) == 5 + 1 + pictures[2] + 2 + 7
-    assert_close(model.text_loss(output), torch.stack(expected).mean())
+    assert_close(output.losses["text"], torch.stack(expected).mean())
 
 
 def test_only_states_before_what_is_learnt_get_gradient(model, processor):
     output = model(**processor([SHOW, TEXT, SELECT]))
-    output.hidden.retain_grad()
-    model.text_loss(output).backward()
-    got = output.hidden.grad.abs().sum(-1) > 0
+    output.last_hidden_state.retain_grad()
+    output.losses["text"].backward()
+    got = output.last_hidden_state.grad.abs().sum(-1) > 0
     before = torch.zeros_like(got)
     before[:, :-1] = output.spliced.labels[:, 1:] != -100
     assert got.tolist() == before.tolist()
@@ -99,21 +100,21 @@ def test_pictures_of_other_rows_and_later_ones_get_no_gradient(model, processor)
     batch = processor([SHOW, SELECT])
     batch["labels"][1] = -100
     batch["pixel_values"].requires_grad_()
-    model.text_loss(model(**batch)).backward()
+    model(**batch).losses["text"].backward()
     got = batch["pixel_values"].grad.abs().flatten(1).sum(1) > 0
     assert got.tolist() == [True, True, True, False]
     # Without what comes after it, nor does the drawn picture.
     batch["pixel_values"].grad = None
     after = (batch["labels"][0] == model.config.image_start_id).nonzero().item()
     batch["labels"][0, after:] = -100
-    model.text_loss(model(**batch)).backward()
+    model(**batch).losses["text"].backward()
     got = batch["pixel_values"].grad.abs().flatten(1).sum(1) > 0
     assert got.tolist() == [True, True, False, False]
 
 
 def test_words_learn_where_they_are_read_or_said(model, processor):
     batch = processor([TEXT])
-    model.text_loss(model(**batch)).backward()
+    model(**batch).losses["text"].backward()
     got = model.llm.model.embed_tokens.weight.grad.abs().sum(1) > 0
     # The last place is nobody's condition; no other word is read.
     assert set(got.nonzero().flatten().tolist()) == set(batch["input_ids"][0, :-1].tolist())
@@ -125,36 +126,38 @@ def test_padding_and_other_rows_change_nothing(model, processor, side):
     output = model(**batch)
     number = int(batch["attention_mask"][0].sum())
     alone = model(**processor([TEXT]))
-    assert_close(output.hidden[0, :number], alone.hidden[0], rtol=1e-4, atol=1e-4)
+    assert_close(
+        output.last_hidden_state[0, :number], alone.last_hidden_state[0], rtol=1e-4, atol=1e-4
+    )
     # Not even words of pictures in the padding.
     changed = dict(batch)
     filling = torch.full_like(batch["input_ids"], model.config.image_token_id)
     changed["input_ids"] = torch.where(batch["attention_mask"] == 0, filling, batch["input_ids"])
     again = model(**changed)
-    assert_close(again.hidden, output.hidden, **EXACT)
-    assert_close(model.text_loss(again), model.text_loss(output), **EXACT)
+    assert_close(again.last_hidden_state, output.last_hidden_state, **EXACT)
+    assert_close(again.losses["text"], output.losses["text"], **EXACT)
     # Nor do the pictures and words of a later row.
     changed["pixel_values"] = -batch["pixel_values"]
     changed["input_ids"] = batch["input_ids"].clone()
     changed["input_ids"][1, -1] = model.config.eos_token_id + 2
     kept = model(**changed)
-    expected = output.hidden[0, :number]
-    assert_close(kept.hidden[0, :number], expected, rtol=1e-4, atol=1e-4)
-    assert not torch.equal(kept.hidden[1, :number], output.hidden[1, :number])
+    expected = output.last_hidden_state[0, :number]
+    assert_close(kept.last_hidden_state[0, :number], expected, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(kept.last_hidden_state[1, :number], output.last_hidden_state[1, :number])
 
 
 def test_drawn_tokens_and_the_states_before_them(model, processor):
     output = model(**processor([TEXT, SHOW, SELECT]))
-    tokens, states, _ = model.drawn(output)
+    tokens, states, _ = model.generated_tokens(output)
     packed = output.visual.pack("raster")
     # The third picture is the only one that the assistant draws.
     first, last = packed.cu_seqlens[2:4].tolist()
     assert_close(tokens, packed.tokens[first:last], **EXACT)
     assert not tokens.requires_grad and states.requires_grad
     start = (output.spliced.ids[1] == model.config.image_start_id).nonzero().item()
-    expected = output.hidden[1, start : start + last - first]
+    expected = output.last_hidden_state[1, start : start + last - first]
     assert_close(states, expected, **EXACT)
-    assert model.drawn(model(**processor([TEXT])))[0].shape == (0, 24)
+    assert model.generated_tokens(model(**processor([TEXT])))[0].shape == (0, 24)
 
 
 def test_an_answer_may_have_the_order_of_the_picture_before():
@@ -168,7 +171,7 @@ def test_an_answer_may_have_the_order_of_the_picture_before():
     # What is masked is no picture.
     batch["input_ids"][batch["attention_mask"] == 0] = model.config.image_token_id
     output = model(**batch)
-    tokens, _, base = model.drawn(output)
+    tokens, _, base = model.generated_tokens(output)
     packed = output.visual.pack("raster")
     offsets = packed.cu_seqlens.tolist()
     sizes = torch.tensor(model.head.blocks)
@@ -190,7 +193,11 @@ def test_an_answer_may_have_the_order_of_the_picture_before():
     assert_close(again.tokens, output.packed.tokens, **EXACT)
     # What is not seen is nothing to look back at.
     memory = model.memory(
-        output.hidden, output.spliced.ids, output.spliced.visual, packed.tokens, output.seen
+        output.last_hidden_state,
+        output.spliced.ids,
+        output.spliced.visual,
+        packed.tokens,
+        output.seen,
     )
     assert not memory.hidden[output.seen == 0].any() and memory.hidden[output.seen == 1].any()
     assert base.any()
@@ -199,18 +206,18 @@ def test_an_answer_may_have_the_order_of_the_picture_before():
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_the_diffusion_loss_is_a_mean_over_the_tokens_of_all(model, processor, monkeypatch, share):
     output = model(**processor([SHOW]))
-    tokens, states, _ = model.drawn(output)
+    tokens, states, _ = model.generated_tokens(output)
     torch.manual_seed(3)
     alone = model.head.loss(tokens, states, 2)
     # Other processes have so many that this one has a `share` of their mean.
     monkeypatch.setattr("setokim.vlm.losses.mean_over_ranks", lambda x: x / share)
     torch.manual_seed(3)
-    assert_close(model.diffusion_loss(output, 2), share * alone)
-    assert float(model.diffusion_loss(model(**processor([TEXT])), 2)) == 0
+    assert_close(diffusion_loss(LossContext(model, output, diffusion_repeats=2)), share * alone)
+    assert float(model(**processor([TEXT])).losses["diffusion"]) == 0
 
 
 def test_a_picture_in_the_prompt_is_not_drawn(model, processor):
-    assert len(model.drawn(model(**processor([SELECT])))[0]) == 0
+    assert len(model.generated_tokens(model(**processor([SELECT])))[0]) == 0
 
 
 def test_unconditional_rows_ignore_the_prompt(model, processor):
@@ -220,7 +227,7 @@ def test_unconditional_rows_ignore_the_prompt(model, processor):
         batch = processor([chat, TEXT])
         output = model(**batch, unconditional=torch.tensor([unconditional, False]))
         number = int(batch["attention_mask"][1].sum())
-        return model.drawn(output)[1], output.hidden[1, :number]
+        return model.generated_tokens(output)[1], output.last_hidden_state[1, :number]
 
     states, other = draw("draw a red circle.")
     again, other_again = draw(picture(0), "draw two squares.")
@@ -267,7 +274,7 @@ def test_masks_are_about_the_last_picture(model, processor):
     assert rows.tolist() == [1, 1, 2]
     # Of pictures 0 to 2, the last of each row.
     images = torch.tensor([1, 1, 2])
-    states = output.hidden[rows, places]
+    states = output.last_hidden_state[rows, places]
     assert_close(found.fine, model.masks(states, output.visual, images, (12, 10)).fine, **EXACT)
     other = model.masks(states, output.visual, torch.tensor([0, 0, 2]), (12, 10)).fine
     assert not torch.allclose(other[0], found.fine[0])
@@ -300,18 +307,20 @@ def test_a_cut_halves_no_picture(model, processor):
     with pytest.raises(ValueError, match="max_length: expected a cut between pictures"):
         model(**batch, max_length=first + 1)
     cut = model(**batch, max_length=first)
-    assert_close(cut.hidden, model(**batch).hidden[:, :first], rtol=1e-4, atol=1e-5)
+    assert_close(
+        cut.last_hidden_state, model(**batch).last_hidden_state[:, :first], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_checkpointing_changes_nothing_but_memory(model, processor):
     batch = processor([SHOW])
-    model.text_loss(model(**batch)).backward()
+    model(**batch).losses["text"].backward()
     expected = model.special_in.grad.clone()
     model.zero_grad(set_to_none=True)
     model.train()
     model.gradient_checkpointing_enable()
     try:
-        model.text_loss(model(**batch)).backward()
+        model(**batch).losses["text"].backward()
     finally:
         model.gradient_checkpointing_disable()
         model.eval()
@@ -325,8 +334,10 @@ def test_saved_and_read_its_weights_are_bit_equal(model, processor, tmp_path):
     assert_same_weights(again, model)
     batch = processor([SHOW, SELECT])
     expected, found = model(**batch), again(**batch)
-    assert_same_but_for_rounding(found.hidden, expected.hidden)
-    assert_same_but_for_rounding(again.logits(found.hidden), model.logits(expected.hidden))
+    assert_same_but_for_rounding(found.last_hidden_state, expected.last_hidden_state)
+    assert_same_but_for_rounding(
+        again.logits(found.last_hidden_state), model.logits(expected.last_hidden_state)
+    )
     masks = model.segment(expected, (8, 8))[0].fine
     assert_same_but_for_rounding(again.segment(found, (8, 8))[0].fine, masks)
     noise, states = torch.randn(2, 24), torch.randn(2, 32)

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from setokim.training import losses
-from setokim.training.losses import mask_loss
+from setokim.vlm import losses
+from setokim.vlm.losses import mask_loss
 from setokim.vlm.segmentation import MaskLogits, SegmentationHead, _scales
 
 GRID, SIZE = (3, 4), (10, 7)

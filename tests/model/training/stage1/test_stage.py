@@ -8,7 +8,7 @@ from PIL import Image
 from helpers.tiny_stage1 import TINY, tiny_settings
 from setokim import SetokConfig, SetokModel, SetokProcessor
 from setokim.data import Sample, ShapesWorld
-from setokim.training.settings import LossSettings
+from setokim.training.stage1.losses import LossSettings
 from setokim.training.stage1.stage import (
     TEXT_FILE,
     Stage1,
@@ -62,14 +62,14 @@ def test_targets_may_be_oblong(build):
     stage = build("model.decoder_grid=[2, 5]")
     batch = Stage1Collator(stage)([sample(Image.new("RGB", (40, 16)))])
     assert batch["target"].shape == (1, 3, 16, 40)
-    assert stage(batch)["picture"].shape == (1, 3, 16, 40)
+    assert stage(batch).images.shape == (1, 3, 16, 40)
 
 
 def test_losses_are_weighted(build):
     plain = build()
     batch = batch_of(plain)
-    found = plain(batch)
-    picture = found.pop("picture")
+    output = plain(batch)
+    found, picture = output.losses, output.images
     assert found.keys() == {"pixel", "perceptual", "contrastive"}
     assert all(loss.dim() == 0 and loss.dtype == torch.float32 for loss in found.values())
     difference = (picture.detach() - batch["target"]).double().numpy()
@@ -77,12 +77,13 @@ def test_losses_are_weighted(build):
     assert found["pixel"].item() == pytest.approx(l1 + l2, rel=1e-5)
 
     weights = ("losses.l1=3", "losses.l2=7", "losses.perceptual=5", "losses.contrastive=11")
-    weighted = build(*weights)(batch)
-    assert torch.equal(weighted["picture"], picture)
+    output = build(*weights)(batch)
+    weighted = output.losses
+    assert torch.equal(output.images, picture)
     assert weighted["pixel"].item() == pytest.approx(3 * l1 + 7 * l2, rel=1e-5)
     for name, weight in (("perceptual", 5), ("contrastive", 11)):
         assert weighted[name].item() == pytest.approx(weight * found[name].item(), rel=1e-6)
-    only_l2 = build("losses.l1=0", "losses.l2=2")(batch)
+    only_l2 = build("losses.l1=0", "losses.l2=2")(batch).losses
     assert only_l2["pixel"].item() == pytest.approx(2 * l2, rel=1e-5)
 
 
@@ -94,7 +95,7 @@ def test_contrastive_loss_from_similarities(build):
         logits = (
             stage.similarity(visual.tokens, visual.occupied, batch["words"]).double().numpy() / 0.07
         )
-        loss = stage(batch)["contrastive"].item()
+        loss = stage(batch).losses["contrastive"].item()
     own = np.diag(logits)
     rows = np.log(np.exp(logits).sum(1)) - own
     columns = np.log(np.exp(logits).sum(0)) - own
@@ -105,7 +106,7 @@ def test_the_temperature_has_a_limit_and_can_come_back(build):
     stage = build()
     batch = batch_of(stage)
     stage.log_scale.data.fill_(9.0)
-    stage(batch)["contrastive"].backward()
+    stage(batch).losses["contrastive"].backward()
     assert stage.log_scale.item() == pytest.approx(math.log(100))
     assert stage.log_scale.grad.item() != 0
 
@@ -122,9 +123,7 @@ def test_every_trained_parameter_has_a_gradient(build):
     ]
     for overrides in combinations:
         stage = build(*overrides)
-        found = stage(batch_of(stage))
-        found.pop("picture")
-        sum(found.values()).backward()
+        sum(stage(batch_of(stage)).losses.values()).backward()
         trained = {name for name, p in stage.named_parameters() if p.requires_grad}
         graded = {name for name, p in stage.named_parameters() if p.grad is not None}
         assert trained == graded, overrides
@@ -197,7 +196,7 @@ class TestTokenNoise:
         """A stage with noise, and what draws pictures of a batch that is always the same."""
         stage = build("token_noise=0.5", "losses.adversarial=0")
         batch = batch_of(stage)
-        return stage, lambda: stage(batch)["picture"]
+        return stage, lambda: stage(batch).images
 
     def test_only_in_training(self, drawn):
         stage, draw = drawn

@@ -14,8 +14,8 @@ from setokim import SetokimModel, SetokimProcessor, SetokModel
 from setokim.data import build_dataset
 from setokim.training import load_checkpoint
 from setokim.training.settings import load_settings
-from setokim.training.stage import build_stage
 from setokim.training.stage2.token_store import TokenStore
+from setokim.training.stages import build_stage
 from setokim.training.trainer import Trainer
 from setokim.vlm.noise_schedule import signal_levels
 

@@ -1,0 +1,114 @@
+"""Losses of stage 1: pixels, perceptual distance, contrastive; the adversary's are beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from setokim.tokenizer.modeling_setok import SetokModel, VisualTokens
+from setokim.training.losses import contrastive_loss, pixel_loss
+from setokim.utils.registry import Registry
+
+_MAX_LOG_SCALE = math.log(100.0)
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Weights of the losses of stage 1; one of weight 0 is not computed.
+
+    Attributes:
+        l1: weight of the mean absolute difference of pixels.
+        l2: weight of the mean squared difference of pixels.
+        perceptual: weight of the distance of features of a frozen network.
+        perceptual_network: "pyramid" (built in), "encoder" (the model's own, frozen), or a
+            safetensors file of LPIPS.
+        adversarial: weight of the patch discriminator, on top of the adaptive weight.
+        adversarial_start: first step with adversarial training.
+        contrastive: weight of the contrastive loss of visual tokens and concepts of the text.
+        extra: weights of further losses by their names in `setokim.training.stage1.losses.LOSSES`.
+    """
+
+    l1: float = 1.0
+    l2: float = 1.0
+    perceptual: float = 1.0
+    perceptual_network: str = "pyramid"
+    adversarial: float = 0.5
+    adversarial_start: int = 0
+    contrastive: float = 1.0
+    extra: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name in self.extra:
+            if name not in LOSSES or name in BUILT_IN:
+                known = ", ".join(n for n in LOSSES if n not in BUILT_IN) or "none"
+                raise ValueError(f"losses.extra: expected registered losses ({known}), got {name}")
+
+    def active(self) -> list[str]:
+        """Return the names in `LOSSES` of the losses that have a weight."""
+        weighted = {"pixel": self.l1 or self.l2, **{n: getattr(self, n) for n in BUILT_IN[1:]}}
+        weighted |= self.extra
+        return [name for name in LOSSES if weighted.get(name)]
+
+
+@dataclass(frozen=True)
+class LossContext:
+    """One forward pass of stage 1, with what it is trained towards.
+
+    Attributes:
+        weights: weights of the losses.
+        setok: tokenizer and detokenizer.
+        text: text encoder of the contrastive loss.
+        log_scale: 0-dim parameter, logarithm of the inverse temperature.
+        perceptual: perceptual distance; None where its weight is 0.
+        visual: visual tokens of B images, without the noise of `token_noise`.
+        images: (B, 3, h, w) float32 from the detokenizer.
+        target: (B, 3, h, w) in [0, 1].
+        words: (B, W, L) token ids of the concepts of each text.
+    """
+
+    weights: LossSettings
+    setok: SetokModel
+    text: nn.Module
+    log_scale: nn.Parameter
+    perceptual: nn.Module | None
+    visual: VisualTokens
+    images: Tensor
+    target: Tensor
+    words: Tensor
+
+
+# A loss returns a 0-dim float32 tensor with its graph; the built-in ones are weighted.
+LOSSES: Registry[Callable[[LossContext], Tensor]] = Registry("losses")
+BUILT_IN = ("pixel", "perceptual", "contrastive")
+
+
+def compute_losses(context: LossContext) -> dict[str, Tensor]:
+    """Return all losses that have a weight, by name and weighted."""
+    losses = {name: LOSSES[name](context) for name in context.weights.active()}
+    for name, weight in context.weights.extra.items():
+        if name in losses:
+            losses[name] = weight * losses[name]
+    return losses
+
+
+@LOSSES.register("pixel")
+def _pixel(context: LossContext) -> Tensor:
+    return pixel_loss(context.images, context.target, context.weights.l1, context.weights.l2)
+
+
+@LOSSES.register("perceptual")
+def _perceptual(context: LossContext) -> Tensor:
+    return context.weights.perceptual * context.perceptual(context.images, context.target)
+
+
+@LOSSES.register("contrastive")
+def _contrastive(context: LossContext) -> Tensor:
+    concepts, present = context.text(context.words)
+    tokens = context.setok.to_concept(context.visual.tokens).float()
+    # The parameter itself, as CLIP does: a clamp in the graph would hold it at the limit.
+    context.log_scale.data.clamp_(max=_MAX_LOG_SCALE)
+    sets = (tokens, context.visual.occupied, concepts.float(), present)
+    return context.weights.contrastive * contrastive_loss(*sets, context.log_scale)

@@ -1,0 +1,69 @@
+"""Losses of stages 2 and 3: those of the model, and the reconstruction of its images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from setokim.tokenizer.detokenizer import Detokenizer
+from setokim.tokenizer.modeling_setok import VisualTokens
+from setokim.training.losses import pixel_loss
+from setokim.utils.distributed import mean_over_ranks
+from setokim.vlm.losses import LOSSES
+
+# Weights of the absolute and of the squared difference of pixels.
+_L1, _L2 = 0.3, 10.0
+
+
+@dataclass(frozen=True)
+class InstructLossSettings:
+    """Weights of the losses of stages 2 and 3; one of weight 0 is not computed.
+
+    Attributes:
+        text: weight of the cross-entropy of the next token.
+        diffusion: weight of the diffusion loss of generated visual tokens.
+        mask: weight of the loss of segmentation masks.
+        reconstruction: weight of the pixel loss of images from the detokenizer.
+        extra: weights of further losses by their names in `setokim.vlm.losses.LOSSES`.
+    """
+
+    text: float = 1.0
+    diffusion: float = 1.0
+    mask: float = 1.0
+    reconstruction: float = 0.0
+    extra: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        built_in = ("text", "diffusion", "mask")
+        for name in self.extra:
+            if name not in LOSSES or name in built_in:
+                known = ", ".join(n for n in LOSSES if n not in built_in) or "none"
+                raise ValueError(f"losses.extra: expected registered losses ({known}), got {name}")
+
+    @property
+    def model_weights(self) -> dict[str, float]:
+        """Weights of the losses that `SetokimModel` computes."""
+        return {"text": self.text, "diffusion": self.diffusion, "mask": self.mask, **self.extra}
+
+
+def reconstruction_loss(detokenizer: Detokenizer, visual: VisualTokens, images: Tensor) -> Tensor:
+    """Pixel loss of the images that the detokenizer makes of their visual tokens.
+
+    Args:
+        detokenizer: detokenizer of the model.
+        visual: visual tokens of M images.
+        images: (M, 3, h, w) in [0, 1].
+
+    Returns:
+        0-dim float32, the mean over the images of all processes. Without images it is 0 and still
+        depends on every parameter, so that distributed training does not wait.
+    """
+    generated = detokenizer(visual.tokens, visual.occupied)
+    number = mean_over_ranks(generated.new_tensor(len(generated), dtype=torch.float32))
+    if not len(generated):
+        return sum(p.sum() for p in (visual.tokens, *detokenizer.parameters())) * 0.0
+    target = F.interpolate(images, generated.shape[-2:], mode="area")
+    return pixel_loss(generated.float(), target, _L1, _L2) * (len(generated) / number)

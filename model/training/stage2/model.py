@@ -1,0 +1,101 @@
+"""Builds the model that a run of stage 2 or 3 starts with, and freezes what is not trained."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Iterator
+
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from setokim.shapes_world.tasks import WORDS
+from setokim.tokenizer.modeling_setok import SetokModel
+from setokim.training.stage2.settings import InstructSettings
+from setokim.utils.pretrained import load_pretrained, load_whole
+from setokim.vlm.configuration_setokim import SetokimConfig
+from setokim.vlm.modeling_setokim import SetokimModel
+from setokim.vlm.processing_setokim import SetokimProcessor
+from setokim.vlm.word_tokenizer import build_word_tokenizer
+
+
+def build_model(settings: InstructSettings) -> tuple[SetokimModel, SetokimProcessor]:
+    """The model that a run begins with, and its processor.
+
+    Raises:
+        TypeError, ValueError: a setting does not fit, or a model is not where it says, or damaged.
+    """
+    fields = dict(settings.model)
+    known = set(inspect.signature(SetokimConfig).parameters) - {
+        *("kwargs", "setok", "llm"),
+        # Settings of their own.
+        *("lora", "loss_weights"),
+    }
+    for name in fields:
+        if name not in known:
+            expected = f"one of {', '.join(sorted(known))}"
+            raise ValueError(f"model.{name}: expected {expected}, got {name!r}")
+    lora = None if settings.lora is None else dataclasses.asdict(settings.lora)
+    trusts = settings.trust_remote_code
+    if settings.start is not None:
+        if fields:
+            raise ValueError(f"model: expected no fields beside start, got {sorted(fields)}")
+        with _naming("start", settings.start):
+            model = load_whole(SetokimModel, settings.start)
+            processor = SetokimProcessor.from_pretrained(settings.start, trusts)
+        if lora is not None:
+            model.add_lora(lora)
+        return model, processor
+    with _naming("setok", settings.setok):
+        setok = load_whole(SetokModel, settings.setok)
+    if isinstance(settings.llm, str):
+        with _naming("llm", settings.llm):
+            llm = load_pretrained(AutoModelForCausalLM, settings.llm, trusts)
+            tokenizer = load_pretrained(AutoTokenizer, settings.llm, trusts)
+    else:
+        tokenizer = build_word_tokenizer(WORDS)
+        config = AutoConfig.for_model(**{"vocab_size": len(tokenizer)} | settings.llm)
+        llm = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    processor = SetokimProcessor(tokenizer, setok.processor())
+    model = SetokimModel.from_parts(setok, llm, processor, **fields)
+    if lora is not None:
+        model.add_lora(lora)
+    return model, processor
+
+
+@contextlib.contextmanager
+def _naming(setting: str, place: str) -> Iterator[None]:
+    """Name the setting and the folder in errors of loading a model.
+
+    Raises:
+        ValueError: in place of an error of reading files, or of what is in them.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{setting}: expected a whole model, got {place}: {reason}") from error
+
+
+def freeze(model: SetokimModel, settings: InstructSettings) -> None:
+    """Leaves to learn: the projector, the heads, and what the settings name.
+
+    With adapters they learn in place of the language model.
+    """
+    setok, train, weights = model.setok, settings.train, settings.losses
+    setok.to_concept.requires_grad_(False)
+    for name, modules in {
+        "tokenizer": [setok.merger, setok.clustering],
+        "detokenizer": [setok.detokenizer],
+    }.items():
+        for module in modules:
+            module.requires_grad_(name in train)
+    setok.encoder.requires_grad_("tokenizer" in train and setok.config.encoder_trainable)
+    for name, parameter in model.llm.named_parameters():
+        # Reading a checkpoint leaves nothing frozen, not even what has adapters.
+        parameter.requires_grad_("llm" in train if model.config.lora is None else "lora_" in name)
+    # A parameter without gradient would make distributed training wait for it.
+    model.head.requires_grad_(bool(weights.diffusion))
+    if model.recall is not None:
+        model.recall.requires_grad_(bool(weights.diffusion))
+    model.segmentation.requires_grad_(bool(weights.mask))
