@@ -1,4 +1,6 @@
-"""Data: drawn scenes and talk about them, folders and shards, their order, what is broken."""
+"""Data sets: readers, mixtures, the order of samples, and samples that cannot be read."""
+
+import importlib
 
 from setokim.data.build import Counted, GuardedCollator, build_dataset
 from setokim.data.conversations import Conversation
@@ -15,10 +17,6 @@ from setokim.data.samples import (
     split_concepts,
 )
 from setokim.data.shards import Shards
-from setokim.shapes_world.dataset import ShapesWorld
-from setokim.shapes_world.render import render
-from setokim.shapes_world.scene import Object, Scene
-from setokim.shapes_world.tasks import ShapesTasks
 
 __all__ = [
     "ENDLESS",
@@ -43,3 +41,19 @@ __all__ = [
     "render",
     "split_concepts",
 ]
+
+# Names of a package above this one, kept for programs that import them from here.
+_SHAPES_WORLD = {
+    "Object": "scene",
+    "Scene": "scene",
+    "ShapesTasks": "tasks",
+    "ShapesWorld": "dataset",
+    "render": "render",
+}
+
+
+def __getattr__(name: str):
+    if name not in _SHAPES_WORLD:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"setokim.shapes_world.{_SHAPES_WORLD[name]}")
+    return getattr(module, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,13 +12,21 @@ from setokim.data.mixture import Mixture
 from setokim.data.readers import READERS
 from setokim.data.samples import Dataset, Guarded, Reading, Sample, check_index
 from setokim.data.shards import Shards
-from setokim.shapes_world.dataset import ShapesWorld
-from setokim.shapes_world.tasks import ShapesTasks
+from setokim.utils.registry import Registry
 
-_DRAWN = {"shapes-world": ShapesWorld, "shapes-tasks": ShapesTasks}
+# Data sets that are generated, called with `seed`, `size` and the options.
+GENERATED: Registry[Callable[..., Dataset]] = Registry("kind")
+# Data sets that are read, called with `path` and the options.
+READ: Registry[Callable[..., Dataset]] = Registry("kind")
 _MIXTURE = "mixture"
-_READ = {"folder": ImageFolder, "shards": Shards} | READERS
-KINDS = (*_DRAWN, _MIXTURE, *_READ)
+# Modules that register these kinds when they are imported: they build on this package.
+_LAZY = {
+    "shapes-world": "setokim.shapes_world.dataset",
+    "shapes-tasks": "setokim.shapes_world.tasks",
+}
+
+for _name, _reader in {"folder": ImageFolder, "shards": Shards, **READERS}.items():
+    READ.register(_name)(_reader)
 
 
 class First:
@@ -69,17 +78,20 @@ def build_dataset(
         ValueError: there is no such kind, or `path` does not fit it.
         TypeError: an option is unknown.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
-    if (path is None) != (kind not in _READ):
-        expected = "a path" if kind in _READ else "None"
+    if kind in _LAZY:
+        importlib.import_module(_LAZY[kind])
+    if kind not in (*GENERATED, _MIXTURE, *READ):
+        known = dict.fromkeys((*_LAZY, *GENERATED, _MIXTURE, *READ))
+        raise ValueError(f"kind: expected one of {', '.join(known)}, got {kind!r}")
+    if (path is None) != (kind not in READ):
+        expected = "a path" if kind in READ else "None"
         raise ValueError(f"path: expected {expected} for kind={kind!r}, got {path!r}")
     if kind == _MIXTURE:
         dataset = _mix(seed, size, **options)
-    elif kind in _DRAWN:
-        dataset = _DRAWN[kind](seed=seed, size=size, **options)
+    elif kind in GENERATED:
+        dataset = GENERATED[kind](seed=seed, size=size, **options)
     else:
-        dataset = _READ[kind](path, **options)
+        dataset = READ[kind](path, **options)
     return dataset if samples is None else First(dataset, samples)
 
 

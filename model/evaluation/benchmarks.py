@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from setokim.data import Dataset, build_dataset
+from setokim.data import Dataset
 from setokim.data.readers import READERS
 from setokim.data.rle import decode_rle
+from setokim.data.settings import DataSettings
 from setokim.evaluation.asking import Answered
 from setokim.evaluation.cider import cider
 from setokim.evaluation.image_scores import PictureFigures, drawing_figures, pair_figures
@@ -21,7 +22,7 @@ from setokim.evaluation.segmentation_scores import SegmentationScore
 from setokim.evaluation.shapes_world import shapes_figures
 from setokim.evaluation.vqa_answers import choice_of, soft_accuracy
 from setokim.evaluation.yes_no import MmeRecord, mme_scores, pope_scores
-from setokim.training.settings import load_settings
+from setokim.utils.parsing import from_plain, read_yaml
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,12 +189,15 @@ def _choice_submission(rows: Sequence[Answered]) -> dict[str, dict[str, str]]:
 
 def _shapes(path: str | Path, split: str | None = None) -> Dataset:
     """The held-out conversations of a run, from its YAML file."""
-    fields = dataclasses.asdict(load_settings(path).held_out)
-    return build_dataset(**fields.pop("options"), **fields)
+    held_out = read_yaml(Path(path)).get("held_out", {"samples": 256})
+    return from_plain(DataSettings, held_out, "held_out.").build()
 
 
 def _shapes_generation(path: Path) -> dict[str, Any]:
-    return dataclasses.asdict(load_settings(path).generation)
+    from setokim.training.stage2.settings import GenerationSettings
+
+    generation = read_yaml(path).get("generation", {})
+    return dataclasses.asdict(from_plain(GenerationSettings, generation, "generation."))
 
 
 def _bare(said: str) -> str:

@@ -7,11 +7,11 @@ from statistics import fmean
 
 import numpy as np
 
-from setokim.data import Scene
 from setokim.evaluation.asking import BLIND, Answered
 from setokim.evaluation.segmentation_scores import SegmentationScore
 from setokim.shapes_world.parser import parse
 from setokim.shapes_world.questions import Question, chance
+from setokim.shapes_world.scene import Scene
 from setokim.shapes_world.scores import (
     answer_accuracy,
     caption_scores,

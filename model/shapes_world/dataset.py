@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from setok_kernels.config import check_count, check_number
+from setokim.data.build import GENERATED
 from setokim.data.samples import Sample, check_index, check_natural
 from setokim.shapes_world.render import footprint, render
 from setokim.shapes_world.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, Object, Scene
@@ -20,6 +21,7 @@ _POSITIONS = 20
 T = TypeVar("T")
 
 
+@GENERATED.register("shapes-world")
 class ShapesWorld:
     """Scenes of simple shapes that overlap; sample i depends on the seed and on i only.
 

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from setok_kernels.config import check_count, check_number
+from setokim.data.build import GENERATED
 from setokim.data.conversations import MASK, TASKS, Conversation, message
 from setokim.data.order import ENDLESS
 from setokim.data.samples import check_index
@@ -52,6 +53,7 @@ WORDS = tuple(
 _Parts = tuple[list[dict[str, Any]], list[np.ndarray], dict[str, Any]]
 
 
+@GENERATED.register("shapes-tasks")
 class ShapesTasks:
     """Conversations about the scenes of `ShapesWorld`; item i depends on the settings and i only.
 

@@ -7,28 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from setokim.training.parsing import to_plain
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """Where samples come from.
-
-    Attributes:
-        kind: as of `setokim.data.build_dataset`.
-        path: of the folder, or a pattern for the shards.
-        size: side of the pictures of shapes-world, in pixels.
-        seed: of shapes-world.
-        samples: how many to take, in order; None for all.
-        options: further arguments of the data set.
-    """
-
-    kind: str = "shapes-world"
-    path: str | None = None
-    size: int = 64
-    seed: int = 0
-    samples: int | None = None
-    options: dict[str, Any] = field(default_factory=dict)
+from setokim.data.settings import DataSettings
+from setokim.utils.parsing import to_plain
 
 
 @dataclass(frozen=True)

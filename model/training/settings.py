@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from setokim.training.base_settings import (
     DataSettings,
     EverySettings,
     OptimizerSettings,
     Settings,
 )
-from setokim.training.parsing import from_plain
 from setokim.training.stage1.losses import LossSettings
 from setokim.training.stage1.settings import Stage1Settings
 from setokim.training.stage2.settings import InstructSettings
+from setokim.utils.parsing import from_plain, read_yaml
 
 __all__ = [
     "DataSettings",
@@ -44,26 +42,7 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> Stage1Settings |
         OSError: the file cannot be read.
         ValueError: it is no YAML, a key is none of this stage, or a value does not fit.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: expected YAML, got {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected keys and values, got {values!r}")
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ValueError(f"override: expected key=value, got {override!r}")
-        *parents, last = key.split(".")
-        place = values
-        for parent in parents:
-            place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
-                raise ValueError(f"override: {key!r} goes through {parent!r}, which is no group")
-        try:
-            place[last] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{key}: expected YAML, got {text!r}") from error
+    values = read_yaml(path, overrides)
     stage = values.get("stage", 1)
     if not isinstance(stage, int) or stage not in _KINDS:
         raise ValueError(f"stage: expected 1, 2 or 3, got {stage!r}")

@@ -17,10 +17,10 @@ from setokim.data import Guarded
 from setokim.training.base_settings import Settings
 from setokim.training.checkpoint import open_checkpoint, rng_state, save_checkpoint, set_rng_state
 from setokim.training.nested import flatten_state, unflatten_state
-from setokim.training.parsing import from_plain
 from setokim.training.schedule import EMA
 from setokim.training.shards import Shards, StoredTensor, rows_of
 from setokim.utils.distributed import gather_objects, own_part, together
+from setokim.utils.parsing import from_plain
 
 # What the weights do not depend on.
 _MAY_CHANGE = ("every", "workers", "keep", "parallel")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import time
 from collections.abc import Iterator
@@ -18,14 +17,12 @@ from setok_kernels.extras import from_extra
 from setokim.data import (
     ENDLESS,
     Counted,
-    Dataset,
     Guarded,
     GuardedCollator,
     Order,
     Reading,
-    build_dataset,
 )
-from setokim.training.base_settings import DataSettings, Settings
+from setokim.training.base_settings import Settings
 from setokim.training.engine import Engine
 from setokim.training.logs import write_line
 from setokim.training.optimizers import build_optimizer
@@ -80,8 +77,8 @@ class Trainer:
         )
         self.main = self.accelerator.is_main_process
         self.folder = RunFolder(out, resume)
-        self.dataset = Guarded(_build(settings.data))
-        self.held_out = Guarded(_build(settings.held_out))
+        self.dataset = Guarded(settings.data.build())
+        self.held_out = Guarded(settings.held_out.build())
         if len(self.held_out) >= ENDLESS:
             raise ValueError("held_out.samples: expected a number, as there is no end, got None")
         torch.manual_seed(settings.seed)
@@ -315,8 +312,3 @@ def _tracker() -> str:
     with from_extra("train"):
         import tensorboard  # noqa: F401
     return "tensorboard"
-
-
-def _build(settings: DataSettings) -> Dataset:
-    fields = dataclasses.asdict(settings)
-    return build_dataset(**fields.pop("options"), **fields)

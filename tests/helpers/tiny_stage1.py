@@ -167,13 +167,19 @@ class Mortal(Trainer):
     die_at = wait_at = -1
     notes = Path()
 
-    def _synchronised(self, module, last):
-        if self.step + 1 == self.die_at and last:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.step + 1 == self.wait_at and last:
-            self.wait_at = -1
-            self._wait()
-        return super()._synchronised(module, last)
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        synchronised = self.engine.synchronised
+
+        def interrupted(module, last):
+            if self.step + 1 == self.die_at and last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.step + 1 == self.wait_at and last:
+                self.wait_at = -1
+                self._wait()
+            return synchronised(module, last)
+
+        self.engine.synchronised = interrupted
 
     def _wait(self):
         """Whichever signal is noted first, SIGTERM does then again what it did before."""
@@ -216,9 +222,8 @@ def main() -> None:
             assert all(isinstance(p, DTensor) for p in trainer.stage.parameters() if p.dim())
         else:
             assert isinstance(trainer.stage, DistributedDataParallel)
-            assert trainer.adversary is None or isinstance(
-                trainer.adversary.module, DistributedDataParallel
-            )
+            adversary = getattr(trainer.unwrapped, "adversary", None)
+            assert adversary is None or isinstance(adversary.module, DistributedDataParallel)
     try:
         trainer.train()
     except KeyboardInterrupt as stop:

@@ -74,7 +74,7 @@ def test_what_all_kinds_share(loss):
     assert target.grad is None and picture.grad.isfinite().all() and picture.grad.abs().sum() > 0
     assert not any(p.requires_grad for p in loss.parameters())
     assert loss.training and not loss.network.training
-    with pytest.raises(ValueError, match=r"target: expected the shape of the picture"):
+    with pytest.raises(ValueError, match=r"target: expected the shape of the image"):
         loss(picture, target[..., :-1])
 
 

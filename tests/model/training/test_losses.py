@@ -37,9 +37,9 @@ def test_pixel_loss_by_hand():
 
 def test_pixel_loss_errors():
     good = torch.zeros(1, 3, 2, 2)
-    with pytest.raises(ValueError, match=r"picture: expected shape .*, got \(1, 1, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"image: expected shape .*, got \(1, 1, 2, 2\)"):
         pixel_loss(good[:, :1], good)
-    with pytest.raises(ValueError, match=r"picture: expected shape .*, got \(0, 3, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"image: expected shape .*, got \(0, 3, 2, 2\)"):
         pixel_loss(good[:0], good[:0])
     # A shape that would broadcast.
     with pytest.raises(ValueError, match=r"target: .*\(1, 3, 2, 2\), got \(1, 3, 2, 1\)"):

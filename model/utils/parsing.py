@@ -1,11 +1,15 @@
-"""Nested plain values to dataclasses, with errors that name the place, and back."""
+"""YAML files and nested plain values to dataclasses, with errors that name the key, and back."""
 
 from __future__ import annotations
 
 import dataclasses
 import types
 import typing
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 
 def from_plain(kind: type, values: Any, where: str = ""):
@@ -30,6 +34,40 @@ def from_plain(kind: type, values: Any, where: str = ""):
             raise ValueError(f"{where}{name}: expected {expected}, got {name!r}")
         arguments[name] = _convert(hints[name], value, f"{where}{name}")
     return kind(**arguments)
+
+
+def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read the nested values of a YAML file.
+
+    Args:
+        path: path of the file.
+        overrides: "key=value" texts, with dots for nested keys; values are YAML.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not YAML with keys and values, or an override does not fit.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: expected YAML, got {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected keys and values, got {values!r}")
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ValueError(f"override: expected key=value, got {override!r}")
+        *parents, last = key.split(".")
+        place = values
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise ValueError(f"override: {key!r} goes through {parent!r}, which is no group")
+        try:
+            place[last] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{key}: expected YAML, got {text!r}") from error
+    return values
 
 
 def to_plain(value: Any) -> Any:
