@@ -65,7 +65,7 @@ def missing_paths(text):
 
 
 @functools.cache
-def test_files():
+def names_of_test_files():
     return {path.name for path in (ROOT / "tests").rglob("test_*.py")}
 
 
@@ -102,7 +102,7 @@ def test_named_paths_exist(document):
 
 @each_current_document
 def test_named_test_files_exist(document):
-    assert set(TEST_FILE.findall((ROOT / document).read_text())) <= test_files()
+    assert set(TEST_FILE.findall((ROOT / document).read_text())) <= names_of_test_files()
 
 
 @each_current_document
