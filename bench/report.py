@@ -1,7 +1,7 @@
-"""Turns results into Markdown and pictures, and keeps the documentation in step with them.
+"""Write results as Markdown and plots, and keep the documentation in step with them.
 
 python bench/report.py bench_out/cpu.json --out bench_out/report
-python bench/report.py --docs    # docs/performance.md and the README, from bench/results/
+python bench/report.py --docs    # documentation, from bench/results/
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 from setok_bench import kernel_tables, plots, roofline, tables
@@ -18,11 +19,8 @@ from setok_bench.work import dtype_name
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-PAGE, PICTURES, README = (
-    ROOT / "docs" / "performance.md",
-    ROOT / "docs" / "performance",
-    ROOT / "README.md",
-)
+PAGE, PICTURES = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance"
+README, STATUS = ROOT / "README.md", ROOT / "docs" / "status.md"
 BEGIN, END = "<!-- from bench/results: begin -->", "<!-- from bench/results: end -->"
 # Committed results are called DEVICE-SUITE.json; those of other benchmarks have other formats.
 _SUITES = ("cpu", "gpu", "pipeline")
@@ -30,56 +28,62 @@ _SUITES = ("cpu", "gpu", "pipeline")
 _INTRODUCTION = """\
 # Performance
 
-Made by `python bench/report.py --docs` from the committed results in
-[bench/results](../bench/results), which have the raw samples; `make bench` measures anew. How to
-read it:
+`python bench/report.py --docs` writes this page from the committed results in `bench/results`,
+which hold the raw samples. `make bench` measures anew. Goals, met and missed, are in
+[status.md](status.md).
 
-- All contenders of a row are timed in turns in one run; ratios are medians of the ratios within a
-  round. Every contender is checked first, and one whose result is wrong is reported, not timed.
-- The input is standard normal and all 64 steps of the loop are run: the slow case. Hard clusterings
-  get 64 planted groups.
-- The *floor* is max(bytes / copy rate, flops / product rate) with both rates measured in the same
-  run. Inputs are read once, outputs written once, pairs of tokens multiplied once. `bmm` is
-  `torch.bmm(x, x.mT)`, which multiplies every pair twice; for merging it is the product with the
-  masks. Data that fits into the caches is copied faster than the floor has it.
-- `reference` is plain PyTorch, `compiled_reference` the same through `torch.compile`. `neighbours`
-  is `cluster_tokens` with one cluster, as there is no smaller call that returns neighbours. The
-  peers' functions are those of their repositories, timed on the input of our drop-ins.
+- Implementations of one row take turns within one run. A ratio is the median of the ratios within
+  a round.
+- Every implementation is checked first. A wrong result is reported and not timed.
+- The input is standard normal, and all 64 steps of the loop run (`stop_residual=0`): the slow case.
+  Hard clusterings get 64 planted groups.
+- The *floor* is max(bytes / copy rate, flops / product rate), with both rates measured in the same
+  run. It counts each input read once, each output written once and each pair of tokens multiplied
+  once. Data that fits into the caches is copied faster than the floor assumes.
+- `bmm` is `torch.bmm(x, x.mT)`, which multiplies every pair twice. For merging it is the product
+  with the masks.
+- `reference` is plain PyTorch, and `compiled_reference` is the same through `torch.compile`.
+- `neighbours` is `cluster_tokens` with one cluster. No smaller call returns neighbours.
+- Baselines are the functions of the published repositories, timed on the input of our drop-ins.
 - Peak memory is that of one call in a fresh process.
+- No GPU has been measured. `python bench/run.py --suite gpu --out gpu.json` measures one in under
+  nine minutes, and a second call resumes the first.
+- `setok bench --plan RESULT` turns measured costs into the GPU-hours of the paper's training.
 """
 
 
 _KERNELS = """\
 ## Triton kernels: counted, not measured
 
-Nothing here ran on a GPU. Triton and the assembler make the machine code for sm_90, an emulator of
-PTX runs one image and counts, and `bench/roofline.py` divides by what the device does
-({machine}). `make kernel-counts` counts anew.
+Nothing here ran on a GPU. Triton and the assembler compile the kernels for sm_90. An emulator of
+PTX runs one image and counts what it executes. `bench/roofline.py` divides the counts by the rates
+of the device ({machine}). `make kernel-counts` counts anew.
 
-- *instructions* are of warps, in machine code. Images of a batch do the same, each for itself.
-- A kernel takes as long as what it has least of: issue slots, shuffles, exp2 and the like, float64,
-  shared memory and L1, tensor cores, L2, memory; or as long as its warps *wait*, which is the
-  time of one warp alone in the code as it was scheduled, times the rounds of programs that do not
-  fit at once. What programs overlap beyond that is not modelled.
-- *expected* has the gaps between launches, the *floor* neither gaps nor waits.
-- Loads find in L1 what another lane or instruction of the program asked for before. Latencies, the
-  rate of L2 and the gaps are assumed (`bench/machine.py`).
+- *instructions* are machine instructions of warps. Each image of a batch executes the same number.
+- A kernel takes as long as its scarcest resource: issue slots, shuffles, exp2 and other special
+  functions, float64, shared memory and L1, tensor cores, L2 or memory.
+- *waiting* is the other bound: the time of one warp alone in the scheduled code, times the number
+  of rounds of programs that do not fit at once. Further overlap between programs is not modelled.
+- *expected* includes the gaps between launches. The *floor* has neither gaps nor waits.
+- A load hits L1 where another lane or instruction of the program requested the data before.
+- Latencies, the rate of L2 and the gaps are assumed (`bench/machine.py`).
 - `bmm` is counted as whole tiles of 128 x 128 at the measured rate of products.
 """
 
 
 def committed_results() -> dict[str, dict]:
-    """Results in the repository by the stem of their file."""
+    """Return the results in the repository by the stem of their file."""
     files = sorted(p for suite in _SUITES for p in RESULTS.glob(f"*-{suite}.json"))
     return {path.stem: load_result(path) for path in files}
 
 
 def report(result: dict, stem: str, pictures: list[Path], level: int = 2) -> str:
-    """Markdown of one result: conditions, every table, pictures."""
+    """Return the Markdown of one result: conditions, every table, plots."""
     marks = "#" * level
     title = f"{marks} {result['device']['name']}, suite `{result['suite']}`"
     parts = [title, tables.conditions(result)]
-    for table in tables.all_tables(result):
+    overview = (tables.summary_table(result), tables.baseline_table(result))
+    for table in [*(t for t in overview if t.lines), *tables.all_tables(result)]:
         parts += [f"{marks}# {table.title}", table.markdown().strip()]
     if result["left_out"]:
         parts += [f"{marks}# left out", "\n".join(f"- {line}" for line in result["left_out"])]
@@ -89,7 +93,7 @@ def report(result: dict, stem: str, pictures: list[Path], level: int = 2) -> str
 
 
 def kernel_section() -> str:
-    """Markdown of the counts of the kernels, and of the times expected of them."""
+    """Return the Markdown of the kernels' counts and expected times."""
     counts, before = (roofline.load_counts(p) for p in (roofline.COUNTS, kernel_tables.BEFORE))
     parts = [_KERNELS.format(machine=H200.described()).strip()]
     for table in kernel_tables.kernel_tables(counts, before):
@@ -98,60 +102,90 @@ def kernel_section() -> str:
 
 
 def kernel_summary() -> str:
-    """What is expected of the forward pass on a GPU, in two sentences."""
+    """Return the expected time of the forward pass on a GPU, in one sentence."""
     counts, shape = roofline.load_counts(), kernel_tables.LARGE
     found = roofline.forward(shape, H200, counts)
     expected, product = roofline.total(found), roofline.product_seconds(shape, H200)
     issued = sum(k["issue"] for k in roofline.find_case(shape, counts)["kernels"].values())
     return (
-        f"**Triton kernels, counted and not measured**: {shape} in {dtype_name(shape.dtype)} on an "
-        f"{H200.name} should take {expected * 1e3:.2f} ms, {expected / product:.1f} times "
-        f"`torch.bmm(x, x.mT)`, in {sum(p.launches for p in found):.0f} launches of which "
-        f"{len(found) - 1} are kernels of ours, with {issued / 1e6:.1f} million warp instructions "
-        "an image. [docs/performance.md](docs/performance.md#triton-kernels-counted-not-measured) "
-        "has what bounds each kernel."
+        f"Expected, not measured: {shape} in {dtype_name(shape.dtype)} on an {H200.name} takes "
+        f"{expected * 1e3:.2f} ms, {expected / product:.1f} times `torch.bmm(x, x.mT)`, in "
+        f"{sum(p.launches for p in found):.0f} launches and {issued / 1e6:.1f} million warp "
+        "instructions an image "
+        "([what bounds each kernel](performance.md#triton-kernels-counted-not-measured))."
+    )
+
+
+def headline(result: dict) -> str:
+    """Return the time of the smallest main row of `cluster_tokens` and its conditions.
+
+    Empty for a result without such a row.
+    """
+    lines = tables.summary_table(result).lines
+    if not lines:
+        return ""
+    shape, forward, over_bmm, _, faster = lines[0][:5]
+    return (
+        f"**Measured**: clustering {shape} (images x tokens x channels) takes {forward}, "
+        f"{over_bmm} of the time of `torch.bmm(x, x.mT)`. Plain PyTorch takes {faster} times as "
+        f"long. ({tables.measured_on(result)})"
     )
 
 
 def readme_section(results: dict[str, dict]) -> str:
-    """What the README quotes of every result."""
+    """Return the block of the README between its markers: one measured time of each device."""
+    lines = [headline(result) for result in results.values()]
+    return "\n".join([BEGIN, *(_wrapped(line) for line in lines if line), END])
+
+
+def status_section(results: dict[str, dict]) -> str:
+    """Return the block of docs/status.md between its markers: the goals of speed and memory."""
     parts = [BEGIN]
     for result in results.values():
-        parts.append(f"**Suite `{result['suite']}`**: {tables.conditions(result)}")
-        chosen = (
-            tables.summary_table(result),
-            tables.peer_table(result),
-            tables.memory_table(result),
-            tables.saving_table(result),
-            tables.goal_table(result),
-        )
-        parts += [f"*{t.title}*\n\n{t.markdown().strip()}" for t in chosen if t.lines]
-    return "\n\n".join([*parts, kernel_summary(), END])
+        goals = tables.goal_table(result)
+        if goals.lines:
+            parts += [f"{tables.measured_on(result)}:", goals.markdown().strip()]
+    return "\n\n".join([*parts, _wrapped(kernel_summary()), END])
+
+
+def _wrapped(text: str) -> str:
+    # Links and code keep their hyphens on one line.
+    return textwrap.fill(text, 100, break_on_hyphens=False, break_long_words=False)
+
+
+def _with_section(path: Path, section: str) -> str:
+    """Return the text of a file with the block between its markers replaced.
+
+    Raises:
+        ValueError: the file has no markers.
+    """
+    text = path.read_text()
+    block = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
+    if not block.search(text):
+        raise ValueError(f"{path.name}: expected {BEGIN!r} and {END!r}, got neither")
+    # A function, as a replacement text would have its backslashes read.
+    return block.sub(lambda _: section, text)
 
 
 def documentation(results: dict[str, dict]) -> dict[Path, str]:
-    """The text that each file of the documentation must have."""
+    """Return the text of each file of the documentation that quotes results."""
     page = [_INTRODUCTION]
     for stem, result in results.items():
-        drawn = sorted(PICTURES.glob(f"{stem}-*.png"))
-        page.append(report(result, stem, drawn))
+        plotted = sorted(PICTURES.glob(f"{stem}-*.png"))
+        page.append(report(result, stem, plotted))
     page.append(kernel_section())
-    readme = README.read_text()
-    section = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
-    if not section.search(readme):
-        raise ValueError(f"README.md: expected {BEGIN!r} and {END!r}, got neither")
-    # A function, as a replacement text would have its backslashes read.
     return {
+        README: _with_section(README, readme_section(results)),
+        STATUS: _with_section(STATUS, status_section(results)),
         PAGE: "\n".join(page),
-        README: section.sub(lambda _: readme_section(results), readme),
     }
 
 
 def main() -> int:
-    """Writes reports, or the documentation."""
+    """Write reports, or the documentation."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", nargs="*", type=Path, metavar="RESULT")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the reports go")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the reports")
     parser.add_argument("--docs", action="store_true", help="update the documentation instead")
     args = parser.parse_args()
     if bool(args.results and args.out) == args.docs:

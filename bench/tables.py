@@ -58,8 +58,8 @@ def _flat(values: dict, before: str = "") -> Iterator[tuple[str, str]]:
             yield name, f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def conditions(result: dict) -> str:
-    """Device, versions, commit and date in one line."""
+def measured_on(result: dict) -> str:
+    """Return device, versions, dtype, commit and date in one line."""
     device, versions = result["device"], result["versions"]
     if device["type"] == "cuda":
         where = f"{device['name']}, driver {device['driver']}, CUDA {device['cuda']}"
@@ -67,10 +67,17 @@ def conditions(result: dict) -> str:
         where = f"{device['name']}, {device['threads']} threads"
     commit = (result["commit"] or "unknown")[:10]
     changed = " with uncommitted changes" if result["uncommitted_changes"] else ""
+    return (
+        f"{where}; torch {versions['torch']}, {result['rates']['dtype']}; "
+        f"commit {commit}{changed}, {result['time'][:10]}"
+    )
+
+
+def conditions(result: dict) -> str:
+    """Return device, versions, commit, date and the measured rates in one line."""
     rates = result["rates"]
     return (
-        f"{where}; torch {versions['torch']}, {rates['dtype']}; commit {commit}{changed}, "
-        f"{result['time'][:10]}; copies at {rates['copy_bytes_per_s'] / 1e9:.1f} GB/s, "
+        f"{measured_on(result)}; copies at {rates['copy_bytes_per_s'] / 1e9:.1f} GB/s, "
         f"multiplies at {rates['matmul_flops_per_s'] / 1e9:.0f} GFLOP/s"
     )
 
@@ -103,7 +110,7 @@ def row_table(result: dict, op: str, group: str) -> Table:
                 )
             )
     yard = next(r["yardstick"] for r in result["rows"] if (r["op"], r["group"]) == (op, group))
-    header = ("B x N x D", "contender", "median", "p20 – p80", f"over {yard or 'yardstick'}")
+    header = ("B x N x D", "implementation", "median", "p20 – p80", f"over {yard or 'yardstick'}")
     header += ("over floor", "images/s", "tokens/s")
     title = op if group == "main" else f"{op}, {group}"
     return Table(title, header, lines, tuple(notes))
@@ -137,11 +144,11 @@ def summary_table(result: dict) -> Table:
         )
     header = ("B x N x D", "forward", "over bmm", "over floor", "reference / ours")
     header += ("forward + backward", "over forward", "reference / ours")
-    return Table("cluster_tokens", header, lines)
+    return Table("overview of cluster_tokens", header, lines)
 
 
-def peer_table(result: dict) -> Table:
-    """How many times as long as ours the others take."""
+def baseline_table(result: dict) -> Table:
+    """Return the time of each published implementation, and its ratio to ours."""
     lines = []
     for row in result["rows"]:
         times = timed(row)
@@ -151,8 +158,8 @@ def peer_table(result: dict) -> Table:
                 where = (row["op"], shape_text(row["shape"]), name)
                 medians = (duration(found["p50_s"]), duration(times[ours]["p50_s"]))
                 lines.append((*where, *medians, _over(times, name, ours)))
-    header = ("operation", "B x N x D", "peer", "median", "ours", "peer / ours")
-    return Table("peers", header, lines)
+    header = ("operation", "B x N x D", "baseline", "median", "ours", "baseline / ours")
+    return Table("baselines", header, lines)
 
 
 def _over(times: dict, above: str, below: str) -> str:
@@ -205,8 +212,8 @@ def largest_table(result: dict) -> Table:
         tokens = f"{found['tokens']}" + (" (line)" if found["how"] == "extrapolated" else "")
         limit = f"{found['limit_bytes'] / 1e9:.0f} GB"
         lines.append((found["contender"], limit, str(found["features"]), tokens, measured))
-    header = ("", "limit", "features", "most tokens", "largest measured")
-    return Table("the most tokens of one image within a limit", header, lines)
+    header = ("", "limit", "features", "max tokens", "largest measured")
+    return Table("max tokens of one image within a limit", header, lines)
 
 
 def saving_table(result: dict) -> Table:

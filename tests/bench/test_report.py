@@ -1,4 +1,4 @@
-"""Tables, pictures and the documentation made of results."""
+"""Tables, plots and documentation of results."""
 
 import copy
 
@@ -8,6 +8,7 @@ from helpers import bench_fakes as fakes
 from setok_bench import goals, kernel_tables, plots, report, roofline, tables
 from setok_bench.machine import H200
 from setok_bench.results import load_result
+from setok_bench.timing import paired_ratio
 
 CPU_RESULTS = {s: r for s, r in report.committed_results().items() if r["suite"] == "cpu"}
 
@@ -23,14 +24,39 @@ def test_the_documentation_is_that_of_the_committed_results():
         assert path.read_text() == text, f"{path.name} is not what bench/report.py --docs makes"
 
 
-def test_every_figure_of_the_readme_stands_in_a_committed_result():
-    text = report.README.read_text()
-    section = text[text.index(report.BEGIN) : text.index(report.END)]
-    for name, found in CPU_RESULTS.items():
-        row = next(r for r in found["rows"] if r["op"] == "cluster_tokens")
-        cpp = row["contenders"]["cpp"]
-        assert tables.duration(cpp["p50_s"]) in section, name
-        assert found["commit"][:10] in section, name
+def block(path):
+    """Text between the markers of a file."""
+    text = path.read_text()
+    return text[text.index(report.BEGIN) : text.index(report.END)]
+
+
+def test_the_readme_quotes_one_measured_time_with_its_conditions():
+    quoted = " ".join(block(report.README).split())
+    assert CPU_RESULTS
+    for result in CPU_RESULTS.values():
+        rows = [r for r in result["rows"] if (r["op"], r["group"]) == ("cluster_tokens", "main")]
+        times = rows[0]["contenders"]
+        assert tables.duration(times["cpp"]["p50_s"]) in quoted
+        for above, below in (("cpp", "bmm"), ("reference", "cpp")):
+            ratio = paired_ratio(times[above]["samples_s"], times[below]["samples_s"])
+            assert f"{ratio:.2f}" in quoted
+        device = result["device"]
+        conditions = (device["name"], f"{device['threads']} threads", result["versions"]["torch"])
+        for condition in (*conditions, result["commit"][:10], result["time"][:10]):
+            assert condition in quoted
+    assert quoted.count("**Measured**") == len(CPU_RESULTS)
+
+
+def test_the_status_page_lists_each_goal():
+    lines = block(report.STATUS).splitlines()
+    expected = [line for r in CPU_RESULTS.values() for line in tables.goal_table(r).lines]
+    assert any(line[3] == "MISSED" for line in expected)
+    for line in expected:
+        assert f"| {' | '.join(line)} |" in lines
+
+
+def test_a_result_without_clustering_has_no_headline():
+    assert report.headline({"rows": []}) == ""
 
 
 @pytest.mark.parametrize(
@@ -135,8 +161,10 @@ def test_a_report_of_ones_own(result, tmp_path, monkeypatch):
     assert f"![{name}-growth](pictures/{name}-growth.png)" in text
 
 
-def test_a_readme_without_the_place_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "README", tmp_path / "README.md")
-    report.README.write_text("nothing")
-    with pytest.raises(ValueError, match=r"README.md: expected '<!-- from bench/results: begin"):
+@pytest.mark.parametrize("name", ["README", "STATUS"])
+def test_a_page_without_markers_is_an_error(name, tmp_path, monkeypatch):
+    page = tmp_path / "PAGE.md"
+    page.write_text("nothing")
+    monkeypatch.setattr(report, name, page)
+    with pytest.raises(ValueError, match=r"PAGE.md: expected '<!-- from bench/results: begin"):
         report.documentation({})
