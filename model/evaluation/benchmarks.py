@@ -22,7 +22,7 @@ from setokim.evaluation.segmentation_scores import SegmentationScore
 from setokim.evaluation.shapes_world import shapes_figures
 from setokim.evaluation.vqa_answers import choice_of, soft_accuracy
 from setokim.evaluation.yes_no import MmeRecord, mme_scores, pope_scores
-from setokim.utils.parsing import from_plain, read_yaml
+from setokim.utils.parsing import from_plain, import_modules, read_yaml
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +189,10 @@ def _choice_submission(rows: Sequence[Answered]) -> dict[str, dict[str, str]]:
 
 def _shapes(path: str | Path, split: str | None = None) -> Dataset:
     """The held-out conversations of a run, from its YAML file."""
-    held_out = read_yaml(Path(path)).get("held_out", {"samples": 256})
+    path = Path(path)
+    values = read_yaml(path)
+    import_modules(values.get("imports", []), path.parent)
+    held_out = values.get("held_out", {"samples": 256})
     return from_plain(DataSettings, held_out, "held_out.").build()
 
 

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+from torch import nn
 from transformers import PretrainedConfig
 
 from setok_kernels import ClusterConfig
 from setok_kernels.config import LEARNABLE
 from setokim.tokenizer.encoders import PATCH_STATISTICS
 from setokim.tokenizer.shapelets import POSE
+from setokim.utils.registry import Registry
 
 TOKENS = ("clusters", "grid", "queries", "patches")
+# What builds an encoder of a `SetokConfig`; a user's module may add one of its own.
+ENCODERS: Registry[Callable[[SetokConfig], nn.Module]] = Registry("encoder")
+# What builds a token grouping and its merger of a `SetokConfig` and the features' channels.
+GROUPINGS: Registry[Callable[[SetokConfig, int], tuple[nn.Module, nn.Module]]] = Registry("tokens")
 
 
 class SetokConfig(PretrainedConfig):
     """Everything that `SetokModel` is built from; nothing in it points to another file.
 
     Attributes:
-        encoder: "patch-statistics", or "hf" for a Hugging Face vision model.
-        encoder_config: with "hf", the configuration of that model as a dict, `model_type` included.
+        encoder: "patch-statistics", "hf" for a Hugging Face vision model, or a name that was
+            registered in `ENCODERS`.
+        encoder_config: with "hf", the configuration of that model as a dict, `model_type` included;
+            with a registered encoder, its options.
         preprocessor: with "hf", the fields of `ImageProcessor` as a dict.
         encoder_layer: with "hf", which hidden state is taken; -2 is the penultimate layer's.
         encoder_trainable: with "hf", whether the encoder gets gradients.
@@ -32,6 +41,7 @@ class SetokConfig(PretrainedConfig):
             what learned "queries" read in them, as a Q-Former does; or the "patches" themselves.
         token_grid: with tokens="grid", rows and columns of cells, at most those of the patches.
         num_queries: with tokens="queries", how many.
+        token_options: options of a token grouping that was registered in `GROUPINGS`.
         cluster: fields of `ClusterConfig` that differ from its defaults. This and the next two are
             of tokens="clusters"; with others nothing reads them.
         learnable: which of bandwidth, beta, temperature and offset learn.
@@ -68,6 +78,7 @@ class SetokConfig(PretrainedConfig):
         tokens: str = "clusters",
         token_grid: tuple[int, int] | None = None,
         num_queries: int | None = None,
+        token_options: dict[str, Any] | None = None,
         cluster: dict[str, Any] | None = None,
         learnable: tuple[str, ...] = (),
         position_weight: float = 0.0,
@@ -102,6 +113,7 @@ class SetokConfig(PretrainedConfig):
         self.tokens = tokens
         self.token_grid = None if token_grid is None else list(token_grid)
         self.num_queries = num_queries
+        self.token_options = dict(token_options or {})
         self.cluster = dict(cluster or {})
         self.learnable = list(learnable)
         self.position_weight = position_weight
@@ -126,12 +138,14 @@ class SetokConfig(PretrainedConfig):
         return ClusterConfig(**self.cluster)
 
     def _check(self) -> None:
-        if self.encoder not in (PATCH_STATISTICS, "hf"):
+        own = [name for name in ENCODERS if name not in (PATCH_STATISTICS, "hf")]
+        if self.encoder not in (PATCH_STATISTICS, "hf", *own):
+            expected = " or ".join(map(repr, (PATCH_STATISTICS, "hf", *own)))
             raise ValueError(
-                f"encoder: expected {PATCH_STATISTICS!r} or 'hf', got {self.encoder!r}; "
+                f"encoder: expected {expected}, got {self.encoder!r}; "
                 "SetokModel.from_encoder takes the name of a model"
             )
-        if (self.encoder == "hf") != (self.encoder_config is not None):
+        if self.encoder not in own and (self.encoder == "hf") != (self.encoder_config is not None):
             raise ValueError(
                 "encoder_config: expected a dict with encoder='hf' and None otherwise, "
                 f"got {self.encoder_config!r}"
@@ -169,8 +183,12 @@ class SetokConfig(PretrainedConfig):
             )
 
     def _check_tokens(self) -> None:
-        if self.tokens not in TOKENS:
-            raise ValueError(f"tokens: expected one of {', '.join(TOKENS)}, got {self.tokens!r}")
+        known = dict.fromkeys((*TOKENS, *GROUPINGS))
+        if self.tokens not in known:
+            raise ValueError(f"tokens: expected one of {', '.join(known)}, got {self.tokens!r}")
+        if self.token_options and self.tokens in TOKENS:
+            expected = f"none with tokens={self.tokens!r}"
+            raise ValueError(f"token_options: expected {expected}, got {self.token_options}")
         for name, kind in (("token_grid", "grid"), ("num_queries", "queries")):
             value = getattr(self, name)
             if (self.tokens == kind) != (value is not None):

@@ -13,19 +13,12 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from setok_kernels import Clusters, Packed
 from setok_kernels.layout import pad, valid_tokens
-from setokim.data.image_processing import ImageProcessor
 from setokim.tokenizer.configuration_setok import SetokConfig
 from setokim.tokenizer.detokenizer import Detokenizer, first_emphasis
-from setokim.tokenizer.encoders import HFVisionEncoder, PatchStatisticsEncoder
-from setokim.tokenizer.merger import PatchMerger, QueryMerger, TokenMerger
+from setokim.tokenizer.encoders import HFVisionEncoder
+from setokim.tokenizer.factory import encoder_from_config, tokenizer_from_config
 from setokim.tokenizer.processing_setok import SetokProcessor
-from setokim.tokenizer.token_grouping import (
-    ClusterPartition,
-    GridPartition,
-    Parts,
-    PatchPartition,
-    QueryPartition,
-)
+from setokim.tokenizer.token_grouping import ClusterPartition, Parts, QueryPartition
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,8 +109,8 @@ class SetokModel(PreTrainedModel):
 
     def __init__(self, config: SetokConfig):
         super().__init__(config)
-        self.encoder = _build_encoder(config)
-        self.clustering, self.merger = _build_tokenizer(config, self.encoder.feature_dim)
+        self.encoder = encoder_from_config(config)
+        self.clustering, self.merger = tokenizer_from_config(config, self.encoder.feature_dim)
         self.detokenizer = Detokenizer(
             config.token_dim,
             config.outline_dim,
@@ -225,35 +218,6 @@ class SetokModel(PreTrainedModel):
             module.queries.normal_()
         elif isinstance(module, (nn.Linear, nn.LayerNorm, ClusterPartition)):
             module.reset_parameters()
-
-
-def _build_encoder(config: SetokConfig) -> nn.Module:
-    if config.encoder != "hf":
-        weights = () if config.feature_weights is None else (config.feature_weights,)
-        return PatchStatisticsEncoder(config.grid, config.patch_size, *weights)
-    fields = dict(config.encoder_config)
-    backbone = AutoConfig.for_model(fields.pop("model_type"), **fields)
-    processor = ImageProcessor(**config.preprocessor) if config.preprocessor else ImageProcessor()
-    return HFVisionEncoder(
-        backbone, config.grid, config.encoder_layer, config.encoder_trainable, processor
-    )
-
-
-def _build_tokenizer(config: SetokConfig, feature_dim: int) -> tuple[nn.Module, nn.Module]:
-    """What says which patches belong together, and what makes them tokens."""
-    ends = (config.width, config.token_dim, config.outline_dim, config.heads)
-    layers = (config.intra_layers, config.inter_layers, config.mlp_ratio)
-    if config.tokens == "queries":
-        reading = (config.num_queries, config.width, config.heads, layers[0], config.mlp_ratio)
-        return QueryPartition(feature_dim, *reading), QueryMerger(*ends, *layers[1:])
-    if config.tokens == "patches":
-        return PatchPartition(), PatchMerger(feature_dim, *ends, *layers[1:])
-    if config.tokens == "grid":
-        partition = GridPartition(*config.token_grid)
-    else:
-        learnable = tuple(config.learnable)
-        partition = ClusterPartition(config.cluster_config(), learnable, config.position_weight)
-    return partition, TokenMerger(feature_dim, *ends, *layers)
 
 
 def _map(function: Callable[[list[Tensor]], Tensor], values: Sequence):

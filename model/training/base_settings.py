@@ -80,6 +80,8 @@ class Settings:
         workers: processes that load data; 0 for none.
         keep: checkpoints to keep.
         trust_remote_code: run the Python code that Hugging Face folders named here bring.
+        imports: Python modules to import first, by name or as paths of .py files: they register
+            losses, encoders, token groupings and data sets of the user's own.
     """
 
     stage: int = 1
@@ -97,6 +99,7 @@ class Settings:
     workers: int = 2
     keep: int = 2
     trust_remote_code: bool = False
+    imports: tuple[str, ...] = ()
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulation", "keep"):

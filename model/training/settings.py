@@ -14,7 +14,7 @@ from setokim.training.base_settings import (
 from setokim.training.stage1.losses import LossSettings
 from setokim.training.stage1.settings import Stage1Settings
 from setokim.training.stage2.settings import InstructSettings
-from setokim.utils.parsing import from_plain, read_yaml
+from setokim.utils.parsing import from_plain, import_modules, read_yaml
 
 __all__ = [
     "DataSettings",
@@ -43,6 +43,7 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> Stage1Settings |
         ValueError: it is no YAML, a key is none of this stage, or a value does not fit.
     """
     values = read_yaml(path, overrides)
+    import_modules(values.get("imports", []), path.parent)
     stage = values.get("stage", 1)
     if not isinstance(stage, int) or stage not in _KINDS:
         raise ValueError(f"stage: expected 1, 2 or 3, got {stage!r}")

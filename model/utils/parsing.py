@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import sys
 import types
 import typing
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,6 +71,45 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise ValueError(f"{key}: expected YAML, got {text!r}") from error
     return values
+
+
+def import_modules(names: Any, folder: Path) -> None:
+    """Import the modules that settings name, so that they register what they add.
+
+    Args:
+        names: list of module names, or of paths that end in .py.
+        folder: folder that relative paths start from.
+
+    Raises:
+        ValueError: one is not there, or importing it raises an error.
+    """
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"imports: expected a list of modules, got {names!r}")
+    for name in names:
+        try:
+            if name.endswith(".py"):
+                _import_file((folder / name).resolve())
+            else:
+                importlib.import_module(name)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            expected = "a module that can be imported"
+            raise ValueError(f"imports: expected {expected}, got {name!r}: {reason}") from error
+
+
+def _import_file(path: Path) -> None:
+    # Once in a process: what a module registers has to stay the same.
+    name = f"setokim_imports.{path.stem}_{zlib.crc32(str(path).encode()):08x}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
 
 
 def to_plain(value: Any) -> Any:

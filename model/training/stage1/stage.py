@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from setokim.data import Dataset, Sample
 from setokim.evaluation.perceptual import PerceptualLoss
-from setokim.tokenizer.configuration_setok import SetokConfig
+from setokim.tokenizer.configuration_setok import ENCODERS, SetokConfig
 from setokim.tokenizer.encoders import PATCH_STATISTICS
 from setokim.tokenizer.modeling_setok import SetokModel, VisualTokens
 from setokim.tokenizer.shapelets import unit_shapes
@@ -220,7 +220,7 @@ def build_model(fields: dict) -> SetokModel:
         if name not in known:
             raise ValueError(f"model.{name}: expected one of {', '.join(known)}, got {name!r}")
     encoder = fields.get("encoder", PATCH_STATISTICS)
-    if encoder in (PATCH_STATISTICS, "hf"):
+    if encoder == "hf" or encoder in ENCODERS:
         return SetokModel(SetokConfig(**fields))
     del fields["encoder"]
     return SetokModel.from_encoder(encoder, **fields)
