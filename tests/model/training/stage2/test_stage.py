@@ -84,7 +84,7 @@ def test_losses_of_tasks_that_are_not_there_are_zero(settings, batch_of, tasks, 
     torch.manual_seed(0)
     stage = build_stage(settings())
     batch_of(stage)  # gives the head its units
-    found = stage(batch_of(stage, tasks=tasks))
+    found = stage(batch_of(stage, tasks=tasks)).losses
     assert set(found) == {"text", "diffusion", "mask"}
     for name, value in found.items():
         assert (float(value) == 0) == (name in expected), name
@@ -97,8 +97,8 @@ def test_reconstruction_without_a_picture_is_zero(settings, batch_of):
     torch.manual_seed(0)
     stage = build_stage(settings("train=[tokenizer, detokenizer]", "losses.reconstruction=1"))
     batch_of(stage)
-    assert stage(batch_of(stage, tasks={"vqa": 1.0}))["reconstruction"] > 0
-    found = stage(batch_of(stage, tasks={"text": 1.0}))
+    assert stage(batch_of(stage, tasks={"vqa": 1.0})).losses["reconstruction"] > 0
+    found = stage(batch_of(stage, tasks={"text": 1.0})).losses
     assert found["reconstruction"] == 0
     sum(found.values()).backward()
     detokenizer = stage.model.setok.detokenizer
@@ -110,9 +110,9 @@ def test_only_rows_that_draw_lose_their_prompt(settings, batch_of, monkeypatch):
     batch = batch_of(stage, tasks={"generate": 1.0, "caption": 1.0})
     seen, forward = [], stage.model.forward
 
-    def spied(*arguments):
-        seen.append(arguments[4])
-        return forward(*arguments)
+    def spied(*arguments, **named):
+        seen.append(named["unconditional"])
+        return forward(*arguments, **named)
 
     monkeypatch.setattr(stage.model, "forward", spied)
     stage(batch)
@@ -126,7 +126,7 @@ def test_pictures_are_tokenized_once(settings, batch_of, monkeypatch):
 
     def losses(stage):
         torch.manual_seed(1)
-        return {name: float(value) for name, value in stage(batch).items()}
+        return {name: float(value) for name, value in stage(batch).losses.items()}
 
     torch.manual_seed(0)
     stage = build_stage(settings("diffusion_noisiest=1"))
@@ -174,12 +174,12 @@ def test_masks_that_are_cut_off_do_not_count(settings, batch_of):
     assert ((rows == row) & (places < most)).sum() == 1
     stage.settings = settings("losses.text=0", "losses.diffusion=0", f"max_length={most}")
     kept = places < most
-    expected = stage(batch)["mask"]
+    expected = stage(batch).losses["mask"]
     other = batch["masks"].clone()
     other[~kept] ^= True
-    assert stage(batch | {"masks": other})["mask"] == expected
+    assert stage(batch | {"masks": other}).losses["mask"] == expected
     other[kept] ^= True
-    assert stage(batch | {"masks": other})["mask"] != expected
+    assert stage(batch | {"masks": other}).losses["mask"] != expected
 
 
 def test_what_learns(settings):

@@ -1,0 +1,166 @@
+import math
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from helpers.tiny_setokim import build
+from setokim.data import build_dataset
+from setokim.training.stage2.stage import InstructCollator
+from setokim.vlm.losses import LOSSES, LossContext, compute_losses
+from setokim.vlm.modeling_setokim import SetokimModel
+
+TASKS = {"vqa": 1.0, "generate": 1.0, "segment": 1.0}
+
+
+@pytest.fixture(scope="module")
+def built():
+    return build()
+
+
+@pytest.fixture(scope="module")
+def conversations():
+    data = build_dataset("shapes-tasks", size=32, objects=(1, 3), turns=1, tasks=TASKS)
+    return [data[i] for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def batch(built, conversations):
+    _, processor = built
+    return InstructCollator(processor, (16, 16))(conversations[:6])
+
+
+def losses_of(model, batch, **options):
+    torch.manual_seed(5)
+    with torch.no_grad():
+        return model(**batch, **options)
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts(built, batch):
+    model, _ = built
+    output = losses_of(model, batch)
+    assert list(output.losses) == ["text", "diffusion", "mask"]
+    assert all(loss.shape == () and loss > 0 for loss in output.losses.values())
+    torch.testing.assert_close(output.loss, sum(output.losses.values()))
+    weights = {"text": 2.0, "mask": 0.5, "diffusion": 0.0}
+    weighted = losses_of(model, batch, loss_weights=weights)
+    assert list(weighted.losses) == ["text", "mask"]
+    expected = 2 * output.losses["text"] + 0.5 * output.losses["mask"]
+    torch.testing.assert_close(weighted.loss, expected)
+
+
+def test_weights_are_part_of_the_configuration(built, batch, tmp_path):
+    model, _ = build(loss_weights={"text": 3.0})
+    model.save_pretrained(tmp_path)
+    again = SetokimModel.from_pretrained(tmp_path).eval()
+    output = losses_of(again, batch)
+    assert list(output.losses) == ["text"]
+    torch.testing.assert_close(output.loss, 3 * losses_of(built[0], batch).losses["text"])
+
+
+def test_without_labels_there_is_no_loss(built, batch):
+    model, _ = built
+    read = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    output = losses_of(model, read)
+    assert output.loss is None and output.losses is None
+    assert output.last_hidden_state.shape[-1] == 32
+
+
+def test_without_masks_there_is_no_mask_loss_unless_it_is_asked_for(built, batch):
+    model, _ = built
+    read = {name: value for name, value in batch.items() if name != "masks"}
+    assert list(losses_of(model, read).losses) == ["text", "diffusion"]
+    with pytest.raises(ValueError, match=r"masks: expected a \(K, h, w\) tensor .*, got None"):
+        losses_of(model, read, loss_weights={"mask": 1.0})
+
+
+def test_an_unknown_loss_is_named(built, batch):
+    with pytest.raises(ValueError, match=r"losses: expected one of text, .*, got 'texts'"):
+        losses_of(built[0], batch, loss_weights={"texts": 1.0})
+
+
+def test_a_loss_needs_a_fitted_head(built, batch):
+    unfitted = SetokimModel(built[0].config)
+    with pytest.raises(RuntimeError, match=r"expected fit\(tokens\) to be called first"):
+        unfitted(**batch)
+
+
+def test_diffusion_options_reach_the_head(built, batch, monkeypatch):
+    model, _ = built
+    seen, loss = [], model.head.loss
+
+    def noting(tokens, condition, repeats, noisiest, base):
+        seen.append((repeats, noisiest))
+        return loss(tokens, condition, repeats, noisiest=noisiest, base=base)
+
+    monkeypatch.setattr(model.head, "loss", noting)
+    losses_of(model, batch, diffusion_repeats=3, diffusion_noisiest=2)
+    assert seen == [(3, 2)]
+
+
+def test_losses_of_other_processes_share_the_mean(built, batch, monkeypatch):
+    """Each part is this process's fraction of the mean over all."""
+    model, _ = built
+    alone = losses_of(model, batch)
+    monkeypatch.setattr("setokim.vlm.losses.mean_over_ranks", lambda x: x * 2)
+    half = losses_of(model, batch)
+    for name, value in alone.losses.items():
+        torch.testing.assert_close(half.losses[name], value / 2)
+
+
+def test_a_registered_loss_is_computed_and_no_other(built, batch):
+    model, _ = built
+    output = losses_of(model, batch)
+    try:
+
+        @LOSSES.register("token_size")
+        def token_size(context):
+            return context.output.packed.tokens.square().mean()
+
+        weights = {"token_size": 2.0}
+        found = losses_of(model, batch, loss_weights=weights)
+        expected = output.packed.tokens.square().mean()
+        torch.testing.assert_close(found.losses["token_size"], expected)
+        torch.testing.assert_close(found.loss, 2 * expected)
+        assert list(compute_losses(LossContext(model, output), {})) == []
+        with pytest.raises(ValueError, match="losses: expected a name that is free"):
+            LOSSES.register("token_size")(lambda context: 0)
+    finally:
+        del LOSSES._found["token_size"]
+
+
+@pytest.mark.slow
+def test_the_trainer_of_transformers_trains_the_model(conversations, tmp_path):
+    model, processor = build()
+    arguments = TrainingArguments(
+        output_dir=tmp_path,
+        max_steps=30,
+        per_device_train_batch_size=6,
+        learning_rate=3e-3,
+        lr_scheduler_type="constant",
+        logging_steps=1,
+        eval_strategy="steps",
+        eval_steps=15,
+        save_steps=30,
+        use_cpu=True,
+        report_to=[],
+        # The collator takes conversations as they are.
+        remove_unused_columns=False,
+        seed=0,
+    )
+    trainer = Trainer(
+        model,
+        arguments,
+        data_collator=InstructCollator(processor, (16, 16)),
+        train_dataset=conversations,
+        eval_dataset=conversations[:6],
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 30 and all(map(math.isfinite, losses))
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    held_out = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(held_out) == 2 and held_out[1] < held_out[0]
+    again = SetokimModel.from_pretrained(tmp_path / "checkpoint-30")
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
