@@ -28,6 +28,7 @@ from setokim.data.samples import (
 _ASKED = "describe the picture."
 # Tasks of each value of `Pairs.pairs`.
 _PAIRS = {"caption": ("caption",), "generate": ("generate",), "both": ("caption", "generate")}
+_LOOKED_AT = 100  # samples, for a readable one
 
 
 class CocoCaptions(FileDataset):
@@ -203,7 +204,7 @@ class Pairs:
 
     def _check_samples(self, pairs: str) -> None:
         # A wrong kind of samples would end the run at a step that reads one.
-        for index in range(len(self._dataset)):
+        for index in range(min(_LOOKED_AT, len(self._dataset))):
             try:
                 sample = self._dataset[index]
             except BrokenSampleError:
