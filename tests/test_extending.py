@@ -127,7 +127,7 @@ def test_a_data_set(tmp_path):
     sample, _ = trainer.dataset[3]
     assert sample.concepts == ("red disc",) and sample.image.size == (32, 32)
     assert sample.masks.sum() == (torch.tensor(sample.masks) == 1).sum() > 80
-    with pytest.raises(ValueError, match=r"kind: expected one of shapes-world, .*discs.*, got 'dot"):
+    with pytest.raises(ValueError, match=r"kind: expected one of .*, discs, .*, got 'dots'"):
         load_settings(tmp_path / "run.yaml", ["data.kind=dots"]).data.build()
 
 

@@ -10,6 +10,7 @@ from setok_kernels.config import check_count
 from setokim.data.image_folder import ImageFolder
 from setokim.data.mixture import Mixture
 from setokim.data.readers import READERS
+from setokim.data.readers.captions import Pairs
 from setokim.data.samples import Dataset, Guarded, Reading, Sample, check_index
 from setokim.data.shards import Shards
 from setokim.utils.registry import Registry
@@ -60,6 +61,7 @@ def build_dataset(
     size: int = 64,
     seed: int = 0,
     samples: int | None = None,
+    pairs: str | None = None,
     **options: Any,
 ) -> Dataset:
     """Makes a data set.
@@ -71,6 +73,7 @@ def build_dataset(
         size: side of the pictures of shapes-world and shapes-tasks, in pixels.
         seed: of shapes-world, shapes-tasks and mixture.
         samples: how many to take, in order; None for all.
+        pairs: task that makes images with captions conversations, as of `Pairs`; None for none.
         **options: further arguments of the data set's class. Those of a mixture are `parts`: by
             name a `weight` and the arguments of this function, with the rest under `options`.
 
@@ -92,6 +95,8 @@ def build_dataset(
         dataset = GENERATED[kind](seed=seed, size=size, **options)
     else:
         dataset = READ[kind](path, **options)
+    if pairs is not None:
+        dataset = Pairs(dataset, pairs)
     return dataset if samples is None else First(dataset, samples)
 
 
@@ -102,7 +107,12 @@ def _mix(seed: int, size: int, parts: Mapping[str, Mapping[str, Any]]) -> Mixtur
         weights[name] = fields.pop("weight", None)
         if "kind" not in fields or weights[name] is None:
             raise ValueError(f"parts[{name!r}]: expected kind and weight, got {dict(given)!r}")
-        datasets[name] = build_dataset(**fields.pop("options", {}), **fields)
+        try:
+            datasets[name] = build_dataset(**fields.pop("options", {}), **fields)
+        except (OSError, TypeError, ValueError) as error:
+            # Which of many data sets is missing.
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"parts[{name!r}]: {error}") from error
     return Mixture(datasets, weights, seed)
 
 

@@ -182,6 +182,10 @@ class HFVisionEncoder(nn.Module):
     def features(self, pixels: Tensor) -> Tensor:
         """As `forward`, of pixels only; carries gradient to them even where the model is frozen."""
         weight = next(self.backbone.parameters())
+        if not len(pixels):
+            # Batches of text alone: most models fail on no image, and with sharded weights all
+            # processes have to run the model together.
+            return self.features(pixels.new_zeros(1, *pixels.shape[1:]))[:0]
         output = self.backbone(pixels.to(weight.device, weight.dtype), **self._options)
         return self._to_grid(output, pixels.shape[-2:]).float()
 

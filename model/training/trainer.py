@@ -36,7 +36,7 @@ from setokim.training.state import TrainingState
 from setokim.training.step_losses import NotFiniteError, PendingLosses, StepLosses
 from setokim.training.stopping import leave_signals_to_parent, stop_after, stop_requests
 from setokim.utils.distributed import whole
-from setokim.utils.files import filling, replacing, write_file
+from setokim.utils.files import filling, write_file
 
 # Steps whose losses stay on the device at most.
 _MAX_PENDING = 100
@@ -279,10 +279,10 @@ class Trainer:
     def _draw(self) -> None:
         with self._averaged() as stage:
             if self.main:
-                path = self.out / "pictures" / f"step-{self.step:08d}.png"
-                path.parent.mkdir(exist_ok=True)
-                with replacing(path) as beside:
-                    stage.draw(self.collate, Counted(self.held_out), beside)
+                # A sheet may have a text beside it, or there is nothing to show.
+                with filling(self.out / "pictures") as folder:
+                    path = folder / f"step-{self.step:08d}.png"
+                    stage.draw(self.collate, Counted(self.held_out), path)
         self.accelerator.wait_for_everyone()
 
     def _state(self) -> TrainingState:

@@ -17,9 +17,18 @@ from setokim.data.readers.files import (
     picture_of,
 )
 from setokim.data.records import DOWNLOADED, JsonList, ParquetRows
-from setokim.data.samples import BrokenSampleError, Sample, split_concepts
+from setokim.data.samples import (
+    BrokenSampleError,
+    Dataset,
+    Sample,
+    check_index,
+    split_concepts,
+)
 
 _ASKED = "describe the picture."
+# Tasks of each value of `Pairs.pairs`.
+_PAIRS = {"caption": ("caption",), "generate": ("generate",), "both": ("caption", "generate")}
+_LOOKED_AT = 100  # samples, for a readable one
 
 
 class CocoCaptions(FileDataset):
@@ -160,3 +169,47 @@ def _described(picture, captions: list[str], source: str, facts: dict[str, Any])
     _check_captions(captions, source)
     turns = message("user", picture, _ASKED), message("assistant", captions[0])
     return Conversation("caption", turns, (), source, facts | {"answers": captions})
+
+
+class Pairs:
+    """Conversations about the captioned images of another data set, for stages 2 and 3.
+
+    A "caption" task asks for the text of an image, a "generate" task for the image of a text, both
+    in the words of `CocoCaptions`, whose `facts` they have without "image_id". Samples without a
+    caption are broken.
+
+    Args:
+        dataset: images with captions, at least one sample.
+        pairs: "caption", "generate", or "both", which gives two conversations a sample.
+
+    Raises:
+        ValueError: `pairs` is unknown, or `dataset` has conversations already.
+    """
+
+    def __init__(self, dataset: Dataset, pairs: str):
+        if pairs not in _PAIRS:
+            raise ValueError(f"pairs: expected one of {', '.join(_PAIRS)}, got {pairs!r}")
+        self._dataset, self._tasks = dataset, _PAIRS[pairs]
+        self._check_samples(pairs)
+
+    def __len__(self) -> int:
+        return len(self._dataset) * len(self._tasks)
+
+    def __getitem__(self, index: int) -> Conversation:
+        check_index(index, len(self))
+        number, turn = divmod(index, len(self._tasks))
+        sample = self._dataset[number]
+        make = _described if self._tasks[turn] == "caption" else _asked_for
+        return make(sample.image, [sample.caption] if sample.caption else [], sample.source, {})
+
+    def _check_samples(self, pairs: str) -> None:
+        # A wrong kind of samples would end the run at a step that reads one.
+        for index in range(min(_LOOKED_AT, len(self._dataset))):
+            try:
+                sample = self._dataset[index]
+            except BrokenSampleError:
+                continue
+            if not isinstance(sample, Sample):
+                expected = f"None for a data set of {type(sample).__name__}"
+                raise ValueError(f"pairs: expected {expected}, got {pairs!r}")
+            return

@@ -44,6 +44,31 @@ def read_classes(folder: Path, path: str | Path | None = None) -> dict[str, str]
     return classes
 
 
+def read_names(path: str | Path) -> dict[str, str]:
+    """Read the first name of each class, by WordNet id.
+
+    Args:
+        path: LOC_synset_mapping.txt (Kaggle), lines such as "n01440764 tench, Tinca tinca".
+
+    Raises:
+        ValueError: the file is not there, or a line is none of these.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"names: expected a file, got {str(path)!r}")
+    lines, found = Lines(path), {}
+    for index in range(len(lines)):
+        name, _, said = lines[index].partition(" ")
+        first = said.partition(",")[0].strip()
+        if not is_class(name) or not first:
+            got = f"{lines[index]!r:.80}"
+            raise ValueError(f"{lines.source(index)}: expected a WordNet id and names, got {got}")
+        found[name] = first
+    if not found:
+        raise ValueError(f"{path}: expected names of classes, got none")
+    return found
+
+
 def _found(folder: Path) -> Path:
     places = [_SOLUTION, _TRUTH, f"{_KIT}/{_TRUTH}"]
     for base, place in product((folder, folder.absolute().parent), places):

@@ -15,7 +15,7 @@ from setokim.data.readers.files import (
     picture_in,
     picture_of,
 )
-from setokim.data.readers.imagenet_classes import is_class, read_classes
+from setokim.data.readers.imagenet_classes import is_class, read_classes, read_names
 from setokim.data.records import CsvRows, ParquetRows
 from setokim.data.samples import BrokenSampleError, Sample
 
@@ -32,23 +32,25 @@ class ImageNetFolder(FileDataset):
 
     Args:
         root: folder of a split: n01440764/*.JPEG and so on, or *.JPEG.
-        names: of the classes by WordNet id; None leaves the ids as captions.
+        names: of the classes by WordNet id, or a file of them (`imagenet_classes.read_names`);
+            None leaves the ids as captions.
         classes: file of the classes of pictures without class folders; None looks for it in `root`
             and the folder above.
 
     Raises:
         ImportError: the file of classes wants scipy, which is not installed.
-        ValueError: there is no such folder, no picture in it, or nothing tells their classes.
+        ValueError: there is no such folder, no picture in it, nothing tells their classes, or the
+            file of names holds something else.
     """
 
     def __init__(
         self,
         root: str | Path,
-        names: Mapping[str, str] | None = None,
+        names: Mapping[str, str] | str | Path | None = None,
         classes: str | Path | None = None,
     ):
         folder = check_root(root)
-        self._names = names
+        self._names = read_names(names) if isinstance(names, str | Path) else names
         # By suffix, whatever its case.
         self._files = find_images([folder], recursive=True)
         if not self._files:

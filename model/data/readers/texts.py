@@ -6,6 +6,7 @@ from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
 
+from setok_kernels.config import check_count
 from setokim.data.conversations import Conversation, message
 from setokim.data.file_dataset import FileDataset
 from setokim.data.readers.files import check_root, field_of
@@ -19,12 +20,17 @@ class SlimPajama(FileDataset):
 
     Args:
         root: folder; all *.jsonl in it and in those inside it are read, in sorted order.
+        longest: most characters of a text, beyond which it is cut off; None for no limit.
 
     Raises:
-        ValueError: there is no such folder, or no such file.
+        TypeError: `longest` is no integer.
+        ValueError: there is no such folder, or no such file, or `longest` is less than 1.
     """
 
-    def __init__(self, root: str | Path):
+    def __init__(self, root: str | Path, longest: int | None = None):
+        if longest is not None:
+            check_count("longest", longest)
+        self._longest = longest
         paths = sorted(check_root(root).rglob("*.jsonl"))
         if not paths:
             raise ValueError(f"root: expected *.jsonl in {root}, got none")
@@ -46,6 +52,6 @@ class SlimPajama(FileDataset):
 
     def _read(self, index: int, source: str) -> Conversation:
         file, place = self._find(index)
-        text = field_of(file[place], "text", str, source)
+        text = field_of(file[place], "text", str, source)[: self._longest]
         turns = message("user", ""), message("assistant", text)
         return Conversation("text", turns, (), source)

@@ -1,7 +1,8 @@
-"""A sheet of what SeTokim draws, changes and segments."""
+"""A sheet of the images that SeTokim generates, edits and segments."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ from setokim.data import Conversation, Dataset
 from setokim.data.image_processing import to_image
 from setokim.evaluation.asking import answers
 from setokim.training.stage2.settings import GenerationSettings
+from setokim.vlm.generation import Answer
 from setokim.vlm.modeling_setokim import SetokimModel
 from setokim.vlm.processing_setokim import SetokimProcessor
 
 _ROWS = 8  # of each task
 _LOOKED_THROUGH = 256  # samples, for conversations of each task
 _MARGIN = 4  # pixels
+_LARGEST = 384  # pixels, longest side of an image on the sheet
 _TINT = np.array([255.0, 0.0, 255.0])
 
 
@@ -27,17 +30,19 @@ def draw_answers(
     settings: GenerationSettings,
     path: Path,
 ) -> None:
-    """Writes a PNG: columns of three tasks, a row for each conversation.
+    """Write a PNG: columns of three tasks, a row for each conversation.
 
-    Generation: what was wanted and what came. Editing: before, wanted, what came. Segmentation: the
-    wanted mask and the one that came, tinted. What was asked is in a text file beside it.
+    Generation: the target image and the generated one. Editing: the source image, the target and
+    the generated one. Segmentation: the target mask and the predicted one, tinted. The instructions
+    are in a text file beside it. Images may have any sizes: large ones are scaled down, and an
+    answer has the size of its target. Without a conversation of these tasks nothing is written.
 
     Args:
-        model: in the mode that it is in.
-        processor: of the model.
-        held_out: conversations.
-        settings: how to generate.
-        path: of the PNG; its folder is made.
+        model: model in the mode to show.
+        processor: tokenizer and image processor of the model.
+        held_out: conversations of any data set.
+        settings: options of generation.
+        path: PNG to write; its folder is made.
     """
     chosen: dict[str, list[Conversation]] = {"generate": [], "edit": [], "segment": []}
     for index in range(min(_LOOKED_THROUGH, len(held_out))):
@@ -61,39 +66,65 @@ def draw_answers(
         path.with_suffix(".txt").write_text("".join(lines), encoding="utf-8")
 
 
-def _row(sample: Conversation, answer) -> list[Image.Image | None]:
+def _row(sample: Conversation, answer: Answer) -> list[Image.Image | None]:
+    """The images of a row, of one size; None for an answer without image or mask."""
     images = [
         part["image"]
         for message in sample.messages[:2]
         for part in message["content"]
         if part["type"] == "image"
     ]
+    # The target: the last image, which masks are of too.
+    size = _fitting(images[-1].size)
     if sample.task != "segment":
-        return [*images, to_image(answer.images[0]) if answer.images else None]
-    said = (answer.masks[0] > 0).cpu().numpy() if answer.masks else None
-    return [_tinted(images[0], mask) for mask in (sample.masks[0], said)]
+        generated = [to_image(answer.images[0])] if answer.images else [None]
+        return [_scaled(image, size) for image in [*images, *generated]]
+    predicted = (answer.masks[0] > 0).cpu().numpy() if answer.masks else None
+    shown = _scaled(images[-1], size)
+    return [_tinted(shown, mask) for mask in (sample.masks[0], predicted)]
+
+
+def _fitting(size: tuple[int, int]) -> tuple[int, int]:
+    """Scale a width and height down until both are at most `_LARGEST`."""
+    factor = min(1.0, _LARGEST / max(size))
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
+def _scaled(image: Image.Image | None, size: tuple[int, int]) -> Image.Image | None:
+    if image is None or image.size == size:
+        return image
+    return image.resize(size, Image.Resampling.BICUBIC)
 
 
 def _tinted(image: Image.Image, mask: np.ndarray | None) -> Image.Image | None:
-    if mask is None or mask.shape != (image.height, image.width):
+    if mask is None:
         return None
+    if mask.shape != (image.height, image.width):
+        mask = np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
     pixels = np.asarray(image, np.float64)
     mixed = np.where(mask[..., None], (pixels + _TINT) / 2, pixels)
     return Image.fromarray(mixed.astype(np.uint8))
 
 
 def _sheet(columns: list[list[list[Image.Image | None]]]) -> Image.Image:
-    """Rows of pictures side by side; black where there is none."""
-    some = next(picture for column in columns for row in column for picture in row if picture)
-    width, height = some.width + _MARGIN, some.height + _MARGIN
-    wide = sum(len(column[0]) for column in columns) * width + _MARGIN * (len(columns) + 1)
+    """Put rows of images side by side in cells of one size; black where there is none."""
+    cell = _cell(image for column in columns for row in column for image in row if image)
+    width, height = cell[0] + _MARGIN, cell[1] + _MARGIN
+    # Conversations may show several images before the target.
+    across = [max(map(len, column)) for column in columns]
+    wide = sum(across) * width + _MARGIN * (len(columns) + 1)
     high = max(map(len, columns)) * height + _MARGIN
     sheet = Image.new("RGB", (wide, high), "white")
     left = _MARGIN
-    for column in columns:
-        for number, row in enumerate(column):
-            for place, picture in enumerate(row):
-                shown = picture or Image.new("RGB", (some.width, some.height))
-                sheet.paste(shown, (left + place * width, _MARGIN + number * height))
-        left += len(column[0]) * width + _MARGIN
+    for column, number in zip(columns, across, strict=True):
+        for top, row in enumerate(column):
+            for place, image in enumerate(row):
+                shown = image or Image.new("RGB", next(one for one in row if one).size)
+                sheet.paste(shown, (left + place * width, _MARGIN + top * height))
+        left += number * width + _MARGIN
     return sheet
+
+
+def _cell(images: Iterable[Image.Image]) -> tuple[int, int]:
+    sizes = [image.size for image in images]
+    return max(width for width, _ in sizes), max(height for _, height in sizes)

@@ -127,7 +127,15 @@ class Instruct(Stage):
 
     def evaluate(self, collate, held_out: Dataset, batch_size: int) -> dict[str, float | None]:
         """Figures of the tasks, as `setokim.training.stage2.evaluation` explains them."""
-        return evaluate(self.model, self.processor, held_out, self.settings.generation)
+        settings = self.settings
+        return evaluate(
+            self.model,
+            self.processor,
+            held_out,
+            settings.generation,
+            batch_size,
+            settings.max_length,
+        )
 
     def draw(self, collate, held_out: Dataset, path: Path) -> None:
         """Answers to the first conversations of each task."""

@@ -64,7 +64,7 @@ def test_table_9():
         assert (settings.batch_size, settings.accumulation) == (16, 8)
         assert (settings.precision, settings.parallel) == ("bf16", "fsdp")
         assert settings.activation_checkpointing
-        assert (settings.data.kind, settings.data.size) == ("shapes-tasks", 384)
+        assert settings.data.kind == settings.held_out.kind == "mixture"
 
 
 @pytest.mark.parametrize(

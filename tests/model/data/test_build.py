@@ -5,6 +5,7 @@ from PIL import Image
 from setokim.data import (
     ENDLESS,
     Broken,
+    BrokenSampleError,
     GuardedCollator,
     ImageFolder,
     Reading,
@@ -118,3 +119,86 @@ def test_a_mixture_takes_its_parts(folder):
         build_dataset("mixture", parts={"read": {"kind": "folder", "path": str(folder)}})
     with pytest.raises(ValueError, match=r"^path: expected None for kind='mixture', got 'a'$"):
         build_dataset("mixture", "a", parts=parts)
+
+
+def parts_of(conversation):
+    return [
+        part.get("text", part.get("image"))
+        for message in conversation.messages
+        for part in message["content"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "tasks"),
+    [("caption", ["caption"]), ("generate", ["generate"]), ("both", ["caption", "generate"])],
+)
+def test_images_with_captions_as_conversations(folder, pairs, tasks):
+    for name in ("0", "2"):
+        (folder / f"{name}.txt").write_text(f"image {name}")
+    dataset = build_dataset("folder", str(folder), pairs=pairs)
+    found = [dataset[index] for index in range(len(dataset))]
+    assert [one.task for one in found] == tasks * 3
+    captions = ["image 0", "a dog and a cat", "image 2"]
+    for number, one in enumerate(found):
+        index = number // len(tasks)
+        said = parts_of(one)
+        image = said.pop(0 if one.task == "caption" else 1)
+        assert image.getpixel((0, 0)) == (index, 0, 0)
+        assert one.source == str(folder / f"{index}.png")
+        if one.task == "caption":
+            assert said == ["describe the picture.", captions[index]]
+            assert one.facts == {"answers": [captions[index]]}
+        else:
+            assert said == [f"draw {captions[index]}"]
+            assert one.facts == {"caption": captions[index]}
+    with pytest.raises(IndexError):
+        dataset[len(dataset)]
+    assert len(build_dataset("folder", str(folder), samples=1, pairs=pairs)) == 1
+
+
+def test_an_image_without_a_caption_is_broken(folder):
+    dataset = build_dataset("folder", str(folder), pairs="both")
+    for index in (0, 1, 4, 5):
+        with pytest.raises(BrokenSampleError, match=r"\.png: it has no caption$"):
+            dataset[index]
+    assert dataset[2].task == "caption" and dataset[3].task == "generate"
+
+
+def test_pairs_that_are_none(folder):
+    with pytest.raises(ValueError, match=r"^pairs: expected one of caption, generate, both, got '"):
+        build_dataset("folder", str(folder), pairs="edit")
+    expected = r"^pairs: expected None for a data set of Conversation, got 'both'$"
+    with pytest.raises(ValueError, match=expected):
+        build_dataset("shapes-tasks", pairs="both")
+    # What is broken says nothing of the others.
+    (folder / "0.png").write_bytes(b"")
+    assert build_dataset("folder", str(folder), pairs="both")[2].task == "caption"
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"kind": "folder"}, r"root: expected a folder, got 'data/none'$"),
+        ({"kind": "shards"}, r"paths: expected files, got 'data/none'$"),
+        ({"kind": "gqa"}, r"root: expected a folder, got 'data/none'$"),
+        ({"kind": "movies"}, r"kind: expected one of "),
+        ({"kind": "mixture", "path": None, "options": {"parts": {"in": {}}}}, r"parts\['in'\]: "),
+    ],
+)
+def test_a_part_that_cannot_be_opened_is_named(folder, part, message):
+    parts = {
+        "there": {"kind": "folder", "path": str(folder), "weight": 1},
+        "gone": {"path": "data/none", "weight": 1} | part,
+    }
+    with pytest.raises(ValueError, match=rf"^parts\['gone'\]: {message}"):
+        build_dataset("mixture", parts=parts)
+
+
+def test_options_and_files_of_a_part_are_named_too(tmp_path):
+    part = {"kind": "llava-665k", "path": str(tmp_path), "weight": 1}
+    missing = rf"^parts\['chats'\]: .*{tmp_path}/llava_v1_5_mix665k\.json"
+    with pytest.raises(ValueError, match=missing):
+        build_dataset("mixture", parts={"chats": part})
+    with pytest.raises(TypeError, match=r"^parts\['chats'\]: .*unexpected keyword .*'colour'"):
+        build_dataset("mixture", parts={"chats": part | {"options": {"colour": 1}}})

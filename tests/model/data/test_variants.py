@@ -121,6 +121,39 @@ def test_validation_pictures_of_imagenet(tmp_path):
         captions(classes=tmp_path / "none")
 
 
+def test_first_names_of_classes(tmp_path):
+    make("imagenet-folder", tmp_path)
+    names = tmp_path / "LOC_synset_mapping.txt"
+    lines = ["n01440764 tench, Tinca tinca", "n01443537 goldfish, Carassius auratus"]
+    names.write_text("\n".join(lines) + "\n")
+    found = reopen("imagenet-folder", tmp_path, names=str(names))
+    assert [one.caption for one in found] == ["tench", "goldfish", "goldfish"]
+    assert found[0].concepts == ("tench",)
+    for text, message in [
+        (
+            f"{lines[0]}\ntench, Tinca tinca\n",
+            r"txt:2: expected a WordNet id and names, got 'tench",
+        ),
+        ("n01440764\n", r"txt:1: expected a WordNet id and names, got 'n01440764'$"),
+        ("\n", r"txt: expected names of classes, got none$"),
+    ]:
+        names.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            reopen("imagenet-folder", tmp_path, names=names)
+    with pytest.raises(ValueError, match=r"^names: expected a file, got '.*none'$"):
+        reopen("imagenet-folder", tmp_path, names=tmp_path / "none")
+
+
+def test_long_texts_are_cut(tmp_path):
+    make("slimpajama", tmp_path)
+    texts = [one.messages[1]["content"][0]["text"] for one in reopen("slimpajama", tmp_path)]
+    assert texts == ["text 0 é", "text 1 é", "text 2 é"]
+    cut = reopen("slimpajama", tmp_path, longest=6)
+    assert [one.messages[1]["content"][0]["text"] for one in cut] == [one[:6] for one in texts]
+    with pytest.raises(ValueError, match=r"^longest: expected at least 1, got 0$"):
+        reopen("slimpajama", tmp_path, longest=0)
+
+
 def test_kits_that_are_none(tmp_path):
     val = flat_imagenet(tmp_path)
     write_kit(tmp_path / "kit")

@@ -119,7 +119,8 @@ def test_names_of_special_tokens_in_questions(model, tmp_path):
 def test_shapes_world_as_the_training_run_says(built, model, world, tmp_path):
     dataset = build_dataset(**WORLD, **OPTIONS)
     settings = GenerationSettings(max_new_tokens=6, sampling_steps=2)
-    expected = evaluate(*built, dataset, settings)
+    metrics = evaluate(*built, dataset, settings)
+    expected = {name: metrics[name] for name in metrics if not name.endswith("text_loss")}
     out = tmp_path / "out"
     where = ["--data", str(world), "--model", str(model), "--out", str(out)]
     assert main(["eval", "--benchmark", "shapes-world", *where]) == 0

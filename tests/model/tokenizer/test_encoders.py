@@ -176,6 +176,17 @@ def test_patches_of_the_penultimate_layer_and_nothing_else(saved, name, extra):
     assert not features.requires_grad
 
 
+@pytest.mark.parametrize("name", ["siglip", "clip", "vit", "dinov2", "swin"])
+def test_no_image_has_no_features_and_runs_the_model(saved, name):
+    encoder = HFVisionEncoder(saved(name), trainable=True)
+    found = encoder(torch.zeros(0, 3, *encoder.pixel_size))
+    assert found.shape == (0, *encoder.grid, encoder.feature_dim) and found.dtype == torch.float32
+    # No process may leave out what the others compute.
+    found.sum().backward()
+    gradients = [p.grad for p in encoder.parameters() if p.grad is not None]
+    assert gradients and not any(gradient.any() for gradient in gradients)
+
+
 @pytest.mark.parametrize("name", ["siglip", "clip", "vit", "dinov2", "dinov2-registers"])
 def test_grids_that_are_not_square(saved, name):
     encoder = build_encoder(saved(name), grid=(3, 5))

@@ -1,14 +1,17 @@
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from helpers.tiny_setokim import build
-from setokim.data import ShapesTasks
-from setokim.data.conversations import message
+from setokim.data import Conversation, ShapesTasks
+from setokim.data.conversations import MASK, message
 from setokim.data.image_processing import to_image
 from setokim.evaluation import asking
 from setokim.training.stage2 import evaluation
+from setokim.training.stage2.held_out_losses import held_out_losses
 from setokim.training.stage2.samples import draw_answers
 from setokim.training.stage2.settings import GenerationSettings
 from setokim.vlm.generation import Answer
@@ -165,3 +168,129 @@ def test_a_sheet_of_answers(samples, built, tmp_path, monkeypatch):
     assert (sheet[4:68, 4:68] == sheet[4:68, 72:136]).all() and sheet[4:68, 4:68].std() > 0
     lines = (tmp_path / "sheet" / "a.txt").read_text().splitlines()
     assert lines[0].startswith("generate 1: draw a ")
+
+
+def real_conversations():
+    """What readers of published data sets give: other facts, and images of different sizes."""
+    wide, tall = (Image.new("RGB", size, (200, 0, 0)) for size in ((60, 20), (500, 1000)))
+    mask = np.zeros((1000, 500), bool)
+    mask[:500] = True
+    given = {
+        "vqa": ([wide, "what is it?"], ["a dog"], {"question_id": 1, "answers": ["a dog"] * 10}),
+        "caption": ([tall, "describe the picture."], ["a red circle."], {"answers": ["a"]}),
+        "generate": (["draw a dog"], [wide], {"caption": "a dog"}),
+        "edit": ([wide, "make it red"], [tall], {"instruction": "make it red"}),
+        "segment": ([tall, "segment the dog."], [MASK], {"phrase": "dog"}),
+        "text": ([""], ["is it a small blue star?"], {}),
+    }
+    return [
+        Conversation(
+            task,
+            (message("user", *asked), message("assistant", *reply)),
+            (mask,) if task == "segment" else (),
+            facts=facts,
+        )
+        for task, (asked, reply, facts) in given.items()
+    ]
+
+
+def test_real_conversations_have_losses_and_no_questions(oracle, built):
+    found = evaluation.evaluate(*built, real_conversations(), SETTINGS)
+    tasks = ("vqa", "caption", "generate", "edit", "segment", "text")
+    assert found.keys() == {"text_loss", *(f"{task}_text_loss" for task in tasks)}
+    assert oracle.asked == []
+    json.dumps(found, allow_nan=False)
+
+
+def test_shapes_world_among_real_conversations(oracle, samples, built):
+    mixed = [*real_conversations(), *samples[:10]]
+    found = evaluation.evaluate(*built, mixed, SETTINGS)
+    alone = evaluation.evaluate(*built, samples[:10], SETTINGS)
+    metrics = {name for name in alone if not name.endswith("text_loss")}
+    assert metrics and {name: found[name] for name in metrics} == {n: alone[n] for n in metrics}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_losses_are_means_of_tokens(built, samples, batch_size):
+    model, processor = built
+    chosen = [*real_conversations(), *samples[:12]]
+    found = held_out_losses(model, processor, chosen, batch_size, 256)
+    sums = {}
+    for sample in chosen:
+        inputs = processor([sample.messages])
+        output = model(**inputs)
+        labels = output.spliced.labels[0, 1:]
+        logits = model.logits(output.hidden[0, :-1]).double().log_softmax(-1)
+        losses = [-float(logits[i, label].detach()) for i, label in enumerate(labels) if label >= 0]
+        for name in ("", f"{sample.task}_"):
+            sums.setdefault(name, []).extend(losses)
+    expected = {f"{name}text_loss": np.mean(losses) for name, losses in sums.items()}
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_losses_draw_no_random_numbers(built):
+    before = torch.random.get_rng_state()
+    held_out_losses(*built, real_conversations(), 4, 256)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_long_rows_are_cut_as_in_training(built):
+    long = Conversation("text", (message("user", ""), message("assistant", "red " * 400)))
+    short = Conversation("text", (message("user", ""), message("assistant", "red " * 40)))
+    found, other = (held_out_losses(*built, [one], 1, 16) for one in (long, short))
+    assert found == other
+
+
+def test_no_finite_loss_is_none(built, monkeypatch):
+    model, processor = built
+    monkeypatch.setattr(type(model), "text_loss", lambda self, output: torch.tensor(torch.nan))
+    found = held_out_losses(model, processor, real_conversations()[:1], 4, 256)
+    assert found == {"text_loss": None, "vqa_text_loss": None}
+    nothing = held_out_losses(model, processor, [], 4, 256)
+    assert nothing == {}
+
+
+def test_a_sheet_of_images_of_any_size(built, tmp_path, monkeypatch):
+    conversations = real_conversations()
+    red, black = (200, 0, 0), (0, 0, 0)
+
+    def reply(model, processor, prompts, settings):
+        (prompt,) = prompts
+        image = torch.full((3, 32, 32), 0.5)
+        wanted = "segment" if "segment" in prompt[0]["content"][-1]["text"] else "image"
+        mask = torch.ones(64, 64)
+        mask[32:] = -1
+        return [Answer(masks=[mask]) if wanted == "segment" else Answer(images=[image])]
+
+    monkeypatch.setattr("setokim.training.stage2.samples.answers", reply)
+    draw_answers(*built, conversations, SETTINGS, tmp_path / "a.png")
+    sheet = Image.open(tmp_path / "a.png")
+    # Cells of the widest and the highest image: two of generation, three of editing, two of masks.
+    width, height = 192, 384
+    assert sheet.size == (7 * (width + 4) + 4 * 4, height + 4 + 4)
+    columns = [4, 200, 400, 596, 792, 992, 1188]
+    # Target, then answer in the same size; the source in the size of the target.
+    assert sheet.getpixel((4, 4)) == sheet.getpixel((4 + 59, 4 + 19)) == red
+    assert sheet.getpixel((4 + 60, 4)) == sheet.getpixel((4, 4 + 20)) == (255, 255, 255)
+    assert sheet.getpixel((200 + 59, 4 + 19)) == (128, 128, 128)
+    for left, colour in zip(columns[2:5], (red, red, (128, 128, 128)), strict=True):
+        assert sheet.getpixel((left + width - 1, 4 + height - 1)) == colour
+    # The upper halves are tinted, of the target and of the answer at a lower resolution.
+    for left in columns[5:]:
+        assert sheet.getpixel((left + 9, 4 + 9)) == (227, 0, 127)
+        assert sheet.getpixel((left + 9, 4 + height - 9)) == red
+    lines = (tmp_path / "a.txt").read_text().splitlines()
+    assert lines == [
+        "generate 1: draw a dog",
+        "edit 1: make it red",
+        "segment 1: segment the dog.",
+    ]
+    monkeypatch.setattr("setokim.training.stage2.samples.answers", lambda *arguments: [Answer()])
+    draw_answers(*built, conversations[2:3], SETTINGS, tmp_path / "none.png")
+    sheet = Image.open(tmp_path / "none.png")
+    assert sheet.getpixel((4, 4)) == red and sheet.getpixel((68 + 9, 4 + 9)) == black
+
+
+def test_no_sheet_without_images_to_show(built, tmp_path):
+    draw_answers(*built, real_conversations()[:2], SETTINGS, tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
