@@ -15,6 +15,7 @@ from setokim.training.stage2.held_out_losses import held_out_losses
 from setokim.training.stage2.samples import draw_answers
 from setokim.training.stage2.settings import GenerationSettings
 from setokim.vlm.generation import Answer
+from setokim.vlm.losses import LOSSES
 
 SETTINGS = GenerationSettings(sampling_steps=2, max_new_tokens=4)
 
@@ -220,7 +221,7 @@ def test_losses_are_means_of_tokens(built, samples, batch_size):
         inputs = processor([sample.messages])
         output = model(**inputs)
         labels = output.spliced.labels[0, 1:]
-        logits = model.logits(output.hidden[0, :-1]).double().log_softmax(-1)
+        logits = model.logits(output.last_hidden_state[0, :-1]).double().log_softmax(-1)
         losses = [-float(logits[i, label].detach()) for i, label in enumerate(labels) if label >= 0]
         for name in ("", f"{sample.task}_"):
             sums.setdefault(name, []).extend(losses)
@@ -243,7 +244,7 @@ def test_long_rows_are_cut_as_in_training(built):
 
 def test_no_finite_loss_is_none(built, monkeypatch):
     model, processor = built
-    monkeypatch.setattr(type(model), "text_loss", lambda self, output: torch.tensor(torch.nan))
+    monkeypatch.setitem(LOSSES._found, "text", lambda context: torch.tensor(torch.nan))
     found = held_out_losses(model, processor, real_conversations()[:1], 4, 256)
     assert found == {"text_loss": None, "vqa_text_loss": None}
     nothing = held_out_losses(model, processor, [], 4, 256)
