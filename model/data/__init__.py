@@ -1,4 +1,4 @@
-"""Data: drawn scenes and talk about them, folders and shards, their order, what is broken."""
+"""Data sets: generated scenes, folders, shards, conversations; their order and broken samples."""
 
 from setokim.data.build import Counted, GuardedCollator, build_dataset
 from setokim.data.conversations import Conversation

@@ -1,4 +1,4 @@
-"""Data sets by the names that settings use, and batches from what guarded ones yield."""
+"""Data sets by the names that settings use, and the collation of guarded samples."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from setokim.data.shards import Shards
 from setokim.shapes_world.dataset import ShapesWorld
 from setokim.shapes_world.tasks import ShapesTasks
 
-_DRAWN = {"shapes-world": ShapesWorld, "shapes-tasks": ShapesTasks}
+_GENERATED = {"shapes-world": ShapesWorld, "shapes-tasks": ShapesTasks}
 _MIXTURE = "mixture"
-_READ = {"folder": ImageFolder, "shards": Shards} | READERS
-KINDS = (*_DRAWN, _MIXTURE, *_READ)
+_FROM_FILES = {"folder": ImageFolder, "shards": Shards} | READERS
+KINDS = (*_GENERATED, _MIXTURE, *_FROM_FILES)
 
 
 class First:
     """The first samples of a data set.
 
     Args:
-        dataset: the whole.
-        samples: how many; fewer where there are fewer.
+        dataset: complete data set.
+        samples: number of samples to keep; all if the data set has fewer.
 
     Raises:
         TypeError: `samples` is no integer.
-        ValueError: it is less than 1.
+        ValueError: `samples` is less than 1.
     """
 
     def __init__(self, dataset: Dataset, samples: int):
@@ -53,33 +53,33 @@ def build_dataset(
     samples: int | None = None,
     **options: Any,
 ) -> Dataset:
-    """Makes a data set.
+    """Build a data set by its name.
 
     Args:
         kind: "shapes-world", "shapes-tasks", "mixture", "folder", "shards", or a name of
             `readers.READERS`.
-        path: of the folder, or a pattern for the shards.
-        size: side of the pictures of shapes-world and shapes-tasks, in pixels.
-        seed: of shapes-world, shapes-tasks and mixture.
-        samples: how many to take, in order; None for all.
-        **options: further arguments of the data set's class. Those of a mixture are `parts`: by
+        path: path of the folder, or a pattern for the shards.
+        size: side of the images of shapes-world and shapes-tasks, in pixels.
+        seed: random seed of shapes-world, shapes-tasks and mixture.
+        samples: number of samples to keep, in order; None for all.
+        **options: further arguments of the data set's class. A mixture takes `parts`: for each
             name a `weight` and the arguments of this function, with the rest under `options`.
 
     Raises:
-        ValueError: there is no such kind, or `path` does not fit it.
+        ValueError: the kind is unknown, or `path` does not fit it.
         TypeError: an option is unknown.
     """
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
-    if (path is None) != (kind not in _READ):
-        expected = "a path" if kind in _READ else "None"
+    if (path is None) != (kind not in _FROM_FILES):
+        expected = "a path" if kind in _FROM_FILES else "None"
         raise ValueError(f"path: expected {expected} for kind={kind!r}, got {path!r}")
     if kind == _MIXTURE:
         dataset = _mix(seed, size, **options)
-    elif kind in _DRAWN:
-        dataset = _DRAWN[kind](seed=seed, size=size, **options)
+    elif kind in _GENERATED:
+        dataset = _GENERATED[kind](seed=seed, size=size, **options)
     else:
-        dataset = _READ[kind](path, **options)
+        dataset = _FROM_FILES[kind](path, **options)
     return dataset if samples is None else First(dataset, samples)
 
 
@@ -98,7 +98,7 @@ class Counted:
     """A guarded data set whose samples are read and counted in this process.
 
     Args:
-        guarded: what is read.
+        guarded: guarded data set to read.
     """
 
     def __init__(self, guarded: Guarded):
@@ -114,10 +114,10 @@ class Counted:
 
 
 class GuardedCollator:
-    """A collate function for items of `Guarded`: a batch, and the report on how it was read.
+    """Collate function for items of `Guarded`: returns a batch and the report on its reading.
 
     Args:
-        collate: of the samples.
+        collate: collate function of the samples.
     """
 
     def __init__(self, collate: Callable[[Sequence[Sample]], dict]):

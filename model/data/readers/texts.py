@@ -1,4 +1,4 @@
-"""Texts without pictures: SlimPajama in lines of JSON."""
+"""Text corpora without images: SlimPajama in lines of JSON."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from setokim.data.records import JsonLines
 
 
 class SlimPajama(FileDataset):
-    """Texts in files of lines {"text": ..., "meta": ...}, unpacked from their compression.
+    """Texts in uncompressed files of lines {"text": ..., "meta": ...}.
 
-    A sample is a conversation in which the assistant says the whole text and nobody asked.
+    A sample is a conversation with an empty question, whose answer is the whole text.
 
     Args:
-        root: folder; all *.jsonl in it and in those inside it are read, in sorted order.
+        root: folder whose *.jsonl, subfolders included, are read in sorted order.
 
     Raises:
-        ValueError: there is no such folder, or no such file.
+        ValueError: the folder does not exist or has no such file.
     """
 
     def __init__(self, root: str | Path):
@@ -35,17 +35,17 @@ class SlimPajama(FileDataset):
         return self._ends[-1]
 
     def _source(self, index: int) -> str:
-        file, place = self._find(index)
-        return file.source(place)
+        file, offset = self._find(index)
+        return file.source(offset)
 
     def _find(self, index: int) -> tuple[JsonLines, int]:
-        """The file of a text, and its place in there."""
+        """Return the file of a text, and its index in that file."""
         number = bisect_right(self._ends, index)
         file = self._files[number]
         return file, index - (self._ends[number] - len(file))
 
     def _read(self, index: int, source: str) -> Conversation:
-        file, place = self._find(index)
-        text = field_of(file[place], "text", str, source)
+        file, offset = self._find(index)
+        text = field_of(file[offset], "text", str, source)
         turns = message("user", ""), message("assistant", text)
         return Conversation("text", turns, (), source)

@@ -40,7 +40,7 @@ def test_masks_have_the_size_of_the_last_picture_before_them():
     assert len(talk(*answers, first=(SMALL, "where?"), masks=right).masks) == 4
     with pytest.raises(ValueError, match=r"masks\[2\]: expected bool of shape \(3, 6\), got bool"):
         talk(*answers, first=(SMALL, "where?"), masks=[mask(4, 4)] * 4)
-    # The text comes before the picture of the same answer.
+    # The text comes before the image of the same answer.
     with pytest.raises(ValueError, match=r"masks\[0\]: expected bool of shape \(4, 4\)"):
         talk([MASK, WIDE], first=(SMALL, "where?"), masks=[mask(3, 6)])
 
@@ -92,17 +92,17 @@ def user(**part):
         (
             (user(type="image", image="cat.png"), ANSWER),
             TypeError,
-            r"messages\[0\]: expected a PIL picture as image, got 'cat.png'",
+            r"messages\[0\]: expected a PIL image, got 'cat.png'",
         ),
         (
             (message("user", Image.new("L", (2, 2))), ANSWER),
             ValueError,
-            r"messages\[0\]: expected a picture of mode RGB, got L",
+            r"messages\[0\]: expected an image of mode RGB, got L",
         ),
         (
             (USER, message("assistant", MASK)),
             ValueError,
-            r"messages\[1\]: expected a picture before a mask, got none",
+            r"messages\[1\]: expected an image before a mask, got none",
         ),
         (
             (message("user", SMALL, MASK), ANSWER),

@@ -251,7 +251,7 @@ def test_unreadable_files_are_named(tmp_path):
     red_and_blue(64, 64).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:80])
     reasons = {
-        "text.png": "not a picture of a known format",
+        "text.png": "not an image of a known format",
         "cut.png": ".*truncated",
         "missing.png": "No such file",
     }

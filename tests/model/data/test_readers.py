@@ -26,7 +26,7 @@ def reopen(name, root):
 
 
 def said(sample):
-    """Texts, MASK, and None for pictures."""
+    """Texts, MASK, and None for images."""
     parts = (part for one in sample.messages for part in one["content"])
     return [part if part == MASK else part.get("text") for part in parts]
 
@@ -53,7 +53,7 @@ def test_all_are_here():
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_three_samples_each(name, tmp_path):
     dataset = build(name, tmp_path)
-    # Two questions about each of two pictures.
+    # Two questions about each of two images.
     number = 4 if name == "mme" else 3
     assert len(dataset) == number
     samples = [dataset[index] for index in range(number)]
@@ -101,7 +101,7 @@ def test_what_is_read(tmp_path):
 
 
 def test_the_place_of_a_picture_in_a_chat(tmp_path):
-    """It is the user's "<image>" where there is a picture; anywhere else it is text."""
+    """It is the user's "<image>" where there is an image; anywhere else it is text."""
     build("llava-665k", tmp_path)
 
     def change(records):
@@ -381,8 +381,8 @@ def test_rows_that_are_no_pictures(name, tmp_path):
     parquet.write_table(arrow.Table.from_pylist(rows), file)
     good, bad = broken(reopen(name, tmp_path))
     assert len(good) == 1 and len(bad) == 2
-    assert f"cannot read {column}: not a picture" in bad[0] and f"{file}: row 0" in bad[0]
-    assert f"{column}: expected the bytes of a picture, got NoneType" in bad[1]
+    assert f"cannot read {column}: not an image" in bad[0] and f"{file}: row 0" in bad[0]
+    assert f"{column}: expected the bytes of an image, got NoneType" in bad[1]
 
 
 def test_a_malicious_pickle_does_nothing(tmp_path):

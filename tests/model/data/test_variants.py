@@ -71,7 +71,7 @@ def test_labels_without_their_columns(tmp_path):
 
 
 def flat_imagenet(root):
-    """Three validation pictures in one folder."""
+    """Three validation images in one folder."""
     for number in (1, 2, 3):
         save(root / "val" / f"ILSVRC2012_val_{number:08d}.JPEG", number)
     return root / "val"
@@ -112,7 +112,7 @@ def test_validation_pictures_of_imagenet(tmp_path):
     found = READERS["imagenet-folder"](val, classes=solution)
     assert [found[0].caption, found[1].caption] == [CLASSES[2], CLASSES[1]]
     with pytest.raises(
-        BrokenSampleError, match=r"val_00000003\.JPEG: the file of classes has none"
+        BrokenSampleError, match=r"val_00000003\.JPEG: the file of classes has no class for it"
     ):
         found[2]
     shutil.copy(solution, tmp_path)
@@ -161,7 +161,7 @@ def test_failed_downloads_are_no_samples(tmp_path):
     assert [found[0].caption, found[1].caption] == ["a dog, 0", ""]
     # Said to be there, and is not: damage.
     with pytest.raises(
-        BrokenSampleError, match="row 0 of group 2: jpg: expected the bytes of a pic"
+        BrokenSampleError, match="row 0 of group 2: jpg: expected the bytes of an im"
     ):
         found[2]
 

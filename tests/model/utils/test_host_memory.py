@@ -33,5 +33,5 @@ def test_what_does_not_fit_is_refused(machine):
     require_memory(2**60, "grid")
     machine(meminfo="MemAvailable: 1048576 kB\n")
     require_memory(2**30, "grid")
-    with pytest.raises(ValueError, match=r"grid: expected what fits into 1\.0 GiB .* 2\.0 GiB"):
+    with pytest.raises(ValueError, match=r"grid: expected a size within 1\.0 GiB .* 2\.0 GiB"):
         require_memory(2**31, "grid")
