@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from setokim.data import Object, Scene, ShapesWorld, render
-from setokim.shapes_world.dataset import visible_shares
+from setokim.shapes_world.dataset import visible_fractions
 from setokim.shapes_world.render import footprint
 from setokim.shapes_world.scene import (
     BACKGROUNDS,
@@ -138,7 +138,7 @@ def test_enough_of_every_object_is_visible(objects):
 @pytest.mark.parametrize(("visible", "objects"), [(0.5, (2, 8)), (0.9, (1, 4)), (1.0, (4, 4))])
 def test_no_object_shows_less_than_asked_for(visible, objects):
     world = ShapesWorld(4, objects=objects, visible=visible)
-    shares = np.concatenate([visible_shares(world.scene(index)) for index in range(60)])
+    shares = np.concatenate([visible_fractions(world.scene(index)) for index in range(60)])
     assert visible <= shares.min() <= visible + (0.05 if visible < 1 else 0)
     shown = np.concatenate(
         [
@@ -158,7 +158,7 @@ def test_visible_shares_count_what_is_not_covered():
     under = thing("square", depth=0)
     over = thing("square", colour="blue", x=0.5 + width / 2, depth=1)
     apart = thing("ring", "small", "pink", y=0.1, x=0.1, depth=2)
-    shares = visible_shares(Scene((over, apart, under), "grey"))
+    shares = visible_fractions(Scene((over, apart, under), "grey"))
     np.testing.assert_allclose(shares, [1, 1, 0.5], atol=0.02)
     assert shares[:2].tolist() == [1, 1]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from setokim.data import Object, Scene, ShapesWorld
-from setokim.shapes_world.dataset import visible_shares
+from setokim.shapes_world.dataset import visible_fractions
 from setokim.shapes_world.edits import EDIT_KINDS, edit
 from setokim.shapes_world.scene import COLOURS, SIZES
 
@@ -49,7 +49,7 @@ def test_scenes_are_what_the_instructions_ask_for(repeat_colours):
             assert repeat_colours and min(looks.values()) > 1
             continue
         assert (change.scene, change.kind) == followed(change.instruction, before)
-        assert visible_shares(change.scene).min() >= 0.8
+        assert visible_fractions(change.scene).min() >= 0.8
         kinds[change.kind] += 1
         if change.kind == "recolour":
             old = {one.colour for one in before.objects}

@@ -184,7 +184,7 @@ def test_pictures_without_background_do_not_fail():
 
 
 def test_bad_pictures():
-    with pytest.raises(TypeError, match="image: expected a PIL picture, got ndarray"):
+    with pytest.raises(TypeError, match="image: expected a PIL image, got ndarray"):
         parse(np.zeros((64, 64, 3), np.uint8))
     with pytest.raises(ValueError, match="image: expected mode RGB, got L"):
         parse(Image.new("L", (64, 64)))

@@ -22,7 +22,7 @@ def only(task, number=20, seed=3, **options):
 
 
 def parts(conversation):
-    """For each message its texts, "picture" for its pictures and "mask" for its masks."""
+    """For each message its texts, "image" for its images and "mask" for its masks."""
     names = {"image": "picture", "mask": "mask"}
     return [
         [part.get("text", names.get(part["type"])) for part in message["content"]]
@@ -198,7 +198,7 @@ def test_items_come_back_to_the_same_scenes():
     world = ShapesWorld(6)
     for index, talk in enumerate(talks):
         assert talk.facts["scene"] == world.scene(index % 3).to_dict()
-    # The questions are others, the pictures are not.
+    # The questions are others, the images are not.
     assert len({str(talk.facts["answers"]) for talk in talks if talk.task == "vqa"}) > 20
     assert len({image.tobytes() for talk in talks for image in pictures(talk)}) == 6
 

@@ -184,7 +184,7 @@ def test_grids_that_are_not_square(saved, name):
 
 
 def test_patches_keep_their_place(saved):
-    """Before any attention, a change in one corner of the picture moves that patch only."""
+    """Before any attention, a change in one corner of the image moves that patch only."""
     encoder = HFVisionEncoder(saved("clip"), grid=(2, 3), layer=0)
     pixels = torch.zeros(1, 3, 16, 24)
     changed = pixels.clone()

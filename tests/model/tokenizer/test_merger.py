@@ -115,7 +115,7 @@ class TestSetsBySize:
             [[True, True, True]],
             [[True, True, True, True]],
         ]
-        assert sets.places.tolist() == [8, 1, 9, 10, 11, 2, 5, 6, 0, 3, 4, 7]
+        assert sets.positions.tolist() == [8, 1, 9, 10, 11, 2, 5, 6, 0, 3, 4, 7]
 
     def test_a_group_is_padded_with_its_own_tokens(self):
         # The tenth and the eleventh power of 1.25 are 9.3 and 11.6.
@@ -169,7 +169,7 @@ def test_a_layer_gives_its_weights():
     block = Block(8, 2, context_width=6)
     x, context = torch.randn(2, 3, 8), torch.randn(2, 5, 6)
     sees = [torch.ones(1, 1, n, dtype=torch.bool) for n in (3, 5)]
-    out, weights = block(x, sees[0], context, sees[1], weighed=True)
+    out, weights = block(x, sees[0], context, sees[1], return_weights=True)
     assert torch.equal(out, block(x, sees[0], context, sees[1]))
     assert torch.equal(weights, block.attend_cross.weights(block.norm_cross(x), context))
 
@@ -199,7 +199,7 @@ class TestPositions:
     def test_encoding_by_hand(self):
         y, x = 0.25, 0.5
         code = sincos_encoding(torch.tensor([y, x]), 8, periods=4)
-        # Half a period over the picture, and four periods.
+        # Half a period over the image, and four periods.
         angles = [[math.pi * p * f for f in (1, 8)] for p in (y, x)]
         expected = [*map(math.sin, angles[0]), *map(math.cos, angles[0])]
         expected += [*map(math.sin, angles[1]), *map(math.cos, angles[1])]

@@ -252,7 +252,7 @@ class TestQueries:
 
     def test_share_is_the_attention_of_the_last_layer(self, partition, features):
         read = partition(features, GRID)
-        assert isinstance(read, Readings) and read.states.shape == (2, 5, 16)
+        assert isinstance(read, Readings) and read.hidden_states.shape == (2, 5, 16)
         seen = {}
         last = partition.layers[-1]
         last.register_forward_pre_hook(lambda _, given: seen.update(x=given[0], context=given[2]))
@@ -264,14 +264,14 @@ class TestQueries:
             for part in (slice(4 * h, 4 * h + 4) for h in range(4))
         ]
         share = sum(heads) / 4
-        torch.testing.assert_close(read.share, share)
+        torch.testing.assert_close(read.attention, share)
         torch.testing.assert_close(read.masks, share / share.sum(1, keepdim=True))
 
     def test_outlines_are_of_what_is_looked_at(self, partition, features):
         read = partition(features, GRID)
         merger = QueryMerger(16, 14, 8, 4, 1)
         tokens, occupied = merger(features, read, GRID)
-        torch.testing.assert_close(tokens[..., -8:], outlines_of(read.share, GRID, 8))
+        torch.testing.assert_close(tokens[..., -8:], outlines_of(read.attention, GRID, 8))
         assert occupied.all()
 
     def test_the_area_is_the_share_of_the_picture(self, features):
@@ -290,8 +290,8 @@ class TestQueries:
             masks=masks,
             labels=masks.argmax(1),
             grid=(2, 2),
-            states=torch.zeros(1, 2, 4),
-            share=share,
+            hidden_states=torch.zeros(1, 2, 4),
+            attention=share,
         )
         tokens, _ = merger(features[:1, :4], read, (2, 2))
         expected = torch.tensor([1.5 / 4, 2.5 / 4]).log()
