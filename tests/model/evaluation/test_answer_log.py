@@ -123,7 +123,7 @@ def test_an_answer_is_on_the_disk_when_add_returns(tmp_path, monkeypatch):
     log.add([Answered(question(), "a", drawn)])
     paths = [path for path, _ in synced]
     path = tmp_path / "predictions.jsonl"
-    # The picture and its name, then the line that speaks of it, then the name of that file.
+    # The image and its name, then the line that speaks of it, then the name of that file.
     assert paths.index(str(tmp_path / "pictures")) < paths.index(str(path))
     assert synced[-2:] == [(str(path), path.stat().st_size), (str(tmp_path), synced[-1][1])]
     assert os.listdir(tmp_path / "pictures") == ["vqa-00000000-0.png"]
@@ -183,7 +183,7 @@ def test_a_line_that_is_no_answer(line, reason, tmp_path):
         ("[1]", r"run\.json: expected an object, got \[1\]$"),
         ("\x00", "expected JSON"),
         ("[" * 100_000, "nested too deep"),
-        (None, r"expected .*run\.json, which .*, got predictions\.jsonl alone"),
+        (None, r"expected .*run\.json with .*, got predictions\.jsonl alone"),
     ],
 )
 def test_a_run_that_is_not_known(text, reason, tmp_path):

@@ -84,7 +84,7 @@ def test_words_are_those_of_the_official_tokenizer():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match=r"^captions: .*these differ: \['b'\]$"):
+    with pytest.raises(ValueError, match=r"^captions: expected .*got a difference of \['b'\]$"):
         cider({"a": "red"}, TWO)
     with pytest.raises(ValueError, match=r"^captions: expected at least one, got none$"):
         cider({}, {})

@@ -109,7 +109,7 @@ def test_pope_as_by_scikit_learn(said, labels):
 @pytest.mark.parametrize(
     ("task", "said", "accuracy", "both"),
     [
-        # Two questions a picture, the first of which wants a yes.
+        # Two questions an image, the first of which wants a yes.
         ("existence", ["yes", "no"], 100.0, 100.0),
         ("count", ["yes", "yes"], 50.0, 0.0),
         ("OCR", ["yes", "no", "no", "yes"], 50.0, 50.0),

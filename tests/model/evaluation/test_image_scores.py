@@ -83,7 +83,7 @@ def test_ssim_of_flat_pictures_by_hand(a, b):
 
 
 def ssim_of_its_paper(a, b):
-    """By its formula, where the window of 11 x 11 lies within the picture."""
+    """By its formula, where the window of 11 x 11 lies within the image."""
     scores = []
     for x, y in zip(np.moveaxis(a, 2, 0), np.moveaxis(b, 2, 0), strict=True):
 
@@ -106,7 +106,7 @@ def test_ssim_is_its_formula(seed):
 
 
 def test_ssim_of_small_pictures():
-    expected = r"^wanted: expected at least 11 x 11 pixels, got 24 x 10$"
+    expected = r"^target: expected at least 11 x 11 pixels, got 24 x 10$"
     with pytest.raises(ValueError, match=expected):
         ssim(flat(BLACK), flat(BLACK, (24, 10)))
     # Among others it is left out of that figure, and no other one is lost.
@@ -153,7 +153,7 @@ def networks(files):
 
 
 def prepared(image):
-    """The middle square of a picture whose shorter side is `SIDE`, in units of the network."""
+    """The middle square of an image whose shorter side is `SIDE`, in units of the network."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
     left, top = (image.width - SIDE) // 2, (image.height - SIDE) // 2
     pixels = pixels[:, top : top + SIDE, left : left + SIDE]
@@ -168,12 +168,12 @@ def test_clip_is_that_of_transformers(seed, files, networks):
     tokenizer = AutoTokenizer.from_pretrained(files["clip"])
     # 24 x 16: the shorter side is right already.
     seen = model.get_image_features(prepared(picture(seed))).pooler_output[0]
-    assert torch.allclose(networks.clip_picture(picture(seed)), seen, atol=1e-6)
+    assert torch.allclose(networks.clip_image(picture(seed)), seen, atol=1e-6)
     given = tokenizer([f"it is {seed}"], return_tensors="pt")
     read = model.get_text_features(given["input_ids"], given["attention_mask"]).pooler_output[0]
-    assert torch.allclose(networks.clip_words(f"it is {seed}"), read, atol=1e-6)
+    assert torch.allclose(networks.clip_text(f"it is {seed}"), read, atol=1e-6)
     # More words than CLIP has places for.
-    assert networks.clip_words("it is " * 50).shape == (6,)
+    assert networks.clip_text("it is " * 50).shape == (6,)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -190,7 +190,7 @@ def test_dino_is_that_of_transformers(seed, files, networks):
 def test_figures_of_pairs(networks, files):
     pairs = [(picture(i), picture(i + 1), None if i == 2 else f"it is {i}") for i in range(3)]
     found = pair_figures(iter(pairs), networks)
-    embed, words = networks.clip_picture, networks.clip_words
+    embed, words = networks.clip_image, networks.clip_text
     lpips = PerceptualLoss.lpips(files["lpips"])
     tensors = [
         [torch.from_numpy(np.asarray(p) / np.float32(255)).permute(2, 0, 1)[None] for p in pair[:2]]
@@ -235,7 +235,7 @@ def test_figures_of_drawings(networks):
     apart = np.square(one.mean(0) - other.mean(0)).sum()
     expected = apart + np.trace(covariances[0] + covariances[1] - 2 * root)
     assert math.isclose(found["fid"], expected, rel_tol=1e-6)
-    alike = [similarity(networks.clip_picture(a), networks.clip_words(t)) for a, _, t in pairs]
+    alike = [similarity(networks.clip_image(a), networks.clip_text(t)) for a, _, t in pairs]
     assert math.isclose(found["clip_t"], np.mean(alike), rel_tol=1e-6)
     assert drawing_figures(pairs, PictureNetworks()) == {}
     assert drawing_figures(pairs[:1], networks).keys() == {"clip_t"}
@@ -329,7 +329,7 @@ def test_figures_of_a_command(name, expected, files, tmp_path, capsys):
     assert (out / "predictions.jsonl").read_text() == lines
     assert all(figures[key] == before[key] for key in before)
     if name == "magicbrush":
-        # The other texts, of the same pictures.
+        # The other texts, of the same images.
         assert main([*command, *given, "--descriptions", "global"]) == 0
         other = json.loads((out / "metrics.json").read_text())
         assert {key for key in other if other[key] != figures[key]} == {"clip_t"}

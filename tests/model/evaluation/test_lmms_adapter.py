@@ -88,10 +88,10 @@ def test_answers_in_order(model, built):
         (alone,) = answers(*built, [prompt], settings)
         assert found == built[1].decode(alone.ids).split("\n\n")[0].strip()
     assert len(set(said)) > 1
-    # As many names are places of pictures as there are pictures.
+    # As many names are places of images as there are images.
     (tagged,) = model._prompt(request_of("<image>\n<image>?", 0, SHORT))
     assert tagged == message("user", DOCS[0]["image"], "<image>?")
-    # Without a picture, and with two.
+    # Without an image, and with two.
     assert len(model.generate_until([request_of("is?", 0, SHORT, lambda doc: [])])) == 1
     twice = request_of("is?", 0, SHORT, lambda doc: [doc["image"]] * 2)
     assert len(model.generate_until([twice])) == 1

@@ -166,7 +166,7 @@ def test_lpips_errors(vgg, tmp_path):
 def test_lpips_smallest_picture(vgg_file):
     loss = PerceptualLoss.lpips(vgg_file)
     small = pictures(1, 3, 16, 15)
-    with pytest.raises(ValueError, match="picture: expected at least 16 x 16 pixels, got 16 x 15"):
+    with pytest.raises(ValueError, match="image: expected at least 16 x 16 pixels, got 16 x 15"):
         loss(small, small)
 
 
@@ -201,5 +201,5 @@ def test_pyramid_is_the_definition():
 
 def test_pyramid_smallest_picture():
     small = pictures(1, 3, 3, 4)
-    with pytest.raises(ValueError, match="picture: expected at least 4 x 4 pixels, got 3 x 4"):
+    with pytest.raises(ValueError, match="image: expected at least 4 x 4 pixels, got 3 x 4"):
         PerceptualLoss.pyramid()(small, small)

@@ -219,7 +219,7 @@ def test_broken_samples_are_counted(model, tmp_path, capsys):
         (line,) = (line for line in lines_of(out) if "broken" in line)
         assert line["number"] == 1 and "No such file" in line["broken"]
         assert "vqav2: 1 of 3 samples could not be judged, the first: " in capsys.readouterr().err
-    # The picture comes back.
+    # The image comes back.
     save(data / "val2014" / "COCO_val2014_000000000002.jpg", 2)
     assert main(command) == 0
     assert figures_of(out)["samples"] == 3 and figures_of(out)["broken"] == 0
@@ -315,7 +315,7 @@ def test_figures_by_hand(name, said, expected, tmp_path):
 
 
 class Masked:
-    """Pictures of two fields, whose masks are those fields, and one that cannot be read."""
+    """Images of two fields, whose masks are those fields, and one that cannot be read."""
 
     def __init__(self, masks):
         self.masks = masks
@@ -343,7 +343,7 @@ def test_clusters_against_masks(built, monkeypatch):
     found = clusters.cluster_figures(setok, dataset, 5, shown.append)
     assert (found["samples"], found["broken"]) == (3, 2) and shown == [1, 2, 3, 4, 5]
     alone = clusters.cluster_figures(setok, Masked([right]), 1)
-    # Pictures without an object do not count, and equal ones count the same.
+    # Images without an object do not count, and equal ones count the same.
     assert found["miou"] == pytest.approx(alone["miou"]) and 0.5 < alone["miou"] <= 1
     assert clusters.cluster_figures(setok, Masked([None]), 1) == {"samples": 0, "broken": 1}
 
