@@ -138,7 +138,7 @@ class _Copy:
             raise pickle.UnpicklingError(f"a {kind.__name__}")
         self._left -= len(value)
         if self._left < 0 or depth == _MAX_DEPTH:
-            raise pickle.UnpicklingError("values that hold one another too often")
+            raise pickle.UnpicklingError("values that are nested or referenced too often")
         if kind is dict:
             return {self._inner(key, depth): self._inner(one, depth) for key, one in value.items()}
         return kind(self._inner(one, depth) for one in value)

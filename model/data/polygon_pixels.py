@@ -47,7 +47,7 @@ def polygon_pixels(corners: Sequence[Sequence[float]], size: tuple[int, int]) ->
 def _whole(corner: Sequence[float]) -> _Point:
     # NaN fails every comparison.
     if not all(-(2.0**31) <= value < 2.0**31 for value in corner):
-        raise ValueError(f"corners: expected numbers that 32 bits hold, got {corner!r:.80}")
+        raise ValueError(f"corners: expected 32-bit numbers, got {corner!r:.80}")
     x, y = map(int, corner)
     return x, y
 

@@ -173,7 +173,7 @@ def _unpack(text: bytes) -> list[int]:
         counts.append(value + (counts[-2] if len(counts) > 2 else 0))
         value = shift = 0
     if shift:
-        raise ValueError("counts: expected a whole text, got one that is cut off")
+        raise ValueError("counts: expected a complete text, got a truncated one")
     return counts
 
 

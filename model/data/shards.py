@@ -80,7 +80,7 @@ class Shards(FileDataset):
     def _read(self, index: int, source: str) -> Sample:
         entry = self._entries[index]
         if entry.cut:
-            raise BrokenSampleError(source, "the archive is cut off or damaged here")
+            raise BrokenSampleError(source, "the archive is truncated or damaged here")
         suffixes = entry.images
         if len(suffixes) != 1:
             reason = f"expected one image, got {', '.join(suffixes)}"

@@ -154,7 +154,7 @@ class AnswerLog:
             return
         row = self._from_plain(line)
         if row.asked in self:
-            raise ValueError(f"a second one to question {_key(row.asked)}")
+            raise ValueError(f"a second answer to question {_key(row.asked)}")
         self._keep(row, line["asked"])
 
     def _keep(self, row: Answered, text: str) -> None:

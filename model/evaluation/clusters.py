@@ -12,7 +12,7 @@ from setokim.data import BrokenSampleError, Dataset, Sample
 from setokim.evaluation.metrics import best_overlap_iou, upsample_labels
 from setokim.tokenizer.modeling_setok import SetokModel
 
-_AT_ONCE = 16
+_BATCH_SIZE = 16
 
 
 @torch.no_grad()
@@ -51,7 +51,7 @@ def cluster_figures(
                 waiting.append(sample)
             else:
                 broken += 1
-        if waiting and (len(waiting) == _AT_ONCE or index == number - 1):
+        if waiting and (len(waiting) == _BATCH_SIZE or index == number - 1):
             visual = setok.tokenize(setok.preprocess([one.image for one in waiting]))
             counts += visual.occupied.sum(1).tolist()
             labels = visual.labels.unflatten(1, visual.grid).cpu()

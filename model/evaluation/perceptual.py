@@ -46,8 +46,8 @@ class PerceptualLoss(nn.Module):
         trainable = [name for name, p in network.named_parameters() if p.requires_grad]
         if trainable:
             raise ValueError(
-                f"network: expected a frozen one, got {len(trainable)} parameters with gradients, "
-                f"such as {trainable[0]}"
+                f"network: expected a frozen module, got {len(trainable)} parameters with "
+                f"gradients, such as {trainable[0]}"
             )
         self.network = network
         self.train(self.training)
@@ -67,7 +67,7 @@ class PerceptualLoss(nn.Module):
         for name in ("normalise", "features"):
             if not callable(getattr(encoder, name, None)):
                 got = type(encoder).__name__
-                raise TypeError(f"encoder: expected one with a method {name}, got {got}")
+                raise TypeError(f"encoder: expected a module with a method {name}, got {got}")
         return cls(_EncoderFeatures(encoder))
 
     @classmethod

@@ -64,7 +64,7 @@ class ShapesWorld:
             check_count("objects", number)
         if len(objects) != 2 or not objects[0] <= objects[1] <= len(COLOURS):
             raise ValueError(
-                f"objects: expected two rising numbers from 1 to {len(COLOURS)}, got {objects!r}"
+                f"objects: expected two ascending numbers from 1 to {len(COLOURS)}, got {objects!r}"
             )
         self.seed = seed
         self.size = size

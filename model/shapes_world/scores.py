@@ -291,8 +291,8 @@ def _difference(before: Scene, wanted: Scene) -> tuple[Object, Object | None]:
     )
     if not allowed:
         raise ValueError(
-            "wanted: expected the scene before with one object gone, of another colour or of "
-            f"another size, got {wanted.caption!r} after {before.caption!r}"
+            "wanted: expected the scene before with one object removed, or of another colour or "
+            f"size, got {wanted.caption!r} after {before.caption!r}"
         )
     return old[0], new[0] if new else None
 

@@ -93,7 +93,7 @@ class HFVisionEncoder(nn.Module):
         processor: ImageProcessor | None = None,
         trust_remote_code: bool = False,
     ):
-        """Load the model and run it on one blank image to learn the shape of its features.
+        """Load the model and run it on one blank image for the shape of its features.
 
         Args:
             name_or_path: name on the Hugging Face hub or folder with a `config.json`; or the
@@ -150,7 +150,7 @@ class HFVisionEncoder(nn.Module):
         self.feature_dim = features.shape[3]
         if grid is not None and self.grid != tuple(grid):
             raise ValueError(
-                f"grid: expected one that {name_or_path!r} can make, got {tuple(grid)}, for which "
+                f"grid: expected a grid of {name_or_path!r}, got {tuple(grid)}, for which "
                 f"it returns {self.grid}"
             )
 
@@ -265,8 +265,8 @@ def _load_backbone(name: str, config: Any, trust_remote_code: bool) -> nn.Module
     missing = sorted(key for key in info["missing_keys"] if not set(_HEADS) & set(key.split(".")))
     if missing:
         raise ValueError(
-            f"encoder: {name!r} lacks {len(missing)} of the weights of its vision model, such as "
-            f"{missing[0]}; they would be random"
+            f"encoder: expected all weights of the vision model, got {name!r} without "
+            f"{len(missing)} of them, such as {missing[0]}; they would be random"
         )
     return backbone
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from setokim.tokenizer.shapelets import POSE
 
-# A block of channels whose root mean square is less is constant but for rounding.
+# A block of channels with a smaller root mean square is constant up to rounding.
 _FLAT = 1e-6
 
 

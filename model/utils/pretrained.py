@@ -72,7 +72,7 @@ def _require_folder_or_hub_name(name: str | Path) -> None:
     if os.path.isdir(text):
         return
     if os.path.exists(text):
-        raise ValueError("it is a file; expected a folder")
+        raise ValueError("expected a folder, got a file")
     first = text.replace(os.sep, "/").partition("/")[0]
     is_path = isinstance(name, Path) or text.startswith(("/", ".", "~")) or text.count("/") > 1
     if is_path or (os.sep != "/" and os.sep in text) or os.path.isdir(first):

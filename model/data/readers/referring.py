@@ -133,7 +133,7 @@ class ReasonSeg(FileDataset):
         texts = field_of(record, "text", list, str(path))
         shapes = field_of(record, "shapes", list, str(path))
         if not texts or not isinstance(texts[0], str):
-            raise BrokenSampleError(str(path), f"text: expected a text first, got {texts!r:.80}")
+            raise BrokenSampleError(str(path), f"text: expected a list of texts, got {texts!r:.80}")
         image = read_image(_beside(path), str(path))
         shapes = _checked_shapes(shapes, image.size, str(path))
         regions = [_region(shape, image.size, str(path)) for shape in shapes]

@@ -48,7 +48,7 @@ def test_list_by_hand():
         ({"size": [2, 2], "counts": [3]}, r"^counts: expected runs of 2 × 2 pixels, got 3 in 1"),
         ({"size": [2, 2], "counts": [5, -1]}, r"^counts: expected runs of 2 × 2 pixels, got 4"),
         ({"size": [2, 2], "counts": "~"}, r"^counts: expected text of '0' to 'o', got '~'$"),
-        ({"size": [2, 2], "counts": "P"}, r"^counts: expected a whole text, got one that is cut"),
+        ({"size": [2, 2], "counts": "P"}, r"^counts: expected a complete text, got a truncated"),
         ({"size": [2, 2], "counts": "o" * 10**6}, r"^counts: expected runs below 2\^40, got more"),
         ({"size": [2, 2], "counts": [2**70, 4 - 2**70]}, r"^counts: expected runs of 2 × 2 pixels"),
         ({"size": [2, 2], "counts": [True, 3]}, r"^counts: expected whole numbers or their text"),
@@ -125,7 +125,7 @@ def test_polygons_that_would_take_all_memory(polygon, size, message):
         decode_segmentation([SQUARE, polygon], size)
 
 
-def test_what_is_no_segmentation():
+def test_malformed_segmentations():
     for value in (None, [], "text", 3):
         with pytest.raises(ValueError, match=r"^expected polygons or run lengths, got "):
             decode_segmentation(value, (6, 8))

@@ -14,7 +14,7 @@ from setokim.evaluation import asking
 from setokim.evaluation.answer_log import AnswerLog, AnswerLogError, to_json
 from setokim.evaluation.asking import Answered, Asked
 
-# What Python's splitlines, or any other reader, takes for the end of a line.
+# Line separators of Python's splitlines, or of any other reader.
 ENDS = "a\nb\rc\x0bd\x0ce\x1cf\x1dg\x1eh\x85i\u2028j\u2029k"
 
 
@@ -51,7 +51,7 @@ def test_texts_of_all_kinds_take_a_line_each(tmp_path):
     log.add([Answered(question(1), "plain")])
     log.add_broken(2, f"b.json: {odd}", odd)
     data = (tmp_path / "predictions.jsonl").read_bytes()
-    # Also by readers that know other ends of lines.
+    # Also by readers with other line separators.
     assert len(data.decode("utf-8").splitlines()) == data.count(b"\n") == 3
     assert "日本".encode() in data
     again = AnswerLog(tmp_path, {"split": odd})
@@ -100,7 +100,7 @@ def test_an_answer_is_judged_by_the_facts_of_today(tmp_path):
         log.recall(question(text="who?"))
 
 
-def test_pictures_of_questions_are_not_kept_in_memory(tmp_path):
+def test_images_of_questions_are_not_kept_in_memory(tmp_path):
     log = AnswerLog(tmp_path, {})
     shown = Asked("vqa", 0, 0, "", {}, (message("user", Image.new("RGB", (4, 4)), "what?"),))
     log.add([Answered(shown, "a")])
@@ -160,7 +160,7 @@ def test_a_full_disk_leaves_what_was_written(tmp_path, monkeypatch):
         ('{"said": 1, "asked": "", "facts": {}}', "said: expected str, got 1"),
         ('{"broken": "x", "source": "a", "number": {}}', "unhashable"),
         (b"\xff", "can't decode byte 0xff"),
-        (None, r"a second one to question \('vqa', 0, 0\)"),
+        (None, r"a second answer to question \('vqa', 0, 0\)"),
     ],
 )
 def test_a_line_that_is_no_answer(line, reason, tmp_path):

@@ -68,7 +68,7 @@ def figures_of(folder):
 
 @pytest.mark.parametrize(
     "name",
-    # What is drawn, test_picture_scores.py judges.
+    # test_image_scores.py judges generated images.
     [
         name
         for name in BENCHMARKS
@@ -93,7 +93,7 @@ def test_each_benchmark_on_its_fixture(name, model, tmp_path, capsys):
         return
     assert len(lines_of(out)) == number
     if name == "mm-vet":
-        # A judge outside has the figures.
+        # An external judge computes the metrics.
         assert set(figures) == {"samples", "broken"}
     else:
         assert set(figures) & {"accuracy", "cider", "ciou", "total"}
@@ -116,7 +116,7 @@ def test_names_of_special_tokens_in_questions(model, tmp_path):
     assert names in (out / "predictions.jsonl").read_text(encoding="utf-8")
 
 
-def test_shapes_world_as_the_training_run_says(built, model, world, tmp_path):
+def test_shapes_world_equals_the_training_run(built, model, world, tmp_path):
     dataset = build_dataset(**WORLD, **OPTIONS)
     settings = GenerationSettings(max_new_tokens=6, sampling_steps=2)
     expected = evaluate(*built, dataset, settings)
@@ -159,7 +159,7 @@ def test_a_killed_run_goes_on(built, model, world, tmp_path, monkeypatch):
         return {(line["part"], line["number"], line["turn"]): line for line in lines_of(folder)}
 
     assert by_key(cut) == by_key(whole) and len(by_key(cut)) == len(lines_of(cut))
-    # Once more: nothing is asked.
+    # Once more: no question is asked.
     asked.clear()
     assert main([*arguments, "--model", str(model), "--out", str(cut)]) == 0
     assert not asked and figures_of(cut) == figures_of(whole)
@@ -239,7 +239,7 @@ def test_without_a_readable_sample_there_is_no_result(name, model, tmp_path, cap
         assert not (out / "metrics.json").exists() and not (out / "submission.json").exists()
 
 
-def test_a_data_set_without_pictures_is_left_early(built, tmp_path, monkeypatch):
+def test_a_data_set_without_images_is_left_early(built, tmp_path, monkeypatch):
     class Missing(ShapesTasks):
         def __getitem__(self, index):
             if index % 50 == 49:
@@ -301,7 +301,7 @@ def test_all_that_there_is(model, tmp_path, capsys):
         ("mme", "yes", {"total": 100.0, "existence/acc": 50.0, "OCR/acc_plus": 0.0}),
     ],
 )
-def test_figures_by_hand(name, said, expected, tmp_path):
+def test_metrics_by_hand(name, said, expected, tmp_path):
     PUBLISHED[FOLDERS.get(name, name)][0](tmp_path)
     benchmark = BENCHMARKS[name]
     dataset = benchmark.open(tmp_path)
@@ -366,7 +366,7 @@ def test_a_judge_of_mm_vet(tmp_path):
         mm_vet_scores(rows, lambda *texts: 2)
 
 
-def test_masks_leave_out_what_does_not_count(tmp_path):
+def test_masks_leave_out_ignored_pixels(tmp_path):
     PUBLISHED["reasonseg"][0](tmp_path)
     benchmark = BENCHMARKS["reasonseg"]
     dataset = benchmark.open(tmp_path)

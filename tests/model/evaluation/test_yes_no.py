@@ -101,7 +101,7 @@ def test_scores_of_mme_by_hand():
     assert mme_scores([]) == {"left_out": 0}
 
 
-def test_what_mme_has_no_score_for_counts_in_none():
+def test_records_without_an_mme_score_are_left_out():
     whole = records("existence", ("yes", "no"), ("yes", "yes")) + records("OCR", ("yes", "no"))
     expected = mme_scores(whole)
     # One question of an image, three of another one, and a folder that is no subtask.

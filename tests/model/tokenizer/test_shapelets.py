@@ -1,4 +1,4 @@
-"""Outlines of parts: pose, shape, and what both draw again."""
+"""Shapelets of parts: pose, shape, and their decoded indicators."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_shape_by_hand():
 
 
 def test_functions_are_orthonormal():
-    """What one coefficient draws has no share in another: the sum over a fine grid is a product."""
+    """Coefficients are orthogonal: the sum over a fine grid is a product."""
     width = POSE + 10
     outlines = torch.zeros(1, 10, width)
     outlines[0, :, :2], outlines[0, :, 2] = 0.5, math.log(0.1)
@@ -68,14 +68,14 @@ def test_functions_are_orthonormal():
 
 
 @pytest.mark.parametrize("inside", [angular(32), disc(32, 0.5, 0.5, 0.2), disc(32, 0.3, 0.7, 0.1)])
-def test_the_outline_is_drawn_again(inside):
+def test_shapelets_are_decoded_to_their_part(inside):
     outline = outlines_of(share_of(inside), (32, 32), WIDTH)
     drawn = decode_shapelets(outline, 32, 32, torch.ones(120))[0, 0]
     best = drawn.topk(int(inside.sum())).indices
     assert inside.flatten()[best].float().mean() > 0.93
 
 
-def test_a_disc_is_drawn_as_about_1():
+def test_a_disc_is_decoded_as_about_1():
     outline = outlines_of(share_of(disc(64, 0.5, 0.5, 0.2)), (64, 64), WIDTH)
     drawn = decode_shapelets(outline, 64, 64, torch.ones(120)).view(64, 64)
     assert 0.85 < drawn[disc(64, 0.5, 0.5, 0.15)].mean() < 1.15
@@ -94,8 +94,8 @@ def test_moved_and_larger_it_has_the_same_shape():
     assert_close(there[2] - here[2], torch.tensor(2.0).log(), atol=1e-3, rtol=0)
 
 
-def test_a_finer_grid_draws_the_same():
-    """A place between others is drawn as the mean of them, nearly."""
+def test_a_finer_grid_decodes_the_same():
+    """A position between others is decoded as nearly their mean."""
     outline = outlines_of(share_of(disc(32, 0.5, 0.4, 0.2)), (32, 32), WIDTH)
     coarse, fine = (decode_shapelets(outline, n, n, taper(WIDTH)).view(n, n) for n in (32, 96))
     assert_close(fine.view(32, 3, 32, 3).mean((1, 3)), coarse, atol=0.1, rtol=0)
@@ -129,7 +129,7 @@ def test_gradient():
     )
 
 
-def test_any_pose_draws_finite_numbers():
+def test_any_pose_decodes_finite_numbers():
     """A diffusion may sample one that no part has."""
     outlines = torch.zeros(1, 4, 13)
     outlines[0, :, 2] = torch.tensor([-1e4, 1e4, -40.0, 0.0])
