@@ -150,8 +150,8 @@ class HFVisionEncoder(nn.Module):
         self.feature_dim = features.shape[3]
         if grid is not None and self.grid != tuple(grid):
             raise ValueError(
-                f"grid: expected a grid of {name_or_path!r}, got {tuple(grid)}, for which "
-                f"it returns {self.grid}"
+                f"grid: expected a grid that {name_or_path!r} supports, got {tuple(grid)}, for "
+                f"which it returns {self.grid}"
             )
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:

@@ -333,7 +333,7 @@ class Masked:
 
 
 def test_clusters_against_masks(built, monkeypatch):
-    monkeypatch.setattr(clusters, "_AT_ONCE", 2)
+    monkeypatch.setattr(clusters, "_BATCH_SIZE", 2)
     setok = built[0].setok
     right = np.zeros((24, 24), np.int64)
     right[:, 12:] = 1

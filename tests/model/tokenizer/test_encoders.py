@@ -242,7 +242,7 @@ def test_a_grid_the_model_cannot_make_is_refused(saved):
     path = saved("sam")
     with pytest.raises(ValueError, match=r"cannot run with grid=\(3, 5\)"):
         HFVisionEncoder(path, grid=(3, 5))
-    with pytest.raises(ValueError, match=r"grid: expected one that .* for which it returns"):
+    with pytest.raises(ValueError, match=r"grid: expected a grid that .* for which it returns"):
         HFVisionEncoder(saved("swin"), grid=(16, 16))
 
 
