@@ -1,4 +1,4 @@
-"""Data sets: readers, mixtures, the order of samples, and samples that cannot be read."""
+"""Data sets: generated scenes, folders, shards, conversations; their order and broken samples."""
 
 import importlib
 

@@ -1,4 +1,4 @@
-"""Data sets by the names that settings use, and batches from what guarded ones yield."""
+"""Data sets by the names that settings use, and the collation of guarded samples."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class First:
     """The first samples of a data set.
 
     Args:
-        dataset: the whole.
-        samples: how many; fewer where there are fewer.
+        dataset: complete data set.
+        samples: number of samples to keep; all if the data set has fewer.
 
     Raises:
         TypeError: `samples` is no integer.
-        ValueError: it is less than 1.
+        ValueError: `samples` is less than 1.
     """
 
     def __init__(self, dataset: Dataset, samples: int):
@@ -64,21 +64,21 @@ def build_dataset(
     pairs: str | None = None,
     **options: Any,
 ) -> Dataset:
-    """Makes a data set.
+    """Build a data set by its name.
 
     Args:
         kind: "shapes-world", "shapes-tasks", "mixture", "folder", "shards", or a name of
             `readers.READERS`.
-        path: of the folder, or a pattern for the shards.
-        size: side of the pictures of shapes-world and shapes-tasks, in pixels.
-        seed: of shapes-world, shapes-tasks and mixture.
-        samples: how many to take, in order; None for all.
-        pairs: task that makes images with captions conversations, as of `Pairs`; None for none.
-        **options: further arguments of the data set's class. Those of a mixture are `parts`: by
+        path: path of the folder, or a pattern for the shards.
+        size: side of the images of shapes-world and shapes-tasks, in pixels.
+        seed: random seed of shapes-world, shapes-tasks and mixture.
+        samples: number of samples to keep, in order; None for all.
+        pairs: task that makes conversations of captioned images, as in `Pairs`; None for none.
+        **options: further arguments of the data set's class. A mixture takes `parts`: for each
             name a `weight` and the arguments of this function, with the rest under `options`.
 
     Raises:
-        ValueError: there is no such kind, or `path` does not fit it.
+        ValueError: the kind is unknown, or `path` does not fit it.
         TypeError: an option is unknown.
     """
     if kind in _LAZY:
@@ -120,7 +120,7 @@ class Counted:
     """A guarded data set whose samples are read and counted in this process.
 
     Args:
-        guarded: what is read.
+        guarded: guarded data set to read.
     """
 
     def __init__(self, guarded: Guarded):
@@ -136,10 +136,10 @@ class Counted:
 
 
 class GuardedCollator:
-    """A collate function for items of `Guarded`: a batch, and the report on how it was read.
+    """Collate function for items of `Guarded`: returns a batch and the report on its reading.
 
     Args:
-        collate: of the samples.
+        collate: collate function of the samples.
     """
 
     def __init__(self, collate: Callable[[Sequence[Sample]], dict]):

@@ -1,4 +1,4 @@
-"""Conversations about pictures: the samples of stages 2 and 3."""
+"""Conversations about images: the samples of stages 2 and 3."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from PIL import Image
 
 TASKS = ("vqa", "caption", "locate", "generate", "edit", "segment", "text")
 ROLES = ("user", "assistant")
-# Tokens that stand for pictures and masks: the place of a visual token, where a picture that is
-# drawn begins and ends, and a mask.
+# Tokens that stand for images and masks: the position of a visual token, the start and the end of
+# a generated image, and a mask.
 IMAGE, IMAGE_START, IMAGE_END, SEG = "<image>", "<img>", "</img>", "[SEG]"
 SPECIAL = (IMAGE, IMAGE_START, IMAGE_END, SEG)
 # The part of the assistant's message that stands for a mask.
@@ -21,21 +21,21 @@ MASK = {"type": "mask"}
 
 @dataclass(frozen=True, eq=False)
 class Conversation:
-    """Messages with text and pictures, the masks they speak of, and what is true of them.
+    """A conversation: messages of text and images, with their masks and ground-truth facts.
 
     Attributes:
-        task: One of `TASKS`.
-        messages: In the chat format of Hugging Face, {"role": ..., "content": [{"type": "text",
-            "text": ...}, {"type": "image", "image": a PIL picture of mode RGB} or, of the
-            assistant, `MASK`, ...]}. The user begins, the roles take turns, and the assistant has
-            the last word. A text may hold anything: names of special tokens in it mean nothing.
-        masks: (h, w) bool for each `MASK`, in their order; h and w are those of the last picture
+        task: name of the task, one of `TASKS`.
+        messages: turns in the chat format of Hugging Face, {"role": ..., "content": [{"type":
+            "text", "text": ...}, {"type": "image", "image": a PIL image of mode RGB} or, in a turn
+            of the assistant, `MASK`, ...]}. The user begins, the roles alternate, and the assistant
+            ends. Any text is allowed: names of special tokens have no effect in it.
+        masks: (h, w) bool for each `MASK`, in their order; h and w are those of the last image
             before it.
-        source: The file and its member, or the name and number of a drawn sample.
-        facts: Plain values that an evaluation needs.
+        source: file and its member, or name and number of a generated sample.
+        facts: plain values for the evaluation.
 
     Raises:
-        TypeError, ValueError: A field is none of these.
+        TypeError, ValueError: a field does not fit its description.
     """
 
     task: str
@@ -61,11 +61,11 @@ class Conversation:
 
 
 def message(role: str, *content: str | Image.Image | Mapping[str, Any]) -> dict[str, Any]:
-    """A message of a conversation from its texts, pictures and masks.
+    """Build a message of a conversation from texts, images and masks.
 
     Args:
         role: "user" or "assistant".
-        *content: Texts, pictures and `MASK` in their order.
+        *content: texts, images and `MASK` in their order.
     """
 
     def part_of(given: str | Image.Image | Mapping[str, Any]) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def message(role: str, *content: str | Image.Image | Mapping[str, Any]) -> dict[
 
 
 def _sizes_of_masks(messages: tuple[dict[str, Any], ...]) -> Iterator[tuple[int, int]]:
-    """Checks the messages; yields the height and width that each mask must have."""
+    """Check the messages and yield the height and width that each mask must have."""
     size = None
     for number, one in enumerate(messages):
         name, role = f"messages[{number}]", ROLES[number % 2]
@@ -96,12 +96,12 @@ def _sizes_of_masks(messages: tuple[dict[str, Any], ...]) -> Iterator[tuple[int,
                 if role != "assistant":
                     raise ValueError(f"{name}: expected masks of the assistant, got one of {role}")
                 if size is None:
-                    raise ValueError(f"{name}: expected a picture before a mask, got none")
+                    raise ValueError(f"{name}: expected an image before a mask, got none")
                 yield size
 
 
 def _checked_type(name: str, part: Any) -> str:
-    """The type of a part: "text", "image" or "mask", or an error is raised."""
+    """Return the type of a part, "text", "image" or "mask"; raise an error for any other."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if part != MASK and (kind not in ("text", "image") or set(part) != {"type", kind}):
         raise ValueError(f"{name}: expected a part of type text, image or mask, got {part!r}")
@@ -110,9 +110,9 @@ def _checked_type(name: str, part: Any) -> str:
     if kind == "image":
         image = part["image"]
         if not isinstance(image, Image.Image):
-            raise TypeError(f"{name}: expected a PIL picture as image, got {image!r}")
+            raise TypeError(f"{name}: expected a PIL image, got {image!r}")
         if image.mode != "RGB":
-            raise ValueError(f"{name}: expected a picture of mode RGB, got {image.mode}")
+            raise ValueError(f"{name}: expected an image of mode RGB, got {image.mode}")
     return kind
 
 

@@ -1,4 +1,4 @@
-"""Base class of data sets in files: whatever goes wrong with a record is a broken record."""
+"""Base class of data sets in files, which turns any failure of a record into a broken record."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from setokim.utils.text_cleaning import replace_surrogates
 
 
 class FileDataset(ABC):
-    """Samples that are read from files of others.
+    """Base of data sets that read samples from published files.
 
-    Subclasses find their records when they are made, and read one in `_read`, which may raise
-    anything: one record never ends a run. Lone surrogates in text become U+FFFD here, for all
+    Subclasses find their records in the constructor and read one in `_read`, which may raise
+    anything: a single record never ends a run. Lone surrogates in text become U+FFFD here, for all
     readers, since neither tokenizers nor UTF-8 files accept them.
     """
 
@@ -26,7 +26,7 @@ class FileDataset(ABC):
 
     @abstractmethod
     def _source(self, index: int) -> str:
-        """File and record of a sample."""
+        """Return the file and record of a sample."""
 
     @abstractmethod
     def _read(self, index: int, source: str) -> Sample | Conversation:
@@ -41,10 +41,10 @@ class FileDataset(ABC):
         """Read a sample.
 
         Raises:
-            BrokenSampleError: it cannot be read, for whatever reason. Of an error that no reader
-                expects, the reason gives type, text, and the innermost file and line.
+            BrokenSampleError: the sample cannot be read, for whatever reason. For an unexpected
+                error, the reason gives its type, text, and innermost file and line.
             ImportError: an optional package is not installed, which is no fault of the record.
-            IndexError: there is none of that number.
+            IndexError: `index` is out of range.
         """
         check_index(index, len(self))
         source = self.source(index)
@@ -56,7 +56,7 @@ class FileDataset(ABC):
             raise BrokenSampleError(source, _describe(error)) from error
 
     def source(self, index: int) -> str:
-        """File and record of a sample, for messages; of any index, so nothing is raised."""
+        """Return the file and record of a sample, for messages; no index raises an error."""
         try:
             return self._source(index)
         except Exception:
@@ -64,7 +64,7 @@ class FileDataset(ABC):
 
 
 def _describe(error: Exception) -> str:
-    # A RecursionError has a thousand frames, so that only the last one's line is looked up.
+    # A RecursionError has a thousand frames, so only the line of the last one is looked up.
     *_, (frame, line) = traceback.walk_tb(error.__traceback__)
     where = f"{Path(frame.f_code.co_filename).name}:{line}"
     return f"{type(error).__name__}: {error!s:.200} ({where})"
@@ -78,7 +78,7 @@ def _with_clean_text(sample: Sample | Conversation) -> Sample | Conversation:
 
 
 def _clean(value: Any) -> Any:
-    """`value` itself where none of its texts has a surrogate, or else a clean copy."""
+    """Return `value` itself if none of its texts has a surrogate, else a clean copy."""
     if isinstance(value, str):
         try:
             value.encode()

@@ -1,4 +1,4 @@
-"""A folder of pictures, with captions beside them or without."""
+"""Folder of images, with or without caption files beside them."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from setokim.data.samples import BrokenSampleError, Sample, split_concepts
 
 
 class ImageFolder(FileDataset):
-    """All pictures of a folder and of those inside it, in sorted order.
+    """All images of a folder and its subfolders, in sorted order.
 
     The caption of `NAME.jpg` is the text of `NAME.txt` in the same folder, in UTF-8; without that
     file it is empty. Concepts are cut out of the caption by `split_concepts`.
     """
 
     def __init__(self, root: str | Path, captions: bool = True):
-        """Lists the files; none is opened.
+        """List the files without opening any.
 
         Args:
-            root: The folder.
-            captions: False leaves all captions empty.
+            root: folder of the images.
+            captions: use of the caption files; False leaves all captions empty.
 
         Raises:
-            ValueError: There is no such folder, or no picture in it.
+            ValueError: the folder does not exist or has no image.
         """
         self.root = Path(root)
         if not self.root.is_dir():
             raise ValueError(f"root: expected a folder, got {str(root)!r}")
         self._files = find_images([self.root], recursive=True)
         if not self._files:
-            raise ValueError(f"root: expected a folder with pictures, got none in {str(root)!r}")
+            raise ValueError(f"root: expected a folder with images, got none in {str(root)!r}")
         self._captions = captions
 
     def __len__(self) -> int:

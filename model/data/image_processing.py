@@ -1,6 +1,6 @@
-"""Pictures in: finding files, reading any of them as RGB, and turning them into pixel tensors.
+"""Image files: find them, read them as RGB, and turn them into pixel tensors.
 
-PIL and numpy only. torchvision is never imported, and neither is the image processor of
+Only PIL and numpy are used. torchvision is never imported, and neither is the image processor of
 transformers, which needs it in some releases.
 """
 
@@ -25,7 +25,7 @@ from setokim.utils.files import UNFINISHED
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 )
-# What else users call an image: read where Pillow or a plugin of it does, else named.
+# Other suffixes of images: read where Pillow or a plugin supports them, else reported by name.
 OTHER_IMAGE_SUFFIXES = frozenset(
     {".arw", ".avif", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl"}
     | {".nef", ".pbm", ".pfm", ".pnm", ".qoi", ".tga"}
@@ -42,15 +42,15 @@ _KINDS = (
 
 
 class UnreadableImageError(ValueError):
-    """A file that should be a picture could not be read; the message names the file."""
+    """Error for a file that cannot be read as an image; the message names the file."""
 
 
 class NamedBytes(io.BytesIO):
     """Bytes of a file that `load_image` can name in its message.
 
     Args:
-        data: of the file.
-        name: in messages.
+        data: content of the file.
+        name: name of the file in messages.
     """
 
     def __init__(self, data: bytes, name: str):
@@ -64,25 +64,25 @@ class NamedBytes(io.BytesIO):
 def find_images(
     inputs: Iterable[str | Path], recursive: bool = False, skip_suffix: str | None = None
 ) -> list[Path]:
-    """Lists the picture files behind paths given by a user; see `scan_images`."""
+    """List the image files behind paths given by a user; see `scan_images`."""
     return scan_images(inputs, recursive, skip_suffix)[0]
 
 
 def scan_images(
     inputs: Iterable[str | Path], recursive: bool = False, skip_suffix: str | None = None
 ) -> tuple[list[Path], list[UnreadableImageError]]:
-    """List the image files behind paths given by a user, and what cannot be read there.
+    """List the image files behind paths given by a user, and the errors met on the way.
 
     Args:
         inputs: files, kept as they are whether they exist or not, and folders, searched for names
             of images in sorted order.
-        recursive: also search the folders inside a folder; links to folders are not followed.
-        skip_suffix: names that end so are left out of folders.
+        recursive: search of subfolders too; links to folders are not followed.
+        skip_suffix: ending of the names to leave out of folders.
 
     Returns:
-        The files in the order given, each once; and an error for every name of an image in a
-        folder that is a broken link or no file, or whose format this Pillow cannot read, and for
-        every folder that cannot be searched.
+        The files in the order given, each once. An error for every image name in a folder that is
+        a broken link, no file, or of a format that this Pillow cannot read, and for every folder
+        that cannot be searched.
     """
     found: dict[str, Path] = {}
     refused: list[UnreadableImageError] = []
@@ -119,33 +119,33 @@ def _search(folder: Path, recursive: bool, refused: list[UnreadableImageError]) 
 
 
 def _opens(suffix: str) -> bool:
-    """Whether Pillow, with the plugins that are registered now, reads files of this ending."""
+    """Return whether Pillow, with the plugins registered now, reads files of this ending."""
     return Image.registered_extensions().get(suffix) in Image.OPEN
 
 
 def load_image(path: str | Path, upright: bool = True) -> Image.Image:
-    """Reads a picture as 8-bit RGB, upright.
+    """Read an image as upright 8-bit RGB.
 
-    EXIF orientation is applied, of an animation the first frame is taken, and the mode is
-    converted as `to_rgb` says.
+    EXIF orientation is applied, the first frame of an animation is taken, and `to_rgb` converts
+    the mode.
 
     Args:
-        path: File, or a stream that `PIL.Image.open` takes.
-        upright: False leaves the pixels as they are stored, whatever EXIF says: annotations may
-            be of those.
+        path: file, or a stream that `PIL.Image.open` accepts.
+        upright: rotation by the EXIF orientation; False keeps the pixels as stored, to which
+            annotations may refer.
 
     Raises:
-        UnreadableImageError: The file is missing, no picture, no regular file, or damaged.
+        UnreadableImageError: the file is missing, no image, no regular file, or damaged.
     """
     try:
         _require_regular(path)
         with Image.open(path) as opened:
             opened.load()
-            top = _stated_top(opened)  # before a turned copy forgets the file
+            top = _stated_top(opened)  # a rotated copy has no file any more
             return _to_rgb(ImageOps.exif_transpose(opened) if upright else opened, top)
     except Exception as error:
         # A damaged file makes PIL's decoders raise nearly anything (SyntaxError, struct.error,
-        # DecompressionBombError, ...), and for the caller all of it means the same.
+        # DecompressionBombError, ...), which all means the same to the caller.
         raise _unreadable(path, error) from error
 
 
@@ -153,20 +153,20 @@ def _unreadable(path: str | Path | io.BytesIO, error: Exception) -> UnreadableIm
     name = str(path) if isinstance(path, io.BytesIO) else printable_name(path)
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
-        reason = "not a picture of a known format"
+        reason = "not an image of a known format"
     return UnreadableImageError(f"cannot read {name}: {reason}")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to 8-bit RGB.
 
-    Transparency is laid on white. Deep greys are scaled by their depth: 0 stays black and the top
-    of the range becomes white. Where mode or file state the depth, that is the top, whatever the
-    values: 65535 for 16 bits ("I;16", a PGM or PNG), 4095 for a 12-bit TIFF. Images of 32-bit
-    integers or floats ("I", "F") do not state it. Where they hold nothing but whole numbers from 0
-    on, their top is the first of 1, 255 and 65535 that no value exceeds; fractions within [0, 1]
-    have the top 1. All else (depth in metres, negative or larger values) is stretched from min to
-    max. NaN and -inf become black, inf white; neither counts for the range.
+    Transparent pixels become white. Deep greys are scaled by their depth: 0 stays black and the
+    top of the range becomes white. The top follows from mode or file where they state the depth:
+    65535 for 16 bits ("I;16", a PGM or PNG), 4095 for a 12-bit TIFF. Images of 32-bit integers or
+    floats ("I", "F") do not state it. If all their values are whole numbers of at least 0, the top
+    is the first of 1, 255 and 65535 that no value exceeds; fractions within [0, 1] have the top 1.
+    Other values (depth in metres, negative or larger ones) are stretched from min to max. NaN and
+    -inf become black, inf white; neither counts for the range.
     """
     return _to_rgb(image, _stated_top(image))
 
@@ -181,14 +181,14 @@ def _to_rgb(image: Image.Image, top: int | None) -> Image.Image:
         return Image.fromarray(levels).convert("RGB")
     if image.has_transparency_data:
         if image.mode == "La":
-            image = image.convert("LA")  # the one way out of premultiplied grey
+            image = image.convert("LA")  # PIL converts premultiplied grey to nothing else
         layered = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), layered)
     return image.convert("RGB")
 
 
 def _stated_top(image: Image.Image) -> int | None:
-    """Largest value of a deep grey as mode and file state it; None where they do not."""
+    """Return the max value of a deep grey as mode or file state it; None where they do not."""
     if image.mode.startswith("I;16"):
         bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS, (16,))
         return 2 ** bits[0] - 1
@@ -212,7 +212,7 @@ def _deep_to_uint8(values: np.ndarray, top: int | None) -> np.ndarray:
 
 
 def _require_regular(path: str | Path | io.BytesIO) -> None:
-    """Refuses what would block or never end when it is read: pipes and devices."""
+    """Refuse pipes and devices, whose reading would block or never end."""
     if isinstance(path, (str, Path)):
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):
@@ -222,16 +222,16 @@ def _require_regular(path: str | Path | io.BytesIO) -> None:
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """Resizes with PIL and normalises with numpy, like the image processors of transformers.
+    """Resizing with PIL and normalisation with numpy, like the image processors of transformers.
 
-    The whole picture is squeezed to one size and nothing is cropped, because every part of it
-    must belong to a patch.
+    The whole image is resized to one size without cropping, since every part of it must belong to
+    a patch.
 
     Attributes:
-        mean: Per channel, subtracted after scaling to [0, 1].
-        std: Per channel, divides what is left.
-        rescale_factor: Multiplies the 8-bit values.
-        resample: A PIL resampling filter.
+        mean: mean of each channel, subtracted after scaling to [0, 1].
+        std: standard deviation of each channel, by which the difference is divided.
+        rescale_factor: factor of the 8-bit values.
+        resample: PIL resampling filter.
     """
 
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -241,7 +241,7 @@ class ImageProcessor:
 
     @classmethod
     def from_file(cls, path: str | Path) -> ImageProcessor:
-        """Reads what a `preprocessor_config.json` says; what it leaves out keeps the default."""
+        """Read a `preprocessor_config.json`; missing fields keep their defaults."""
         settings = json.loads(Path(path).read_text(encoding="utf-8"))
         chosen: dict[str, object] = {}
         if settings.get("do_normalize", True):
@@ -260,11 +260,11 @@ class ImageProcessor:
         return cls(**chosen)
 
     def __call__(self, images: Sequence[Image.Image], size: tuple[int, int]) -> Tensor:
-        """Turns RGB pictures of any sizes into one batch.
+        """Turn RGB images of any sizes into one batch.
 
         Args:
-            images: B pictures of mode RGB.
-            size: Height and width of the result in pixels.
+            images: B images of mode RGB.
+            size: height and width of the result in pixels.
 
         Returns:
             (B, 3, height, width), float32.
@@ -275,13 +275,13 @@ class ImageProcessor:
         std = np.array(self.std, np.float32)
         for i, image in enumerate(images):
             resized = np.asarray(image.resize((width, height), self.resample))  # (height, width, 3)
-            # float64 until the product is rounded once, which is what transformers does.
+            # float64 until the product is rounded once, as in transformers.
             scaled = (resized.astype(np.float64) * self.rescale_factor).astype(np.float32)
             batch[i] = ((scaled - mean) / std).transpose(2, 0, 1)
         return torch.from_numpy(batch)
 
 
-def to_image(picture: Tensor) -> Image.Image:
-    """An RGB picture from (3, h, w) in [0, 1]."""
-    levels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu()
+def to_image(pixels: Tensor) -> Image.Image:
+    """Convert pixels (3, h, w) in [0, 1] to an RGB image."""
+    levels = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu()
     return Image.fromarray(levels.numpy())

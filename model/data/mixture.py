@@ -1,4 +1,4 @@
-"""Several data sets as one, each as often as its weight says."""
+"""Mixture of several data sets by weights."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from setok_kernels.config import check_number
 from setokim.data.order import ENDLESS
 from setokim.data.samples import Dataset, check_index, check_natural
 
-# Positions in which each data set comes a fixed number of times, in an order drawn anew.
+# Items of a block, in which each data set has a fixed number of items in a random order.
 _BLOCK = 1000
 
 
 class Mixture:
     """An endless data set whose item i depends on the seed and on i only.
 
-    In every thousand items each data set comes as often as its weight says, but for rounding. Its
-    own samples are gone through in epochs: each once, in an order drawn for the epoch, before any
-    comes again. So a run that resumes at an item goes on where it was, on however many processes.
+    In every thousand items each data set has its weight, up to rounding. Its own samples come in
+    epochs: each once, in a random order of the epoch, before any comes again. A run that resumes at
+    an item therefore continues the same sequence, on any number of processes.
 
     Args:
-        datasets: by name, at least one.
-        weights: of the same names, above 0, relative to one another.
-        seed: other seeds give other orders.
+        datasets: data sets by name, at least one.
+        weights: weights by the same names, above 0, relative to one another.
+        seed: random seed of the orders.
 
     Raises:
         TypeError, ValueError: names or numbers do not fit, a data set is empty, or its weight is
@@ -45,12 +45,12 @@ class Mixture:
                 raise ValueError(f"datasets[{name!r}]: expected at least one sample, got none")
         self._datasets = list(datasets.values())
         self._seed = seed
-        shares = np.array([weights[name] for name in datasets], np.float64)
-        self._counts = _whole(_BLOCK * shares / shares.sum())
+        fractions = np.array([weights[name] for name in datasets], np.float64)
+        self._counts = _whole(_BLOCK * fractions / fractions.sum())
         for name, count in zip(datasets, self._counts, strict=True):
             if not count:
                 got = weights[name]
-                raise ValueError(f"weights[{name!r}]: expected a thousandth of all, got {got}")
+                raise ValueError(f"weights[{name!r}]: expected at least 1/1000 of all, got {got}")
         self._block: tuple[int, Any, Any] = (-1, None, None)
         self._epochs: dict[int, tuple[int, np.ndarray]] = {}
 
@@ -59,17 +59,18 @@ class Mixture:
 
     def __getitem__(self, index: int) -> Any:
         check_index(index, len(self))
-        block, place = divmod(index, _BLOCK)
+        block, offset = divmod(index, _BLOCK)
         if self._block[0] != block:
-            self._block = (block, *self._draw(block))
+            self._block = (block, *self._sample_block(block))
         _, chosen, turns = self._block
-        which = int(chosen[place])
+        which = int(chosen[offset])
         dataset = self._datasets[which]
-        epoch, position = divmod(block * int(self._counts[which]) + int(turns[place]), len(dataset))
+        number = block * int(self._counts[which]) + int(turns[offset])
+        epoch, position = divmod(number, len(dataset))
         return dataset[self._at(which, epoch, position)]
 
-    def _draw(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """Which data set each place of a block is of, and how many of it come before there."""
+    def _sample_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the data set of each item of a block, and how many of that set come before it."""
         chosen = np.repeat(np.arange(len(self._counts)), self._counts)
         np.random.default_rng((self._seed, 0, block)).shuffle(chosen)
         turns = np.zeros(_BLOCK, np.int64)
@@ -88,7 +89,7 @@ class Mixture:
 
 
 def _whole(numbers: np.ndarray) -> np.ndarray:
-    """Whole numbers of the same sum, the largest remainders rounded up."""
+    """Round to whole numbers of the same sum, the largest remainders up."""
     low = np.floor(numbers).astype(np.int64)
     missing = round(numbers.sum()) - int(low.sum())
     low[np.argsort(low - numbers, kind="stable")[:missing]] += 1

@@ -1,4 +1,4 @@
-"""Which samples make up which batch: shuffled, split over processes, and resumable."""
+"""Order of the samples in batches: shuffled, split over processes, and resumable."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import numpy as np
 from setok_kernels.config import check_count
 from setokim.data.samples import check_natural
 
-# Data sets at least this long are never gone through, and a permutation would not fit in memory.
+# No run reaches the end of data sets at least this long, whose permutation would not fit in memory.
 ENDLESS = 2**31
 
 
 class Order:
     """A batch sampler for `torch.utils.data.DataLoader` that never ends.
 
-    All processes together go through one sequence of positions: batch k of all `world` processes
-    covers the positions from k · batch_size · world on, and process r takes the r-th stretch of
-    batch_size among them. So 2 processes see in each step what 1 sees with batches twice as large.
+    All processes share one sequence of positions. Batch k covers the batch_size · world positions
+    from k · batch_size · world on, and process r takes the r-th batch_size of them. So two
+    processes read in each step the samples that one process reads with batches twice as large.
 
     Each epoch, `length` positions, has every sample once, in an order that depends on the seed and
     the number of the epoch; a batch may span epochs. In endless data sets, of at least `ENDLESS`
     samples, sample p stands at position p, and shuffling has no effect.
 
-    A `DataLoader` asks for batches ahead of time, so a run that resumes must count the batches it
-    trained on and pass that number as `start`.
+    A `DataLoader` prefetches batches, so a run that resumes must count the batches it trained on
+    and pass that number as `start`.
     """
 
     def __init__(
@@ -38,19 +38,19 @@ class Order:
         start: int = 0,
         shuffle: bool = True,
     ):
-        """Takes the settings.
+        """Check and store the settings.
 
         Args:
-            length: Number of samples of the data set.
-            batch_size: Samples of a batch of one process.
-            rank: Which of the processes this is, from 0.
-            world: Number of processes.
-            seed: Other seeds give other orders.
-            start: Number of the first batch.
-            shuffle: False keeps the order of the data set in every epoch.
+            length: number of samples of the data set.
+            batch_size: number of samples in a batch of one process.
+            rank: rank of this process, from 0.
+            world: number of processes.
+            seed: random seed of the order.
+            start: number of the first batch.
+            shuffle: random order; False keeps the order of the data set in every epoch.
 
         Raises:
-            TypeError, ValueError: An argument is none of these.
+            TypeError, ValueError: an argument does not fit its description.
         """
         for name, value in {"length": length, "batch_size": batch_size, "world": world}.items():
             check_count(name, value)
@@ -69,7 +69,7 @@ class Order:
         self._permutation = np.empty(0, np.int64)
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yields the numbers of the samples of batch `start`, `start` + 1, and so on."""
+        """Yield the indices of the samples of batch `start`, `start` + 1, and so on."""
         number = self._start
         while True:
             first = (number * self._world + self._rank) * self._batch_size
@@ -77,11 +77,11 @@ class Order:
             number += 1
 
     def _at(self, position: int) -> int:
-        epoch, place = divmod(position, self._length)
+        epoch, index = divmod(position, self._length)
         if not self._shuffle or self._length >= ENDLESS:
-            return place
+            return index
         if epoch != self._epoch:
             generator = np.random.default_rng((self._seed, epoch))
             self._permutation = generator.permutation(self._length)
             self._epoch = epoch
-        return int(self._permutation[place])
+        return int(self._permutation[index])

@@ -1,4 +1,4 @@
-"""Pickles of plain values: nothing in them is called, and no more is built than the file holds."""
+"""Reader of pickles of plain values, which calls nothing and builds no more than the file holds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SIZE_BYTES = {
     pickletools.TAKEN_FROM_ARGUMENT4U: 4,
     pickletools.TAKEN_FROM_ARGUMENT8U: 8,
 }
-# By the byte of an opcode: bytes of its argument, lines of it, or bytes that spell its length.
+# By opcode: number of bytes or lines of its argument, or number of bytes that hold its length.
 _FIXED, _LINES, _COUNTED = [-1] * 256, {}, {}
 for _one in pickletools.opcodes:
     _code, _length = ord(_one.code), _one.arg.n if _one.arg else 0
@@ -32,21 +32,21 @@ for _code in (_FRAME, _STOP, _LONG_PUT):
 
 _LEAVES = (str, int, float, bool, type(None))
 _MAX_DEPTH = 64
-# A value costs a byte of the file at least, unless it is reached by several ways.
+# A value takes at least one byte of the file, unless several references lead to it.
 _VALUES_PER_BYTE = 4
 
 
 def read_plain_pickle(path: str | Path) -> Any:
-    """Lists, dicts, texts and numbers from a pickle; nothing else is built, nothing is called.
+    """Read lists, dicts, texts and numbers from a pickle; nothing is called, nothing else is built.
 
-    Bytes of Python 2 are text: UTF-8, or Latin-1 where they are not.
+    Bytes of Python 2 are decoded as UTF-8, or as Latin-1 where they are not UTF-8.
 
     Args:
-        path: of the file; Python 2 may have written it.
+        path: path of the file; Python 2 may have written it.
 
     Raises:
-        OSError: there is no such file.
-        ValueError: it asks for anything else, claims more than it holds, or is no pickle.
+        OSError: the file does not exist.
+        ValueError: the file holds anything else, claims more than it holds, or is no pickle.
     """
     path = Path(path)
     data = path.read_bytes()
@@ -55,7 +55,7 @@ def read_plain_pickle(path: str | Path) -> Any:
         value = _PlainUnpickler(io.BytesIO(data), encoding="bytes").load()
         return _Copy(_VALUES_PER_BYTE * len(data)).of(value)
     except Exception as error:
-        # The unpickler raises nearly anything on what is no pickle.
+        # The unpickler raises nearly anything on data that is no pickle.
         reason = str(error) or type(error).__name__
         raise ValueError(f"{path}: expected a pickle of plain values, got {reason}") from error
 
@@ -69,59 +69,59 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _check_claims(data: bytes) -> None:
-    """Walk over the opcodes: the unpickler allocates what lengths and memo indices say."""
-    place, end = 0, len(data)
-    while place < end:
-        code = data[place]
-        place += 1
+    """Check lengths and memo indices of all opcodes, by which the unpickler allocates memory."""
+    position, end = 0, len(data)
+    while position < end:
+        code = data[position]
+        position += 1
         size = _FIXED[code]
         if size < 0:
             if code == _STOP:
                 return
-            size = _argument(data, place, code)
-        place += size
-        if place > end:
-            raise pickle.UnpicklingError(f"{place} bytes of {end}")
+            size = _argument(data, position, code)
+        position += size
+        if position > end:
+            raise pickle.UnpicklingError(f"{position} bytes of {end}")
 
 
-def _argument(data: bytes, place: int, code: int) -> int:
-    """Number of bytes of the argument at a place."""
+def _argument(data: bytes, position: int, code: int) -> int:
+    """Return the number of bytes of the argument at a position."""
     if code in _COUNTED:
-        return _COUNTED[code] + _number(data, place, _COUNTED[code])
+        return _COUNTED[code] + _number(data, position, _COUNTED[code])
     if code == _FRAME:
-        # What is in a frame is checked as what is not.
-        if place + 8 + _number(data, place, 8) > len(data):
-            raise pickle.UnpicklingError(f"a frame of {_number(data, place, 8)} bytes")
+        # The content of a frame is checked like all else.
+        if position + 8 + _number(data, position, 8) > len(data):
+            raise pickle.UnpicklingError(f"a frame of {_number(data, position, 8)} bytes")
         return 8
     index, size = 0, 4
     if code == _LONG_PUT:
-        index = _number(data, place, size)
+        index = _number(data, position, size)
     elif code in _LINES:
-        stop = place
+        stop = position
         for _ in range(_LINES[code]):
             stop = data.find(b"\n", stop) + 1 or len(data) + 1
-        size = stop - place
-        index = int(data[place:stop]) if code == _PUT else 0
+        size = stop - position
+        index = int(data[position:stop]) if code == _PUT else 0
     else:
         raise pickle.UnpicklingError(f"the opcode {bytes([code])!r}")
-    # One thing is put into the memo for a byte at most.
-    if index > place:
-        raise pickle.UnpicklingError(f"memo index {index} after {place} bytes")
+    # Each byte puts at most one value into the memo.
+    if index > position:
+        raise pickle.UnpicklingError(f"memo index {index} after {position} bytes")
     return size
 
 
-def _number(data: bytes, place: int, size: int) -> int:
-    return int.from_bytes(data[place : place + size], "little")
+def _number(data: bytes, position: int, size: int) -> int:
+    return int.from_bytes(data[position : position + size], "little")
 
 
 class _Copy:
-    """A copy of plain values with all bytes as text.
+    """Copier of plain values that decodes all bytes as text.
 
-    A few bytes can refer to a list many times, and that list to others: what is built is small, but
-    nobody could go through it. So the values are counted along all ways that lead to them.
+    A few bytes can refer to a list many times, and that list to others: the result is small in
+    memory but too long to traverse. So each value counts once for every reference to it.
 
     Args:
-        limit: number of values.
+        limit: max number of values.
     """
 
     def __init__(self, limit: int):
@@ -138,7 +138,7 @@ class _Copy:
             raise pickle.UnpicklingError(f"a {kind.__name__}")
         self._left -= len(value)
         if self._left < 0 or depth == _MAX_DEPTH:
-            raise pickle.UnpicklingError("values that hold one another too often")
+            raise pickle.UnpicklingError("values that are nested or referenced too often")
         if kind is dict:
             return {self._inner(key, depth): self._inner(one, depth) for key, one in value.items()}
         return kind(self._inner(one, depth) for one in value)

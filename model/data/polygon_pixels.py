@@ -1,4 +1,4 @@
-"""Pixels of polygons, as OpenCV draws them: outline and inside, to the pixel."""
+"""Rasterization of polygons, edges and inside, exactly as by OpenCV."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _Point = tuple[int, int]
 
 
 def polygon_pixels(corners: Sequence[Sequence[float]], size: tuple[int, int]) -> np.ndarray:
-    """The pixels that `cv2.polylines` (closed, 1 pixel wide) and `cv2.fillPoly` set together.
+    """Return the pixels set by `cv2.polylines` (closed, 1 pixel wide) and `cv2.fillPoly`.
 
-    Corners are cut to whole numbers toward 0, as by `np.int32`. What several loops of the outline
-    enclose an even number of times is outside. Masks of published data sets are drawn so, and
-    another rasteriser differs along every edge. The pixels are those of OpenCV 4.8, which the
-    authors of ReasonSeg ask for; later versions round the inside differently.
+    Corners are truncated toward 0, as by `np.int32`. Areas that several loops of the polygon
+    enclose an even number of times are outside. Masks of published data sets are made this way,
+    and another rasterizer differs along every edge. The pixels are those of OpenCV 4.8, which
+    ReasonSeg requires; later versions round the inside differently.
 
     Args:
         corners: x and y of at least one corner; may lie outside of the image.
@@ -29,7 +29,7 @@ def polygon_pixels(corners: Sequence[Sequence[float]], size: tuple[int, int]) ->
         (h, w) bool.
 
     Raises:
-        ValueError: there is no corner, or one is not a number that 32 bits hold.
+        ValueError: there is no corner, or a coordinate does not fit into 32 bits.
     """
     whole = [_whole(corner) for corner in corners]
     if not whole:
@@ -37,44 +37,44 @@ def polygon_pixels(corners: Sequence[Sequence[float]], size: tuple[int, int]) ->
     pixels = np.zeros(size, bool)
     if not pixels.size:
         return pixels
-    sides = [(whole[place - 1], whole[place]) for place in range(len(whole))]
+    sides = [(whole[number - 1], whole[number]) for number in range(len(whole))]
     for side in sides:
-        _draw_line(pixels, *side)
+        _rasterize_line(pixels, *side)
     _fill(pixels, sides)
     return pixels
 
 
 def _whole(corner: Sequence[float]) -> _Point:
-    # Not a number fails every comparison.
+    # NaN fails every comparison.
     if not all(-(2.0**31) <= value < 2.0**31 for value in corner):
-        raise ValueError(f"corners: expected numbers that 32 bits hold, got {corner!r:.80}")
+        raise ValueError(f"corners: expected 32-bit numbers, got {corner!r:.80}")
     x, y = map(int, corner)
     return x, y
 
 
-def _draw_line(pixels: np.ndarray, start: _Point, end: _Point) -> None:
-    """Bresenham's line from left to right, of the part within the image."""
+def _rasterize_line(pixels: np.ndarray, start: _Point, end: _Point) -> None:
+    """Set the pixels of Bresenham's line, from left to right, within the image."""
     *ends, is_there = _clipped(start, end, pixels.shape)
     if not is_there:
         return
-    # OpenCV turns a line that goes left, one straight down or up it takes as it comes.
+    # OpenCV reverses a line that goes left, but not a vertical one.
     (x, y), (x_end, y_end) = ends if ends[0][0] <= ends[1][0] else ends[::-1]
     across, down = x_end - x, abs(y_end - y)
     step = 1 if y_end >= y else -1
     long, short = max(across, down), min(across, down)
     far = np.arange(long + 1)
-    # How often the shorter direction was taken: to the nearest, halves down.
+    # Number of steps in the shorter direction: rounded to the nearest, halves down.
     aside = -((long - 2 * short * far) // (2 * long)) if long else far
     rows, columns = (aside, far) if across >= down else (far, aside)
     pixels[y + step * rows, x + columns] = True
 
 
 def _clipped(start: _Point, end: _Point, size: tuple[int, int]) -> tuple[_Point, _Point, bool]:
-    """The part of a line within an image, its ends rounded as OpenCV rounds them.
+    """Clip a line to an image, its ends rounded as by OpenCV.
 
     Returns:
-        Both ends, and whether there is such a part. If not, the ends are those of what was left
-        when this was found out, from which OpenCV still takes the slope.
+        Both ends, and whether part of the line lies within. If not, the ends are those at which the
+        clipping stopped, from which OpenCV still takes the slope.
     """
     bottom, right = size[0] - 1, size[1] - 1
     (x1, y1), (x2, y2) = start, end
@@ -98,27 +98,27 @@ def _clipped(start: _Point, end: _Point, size: tuple[int, int]) -> tuple[_Point,
 
 
 def _beyond(one: int, other: int, last: int) -> bool:
-    """Whether both lie on the same side outside of 0 to `last`."""
+    """Return whether both lie on the same side outside of 0 to `last`."""
     return max(one, other) < 0 or min(one, other) > last
 
 
 def _part(along: int, rise: int, run: int) -> int:
-    """`along` * `rise` / `run` in double precision, cut toward 0."""
+    """Return `along` * `rise` / `run` in double precision, truncated toward 0."""
     return int(float(along) * rise / run)
 
 
 def _fill(pixels: np.ndarray, sides: Sequence[tuple[_Point, _Point]]) -> None:
-    """Set what lies between the first and second crossing of a row, the third and fourth, ..."""
+    """Set the pixels between the first and second crossing of a row, the third and fourth, ..."""
     height, width = pixels.shape
     crossings = list(_crossings(sides, pixels.shape))
     if not crossings:
         return
-    rows, places = (np.concatenate(parts) for parts in zip(*crossings, strict=True))
-    order = np.lexsort((places, rows))
-    # A closed outline crosses a row an even number of times.
-    rows, places = rows[order][::2], places[order].reshape(-1, 2)
-    first = np.clip(places[:, 0] >> _BITS, 0, width)
-    beyond = np.clip((places[:, 1] >> _BITS) + 1, 0, width)
+    rows, columns = (np.concatenate(parts) for parts in zip(*crossings, strict=True))
+    order = np.lexsort((columns, rows))
+    # A closed polygon crosses a row an even number of times.
+    rows, columns = rows[order][::2], columns[order].reshape(-1, 2)
+    first = np.clip(columns[:, 0] >> _BITS, 0, width)
+    beyond = np.clip((columns[:, 1] >> _BITS) + 1, 0, width)
     turns = np.zeros((height, width + 1), np.int64)
     np.add.at(turns, (rows, first), 1)
     np.add.at(turns, (rows, beyond), -1)
@@ -128,7 +128,7 @@ def _fill(pixels: np.ndarray, sides: Sequence[tuple[_Point, _Point]]) -> None:
 def _crossings(
     sides: Sequence[tuple[_Point, _Point]], size: tuple[int, int]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For each side the rows of the image that it crosses, and where, in 1 / 65536 of a pixel.
+    """Yield the rows that each side crosses and the crossings' columns in 1 / 65536 of a pixel.
 
     A side belongs to the row it begins in, not to the one it ends in.
     """
@@ -137,7 +137,7 @@ def _crossings(
             continue
         (x1, y1), (x2, y2), shift = _slope_of(start, end, size)
         numerator, denominator = (x2 - x1) << _BITS, y2 - y1
-        # Cut toward 0.
+        # Truncated toward 0.
         slope = abs(numerator) // abs(denominator)
         slope = slope if (numerator < 0) == (denominator < 0) else -slope
         x, y = (x1, y1) if start[1] < end[1] else (x2, y2)
@@ -147,10 +147,10 @@ def _crossings(
 
 
 def _slope_of(start: _Point, end: _Point, size: tuple[int, int]) -> tuple[_Point, _Point, int]:
-    """The points that a side's slope is taken from, and how far OpenCV shifts it.
+    """Return the points that determine a side's slope, and the shift that OpenCV applies.
 
-    A side within the image is rounded to the nearest pixel. Of one that leaves it the part within
-    is taken, its end rounded already.
+    A side within the image is rounded to the nearest pixel. A side that leaves the image is clipped
+    to it, which has rounded its end already.
     """
     *ends, _ = _clipped(start, end, size)
     if all(0 <= x < size[1] and 0 <= y < size[0] for x, y in (start, end)):

@@ -1,7 +1,7 @@
 """Records of data sets in their published files: JSON, lines of JSON, CSV, parquet.
 
-A record that cannot be read is a `BrokenSampleError` that names file and line; the others are not
-affected. Nothing is held in memory but where records begin, apart from `JsonList`.
+A record that cannot be read raises a `BrokenSampleError` that names file and line; the others are
+not affected. Only the offsets of the records stay in memory, except in `JsonList`.
 """
 
 from __future__ import annotations
@@ -19,42 +19,42 @@ from typing import Any, Protocol
 from setok_kernels.extras import from_extra
 from setokim.data.samples import BrokenSampleError, check_index
 
-# The field of img2dataset that says how a download went, and what it says of a good one.
+# The field of img2dataset for the result of a download, and its value for a successful one.
 DOWNLOADED = ("status", "success")
 # csv has one limit for the whole process, and a field of a data set may be longer.
 _CSV_LIMIT = threading.Lock()
 
 
 class Records(Protocol):
-    """Records by number."""
+    """Records by index."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Any:
-        """Reads one.
+        """Read a record.
 
         Raises:
-            BrokenSampleError: it cannot be read.
-            IndexError: there is none of that number.
+            BrokenSampleError: the record cannot be read.
+            IndexError: `index` is out of range.
         """
         ...
 
     def source(self, index: int) -> str:
-        """File and line, or whatever else tells where it is."""
+        """Return the file and line of a record, or another description of its position."""
         ...
 
 
 class Lines:
     r"""Lines of a text file in UTF-8, empty ones left out.
 
-    "\n" alone ends a line: U+2028 and its like are text. A byte order mark is skipped.
+    "\n" alone ends a line: U+2028 and the like are text. A byte order mark is skipped.
 
     Args:
-        path: of the file.
-        skip: lines at the beginning that are no records.
+        path: path of the file.
+        skip: number of lines at the beginning that are no records.
 
     Raises:
-        OSError: there is no such file.
+        OSError: the file does not exist.
     """
 
     def __init__(self, path: str | Path, skip: int = 0):
@@ -87,7 +87,7 @@ class Lines:
 
 
 class JsonLines(Lines):
-    """A JSON value on each line."""
+    """JSON values, one on each line of a text file."""
 
     def __getitem__(self, index: int) -> Any:
         line = super().__getitem__(index)
@@ -101,13 +101,14 @@ class CsvRows(Lines):
     """Rows of a CSV file as dicts by the names of its columns; no field spans lines.
 
     Args:
-        path: of the file.
-        columns: names that must be there.
-        names: of all columns of a file without a line of names; None where the first line has them.
+        path: path of the file.
+        columns: names of the required columns.
+        names: names of all columns, for a file without a header; None to read them from the first
+            line.
 
     Raises:
-        OSError: there is no such file.
-        ValueError: the first line is no UTF-8, or has no such column.
+        OSError: the file does not exist.
+        ValueError: the first line is no UTF-8, or a required column is missing.
     """
 
     def __init__(
@@ -155,15 +156,15 @@ def _has_mark(line: bytes, start: int) -> bool:
 
 
 class JsonList:
-    """The items of a list in a JSON file, which is read as a whole.
+    """Items of a list in a JSON file, which is read completely.
 
     Args:
-        path: of the file.
-        key: where in the object of the file the list is; None where the file is the list.
+        path: path of the file.
+        key: key of the list in the file's object; None if the file is the list itself.
 
     Raises:
-        OSError: there is no such file.
-        ValueError: it holds something else.
+        OSError: the file does not exist.
+        ValueError: the file holds something else.
     """
 
     def __init__(self, path: str | Path, key: str | None = None):
@@ -189,7 +190,7 @@ class JsonList:
 
 @dataclass(frozen=True)
 class _Group:
-    """A group of rows of a parquet file: those of its rows that count, and how many up to it."""
+    """Row group of a parquet file: its selected rows, and the number of records up to its end."""
 
     path: Path
     number: int
@@ -198,15 +199,15 @@ class _Group:
 
 
 class ParquetRows:
-    """Rows of parquet files, one file after the other; a group of rows is read at a time.
+    """Rows of parquet files, one file after the other; one row group is read at a time.
 
     Args:
-        paths: of the files, at least one.
-        where: column and value; rows of files with such a column and another value do not count.
+        paths: paths of the files, at least one.
+        where: column and value of the rows to keep; files without the column keep all rows.
 
     Raises:
         ImportError: pyarrow is not installed.
-        OSError, ValueError: a file is not there, or no parquet.
+        OSError, ValueError: a file is missing, or no parquet file.
     """
 
     def __init__(self, paths: Sequence[str | Path], where: tuple[str, str] | None = None):
@@ -222,7 +223,7 @@ class ParquetRows:
             except FileNotFoundError:
                 raise
             except (OSError, ValueError, pyarrow.ArrowException) as error:
-                # Names of columns that are no UTF-8 are a ValueError.
+                # Column names that are no UTF-8 raise a ValueError.
                 raise ValueError(f"{path}: expected a parquet file, got {error}") from error
         self._kept: tuple[_Group | None, Any] = (None, None)
 
@@ -248,10 +249,10 @@ class ParquetRows:
             length = file.metadata.row_group(number).num_rows
             if length < 0:
                 raise ValueError(f"a group of {length} rows")
-            rows = self._counting(file, number, range(length))
+            rows = self._selected_rows(file, number, range(length))
             self._groups.append(_Group(path, number, rows, len(self) + len(rows)))
 
-    def _counting(self, file: Any, number: int, rows: range) -> Sequence[int]:
+    def _selected_rows(self, file: Any, number: int, rows: range) -> Sequence[int]:
         import pyarrow
 
         if self._where is None or self._where[0] not in file.schema_arrow.names:
@@ -260,12 +261,12 @@ class ParquetRows:
         try:
             column = file.read_row_group(number, columns=[name]).column(name).to_pylist()
         except (OSError, pyarrow.ArrowException):
-            # Damaged: reading the rows will say so.
+            # The column is damaged: reading the rows will raise an error that names them.
             return rows
         return array("q", [row for row, one in enumerate(column) if one == value])
 
     def _find(self, index: int) -> tuple[_Group, int]:
-        """The group of a record, and its row in there."""
+        """Return the group of a record, and its row in that group."""
         check_index(index, len(self))
         group = next(one for one in self._groups if index < one.end)
         return group, group.rows[index - (group.end - len(group.rows))]
@@ -282,7 +283,7 @@ class ParquetRows:
 
 
 def _check_chunks(group: Any, size: int) -> None:
-    """Columns lie within the file, of `size` bytes: what they claim is allocated at once."""
+    """Check that all columns lie within the file of `size` bytes, before they are allocated."""
     for number in range(group.num_columns):
         column = group.column(number)
         starts = (column.dictionary_page_offset, column.data_page_offset)
@@ -293,10 +294,10 @@ def _check_chunks(group: Any, size: int) -> None:
 
 
 def parse_json(text: str) -> Any:
-    """The value that a text spells.
+    """Parse a JSON text.
 
     Raises:
-        ValueError: it is no JSON, or nested too deep.
+        ValueError: the text is no JSON, or nested too deep.
     """
     try:
         return json.loads(text)
@@ -305,25 +306,25 @@ def parse_json(text: str) -> Any:
 
 
 def read_json(path: str | Path, fallback: str | None = None) -> Any:
-    """The value in a JSON file in UTF-8, with a byte order mark or without.
+    """Read a JSON file in UTF-8, with or without a byte order mark.
 
     Args:
-        path: of the file.
-        fallback: encoding of a file that is no UTF-8; None where there is no other.
+        path: path of the file.
+        fallback: encoding of a file that is no UTF-8; None to accept UTF-8 only.
 
     Raises:
-        OSError: there is no such file.
-        ValueError: it is no UTF-8 or no JSON; the message names file, line and column.
+        OSError: the file does not exist.
+        ValueError: the file is no UTF-8 or no JSON; the message names file, line and column.
     """
     path = Path(path)
     return json_of(path.read_bytes(), str(path), fallback)
 
 
 def json_of(data: bytes, name: str, fallback: str | None = None) -> Any:
-    """The value in the bytes of a JSON file; `name` stands in messages, the rest as `read_json`.
+    """Parse the bytes of a JSON file as `read_json` does; messages begin with `name`.
 
     Raises:
-        ValueError: they are no UTF-8 or no JSON; the message names line and column.
+        ValueError: the bytes are no UTF-8 or no JSON; the message names line and column.
     """
     try:
         return parse_json(_decoded(data, fallback))

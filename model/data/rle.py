@@ -1,6 +1,6 @@
-"""Masks as COCO writes them: run lengths, as numbers or compressed text, and polygons.
+"""Masks in COCO's formats: run lengths, as numbers or compressed text, and polygons.
 
-What a file claims is checked before anything of that size is allocated.
+Sizes in a file are checked before anything of that size is allocated.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import numpy as np
 
 from setok_kernels.extras import from_extra
 
-# The size from which on PIL takes an image for a decompression bomb: no mask is larger.
+# PIL refuses larger images as decompression bombs, so no mask is larger.
 MAX_PIXELS = 178_956_970
-# Upper bound on the outline of a polygon in pixels: pycocotools keeps five points for each.
-_MAX_OUTLINE = 1_000_000
-# Bits of the largest run that a compressed text may spell.
+# Max perimeter of a polygon in pixels: pycocotools keeps five points for each.
+_MAX_PERIMETER = 1_000_000
+# Bits of the largest run in a compressed text.
 _MAX_BITS = 40
 
 
 def decode_rle(code: Mapping[str, Any], size: tuple[int, int] | None = None) -> np.ndarray:
-    """A mask from {"size": [h, w], "counts": list, text or bytes}.
+    """Decode a mask from {"size": [h, w], "counts": list, text or bytes}.
 
-    Runs of pixels outside and inside take turns, column by column from the top, outside first.
+    Runs of pixels outside and inside alternate, column by column from the top, outside first.
 
     Args:
-        code: as COCO and its tools write it.
+        code: run lengths in the format of COCO and its tools.
         size: height and width that the mask must have; None for any up to `MAX_PIXELS` pixels.
 
     Returns:
@@ -34,7 +34,7 @@ def decode_rle(code: Mapping[str, Any], size: tuple[int, int] | None = None) -> 
 
     Raises:
         ValueError: a field is missing or malformed, the size is another one or too large, or the
-            runs do not fill the picture.
+            runs do not fill the image.
     """
     height, width = _size_of(code, size)
     counts = code.get("counts")
@@ -65,10 +65,10 @@ def _size_of(code: Mapping[str, Any], expected: tuple[int, int] | None) -> tuple
 
 
 def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
-    """The mask of an annotation of COCO: polygons, or run lengths.
+    """Decode the mask of a COCO annotation: polygons or run lengths.
 
-    A polygon with fewer than three different corners encloses nothing and is dropped, unless there
-    is no other.
+    A polygon with fewer than three different corners encloses nothing and is dropped; at least one
+    other polygon must remain.
 
     Args:
         segmentation: list of polygons, each a flat list of x and y, or a dict of run lengths.
@@ -79,34 +79,34 @@ def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
 
     Raises:
         ImportError: there are polygons, and pycocotools is not installed.
-        ValueError: it is neither, of another size, or no polygon encloses anything.
+        ValueError: the annotation is neither, has another size, or no polygon encloses anything.
     """
     if isinstance(segmentation, Mapping):
         return decode_rle(segmentation, size)
     if not isinstance(segmentation, list) or not segmentation:
         raise ValueError(f"expected polygons or run lengths, got {segmentation!r:.80}")
     for polygon in segmentation:
-        check_outline(polygon, size)
+        check_polygon(polygon, size)
     polygons = [one for one in segmentation if len(set(zip(one[::2], one[1::2], strict=True))) > 2]
     if not polygons:
         raise ValueError(f"expected a polygon of three corners x, y, got {segmentation!r:.80}")
-    # Which pixels an edge takes is what pycocotools says it is.
+    # pycocotools defines which pixels belong to an edge.
     with from_extra("eval"):
         from pycocotools import mask as coco
 
     return decode_rle(coco.merge(coco.frPyObjects(polygons, *size)), size)
 
 
-def check_outline(corners: Any, size: tuple[int, int]) -> None:
-    """Check a polygon before it is drawn: an edge takes memory and time by its length.
+def check_polygon(corners: Any, size: tuple[int, int]) -> None:
+    """Check a polygon before it is rasterized: an edge takes memory and time by its length.
 
     Args:
         corners: flat list of x and y.
         size: height and width of the image.
 
     Raises:
-        ValueError: it is no such list, a corner is not finite or farther outside the image than
-            the image is wide or high, or the outline is too long.
+        ValueError: the corners are no such list, a corner is not finite or farther outside the
+            image than the image is wide or high, or the perimeter is too long.
     """
     if (
         not isinstance(corners, list)
@@ -116,7 +116,7 @@ def check_outline(corners: Any, size: tuple[int, int]) -> None:
         raise ValueError(f"expected corners x, y, got {corners!r:.80}")
     height, width = size
     for x, y in zip(corners[::2], corners[1::2], strict=True):
-        # Not finite values fail the comparison too.
+        # Values that are not finite fail the comparison too.
         if not (-width <= x <= 2 * width and -height <= y <= 2 * height):
             raise ValueError(
                 f"expected corners near {width} × {height} pixels, got {x!r:.20}, {y!r:.20}"
@@ -124,18 +124,19 @@ def check_outline(corners: Any, size: tuple[int, int]) -> None:
     points = np.array(corners, np.float64).reshape(-1, 2)  # (n, 2): x, y
     steps = np.abs(points - np.roll(points, 1, axis=0))
     length = float(steps.max(axis=1, initial=0).sum())
-    if length > _MAX_OUTLINE:
-        raise ValueError(f"expected an outline of at most {_MAX_OUTLINE} pixels, got {length:.0f}")
+    if length > _MAX_PERIMETER:
+        expected = f"a perimeter of at most {_MAX_PERIMETER} pixels"
+        raise ValueError(f"expected {expected}, got {length:.0f}")
 
 
 def encode_rle(mask: np.ndarray) -> dict[str, Any]:
-    """{"size", "counts"} of a mask, `counts` being the compressed text.
+    """Encode a mask as {"size", "counts"}, with compressed text as `counts`.
 
     Args:
         mask: (h, w) bool.
 
     Raises:
-        ValueError: dtype or shape do not fit.
+        ValueError: dtype or shape does not fit.
     """
     if mask.dtype != bool or mask.ndim != 2:
         raise ValueError(f"mask: expected (h, w) bool, got {mask.dtype} {mask.shape}")
@@ -149,15 +150,20 @@ def encode_rle(mask: np.ndarray) -> dict[str, Any]:
 
 
 def _unpack(text: bytes) -> list[int]:
-    """Numbers of five bits a sign, low ones first; from the fourth on less the last but one."""
+    """Decode runs: five bits a character, low ones first; from the fourth on a difference.
+
+    The difference is to the run before the previous one.
+    """
     counts: list[int] = []
     value = shift = 0
-    for sign in text:
-        bits = sign - 48
+    for character in text:
+        bits = character - 48
         if not 0 <= bits < 64:
-            raise ValueError(f"counts: expected signs from '0' to 'o', got {chr(sign)!r}")
+            raise ValueError(f"counts: expected text of '0' to 'o', got {chr(character)!r}")
         if shift > _MAX_BITS:
-            raise ValueError(f"counts: expected runs below 2^{_MAX_BITS}, got more signs for one")
+            raise ValueError(
+                f"counts: expected runs below 2^{_MAX_BITS}, got more characters for one"
+            )
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:
@@ -167,19 +173,19 @@ def _unpack(text: bytes) -> list[int]:
         counts.append(value + (counts[-2] if len(counts) > 2 else 0))
         value = shift = 0
     if shift:
-        raise ValueError("counts: expected a whole text, got one that is cut off")
+        raise ValueError("counts: expected a complete text, got a truncated one")
     return counts
 
 
 def _pack(counts: Sequence[int]) -> str:
-    signs = []
+    characters = []
     for number, count in enumerate(counts):
         value = count - (counts[number - 2] if number > 2 else 0)
         while True:
             bits, value = value & 31, value >> 5
-            # The highest bit of the last sign says whether the number is negative.
+            # The highest bit of the last character is the sign of the number.
             more = value != (-1 if bits & 16 else 0)
-            signs.append(chr(48 + (bits | 32 if more else bits)))
+            characters.append(chr(48 + (bits | 32 if more else bits)))
             if not more:
                 break
-    return "".join(signs)
+    return "".join(characters)

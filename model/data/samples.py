@@ -1,4 +1,4 @@
-"""What a data set yields, and what happens to the samples that cannot be read."""
+"""Samples of data sets, and the handling of samples that cannot be read."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _ARTICLE = re.compile(r"^(?:an?|the)\s+", re.IGNORECASE)
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A picture and what is known about it.
+    """An image with its caption, concepts and masks.
 
     Attributes:
         image: H × W pixels, mode RGB.
-        caption: "" where there is none.
-        concepts: Noun phrases of the caption, one per thing shown; may be empty.
-        masks: (H, W), int64: 0 for the background, i for the object of `concepts[i - 1]`. None
-            where nobody knows.
-        source: The file, the file and its member, or the name and number of a drawn sample.
+        caption: text of the caption, "" without one.
+        concepts: noun phrases of the caption, one per object shown; may be empty.
+        masks: (H, W), int64: 0 for the background, i for the object of `concepts[i - 1]`; None
+            without annotation.
+        source: file, file and its member, or name and number of a generated sample.
 
     Raises:
-        ValueError: The picture is not RGB, or the masks have another size.
+        ValueError: the image is not RGB, or the masks have another size.
     """
 
     image: Image.Image
@@ -54,13 +54,13 @@ class Sample:
 
 
 class BrokenSampleError(ValueError):
-    """A sample cannot be read.
+    """Error for a sample that cannot be read.
 
-    Bytes in names of files that are no text become U+FFFD, so that a log can be written.
+    Undecodable bytes of file names become U+FFFD, so that a log can be written.
 
     Attributes:
-        source: Which one, as `Sample.source` would name it.
-        reason: Why.
+        source: name of the sample, in the form of `Sample.source`.
+        reason: description of the failure.
     """
 
     def __init__(self, source: str, reason: str):
@@ -74,27 +74,27 @@ class BrokenSampleError(ValueError):
 
 
 class TooManyBrokenError(RuntimeError):
-    """More samples are broken than chance explains; the message names the first of them."""
+    """Error for more broken samples than allowed; the message names the first of them."""
 
 
 class Dataset(Protocol):
-    """Samples by number; reading one has no effect on any other."""
+    """Samples by index; reading one has no effect on any other."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample:
-        """Reads one sample.
+        """Read one sample.
 
         Raises:
-            BrokenSampleError: It cannot be read.
-            IndexError: There is none of that number.
+            BrokenSampleError: the sample cannot be read.
+            IndexError: `index` is out of range.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Broken:
-    """One sample that could not be read: its number, its name and why."""
+    """A sample that could not be read: its index, its name and the reason."""
 
     index: int
     source: str
@@ -103,11 +103,11 @@ class Broken:
 
 @dataclass(frozen=True)
 class Reading:
-    """What reading took: travels with the samples from a worker to the process that counts.
+    """Report on the reading of samples, sent with them from a worker to the counting process.
 
     Attributes:
-        tried: The numbers of all samples that were tried, readable or not.
-        broken: Those of them that could not be read.
+        tried: indices of all samples that were tried, readable or not.
+        broken: samples that could not be read.
     """
 
     tried: tuple[int, ...]
@@ -115,7 +115,7 @@ class Reading:
 
     @staticmethod
     def merge(readings: Iterable[Reading]) -> Reading:
-        """One report for a batch, to be called by the collate function."""
+        """Merge the reports of a batch into one; the collate function calls this."""
         readings = list(readings)
         return Reading(
             tuple(index for reading in readings for index in reading.tried),
@@ -124,25 +124,25 @@ class Reading:
 
 
 class Guarded:
-    """Replaces broken samples by the next readable ones, and stops when there are too many.
+    """A data set that replaces broken samples by the next readable ones, up to a limit.
 
-    Reading and counting are two steps, because a `DataLoader` reads in worker processes whose
-    memory nobody sees. An item is the sample with a report on how it was found; the collate
-    function merges the reports of a batch with `Reading.merge`, and the training process hands
-    each merged report to `count`.
+    Reading and counting are two steps, because a `DataLoader` reads in worker processes that share
+    no memory with the training process. An item is a sample with a report on its reading. The
+    collate function merges the reports of a batch with `Reading.merge`, and the training process
+    passes each merged report to `count`.
     """
 
     def __init__(self, dataset: Dataset, max_share: float = 0.01, min_tried: int = 100):
-        """Takes the limits.
+        """Check and store the limits.
 
         Args:
-            dataset: Whose samples are read.
-            max_share: How many of the samples tried may be broken.
-            min_tried: How many samples have to be tried before `count` judges their share.
+            dataset: data set to read.
+            max_share: max fraction of broken samples among those tried.
+            min_tried: min number of samples tried before `count` applies the limit.
 
         Raises:
-            TypeError: A limit is no number.
-            ValueError: The data set is empty, or a limit makes no sense.
+            TypeError: a limit is no number.
+            ValueError: the data set is empty, or a limit is out of range.
         """
         if len(dataset) == 0:
             raise ValueError("dataset: expected at least one sample, got none")
@@ -158,18 +158,18 @@ class Guarded:
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> tuple[Sample, Reading]:
-        """Reads sample `index`, or the next readable one after it; 0 follows on the last.
+        """Read sample `index`, or the next readable one after it; 0 follows the last.
 
         Raises:
-            IndexError: There is no such number.
-            TooManyBrokenError: So many samples in a row are broken that the share of the whole
-                data set is over the limit.
+            IndexError: `index` is out of range.
+            TooManyBrokenError: the broken samples in a row alone exceed the limit of the whole
+                data set.
         """
         check_index(index, len(self))
-        most = max(self._min_tried, math.floor(self._max_share * len(self)) + 1)
+        max_tried = max(self._min_tried, math.floor(self._max_share * len(self)) + 1)
         tried: list[int] = []
         broken: list[Broken] = []
-        for step in range(min(most, len(self))):
+        for step in range(min(max_tried, len(self))):
             tried.append((index + step) % len(self))
             try:
                 return self._dataset[tried[-1]], Reading(tuple(tried), tuple(broken))
@@ -178,18 +178,18 @@ class Guarded:
         raise TooManyBrokenError(f"no sample was readable: {_describe(broken, len(tried))}")
 
     def count(self, reading: Reading) -> None:
-        """Adds a report to the record; a sample counts once however often it was tried.
+        """Add a report to the counts; each sample counts once, however often it was tried.
 
         Raises:
-            TooManyBrokenError: At least `min_tried` samples were tried, and more than `max_share`
-                of them are broken.
+            TooManyBrokenError: at least `min_tried` samples were tried, and the fraction of broken
+                ones exceeds `max_share`.
         """
         for index in reading.tried:
             self._tried.add(index)
         for broken in reading.broken:
             self._broken.setdefault(broken.index, broken)
         if len(self._tried) >= self._min_tried:
-            self._judge()
+            self._check_limit()
 
     @property
     def broken(self) -> list[tuple[str, str]]:
@@ -197,32 +197,32 @@ class Guarded:
         return [(broken.source, broken.reason) for broken in self._broken.values()]
 
     def summary(self) -> str:
-        """A line for the end of a run: how many samples were broken, and the first of them."""
+        """Return a line for the end of a run: the number of broken samples and the first few."""
         return _describe(list(self._broken.values()), len(self._tried))
 
     def finish(self) -> str:
-        """Judges the whole run, however few samples it tried.
+        """Apply the limit to the whole run, however few samples were tried.
 
         Returns:
             The summary.
 
         Raises:
-            TooManyBrokenError: More than `max_share` of the samples tried are broken.
+            TooManyBrokenError: the fraction of broken samples exceeds `max_share`.
         """
-        self._judge()
+        self._check_limit()
         return self.summary()
 
     def state_dict(self) -> dict[str, Any]:
-        """What was counted, for a run that resumes: a tensor of bits, and plain values."""
+        """Return the counts as a tensor of bits and plain values, for a run that resumes."""
         broken = [[one.index, one.source, one.reason] for one in self._broken.values()]
         return {"tried": self._tried.state(), "broken": broken}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
+        """Restore the counts that `state_dict` returned."""
         self._tried = _IndexSet(state["tried"])
         self._broken = {index: Broken(index, *rest) for index, *rest in state["broken"]}
 
-    def _judge(self) -> None:
+    def _check_limit(self) -> None:
         if len(self._broken) > self._max_share * len(self._tried):
             raise TooManyBrokenError(
                 f"more than {self._max_share:.3g} of the samples are broken: {self.summary()}"
@@ -230,14 +230,14 @@ class Guarded:
 
 
 class _IndexSet:
-    """A set of numbers, a bit each: millions of samples are tried in a run."""
+    """Set of indices, one bit each, since a run tries millions of samples."""
 
     def __init__(self, bits: Tensor | None = None):
         self._bits = bytearray() if bits is None else bytearray(bits.numpy().tobytes())
         self._size = sum(byte.bit_count() for byte in self._bits)
 
     def state(self) -> Tensor:
-        """The bits, uint8."""
+        """Return the bits as uint8."""
         return torch.from_numpy(np.frombuffer(bytes(self._bits), np.uint8).copy())
 
     def __len__(self) -> int:
@@ -261,14 +261,14 @@ def _describe(broken: list[Broken], tried: int) -> str:
 
 
 def check_index(index: int, length: int) -> None:
-    """`index` is one of 0, ..., `length` - 1; an `IndexError` is what ends an iteration."""
+    """Check that `index` is one of 0, ..., `length` - 1; its `IndexError` also ends iterations."""
     check_natural("index", index, IndexError)
     if index >= length:
         raise IndexError(f"index: expected less than {length}, got {index}")
 
 
 def check_natural(name: str, value: int, error: type[Exception] = ValueError) -> None:
-    """`value` is an integer of at least 0, or else `error`, or `TypeError` for other types."""
+    """Check that `value` is an integer of at least 0; raise `error`, or `TypeError` by its type."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}: expected an int, got {value!r}")
     if value < 0:
@@ -276,7 +276,7 @@ def check_natural(name: str, value: int, error: type[Exception] = ValueError) ->
 
 
 def split_concepts(caption: str) -> tuple[str, ...]:
-    """Cuts a caption into phrases at commas, semicolons, full stops, line ends and "and".
+    """Split a caption into phrases at commas, semicolons, full stops, line ends and "and".
 
     A leading article is dropped. No grammar is involved: a caption without any of these is one
     phrase, and "black and white cat" gives two.

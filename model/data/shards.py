@@ -16,14 +16,14 @@ from setokim.data.image_processing import NamedBytes, UnreadableImageError, load
 from setokim.data.records import DOWNLOADED, json_of
 from setokim.data.samples import BrokenSampleError, Sample, split_concepts
 
-_PICTURES = ("jpg", "jpeg", "png", "webp")
+_IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 _TEXTS = ("txt", "json")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 @dataclass
 class _Entry:
-    """A key of a shard: where the bytes of each of its members are."""
+    """A key of a shard, with the positions of its members' bytes."""
 
     shard: Path
     key: str
@@ -35,41 +35,41 @@ class _Entry:
         return f"{self.shard}: {self.key}"
 
     @property
-    def pictures(self) -> list[str]:
-        """Suffixes of its picture, or of those among which nothing chooses."""
-        plain = [suffix for suffix in self.members if suffix in _PICTURES]
-        return plain[:1] or [suffix for suffix in self.members if _is_picture(suffix)]
+    def images(self) -> list[str]:
+        """Suffix of its image; several if the choice is ambiguous."""
+        plain = [suffix for suffix in self.members if suffix in _IMAGE_SUFFIXES]
+        return plain[:1] or [suffix for suffix in self.members if _is_image(suffix)]
 
 
 class Shards(FileDataset):
     """The keys of uncompressed tar archives, in the order of the archives.
 
-    A key ends at the first dot of a name, as in webdataset. Its picture is its first member named
+    A key ends at the first dot of a name, as in webdataset. Its image is its first member named
     KEY.jpg, .jpeg, .png or .webp; without any, the only one named KEY.WORD.jpg and so on. Its
-    caption is KEY.txt, or "caption" of the object in KEY.json, and empty without either or where
-    that is null. Members of other names are ignored, nothing is unpickled or written to disk. Keys
-    that have no picture as their download failed, which img2dataset notes in KEY.json, are left
-    out. Concepts are cut out of the caption by `split_concepts`.
+    caption is KEY.txt, or "caption" of the object in KEY.json; it is empty without either or where
+    "caption" is null. Members of other names are ignored, nothing is unpickled or written to disk.
+    Keys without an image whose download failed by KEY.json, as img2dataset writes it, are left
+    out. `split_concepts` splits the caption into concepts.
 
-    An archive is opened for each read and closed again, so that processes share nothing.
+    Each read opens and closes its archive, so that processes share nothing.
     """
 
     def __init__(self, paths: str | Path | Iterable[str | Path]):
-        """Reads the headers of all archives.
+        """Read the headers of all archives.
 
         Args:
-            paths: Archives; a text may be a pattern such as "train/*.tar", whose matches are
+            paths: archives; a str may be a pattern such as "train/*.tar", whose matches are
                 sorted.
 
         Raises:
-            ValueError: No file matches, a file is no uncompressed tar archive, or no archive has
+            ValueError: no file matches, a file is no uncompressed tar archive, or no archive has
                 members that could be samples.
         """
         self._entries: list[_Entry] = []
         for shard in _find(paths):
             self._entries.extend(_scan(shard))
         if not self._entries:
-            raise ValueError("paths: expected archives with pictures or captions, got none")
+            raise ValueError("paths: expected archives with images or captions, got none")
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -80,14 +80,14 @@ class Shards(FileDataset):
     def _read(self, index: int, source: str) -> Sample:
         entry = self._entries[index]
         if entry.cut:
-            raise BrokenSampleError(source, "the archive is cut off or damaged here")
-        pictures = entry.pictures
-        if len(pictures) != 1:
-            reason = f"expected one picture, got {', '.join(pictures)}"
-            raise BrokenSampleError(source, reason if pictures else "it has no picture")
+            raise BrokenSampleError(source, "the archive is truncated or damaged here")
+        suffixes = entry.images
+        if len(suffixes) != 1:
+            reason = f"expected one image, got {', '.join(suffixes)}"
+            raise BrokenSampleError(source, reason if suffixes else "it has no image")
         try:
-            data = _bytes(entry, *pictures, *_TEXTS)
-            image = load_image(NamedBytes(data[pictures[0]], f"its .{pictures[0]}"))
+            data = _bytes(entry, *suffixes, *_TEXTS)
+            image = load_image(NamedBytes(data[suffixes[0]], f"its .{suffixes[0]}"))
         except (OSError, UnreadableImageError) as error:
             raise BrokenSampleError(source, str(error)) from error
         caption = _caption(entry, data)
@@ -110,19 +110,19 @@ def _scan(shard: Path) -> list[_Entry]:
     with shard.open("rb") as stream:
         _check_plain(shard, stream)
         try:
-            with tarfile.open(fileobj=_Within(stream), mode="r:") as archive:
+            with tarfile.open(fileobj=_BoundedReader(stream), mode="r:") as archive:
                 entries = _entries(shard, archive, stream)
         except Exception as error:
-            # Of damaged headers tarfile raises nearly anything.
+            # Damaged headers make tarfile raise nearly anything.
             raise ValueError(f"paths: expected tar archives, got {shard} ({error})") from error
     return [entry for entry in entries if not _is_failed(entry)]
 
 
-class _Within:
-    """A file for tarfile, which asks for as many bytes as a header claims.
+class _BoundedReader:
+    """File for tarfile that limits reads to the file's size, whatever length a header claims.
 
     Args:
-        stream: whose bytes are read, and no more of them asked for than there are.
+        stream: file to read.
     """
 
     def __init__(self, stream: io.BufferedReader):
@@ -142,15 +142,15 @@ def _entries(shard: Path, archive: tarfile.TarFile, stream: io.BufferedReader) -
     try:
         for member in archive:
             key, suffix = _split_name(member.name)
-            is_known = suffix in _TEXTS or _is_picture(suffix)
+            is_known = suffix in _TEXTS or _is_image(suffix)
             if is_known and member.isreg() and not member.issparse():
                 last = entries.setdefault(key, _Entry(shard, key))
                 last.members.setdefault(suffix, (member.offset_data, member.size))
             if member.size < 0:
-                # The next header would be this one, for ever.
+                # The next header would be this one again, in an endless loop.
                 raise tarfile.ReadError(f"a member of {member.size} bytes")
-        # tarfile takes an archive that ends between two members, or is garbage from there on, for
-        # a whole one. Then too the last key may lack members.
+        # tarfile accepts an archive that ends between two members, or continues with garbage, as
+        # complete. Then too the last key may lack members.
         stream.seek(archive.offset)
         is_whole = stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
     except Exception:
@@ -162,8 +162,8 @@ def _entries(shard: Path, archive: tarfile.TarFile, stream: io.BufferedReader) -
 
 
 def _is_failed(entry: _Entry) -> bool:
-    """Whether there is no picture because its download failed."""
-    if entry.cut or entry.pictures or "json" not in entry.members:
+    """Return whether the image is missing because its download failed."""
+    if entry.cut or entry.images or "json" not in entry.members:
         return False
     try:
         fields = _fields(entry, _bytes(entry, "json")["json"])
@@ -182,21 +182,21 @@ def _check_plain(shard: Path, stream: io.BufferedReader) -> None:
 
 
 def _split_name(name: str) -> tuple[str, str]:
-    """Splits at the first dot of the file's name: "a.b/c.seg.png" is "a.b/c" and "seg.png"."""
+    """Split at the first dot of the file's name: "a.b/c.seg.png" is "a.b/c" and "seg.png"."""
     path = PurePosixPath(name)
     stem, _, suffix = path.name.partition(".")
     return str(path.with_name(stem)) if stem else name, suffix.lower()
 
 
-def _is_picture(suffix: str) -> bool:
-    return suffix.rpartition(".")[2] in _PICTURES
+def _is_image(suffix: str) -> bool:
+    return suffix.rpartition(".")[2] in _IMAGE_SUFFIXES
 
 
 def _bytes(entry: _Entry, *suffixes: str) -> dict[str, bytes]:
-    """Members of a key by suffix, those that it has.
+    """Read the members of a key with some of these suffixes.
 
     Raises:
-        OSError: the archive is not there, or shorter than it was.
+        OSError: the archive is missing, or shorter than before.
     """
     found = {}
     with entry.shard.open("rb") as stream:

@@ -1,1 +1,1 @@
-"""Benchmarks: questions of published data sets, and the figures of the answers."""
+"""Evaluation: benchmarks on published data sets, and their metrics."""

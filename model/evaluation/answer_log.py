@@ -1,4 +1,4 @@
-"""Answers on disk, a line of JSON each: what a killed run has answered is not asked again."""
+"""Log of answers on disk, one line of JSON each, from which a killed run continues."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from setokim.utils.files import replacing, sync, write_file
 
 FILE = "predictions.jsonl"
 _RUN = "run.json"
-_PICTURES = "pictures"
-# What some readers take for the end of a line, and what UTF-8 cannot encode.
+_IMAGE_FOLDER = "pictures"
+# Characters that some readers take for the end of a line, or that UTF-8 cannot encode.
 _ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 _Key = tuple[str, int, int]
 
 
 class AnswerLogError(ValueError):
-    """A folder's answers cannot be used; the message names the file and what is wrong."""
+    """Error for a folder whose answers cannot be used; the message names the file and the fault."""
 
 
 class AnswerLog:
-    """The answers of a run in a folder.
+    """Answers of a run in a folder.
 
-    FOLDER/predictions.jsonl has a line for each answer, with the question and the facts that it is
-    judged by, and for each sample that could not be read one with "broken", the reason. Masks are
-    run lengths as of COCO, pictures are PNG files beside it.
+    FOLDER/predictions.jsonl has a line for each answer, with its question and the facts for the
+    metrics, and for each broken sample a line with "broken", the reason. Masks are COCO's run
+    lengths, images are PNG files in a subfolder.
 
     Args:
-        folder: made if need be.
-        run: what the answers depend on, plain values; kept in FOLDER/run.json.
+        folder: folder of the log, created if missing.
+        run: settings on which the answers depend, plain values; saved in FOLDER/run.json.
 
     Raises:
-        AnswerLogError: the folder has answers of another run, or a line that is none.
+        AnswerLogError: the folder has answers of another run, or a malformed line.
         OSError: the folder cannot be read or written.
     """
 
@@ -53,31 +53,31 @@ class AnswerLog:
         self._check_run(dict(run))
         self.rows: list[Answered] = []
         self.broken: dict[int, str] = {}
-        # For each answered question its row and its text.
+        # Row and text of each answered question.
         self._done: dict[_Key, tuple[int, str]] = {}
         self._answered: set[int] = set()
         self._read()
 
     def __contains__(self, asked: Asked) -> bool:
-        """Whether the question has an answer."""
+        """Return whether the question has an answer."""
         return _key(asked) in self._done
 
     def recall(self, asked: Asked) -> bool:
-        """Whether the question has an answer, which `asked` judges from now on.
+        """Return whether the question has an answer; if so, update its facts from `asked`.
 
-        The facts of a data set may have been mended since the question was asked; the question
-        itself must be the same.
+        The facts of a data set may have been corrected since the answer; the question itself must
+        be the same.
 
         Raises:
             AnswerLogError: the answer is to another question.
         """
         if asked not in self:
             return False
-        place, text = self._done[_key(asked)]
+        index, text = self._done[_key(asked)]
         if text != asked.text:
             expected = f"{asked.source}: expected the question that {self._path} answers, {text!r}"
             raise AnswerLogError(f"{expected}, got {asked.text!r}; use another folder")
-        self.rows[place] = dataclasses.replace(self.rows[place], asked=_without_prompt(asked))
+        self.rows[index] = dataclasses.replace(self.rows[index], asked=_without_prompt(asked))
         return True
 
     def add(self, rows: Sequence[Answered]) -> None:
@@ -87,19 +87,19 @@ class AnswerLog:
             OSError: the folder cannot be written, or the disk is full.
         """
         lines = []
-        for place, row in enumerate(rows := list(rows)):
+        for index, row in enumerate(rows := list(rows)):
             line = _to_plain(row)
             if row.drawn is not None:
                 line["picture"] = self._save(row)
-                # Thousands of pictures do not fit into memory.
-                rows[place] = dataclasses.replace(row, drawn=self._folder / line["picture"])
+                # Keep the path only: thousands of images do not fit into memory.
+                rows[index] = dataclasses.replace(row, drawn=self._folder / line["picture"])
             lines.append(to_json(line) + "\n")
         self._append("".join(lines))
         for row in rows:
             self._keep(row, row.asked.text)
 
     def add_broken(self, number: int, source: str, reason: str) -> None:
-        """Note that a sample could not be read: once for each, and not if it has answers."""
+        """Log a sample that could not be read, once each, and not if it has answers."""
         if number not in self.broken and number not in self._answered:
             line = {"number": number, "source": source, "broken": reason}
             self._append(to_json(line) + "\n")
@@ -109,17 +109,17 @@ class AnswerLog:
         path = self._folder / _RUN
         if not path.exists():
             if self._path.exists():
-                expected = f"{path}, which says what was asked"
+                expected = f"{path} with the settings of the answers"
                 raise AnswerLogError(f"expected {expected}, got {FILE} alone; use another folder")
             write_file(path, to_json(run, indent=2) + "\n")
             return
         try:
-            kept = read_json(path)
+            saved = read_json(path)
         except (ValueError, RecursionError) as error:
             raise AnswerLogError(f"{error}; use another folder") from error
-        if not isinstance(kept, dict):
-            raise AnswerLogError(f"{path}: expected an object, got {kept!r:.80}")
-        changed = sorted(name for name in kept | run if kept.get(name) != run.get(name))
+        if not isinstance(saved, dict):
+            raise AnswerLogError(f"{path}: expected an object, got {saved!r:.80}")
+        changed = sorted(name for name in saved | run if saved.get(name) != run.get(name))
         if changed:
             expected = f"those of {path}"
             got = f"others of {', '.join(changed)}"
@@ -131,21 +131,21 @@ class AnswerLog:
         data = self._path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
-            # Killed while it wrote.
+            # The run was killed while writing.
             os.truncate(self._path, len(whole))
             sync(self._path)
-        # Not by splitlines: an answer may hold any other end of a line.
+        # Not by splitlines: an answer may hold other line separators.
         for number, line in enumerate(whole.split(b"\n")[:-1], 1):
             try:
-                self._take(parse_json(line.decode("utf-8")))
+                self._load_line(parse_json(line.decode("utf-8")))
             except (ValueError, KeyError, TypeError) as error:
                 got = f"no {error}" if isinstance(error, KeyError) else error
                 raise AnswerLogError(f"{self._path}:{number}: expected an answer, got {got}") from (
                     error
                 )
 
-    def _take(self, line: Any) -> None:
-        """Take a line of the file."""
+    def _load_line(self, line: Any) -> None:
+        """Add a line of the file to the rows or the broken samples."""
         if not isinstance(line, dict):
             raise ValueError(f"{line!r:.80}")
         if "broken" in line:
@@ -154,13 +154,13 @@ class AnswerLog:
             return
         row = self._from_plain(line)
         if row.asked in self:
-            raise ValueError(f"a second one to question {_key(row.asked)}")
+            raise ValueError(f"a second answer to question {_key(row.asked)}")
         self._keep(row, line["asked"])
 
     def _keep(self, row: Answered, text: str) -> None:
         self._done[_key(row.asked)] = len(self.rows), text
         self._answered.add(row.asked.number)
-        # Its picture has come back.
+        # The sample has become readable.
         self.broken.pop(row.asked.number, None)
         self.rows.append(dataclasses.replace(row, asked=_without_prompt(row.asked)))
 
@@ -175,7 +175,7 @@ class AnswerLog:
 
     def _save(self, row: Answered) -> str:
         asked = row.asked
-        name = f"{_PICTURES}/{asked.part}-{asked.number:08d}-{asked.turn}.png"
+        name = f"{_IMAGE_FOLDER}/{asked.part}-{asked.number:08d}-{asked.turn}.png"
         path = self._folder / name
         path.parent.mkdir(exist_ok=True)
         with replacing(path) as beside:
@@ -193,14 +193,14 @@ class AnswerLog:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON that any reader takes line by line as it was written, and that UTF-8 can encode.
+    """Encode JSON that UTF-8 can hold and that every reader splits into the same lines.
 
     Args:
-        value: plain values; texts may hold lone surrogates, and ends of lines of all kinds.
-        indent: spaces of each level; None for one line.
+        value: plain values; texts may hold lone surrogates and line separators of all kinds.
+        indent: number of spaces of each level; None for one line.
     """
     text = json.dumps(value, ensure_ascii=False, indent=indent)
-    # Such signs are in texts alone, where an escape stands for the same.
+    # Such characters occur in strings only, where an escape is equivalent.
     return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
@@ -229,5 +229,5 @@ def _key(asked: Asked) -> _Key:
 
 
 def _without_prompt(asked: Asked) -> Asked:
-    """The question without its picture: thousands do not fit into memory."""
+    """Return the question without its images, thousands of which do not fit into memory."""
     return dataclasses.replace(asked, prompt=())

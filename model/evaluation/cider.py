@@ -1,7 +1,7 @@
-"""CIDEr-D, how much a caption says what people say of the picture.
+"""CIDEr-D, the agreement of captions with reference captions.
 
 R. Vedantam, C. L. Zitnick and D. Parikh, "CIDEr: Consensus-based image description evaluation",
-2015; with the clipping and the length penalty of its variant D, as all published figures have them.
+2015; with the clipping and the length penalty of its variant D, as in all published metrics.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from setokim.evaluation.ptb_tokenizer import tokenize_caption
 
-_LONGEST = 4
+_MAX_LENGTH = 4
 _SIGMA = 6.0
 _Grams = Counter[tuple[str, ...]]
 
@@ -20,36 +20,38 @@ _Grams = Counter[tuple[str, ...]]
 def cider(
     captions: Mapping[str, str], references: Mapping[str, Sequence[str]]
 ) -> tuple[float, dict[str, float]]:
-    """CIDEr-D of captions, the weights of words taken from the references.
+    """Compute CIDEr-D of captions, with the weights of words taken from the references.
 
     Args:
-        captions: one for each picture; may be empty texts.
-        references: at least one for each picture.
+        captions: caption of each image; may be an empty text.
+        references: reference captions of each image, at least one.
 
     Returns:
-        The mean over pictures, usually 0 to 2, at most 10; and each picture's.
+        The mean over images, usually 0 to 2, at most 10; and the score of each image.
 
     Raises:
-        ValueError: the pictures are not the same, there is none, or one has no reference.
+        ValueError: the images differ, there is none, or one has no reference.
     """
     if captions.keys() != references.keys():
         odd = sorted(map(str, captions.keys() ^ references.keys()))[:5]
-        raise ValueError(f"captions: expected the pictures of the references, these differ: {odd}")
+        raise ValueError(
+            f"captions: expected the images of the references, got a difference of {odd}"
+        )
     if not captions:
         raise ValueError("captions: expected at least one, got none")
-    cooked: dict[str, list[_Grams]] = {}
+    counted: dict[str, list[_Grams]] = {}
     for name, texts in references.items():
         if not texts:
             raise ValueError(f"references: expected at least one for {name!r}, got none")
-        cooked[name] = [_grams(text) for text in texts]
-    # In how many pictures' references each is found.
+        counted[name] = [_grams(text) for text in texts]
+    # Number of images whose references contain each n-gram.
     found_in: _Grams = Counter()
-    for grams in cooked.values():
+    for grams in counted.values():
         found_in.update(set().union(*grams))
-    log_pictures = math.log(len(cooked))
-    weights = {gram: log_pictures - math.log(number) for gram, number in found_in.items()}
+    log_images = math.log(len(counted))
+    weights = {gram: log_images - math.log(number) for gram, number in found_in.items()}
     scores = {
-        name: _score(_grams(text), cooked[name], weights, log_pictures)
+        name: _score(_grams(text), counted[name], weights, log_images)
         for name, text in captions.items()
     }
     return sum(scores.values()) / len(scores), scores
@@ -59,36 +61,37 @@ def _grams(text: str) -> _Grams:
     words = tokenize_caption(text)
     return Counter(
         tuple(words[start : start + length])
-        for length in range(1, _LONGEST + 1)
+        for length in range(1, _MAX_LENGTH + 1)
         for start in range(len(words) - length + 1)
     )
 
 
 def _score(caption: _Grams, references: list[_Grams], weights: Mapping, unknown: float) -> float:
-    """Mean over the references and the lengths of n-grams, times 10."""
-    said, total = _vectors(caption, weights, unknown), 0.0
+    """Average over the references and the lengths of n-grams, times 10."""
+    candidate, total = _vectors(caption, weights, unknown), 0.0
     for reference in references:
-        meant = _vectors(reference, weights, unknown)
+        reference_vectors = _vectors(reference, weights, unknown)
         # The official code takes the number of words from the bigrams.
         apart = _number(caption, 2) - _number(reference, 2)
         penalty = math.exp(-(apart**2) / (2 * _SIGMA**2))
-        total += penalty * sum(map(_clipped_cosine, said, meant)) / _LONGEST
+        total += penalty * sum(map(_clipped_cosine, candidate, reference_vectors)) / _MAX_LENGTH
     return 10.0 * total / len(references)
 
 
 def _vectors(grams: _Grams, weights: Mapping, unknown: float) -> list[dict]:
-    vectors: list[dict] = [{} for _ in range(_LONGEST)]
+    vectors: list[dict] = [{} for _ in range(_MAX_LENGTH)]
     for gram, number in grams.items():
         vectors[len(gram) - 1][gram] = number * weights.get(gram, unknown)
     return vectors
 
 
-def _clipped_cosine(said: dict, meant: dict) -> float:
-    """What is said more often than meant counts no more than meant."""
+def _clipped_cosine(candidate: dict, reference_vectors: dict) -> float:
+    """Compute the cosine with each candidate weight clipped to the reference's weight."""
     product = sum(
-        min(value, meant.get(gram, 0.0)) * meant.get(gram, 0.0) for gram, value in said.items()
+        min(value, reference_vectors.get(gram, 0.0)) * reference_vectors.get(gram, 0.0)
+        for gram, value in candidate.items()
     )
-    norms = math.hypot(*said.values()) * math.hypot(*meant.values())
+    norms = math.hypot(*candidate.values()) * math.hypot(*reference_vectors.values())
     return product / norms if norms else product
 
 

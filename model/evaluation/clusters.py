@@ -1,4 +1,4 @@
-"""How well clusters are objects, whatever is made of them."""
+"""Agreement of clusters with true object masks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from setokim.data import BrokenSampleError, Dataset, Sample
 from setokim.evaluation.metrics import best_overlap_iou, upsample_labels
 from setokim.tokenizer.modeling_setok import SetokModel
 
-_AT_ONCE = 16
+_BATCH_SIZE = 16
 
 
 @torch.no_grad()
@@ -22,18 +22,19 @@ def cluster_figures(
     number: int,
     show: Callable[[int], None] = lambda number: None,
 ) -> dict[str, float]:
-    """Overlap of the clusters of pictures with the true masks.
+    """Compute the overlap of the clusters of images with the true masks.
 
     Args:
-        setok: in evaluation mode.
-        dataset: pictures with masks.
-        number: of samples, from the beginning.
-        show: called with the number of samples read so far.
+        setok: model in evaluation mode.
+        dataset: images with masks.
+        number: number of samples, from the beginning.
+        show: callback with the number of samples read so far.
 
     Returns:
-        `miou`, for each picture the mean over its objects of the intersection over union with the
-        best cluster, and the mean over pictures with objects; `tokens`, the mean number; `samples`,
-        and `broken`, which could not be read or have fewer pixels than there are patches.
+        `miou`, the mean over images with objects of the mean over objects of the intersection over
+        union with the best cluster; `tokens`, the mean number of tokens; `samples`, the number of
+        images used; and `broken`, the number of samples that could not be read or have fewer pixels
+        than patches.
     """
     overlaps: list[float] = []
     counts: list[int] = []
@@ -50,7 +51,7 @@ def cluster_figures(
                 waiting.append(sample)
             else:
                 broken += 1
-        if waiting and (len(waiting) == _AT_ONCE or index == number - 1):
+        if waiting and (len(waiting) == _BATCH_SIZE or index == number - 1):
             visual = setok.tokenize(setok.preprocess([one.image for one in waiting]))
             counts += visual.occupied.sum(1).tolist()
             labels = visual.labels.unflatten(1, visual.grid).cpu()
@@ -61,7 +62,7 @@ def cluster_figures(
             waiting = []
         show(index + 1)
     known = [value for value in overlaps if not math.isnan(value)]
-    figures = {"miou": fmean(known)} if known else {}
+    metrics = {"miou": fmean(known)} if known else {}
     if counts:
-        figures["tokens"] = fmean(counts)
-    return figures | {"samples": len(counts), "broken": broken}
+        metrics["tokens"] = fmean(counts)
+    return metrics | {"samples": len(counts), "broken": broken}

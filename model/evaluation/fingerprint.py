@@ -1,4 +1,4 @@
-"""What answers depend on beside the questions: a model's files, and the versions that read them."""
+"""Fingerprint of a model's files and versions of packages, on which its answers depend."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import transformers
 
 from setok_kernels import __version__
 
-# Whatever a model, its processor and its tokenizer are loaded from.
+# Files from which a model, its processor and its tokenizer are loaded.
 _LOADED = (
     *("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json"),
     *("*config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
@@ -20,13 +20,13 @@ _PIECE = 1 << 20
 
 
 def fingerprint(folder: str | Path) -> str:
-    """SHA-256 of all files in a folder that a model is loaded from, names included.
+    """Compute the SHA-256 of all files from which a model is loaded, names included.
 
-    All bytes are read, as loading reads them too: weights that were trained further differ
-    anywhere, and neither size nor time of a file tells.
+    All bytes are read, as by loading: further training changes any of the weights, but neither size
+    nor time of a file is reliable.
 
     Args:
-        folder: of the model.
+        folder: folder of the model.
 
     Returns:
         64 hexadecimal digits.
@@ -46,7 +46,7 @@ def fingerprint(folder: str | Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that make answers of weights."""
+    """Return the versions of the packages that run the model."""
     return {
         "setok_kernels": __version__,
         "torch": torch.__version__,

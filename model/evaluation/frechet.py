@@ -1,4 +1,4 @@
-"""Fréchet distance between two sets of features: FID where they are of Inception.
+"""Fréchet distance between two sets of features: FID for features of Inception.
 
 M. Heusel et al., "GANs trained by a two time-scale update rule converge to a local Nash
 equilibrium", 2017.
@@ -16,7 +16,7 @@ class FeatureStatistics:
     """Mean and covariance of feature vectors that come in batches, in float64.
 
     Args:
-        dim: numbers of a feature.
+        dim: number of dimensions of a feature.
 
     Raises:
         TypeError, ValueError: `dim` is no integer of at least 1.
@@ -26,18 +26,18 @@ class FeatureStatistics:
         check_count("dim", dim)
         self._number = 0
         self._mean = torch.zeros(dim, dtype=torch.float64)
-        # Of products of deviations from the mean.
+        # Sum of the products of deviations from the mean.
         self._sum = torch.zeros(dim, dim, dtype=torch.float64)
 
     def __len__(self) -> int:
-        """Number of features."""
+        """Return the number of features."""
         return self._number
 
     def add(self, features: Tensor) -> None:
-        """Adds (S, dim) features.
+        """Add (S, dim) features.
 
         Raises:
-            ValueError: the shape is another one, or a value is not finite.
+            ValueError: the shape differs, or a value is not finite.
         """
         dim = len(self._mean)
         if features.dim() != 2 or features.shape[1] != dim:
@@ -55,24 +55,24 @@ class FeatureStatistics:
         self.merge(other)
 
     def merge(self, other: FeatureStatistics) -> None:
-        """Adds what another one has seen, such as that of another process."""
+        """Add the features of other statistics, such as those of another process."""
         total = self._number + other._number
         if not other._number:
             return
         apart = other._mean - self._mean
-        share = self._number * other._number / total
-        self._sum = self._sum + other._sum + share * torch.outer(apart, apart)
+        weight = self._number * other._number / total
+        self._sum = self._sum + other._sum + weight * torch.outer(apart, apart)
         self._mean = self._mean + apart * (other._number / total)
         self._number = total
 
     @property
     def mean(self) -> Tensor:
-        """(dim,)."""
+        """Mean of the features, (dim,)."""
         return self._mean
 
     @property
     def covariance(self) -> Tensor:
-        """(dim, dim), the unbiased estimate.
+        """Unbiased estimate of the covariance, (dim, dim).
 
         Raises:
             ValueError: there are fewer than two features.
@@ -83,10 +83,10 @@ class FeatureStatistics:
 
 
 def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
-    """|m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^(1/2)), at least 0.
+    """Compute |m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^(1/2)), at least 0.
 
     Raises:
-        ValueError: one of them has fewer than two features, or the dimensions differ.
+        ValueError: a set has fewer than two features, or the dimensions differ.
     """
     if one.mean.shape != other.mean.shape:
         raise ValueError(f"other: expected {len(one.mean)} dimensions, got {len(other.mean)}")

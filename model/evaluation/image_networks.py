@@ -1,4 +1,4 @@
-"""The networks whose features judge pictures, from files of one's own; nothing is downloaded."""
+"""Networks whose features judge images, loaded from local files without any download."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from setokim.data.records import read_json
 from setokim.evaluation.perceptual import PerceptualLoss
 from setokim.utils.pretrained import load_pretrained, load_whole
 
-# As the official script of MagicBrush prepares pictures: the shorter side, and what is cut out of
-# the middle.
+# Shorter side and side of the centre crop, as in the official script of MagicBrush.
 _CLIP_SIDES = (224, 224)
 _DINO_SIDES = (256, 224)
 _KEPT = 4096
@@ -30,18 +29,18 @@ Embedder = Callable[[Image.Image], Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class PictureNetworks:
-    """Networks that judge pictures; None for those that are not there.
+    """Networks that judge images; None for missing ones.
 
     Attributes:
-        clip_picture: a picture to its (D,) features by CLIP.
-        clip_words: words to their (D,) features by CLIP.
-        dino: a picture to the (D,) state of DINO's class token.
-        inception: a picture to its (D,) features, for FID.
-        lpips: the distance of two pictures of one size.
+        clip_image: function from an image to its (D,) features by CLIP.
+        clip_text: function from a text to its (D,) features by CLIP.
+        dino: function from an image to the (D,) hidden state of DINO's class token.
+        inception: function from an image to its (D,) features, for FID.
+        lpips: distance of two images of one size.
     """
 
-    clip_picture: Embedder | None = None
-    clip_words: Callable[[str], Tensor] | None = None
+    clip_image: Embedder | None = None
+    clip_text: Callable[[str], Tensor] | None = None
     dino: Embedder | None = None
     inception: Embedder | None = None
     lpips: Callable[[Image.Image, Image.Image], float] | None = None
@@ -55,20 +54,20 @@ class PictureNetworks:
         lpips: str | Path | None = None,
         device: str | torch.device = "cpu",
     ) -> PictureNetworks:
-        """Reads networks.
+        """Load the networks.
 
         Args:
-            clip: folder of a CLIP model of transformers with its tokenizer; published figures are
-                of ViT-B/32.
-            dino: folder of a ViT of transformers with a class token; published figures are of
-                DINO ViT-S/16.
-            inception: TorchScript file of the network of FID, as NVIDIA publishes it for StyleGAN:
-                it takes (B, 3, h, w) uint8 and `return_features=True`.
+            clip: folder of a CLIP model of transformers with its tokenizer; published metrics use
+                ViT-B/32.
+            dino: folder of a ViT of transformers with a class token; published metrics use DINO
+                ViT-S/16.
+            inception: TorchScript file of FID's network, as published by NVIDIA for StyleGAN; its
+                inputs are (B, 3, h, w) uint8 and `return_features=True`.
             lpips: file of `PerceptualLoss.lpips`.
-            device: where the networks run.
+            device: device of the networks.
 
         Raises:
-            ValueError: a file is not there or holds something else.
+            ValueError: a file is missing or holds something else.
         """
         given = {"clip": clip, "dino": dino, "inception": inception, "lpips": lpips}
         networks: dict[str, Callable] = {}
@@ -87,38 +86,40 @@ def _clip(folder: Path, device: str | torch.device) -> dict[str, Callable]:
     model = load_whole(CLIPModel, folder).to(device).eval()
     tokenizer = load_pretrained(AutoTokenizer, folder, local_files_only=True)
     processor = ImageProcessor.from_file(folder / "preprocessor_config.json")
-    longest = model.config.text_config.max_position_embeddings
+    max_length = model.config.text_config.max_position_embeddings
     side = model.config.vision_config.image_size
 
     @torch.no_grad()
-    def picture(image: Image.Image) -> Tensor:
-        pixels = _middle(image, processor, side, side).to(device)
+    def embed(image: Image.Image) -> Tensor:
+        pixels = _centre_crop(image, processor, side, side).to(device)
         return model.get_image_features(pixels).pooler_output[0].float().cpu()
 
     @functools.lru_cache(_KEPT)
     @torch.no_grad()
-    def words(text: str) -> Tensor:
-        given = tokenizer(text, truncation=True, max_length=longest, return_tensors="pt").to(device)
+    def embed_text(text: str) -> Tensor:
+        given = tokenizer(text, truncation=True, max_length=max_length, return_tensors="pt").to(
+            device
+        )
         found = model.get_text_features(given["input_ids"], given["attention_mask"])
         return found.pooler_output[0].float().cpu()
 
-    return {"clip_picture": picture, "clip_words": words}
+    return {"clip_image": embed, "clip_text": embed_text}
 
 
 def _dino(folder: Path, device: str | torch.device) -> dict[str, Callable]:
     _check_folder(folder)
-    # Published DINO has no pooler, and its class token is taken as it is.
+    # Published DINO has no pooler; the class token is used directly.
     model = load_whole(AutoModel, folder, unused=["pooler"]).to(device).eval()
     processor = ImageProcessor.from_file(folder / "preprocessor_config.json")
     side = model.config.image_size
 
     @torch.no_grad()
-    def picture(image: Image.Image) -> Tensor:
+    def embed(image: Image.Image) -> Tensor:
         short, cut = (round(one * side / _DINO_SIDES[1]) for one in _DINO_SIDES)
-        pixels = _middle(image, processor, short, cut).to(device)
+        pixels = _centre_crop(image, processor, short, cut).to(device)
         return model(pixels).last_hidden_state[0, 0].float().cpu()
 
-    return {"dino": picture}
+    return {"dino": embed}
 
 
 def _inception(path: Path, device: str | torch.device) -> dict[str, Callable]:
@@ -126,17 +127,17 @@ def _inception(path: Path, device: str | torch.device) -> dict[str, Callable]:
         raise ValueError(f"expected a TorchScript file, got {path}")
     try:
         with warnings.catch_warnings():
-            # torch no longer wants such files; this network is published in no other.
+            # torch deprecates TorchScript, but this network is published in no other format.
             warnings.simplefilter("ignore", DeprecationWarning)
             network = torch.jit.load(path, map_location=device).eval()
     except RuntimeError as error:
         raise ValueError(f"expected a TorchScript file, got {path}: {error}") from error
 
     @torch.no_grad()
-    def picture(image: Image.Image) -> Tensor:
+    def embed(image: Image.Image) -> Tensor:
         return network(_levels(image).to(device), return_features=True)[0].float().cpu()
 
-    return {"inception": picture}
+    return {"inception": embed}
 
 
 def _lpips(path: Path, device: str | torch.device) -> dict[str, Callable]:
@@ -153,12 +154,12 @@ _LOADERS = {"clip": _clip, "dino": _dino, "inception": _inception, "lpips": _lpi
 
 
 def _levels(image: Image.Image) -> Tensor:
-    """(1, 3, h, w) uint8."""
+    """Return the pixels of an image, (1, 3, h, w) uint8."""
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
 
 
-def _middle(image: Image.Image, processor: ImageProcessor, short: int, side: int) -> Tensor:
-    """(1, 3, side, side), the middle of a picture whose shorter side is `short`."""
+def _centre_crop(image: Image.Image, processor: ImageProcessor, short: int, side: int) -> Tensor:
+    """Resize the shorter side to `short` and crop the centre, (1, 3, side, side)."""
     scale = short / min(image.size)
     size = tuple(max(short, round(scale * one)) for one in image.size)
     resized = image.convert("RGB").resize(size, processor.resample)

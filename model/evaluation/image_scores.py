@@ -1,8 +1,8 @@
-"""How like two pictures are, pixel by pixel and by features; figures of drawn and edited pictures.
+"""Similarity of two images by pixels and features; metrics of generated and edited images.
 
-Pairs are judged as by the official script of MagicBrush (K. Zhang et al., "MagicBrush: A Manually
-Annotated Dataset for Instruction-Guided Image Editing", 2023): the drawn picture gets the size of
-the wanted one, and a figure is the mean over the pairs.
+Pairs are compared as by the official script of MagicBrush (K. Zhang et al., "MagicBrush: A Manually
+Annotated Dataset for Instruction-Guided Image Editing", 2023): the generated image is resized to
+the target, and a metric is the mean over the pairs.
 """
 
 from __future__ import annotations
@@ -18,48 +18,48 @@ from setok_kernels.extras import from_extra
 from setokim.evaluation.frechet import FeatureStatistics, frechet_distance
 from setokim.evaluation.image_networks import PictureNetworks
 
-# Of the Gaussian window of SSIM, in pixels.
-_SSIM_LEAST = 11
+# Side of the Gaussian window of SSIM, in pixels.
+_SSIM_WINDOW = 11
 
 
-def l1(drawn: Image.Image, wanted: Image.Image) -> float:
-    """Mean absolute difference of the values of RGB pictures, which lie in [0, 1].
+def l1(generated: Image.Image, target: Image.Image) -> float:
+    """Compute the mean absolute difference of RGB images with values in [0, 1].
 
     Args:
-        drawn: gets the size of `wanted`, bicubically.
-        wanted: the right picture.
+        generated: image to judge, resized to `target` bicubically.
+        target: reference image.
     """
-    a, b = _pixels(drawn, wanted)
+    a, b = _pixels(generated, target)
     return float(np.abs(a - b).mean())
 
 
-def l2(drawn: Image.Image, wanted: Image.Image) -> float:
-    """Mean squared difference, else as `l1`."""
-    a, b = _pixels(drawn, wanted)
+def l2(generated: Image.Image, target: Image.Image) -> float:
+    """Compute the mean squared difference, otherwise as `l1`."""
+    a, b = _pixels(generated, target)
     return float(np.square(a - b).mean())
 
 
-def ssim(drawn: Image.Image, wanted: Image.Image) -> float:
-    """Structural similarity, the mean of the three colours; at most 1.
+def ssim(generated: Image.Image, target: Image.Image) -> float:
+    """Compute the structural similarity, the mean of the three colours; at most 1.
 
     Z. Wang et al., "Image quality assessment: from error visibility to structural similarity",
     2004: a Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03.
 
     Args:
-        drawn: as of `l1`.
-        wanted: of at least 11 x 11 pixels.
+        generated: image to judge, resized to `target` bicubically.
+        target: reference image of at least 11 x 11 pixels.
 
     Raises:
         ImportError: scikit-image is not installed.
-        ValueError: a picture is too small.
+        ValueError: an image is too small.
     """
     with from_extra("eval"):
         from skimage.metrics import structural_similarity
 
-    if min(wanted.size) < _SSIM_LEAST:
-        expected = f"at least {_SSIM_LEAST} x {_SSIM_LEAST} pixels"
-        raise ValueError(f"wanted: expected {expected}, got {wanted.width} x {wanted.height}")
-    a, b = _pixels(drawn, wanted)
+    if min(target.size) < _SSIM_WINDOW:
+        expected = f"at least {_SSIM_WINDOW} x {_SSIM_WINDOW} pixels"
+        raise ValueError(f"target: expected {expected}, got {target.width} x {target.height}")
+    a, b = _pixels(generated, target)
     return float(
         structural_similarity(
             a,
@@ -74,23 +74,23 @@ def ssim(drawn: Image.Image, wanted: Image.Image) -> float:
 
 
 def similarity(one: Tensor, other: Tensor) -> float:
-    """Cosine of two (D,) features: CLIP-I, CLIP-T or DINO, by where they are from."""
+    """Compute the cosine of two (D,) features: CLIP-I, CLIP-T or DINO, by their network."""
     return float(F.cosine_similarity(one.double(), other.double(), dim=0))
 
 
 def pair_figures(
     pairs: Iterable[tuple[Image.Image, Image.Image, str | None]], networks: PictureNetworks
 ) -> dict[str, float]:
-    """Figures of edits: how near drawn pictures are to the wanted ones.
+    """Compute the metrics of edits: the similarity of generated images to their targets.
 
     Args:
-        pairs: drawn picture, wanted picture, and what the wanted one shows in words, if known.
-        networks: those that are not given leave out their figures.
+        pairs: generated image, target image, and description of the target, if known.
+        networks: networks of the metrics; a missing one leaves out its metric.
 
     Returns:
-        `l1`, `l2`, `ssim`, and with networks `lpips`, `dino`, `clip_i`, and `clip_t` of the
-        pictures with words. Empty without pairs. Where wanted pictures are too small for SSIM,
-        `ssim_left_out` is their number.
+        `l1`, `l2`, `ssim`, and with networks `lpips`, `dino`, `clip_i`, and `clip_t` of the images
+        with a description. Empty without pairs. If targets are too small for SSIM, `ssim_left_out`
+        is their number.
     """
     scores: dict[str, list[float]] = {}
     too_small = 0
@@ -98,55 +98,55 @@ def pair_figures(
     def note(name: str, value: float) -> None:
         scores.setdefault(name, []).append(value)
 
-    for drawn, wanted, words in pairs:
+    for generated, target, text in pairs:
         for name, judge in {"l1": l1, "l2": l2}.items():
-            note(name, judge(drawn, wanted))
-        if min(wanted.size) >= _SSIM_LEAST:
-            note("ssim", ssim(drawn, wanted))
+            note(name, judge(generated, target))
+        if min(target.size) >= _SSIM_WINDOW:
+            note("ssim", ssim(generated, target))
         else:
             too_small += 1
         if networks.lpips is not None:
-            note("lpips", networks.lpips(*_same_size(drawn, wanted)))
-        for name, embed in {"dino": networks.dino, "clip_i": networks.clip_picture}.items():
+            note("lpips", networks.lpips(*_same_size(generated, target)))
+        for name, embed in {"dino": networks.dino, "clip_i": networks.clip_image}.items():
             if embed is not None:
-                note(name, similarity(embed(drawn), embed(wanted)))
-        if networks.clip_words is not None and words is not None:
-            note("clip_t", similarity(networks.clip_picture(drawn), networks.clip_words(words)))
-    figures = {name: float(np.mean(values)) for name, values in scores.items()}
-    return figures | ({"ssim_left_out": too_small} if too_small else {})
+                note(name, similarity(embed(generated), embed(target)))
+        if networks.clip_text is not None and text is not None:
+            note("clip_t", similarity(networks.clip_image(generated), networks.clip_text(text)))
+    metrics = {name: float(np.mean(values)) for name, values in scores.items()}
+    return metrics | ({"ssim_left_out": too_small} if too_small else {})
 
 
 def drawing_figures(
     pairs: Iterable[tuple[Image.Image, Image.Image, str | None]], networks: PictureNetworks
 ) -> dict[str, float]:
-    """Figures of pictures drawn from words.
+    """Compute the metrics of images generated from text.
 
     Args:
-        pairs: as of `pair_figures`; of a wanted picture the middle is taken, in the size of the
-            drawn one, as is usual for COCO.
-        networks: those that are not given leave out their figures.
+        pairs: generated image, target image and text, as in `pair_figures`; the centre of a target
+            is cropped to the size of the generated image, as is usual for COCO.
+        networks: networks of the metrics; a missing one leaves out its metric.
 
     Returns:
-        `fid` of all pictures, of at least two pairs, and `clip_t`.
+        `fid` of all images, for at least two pairs, and `clip_t`.
     """
     statistics: tuple[FeatureStatistics, FeatureStatistics] | None = None
     alike: list[float] = []
-    for drawn, wanted, words in pairs:
+    for generated, target, text in pairs:
         if networks.inception is not None:
-            middle = ImageOps.fit(wanted, drawn.size, Image.Resampling.BICUBIC)
-            found = [networks.inception(picture) for picture in (drawn, middle)]
+            middle = ImageOps.fit(target, generated.size, Image.Resampling.BICUBIC)
+            found = [networks.inception(image) for image in (generated, middle)]
             if statistics is None:
                 statistics = tuple(FeatureStatistics(len(one)) for one in found)
             for one, features in zip(statistics, found, strict=True):
                 one.add(features[None])
-        if networks.clip_words is not None and words is not None:
-            alike.append(similarity(networks.clip_picture(drawn), networks.clip_words(words)))
-    figures: dict[str, float] = {}
+        if networks.clip_text is not None and text is not None:
+            alike.append(similarity(networks.clip_image(generated), networks.clip_text(text)))
+    metrics: dict[str, float] = {}
     if statistics is not None and len(statistics[0]) > 1:
-        figures["fid"] = frechet_distance(*statistics)
+        metrics["fid"] = frechet_distance(*statistics)
     if alike:
-        figures["clip_t"] = float(np.mean(alike))
-    return figures
+        metrics["clip_t"] = float(np.mean(alike))
+    return metrics
 
 
 PictureFigures = Callable[
@@ -154,12 +154,12 @@ PictureFigures = Callable[
 ]
 
 
-def _same_size(drawn: Image.Image, wanted: Image.Image) -> tuple[Image.Image, Image.Image]:
-    if drawn.size != wanted.size:
-        drawn = drawn.resize(wanted.size, Image.Resampling.BICUBIC)
-    return drawn.convert("RGB"), wanted.convert("RGB")
+def _same_size(generated: Image.Image, target: Image.Image) -> tuple[Image.Image, Image.Image]:
+    if generated.size != target.size:
+        generated = generated.resize(target.size, Image.Resampling.BICUBIC)
+    return generated.convert("RGB"), target.convert("RGB")
 
 
-def _pixels(drawn: Image.Image, wanted: Image.Image) -> list[np.ndarray]:
-    """(h, w, 3) float64 in [0, 1], both."""
-    return [np.asarray(one, np.float64) / 255 for one in _same_size(drawn, wanted)]
+def _pixels(generated: Image.Image, target: Image.Image) -> list[np.ndarray]:
+    """Return the pixels of both images, (h, w, 3) float64 in [0, 1] each."""
+    return [np.asarray(one, np.float64) / 255 for one in _same_size(generated, target)]

@@ -1,4 +1,4 @@
-"""How good pictures, groupings and matches are; everything is computed in float64."""
+"""Metrics of images, groupings and retrieval, computed in float64."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from setok_kernels.config import check_count, check_number
 
 
 def psnr(image: Tensor, target: Tensor, peak: float = 1.0) -> Tensor:
-    """Peak signal-to-noise ratio of each image: 10 log₁₀(peak² / mean squared difference).
+    """Compute the peak signal-to-noise ratio of images: 10 log₁₀(peak² / mean squared difference).
 
     Args:
-        image: (B, ...), of any real dtype.
+        image: (B, ...), any real dtype.
         target: (B, ...), the same shape.
-        peak: The largest value a pixel can take, such as 1 or 255.
+        peak: max value of a pixel, such as 1 or 255.
 
     Returns:
-        (B,), float64, in dB; infinite where nothing differs.
+        (B,), float64, in dB; infinite for equal images.
 
     Raises:
-        TypeError, ValueError: The shapes differ, there are no pixels, or the peak is not positive.
+        TypeError, ValueError: the shapes differ, there are no pixels, or the peak is not positive.
     """
     _check_pair("image", image, "target", target)
     check_number("peak", peak, above=0)
@@ -30,7 +30,7 @@ def psnr(image: Tensor, target: Tensor, peak: float = 1.0) -> Tensor:
 
 
 def sharpness(image: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference of neighbouring pixels, over that of the target.
+    """Compute the mean absolute difference of neighbouring pixels, over that of the target.
 
     1 is as sharp as the target, 0 is flat; noise is sharp too.
 
@@ -39,10 +39,10 @@ def sharpness(image: Tensor, target: Tensor) -> Tensor:
         target: (B, C, H, W).
 
     Returns:
-        (B,), float64; infinite or NaN where the target is flat.
+        (B,), float64; infinite or NaN for a flat target.
 
     Raises:
-        TypeError, ValueError: The shapes do not fit.
+        TypeError, ValueError: the shapes do not fit.
     """
     _check_pair("image", image, "target", target)
     if image.dim() != 4 or min(image.shape[-2:]) < 2:
@@ -50,15 +50,15 @@ def sharpness(image: Tensor, target: Tensor) -> Tensor:
             f"image: expected shape (B, C, H, W) of at least 2 x 2, got {tuple(image.shape)}"
         )
 
-    def contrast(pictures: Tensor) -> Tensor:
-        down = pictures.double().diff(dim=-2).abs().flatten(1).sum(1)
-        return down + pictures.double().diff(dim=-1).abs().flatten(1).sum(1)
+    def contrast(images: Tensor) -> Tensor:
+        down = images.double().diff(dim=-2).abs().flatten(1).sum(1)
+        return down + images.double().diff(dim=-1).abs().flatten(1).sum(1)
 
     return contrast(image) / contrast(target)
 
 
 def adjusted_rand_index(labels: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Agreement of two groupings of the pixels of each image, corrected for chance.
+    """Compute the agreement of two groupings of each image's pixels, corrected for chance.
 
     With n_ij the pixels in group i of `labels` and j of `truth`, a_i and b_j its sums, n their
     total and C(m) = m (m - 1) / 2 (L. Hubert and P. Arabie, "Comparing partitions", 1985):
@@ -66,19 +66,19 @@ def adjusted_rand_index(labels: Tensor, truth: Tensor, mask: Tensor | None = Non
         index = Σ C(n_ij),  A = Σ C(a_i),  B = Σ C(b_j),  expected = A B / C(n)
         ARI = (index - expected) / ((A + B) / 2 - expected)
 
-    It is 1 for equal groupings, whatever their names, also where every pixel is in one group or
-    alone; 0 is expected of random ones. The foreground ARI has the mask `truth > 0`.
+    It is 1 for equal groupings under any labels, even if all pixels are in one group or each is
+    alone; random groupings have the expectation 0. The foreground ARI has the mask `truth > 0`.
 
     Args:
         labels: (B, ...), integers.
         truth: (B, ...), integers, the same shape.
-        mask: (B, ...), bool, the same shape: which pixels count; None for all.
+        mask: (B, ...), bool, the same shape: pixels that count; None for all.
 
     Returns:
-        (B,), float64; NaN where no pixel counts.
+        (B,), float64; NaN if no pixel counts.
 
     Raises:
-        TypeError, ValueError: Dtypes or shapes do not fit, or there are no pixels.
+        TypeError, ValueError: dtypes or shapes do not fit, or there are no pixels.
     """
     _check_labels(labels, truth)
     if mask is None:
@@ -91,7 +91,7 @@ def adjusted_rand_index(labels: Tensor, truth: Tensor, mask: Tensor | None = Non
 
 
 def best_overlap_iou(labels: Tensor, truth: Tensor) -> Tensor:
-    """Mean over the true objects of the intersection over union with their best cluster.
+    """Average over the true objects the intersection over union with their best cluster.
 
     One cluster may be the best of several objects.
 
@@ -100,10 +100,10 @@ def best_overlap_iou(labels: Tensor, truth: Tensor) -> Tensor:
         truth: (B, ...), integers, the same shape; objects are the values above 0.
 
     Returns:
-        (B,), float64, in [0, 1]; NaN where there is no object.
+        (B,), float64, in [0, 1]; NaN without objects.
 
     Raises:
-        TypeError, ValueError: Dtypes or shapes do not fit, or there are no pixels.
+        TypeError, ValueError: dtypes or shapes do not fit, or there are no pixels.
     """
     _check_labels(labels, truth)
     means = []
@@ -116,23 +116,23 @@ def best_overlap_iou(labels: Tensor, truth: Tensor) -> Tensor:
 
 
 def pearson_correlation(x: Tensor, y: Tensor) -> Tensor:
-    """Pearson's correlation: Σ x̃ ỹ / √(Σ x̃² Σ ỹ²), with x̃ = x - mean x and ỹ = y - mean y.
+    """Compute Pearson's correlation: Σ x̃ ỹ / √(Σ x̃² Σ ỹ²), with x̃ = x - mean x, ỹ = y - mean y.
 
     Args:
-        x: (N,), of any real dtype.
+        x: (N,), any real dtype.
         y: (N,).
 
     Returns:
-        A float64 of no dimension, in [-1, 1]; NaN where x or y has one value only.
+        Scalar float64 in [-1, 1]; NaN if x or y is constant.
 
     Raises:
-        TypeError, ValueError: The shapes do not fit, or N is 0.
+        TypeError, ValueError: the shapes do not fit, or N is 0.
     """
     check_tensor("x", x)
     if x.dim() != 1 or x.numel() == 0:
         raise ValueError(f"x: expected shape (N,) with N of at least 1, got {tuple(x.shape)}")
     check_shape("y", y, x.shape)
-    # The rounding of a mean would make a constant look like noise, and that like a correlation.
+    # The rounded mean of a constant leaves noise, which would look like a correlation.
     if (x == x[0]).all() or (y == y[0]).all():
         return torch.full((), float("nan"), dtype=torch.float64, device=x.device)
     x, y = (values.double() - values.double().mean() for values in (x, y))
@@ -140,16 +140,16 @@ def pearson_correlation(x: Tensor, y: Tensor) -> Tensor:
 
 
 def recall_at_k(similarity: Tensor, k: int) -> float:
-    """Share of the rows whose own column is among their k highest.
+    """Compute the fraction of rows whose own column is among their k highest.
 
-    A column as high as the own one is ranked before it, so that a constant matrix earns nothing.
+    Ties rank before the own column, so that a constant matrix scores 0 for k < N.
 
     Args:
-        similarity: (N, N), of any real dtype: row i and column i belong together.
-        k: From 1 to N.
+        similarity: (N, N), any real dtype: row i and column i belong together.
+        k: number of columns to consider, from 1 to N.
 
     Raises:
-        TypeError, ValueError: The matrix is not square or has NaNs, or k does not fit.
+        TypeError, ValueError: the matrix is not square or has NaNs, or k does not fit.
     """
     check_tensor("similarity", similarity)
     if similarity.dim() != 2 or len(set(similarity.shape)) != 1 or similarity.numel() == 0:
@@ -167,17 +167,17 @@ def recall_at_k(similarity: Tensor, k: int) -> float:
 
 
 def upsample_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Gives every pixel the label of the patch that its centre lies in.
+    """Assign to every pixel the label of the patch that holds its centre.
 
     Args:
         labels: (..., h, w), one label a patch.
-        size: Height and width of the result in pixels, at least h and w.
+        size: height and width of the result in pixels, at least h and w.
 
     Returns:
         (..., height, width), the dtype of `labels`.
 
     Raises:
-        TypeError, ValueError: There are no patches, or fewer pixels than patches.
+        TypeError, ValueError: there are no patches, or fewer pixels than patches.
     """
     check_tensor("labels", labels)
     if labels.dim() < 2 or labels.numel() == 0:
@@ -194,7 +194,7 @@ def upsample_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _contingency(x: Tensor, y: Tensor) -> Tensor:
-    """(values of x, values of y), float64: pixels that have both, values in rising order."""
+    """Count the pixels of each pair of values, (values of x, values of y) float64, ascending."""
     x_values, x = x.unique(return_inverse=True)
     y_values, y = y.unique(return_inverse=True)
     shape = (len(x_values), len(y_values))
@@ -210,7 +210,7 @@ def _ari(x: Tensor, y: Tensor) -> float:
         (counts * (counts - 1) / 2).sum().item()
         for counts in (shared, shared.sum(1), shared.sum(0), shared.sum())
     )
-    # Equal groupings; among them are all those for which the denominator below vanishes.
+    # Equal groupings include all those for which the denominator below vanishes.
     if index == a == b:
         return 1.0
     expected = a * b / total

@@ -1,4 +1,4 @@
-"""How different two pictures look: the distance of their features under a frozen network."""
+"""Perceptual distance of two images: the distance of their features under a frozen network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-# Below this squared length, features have no direction worth a gradient.
+# Below this squared length, features have no meaningful direction, so their gradient is damped.
 _SHORTEST_SQUARED = 1e-8
 
 # VGG16: output channels of each convolution by its number in torchvision's `features`, and which
@@ -27,13 +27,13 @@ _SCALES = 3
 
 
 class PerceptualLoss(nn.Module):
-    """Squared distance of the features of two pictures, summed over channels and layers.
+    """Squared distance of the features of two images, summed over channels and layers.
 
-    Made by `from_encoder`, `lpips` or `pyramid`. The network is frozen and stays in evaluation
-    mode; gradients go through it to the picture, and none go to the target.
+    `from_encoder`, `lpips` and `pyramid` build one. The network is frozen and stays in evaluation
+    mode; gradients flow through it to the image, and none to the target.
 
     Args:
-        network: takes (B, 3, H, W) in [0, 1] and returns a list of feature maps (B, C, h, w).
+        network: module from (B, 3, H, W) in [0, 1] to a list of feature maps (B, C, h, w).
 
     Raises:
         ValueError: the network has parameters to train.
@@ -44,19 +44,19 @@ class PerceptualLoss(nn.Module):
         trainable = [name for name, p in network.named_parameters() if p.requires_grad]
         if trainable:
             raise ValueError(
-                f"network: expected a frozen one, got {len(trainable)} parameters with gradients, "
-                f"such as {trainable[0]}"
+                f"network: expected a frozen module, got {len(trainable)} parameters with "
+                f"gradients, such as {trainable[0]}"
             )
         self.network = network
         self.train(self.training)
 
     @classmethod
     def from_encoder(cls, encoder: nn.Module) -> PerceptualLoss:
-        """Compares the features of a vision encoder, each scaled to unit length.
+        """Compare the features of a vision encoder, each scaled to unit length.
 
         Args:
-            encoder: frozen, with `normalise`, which turns (B, 3, H, W) in [0, 1] into its pixels,
-                and `features`, which turns those into (B, rows, columns, D); both differentiable.
+            encoder: frozen encoder with the differentiable methods `normalise`, from (B, 3, H, W)
+                in [0, 1] to its pixels, and `features`, from those to (B, rows, columns, D).
 
         Raises:
             TypeError: the encoder lacks one of these methods.
@@ -65,61 +65,61 @@ class PerceptualLoss(nn.Module):
         for name in ("normalise", "features"):
             if not callable(getattr(encoder, name, None)):
                 got = type(encoder).__name__
-                raise TypeError(f"encoder: expected one with a method {name}, got {got}")
+                raise TypeError(f"encoder: expected a module with a method {name}, got {got}")
         return cls(_EncoderFeatures(encoder))
 
     @classmethod
     def lpips(cls, path: str | Path) -> PerceptualLoss:
-        """LPIPS with VGG16.
+        """Load LPIPS with VGG16.
 
         Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric",
         2018. Nothing is downloaded.
 
         Args:
-            path: a safetensors file with `features.N.weight` and `features.N.bias` of the 13
+            path: safetensors file with `features.N.weight` and `features.N.bias` of the 13
                 convolutions in torchvision's numbering, and `lin0.weight` to `lin4.weight`, each
                 (1, C, 1, 1) and not negative.
 
         Raises:
-            ValueError: the file cannot be read, or its tensors are not these.
+            ValueError: the file cannot be read, or has other tensors.
         """
         return cls(_LpipsFeatures(_load_lpips(path)))
 
     @classmethod
     def pyramid(cls) -> PerceptualLoss:
-        """Compares colours and edges at three scales; without parameters or files.
+        """Compare colours and edges at three scales, without parameters or files.
 
         At each scale, from the full size to a quarter: lightness, two opponent colours, and the
         horizontal and vertical derivatives of the lightness. All of them are linear in the pixels,
-        so the loss is a quadratic form of the difference: smooth everywhere, and 0 only where the
-        pictures are equal. It is a filtered squared error and knows nothing of what is seen.
+        so the loss is a quadratic form of the difference: smooth everywhere, and 0 only if the
+        images are equal. It is a filtered squared error without semantic features.
         """
         return cls(_PyramidFeatures())
 
     def train(self, mode: bool = True) -> PerceptualLoss:
-        """Sets the mode of the module; the network stays in evaluation mode."""
+        """Set the mode of the module; the network stays in evaluation mode."""
         super().train(mode)
         self.network.eval()
         return self
 
-    def forward(self, picture: Tensor, target: Tensor) -> Tensor:
-        """Compares.
+    def forward(self, image: Tensor, target: Tensor) -> Tensor:
+        """Compute the distance of images from their targets.
 
         Args:
-            picture: (B, 3, H, W), about [0, 1].
+            image: (B, 3, H, W), about [0, 1].
             target: (B, 3, H, W) in [0, 1].
 
         Returns:
-            Scalar float32: the squared distances averaged over places and pictures. Carries
-            gradient to `picture` only.
+            Scalar float32: the squared distances averaged over positions and images. Carries
+            gradient to `image` only.
 
         Raises:
             ValueError: the shapes differ or are too small for the network.
         """
-        check_images(picture, target)
+        check_images(image, target)
         with torch.no_grad():
             wanted = self.network(target.float())
-        layers = zip(self.network(picture.float()), wanted, strict=True)
+        layers = zip(self.network(image.float()), wanted, strict=True)
         return sum((a.float() - b.float()).square().sum(1).mean() for a, b in layers)
 
 
@@ -128,8 +128,8 @@ class _EncoderFeatures(nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, picture: Tensor) -> list[Tensor]:
-        features = self.encoder.features(self.encoder.normalise(picture))  # (B, rows, columns, D)
+    def forward(self, image: Tensor) -> list[Tensor]:
+        features = self.encoder.features(self.encoder.normalise(image))  # (B, rows, columns, D)
         return [_unit(features.float().permute(0, 3, 1, 2))]
 
 
@@ -139,7 +139,7 @@ class _LpipsFeatures(nn.Module):
     def __init__(self, tensors: dict[str, Tensor]):
         super().__init__()
         self.convolutions = nn.ModuleDict()
-        # Nothing is initialised on the meta device, so that no random number is drawn.
+        # Modules on the meta device are not initialised, so that no random number is sampled.
         before = 3
         for n, after in _VGG_CHANNELS.items():
             convolution = nn.Conv2d(before, after, 3, padding=1, device="meta")
@@ -154,9 +154,9 @@ class _LpipsFeatures(nn.Module):
         self.register_buffer("scale", torch.tensor(_LPIPS_SCALE)[:, None, None])
         self.requires_grad_(False)
 
-    def forward(self, picture: Tensor) -> list[Tensor]:
-        _check_size(picture, 2 ** (len(_VGG_STAGE_ENDS) - 1))
-        x = (2 * picture - 1 - self.shift) / self.scale
+    def forward(self, image: Tensor) -> list[Tensor]:
+        _check_size(image, 2 ** (len(_VGG_STAGE_ENDS) - 1))
+        x = (2 * image - 1 - self.shift) / self.scale
         maps: list[Tensor] = []
         for n in _VGG_CHANNELS:
             x = F.relu(self.convolutions[str(n)](x))
@@ -168,9 +168,9 @@ class _LpipsFeatures(nn.Module):
 
 
 class _PyramidFeatures(nn.Module):
-    def forward(self, picture: Tensor) -> list[Tensor]:
-        _check_size(picture, 2 ** (_SCALES - 1))
-        x = torch.einsum("ij,bjhw->bihw", picture.new_tensor(_OPPONENTS), picture)
+    def forward(self, image: Tensor) -> list[Tensor]:
+        _check_size(image, 2 ** (_SCALES - 1))
+        x = torch.einsum("ij,bjhw->bihw", image.new_tensor(_OPPONENTS), image)
         maps = []
         for scale in range(_SCALES):
             x = F.avg_pool2d(x, 2) if scale else x
@@ -182,15 +182,15 @@ class _PyramidFeatures(nn.Module):
 
 
 def _unit(maps: Tensor) -> Tensor:
-    """Scales (B, C, h, w) to unit length along C, smoothly at 0."""
+    """Scale (B, C, h, w) to unit length along C, smoothly at 0."""
     return maps * (maps.square().sum(1, keepdim=True) + _SHORTEST_SQUARED).rsqrt()
 
 
-def _check_size(picture: Tensor, least: int) -> None:
-    height, width = picture.shape[2:]
-    if min(height, width) < least:
-        expected = f"at least {least} x {least} pixels"
-        raise ValueError(f"picture: expected {expected}, got {height} x {width}")
+def _check_size(image: Tensor, min_size: int) -> None:
+    height, width = image.shape[2:]
+    if min(height, width) < min_size:
+        expected = f"at least {min_size} x {min_size} pixels"
+        raise ValueError(f"image: expected {expected}, got {height} x {width}")
 
 
 def _lpips_shapes() -> dict[str, tuple[int, ...]]:

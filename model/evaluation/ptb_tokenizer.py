@@ -1,18 +1,18 @@
-"""Words of captions as the Penn Treebank tokenizer of COCO's evaluation cuts them.
+"""Penn Treebank tokenizer of captions, as in COCO's evaluation.
 
 The official evaluation calls Stanford's PTBTokenizer 3.4.1 (Java) with `-preserveLines -lowerCase`
-and drops punctuation. This module reproduces its decisions for text as captions have it. They were
-found by comparing outputs: tests/data/ptb_words.json has some of the real one's.
+and drops punctuation. This module reproduces its decisions for caption-like text. They were derived
+by comparing outputs: tests/data/ptb_words.json has some of the original's.
 """
 
 from __future__ import annotations
 
 import re
 
-# What the official evaluation drops. It names brackets in capitals, but gets them in small letters,
-# so that they stay. The last two signs its tokenizer does not know by themselves.
+# Tokens that the official evaluation drops. Its list has brackets in capitals, but they arrive in
+# small letters and stay. The last two characters are unknown to its tokenizer by themselves.
 _DROPPED = frozenset("'' ' `` ` . ? ! , : - -- ... ; ‐ ‑".split(" "))  # noqa: SIM905
-# A period after these belongs to the word, whatever follows.
+# A period after these words always belongs to them.
 _SHORTENED = """
     adj adm adv al ala alex apr ariz assn assoc asst atty attys aug ave bancorp bhd bldg blvd
     brig bros calif capt cf cie cmdr co col colo conn corp cos cpl ct dak dec dept det dr drs
@@ -22,12 +22,12 @@ _SHORTENED = """
     rev rt sen sens sep sept sfc sgt spc sq sr st ste supt sys tel tenn thu thurs treas tue tues
     univ va vs vt wed wis wisc wm wyo
 """
-# Only with a capital, as they are words of their own.
+# Only with a capital, since they are also ordinary words.
 _STATES = "Ark Del Ill La Mass Miss Ore Pa Tex Wash"
 # Only before a number.
 _NUMBERED = "art ca fig figs no nos op pp prop"
-# With a capital they begin a sentence, so that the letter and period before them end one. At the
-# end of a caption the next one begins, usually with one of them.
+# Capitalised, these begin a sentence, so that a letter and period before them end one. At the end
+# of a caption the next one begins, usually with one of them.
 _STARTS = """
     A About According Additionally After An As At But Earlier He Her Here However If In It Last Many
     More Now Once One Other Our She Since So Some Such That The Their Then There These They This We
@@ -39,7 +39,7 @@ _WHOLE = (
     *("o'clock", "ma'am", "c'mon", "cap'n", "hallowe'en", "ne'er", "e'er", "s'mores", "ol'"),
     *("'em", "'til", "'till", "'cause"),
 )
-# Two words written as one, and where they are cut.
+# Two words written as one, and their parts.
 _JOINED = ("can", "not"), ("gon", "na"), ("got", "ta"), ("lem", "me"), ("gim", "me"), ("wan", "na")
 _NAMED = {
     **{"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&apos;": "'", "&nbsp;": " "},
@@ -53,21 +53,21 @@ _SIGNS = str.maketrans(
         **dict.fromkeys("–—―", " -- "),
         **{"…": " ... ", "€": "$", "¤": "$", "₠": "$"},
         **{"¼": " 1/4 ", "½": " 1/2 ", "¾": " 3/4 ", "⅓": " 1/3 ", "⅔": " 2/3 "},
-        # Those that it cannot tokenize, it leaves out; what is beside them is cut.
+        # Characters that the tokenizer cannot handle are dropped and separate their neighbours.
         **dict.fromkeys("\u2012\u200b\u200c\u200d\u200e\u200f\ufe0e\ufe0f\ufeff", " "),
     }
 )
-# Neither does it know what lies beyond 16 bits, such as most emoji.
+# Characters beyond 16 bits, such as most emoji, are unknown to it too.
 _UNKNOWN = re.compile("[\ud800-\udfff\U00010000-\U0010ffff]+")
 _RENAMED = {
     **{"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"},
     **{"£": "#", "¢": "cents"},
 }
 _BRACKET = re.compile(r"[()]")
-# Most words: letters up to a space, which no rule takes further.
+# Most words: letters up to a space, which no rule extends.
 _PLAIN = re.compile(rf"(?!(?:{'|'.join(map(''.join, _JOINED))})\b)[A-Za-z]+(?!\S)", re.IGNORECASE)
 
-# A letter is a sign of words that is no digit, superscript or fraction.
+# A letter is a word character that is no digit, superscript or fraction.
 _L = r"(?:[^\W\d_²³¹¼-¾⁰-₉⅐-↉①-⒛]|[\u0300-\u036f\u00ad])"
 _A = rf"(?:{_L}|\d)"
 _NUMBER = r"(?:\d*(?:[.,:]\d+)+|\d+)"
@@ -81,14 +81,14 @@ def _any_of(words: str | tuple[str, ...]) -> str:
     return f"(?:{'|'.join(sorted(map(re.escape, found), key=len, reverse=True))})"
 
 
-# The longest match wins, what follows a word in "(?=...)" included; of equal ones the first.
+# The longest match wins, lookahead in "(?=...)" included; ties go to the first rule.
 _RULES = [
     re.compile(rf"(?P<token>{token})(?P<after>{after})", flags)
     for token, after, flags in (
         # Tags and names of characters.
         (r"<[/!?]?[A-Za-z][^<>\n]*>", "", 0),
         (r"&#\d+;|&(?:HT|TL|UR|LR|QC|QL|QR|odq|cdq);", "", 0),
-        # Two words written as one; what follows is cut in its turn.
+        # Two words written as one; the second is matched next.
         *((first, f"{second}{_AT_END}", re.IGNORECASE) for first, second in _JOINED),
         # Words, and words before a clitic.
         (rf"{_A}+", "", 0),
@@ -99,7 +99,7 @@ _RULES = [
         (r"'n'|'n(?!\S)", "", re.IGNORECASE),
         (rf"(?:[dol]|qu)'{_L}{{2,}}|y'(?={_L})", "", re.IGNORECASE),
         (r"'t", "(?:is|was)", re.IGNORECASE),
-        # Addresses and names of the net.
+        # Internet addresses and names.
         (r"https?://[^\s<>\"|(){}]+[^\s<>\"|(){}.,;:!?'-]", "", re.IGNORECASE),
         (
             r"(?:[\w-]+\.)+(?:com|net|org|edu)(?:/[^\s<>\"|(){}]*[^\s<>\"|(){}.,;:!?'-])?",
@@ -149,13 +149,13 @@ _RULES = [
 
 
 def tokenize_caption(text: str) -> list[str]:
-    """Cut a caption into lower-case words, clitics by themselves ("it 's", "do n't").
+    """Tokenize a caption into lower-case words, clitics separated ("it 's", "do n't").
 
-    Punctuation is dropped as by the official evaluation, which leaves brackets ("-lrb-"), "!!", and
-    signs such as "$" and "&".
+    Punctuation is dropped as by the official evaluation, which keeps brackets ("-lrb-"), "!!", and
+    symbols such as "$" and "&".
 
     Args:
-        text: a caption.
+        text: caption to tokenize.
     """
     for name, sign in _NAMED.items():
         text = text.replace(name, sign)
@@ -166,19 +166,19 @@ def tokenize_caption(text: str) -> list[str]:
 
 def _tokens(text: str) -> list[str]:
     found = []
-    place = 0
-    while place < len(text):
-        if text[place].isspace():
-            place += 1
+    position = 0
+    while position < len(text):
+        if text[position].isspace():
+            position += 1
             continue
-        match = _PLAIN.match(text, place)
+        match = _PLAIN.match(text, position)
         if match is None:
-            match = max((rule.match(text, place) for rule in _RULES), key=_length)
+            match = max((rule.match(text, position) for rule in _RULES), key=_length)
             end = match.end("token")
         else:
             end = match.end()
-        found.append(text[place:end])
-        place = end
+        found.append(text[position:end])
+        position = end
     return [_renamed(token) for token in found]
 
 

@@ -1,4 +1,4 @@
-"""Samples of a benchmark as far as they can be read: the others are noted, and limited."""
+"""Data set wrapper that logs and limits the broken samples of a benchmark."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from setokim.evaluation.answer_log import AnswerLog
 
 
 class Readable:
-    """A data set that notes what cannot be read, and ends a run when that is too much.
+    """A data set that logs broken samples and ends a run with too many of them.
 
-    Metrics of the rest look like those of the whole, so that the limit is that of training.
+    Metrics of the remaining samples look like those of all samples, so the limit is that of
+    training.
 
     Args:
-        dataset: at least one sample.
-        log: where broken samples are noted.
-        allow_missing: whether to do without the limit.
+        dataset: data set of at least one sample.
+        log: log of answers and broken samples.
+        allow_missing: permission to exceed the limit.
 
     Attributes:
-        broken: numbers of the samples that could not be read.
+        broken: indices of the samples that could not be read.
     """
 
     def __init__(self, dataset: Dataset, log: AnswerLog, allow_missing: bool = False):
@@ -36,9 +37,9 @@ class Readable:
         """Read one sample.
 
         Raises:
-            BrokenSampleError: it cannot be read.
-            IndexError: there is none of that number.
-            TooManyBrokenError: neither can too many others.
+            BrokenSampleError: the sample cannot be read.
+            IndexError: `index` is out of range.
+            TooManyBrokenError: too many samples could not be read.
         """
         try:
             sample = self._dataset[index]
@@ -52,7 +53,7 @@ class Readable:
         return sample
 
     def finish(self) -> str:
-        """Judge the whole run; returns what could be read, in words.
+        """Apply the limit to the whole run; return a summary of the broken samples.
 
         Raises:
             TooManyBrokenError: too many samples could not be read.

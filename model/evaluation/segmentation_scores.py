@@ -1,4 +1,4 @@
-"""How well masks agree with those that were asked for."""
+"""Agreement of predicted masks with target masks: cIoU, gIoU and precision."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from setok_kernels.config import check_number
 
 
 class SegmentationScore:
-    """Intersections and unions of masks, one sample after the other, and the figures of them all.
+    """Intersections and unions of masks, accumulated over samples, and their metrics.
 
-    Where neither mask has a pixel, the sample's intersection over union is 1, as of LISA and
-    ReasonSeg: nothing was asked for and nothing given (X. Lai et al., "LISA: Reasoning Segmentation
-    via Large Language Model", 2024). The order of the samples does not matter.
+    If neither mask has a pixel, the sample's intersection over union is 1, as in LISA and
+    ReasonSeg (X. Lai et al., "LISA: Reasoning Segmentation via Large Language Model", 2024). The
+    order of the samples does not matter.
     """
 
     def __init__(self):
-        # Of each sample, in pixels.
+        # Areas of each sample, in pixels.
         self._intersections: list[int] = []
         self._unions: list[int] = []
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         return len(self._unions)
 
     def add(self, predicted: Tensor | np.ndarray, target: Tensor | np.ndarray) -> None:
-        """Adds a sample.
+        """Add a sample.
 
         Args:
             predicted: (h, w) bool.
@@ -43,10 +43,10 @@ class SegmentationScore:
         self._unions.append(int((predicted | target).sum()))
 
     def merge(self, other: SegmentationScore) -> None:
-        """Adds the samples of another score, such as that of another process.
+        """Add the samples of another score, such as that of another process.
 
         Raises:
-            TypeError: it is no score.
+            TypeError: `other` is no score.
         """
         if not isinstance(other, SegmentationScore):
             raise TypeError(f"other: expected a SegmentationScore, got {type(other).__name__}")
@@ -55,7 +55,7 @@ class SegmentationScore:
 
     @property
     def ciou(self) -> float:
-        """Sum of the intersections over that of the unions: large objects count more.
+        """Sum of the intersections over that of the unions; large objects have more weight.
 
         Raises:
             ValueError: there is no sample.
@@ -65,7 +65,7 @@ class SegmentationScore:
 
     @property
     def giou(self) -> float:
-        """Mean over the samples of their intersections over unions.
+        """Mean over the samples of the intersection over union.
 
         Raises:
             ValueError: there is no sample.
@@ -74,10 +74,10 @@ class SegmentationScore:
         return sum(ratios) / len(ratios)
 
     def precision_at(self, threshold: float) -> float:
-        """Share of the samples whose intersection over union is at least the threshold.
+        """Compute the fraction of samples with an intersection over union of at least a threshold.
 
         Args:
-            threshold: above 0, at most 1.
+            threshold: number above 0 and at most 1.
 
         Raises:
             TypeError, ValueError: the threshold is out of range, or there is no sample.
@@ -87,7 +87,7 @@ class SegmentationScore:
         return sum(ratio >= threshold for ratio in ratios) / len(ratios)
 
     def summary(self) -> dict[str, float]:
-        """`ciou`, `giou` and, as `p_at_50`, the precision at 0.5.
+        """Return `ciou`, `giou` and the precision at 0.5 as `p_at_50`.
 
         Raises:
             ValueError: there is no sample.
@@ -104,7 +104,7 @@ class SegmentationScore:
 
 
 def _mask(name: str, value: Tensor | np.ndarray) -> Tensor:
-    """The value as a (h, w) bool tensor on the CPU."""
+    """Convert a mask to a (h, w) bool tensor on the CPU."""
     if not isinstance(value, (Tensor, np.ndarray)):
         raise TypeError(f"{name}: expected a tensor or an array, got {type(value).__name__}")
     mask = torch.as_tensor(value).cpu()

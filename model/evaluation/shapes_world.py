@@ -1,4 +1,4 @@
-"""Figures of the small world's tasks: what SeTokim answers, draws, changes and segments."""
+"""Metrics of the ShapesWorld tasks: answers, generated and edited images, masks."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ from setokim.shapes_world.scores import (
 
 
 def shapes_figures(rows: Iterable[Answered]) -> dict[str, float]:
-    """Figures of answers about drawn scenes.
+    """Compute the metrics of answers about ShapesWorld scenes.
 
-    Each task that there are questions of gives its own:
+    Each task with answers has its own:
 
-    - `vqa_accuracy` (exact match) and by kind; `vqa_chance`, the best constant answer to each kind;
-      `vqa_language_only`, the same model without the picture, where it was asked so;
+    - `vqa_accuracy` (exact match), also by kind; `vqa_chance`, the best constant answer to each
+      kind; `vqa_language_only`, the same model without the image, if evaluated;
     - `caption_accuracy`, of size, colour, texture and shape of every object;
-    - `locate_accuracy`, of colour, shape, size and place as the text says them;
-    - `generation_accuracy`, of colour, shape, size and place of every object, read off the drawn
-      picture by `scene_parser.parse`, which knows nothing of the model; and each by itself;
+    - `locate_accuracy`, of colour, shape, size and position in the text;
+    - `generation_accuracy`, of colour, shape, size and position of every object, which
+      `parser.parse` recovers from the generated image, and each of the four;
     - `edit_success`, and its parts;
     - `ciou` and `giou` of the masks;
-    - `text_accuracy`, of questions without a picture.
+    - `text_accuracy`, of questions without an image.
 
     Args:
-        rows: with the facts of `ShapesTasks`.
+        rows: answers with the facts of `ShapesTasks`.
     """
     by_part: dict[str, list[Answered]] = {}
     for row in rows:
         by_part.setdefault(row.asked.part, []).append(row)
-    figures: dict[str, float] = {}
-    for part, judge in _JUDGES.items():
+    metrics: dict[str, float] = {}
+    for part, score in _METRICS.items():
         if part in by_part:
-            figures |= judge(by_part[part])
-    return figures
+            metrics |= score(by_part[part])
+    return metrics
 
 
 def _questions(rows: Sequence[Answered]) -> dict[str, float]:
@@ -65,8 +65,8 @@ def _questions(rows: Sequence[Answered]) -> dict[str, float]:
 def _blind(rows: Sequence[Answered]) -> dict[str, float]:
     kinds = [_of_turn(row, "kinds") for row in rows]
     wanted = [_of_turn(row, "answers") for row in rows]
-    said = [row.said for row in rows]
-    return {"vqa_language_only": answer_accuracy(said, wanted, kinds)["overall"]}
+    answers = [row.said for row in rows]
+    return {"vqa_language_only": answer_accuracy(answers, wanted, kinds)["overall"]}
 
 
 def _sums(rows: Sequence[Answered]) -> dict[str, float]:
@@ -77,11 +77,11 @@ def _captions(rows: Sequence[Answered]) -> dict[str, float]:
     return _means("caption", [caption_scores(row.said, _scene(row, "scene")) for row in rows])
 
 
-def _places(rows: Sequence[Answered]) -> dict[str, float]:
+def _positions(rows: Sequence[Answered]) -> dict[str, float]:
     return _means("locate", [locating_scores(row.said, _scene(row, "scene")) for row in rows])
 
 
-def _drawings(rows: Sequence[Answered]) -> dict[str, float]:
+def _generated(rows: Sequence[Answered]) -> dict[str, float]:
     scores = [generation_scores(_seen(row), _scene(row, "wanted")) for row in rows]
     return _means("generation", scores)
 
@@ -96,17 +96,17 @@ def _masks(rows: Sequence[Answered]) -> dict[str, float]:
     score = SegmentationScore()
     for row in rows:
         target = row.asked.target
-        # Who says nothing of a mask has masked nothing.
+        # An answer without a mask counts as an empty mask.
         score.add(np.zeros_like(target) if row.mask is None else row.mask, target)
     return {"ciou": score.ciou, "giou": score.giou}
 
 
-_JUDGES: dict[str, Callable[[Sequence[Answered]], dict[str, float]]] = {
+_METRICS: dict[str, Callable[[Sequence[Answered]], dict[str, float]]] = {
     "vqa": _questions,
     BLIND: _blind,
     "caption": _captions,
-    "locate": _places,
-    "generate": _drawings,
+    "locate": _positions,
+    "generate": _generated,
     "edit": _edits,
     "segment": _masks,
     "text": _sums,

@@ -1,7 +1,7 @@
-"""Short answers as the official evaluation of VQA compares them.
+"""Comparison of short answers as in the official evaluation of VQA.
 
-The rules are those of S. Antol et al., "VQA: Visual Question Answering", 2015, as their published
-evaluation applies them, its oddities included: figures are comparable only by the same rules.
+The rules are those of S. Antol et al., "VQA: Visual Question Answering", 2015, as in their
+published evaluation, oddities included: metrics are comparable only under the same rules.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _NUMBER_WITH_COMMA = re.compile(r"\d,\d")
-# The official pattern means to spare decimals by a look behind, which never fails as it is
-# written; and the flag that follows is taken for the most replacements, which is 32.
+# The official pattern tries to exclude decimals by a lookbehind that never fails, and passes a flag
+# as the max number of replacements, which makes it 32.
 _FULL_STOP = re.compile(r"\.(?!\d)")
-_MOST_FULL_STOPS = 32
+_MAX_FULL_STOPS = 32
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS)} | {"none": "0"}
 _ARTICLES = ("a", "an", "the")
-# Words that may have lost one apostrophe.
+# Contractions, also recognised without one of their apostrophes.
 _CONTRACTED = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
     haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't
@@ -30,7 +30,7 @@ _CONTRACTED = """
     won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're
     you've 'twas 'ow's'at
 """
-# The other way round in the official table.
+# Reversed in the official table.
 _ODD = {"somebody'd": "somebodyd"}
 
 
@@ -44,10 +44,10 @@ _CONTRACTIONS = {
 
 
 def normalise_answer(text: str) -> str:
-    """Lower case, without punctuation and articles, digits for numbers, apostrophes restored.
+    """Lower the case, drop punctuation and articles, write numbers as digits, restore apostrophes.
 
     Args:
-        text: an answer.
+        text: answer to normalise.
     """
     text = _on_one_line(text)
     has_number = _NUMBER_WITH_COMMA.search(text) is not None
@@ -55,49 +55,52 @@ def normalise_answer(text: str) -> str:
     for sign in _PUNCTUATION:
         at_edge = f"{sign} " in text or f" {sign}" in text
         kept = kept.replace(sign, "" if at_edge or has_number else " ")
-    kept = _FULL_STOP.sub("", kept, count=_MOST_FULL_STOPS)
+    kept = _FULL_STOP.sub("", kept, count=_MAX_FULL_STOPS)
     words = [_DIGITS.get(word, word) for word in kept.lower().split()]
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
 def soft_accuracy(answer: str, given: Sequence[str]) -> float:
-    """How many people gave this answer: min(1, n / 3), the mean over all but one of them each.
+    """Compute min(1, n / 3) for n equal answers of annotators, averaged over leaving one out.
 
-    Where all people say the same, the official evaluation compares letter by letter.
+    If all annotators agree, the official evaluation compares letter by letter.
 
     Args:
-        answer: of the model; may be empty.
-        given: of people, usually ten.
+        answer: answer of the model; may be empty.
+        given: answers of the annotators, usually ten.
 
     Returns:
-        From 0 to 1.
+        The accuracy, from 0 to 1.
 
     Raises:
-        ValueError: nobody gave an answer.
+        ValueError: `given` is empty.
     """
     if not given:
         raise ValueError("given: expected at least one answer, got none")
-    answer, people = _on_one_line(answer), [_on_one_line(text) for text in given]
-    if len(set(people)) > 1:
-        answer, people = normalise_answer(answer), [normalise_answer(text) for text in people]
-    matching = [text == answer for text in people]
-    # Without each of them in turn.
-    shares = (min(1.0, (sum(matching) - own) / 3) for own in matching)
-    return sum(shares) / len(people)
+    answer, references = _on_one_line(answer), [_on_one_line(text) for text in given]
+    if len(set(references)) > 1:
+        answer, references = (
+            normalise_answer(answer),
+            [normalise_answer(text) for text in references],
+        )
+    matching = [text == answer for text in references]
+    # Leave each of them out in turn.
+    scores = (min(1.0, (sum(matching) - own) / 3) for own in matching)
+    return sum(scores) / len(references)
 
 
 def choice_of(answer: str, choices: Sequence[str]) -> int | None:
-    """Which choice an answer to a multiple-choice question names.
+    """Return the index of the choice in an answer to a multiple-choice question.
 
-    A letter stands for its choice, "(b)" and "B." too; otherwise the answer must be one of the
-    choices by its normal form.
+    A letter stands for its choice, "(b)" and "B." too; otherwise the normalised answer must equal
+    one of the normalised choices.
 
     Args:
-        answer: of the model.
-        choices: their texts in order, at most 26.
+        answer: answer of the model.
+        choices: texts of the choices in order, at most 26.
 
     Returns:
-        Its number from 0; None where it names none, or two that read the same.
+        The index from 0; None if the answer matches no choice, or two equal ones.
 
     Raises:
         ValueError: there are no choices, or more than letters.
@@ -105,11 +108,11 @@ def choice_of(answer: str, choices: Sequence[str]) -> int | None:
     if not 1 <= len(choices) <= 26:
         raise ValueError(f"choices: expected 1 to 26, got {len(choices)}")
     plain = [normalise_answer(choice) for choice in choices]
-    said = normalise_answer(answer)
-    if said and plain.count(said) == 1:
-        return plain.index(said)
+    normal = normalise_answer(answer)
+    if normal and plain.count(normal) == 1:
+        return plain.index(normal)
     letter = re.fullmatch(r"\s*\(?([A-Za-z])[).:]?(?:\s.*)?", answer, re.DOTALL)
-    # A word of one letter that a sentence begins with is no choice: "a dog".
+    # A word of one letter at the start of a sentence is no choice: "a dog".
     if letter is None or (len(answer.split()) > 1 and not re.match(r"\s*\(?[A-Za-z][).:]", answer)):
         return None
     number = ord(letter[1].lower()) - ord("a")

@@ -1,4 +1,4 @@
-"""Benchmarks of questions that are answered with yes or no: POPE and MME."""
+"""Scores of yes-or-no benchmarks: POPE and MME."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ MME_COGNITION = (
 
 
 def pope_answer(text: str) -> str:
-    """What POPE takes an answer for: "no" if its first sentence has the word no or not, else "yes".
+    """Classify an answer as POPE does: "no" if its first sentence has no or not, else "yes".
 
     Args:
-        text: an answer; an empty one is a "yes".
+        text: answer of the model; an empty one is a "yes".
     """
     words = text.split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
 
 
 def pope_scores(answers: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
-    """Figures of one split of POPE, with "yes" as the positive class.
+    """Compute the metrics of one split of POPE, with "yes" as the positive class.
 
     Y. Li et al., "Evaluating object hallucination in large vision-language models", 2023.
 
     Args:
-        answers: of the model, as it gave them.
-        labels: "yes" or "no" of each.
+        answers: raw answers of the model.
+        labels: "yes" or "no" for each answer.
 
     Returns:
         `accuracy`, `precision`, `recall`, `f1` and `yes_ratio`, each from 0 to 1; a ratio of 0 to 0
         is 0.
 
     Raises:
-        ValueError: the numbers differ, there is none, or a label is neither.
+        ValueError: the lengths differ or are 0, or a label is neither.
     """
     if len(answers) != len(labels):
         raise ValueError(f"labels: expected {len(answers)}, one for each answer, got {len(labels)}")
@@ -48,24 +48,24 @@ def pope_scores(answers: Sequence[str], labels: Sequence[str]) -> dict[str, floa
     for label in labels:
         if label not in ("yes", "no"):
             raise ValueError(f"labels: expected yes or no, got {label!r}")
-    said = [pope_answer(answer) == "yes" for answer in answers]
+    predicted = [pope_answer(answer) == "yes" for answer in answers]
     true = [label == "yes" for label in labels]
-    hits = sum(a and b for a, b in zip(said, true, strict=True))
-    precision, recall = _ratio(hits, sum(said)), _ratio(hits, sum(true))
+    hits = sum(a and b for a, b in zip(predicted, true, strict=True))
+    precision, recall = _ratio(hits, sum(predicted)), _ratio(hits, sum(true))
     return {
-        "accuracy": sum(a == b for a, b in zip(said, true, strict=True)) / len(true),
+        "accuracy": sum(a == b for a, b in zip(predicted, true, strict=True)) / len(true),
         "precision": precision,
         "recall": recall,
         "f1": _ratio(2 * precision * recall, precision + recall),
-        "yes_ratio": sum(said) / len(said),
+        "yes_ratio": sum(predicted) / len(predicted),
     }
 
 
 def mme_answer(text: str) -> str:
-    """What MME takes an answer for: "yes" or "no" where its first four letters say so, or "other".
+    """Classify an answer as MME does: "yes" or "no" by its first four letters, or "other".
 
     Args:
-        text: an answer.
+        text: answer of the model.
     """
     start = text.lower()[:4]
     if start.strip() in ("yes", "no"):
@@ -75,13 +75,13 @@ def mme_answer(text: str) -> str:
 
 @dataclass(frozen=True)
 class MmeRecord:
-    """An answer to one of the two questions about a picture.
+    """An answer to one of the two questions about an image.
 
     Attributes:
         task: subtask, such as "existence".
-        image: name of the picture within the subtask.
+        image: name of the image within the subtask.
         label: "yes" or "no", in any case.
-        answer: of the model.
+        answer: answer of the model.
     """
 
     task: str
@@ -91,20 +91,20 @@ class MmeRecord:
 
 
 def mme_scores(records: Iterable[MmeRecord]) -> dict[str, float]:
-    """The scores of MME.
+    """Compute the scores of MME.
 
-    A subtask's score is the share of right answers plus the share of pictures both of whose
-    questions are answered right, in percent: at most 200. Records that no score is defined for
-    count in none: those of other subtasks, and those of a picture without its two questions, of
-    which one may have been damaged or beyond the samples asked for.
+    A subtask's score is the accuracy over questions plus the fraction of images with both questions
+    right, in percent: at most 200. Records without a defined score are left out: those of other
+    subtasks, and those of an image without both questions, one of which may be damaged or beyond
+    the requested samples.
 
     Args:
-        records: two for each picture of a subtask.
+        records: records of the answers, two for each image of a subtask.
 
     Returns:
         `perception`, `cognition` and `total`, sums over subtasks; for each subtask its score, and
-        as `NAME/acc` and `NAME/acc_plus` its shares in percent. And `left_out`, the number of
-        records that count in none of them; alone where that is all.
+        its two parts as `NAME/acc` and `NAME/acc_plus` in percent. Also `left_out`, the number of
+        records left out, which comes alone if no record counts.
 
     Raises:
         ValueError: a label is neither yes nor no.

@@ -1,4 +1,4 @@
-"""An endless data set of drawn scenes, each with its caption, its concepts and its masks."""
+"""ShapesWorld: an endless data set of rendered scenes with captions, concepts and masks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from setokim.data.samples import Sample, check_index, check_natural
 from setokim.shapes_world.render import footprint, render
 from setokim.shapes_world.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, Object, Scene
 
-_TURN = 0.35  # radians either way; a diamond stays upright enough to be told from a square
+_TURN = 0.35  # max rotation in radians; a diamond stays upright enough not to look like a square
 _GRADIENT = 16.0  # levels
-_JUDGED_SIDE = 128  # of the canvas on which visibility is judged
+_CANVAS_SIDE = 128  # of the canvas on which visibility is measured
 _POSITIONS = 20
 
 T = TypeVar("T")
@@ -23,12 +23,12 @@ T = TypeVar("T")
 
 @GENERATED.register("shapes-world")
 class ShapesWorld:
-    """Scenes of simple shapes that overlap; sample i depends on the seed and on i only.
+    """Scenes of simple overlapping shapes; sample i depends on the seed and on i only.
 
-    Of every object at least the share `visible` shows, as judged on a fine canvas. The masks give
-    each pixel to one owner, which may cost a twentieth of the object: at 64 pixels 45 % are
-    promised where `visible` is one half. Objects are listed from left to right, so that a caption
-    has one possible order.
+    At least the fraction `visible` of every object shows, measured on a fine canvas. The masks
+    assign each pixel to one object, which may cost a twentieth of it: at 64 pixels, `visible` of
+    one half guarantees 45 %. Objects are listed from left to right, so that a caption has one
+    possible order.
     """
 
     def __init__(
@@ -41,21 +41,20 @@ class ShapesWorld:
         contrast: float = 1.0,
         visible: float = 0.5,
     ):
-        """Takes the settings; nothing is drawn yet.
+        """Check and store the settings; nothing is rendered yet.
 
         Args:
-            seed: Other seeds give other scenes.
-            length: Number of samples.
-            size: Height and width of the pictures in pixels.
-            objects: Fewest and most objects of a scene, at most as many as there are colours.
-            repeat_colours: The probability that an object may take a colour that is in the scene
-                already.
-            contrast: Of the textures, from 0 (all objects look plain) to 1.
-            visible: The least share of an object that later ones leave visible, from 0 (it may
-                vanish) to 1 (none overlap, and many objects are slow to find room).
+            seed: random seed of the scenes.
+            length: number of samples.
+            size: height and width of the images in pixels.
+            objects: min and max number of objects of a scene, at most the number of colours.
+            repeat_colours: probability that an object may take a colour already in the scene.
+            contrast: contrast of the textures, from 0 (all objects look plain) to 1.
+            visible: min visible fraction of an object, from 0 (it may be hidden) to 1 (no overlaps,
+                and slow sampling of many objects).
 
         Raises:
-            TypeError, ValueError: An argument is none of these.
+            TypeError, ValueError: an argument does not fit its description.
         """
         check_natural("seed", seed)
         check_count("length", length)
@@ -67,7 +66,7 @@ class ShapesWorld:
             check_count("objects", number)
         if len(objects) != 2 or not objects[0] <= objects[1] <= len(COLOURS):
             raise ValueError(
-                f"objects: expected two rising numbers from 1 to {len(COLOURS)}, got {objects!r}"
+                f"objects: expected two ascending numbers from 1 to {len(COLOURS)}, got {objects!r}"
             )
         self.seed = seed
         self.size = size
@@ -86,49 +85,49 @@ class ShapesWorld:
         return Sample(image, scene.caption, scene.concepts, masks, f"shapes-world #{index}")
 
     def scene(self, index: int) -> Scene:
-        """What sample `index` shows.
+        """Return the scene of sample `index`.
 
         Raises:
-            IndexError: There is no such sample.
+            IndexError: `index` is out of range.
         """
         check_index(index, self._length)
         generator = np.random.default_rng((self.seed, index))
-        fewest, most = self._objects
-        number = int(generator.integers(fewest, most + 1))
+        min_objects, max_objects = self._objects
+        number = int(generator.integers(min_objects, max_objects + 1))
         background = pick(generator, BACKGROUNDS)
         gradient = generator.uniform(-_GRADIENT, _GRADIENT, 2).tolist()
-        # A set of objects that finds no room is drawn anew, sizes included, so this ends.
-        things = None
-        while things is None:
-            things = self._place(generator, number)
-        things.sort(key=lambda thing: (thing.x, thing.y))
-        return Scene(tuple(things), background, tuple(gradient), self._contrast)
+        # Objects without room are all sampled again, sizes included, so this ends.
+        objects = None
+        while objects is None:
+            objects = self._sample_objects(generator, number)
+        objects.sort(key=lambda one: (one.x, one.y))
+        return Scene(tuple(objects), background, tuple(gradient), self._contrast)
 
-    def _place(self, generator: np.random.Generator, number: int) -> list[Object] | None:
-        """Draws objects from the farthest to the nearest; None if one of them finds no room."""
-        things: list[Object] = []
-        owner = np.zeros((_JUDGED_SIDE, _JUDGED_SIDE), np.int64)
+    def _sample_objects(self, generator: np.random.Generator, number: int) -> list[Object] | None:
+        """Sample objects from the farthest to the nearest; None if one of them has no room."""
+        objects: list[Object] = []
+        owner = np.zeros((_CANVAS_SIDE, _CANVAS_SIDE), np.int64)
         visible = np.zeros(number + 1, np.int64)
-        least = np.zeros(number + 1)
+        required = np.zeros(number + 1)
         for label, colour in enumerate(self._colours(generator, number), 1):
             kind = pick(generator, SHAPES), pick(generator, SIZES), colour
             texture = pick(generator, TEXTURES)
             margin = SIZES[kind[1]]
             rotation = generator.uniform(-_TURN, _TURN)
             for y, x in generator.uniform(margin, 1 - margin, (_POSITIONS, 2)).tolist():
-                thing = Object(*kind, texture, y, x, rotation, label - 1)
-                box, inside, _ = footprint(thing, _JUDGED_SIDE)
+                candidate = Object(*kind, texture, y, x, rotation, label - 1)
+                box, inside, _ = footprint(candidate, _CANVAS_SIDE)
                 left = visible - np.bincount(owner[box][inside], minlength=number + 1)
-                if (left[1:label] >= least[1:label]).all():
+                if (left[1:label] >= required[1:label]).all():
                     break
             else:
                 return None
             owner[box][inside] = label
             visible = left
             visible[label] = inside.sum()
-            least[label] = self._visible * visible[label]
-            things.append(thing)
-        return things
+            required[label] = self._visible * visible[label]
+            objects.append(candidate)
+        return objects
 
     def _colours(self, generator: np.random.Generator, number: int) -> list[str]:
         chosen: list[str] = []
@@ -138,18 +137,18 @@ class ShapesWorld:
         return chosen
 
 
-def visible_shares(scene: Scene) -> np.ndarray:
-    """(n,) float64: how much of each object shows, of what would show if it were alone."""
-    owner = np.full((_JUDGED_SIDE, _JUDGED_SIDE), -1)
+def visible_fractions(scene: Scene) -> np.ndarray:
+    """Return the visible fraction of each object, (n,) float64."""
+    owner = np.full((_CANVAS_SIDE, _CANVAS_SIDE), -1)
     whole = np.zeros(len(scene.objects), np.int64)
     for number in sorted(range(len(whole)), key=lambda number: scene.objects[number].depth):
-        box, inside, _ = footprint(scene.objects[number], _JUDGED_SIDE)
+        box, inside, _ = footprint(scene.objects[number], _CANVAS_SIDE)
         owner[box][inside] = number
         whole[number] = inside.sum()
     return np.bincount(owner[owner >= 0], minlength=len(whole)) / whole
 
 
 def pick(generator: np.random.Generator, options: Collection[T]) -> T:
-    """One of some options, all equally likely."""
+    """Sample one of some options, all equally likely."""
     options = list(options)
     return options[generator.integers(len(options))]

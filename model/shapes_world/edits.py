@@ -1,4 +1,4 @@
-"""Changes to scenes in words: which object, and what becomes of it."""
+"""Edits of scenes: an instruction and the changed scene."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from setok_kernels.config import check_number
-from setokim.shapes_world.dataset import visible_shares
+from setokim.shapes_world.dataset import visible_fractions
 from setokim.shapes_world.questions import only_ones
 from setokim.shapes_world.scene import COLOURS, SIZES, Object, Scene
 
@@ -16,12 +16,12 @@ EDIT_KINDS = ("recolour", "remove", "resize")
 
 @dataclass(frozen=True)
 class Edit:
-    """An instruction, and what a scene is after it was followed.
+    """An instruction and the scene after it.
 
     Attributes:
-        instruction: With its full stop; names the object by colour and shape.
-        scene: Like the scene before in everything else.
-        kind: One of `EDIT_KINDS`.
+        instruction: sentence with its full stop, which names the object by colour and shape.
+        scene: scene after the edit, otherwise equal to the scene before.
+        kind: name in `EDIT_KINDS`.
     """
 
     instruction: str
@@ -30,18 +30,18 @@ class Edit:
 
 
 def edit(scene: Scene, generator: np.random.Generator, visible: float = 0.5) -> Edit | None:
-    """Draws a change of one object: first its kind, evenly among the possible ones.
+    """Sample a change of one object: first its kind, uniformly among the possible ones.
 
     "recolour" takes a colour that is not in the scene, "remove" leaves at least one object, and
-    after "resize" the object still lies within the picture.
+    after "resize" the object still lies within the image.
 
     Args:
-        scene: What is changed.
-        generator: Of random numbers.
-        visible: The least share of every object that a change of size leaves visible.
+        scene: scene before the edit.
+        generator: random number generator.
+        visible: min visible fraction of every object after a change of size.
 
     Returns:
-        The change, or None where no object differs from all others in colour or shape.
+        The change, or None if no object differs from all others in colour or shape.
 
     Raises:
         TypeError, ValueError: `visible` is no number from 0 to 1.
@@ -51,36 +51,36 @@ def edit(scene: Scene, generator: np.random.Generator, visible: float = 0.5) -> 
         changes = _changes(scene, kind)
         for chosen in generator.permutation(len(changes)).tolist():
             number, value = changes[chosen]
-            things = list(scene.objects)
-            name = f"the {things[number].colour} {things[number].shape}"
+            objects = list(scene.objects)
+            name = f"the {objects[number].colour} {objects[number].shape}"
             if kind == "remove":
-                del things[number]
-                return Edit(f"remove {name}.", replace(scene, objects=tuple(things)), kind)
+                del objects[number]
+                return Edit(f"remove {name}.", replace(scene, objects=tuple(objects)), kind)
             field = "colour" if kind == "recolour" else "size"
-            things[number] = replace(things[number], **{field: value})
-            changed = replace(scene, objects=tuple(things))
-            # Nothing that keeps its size hides more than before.
-            if kind == "recolour" or (visible_shares(changed) >= visible).all():
+            objects[number] = replace(objects[number], **{field: value})
+            changed = replace(scene, objects=tuple(objects))
+            # A change of colour hides nothing.
+            if kind == "recolour" or (visible_fractions(changed) >= visible).all():
                 return Edit(f"make {name} {value}.", changed, kind)
     return None
 
 
 def _changes(scene: Scene, kind: str) -> list[tuple[int, str]]:
-    """Numbers of objects, and the colour or the size that each may get; "" for none."""
-    things = scene.objects
-    named = only_ones(things, "colour", "shape")
+    """Return indices of objects with their possible new colours or sizes; "" for a removal."""
+    objects = scene.objects
+    named = only_ones(objects, "colour", "shape")
     if kind == "remove":
-        return [(number, "") for number in named if len(things) > 1]
+        return [(number, "") for number in named if len(objects) > 1]
     if kind == "recolour":
-        free = [colour for colour in COLOURS if colour not in {thing.colour for thing in things}]
+        free = [colour for colour in COLOURS if colour not in {one.colour for one in objects}]
         return [(number, colour) for number in named for colour in free]
     return [
         (number, size)
         for number in named
         for size in SIZES
-        if size != things[number].size and _fits(things[number], SIZES[size])
+        if size != objects[number].size and _fits(objects[number], SIZES[size])
     ]
 
 
-def _fits(thing: Object, radius: float) -> bool:
-    return all(radius <= centre <= 1 - radius for centre in (thing.y, thing.x))
+def _fits(one: Object, radius: float) -> bool:
+    return all(radius <= centre <= 1 - radius for centre in (one.y, one.x))

@@ -1,4 +1,4 @@
-"""Questions about scenes whose answers do not follow from the words alone."""
+"""Questions about scenes, whose answers do not follow from their text alone."""
 
 from __future__ import annotations
 
@@ -18,61 +18,61 @@ NUMBERS = (
     *("zero", "one", "two", "three", "four", "five"),
     *("six", "seven", "eight", "nine", "ten", "eleven"),
 )
-# For each coordinate of a centre, its words for less and for more.
+# Phrases for a smaller and a larger coordinate of a centre.
 RELATIONS = {"x": ("left of", "right of"), "y": ("above", "below")}
-# Centres that differ by less, in sides of the picture, are asked nothing about.
-_CLEAR = 0.1
+# Min difference of two centres for a question about them, in sides of the image.
+_MIN_DISTANCE = 0.1
 
-# What earlier questions told: ("number", "" or a size), ("look", object) for its colour and shape,
-# (coordinate, lower object, higher object).
-_Told = frozenset[tuple[Hashable, ...]]
+# Facts that earlier questions revealed: ("number", "" or a size), ("look", object) for its colour
+# and shape, (coordinate, lower object, higher object).
+_Facts = frozenset[tuple[Hashable, ...]]
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its answer, and what the two give away.
+    """A question, its answer, and the facts that they reveal.
 
     Attributes:
-        kind: One of `QUESTION_KINDS`.
-        text: With its question mark.
-        answer: One word.
-        choices: All answers that fit the kind.
-        gives: What is known once the question is answered, so that no other asks for it.
+        kind: name in `QUESTION_KINDS`.
+        text: sentence with its question mark.
+        answer: single word.
+        choices: possible answers of the kind.
+        gives: facts known after the answer, which no other question asks for.
     """
 
     kind: str
     text: str
     answer: str
     choices: tuple[str, ...]
-    gives: _Told = frozenset()
+    gives: _Facts = frozenset()
 
 
 def ask(
     scene: Scene, generator: np.random.Generator, kind: str, asked: Sequence[Question] = ()
 ) -> Question | None:
-    """Draws a question about a scene.
+    """Sample a question about a scene.
 
-    Answers are evened out: a "relation" holds in half of the cases whatever it names, and where
-    "count" asks for a size, the numbers that the sizes of the scene have are equally likely. The
-    answers to "colour" and "shape" are as even as the objects.
+    Answers are balanced: a "relation" holds in half of the cases, and for a "count" of a size the
+    numbers of objects that the scene has of its sizes are equally likely. The answers to "colour"
+    and "shape" follow the distribution of the objects.
 
     Args:
-        scene: What is asked about.
-        generator: Of random numbers.
-        kind: One of `QUESTION_KINDS`.
-        asked: Questions that came before about the same scene. None of them is repeated, nor is
-            anything asked that follows from them and their answers.
+        scene: scene of the question.
+        generator: random number generator.
+        kind: name in `QUESTION_KINDS`.
+        asked: earlier questions about the same scene. The new question is none of them, and its
+            answer does not follow from them and their answers.
 
     Returns:
-        The question, or None where the scene allows none of this kind.
+        The question, or None if the scene allows none of this kind.
 
     Raises:
-        ValueError: There is no such kind.
+        ValueError: the kind is unknown.
     """
     if kind not in QUESTION_KINDS:
         raise ValueError(f"kind: expected one of {', '.join(QUESTION_KINDS)}, got {kind!r}")
-    told = frozenset().union(*(question.gives for question in asked))
-    return _DRAWN[kind](scene, generator, told)
+    known_facts = frozenset().union(*(question.gives for question in asked))
+    return _SAMPLERS[kind](scene, generator, known_facts)
 
 
 def interview(
@@ -81,13 +81,13 @@ def interview(
     turns: int,
     kinds: Mapping[str, float] | None = None,
 ) -> list[Question]:
-    """Draws several questions about a scene, each of a kind drawn among the possible ones.
+    """Sample several questions about a scene, each of a kind sampled among the possible ones.
 
     Args:
-        scene: What is asked about.
-        generator: Of random numbers.
-        turns: How many; fewer where the scene allows no more.
-        kinds: How often each kind is drawn, relative to the others; None for all alike.
+        scene: scene of the questions.
+        generator: random number generator.
+        turns: max number of questions; a scene may allow fewer.
+        kinds: weights of the kinds in the sampling; None for equal weights.
 
     Raises:
         TypeError, ValueError: `turns` is no integer of at least 1.
@@ -98,8 +98,8 @@ def interview(
     asked: list[Question] = []
     for _ in range(turns):
         order = generator.choice(len(names), len(names), False, weights / weights.sum())
-        drawn = (ask(scene, generator, names[number], asked) for number in order)
-        question = next((one for one in drawn if one is not None), None)
+        candidates = (ask(scene, generator, names[number], asked) for number in order)
+        question = next((one for one in candidates if one is not None), None)
         if question is None:
             break
         asked.append(question)
@@ -107,10 +107,10 @@ def interview(
 
 
 def chance(questions: Sequence[Question]) -> float:
-    """The accuracy of who knows the kind of each question and the commonest answer to each kind.
+    """Return the accuracy of the most common answer to each kind of question.
 
     Raises:
-        ValueError: There is no question.
+        ValueError: there is no question.
     """
     if not questions:
         raise ValueError("questions: expected at least one, got none")
@@ -121,20 +121,20 @@ def chance(questions: Sequence[Question]) -> float:
 
 
 def only_ones(objects: Sequence[Object], *fields: str) -> list[int]:
-    """The objects that no other equals in all of these fields, so that a phrase can name them."""
+    """Return indices of the objects that these fields identify, so that a phrase can name them."""
     looks = [tuple(getattr(thing, name) for name in fields) for thing in objects]
     return [number for number, look in enumerate(looks) if looks.count(look) == 1]
 
 
-def _count(scene: Scene, generator: np.random.Generator, told: _Told) -> Question | None:
+def _count(scene: Scene, generator: np.random.Generator, known_facts: _Facts) -> Question | None:
     if len(scene.objects) >= len(NUMBERS):
         return None
     number = {size: 0 for size in SIZES}
     for thing in scene.objects:
         number[thing.size] += 1
-    sizes = [size for size in SIZES if ("number", size) not in told]
-    whole_is_known = ("number", "") in told or not sizes
-    # With the whole known, the last size follows, and so do all once nothing is left for them.
+    sizes = [size for size in SIZES if ("number", size) not in known_facts]
+    whole_is_known = ("number", "") in known_facts or not sizes
+    # Given the total, the last size follows, and so do all sizes once no object is left for them.
     if whole_is_known and (len(sizes) <= 1 or not sum(number[size] for size in sizes)):
         return None
     if not whole_is_known and generator.random() < 0.5:
@@ -147,22 +147,24 @@ def _count(scene: Scene, generator: np.random.Generator, told: _Told) -> Questio
     return Question("count", text, NUMBERS[answer], NUMBERS, frozenset({("number", size)}))
 
 
-def _colour(scene: Scene, generator: np.random.Generator, told: _Told) -> Question | None:
-    things = scene.objects
-    names = {number: f"{things[number].size} " for number in only_ones(things, "size", "shape")}
-    names |= dict.fromkeys(only_ones(things, "shape"), "")
-    unknown = [number for number in names if ("look", number) not in told]
+def _colour(scene: Scene, generator: np.random.Generator, known_facts: _Facts) -> Question | None:
+    objects = scene.objects
+    names = {number: f"{objects[number].size} " for number in only_ones(objects, "size", "shape")}
+    names |= dict.fromkeys(only_ones(objects, "shape"), "")
+    unknown = [number for number in names if ("look", number) not in known_facts]
     if not unknown:
         return None
     number = pick(generator, sorted(unknown))
-    text = f"what colour is the {names[number]}{things[number].shape}?"
+    text = f"what colour is the {names[number]}{objects[number].shape}?"
     gives = frozenset({("look", number)})
-    return Question("colour", text, things[number].colour, tuple(COLOURS), gives)
+    return Question("colour", text, objects[number].colour, tuple(COLOURS), gives)
 
 
-def _shape(scene: Scene, generator: np.random.Generator, told: _Told) -> Question | None:
+def _shape(scene: Scene, generator: np.random.Generator, known_facts: _Facts) -> Question | None:
     unknown = [
-        number for number in only_ones(scene.objects, "colour") if ("look", number) not in told
+        number
+        for number in only_ones(scene.objects, "colour")
+        if ("look", number) not in known_facts
     ]
     if not unknown:
         return None
@@ -172,36 +174,36 @@ def _shape(scene: Scene, generator: np.random.Generator, told: _Told) -> Questio
     return Question("shape", text, scene.objects[number].shape, SHAPES, gives)
 
 
-def _relation(scene: Scene, generator: np.random.Generator, told: _Told) -> Question | None:
-    things = scene.objects
-    named = only_ones(things, "colour", "shape")
+def _relation(scene: Scene, generator: np.random.Generator, known_facts: _Facts) -> Question | None:
+    objects = scene.objects
+    named = only_ones(objects, "colour", "shape")
     possible = []
     for axis in RELATIONS:
-        known = _closure({fact[1:] for fact in told if fact[0] == axis})
+        known = _closure({fact[1:] for fact in known_facts if fact[0] == axis})
         for pair in combinations(named, 2):
-            low, high = sorted(pair, key=lambda number: getattr(things[number], axis))
-            apart = getattr(things[high], axis) - getattr(things[low], axis)
-            if apart >= _CLEAR and (low, high) not in known:
+            low, high = sorted(pair, key=lambda number: getattr(objects[number], axis))
+            apart = getattr(objects[high], axis) - getattr(objects[low], axis)
+            if apart >= _MIN_DISTANCE and (low, high) not in known:
                 possible.append((axis, low, high))
     if not possible:
         return None
     axis, low, high = pick(generator, possible)
-    # Who comes first is drawn apart from the answer, so that the words alone say nothing.
+    # The order is sampled independently of the answer, so that the text alone predicts nothing.
     holds, turned = generator.integers(2, size=2).tolist()
     first, second = (high, low) if turned else (low, high)
     relation = RELATIONS[axis][turned if holds else 1 - turned]
-    names = [f"the {things[number].colour} {things[number].shape}" for number in (first, second)]
+    names = [f"the {objects[number].colour} {objects[number].shape}" for number in (first, second)]
     gives = frozenset({(axis, low, high), ("look", low), ("look", high)})
     answer = "yes" if holds else "no"
     text = f"is {names[0]} {relation} {names[1]}?"
     return Question("relation", text, answer, ("yes", "no"), gives)
 
 
-_DRAWN = {"count": _count, "colour": _colour, "shape": _shape, "relation": _relation}
+_SAMPLERS = {"count": _count, "colour": _colour, "shape": _shape, "relation": _relation}
 
 
 def _closure(pairs: set[tuple[int, int]]) -> set[tuple[int, int]]:
-    """All pairs that follow, as a before b and b before c make a before c."""
+    """Return the transitive closure: a before b and b before c give a before c."""
     while new := {(a, d) for a, b in pairs for c, d in pairs if b == c} - pairs:
         pairs = pairs | new
     return pairs

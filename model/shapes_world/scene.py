@@ -1,4 +1,4 @@
-"""Scenes of the shapes world as plain data: what is there, where, and what it is called."""
+"""ShapesWorld scenes as plain data: objects, their positions, and their names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from setokim.data.samples import check_natural
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "hexagon")
 TEXTURES = ("plain", "striped", "dotted", "checked")
-# About the radius of a shape, over the side of the picture.
+# About the radius of a shape, over the side of the image.
 SIZES = {"small": 0.095, "medium": 0.135, "large": 0.19}
 COLOURS = {
     "red": (220, 40, 40),
@@ -36,32 +36,32 @@ BACKGROUNDS = {
     "mauve": (160, 140, 156),
     "rose": (180, 156, 152),
 }
-# Rows and columns of a 3 x 3 grid over the picture.
+# Rows and columns of a 3 x 3 grid over the image.
 PLACES = (
     ("top left", "top", "top right"),
     ("left", "centre", "right"),
     ("bottom left", "bottom", "bottom right"),
 )
-# A label and a flag for the texture share one byte while a scene is drawn.
-_MOST_OBJECTS = 127
+# A label and a flag for the texture share one byte in the renderer.
+_MAX_OBJECTS = 127
 
 
 @dataclass(frozen=True)
 class Object:
-    """One thing of a scene.
+    """An object of a scene.
 
     Attributes:
-        shape: One of `SHAPES`.
-        size: A name of `SIZES`.
-        colour: A name of `COLOURS`.
-        texture: One of `TEXTURES`.
-        y: Of its centre, from 0 at the top of the picture to 1 at the bottom.
-        x: Of its centre, from 0 at the left of the picture to 1 at the right.
-        rotation: Clockwise, in radians.
-        depth: What is drawn later lies on top: 0 is the farthest.
+        shape: name in `SHAPES`.
+        size: name in `SIZES`.
+        colour: name in `COLOURS`.
+        texture: name in `TEXTURES`.
+        y: coordinate of the centre, from 0 at the top of the image to 1 at the bottom.
+        x: coordinate of the centre, from 0 at the left of the image to 1 at the right.
+        rotation: angle in radians, clockwise.
+        depth: rank in rendering order: 0 is the farthest, and later objects cover earlier ones.
 
     Raises:
-        TypeError, ValueError: A field is none of these.
+        TypeError, ValueError: a field does not fit its description.
     """
 
     shape: str
@@ -85,29 +85,29 @@ class Object:
 
     @property
     def radius(self) -> float:
-        """About half the width of the shape, over the side of the picture."""
+        """About half the width of the shape, over the side of the image."""
         return SIZES[self.size]
 
     @property
     def phrase(self) -> str:
-        """Size, colour, texture and shape; plain things have no word for their texture."""
+        """Size, colour, texture and shape; the texture "plain" is omitted."""
         texture = () if self.texture == "plain" else (self.texture,)
         return " ".join((self.size, self.colour, *texture, self.shape))
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that a picture shows; relations follow from the positions.
+    """Content of an image; relations follow from the positions.
 
     Attributes:
-        objects: Label i of the masks is `objects[i - 1]`. Depths are all different.
-        background: A name of `BACKGROUNDS`.
-        gradient: By how many of 255 levels the background is brighter at the bottom than at the
-            top, and at the right than at the left.
-        contrast: Of the textures, from 0 (all objects look plain) to 1.
+        objects: objects with different depths; label i of the masks is `objects[i - 1]`.
+        background: name in `BACKGROUNDS`.
+        gradient: increase of the background's brightness from top to bottom and from left to right,
+            in levels of 255.
+        contrast: contrast of the textures, from 0 (all objects look plain) to 1.
 
     Raises:
-        TypeError, ValueError: A field is none of these.
+        TypeError, ValueError: a field does not fit its description.
     """
 
     objects: tuple[Object, ...]
@@ -116,8 +116,8 @@ class Scene:
     contrast: float = 1.0
 
     def __post_init__(self):
-        if not 1 <= len(self.objects) <= _MOST_OBJECTS:
-            raise ValueError(f"objects: expected 1 to {_MOST_OBJECTS}, got {len(self.objects)}")
+        if not 1 <= len(self.objects) <= _MAX_OBJECTS:
+            raise ValueError(f"objects: expected 1 to {_MAX_OBJECTS}, got {len(self.objects)}")
         depths = [thing.depth for thing in self.objects]
         if len(set(depths)) < len(depths):
             raise ValueError(f"objects: expected different depths, got {depths}")
@@ -128,26 +128,26 @@ class Scene:
 
     @property
     def concepts(self) -> tuple[str, ...]:
-        """A phrase for each object, in their order."""
+        """Phrases of the objects, in their order."""
         return tuple(thing.phrase for thing in self.objects)
 
     @property
     def caption(self) -> str:
-        """All objects in their order: "a large red circle, a small blue ring and a ..."."""
+        """List of all objects in their order: "a large red circle, a small blue ring and a ..."."""
         *others, last = (f"a {phrase}" for phrase in self.concepts)
         return f"{', '.join(others)} and {last}" if others else last
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that JSON can hold."""
+        """Return the scene as plain values for JSON."""
         plain = dataclasses.asdict(self)
         return plain | {"objects": list(plain["objects"]), "gradient": list(self.gradient)}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Scene:
-        """The scene that `to_dict` described.
+        """Build a scene from the values of `to_dict`.
 
         Raises:
-            TypeError, ValueError: A field is missing, unknown, or has a wrong value.
+            TypeError, ValueError: a field is missing, unknown, or has a wrong value.
         """
         try:
             objects = tuple(Object(**thing) for thing in plain["objects"])
@@ -158,15 +158,15 @@ class Scene:
 
 
 def place_name(y: float, x: float) -> str:
-    """The word of `PLACES` for a point: the cell of the grid that it lies in.
+    """Return the name in `PLACES` of the grid cell that holds a point.
 
     Args:
-        y: From 0 at the top of the picture to 1 at the bottom.
-        x: From 0 at the left of the picture to 1 at the right. What lies between two cells belongs
-            to the one below or to the right.
+        y: coordinate from 0 at the top of the image to 1 at the bottom.
+        x: coordinate from 0 at the left of the image to 1 at the right. A point between two cells
+            belongs to the one below or to the right.
 
     Raises:
-        TypeError, ValueError: A coordinate is no number from 0 to 1.
+        TypeError, ValueError: a coordinate is no number from 0 to 1.
     """
     check_number("y", y, least=0, most=1)
     check_number("x", x, least=0, most=1)

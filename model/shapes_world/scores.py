@@ -1,6 +1,6 @@
-"""Right or wrong: scores of drawn pictures, captions, edits and answers about the shapes world.
+"""Scores of generated images, captions, edits and answers about ShapesWorld.
 
-Objects are told apart by their colours, so the scenes here must not show one colour twice.
+Objects are matched by their colours, so a scene must not show one colour twice.
 """
 
 from __future__ import annotations
@@ -23,78 +23,78 @@ from setokim.shapes_world.scene import (
     place_name,
 )
 
-# Over the side of the picture.
-_BESIDE_CELL = 0.06
-_SAME_PLACE = 0.1
+# In sides of the image.
+_CELL_TOLERANCE = 0.06
+_MAX_DISTANCE = 0.1
 _BETWEEN_PHRASES = re.compile(r"[,.;:!?\n]|\band\b")
-_DRAWN = ("colour", "shape", "size", "place")
+_LOCATED = ("colour", "shape", "size", "place")
 _PLACE_WORDS = {word for row in PLACES for name in row for word in name.split()}
-_TOLD = ("size", "colour", "texture", "shape")
+_DESCRIBED = ("size", "colour", "texture", "shape")
 
 
 def generation_scores(seen: Sequence[Seen], wanted: Scene) -> dict[str, float]:
-    """Compares what a picture shows with what it should show.
+    """Compare the objects of a generated image with the wanted ones.
 
-    Every wanted object is compared with the seen one of its colour; of several with the one that is
-    nearest to its place.
+    Every wanted object is compared with the seen object of its colour, the nearest if there are
+    several.
 
     Args:
-        seen: What `scene_parser.parse` found.
-        wanted: The scene that was asked for.
+        seen: result of `parser.parse`.
+        wanted: scene in the prompt.
 
     Returns:
-        The shares of the wanted objects whose "colour" is there, and whose "shape", "size" and
-        "place" are right as well; "accuracy", the mean of the four; and "extra", how many things
-        nobody asked for. A place is right if the centre lies in the cell of `PLACES` that the
-        wanted centre lies in, or at most 0.06 of the side beyond it in height and in width.
+        The fractions of the wanted objects whose "colour" is there, and whose "shape", "size" and
+        "place" are right as well; "accuracy", the mean of the four; and "extra", the number of
+        unwanted objects. The place is right if the centre lies in the same cell of `PLACES` as the
+        wanted centre, or at most 0.06 of the side beyond it in height and in width.
 
     Raises:
-        ValueError: A colour occurs twice in `wanted`.
+        ValueError: a colour occurs twice in `wanted`.
     """
     _check_colours("wanted", wanted)
     right: list[dict[str, bool]] = []
-    for thing in wanted.objects:
-        found = _nearest(seen, thing)
+    for obj in wanted.objects:
+        found = _nearest(seen, obj)
         right.append(
-            dict.fromkeys(_DRAWN, False)
+            dict.fromkeys(_LOCATED, False)
             if found is None
             else {
                 "colour": True,
-                "shape": found.shape == thing.shape,
-                "size": found.size == thing.size,
-                "place": _in_cell(found, place_name(thing.y, thing.x)),
+                "shape": found.shape == obj.shape,
+                "size": found.size == obj.size,
+                "place": _in_cell(found, place_name(obj.y, obj.x)),
             }
         )
-    return _shares(right, _DRAWN, len(seen))
+    return _fractions(right, _LOCATED, len(seen))
 
 
 def caption_scores(text: str, scene: Scene) -> dict[str, float]:
-    """Compares a caption with what its picture shows.
+    """Compare a caption with the scene of its image.
 
-    A phrase ends at a comma, another stop, or "and". It speaks of the object of its colour; the
-    first of several phrases with one colour counts. The order of phrases and of the words in them
-    does not matter, words that describe nothing are passed over, and a phrase without a texture
-    says "plain". A phrase that says two things of one sort, like "small large", says neither.
+    A phrase ends at a comma, another stop, or "and". It describes the object of its colour; the
+    first of several phrases with one colour counts. The order of phrases and of words in a phrase
+    does not matter, unknown words are ignored, and a phrase without a texture means "plain". Two
+    words of one kind in a phrase, like "small large", count as none.
 
     Args:
-        text: Any text at all.
-        scene: What the picture shows.
+        text: caption to judge, any text.
+        scene: scene of the image.
 
     Returns:
-        The shares of the objects whose "colour" is named, and whose "size", "texture" and "shape"
-        are right as well; "accuracy", the mean of the four; and "extra", how many phrases speak of
-        nothing that is there.
+        The fractions of the objects whose "colour" is named, and whose "size", "texture" and
+        "shape" are right as well; "accuracy", the mean of the four; and "extra", the number of
+        phrases without an object.
 
     Raises:
-        ValueError: A colour occurs twice in `scene`.
+        ValueError: a colour occurs twice in `scene`.
     """
     _check_colours("scene", scene)
     phrases = [phrase.split() for phrase in _BETWEEN_PHRASES.split(text.lower())]
     phrases = [words for words in phrases if words]
-    told: dict[str | None, dict[str, str | None]] = {}
+    described: dict[str | None, dict[str, str | None]] = {}
     for words in phrases:
         textures = [word for word in words if word in TEXTURES] or ["plain"]
-        told.setdefault(
+        described.setdefault(
             _only(words, COLOURS),
             {
                 "size": _only(words, SIZES),
@@ -103,86 +103,85 @@ def caption_scores(text: str, scene: Scene) -> dict[str, float]:
             },
         )
     right = []
-    for thing in scene.objects:
-        said = told.get(thing.colour)
+    for obj in scene.objects:
+        found = described.get(obj.colour)
         right.append(
-            dict.fromkeys(_TOLD, False)
-            if said is None
-            else {"colour": True} | {name: said[name] == getattr(thing, name) for name in said}
+            dict.fromkeys(_DESCRIBED, False)
+            if found is None
+            else {"colour": True} | {name: found[name] == getattr(obj, name) for name in found}
         )
-    return _shares(right, _TOLD, len(phrases))
+    return _fractions(right, _DESCRIBED, len(phrases))
 
 
 def locating_scores(text: str, scene: Scene) -> dict[str, float]:
-    """Compares what a text says of shapes and places with what its picture shows.
+    """Compare the shapes, sizes and positions in a text with the scene of its image.
 
-    Each phrase, which ends at a comma or a full stop, speaks of the object of its colour; the first
+    Each phrase, which ends at a comma or a full stop, describes the object of its colour; the first
     of several with one colour counts.
 
     Args:
-        text: Any text at all, such as `locate` gives.
-        scene: What the picture shows.
+        text: text to judge, in the form of `locate`.
+        scene: scene of the image.
 
     Returns:
-        The shares of the objects whose "colour" is named, and whose "shape", "size" and "place" are
-        right as well, with the same leave for a place as in `generation_scores`; "accuracy", the
-        mean of the four; and "extra", how many phrases speak of nothing that is there.
+        The fractions of the objects whose "colour" is named, and whose "shape", "size" and "place"
+        are right as well, with the same tolerance of positions as in `generation_scores`;
+        "accuracy", the mean of the four; and "extra", the number of phrases without an object.
 
     Raises:
-        ValueError: A colour occurs twice in `scene`.
+        ValueError: a colour occurs twice in `scene`.
     """
     _check_colours("scene", scene)
     phrases = [phrase.split() for phrase in re.split(r"[,.]", text.lower())]
     phrases = [words for words in phrases if words]
-    told: dict[str | None, list[str]] = {}
+    described: dict[str | None, list[str]] = {}
     for words in phrases:
-        told.setdefault(_only(words, COLOURS), words)
+        described.setdefault(_only(words, COLOURS), words)
     right: list[dict[str, bool]] = []
-    for thing in scene.objects:
-        words = told.get(thing.colour, [])
+    for obj in scene.objects:
+        words = described.get(obj.colour, [])
         right.append(
             {
                 "colour": bool(words),
-                "shape": _only(words, SHAPES) == thing.shape,
-                "size": _only(words, SIZES) == thing.size,
-                "place": _in_cell(thing, _place(words)),
+                "shape": _only(words, SHAPES) == obj.shape,
+                "size": _only(words, SIZES) == obj.size,
+                "place": _in_cell(obj, _place(words)),
             }
         )
-    return _shares(right, _DRAWN, len(phrases))
+    return _fractions(right, _LOCATED, len(phrases))
 
 
 def edit_scores(seen: Sequence[Seen], before: Scene, wanted: Scene) -> dict[str, float]:
-    """Says which parts of an edit succeeded.
+    """Score the parts of an edit.
 
-    A seen object stands for a wanted one if it has its colour and their centres are no more than
-    0.1 of the side apart.
+    A seen object matches a wanted one if it has its colour and their centres are at most 0.1 of the
+    side apart.
 
     Args:
-        seen: What `scene_parser.parse` found in the edited picture.
-        before: The scene before the edit.
-        wanted: The scene that was asked for, which differs in one object: it is gone, or has
-            another colour or another size.
+        seen: result of `parser.parse` for the edited image.
+        before: scene before the edit.
+        wanted: scene after the edit, in which one object is removed or has another colour or size.
 
     Returns:
-        "changed", 1 if the change was made, else 0: nothing has the colour that should be gone, the
-        object of the new colour is at its place, or the object has its new size. "kept", the share
-        of the other objects that are still there (1 if there are none), whatever their shape and
-        size. "extra", how many things stand for no wanted object.
+        "changed", 1 if the change was made, else 0: no object has the old colour, the object of the
+        new colour is at its position, or the object has its new size. "kept", the fraction of the
+        other objects that remain (1 if there are none), with any shape and size. "extra", the
+        number of objects that match no wanted one.
 
     Raises:
-        ValueError: A colour occurs twice in a scene, or the scenes differ in anything else.
+        ValueError: a colour occurs twice in a scene, or the scenes differ in anything else.
     """
     _check_colours("before", before)
     _check_colours("wanted", wanted)
     old, new = _difference(before, wanted)
-    there = {thing.colour: _in_place(seen, thing) for thing in wanted.objects}
-    others = [there[thing.colour] is not None for thing in wanted.objects if thing != new]
+    there = {obj.colour: _match(seen, obj) for obj in wanted.objects}
+    others = [there[obj.colour] is not None for obj in wanted.objects if obj != new]
     changed = True
     if new is None or new.colour != old.colour:
-        changed = all(thing.colour != old.colour for thing in seen)
+        changed = all(obj.colour != old.colour for obj in seen)
     if new is not None:
         found = there[new.colour]
-        # A new colour is all that "recolour" asks for.
+        # "recolour" requires a new colour only.
         resized = new.size != old.size
         changed &= found is not None and (not resized or found.size == new.size)
     return {
@@ -193,7 +192,7 @@ def edit_scores(seen: Sequence[Seen], before: Scene, wanted: Scene) -> dict[str,
 
 
 def edit_success(seen: Sequence[Seen], before: Scene, wanted: Scene) -> bool:
-    """Whether a picture shows the wanted change, all other objects and nothing else.
+    """Return whether an image shows the wanted change, all other objects and nothing else.
 
     Arguments and errors are those of `edit_scores`.
     """
@@ -204,18 +203,18 @@ def edit_success(seen: Sequence[Seen], before: Scene, wanted: Scene) -> bool:
 def answer_accuracy(
     predicted: Sequence[str], wanted: Sequence[str], kinds: Sequence[str]
 ) -> dict[str, float]:
-    """The share of answers that are right, but for case, spaces around them and a final full stop.
+    """Return the accuracy of answers, up to case, surrounding spaces and a final full stop.
 
     Args:
-        predicted: Answers, at least one.
-        wanted: The right answers.
-        kinds: Of the questions.
+        predicted: answers of the model, at least one.
+        wanted: right answers.
+        kinds: kinds of the questions.
 
     Returns:
-        "overall", and one number for each kind, in sorted order.
+        "overall", and the accuracy of each kind, in sorted order.
 
     Raises:
-        ValueError: There are no answers, not equally many of the three, or a kind is "overall".
+        ValueError: there are no answers, the lengths differ, or a kind is "overall".
     """
     if not len(predicted) == len(wanted) == len(kinds) > 0:
         raise ValueError(
@@ -233,36 +232,36 @@ def answer_accuracy(
 
 
 def _check_colours(name: str, scene: Scene) -> None:
-    colours = [thing.colour for thing in scene.objects]
+    colours = [obj.colour for obj in scene.objects]
     if len(set(colours)) < len(colours):
         raise ValueError(f"{name}: expected objects of different colours, got {colours}")
 
 
-def _shares(
+def _fractions(
     right: Sequence[dict[str, bool]], names: Sequence[str], number: int
 ) -> dict[str, float]:
-    """Means over the objects; `number` things were seen or phrases told, one for each colour."""
-    shares = {name: fmean(one[name] for one in right) for name in names}
+    """Average over the objects; `number` is that of all seen objects or phrases."""
+    fractions = {name: fmean(one[name] for one in right) for name in names}
     surplus = number - sum(one["colour"] for one in right)
-    return shares | {"accuracy": fmean(shares.values()), "extra": float(surplus)}
+    return fractions | {"accuracy": fmean(fractions.values()), "extra": float(surplus)}
 
 
-def _distance(found: Seen, thing: Object) -> float:
-    return math.hypot(found.y - thing.y, found.x - thing.x)
+def _distance(found: Seen, obj: Object) -> float:
+    return math.hypot(found.y - obj.y, found.x - obj.x)
 
 
-def _nearest(seen: Sequence[Seen], thing: Object) -> Seen | None:
-    same = [found for found in seen if found.colour == thing.colour]
-    return min(same, key=lambda found: _distance(found, thing), default=None)
+def _nearest(seen: Sequence[Seen], obj: Object) -> Seen | None:
+    same = [found for found in seen if found.colour == obj.colour]
+    return min(same, key=lambda found: _distance(found, obj), default=None)
 
 
-def _in_place(seen: Sequence[Seen], thing: Object) -> Seen | None:
-    found = _nearest(seen, thing)
-    return found if found is not None and _distance(found, thing) <= _SAME_PLACE else None
+def _match(seen: Sequence[Seen], obj: Object) -> Seen | None:
+    found = _nearest(seen, obj)
+    return found if found is not None and _distance(found, obj) <= _MAX_DISTANCE else None
 
 
 def _place(words: Sequence[str]) -> str | None:
-    """The name of `PLACES` that all words of places make in their order; None if they make none."""
+    """Return the name in `PLACES` that the words of positions form in their order, or None."""
     name = " ".join(word for word in words if word in _PLACE_WORDS)
     return name if any(name in row for row in PLACES) else None
 
@@ -277,30 +276,29 @@ def _in_cell(found: Seen | Object, name: str | None) -> bool:
         if place == name
     )
     return all(
-        cell / 3 - _BESIDE_CELL <= centre <= (cell + 1) / 3 + _BESIDE_CELL
+        cell / 3 - _CELL_TOLERANCE <= centre <= (cell + 1) / 3 + _CELL_TOLERANCE
         for cell, centre in ((row, found.y), (column, found.x))
     )
 
 
 def _difference(before: Scene, wanted: Scene) -> tuple[Object, Object | None]:
-    """The object that changes, and what becomes of it, or None if it goes."""
-    old = [thing for thing in before.objects if thing not in wanted.objects]
-    new = [thing for thing in wanted.objects if thing not in before.objects]
+    """Return the object that changes, and its new form, or None if it is removed."""
+    old = [obj for obj in before.objects if obj not in wanted.objects]
+    new = [obj for obj in wanted.objects if obj not in before.objects]
     one = len(old) == 1 and len(new) <= 1
     allowed = one and all(
-        thing in (replace(old[0], colour=thing.colour), replace(old[0], size=thing.size))
-        for thing in new
+        obj in (replace(old[0], colour=obj.colour), replace(old[0], size=obj.size)) for obj in new
     )
     if not allowed:
         raise ValueError(
-            "wanted: expected the scene before with one object gone, of another colour or of "
-            f"another size, got {wanted.caption!r} after {before.caption!r}"
+            "wanted: expected the scene before with one object removed, or of another colour or "
+            f"size, got {wanted.caption!r} after {before.caption!r}"
         )
     return old[0], new[0] if new else None
 
 
 def _only(words: Sequence[str], known: Collection[str]) -> str | None:
-    """The one word that is known; None if there is none, or another."""
+    """Return the only known word; None without one, or with several different ones."""
     found = {word for word in words if word in known}
     return found.pop() if len(found) == 1 else None
 

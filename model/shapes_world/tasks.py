@@ -1,4 +1,4 @@
-"""An endless data set of conversations about drawn scenes: the tasks of stages 2 and 3."""
+"""ShapesTasks: an endless data set of conversations about scenes, for stages 2 and 3."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from setokim.shapes_world.questions import (
 from setokim.shapes_world.render import render
 from setokim.shapes_world.scene import COLOURS, PLACES, SHAPES, SIZES, TEXTURES, Scene, place_name
 
-# Sums of two numbers, as sum and first addend; each sum is drawn as often as any other.
+# Sums of two numbers, as sum and first addend; all sums are equally likely.
 _SUMS = [(total, first) for total in range(10) for first in range(total + 1)]
 _SUM_WEIGHTS = [1 / (10 * (total + 1)) for total, _ in _SUMS]
-# What a phrase may name an object by, "object" standing in for its shape.
+# Fields by which a phrase may name an object; "object" replaces a missing shape.
 _PHRASES = (("colour", "shape"), ("size", "colour"), ("size", "shape"), ("colour",), ("shape",))
 _SENTENCES = (
     "how many objects are there? what colour is the? what shape is the? is the? yes no "
     "describe the picture. where is everything? draw a, a and a at the. make the. remove the. "
     "segment the object. what is and?"
 )
-# All words and signs that the texts can hold, sorted.
+# All words and punctuation marks of the texts, sorted.
 WORDS = tuple(
     sorted(
         {*COLOURS, *SHAPES, *SIZES, *NUMBERS, *TEXTURES}.union(
@@ -44,7 +44,7 @@ WORDS = tuple(
         )
         .union(*(words.split() for row in PLACES for words in row))
         .union(re.findall(r"\w+|[.,?]", _SENTENCES))
-        # Things without a texture are named by the rest.
+        # The texture "plain" is never named.
         .difference({"plain"})
     )
 )
@@ -58,22 +58,21 @@ class ShapesTasks:
     """Conversations about the scenes of `ShapesWorld`; item i depends on the settings and i only.
 
     Item i is about scene i of the world with the same settings, or about scene i modulo `scenes`.
-    The change that an "edit" asks for depends on the scene alone, so that the pictures are no more
-    than twice as many as the scenes. A scene without an object that a
-    phrase can single out, which repeated colours make possible, is passed over in "edit" and
-    "segment", and one that allows no question of the kinds wanted in "vqa": the next one takes its
-    place.
+    The change of an "edit" depends on the scene alone, so that there are at most twice as many
+    images as scenes. "edit" and "segment" skip a scene without an object that a phrase identifies,
+    which repeated colours make possible, and "vqa" skips one without a question of the wanted
+    kinds. The next scene replaces a skipped one.
 
-    The tasks, and what `Conversation.facts` holds beside the "scene" as `Scene.to_dict` gives it:
+    The tasks, and the content of `Conversation.facts` beside the "scene" from `Scene.to_dict`:
 
-    - "vqa": questions of `scene_questions`. "kinds" and "answers", a list of each.
+    - "vqa": questions of `interview`. "kinds" and "answers", a list of each.
     - "caption": "describe the picture." "answers" has the caption.
-    - "locate": "where is everything?" "answers" has what `locate` says.
-    - "generate": "draw" and what `describe` says; the answer is the picture. "wanted" is the scene.
-    - "edit": a picture and an instruction; the answer is a picture. "kinds" has the kind of the
+    - "locate": "where is everything?" "answers" has the text of `locate`.
+    - "generate": "draw" and the text of `describe`; the answer is the image. "wanted" is the scene.
+    - "edit": an image and an instruction; the answer is an image. "kinds" has the kind of the
       change, "wanted" the changed scene.
-    - "segment": the answers are masks. "objects" are the numbers of the objects asked for.
-    - "text": sums in words, without a picture and a scene. "kinds" (all "sum") and "answers".
+    - "segment": the answers are masks. "objects" are the indices of the objects.
+    - "text": sums in words, without an image and a scene. "kinds" (all "sum") and "answers".
     """
 
     def __init__(
@@ -90,31 +89,31 @@ class ShapesTasks:
         scenes: int = ENDLESS,
         questions: Mapping[str, float] | None = None,
     ):
-        """Takes the settings; nothing is drawn yet.
+        """Check and store the settings; nothing is rendered yet.
 
         Args:
-            seed: Other seeds give other scenes and tasks.
-            length: Number of items.
-            size: Height and width of the pictures in pixels.
-            tasks: How often each task comes, relative to the others; None for all alike.
-            turns: Most questions of a conversation ("vqa", "segment" and "text"); there are fewer
-                where the scene has no more to ask for.
-            objects: See `ShapesWorld`, as for the rest.
-            visible: Holds after an edit too.
-            contrast: Of the textures.
-            repeat_colours: The probability that an object may take a colour that is there already.
-            scenes: Number of scenes that the items are about.
-            questions: How often each kind of question comes in "vqa", as `tasks` says it of tasks.
+            seed: random seed of the scenes and tasks.
+            length: number of items.
+            size: height and width of the images in pixels.
+            tasks: weights of the tasks in the sampling; None for equal weights.
+            turns: max number of questions of a conversation ("vqa", "segment" and "text"); a scene
+                may allow fewer.
+            objects: min and max number of objects of a scene.
+            visible: min visible fraction of an object, also after an edit.
+            contrast: contrast of the textures.
+            repeat_colours: probability that an object may take a colour already in the scene.
+            scenes: number of different scenes.
+            questions: weights of the kinds of questions in "vqa"; None for equal weights.
 
         Raises:
-            TypeError, ValueError: An argument is none of these.
+            TypeError, ValueError: an argument does not fit its description.
         """
         check_count("length", length)
         check_count("turns", turns)
         check_count("scenes", scenes)
         weights = _checked("tasks", tasks, TASKS)
         self._kinds = _checked("questions", questions, QUESTION_KINDS)
-        # In one order, so that the order of a settings file does not count.
+        # In a fixed order, so that the order in a settings file does not matter.
         self._tasks = [task for task in TASKS if weights.get(task)]
         self._weights = np.array([weights[task] for task in self._tasks], np.float64)
         self._weights /= self._weights.sum()
@@ -125,16 +124,16 @@ class ShapesTasks:
         self._turns = turns
         self._scenes = scenes
         self._visible = visible
-        # What comes back is drawn once.
-        self._scenes_drawn: dict[int, Scene] = {}
-        self._pictures: dict[Scene, tuple[Image.Image, np.ndarray]] = {}
+        # Recurring scenes are sampled and rendered once.
+        self._known_scenes: dict[int, Scene] = {}
+        self._renderings: dict[Scene, tuple[Image.Image, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, index: int) -> Conversation:
         check_index(index, self._length)
-        # The world draws scene `index` from (seed, index).
+        # The world samples scene `index` from (seed, index).
         generator = np.random.default_rng((self._seed, index, 1))
         task = self._tasks[generator.choice(len(self._tasks), p=self._weights)]
         for step in range(self._scenes):
@@ -149,23 +148,23 @@ class ShapesTasks:
     def _scene(self, index: int) -> Scene:
         if self._scenes >= ENDLESS:
             return self._world.scene(index)
-        if index not in self._scenes_drawn:
-            self._scenes_drawn[index] = self._world.scene(index)
-        return self._scenes_drawn[index]
+        if index not in self._known_scenes:
+            self._known_scenes[index] = self._world.scene(index)
+        return self._known_scenes[index]
 
-    def _draw(self, scene: Scene) -> tuple[Image.Image, np.ndarray]:
+    def _render(self, scene: Scene) -> tuple[Image.Image, np.ndarray]:
         if self._scenes >= ENDLESS:
             return render(scene, self._size)
-        if scene not in self._pictures:
-            self._pictures[scene] = render(scene, self._size)
-        return self._pictures[scene]
+        if scene not in self._renderings:
+            self._renderings[scene] = render(scene, self._size)
+        return self._renderings[scene]
 
     def _vqa(self, index: int, generator: np.random.Generator) -> _Parts | None:
         scene = self._scene(index)
         questions = interview(scene, generator, self._turns, self._kinds)
         if not questions:
             return None
-        image, _ = self._draw(scene)
+        image, _ = self._render(scene)
         facts = {
             "scene": scene.to_dict(),
             "kinds": [question.kind for question in questions],
@@ -176,20 +175,20 @@ class ShapesTasks:
 
     def _caption(self, index: int, generator: np.random.Generator) -> _Parts:
         scene = self._scene(index)
-        image, _ = self._draw(scene)
+        image, _ = self._render(scene)
         facts = {"scene": scene.to_dict(), "answers": [scene.caption]}
         return _messages([("describe the picture.", scene.caption)], image), [], facts
 
     def _locate(self, index: int, generator: np.random.Generator) -> _Parts:
         scene = self._scene(index)
-        image, _ = self._draw(scene)
+        image, _ = self._render(scene)
         text = locate(scene)
         facts = {"scene": scene.to_dict(), "answers": [text]}
         return _messages([("where is everything?", text)], image), [], facts
 
     def _generate(self, index: int, generator: np.random.Generator) -> _Parts:
         scene = self._scene(index)
-        image, _ = self._draw(scene)
+        image, _ = self._render(scene)
         facts = {"scene": scene.to_dict(), "wanted": scene.to_dict()}
         return _messages([(f"draw {describe(scene)}.", image)]), [], facts
 
@@ -199,7 +198,7 @@ class ShapesTasks:
         change = edit(scene, own, self._visible)
         if change is None:
             return None
-        before, after = (self._draw(one)[0] for one in (scene, change.scene))
+        before, after = (self._render(one)[0] for one in (scene, change.scene))
         facts = {
             "scene": scene.to_dict(),
             "kinds": [change.kind],
@@ -213,7 +212,7 @@ class ShapesTasks:
         if not phrases:
             return None
         chosen = generator.permutation(list(phrases))[: self._turns].tolist()
-        image, labels = self._draw(scene)
+        image, labels = self._render(scene)
         turns = [(f"segment the {pick(generator, phrases[number])}.", MASK) for number in chosen]
         facts = {"scene": scene.to_dict(), "objects": chosen}
         masks = [labels == number + 1 for number in chosen]
@@ -231,34 +230,31 @@ class ShapesTasks:
 
 
 def describe(scene: Scene) -> str:
-    """All objects from the top down, with their places in a grid of three by three.
+    """Describe all objects from the top down, with their positions in a grid of three by three.
 
-    "a large red circle at the top left, a small blue star at the centre and a ..."; the centre of
-    an object says where it is. The order is that of visual tokens in raster order, so that who
-    draws them one after the other knows what is next.
+    "a large red circle at the top left, a small blue star at the centre and a ..."; the position is
+    that of an object's centre. The order matches visual tokens in raster order, so that a model
+    that generates them one by one can follow the text.
     """
-    downwards = sorted(scene.objects, key=lambda thing: (thing.y, thing.x))
-    *others, last = (
-        f"a {thing.phrase} at the {place_name(thing.y, thing.x)}" for thing in downwards
-    )
+    downwards = sorted(scene.objects, key=lambda obj: (obj.y, obj.x))
+    *others, last = (f"a {obj.phrase} at the {place_name(obj.y, obj.x)}" for obj in downwards)
     return f"{', '.join(others)} and {last}" if others else last
 
 
 def locate(scene: Scene) -> str:
-    """All objects in their order, what is told of them the other way round.
+    """Describe shapes and positions of all objects first, then their sizes and colours.
 
     "the circle at the top left is large and red, the star at the centre is small and blue."
     """
-    told = (
-        f"the {thing.shape} at the {place_name(thing.y, thing.x)} is {thing.size} and "
-        f"{thing.colour}"
-        for thing in scene.objects
+    clauses = (
+        f"the {obj.shape} at the {place_name(obj.y, obj.x)} is {obj.size} and {obj.colour}"
+        for obj in scene.objects
     )
-    return f"{', '.join(told)}."
+    return f"{', '.join(clauses)}."
 
 
 def _phrases(scene: Scene) -> dict[int, list[str]]:
-    """For each object that can be told from all others by a phrase, its phrases."""
+    """Return the identifying phrases of each object that has any."""
     phrases: dict[int, list[str]] = {}
     for fields in _PHRASES:
         for number in only_ones(scene.objects, *fields):
@@ -271,7 +267,7 @@ def _phrases(scene: Scene) -> dict[int, list[str]]:
 def _messages(
     turns: list[tuple[str, str | Image.Image | Mapping[str, str]]], image: Image.Image | None = None
 ) -> list[dict[str, Any]]:
-    """Questions and answers in turn, with a picture before the first question or without."""
+    """Build messages of questions and answers, with or without an image before the first."""
     messages = []
     for question, answer in turns:
         messages += [message("user", question), message("assistant", answer)]
@@ -283,7 +279,7 @@ def _messages(
 def _checked(
     name: str, weights: Mapping[str, float] | None, known: Sequence[str]
 ) -> dict[str, float]:
-    """Weights of known names; None stands for all alike."""
+    """Check weights by known names; None stands for equal weights."""
     if weights is None:
         return dict.fromkeys(known, 1.0)
     if not isinstance(weights, Mapping):

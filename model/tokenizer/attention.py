@@ -9,38 +9,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Sets of one group differ in size by less than this factor. Smaller ones pad less but make more
-# groups, whose calls cost more than the padding saves.
+# Sets of one group differ in size by less than this factor. A smaller factor pads less but makes
+# more groups, whose calls cost more than the padding saves.
 _GROUP_FACTOR = 1.25
 
 
 @dataclass(frozen=True, eq=False)
 class SetsBySize:
-    """Tokens set by set, sets of about one size side by side, for attention without an N² mask.
+    """Layout of tokens by sets, grouped by size, for attention without an N² mask.
 
-    A set is padded to the longest of its group with copies of its first token, which nothing sees.
-    The lengths are read on the host.
+    A set is padded to the longest of its group with copies of its first token, which are masked.
+    The host reads the lengths.
 
     Attributes:
-        tokens: (P,) int64, the token at each of P places, as an index into all B · N.
-        places: (B · N,) int64, the place of each token plus 1; 0 for tokens in no set.
+        tokens: (P,) int64, the token at each of P positions, as an index into all B · N.
+        positions: (B · N,) int64, the position of each token plus 1; 0 for tokens in no set.
         shape: B and N.
-        present: of each group, (sets, longest) bool: places that are no padding.
+        present: masks of the groups, (sets, longest) bool: positions that are no padding.
     """
 
     tokens: Tensor
-    places: Tensor
+    positions: Tensor
     shape: tuple[int, int]
     present: tuple[Tensor, ...]
 
     @classmethod
     def of(cls, labels: Tensor, rows: int) -> SetsBySize:
-        """Sets from labels.
+        """Build the layout from labels.
 
         Args:
-            labels: (B, N) int64 below `rows`: tokens of an image with the same label are a set;
-                -1 is in none.
-            rows: more than any label.
+            labels: (B, N) int64 below `rows`: tokens of an image with the same label are a set; a
+                token with -1 is in none.
+            rows: upper bound of the labels, exclusive.
         """
         batch, device = labels.shape[0], labels.device
         image = torch.arange(batch, device=device)[:, None]
@@ -55,45 +55,45 @@ class SetsBySize:
         tokens, present = [order[:0]], []
         for group in ascending.split(members):
             own, longest = sizes[group, None], int(sizes[group[-1]])
-            place = torch.arange(longest, device=device)
-            present.append(place < own)  # (sets, longest)
-            # Copies of its own token: what is not finite elsewhere stays out of the set.
-            tokens.append(order[start[group, None] + place.where(present[-1], 0)].flatten())
+            position = torch.arange(longest, device=device)
+            present.append(position < own)  # (sets, longest)
+            # Copies of a set's own token keep non-finite values of other sets out.
+            tokens.append(order[start[group, None] + position.where(present[-1], 0)].flatten())
         tokens = torch.cat(tokens)
         real = torch.cat([key[:0].bool(), *(group.flatten() for group in present)]).nonzero()[:, 0]
-        places = torch.zeros_like(key)
-        places[tokens[real]] = real + 1
-        return cls(tokens, places, tuple(labels.shape), tuple(present))
+        positions = torch.zeros_like(key)
+        positions[tokens[real]] = real + 1
+        return cls(tokens, positions, tuple(labels.shape), tuple(present))
 
     def lay_out(self, x: Tensor) -> Tensor:
-        """(B, N, width) to (1, P, width)."""
+        """Lay out (B, N, width) as (1, P, width)."""
         return x.flatten(0, 1).index_select(0, self.tokens)[None]
 
     def take_back(self, x: Tensor) -> Tensor:
-        """(1, P, width) to (B, N, width), 0 for tokens in no set: the inverse of `lay_out`."""
+        """Invert `lay_out`: (1, P, width) to (B, N, width), 0 for tokens in no set."""
         padded = F.pad(x.squeeze(0), (0, 0, 1, 0))
-        return padded.index_select(0, self.places).unflatten(0, self.shape)
+        return padded.index_select(0, self.positions).unflatten(0, self.shape)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention within sets, of (1, heads, P, d) each; the same shape."""
+        """Compute attention within sets, of (1, heads, P, d) each, with a result of that shape."""
         sizes = [group.numel() for group in self.present]
         parts = [query[:, :, :0]]
         for group, *qkv in zip(
             self.present, *(x.split(sizes, 2) for x in (query, key, value)), strict=True
         ):
             own = (x.squeeze(0).unflatten(1, group.shape).transpose(0, 1) for x in qkv)
-            seen = F.scaled_dot_product_attention(*own, attn_mask=group[:, None, None])
-            parts.append(seen.transpose(0, 1).flatten(1, 2)[None])
+            attended = F.scaled_dot_product_attention(*own, attn_mask=group[:, None, None])
+            parts.append(attended.transpose(0, 1).flatten(1, 2)[None])
         return torch.cat(parts, 2)
 
 
 class SetAttention(nn.Module):
-    """Multi-head attention in which a query sees only what it is allowed to.
+    """Multi-head attention with a mask of allowed pairs.
 
     Args:
-        width: of queries and results.
+        width: width of queries and results.
         heads: number of heads; divides `width`.
-        context_width: of what is attended to; None for `width`.
+        context_width: width of keys and values; None for `width`.
 
     Raises:
         ValueError: `heads` does not divide `width`.
@@ -111,14 +111,14 @@ class SetAttention(nn.Module):
     def forward(
         self, x: Tensor, context: Tensor, allowed: Tensor | SetsBySize, bias: Tensor | None = None
     ) -> Tensor:
-        """Attends.
+        """Compute the attention of `x` to `context`.
 
         Args:
             x: (B, N, width) queries.
             context: (B, M, context_width).
-            allowed: (B, N, M) or (B, 1, M) bool; a query that may see nothing gets 0. Or sets, by
-                which `x` and `context` are laid out.
-            bias: (B, heads, N, M) added to the scores where `allowed` is a tensor, or None.
+            allowed: (B, N, M) or (B, 1, M) bool, the pairs that attend; a query without any gets
+                0. Or sets, in whose layout `x` and `context` are.
+            bias: (B, heads, N, M) added to the scores if `allowed` is a tensor, or None.
 
         Returns:
             (B, N, width).
@@ -126,24 +126,24 @@ class SetAttention(nn.Module):
         query, key, value = self._project(x, context)
         if isinstance(allowed, SetsBySize):
             return self.out(allowed.attend(query, key, value).transpose(1, 2).flatten(-2))
-        # A softmax over nothing is NaN, on its way back too: such a query sees everything, and what
-        # it saw is dropped.
-        blind = ~allowed.any(-1, keepdim=True)
-        mask = (allowed | blind)[:, None]
+        # A softmax over nothing is NaN, in the backward pass too: such a query attends to all, and
+        # its result is dropped.
+        empty = ~allowed.any(-1, keepdim=True)
+        mask = (allowed | empty)[:, None]
         if bias is not None:
             mask = bias.masked_fill(~mask, -torch.inf).to(query.dtype)
-        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        seen = seen.transpose(1, 2).flatten(-2).masked_fill(blind, 0)
-        return self.out(seen)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        attended = attended.transpose(1, 2).flatten(-2).masked_fill(empty, 0)
+        return self.out(attended)
 
     def weights(self, x: Tensor, context: Tensor) -> Tensor:
-        """(B, heads, N, M) float32, how much each query takes of what; for all that is allowed."""
+        """Return the attention weights (B, heads, N, M) float32, without mask or bias."""
         query, key, _ = self._project(x, context)
         scores = query @ key.mT / math.sqrt(query.shape[-1])
         return scores.float().softmax(-1)
 
     def _project(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, heads, N, d), keys and values (B, heads, M, d)."""
+        """Return queries (B, heads, N, d), keys and values (B, heads, M, d)."""
         split = (self.heads, x.shape[-1] // self.heads)
         query = self.query(x).unflatten(-1, split).transpose(1, 2)
         key, value = self.key_value(context).unflatten(-1, (2, *split)).unbind(-3)
@@ -151,13 +151,13 @@ class SetAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer layer over sets, with attention to a second set where it has one.
+    """Pre-norm transformer layer over sets, with optional cross-attention to a second set.
 
     Args:
-        width: of the tokens.
+        width: width of the tokens.
         heads: number of heads.
-        mlp_ratio: width of the MLP over `width`.
-        context_width: of the second set, or None for no second set.
+        mlp_ratio: ratio of the MLP's width to `width`.
+        context_width: width of the second set, or None for no second set.
     """
 
     def __init__(
@@ -181,21 +181,21 @@ class Block(nn.Module):
         context: Tensor | None = None,
         context_allowed: Tensor | None = None,
         context_bias: Tensor | None = None,
-        weighed: bool = False,
+        return_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """One layer.
+        """Apply the layer.
 
         Args:
             x: (B, N, width).
-            allowed: (B, N, N) or (B, 1, N) bool, what attends to what; or sets, as for
+            allowed: (B, N, N) or (B, 1, N) bool, the pairs that attend; or sets, see
                 `SetAttention`.
             context: (B, M, context_width), the second set.
             context_allowed: (B, N, M) or (B, 1, M) bool.
             context_bias: (B, heads, N, M) added to the scores of the second set, or None.
-            weighed: also give the attention to the second set, all of which is allowed, unbiased.
+            return_weights: return of the cross-attention weights, without mask or bias.
 
         Returns:
-            (B, N, width); and where `weighed`, (B, heads, N, M) float32, rows of which sum to 1.
+            (B, N, width); with `return_weights` also (B, heads, N, M) float32, whose rows sum to 1.
         """
         if self.attend_cross is not None:
             queries = self.norm_cross(x)
@@ -203,13 +203,13 @@ class Block(nn.Module):
         normed = self.norm_self(x)
         x = x + self.attend_self(normed, normed, allowed)
         x = x + self.mlp(self.norm_mlp(x))
-        # Here and not where it is needed: a sharded layer has its weights in its forward pass only.
-        return (x, self.attend_cross.weights(queries, context)) if weighed else x
+        # Computed here, since a sharded layer has its parameters in its forward pass only.
+        return (x, self.attend_cross.weights(queries, context)) if return_weights else x
 
 
 def same_cluster(labels: Tensor) -> Tensor:
-    """(B, N) labels to (B, N, N) bool: block-diagonal, in whatever order the tokens are.
+    """Return (B, N, N) bool, True for pairs of tokens with the same label (B, N).
 
-    A token with label -1 sees nothing.
+    A token with label -1 attends to nothing.
     """
     return (labels[:, :, None] == labels[:, None, :]) & (labels >= 0)[:, :, None]

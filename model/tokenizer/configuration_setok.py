@@ -23,44 +23,45 @@ GROUPINGS: Registry[Callable[[SetokConfig, int], tuple[nn.Module, nn.Module]]] =
 
 
 class SetokConfig(PretrainedConfig):
-    """Everything that `SetokModel` is built from; nothing in it points to another file.
+    """Configuration of a `SetokModel`; it is complete and refers to no other file.
 
     Attributes:
-        encoder: "patch-statistics", "hf" for a Hugging Face vision model, or a name that was
+        encoder: "patch-statistics", "hf" for a Hugging Face vision model, or a name that is
             registered in `ENCODERS`.
-        encoder_config: with "hf", the configuration of that model as a dict, `model_type` included;
-            with a registered encoder, its options.
-        preprocessor: with "hf", the fields of `ImageProcessor` as a dict.
-        encoder_layer: with "hf", which hidden state is taken; -2 is the penultimate layer's.
-        encoder_trainable: with "hf", whether the encoder gets gradients.
+        encoder_config: configuration of the "hf" encoder as a dict, `model_type` included; options
+            of a registered encoder.
+        preprocessor: fields of the "hf" encoder's `ImageProcessor` as a dict.
+        encoder_layer: index of the "hf" encoder's hidden state; -2 is the penultimate layer's.
+        encoder_trainable: trainability of the "hf" encoder.
         grid: rows and columns of patches; None for the encoder's own.
-        patch_size: with "patch-statistics", side of a patch in pixels.
-        feature_weights: with "patch-statistics", of the four groups of features: a patch's colour,
-            that of its neighbourhood, the deviations, the contrasts; None for the encoder's own.
-        tokens: what a token stands for: "clusters" of patches; cells of a "grid" laid over them;
-            what learned "queries" read in them, as a Q-Former does; or the "patches" themselves.
-        token_grid: with tokens="grid", rows and columns of cells, at most those of the patches.
-        num_queries: with tokens="queries", how many.
-        token_options: options of a token grouping that was registered in `GROUPINGS`.
-        cluster: fields of `ClusterConfig` that differ from its defaults. This and the next two are
-            of tokens="clusters"; with others nothing reads them.
-        learnable: which of bandwidth, beta, temperature and offset learn.
-        position_weight: of a patch's position beside its features when it is clustered: the mean
-            squared distance of two patches in their places, over that in their features.
-        width: of the merger's transformers.
-        heads: of all attention.
-        intra_layers: layers within clusters or cells, or of queries that read, at least 1 then;
-            patches have none.
-        inter_layers: layers between the tokens of an image.
-        token_dim: of the visual tokens.
-        outline_dim: of these, the last ones, which say where the patches of the token lie.
-        decoder_width: of the detokenizer.
-        decoder_cross_layers: layers of the detokenizer that attend to the tokens.
-        decoder_layers: its layers after those.
-        decoder_grid: rows and columns of its queries.
-        decoder_patch_size: side of a patch that it draws, in pixels.
-        mlp_ratio: width of all MLPs over that of their transformer.
-        concept_dim: of the space in which tokens and concepts of the text are compared.
+        patch_size: side of a "patch-statistics" patch in pixels.
+        feature_weights: weights of the four groups of "patch-statistics" features: a patch's
+            colour, that of its neighbourhood, the deviations, the contrasts; None for the
+            encoder's own.
+        tokens: kind of the tokens: "clusters" of patches, cells of a "grid" of patches, learned
+            "queries" that attend to the patches as in a Q-Former, or the "patches" themselves.
+        token_grid: rows and columns of the cells of tokens="grid", at most those of the patches.
+        num_queries: number of queries of tokens="queries".
+        token_options: options of a token grouping that is registered in `GROUPINGS`.
+        cluster: fields of `ClusterConfig` that differ from its defaults. This and the next two
+            apply to tokens="clusters" only.
+        learnable: names of the learnable ones among bandwidth, beta, temperature and offset.
+        position_weight: weight of the positions beside the features in the clustering: ratio of
+            the mean squared distance between two patches in positions to that in features.
+        width: width of the merger's transformers.
+        heads: number of heads of all attention.
+        intra_layers: number of layers within clusters or cells, or of the queries' layers, at least
+            1 then; patches have none.
+        inter_layers: number of layers between the tokens of an image.
+        token_dim: number of channels of a visual token.
+        outline_dim: number of its last channels, the shapelets of the token's patches.
+        decoder_width: width of the detokenizer.
+        decoder_cross_layers: number of detokenizer layers that attend to the tokens.
+        decoder_layers: number of detokenizer layers after those.
+        decoder_grid: rows and columns of the detokenizer's queries.
+        decoder_patch_size: side of a reconstructed patch in pixels.
+        mlp_ratio: ratio of an MLP's width to that of its transformer.
+        concept_dim: number of dimensions of the space that compares tokens and text concepts.
     """
 
     model_type = "setok"
@@ -97,10 +98,10 @@ class SetokConfig(PretrainedConfig):
         concept_dim: int = 512,
         **kwargs,
     ):
-        """Checks the fields against one another.
+        """Check the fields against one another.
 
         Raises:
-            TypeError, ValueError: one does not fit; the message names it.
+            TypeError, ValueError: a field does not fit; the message names it.
         """
         self.encoder = encoder
         self.encoder_config = encoder_config
@@ -134,7 +135,7 @@ class SetokConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
     def cluster_config(self) -> ClusterConfig:
-        """The options of the clustering."""
+        """Return the options of the clustering."""
         return ClusterConfig(**self.cluster)
 
     def _check(self) -> None:
@@ -151,7 +152,7 @@ class SetokConfig(PretrainedConfig):
                 f"got {self.encoder_config!r}"
             )
         if self.encoder == "hf" and self.feature_weights is not None:
-            expected = "None with encoder='hf', whose features are learnt"
+            expected = "None with encoder='hf'"
             raise ValueError(f"feature_weights: expected {expected}, got {self.feature_weights}")
         self._check_tokens()
         known = [field.name for field in dataclasses.fields(ClusterConfig)]

@@ -1,4 +1,4 @@
-"""Vision encoders: pictures in, one feature vector per patch out."""
+"""Vision encoders: from images to one feature vector per patch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _IMAGENET = ImageProcessor(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
 _OPENAI = ImageProcessor(
     mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)
 )
-# For checkpoints without a preprocessor_config.json; everything else was trained on [-1, 1].
+# For checkpoints without a preprocessor_config.json; all other families were trained on [-1, 1].
 _PROCESSOR_BY_FAMILY = {
     "clip": _OPENAI,
     "convnext": _IMAGENET,
@@ -36,18 +36,18 @@ _PROCESSOR_BY_FAMILY = {
     "resnet": _IMAGENET,
     "swin": _IMAGENET,
 }
-# Layers that only a task on top of the features would use.
+# Layers on top of the features, which only downstream tasks use.
 _HEADS = ("head", "pooler", "classifier")
 
 
 class VisionEncoder(Protocol):
-    """What every encoder here offers; all are `nn.Module`s.
+    """Interface of the encoders, all of which are `nn.Module`s.
 
     Attributes:
-        grid: Rows and columns of the features.
-        feature_dim: Number of features per patch.
-        processor: Resizing and normalisation.
-        pixel_size: Height and width that pictures are squeezed to.
+        grid: rows and columns of the features.
+        feature_dim: number of features per patch.
+        processor: resizing and normalisation.
+        pixel_size: height and width of the resized images.
     """
 
     grid: tuple[int, int]
@@ -56,32 +56,32 @@ class VisionEncoder(Protocol):
     pixel_size: tuple[int, int]
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
-        """Turns B RGB pictures of any sizes into pixels (B, 3, height, width)."""
+        """Turn B RGB images of any sizes into pixels (B, 3, height, width)."""
 
-    def normalise(self, pictures: Tensor) -> Tensor:
-        """Turns pictures (B, 3, h, w) in [0, 1] into such pixels, with gradient."""
+    def normalise(self, images: Tensor) -> Tensor:
+        """Turn images (B, 3, h, w) in [0, 1] into such pixels, with gradient."""
 
     def features(self, pixels: Tensor) -> Tensor:
-        """As `__call__`, of pixels only and with gradient to them, be the encoder frozen or not."""
+        """Compute features as `__call__`, from pixels only and with gradient to them."""
 
     def __call__(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
-        """Turns pictures, or what `preprocess` made of them, into (B, rows, columns, D) float32."""
+        """Turn images, or pixels from `preprocess`, into features (B, rows, columns, D) float32."""
 
 
 class HFVisionEncoder(nn.Module):
     """Patch features of a Hugging Face vision model, or of the vision tower of a composite one.
 
-    Every patch stays and nothing else does: class and register tokens are dropped, and SigLIP,
-    which has none, keeps all its tokens. Models whose stages make feature maps work too, with the
-    grid of the chosen stage.
+    Only patch tokens stay: class and register tokens are dropped, and SigLIP, which has none, keeps
+    all its tokens. Models whose stages return feature maps work too, with the grid of the chosen
+    stage.
 
     Attributes:
-        backbone: The transformers model.
-        grid: Rows and columns of the features.
-        feature_dim: Number of features per patch.
-        processor: Resizing and normalisation of the checkpoint.
-        pixel_size: Height and width that pictures are squeezed to.
-        trainable: Whether the backbone receives gradients.
+        backbone: transformers model.
+        grid: rows and columns of the features.
+        feature_dim: number of features per patch.
+        processor: resizing and normalisation of the checkpoint.
+        pixel_size: height and width of the resized images.
+        trainable: trainability of the backbone.
     """
 
     def __init__(
@@ -93,22 +93,22 @@ class HFVisionEncoder(nn.Module):
         processor: ImageProcessor | None = None,
         trust_remote_code: bool = False,
     ):
-        """Loads the model and finds out, with one blank picture, what it returns.
+        """Load the model and run it on one blank image for the shape of its features.
 
         Args:
-            name_or_path: A name on the Hugging Face hub or a folder with a `config.json`; or the
+            name_or_path: name on the Hugging Face hub or folder with a `config.json`; or the
                 configuration of a vision model, which then gets random weights.
-            grid: Rows and columns of patches; the model's own when None. Another grid needs a
-                model that can interpolate its position embedding.
-            layer: Which hidden state is taken: -2 is the penultimate layer's, 0 the embedding.
-            trainable: Train the backbone; otherwise it stays frozen and in evaluation mode.
-            processor: Resizing and normalisation; the checkpoint's own when None.
-            trust_remote_code: Run Python code that the folder brings.
+            grid: rows and columns of patches; None for the model's own. Another grid needs a model
+                that can interpolate its position embedding.
+            layer: index of the hidden state: -2 is the penultimate layer's, 0 the embedding.
+            trainable: training of the backbone; otherwise it stays frozen and in evaluation mode.
+            processor: resizing and normalisation; None for the checkpoint's own.
+            trust_remote_code: permission to run the model's own Python code.
 
         Raises:
-            ValueError: There is no such model or it cannot be reached, it is no vision model, its
-                weights are incomplete or damaged, it cannot make this grid or not in the free
-                memory, or it brings code of its own.
+            ValueError: the model does not exist or cannot be reached, is no vision model, has
+                incomplete or damaged weights, cannot make this grid or not in the free memory, or
+                has Python code of its own.
         """
         super().__init__()
         if isinstance(name_or_path, str):
@@ -136,8 +136,8 @@ class HFVisionEncoder(nn.Module):
 
         if grid is not None:
             # The pixels and one hidden state, float32.
-            states = math.prod(grid) * getattr(config, "hidden_size", 0)
-            needed = 4 * (3 * math.prod(self.pixel_size) + states)
+            hidden = math.prod(grid) * getattr(config, "hidden_size", 0)
+            needed = 4 * (3 * math.prod(self.pixel_size) + hidden)
             require_memory(needed, f"grid {grid[0]}x{grid[1]}")
         try:
             with torch.no_grad():
@@ -150,19 +150,19 @@ class HFVisionEncoder(nn.Module):
         self.feature_dim = features.shape[3]
         if grid is not None and self.grid != tuple(grid):
             raise ValueError(
-                f"grid: expected one that {name_or_path!r} can make, got {tuple(grid)}, for which "
-                f"it returns {self.grid}"
+                f"grid: expected a grid that {name_or_path!r} supports, got {tuple(grid)}, for "
+                f"which it returns {self.grid}"
             )
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
-        """Squeezes and normalises B RGB pictures to (B, 3, height, width), float32."""
+        """Resize and normalise B RGB images to (B, 3, height, width), float32."""
         return self.processor(images, self.pixel_size)
 
     def forward(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
-        """Computes the features of every patch.
+        """Compute the features of every patch.
 
         Args:
-            images: B RGB pictures, or what `preprocess` made of them.
+            images: B RGB images, or their pixels from `preprocess`.
 
         Returns:
             (B, rows, columns, feature_dim), float32; carries gradient only when `trainable`.
@@ -171,16 +171,16 @@ class HFVisionEncoder(nn.Module):
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
             return self.features(pixels)
 
-    def normalise(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, 3, h, w) in [0, 1] as `preprocess` would give them, with gradient."""
+    def normalise(self, images: Tensor) -> Tensor:
+        """Resize and normalise images (B, 3, h, w) in [0, 1] as `preprocess`, with gradient."""
         mean, std = (
-            pictures.new_tensor(values)[:, None, None]
+            images.new_tensor(values)[:, None, None]
             for values in (self.processor.mean, self.processor.std)
         )
-        return (resized(pictures, self.pixel_size) - mean) / std
+        return (resized(images, self.pixel_size) - mean) / std
 
     def features(self, pixels: Tensor) -> Tensor:
-        """As `forward`, of pixels only; carries gradient to them even where the model is frozen."""
+        """Compute features as `forward`, from pixels only, with gradient to them even if frozen."""
         weight = next(self.backbone.parameters())
         if not len(pixels):
             # Batches of text alone: most models fail on no image, and with sharded weights all
@@ -190,36 +190,36 @@ class HFVisionEncoder(nn.Module):
         return self._to_grid(output, pixels.shape[-2:]).float()
 
     def train(self, mode: bool = True) -> HFVisionEncoder:
-        """Sets the mode of the module; a frozen backbone stays in evaluation mode."""
+        """Set the mode of the module; a frozen backbone stays in evaluation mode."""
         super().train(mode)
         self.backbone.train(mode and self.trainable)
         return self
 
     def _to_grid(self, output: Any, size: Sequence[int]) -> Tensor:
         maps = getattr(output, "reshaped_hidden_states", None)  # each (B, D, rows, columns)
-        states = (maps or output.hidden_states)[self.layer]
-        if states.dim() == 4:
+        hidden = (maps or output.hidden_states)[self.layer]
+        if hidden.dim() == 4:
             # SAM's maps have their channels last, all others have them first.
             hidden_size = getattr(self.backbone.config, "hidden_size", None)
-            return states if states.shape[-1] == hidden_size else states.permute(0, 2, 3, 1)
+            return hidden if hidden.shape[-1] == hidden_size else hidden.permute(0, 2, 3, 1)
         rows, columns = size[0] // self._patch[0], size[1] // self._patch[1]
-        extra = states.shape[1] - rows * columns
+        extra = hidden.shape[1] - rows * columns
         if extra < 0:
             raise ValueError(
-                f"expected at least {rows} x {columns} tokens, got {states.shape[1]} of layer "
+                f"expected at least {rows} x {columns} tokens, got {hidden.shape[1]} of layer "
                 f"{self.layer}"
             )
         # Class and register tokens come first in every model that has them.
-        return states[:, extra:].unflatten(1, (rows, columns))
+        return hidden[:, extra:].unflatten(1, (rows, columns))
 
 
 def build_encoder(
     name: str, grid: tuple[int, int] | None = None, trust_remote_code: bool = False
 ) -> VisionEncoder:
-    """Makes the encoder a user named: "patch-statistics", or a Hugging Face name or folder.
+    """Build an encoder by name: "patch-statistics", or a Hugging Face name or folder.
 
     Raises:
-        ValueError: See the encoders.
+        ValueError: see the encoders.
     """
     if name == PATCH_STATISTICS:
         return PatchStatisticsEncoder(grid)
@@ -241,7 +241,7 @@ def _load_vision_config(name: str, trust_remote_code: bool) -> Any:
         type(config) in MODEL_MAPPING
         and MODEL_MAPPING[type(config)].main_input_name == "pixel_values"
     )
-    # What a class of its own takes is known once it is made.
+    # The inputs of a model with its own code are known only after it is built.
     is_foreign = trust_remote_code and "AutoModel" in (getattr(config, "auto_map", None) or {})
     if not takes_pixels and not is_foreign:
         raise _no_vision_model(name, config)
@@ -269,8 +269,8 @@ def _load_backbone(name: str, config: Any, trust_remote_code: bool) -> nn.Module
     missing = sorted(key for key in info["missing_keys"] if not set(_HEADS) & set(key.split(".")))
     if missing:
         raise ValueError(
-            f"encoder: {name!r} lacks {len(missing)} of the weights of its vision model, such as "
-            f"{missing[0]}; they would be random"
+            f"encoder: expected all weights of the vision model, got {name!r} without "
+            f"{len(missing)} of them, such as {missing[0]}; they would be random"
         )
     return backbone
 
@@ -283,7 +283,7 @@ def _random_backbone(config: PretrainedConfig) -> nn.Module:
 
 @contextlib.contextmanager
 def _quiet_loading():
-    """Mutes the report that lists a composite model's text weights as unexpected."""
+    """Mute the report that lists a composite model's text weights as unexpected."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -321,7 +321,7 @@ def _find_file(name: str, file_name: str) -> Path | None:
     except LocalEntryNotFoundError as error:
         raise ValueError(
             f"encoder: {file_name} of {name!r} is not in the local cache and the hub cannot be "
-            f"reached, so it is unknown how the model wants its pictures"
+            f"reached, so the image preprocessing of the model is unknown"
         ) from error
     except EntryNotFoundError:
         return None

@@ -1,4 +1,4 @@
-"""From parts of a picture to one token each (the token merger of SeTok)."""
+"""Token merger of SeTok: one token from each part of an image."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from setokim.tokenizer.token_grouping import Parts, Readings
 
 
 class _Merger(nn.Module):
-    """What mergers begin and end with: patches in their places, and tokens that attend to others.
+    """Base of the mergers: position encoding of the patches, and attention between the tokens.
 
-    Layers are not added by a constructor: their order decides what random weights they get.
+    Layers are not added by a constructor, since their order determines their random weights.
     """
 
     def _add_beginning(self, feature_dim: int, width: int) -> None:
         self.norm_in = nn.LayerNorm(feature_dim)
         self.project_in = nn.Linear(feature_dim, width)
 
-    def _begin(self, features: Tensor, places: Tensor) -> Tensor:
-        """Patches (B, N, width) of features (B, N, feature_dim) and places (N, 2)."""
-        position = sincos_encoding(places, self.width)  # (N, width)
-        return self.project_in(self.norm_in(features)) + position.to(features.dtype)
+    def _begin(self, features: Tensor, positions: Tensor) -> Tensor:
+        """Embed features (B, N, feature_dim) at positions (N, 2) as patches (B, N, width)."""
+        encoding = sincos_encoding(positions, self.width)  # (N, width)
+        return self.project_in(self.norm_in(features)) + encoding.to(features.dtype)
 
     def _add_ending(
         self,
@@ -39,48 +39,48 @@ class _Merger(nn.Module):
     ) -> None:
         self.width, self.outline_dim = width, outline_dim
         self.norm_mean = nn.LayerNorm(width)
-        # What the part is made of, and where its patches lie.
+        # Content of the part, its shapelets and its area.
         self.project_mean = nn.Linear(width + outline_dim + 1, width)
         self.inter = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(layers))
         self.norm_out = nn.LayerNorm(width)
         self.project_out = nn.Linear(width, token_dim - outline_dim)
 
     def _end(
-        self, mean: Tensor, outline: Tensor, area: Tensor, occupied: Tensor
+        self, mean: Tensor, shapelets: Tensor, area: Tensor, occupied: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Tokens (B, R, token_dim), and `occupied`.
+        """Return tokens (B, R, token_dim), and `occupied`.
 
         Args:
             mean: (B, R, width) content.
-            outline: (B, R, outline_dim) where its patches lie.
-            area: (B, R, 1) share of the picture.
-            occupied: (B, R) bool, the rows that are there.
+            shapelets: (B, R, outline_dim) pose and shape of the part.
+            area: (B, R, 1) fraction of the image.
+            occupied: (B, R) bool, the rows that hold a part.
         """
-        outline = outline.to(mean.dtype)
-        tokens = self.project_mean(torch.cat([mean, outline, area.clamp(min=1e-6).log()], -1))
+        shapelets = shapelets.to(mean.dtype)
+        tokens = self.project_mean(torch.cat([mean, shapelets, area.clamp(min=1e-6).log()], -1))
         for block in self.inter:
             tokens = block(tokens, occupied[:, None])
-        tokens = torch.cat([self.project_out(self.norm_out(tokens)), outline], -1)
+        tokens = torch.cat([self.project_out(self.norm_out(tokens)), shapelets], -1)
         return tokens.masked_fill(~occupied[..., None], 0), occupied
 
 
 class TokenMerger(_Merger):
-    """Patches of a cluster attend to one another, are averaged, and the means attend to each other.
+    """Merger of clusters: attention within each, a weighted mean, and attention between the means.
 
-    Clusters of all images go through one call, without a loop over them: on a CPU attention within
-    clusters goes by groups of clusters of about the same size. Elsewhere it is block-diagonal, by a
-    mask, as the sizes would have to be waited for. The mean is weighted by the tokens' own masks,
-    so that the clustering gets a gradient too.
+    All clusters go through one call, without a loop over them. On a CPU attention within clusters
+    runs by groups of clusters of about the same size. Elsewhere a mask makes it block-diagonal,
+    because reading the sizes would wait for the device. The tokens' own masks weight the mean, so
+    that the clustering gets a gradient too.
 
     Args:
-        feature_dim: of the encoder's features.
-        width: of both transformers.
-        token_dim: of the tokens that leave; the last `outline_dim` of it are the outline.
-        outline_dim: numbers that say where the patches of a cluster lie, less than `token_dim`.
+        feature_dim: number of the encoder's features.
+        width: width of both transformers.
+        token_dim: number of channels of an output token, shapelets included.
+        outline_dim: number of its last channels, the shapelets of a cluster; below `token_dim`.
         heads: number of heads.
-        intra_layers: layers within clusters.
-        inter_layers: layers between the tokens of an image.
-        mlp_ratio: width of the MLPs over `width`.
+        intra_layers: number of layers within clusters.
+        inter_layers: number of layers between the tokens of an image.
+        mlp_ratio: ratio of the MLPs' width to `width`.
     """
 
     def __init__(
@@ -102,29 +102,29 @@ class TokenMerger(_Merger):
     def forward(
         self, features: Tensor, clusters: Clusters | Parts, grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Merges.
+        """Merge the patches of each cluster into a token.
 
         Args:
             features: (B, N, feature_dim).
-            clusters: of these N patches, padded layout; or other parts.
+            clusters: clusters of these N patches in padded layout, or other parts.
             grid: (H, W) with H · W = N.
 
         Returns:
-            tokens: (B, R, token_dim) with R = max_clusters + 1 rows, 0 where a row is nobody's
-                label; row `counts` is the residual's.
-            occupied: (B, R) bool, the rows that are somebody's label.
+            tokens: (B, R, token_dim) with R = max_clusters + 1 rows, 0 in rows that are no patch's
+                label; row `counts` is the residual.
+            occupied: (B, R) bool, the rows that are the label of a patch.
         """
-        places = grid_positions(*grid, features.device)  # (N, 2)
-        x = self._begin(features, places)
+        positions = grid_positions(*grid, features.device)  # (N, 2)
+        x = self._begin(features, positions)
         x = self._within(x, clusters, by_size=x.device.type == "cpu")
-        share = self.membership(clusters)  # (B, R, N)
-        mean = share.to(x.dtype) @ self.norm_mean(x)  # (B, R, width)
-        outline = outlines_of(share, grid, self.outline_dim)
+        weights = self.membership(clusters)  # (B, R, N)
+        mean = weights.to(x.dtype) @ self.norm_mean(x)  # (B, R, width)
+        shapelets = outlines_of(weights, grid, self.outline_dim)
         area = clusters.sizes()[..., None].to(x.dtype) / x.shape[1]
-        return self._end(mean, outline, area, clusters.occupied())
+        return self._end(mean, shapelets, area, clusters.occupied())
 
     def _within(self, x: Tensor, clusters: Clusters | Parts, by_size: bool) -> Tensor:
-        """Patches (B, N, width) after the layers within clusters."""
+        """Return patches (B, N, width) after the layers within clusters."""
         if not by_size:
             together = same_cluster(clusters.labels)
             for block in self.intra:
@@ -138,7 +138,7 @@ class TokenMerger(_Merger):
 
     @staticmethod
     def membership(clusters: Clusters | Parts) -> Tensor:
-        """(B, R, N) share of each patch in the mean of its label's row; rows in use sum to 1."""
+        """Return the weight (B, R, N) of each patch in its row's mean; occupied rows sum to 1."""
         rows = clusters.num_rows
         member = F.one_hot(clusters.labels.clamp(min=0), rows).mT  # (B, R, N)
         weight = clusters.masks * member * (clusters.labels >= 0)[:, None]
@@ -147,16 +147,16 @@ class TokenMerger(_Merger):
 
 
 class PatchMerger(_Merger):
-    """`TokenMerger` for parts of one patch each, which have nothing to attend to within.
+    """Merger of single patches, which have no attention within parts.
 
     Args:
-        feature_dim: of the encoder's features.
-        width: of the transformer.
-        token_dim: of the tokens that leave; the last `outline_dim` of it are the outline.
-        outline_dim: numbers that say where a patch lies, less than `token_dim`.
+        feature_dim: number of the encoder's features.
+        width: width of the transformer.
+        token_dim: number of channels of an output token, shapelets included.
+        outline_dim: number of its last channels, the shapelets of a patch; below `token_dim`.
         heads: number of heads.
-        inter_layers: layers between the tokens of an image.
-        mlp_ratio: width of the MLPs over `width`.
+        inter_layers: number of layers between the tokens of an image.
+        mlp_ratio: ratio of the MLPs' width to `width`.
     """
 
     def __init__(
@@ -176,25 +176,26 @@ class PatchMerger(_Merger):
     def forward(
         self, features: Tensor, parts: Parts, grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Tokens (B, N, token_dim) of features (B, N, feature_dim), and that all are there."""
-        places = grid_positions(*grid, features.device)  # (N, 2)
-        x = self._begin(features, places)
+        """Turn features (B, N, feature_dim) into tokens (B, N, token_dim), all rows occupied."""
+        positions = grid_positions(*grid, features.device)  # (N, 2)
+        x = self._begin(features, positions)
         each = torch.eye(x.shape[1], device=x.device)[None]
-        outline = outlines_of(each, grid, self.outline_dim).expand(x.shape[0], -1, -1)
+        shapelets = outlines_of(each, grid, self.outline_dim).expand(x.shape[0], -1, -1)
         area = x.new_full((*x.shape[:2], 1), 1 / x.shape[1])
-        return self._end(self.norm_mean(x), outline, area, parts.occupied())
+        return self._end(self.norm_mean(x), shapelets, area, parts.occupied())
 
 
 class QueryMerger(_Merger):
-    """The end of `TokenMerger` for what learned queries have read.
+    """Merger of query readings, which only attend to each other.
 
     Args:
-        width: of the queries and of the transformer.
-        token_dim: of the tokens that leave; the last `outline_dim` of it are the outline.
-        outline_dim: numbers that say where a query looks, less than `token_dim`.
+        width: width of the queries and of the transformer.
+        token_dim: number of channels of an output token, shapelets included.
+        outline_dim: number of its last channels, the shapelets of a query's attention; below
+            `token_dim`.
         heads: number of heads.
-        inter_layers: layers between the tokens of an image.
-        mlp_ratio: width of the MLPs over `width`.
+        inter_layers: number of layers between the tokens of an image.
+        mlp_ratio: ratio of the MLPs' width to `width`.
     """
 
     def __init__(
@@ -212,8 +213,8 @@ class QueryMerger(_Merger):
     def forward(
         self, features: Tensor, parts: Readings, grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Tokens (B, R, token_dim) of what was read, and that all are there."""
-        mean = self.norm_mean(parts.states)
-        outline = outlines_of(parts.share, grid, self.outline_dim)
+        """Turn the readings into tokens (B, R, token_dim), all rows occupied."""
+        mean = self.norm_mean(parts.hidden_states)
+        shapelets = outlines_of(parts.attention, grid, self.outline_dim)
         area = parts.masks.mean(-1, keepdim=True).to(mean.dtype)
-        return self._end(mean, outline, area, parts.occupied())
+        return self._end(mean, shapelets, area, parts.occupied())

@@ -1,4 +1,4 @@
-"""SeTok: pictures to semantic tokens, and back to pixels."""
+"""SeTok model: images to semantic tokens, and tokens back to pixels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from setok_kernels import Clusters, Packed
 from setok_kernels.layout import pad, valid_tokens
 from setokim.tokenizer.configuration_setok import SetokConfig
-from setokim.tokenizer.detokenizer import Detokenizer, first_emphasis
+from setokim.tokenizer.detokenizer import Detokenizer, initial_emphasis
 from setokim.tokenizer.encoders import HFVisionEncoder
 from setokim.tokenizer.factory import encoder_from_config, tokenizer_from_config
 from setokim.tokenizer.processing_setok import SetokProcessor
@@ -26,13 +26,12 @@ class VisualTokens:
     """Tokens of B images.
 
     Attributes:
-        tokens: (B, R, token_dim); 0 in rows that are not there. R is max_clusters + 1, or the
-            number of cells, queries or patches.
-        occupied: (B, R) bool, the rows that are there.
-        parts: the clustering behind them, or other parts of the images.
+        tokens: (B, R, token_dim); 0 in unoccupied rows. R is max_clusters + 1, or the number of
+            cells, queries or patches.
+        occupied: (B, R) bool, the rows that hold a token.
+        parts: clustering of the patches, or their division into other parts.
         grid: rows and columns of the patches.
-        features: (B, N, D), what the encoder says of each patch; None for tokens without an
-            encoder.
+        features: (B, N, D), encoder features of the patches; None for tokens without an encoder.
     """
 
     tokens: Tensor
@@ -43,41 +42,41 @@ class VisualTokens:
 
     @property
     def masks(self) -> Tensor:
-        """(B, R, N) float, how much of each patch belongs to each row; a patch's sum to 1."""
+        """(B, R, N) float, fraction of each patch in each row; a patch's fractions sum to 1."""
         return self.parts.masks
 
     @property
     def labels(self) -> Tensor:
-        """(B, N) int64, the row that each patch belongs to most."""
+        """(B, N) int64, the row with the max fraction of each patch."""
         return self.parts.labels
 
     @property
     def clusters(self) -> Clusters | None:
-        """The clustering behind the tokens; None where there is none."""
+        """Clustering behind the tokens; None for other kinds of tokens."""
         return None if isinstance(self.parts, Parts) else self.parts
 
     def pack(self, order: str = "seed") -> Packed:
-        """The tokens one after the other with `cu_seqlens`; waits for the device.
+        """Pack the tokens as a ragged batch with `cu_seqlens`; waits for the device.
 
         Args:
-            order: "seed", "raster" or "size", as of `Clusters.pack`. The seed of a row that is no
-                cluster is the patch that belongs to it most.
+            order: "seed", "raster" or "size", see `Clusters.pack`. The seed of a row that is no
+                cluster is the patch with its max fraction.
         """
         parts = dataclasses.replace(self.parts, grid=self.grid)
         return parts.pack(self.tokens, order=order)
 
     def select(self, index: Tensor) -> VisualTokens:
-        """The tokens of some images, each as often as it is named.
+        """Select the tokens of some images, each as often as its index occurs.
 
         Args:
-            index: (Q,) int64 or int32, numbers of images.
+            index: (Q,) int64 or int32, indices of images.
 
         Returns:
             Tokens of Q images; carries gradient.
 
         Raises:
-            TypeError: `index` is of another dtype.
-            ValueError: it has another shape.
+            TypeError: `index` has another dtype.
+            ValueError: `index` has another shape.
         """
         if index.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"index: expected dtype torch.int64 or torch.int32, got {index.dtype}")
@@ -87,19 +86,19 @@ class VisualTokens:
 
     @classmethod
     def join(cls, parts: Sequence[VisualTokens]) -> VisualTokens:
-        """The images of several of the same model, one after the other; at least one."""
+        """Concatenate the images of several `VisualTokens` of one model; at least one."""
         return _map(torch.cat, parts)
 
 
 class SetokModel(PreTrainedModel):
     """Vision encoder, clustering and merger (the tokenizer), and the detokenizer.
 
-    `clustering` says which patches belong together: it turns features (B, N, D) and their grid into
-    `Clusters`, or into `Parts` where the configuration asks for other tokens. `merger` turns
-    features, these and the grid into tokens (B, R, token_dim) and which of them are there (B, R).
+    `clustering` groups the patches: it turns features (B, N, D) and their grid into `Clusters`, or
+    into `Parts` for other kinds of tokens. `merger` turns features, groups and grid into tokens
+    (B, R, token_dim) and their occupied rows (B, R).
 
     Args:
-        config: what to build; the weights are random.
+        config: configuration of the model; the weights are random.
     """
 
     config_class = SetokConfig
@@ -127,11 +126,11 @@ class SetokModel(PreTrainedModel):
 
     @classmethod
     def from_encoder(cls, name_or_path: str, **fields) -> SetokModel:
-        """A model around a pretrained Hugging Face vision encoder; the rest has random weights.
+        """Build a model around a pretrained Hugging Face vision encoder, with random other weights.
 
         Args:
-            name_or_path: as of `HFVisionEncoder`.
-            **fields: of `SetokConfig`.
+            name_or_path: name or folder of the encoder, see `HFVisionEncoder`.
+            **fields: fields of `SetokConfig`.
 
         Raises:
             ValueError: the encoder cannot be loaded, or a field does not fit.
@@ -150,18 +149,18 @@ class SetokModel(PreTrainedModel):
         return model
 
     def processor(self) -> SetokProcessor:
-        """What `preprocess` does, to be kept beside the weights."""
+        """Return the processor that does the work of `preprocess`, to be saved with the weights."""
         return SetokProcessor(self.encoder.pixel_size, self.encoder.processor)
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
-        """B RGB pictures of any sizes to (B, 3, height, width), as the encoder wants them."""
+        """Turn B RGB images of any sizes into the encoder's pixels (B, 3, height, width)."""
         return self.encoder.preprocess(images)
 
     def tokenize(self, images: Sequence[Image.Image] | Tensor) -> VisualTokens:
-        """Pictures to semantic tokens.
+        """Turn images into semantic tokens.
 
         Args:
-            images: B RGB pictures, or what `preprocess` made of them.
+            images: B RGB images, or their pixels from `preprocess`.
 
         Returns:
             The tokens; `.pack()` makes them ragged.
@@ -180,13 +179,13 @@ class SetokModel(PreTrainedModel):
         max_seqlen: int | None = None,
         size: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Ragged tokens to pictures.
+        """Reconstruct images from ragged tokens.
 
         Args:
             tokens: (S, token_dim), the tokens of all images one after the other.
             cu_seqlens: (B + 1,) int32 offsets of the images.
-            max_seqlen: most tokens of an image; read from `cu_seqlens` when None, which waits for
-                the device.
+            max_seqlen: max number of tokens of an image; None to read it from `cu_seqlens`, which
+                waits for the device.
             size: height and width in pixels; None for the detokenizer's own.
 
         Returns:
@@ -204,16 +203,16 @@ class SetokModel(PreTrainedModel):
         return self.detokenizer(padded, valid_tokens(cu_seqlens, max_seqlen), size)
 
     def forward(self, pixel_values: Tensor) -> tuple[VisualTokens, Tensor]:
-        """Tokens of preprocessed pictures, and the pictures drawn from them again."""
+        """Return the tokens of preprocessed images, and the images reconstructed from them."""
         visual = self.tokenize(pixel_values)
         return visual, self.detokenizer(visual.tokens, visual.occupied)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # Linear and LayerNorm keep torch's own; the encoder initialises itself.
+        # Linear and LayerNorm keep torch's own initialisation; the encoder initialises itself.
         if isinstance(module, Detokenizer):
             module.queries.normal_(std=0.02)
-            module.emphasis.copy_(first_emphasis(module.outline_dim))
+            module.emphasis.copy_(initial_emphasis(module.outline_dim))
         elif isinstance(module, QueryPartition):
             module.queries.normal_()
         elif isinstance(module, (nn.Linear, nn.LayerNorm, ClusterPartition)):
@@ -221,7 +220,7 @@ class SetokModel(PreTrainedModel):
 
 
 def _map(function: Callable[[list[Tensor]], Tensor], values: Sequence):
-    """Applies a function to the tensors of like values, and to those in fields of dataclasses."""
+    """Apply a function to the tensors of equal structures, fields of dataclasses included."""
     if isinstance(values[0], Tensor):
         return function(list(values))
     if not dataclasses.is_dataclass(values[0]):

@@ -1,4 +1,4 @@
-"""A vision encoder without weights: colour and gradient statistics of every patch."""
+"""Vision encoder without weights: colour and gradient statistics of every patch."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _CONES_TO_LAB = (
     (1.9779984951, -2.4285922050, 0.4505937099),
     (0.0259040371, 0.7827717662, -0.8086757660),
 )
-# Chosen by eye on photographs. Hue tells objects apart better than lightness, because shading runs
-# across one object; the wider mean outweighs the patch's own, because a patch on an edge mixes two
-# objects into a colour of neither.
+# Chosen by eye on photographs. Hue separates objects better than lightness, because shading varies
+# within an object. The wider mean outweighs the patch's own, because a patch on a boundary mixes
+# two objects into a colour of neither.
 _COLOUR_WEIGHTS = (1.0, 3.0, 3.0)
-# Of a patch's own colour, that of its neighbourhood, its deviation, and its contrasts.
+# Weights of a patch's own colour, that of its neighbourhood, its deviation, and its contrasts.
 WEIGHTS = (0.5, 1.2, 0.5, 1.0)
 _SCALES = 3
-# Of squared colours: what is less is rounding.
+# Squared colours below this are rounding errors.
 _FLAT = 1e-12
 _ORIENTATIONS = 4
 # The coarsest scale still has a pixel per patch.
@@ -39,7 +39,7 @@ _MIN_PATCH_SIZE = 2 ** (_SCALES - 1)
 
 
 def srgb_to_oklab(rgb: Tensor) -> Tensor:
-    """Converts sRGB in [0, 1] to OKLab, in which distances are roughly as large as they look.
+    """Convert sRGB in [0, 1] to OKLab, whose distances approximate perceived differences.
 
     Args:
         rgb: (B, 3, H, W).
@@ -55,11 +55,11 @@ def srgb_to_oklab(rgb: Tensor) -> Tensor:
 
 
 def oriented_contrast(lightness: Tensor, orientations: int) -> Tensor:
-    """Squared directional derivatives of a lightness image.
+    """Compute squared directional derivatives of a lightness image.
 
     Args:
         lightness: (B, 1, H, W).
-        orientations: Directions, evenly spread over half a turn.
+        orientations: number of directions, evenly spread over half a turn.
 
     Returns:
         (B, orientations, H, W).
@@ -72,19 +72,19 @@ def oriented_contrast(lightness: Tensor, orientations: int) -> Tensor:
 
 
 class PatchStatisticsEncoder(nn.Module):
-    """Describes each patch by its colours and its texture; nothing to download, nothing to train.
+    """Encoder of colour and texture statistics, without download or training.
 
     The 21 features of a patch are, in OKLab: the mean colour (3), the same over 3 × 3 patches (3),
     the standard deviation of the colour (3), and the contrast of the lightness in 4 directions at
     3 scales (12). Deviations and contrasts too are averaged over 3 × 3 patches, with weights
     1 2 1, because a texture is larger than a patch. The position is no feature: two pieces of sky
-    on either side of a tower are one thing.
+    on either side of a tower are one object.
 
     Attributes:
-        grid: Rows and columns of patches.
-        patch_size: Side of a patch in pixels; the picture is squeezed to grid × patch_size.
-        weights: Of the four groups of features.
-        feature_dim: Number of features per patch.
+        grid: rows and columns of patches.
+        patch_size: side of a patch in pixels; images are resized to grid × patch_size.
+        weights: weights of the four groups of features.
+        feature_dim: number of features per patch.
     """
 
     feature_dim = 9 + _SCALES * _ORIENTATIONS
@@ -95,17 +95,17 @@ class PatchStatisticsEncoder(nn.Module):
         patch_size: int = 14,
         weights: Sequence[float] = WEIGHTS,
     ):
-        """Checks the sizes.
+        """Check and store the sizes and weights.
 
         Args:
-            grid: Rows and columns, 27 × 27 (SigLIP's at 384 pixels) when None.
-            patch_size: Side of a patch in pixels, at least 4.
-            weights: Of the mean colour, that over 3 × 3 patches, the deviations and the contrasts;
-                at least 0, and not all 0. Where things are hardly larger than 3 × 3 patches, what
-                the neighbours look like makes their rims things of their own.
+            grid: rows and columns; None for 27 × 27 (SigLIP's at 384 pixels).
+            patch_size: side of a patch in pixels, at least 4.
+            weights: weights of the mean colour, that over 3 × 3 patches, the deviations and the
+                contrasts; at least 0, and not all 0. With objects hardly larger than 3 × 3 patches,
+                a large second weight turns their boundaries into clusters of their own.
 
         Raises:
-            ValueError: The grid has no patches, the patches are too small, or the weights are not
+            ValueError: the grid has no patches, the patches are too small, or the weights are not
                 four such numbers.
         """
         super().__init__()
@@ -129,30 +129,30 @@ class PatchStatisticsEncoder(nn.Module):
 
     @property
     def pixel_size(self) -> tuple[int, int]:
-        """Height and width that pictures are squeezed to."""
+        """Height and width of the resized images."""
         return self.grid[0] * self.patch_size, self.grid[1] * self.patch_size
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
-        """Squeezes B RGB pictures to (B, 3, rows · patch_size, columns · patch_size) in [0, 1]."""
+        """Resize B RGB images to (B, 3, rows · patch_size, columns · patch_size) in [0, 1]."""
         return self.processor(images, self.pixel_size)
 
     def forward(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
-        """Computes the features of every patch.
+        """Compute the features of every patch.
 
         Args:
-            images: B RGB pictures, or what `preprocess` made of them.
+            images: B RGB images, or their pixels from `preprocess`.
 
         Returns:
             (B, rows, columns, feature_dim), float32.
         """
         return self.features(images if isinstance(images, Tensor) else self.preprocess(images))
 
-    def normalise(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, 3, h, w) in [0, 1] as `preprocess` would give them, with gradient."""
-        return resized(pictures, self.pixel_size)
+    def normalise(self, images: Tensor) -> Tensor:
+        """Resize images (B, 3, h, w) in [0, 1] as `preprocess`, with gradient."""
+        return resized(images, self.pixel_size)
 
     def features(self, pixels: Tensor) -> Tensor:
-        """As `forward`, of pixels only."""
+        """Compute features as `forward`, from pixels only."""
         lab = srgb_to_oklab(pixels.float())
         lab = lab * lab.new_tensor(_COLOUR_WEIGHTS)[:, None, None]
         own, neighbours, deviations, contrast_weight = self.weights
@@ -175,20 +175,20 @@ class PatchStatisticsEncoder(nn.Module):
         return torch.cat(parts, 1).permute(0, 2, 3, 1).contiguous()
 
 
-def resized(pictures: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, h, w) bilinearly at another size, averaged where it is smaller."""
-    if tuple(pictures.shape[-2:]) == size:
-        return pictures
-    return F.interpolate(pictures, size, mode="bilinear", antialias=True)
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (B, C, h, w) bilinearly, with antialiasing when it shrinks."""
+    if tuple(images.shape[-2:]) == size:
+        return images
+    return F.interpolate(images, size, mode="bilinear", antialias=True)
 
 
 def _root(squares: Tensor) -> Tensor:
-    """Square roots whose gradient is 0, not infinite, where a patch is flat."""
+    """Return square roots whose gradient is 0, not infinite, in flat patches."""
     return torch.where(squares > _FLAT, squares.clamp(min=_FLAT).sqrt(), 0)
 
 
 def _smooth(maps: Tensor) -> Tensor:
-    """Averages (B, C, H, W) over 3 × 3 neighbours with weights 1 2 1 in both directions."""
+    """Average (B, C, H, W) over 3 × 3 neighbours with weights 1 2 1 in both directions."""
     channels = maps.shape[1]
     line = maps.new_tensor([0.25, 0.5, 0.25])
     kernel = torch.outer(line, line).expand(channels, 1, 3, 3)

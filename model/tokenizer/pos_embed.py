@@ -1,4 +1,4 @@
-"""Sine and cosine encodings of positions in a picture."""
+"""Sine-cosine encodings of positions in an image."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def grid_positions(rows: int, columns: int, device: torch.device | None = None) -> Tensor:
-    """Middles of the patches of a grid, (rows · columns, 2) float32 (y, x) in (0, 1), line by line.
+    """Return patch centres, (rows · columns, 2) float32 (y, x) in (0, 1), in raster order.
 
-    The same place of a picture has the same position whatever the grid.
+    A point of the image has the same position on every grid.
     """
     y = (torch.arange(rows, device=device) + 0.5) / rows
     x = (torch.arange(columns, device=device) + 0.5) / columns
@@ -19,12 +19,12 @@ def grid_positions(rows: int, columns: int, device: torch.device | None = None) 
 
 
 def sincos_encoding(positions: Tensor, width: int, periods: int = 16) -> Tensor:
-    """Sines and cosines of both coordinates at geometric frequencies.
+    """Encode both coordinates by sines and cosines at geometric frequencies.
 
     Args:
         positions: (..., 2) in [0, 1].
-        width: of the encoding, a multiple of 4.
-        periods: of the highest frequency over the picture; the lowest has half a period.
+        width: width of the encoding, a multiple of 4.
+        periods: periods of the highest frequency across the image; the lowest has half a period.
 
     Returns:
         (..., width) float32.

@@ -1,4 +1,4 @@
-"""Pictures to the pixels that a SeTok model wants, kept beside its weights."""
+"""Image processor of a SeTok model, saved beside its weights."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ FILE = "preprocessor_config.json"
 
 @dataclasses.dataclass(frozen=True)
 class SetokProcessor:
-    """Squeezes pictures of any size and mode to one size and normalises them.
+    """Processor that resizes images of any size and mode to one size and normalises them.
 
-    The processors of transformers need torchvision in some releases; this one has their file name
+    The processors of transformers need torchvision in some releases; this one has their file format
     and their results.
 
     Attributes:
@@ -31,13 +31,13 @@ class SetokProcessor:
     image_processor: ImageProcessor = dataclasses.field(default_factory=ImageProcessor)
 
     def __call__(self, images: Image.Image | Sequence[Image.Image]) -> dict[str, Tensor]:
-        """One picture or B of them to {"pixel_values": (B, 3, height, width) float32}."""
+        """Turn one image or B images into {"pixel_values": (B, 3, height, width) float32}."""
         images = [images] if isinstance(images, Image.Image) else images
         pixels = self.image_processor([to_rgb(image) for image in images], self.size)
         return {"pixel_values": pixels}
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `preprocessor_config.json`."""
+        """Write `preprocessor_config.json`."""
         p = self.image_processor
         fields = {
             "processor_class": type(self).__name__,
@@ -52,11 +52,11 @@ class SetokProcessor:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> SetokProcessor:
-        """Reads what `save_pretrained` wrote.
+        """Read a folder written by `save_pretrained`.
 
         Raises:
-            OSError: there is no such file.
-            ValueError: it names no size.
+            OSError: the file does not exist.
+            ValueError: the file has no size.
         """
         path = Path(folder, FILE)
         size = json.loads(path.read_text(encoding="utf-8")).get("size")

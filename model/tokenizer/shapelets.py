@@ -1,11 +1,11 @@
-"""Outlines: where a part of a picture lies, how large it is, and its shape in a frame of its own.
+"""Shapelet encoding of the position, size and shape of a part of an image.
 
-An outline is a row of numbers. The first three are its pose: the centre (y, x) in sides of the
-picture, and the logarithm of its scale, the root mean square distance from the centre along an
-axis. The others are its shape: the coefficients of the part's indicator in the products of Hermite
-functions around that centre, stretched by that scale ("shapelets", Refregier, MNRAS 2003), fewest
-oscillations first, of unit length together. So the same thing elsewhere, or larger, differs in its
-pose alone, and a small part is described as finely as a large one.
+The first three channels are the pose: the centre (y, x) in sides of the image, and the logarithm
+of the scale, the root mean square distance from the centre along an axis. The others are the
+shape: coefficients of the part's indicator in products of Hermite functions around that centre,
+stretched by that scale ("shapelets", Refregier, MNRAS 2003), lowest order first, normalised to unit
+length. So a moved or enlarged object differs in its pose only, and small parts are encoded as
+finely as large ones.
 """
 
 from __future__ import annotations
@@ -17,57 +17,57 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Numbers of the pose.
+# Number of channels of the pose.
 POSE = 3
-# Unit of the Hermite functions, in scales: a disc, whose radius is 2 scales, has 3 units. With
-# fewer the oscillations are too long for its border, with more they end before it.
+# Units of the Hermite functions per scale: a disc, whose radius is 2 scales, has 3 units. With
+# fewer the oscillations are too long for its boundary, with more they end before it.
 _UNITS = 1.5
-# What makes the drawing of a disc about 1 inside.
+# Factor that makes the decoded indicator of a disc about 1 inside.
 _GAIN = 2 * _UNITS * math.pi**0.5
 _TINY = 1e-6
 
 
-def outlines_of(share: Tensor, grid: tuple[int, int], width: int) -> Tensor:
-    """Outlines of parts.
+def outlines_of(weights: Tensor, grid: tuple[int, int], width: int) -> Tensor:
+    """Encode parts of images as shapelets.
 
     Args:
-        share: (B, R, N), at least 0, how much of each part lies in each patch, line by line; a
-            part's sum to 1.
+        weights: (B, R, N), at least 0, fraction of each part in each patch, in raster order; the
+            fractions of a part sum to 1.
         grid: (H, W) with H · W = N.
-        width: numbers of an outline, more than `POSE`.
+        width: number of channels, more than `POSE`.
 
     Returns:
-        (B, R, width) float32, finite also for a part that is nowhere; carries gradient.
+        (B, R, width) float32, finite also for an empty part; carries gradient.
 
     Raises:
         ValueError: `width` is too small.
     """
     number = _check_width(width)
-    # Half precision would move a small part by a part of its size.
-    with torch.autocast(share.device.type, enabled=False):
-        return _outlines_of(share.float().unflatten(-1, grid), grid, number)
+    # In half precision a small part would move by a fraction of its size.
+    with torch.autocast(weights.device.type, enabled=False):
+        return _encode(weights.float().unflatten(-1, grid), grid, number)
 
 
-def drawn_outlines(outlines: Tensor, rows: int, columns: int, emphasis: Tensor) -> Tensor:
-    """How much each place of a grid belongs to each part.
+def decode_shapelets(shapelets: Tensor, rows: int, columns: int, emphasis: Tensor) -> Tensor:
+    """Reconstruct the indicators of parts on a grid.
 
     Args:
-        outlines: (B, R, width).
-        rows: of the grid over the picture.
-        columns: of it.
-        emphasis: (width - POSE,), how much each coefficient of a shape counts.
+        shapelets: (B, R, width).
+        rows: number of rows of the grid over the image.
+        columns: number of columns of the grid.
+        emphasis: (width - POSE,), weight of each coefficient of a shape.
 
     Returns:
         (B, R, rows · columns); with `emphasis` 1 about 1 inside a disc and 0 outside.
     """
-    with torch.autocast(outlines.device.type, enabled=False):
-        return _drawn_outlines(outlines.float(), rows, columns, emphasis.float())
+    with torch.autocast(shapelets.device.type, enabled=False):
+        return _decode(shapelets.float(), rows, columns, emphasis.float())
 
 
 def unit_shapes(tokens: Tensor, width: int) -> Tensor:
-    """Tokens (..., token_dim) whose outlines, the last `width` numbers, have unit shapes again.
+    """Normalise the shapes in tokens (..., token_dim), whose last `width` channels are shapelets.
 
-    Whoever makes outlines by a model or adds noise to them only nearly has that.
+    Shapelets that a model generates, or that have noise, are only close to unit length.
     """
     number = _check_width(width)
     rest, shape = tokens[..., :-number], tokens[..., -number:]
@@ -75,18 +75,18 @@ def unit_shapes(tokens: Tensor, width: int) -> Tensor:
 
 
 def taper(width: int) -> Tensor:
-    """A Gaussian over the coefficients of a shape, (width - POSE,) float32, from 1 to exp(-2).
+    """Return a Gaussian over the coefficients of a shape, (width - POSE,) float32, 1 to exp(-2).
 
-    Counting what oscillates most as much as the rest would make edges ring.
+    With the full weight of the highest orders edges would ring.
     """
     orders = torch.tensor(_orders(_check_width(width))).sum(0).float()
     return torch.exp(-2 * (orders / orders[-1].clamp(min=1)).square())
 
 
-def _outlines_of(share: Tensor, grid: tuple[int, int], number: int) -> Tensor:
-    """Of shares (B, R, H, W), with `number` coefficients."""
-    y, x = (_middles(side, share.device) for side in grid)
-    down, across = share.sum(-1), share.sum(-2)  # (B, R, H), (B, R, W)
+def _encode(weights: Tensor, grid: tuple[int, int], number: int) -> Tensor:
+    """Encode weights (B, R, H, W) with `number` coefficients."""
+    y, x = (_centres(side, weights.device) for side in grid)
+    down, across = weights.sum(-1), weights.sum(-2)  # (B, R, H), (B, R, W)
     centre_y, centre_x = down @ y, across @ x  # (B, R)
     spread_y = (down * (y - centre_y[..., None]).square()).sum(-1)
     spread_x = (across * (x - centre_x[..., None]).square()).sum(-1)
@@ -94,40 +94,40 @@ def _outlines_of(share: Tensor, grid: tuple[int, int], number: int) -> Tensor:
     within = (grid[0] ** -2 + grid[1] ** -2) / 12
     scale = ((spread_y + spread_x + within) / 2).sqrt()
     waves_y, waves_x, (order_y, order_x) = _waves(centre_y, centre_x, scale, y, x, number)
-    shape = (waves_y.mT @ share @ waves_x)[..., order_y, order_x]  # (B, R, number)
+    shape = (waves_y.mT @ weights @ waves_x)[..., order_y, order_x]  # (B, R, number)
     pose = torch.stack([centre_y, centre_x, scale.log()], -1)
     return unit_shapes(torch.cat([pose, shape], -1), POSE + number)
 
 
-def _drawn_outlines(outlines: Tensor, rows: int, columns: int, emphasis: Tensor) -> Tensor:
-    centre_y, centre_x, log_scale = outlines[..., :POSE].unbind(-1)
-    y, x = (_middles(side, outlines.device) for side in (rows, columns))
-    number = outlines.shape[-1] - POSE
-    # What is drawn by a model may have any pose at first.
+def _decode(shapelets: Tensor, rows: int, columns: int, emphasis: Tensor) -> Tensor:
+    centre_y, centre_x, log_scale = shapelets[..., :POSE].unbind(-1)
+    y, x = (_centres(side, shapelets.device) for side in (rows, columns))
+    number = shapelets.shape[-1] - POSE
+    # An untrained model may generate any pose.
     scale = log_scale.clamp(-10, 3).exp()
     waves_y, waves_x, (order_y, order_x) = _waves(centre_y, centre_x, scale, y, x, number)
-    most = waves_y.shape[-1]
-    shape = outlines.new_zeros(*outlines.shape[:-1], most, most)
-    shape[..., order_y, order_x] = _GAIN * outlines[..., POSE:] * emphasis
+    num_orders = waves_y.shape[-1]
+    shape = shapelets.new_zeros(*shapelets.shape[:-1], num_orders, num_orders)
+    shape[..., order_y, order_x] = _GAIN * shapelets[..., POSE:] * emphasis
     return (waves_y @ shape @ waves_x.mT).flatten(-2)
 
 
 def _waves(
     centre_y: Tensor, centre_x: Tensor, scale: Tensor, y: Tensor, x: Tensor, number: int
 ) -> tuple[Tensor, Tensor, tuple[list[int], list[int]]]:
-    """Hermite functions at rows (B, R, H, K) and columns (B, R, W, K), and which make products."""
+    """Return Hermite functions at rows (B, R, H, K) and columns (B, R, W, K), and paired orders."""
     orders = _orders(number)
-    most = 1 + max(orders[0])
+    num_orders = 1 + max(orders[0])
     unit = (scale / _UNITS)[..., None]
     waves_y, waves_x = (
-        _hermite_functions((place - centre[..., None]) / unit, most)
-        for place, centre in ((y, centre_y), (x, centre_x))
+        _hermite_functions((position - centre[..., None]) / unit, num_orders)
+        for position, centre in ((y, centre_y), (x, centre_x))
     )
     return waves_y, waves_x, orders
 
 
 def _hermite_functions(u: Tensor, number: int) -> Tensor:
-    """(..., number), the first orthonormal Hermite functions at u, by their recurrence."""
+    """Return (..., number), the first orthonormal Hermite functions at u, by their recurrence."""
     found = [math.pi**-0.25 * torch.exp(-0.5 * u.square())]
     before = torch.zeros_like(u)
     for n in range(1, number):
@@ -137,15 +137,15 @@ def _hermite_functions(u: Tensor, number: int) -> Tensor:
     return torch.stack(found, -1)
 
 
-def _middles(side: int, device: torch.device) -> Tensor:
+def _centres(side: int, device: torch.device) -> Tensor:
     return (torch.arange(side, device=device) + 0.5) / side
 
 
 @functools.lru_cache
 def _orders(number: int) -> tuple[list[int], list[int]]:
-    """Oscillations down and across of the first products, those with the fewest first."""
-    most = 1 + math.isqrt(2 * number)
-    pairs = [(total - across, across) for total in range(most) for across in range(total + 1)]
+    """Return the orders down and across of the first products, lowest total order first."""
+    num_orders = 1 + math.isqrt(2 * number)
+    pairs = [(total - across, across) for total in range(num_orders) for across in range(total + 1)]
     down, across = zip(*pairs[:number], strict=True)
     return list(down), list(across)
 

@@ -1,4 +1,4 @@
-"""Which patches a token stands for: clusters, cells of a grid, single patches, or what is read."""
+"""Grouping of patches into tokens: clusters, grid cells, single patches or learned queries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from setokim.tokenizer.pos_embed import grid_positions, sincos_encoding
 
 @dataclass(frozen=True, kw_only=True)
 class Parts(Rows):
-    """Parts of images that are no clusters; every row is in use, whether a label names it or not.
+    """Parts of images that are no clusters; every row is occupied, with or without a label.
 
     Attributes:
         masks: (B, R, N) in [0, 1], float32; the rows of a patch sum to 1.
@@ -47,40 +47,39 @@ class Parts(Rows):
 
     @property
     def centres(self) -> Tensor:
-        """(B, R) patch that belongs most to each row, ties lowest index."""
+        """(B, R) patch with the max fraction in each row, ties lowest index."""
         return self.masks.argmax(-1)
 
     def occupied(self) -> Tensor:
-        """(B, R) bool, True."""
+        """Return (B, R) bool, all True."""
         return self.labels.new_ones(self.masks.shape[:2], dtype=torch.bool)
 
     def pack(self, tokens: Tensor, drop_empty: bool = False, order: str = "seed") -> Packed:
-        """As of `Rows`, on the grid; all rows are kept unless `drop_empty`."""
+        """Pack tokens as `Rows` does, on the grid; all rows are kept unless `drop_empty`."""
         return super().pack(tokens, drop_empty, order)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Readings(Parts):
-    """What learned queries have read.
+    """Results of learned queries that attend to the patches.
 
     Attributes:
-        states: (B, R, width), the queries after reading.
-        share: (B, R, N) float32, how much of its attention each query gave to each patch; rows sum
-            to 1.
+        hidden_states: (B, R, width), the queries after the last layer.
+        attention: (B, R, N) float32, attention weights of each query; rows sum to 1.
     """
 
-    states: Tensor
-    share: Tensor
+    hidden_states: Tensor
+    attention: Tensor
 
 
 class ClusterPartition(TokenClustering):
-    """The clustering of the patches, by their features and their places.
+    """Clustering of the patches by features and positions.
 
     Args:
         config: options of the clustering.
-        learnable: which of its numbers learn.
-        position_weight: the mean squared distance of two patches in their places, over that in
-            their features.
+        learnable: names of its learnable parameters.
+        position_weight: ratio of the mean squared distance between two patches in positions to that
+            in features.
     """
 
     def __init__(self, config: ClusterConfig, learnable: tuple[str, ...], position_weight: float):
@@ -88,29 +87,29 @@ class ClusterPartition(TokenClustering):
         self.position_weight = position_weight
 
     def forward(self, features: Tensor, grid: tuple[int, int]) -> Clusters:
-        """Clusters of features (B, N, D) on a grid (H, W) with H · W = N."""
-        return super().forward(self._place(features, grid))
+        """Cluster features (B, N, D) on a grid (H, W) with H · W = N."""
+        return super().forward(self._with_positions(features, grid))
 
-    def _place(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Features (B, N, D), with positions beside them where these have weight."""
+    def _with_positions(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Append weighted positions to features (B, N, D), unless their weight is 0."""
         if self.position_weight == 0:
             return features
-        place = grid_positions(*grid, features.device)
-        spread = place.var(0, unbiased=False).sum()
+        positions = grid_positions(*grid, features.device)
+        spread = positions.var(0, unbiased=False).sum()
         if features.shape[0] == 0:
-            # torch warns of a variance over nothing.
+            # torch warns about the variance of an empty tensor.
             return F.pad(features, (0, 2))
         own = features.detach().float().var(1, unbiased=False).sum(-1)  # (B,)
         scale = (self.position_weight * own / spread.clamp(min=1e-12)).sqrt()
-        return torch.cat([features, (scale[:, None, None] * place).to(features.dtype)], -1)
+        return torch.cat([features, (scale[:, None, None] * positions).to(features.dtype)], -1)
 
 
 class GridPartition(nn.Module):
-    """Cells of a grid, the same in every picture; a patch is of the cell that its middle is in.
+    """Cells of a grid, the same in every image; a patch belongs to the cell that holds its centre.
 
     Args:
-        rows: of cells.
-        columns: of cells.
+        rows: number of rows of cells.
+        columns: number of columns of cells.
     """
 
     def __init__(self, rows: int, columns: int):
@@ -118,10 +117,10 @@ class GridPartition(nn.Module):
         self.rows, self.columns = rows, columns
 
     def forward(self, features: Tensor, grid: tuple[int, int]) -> Parts:
-        """Cells, line by line, of features (B, N, D) on a grid (H, W) with H · W = N.
+        """Return cells, in raster order, of features (B, N, D) on a grid (H, W) with H · W = N.
 
         Raises:
-            ValueError: there are fewer patches than cells along a side, so that a cell is empty.
+            ValueError: a side has fewer patches than cells, so that a cell would be empty.
         """
         if grid[0] < self.rows or grid[1] < self.columns:
             raise ValueError(
@@ -140,30 +139,30 @@ class GridPartition(nn.Module):
 
 
 class PatchPartition(nn.Module):
-    """Every patch for itself."""
+    """Parts of one patch each."""
 
     def forward(self, features: Tensor, grid: tuple[int, int]) -> Parts:
-        """Parts of one patch each, of features (B, N, D) on a grid (H, W) with H · W = N."""
+        """Return one part for each of the features (B, N, D) on a grid (H, W) with H · W = N."""
         batch, number = features.shape[:2]
-        # Views of one image's: a mask of N rows for every image would be the largest tensor of all.
+        # Views of one image's mask, whose N rows for every image would be the largest tensor.
         masks = torch.eye(number, device=features.device).expand(batch, -1, -1)
         labels = torch.arange(number, device=features.device).expand(batch, -1)
         return Parts(masks=masks, labels=labels, grid=tuple(grid))
 
 
 class QueryPartition(nn.Module):
-    """Learned queries that read the patches, in the manner of a Q-Former.
+    """Learned queries that attend to the patches, as in a Q-Former.
 
-    A patch belongs to the queries in proportion to the attention that they give it in the last
+    A patch belongs to the queries in proportion to their attention weights for it in the last
     layer, averaged over heads.
 
     Args:
-        feature_dim: of the encoder's features.
-        number: of queries.
-        width: of the transformer.
+        feature_dim: number of the encoder's features.
+        number: number of queries.
+        width: width of the transformer.
         heads: number of heads.
-        layers: that attend to the patches and to the other queries, at least 1.
-        mlp_ratio: width of the MLPs over `width`.
+        layers: number of layers, which attend to patches and other queries, at least 1.
+        mlp_ratio: ratio of the MLPs' width to `width`.
     """
 
     def __init__(
@@ -177,7 +176,7 @@ class QueryPartition(nn.Module):
     ):
         super().__init__()
         self.width = width
-        # As large as what they read, or all would soon be the same.
+        # As large as the patches, or all queries would soon be equal.
         self.queries = nn.Parameter(torch.randn(number, width))
         self.norm_in = nn.LayerNorm(feature_dim)
         self.project_in = nn.Linear(feature_dim, width)
@@ -186,23 +185,28 @@ class QueryPartition(nn.Module):
         )
 
     def forward(self, features: Tensor, grid: tuple[int, int]) -> Readings:
-        """Reads features (B, N, D) on a grid (H, W) with H · W = N."""
+        """Attend to features (B, N, D) on a grid (H, W) with H · W = N."""
         position = sincos_encoding(grid_positions(*grid, features.device), self.width)
         dtype = self.project_in.weight.dtype
         context = self.project_in(self.norm_in(features.to(dtype))) + position.to(dtype)
-        states = self.queries.expand(features.shape[0], -1, -1)  # (B, R, width)
+        x = self.queries.expand(features.shape[0], -1, -1)  # (B, R, width)
         everything = context.new_ones(1, 1, 1, dtype=torch.bool)
-        seen = [everything.expand(-1, -1, x.shape[1]) for x in (states, context)]
+        allowed = [everything.expand(-1, -1, tokens.shape[1]) for tokens in (x, context)]
         for layer in self.layers[:-1]:
-            states = layer(states, seen[0], context, seen[1])
-        states, weights = self.layers[-1](states, seen[0], context, seen[1], weighed=True)
-        share = weights.mean(1)  # (B, R, N)
-        masks = share / share.sum(1, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
+            x = layer(x, allowed[0], context, allowed[1])
+        x, weights = self.layers[-1](x, allowed[0], context, allowed[1], return_weights=True)
+        attention = weights.mean(1)  # (B, R, N)
+        tiny = torch.finfo(attention.dtype).tiny
+        masks = attention / attention.sum(1, keepdim=True).clamp(min=tiny)
         return Readings(
-            masks=masks, labels=masks.argmax(1), grid=tuple(grid), states=states, share=share
+            masks=masks,
+            labels=masks.argmax(1),
+            grid=tuple(grid),
+            hidden_states=x,
+            attention=attention,
         )
 
 
 def _cells(patches: int, cells: int, device: torch.device) -> Tensor:
-    """(patches,) int64, along one side: the cell that the middle of each patch is in."""
+    """Return (patches,) int64, the cell along one side that holds the centre of each patch."""
     return (2 * torch.arange(patches, device=device) + 1) * cells // (2 * patches)

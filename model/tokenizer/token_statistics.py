@@ -1,4 +1,4 @@
-"""The units in which the numbers of a token are compared."""
+"""Statistics of token channels: the blocks of a token, and the mean and scale of each."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from torch import Tensor
 
 from setokim.tokenizer.shapelets import POSE
 
-# A block of channels whose root mean square is less is constant but for rounding.
+# A block of channels with a smaller root mean square is constant up to rounding.
 _FLAT = 1e-6
 
 
 def token_blocks(token_dim: int, outline_dim: int) -> tuple[int, int, int, int]:
-    """Channels of a token's content, centre, scale and shape, in their order."""
+    """Return the numbers of channels of a token's content, centre, scale and shape, in order."""
     return token_dim - outline_dim, 2, POSE - 2, outline_dim - POSE
 
 
 def channel_units(tokens: Tensor, blocks: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Mean and scale of the channels.
+    """Compute mean and scale of the channels.
 
-    The scale of a block is the root mean square of its centred channels. One number for a whole
+    The scale of a block is the root mean square of its centred channels. One scale for a whole
     block keeps weak channels weak; a constant block has scale 1.
 
     Args:
         tokens: (S, token_dim), S of at least 1.
-        blocks: numbers of channels that have one scale each.
+        blocks: numbers of channels of the blocks, each with a single scale.
 
     Returns:
-        Twice (token_dim,), float64.
+        Mean and scale, (token_dim,) float64 each.
     """
     tokens = tokens.double()
     mean = tokens.mean(0)

@@ -1,1 +1,1 @@
-"""What every part of setokim builds on: files, names, processes, pretrained weights."""
+"""Shared helpers of setokim: files, file names, processes and pretrained weights."""

@@ -1,4 +1,4 @@
-"""Values of all processes, whether there is one process or many."""
+"""Collective operations that also work in a single process."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _T = TypeVar("_T")
 
 
 def world_size() -> int:
-    """Number of processes; 1 while torch.distributed is not initialised."""
+    """Return the number of processes, 1 while torch.distributed is not initialised."""
     return dist.get_world_size() if _initialised() else 1
 
 
 def rank() -> int:
-    """Number of this process; 0 while torch.distributed is not initialised."""
+    """Return the rank of this process, 0 while torch.distributed is not initialised."""
     return dist.get_rank() if _initialised() else 0
 
 
 def gather_with_gradient(x: Tensor) -> Tensor:
-    """Puts the tensors of all ranks one after the other.
+    """Concatenate the tensors of all ranks.
 
-    Going back, the gradients of all ranks' losses are summed: whatever a rank computes from the
-    sample of another one reaches that sample. All ranks must therefore run the backward pass.
+    The backward pass sums the gradients of all ranks' losses, so that a loss on one rank reaches
+    the samples of the others. All ranks must therefore run the backward pass.
 
     Args:
         x: (B, ...), the same shape and dtype on every rank.
@@ -45,7 +45,7 @@ def gather_with_gradient(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def mean_over_ranks(x: Tensor) -> Tensor:
-    """Mean of the tensors of all ranks, the same shape on each; carries no gradient.
+    """Average the tensors of all ranks, the same shape on each; carries no gradient.
 
     Raises:
         TypeError: `x` is not floating point.
@@ -60,13 +60,13 @@ def mean_over_ranks(x: Tensor) -> Tensor:
 
 
 def own_part(x: Tensor) -> Tensor:
-    """What this process has of a distributed tensor, sharing its memory; others are returned."""
+    """Return this rank's shard of a distributed tensor, sharing its memory, or `x` itself."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 
 @torch.no_grad()
 def whole(x: Tensor) -> Tensor:
-    """All of a distributed tensor, for which all ranks must ask; others are returned as they are.
+    """Gather all shards of a distributed tensor, on all ranks together; others are returned as is.
 
     Returns:
         A tensor of `x`'s shape; carries no gradient.
@@ -75,11 +75,11 @@ def whole(x: Tensor) -> Tensor:
 
 
 def sizes_over_ranks(sizes: Sequence[int], device: torch.device) -> list[tuple[int, ...]]:
-    """A few integers of every rank.
+    """Gather a few integers from every rank.
 
     Args:
-        sizes: as many on every rank.
-        device: one that the communication backend can use.
+        sizes: integers, equally many on every rank.
+        device: device that the communication backend can use.
 
     Returns:
         One tuple per rank.
@@ -89,11 +89,11 @@ def sizes_over_ranks(sizes: Sequence[int], device: torch.device) -> list[tuple[i
 
 
 class ElsewhereError(ValueError):
-    """Another rank cannot go on; the message is that of its own error."""
+    """Failure on another rank, with the message of its error."""
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Values of all ranks in the order of the ranks; anything that can be pickled."""
+    """Gather picklable values from all ranks, in the order of the ranks."""
     found = [value] * world_size()
     if world_size() > 1:
         dist.all_gather_object(found, value)
@@ -103,35 +103,36 @@ def gather_objects(value: Any) -> list[Any]:
 def together(
     work: Callable[[], _T], gather: Callable[[Any], list[Any]] = gather_objects
 ) -> list[_T]:
-    """Do a piece of work on all ranks; where it fails on one, it fails on all.
+    """Run a function on all ranks; a failure on one rank is raised on all.
 
-    A rank that fails alone leaves the others waiting for it in the next collective call.
+    A rank that fails alone would leave the others waiting in the next collective call.
 
     Args:
         work: function without collective calls; its result can be pickled.
-        gather: as `gather_objects`.
+        gather: function that gathers a value from all ranks, with the interface of
+            `gather_objects`.
 
     Returns:
         The results in the order of the ranks.
 
     Raises:
-        ElsewhereError: the work failed on another rank; an own error is raised as it is.
+        ElsewhereError: the work failed on another rank; this rank's own error is raised as it is.
     """
     try:
         found, own = work(), None
     except Exception as error:
         found, own = None, error
-    told = gather((found, None if own is None else str(own)))
+    outcomes = gather((found, None if own is None else str(own)))
     if own is not None:
         raise own
-    for number, (_, message) in enumerate(told):
+    for number, (_, message) in enumerate(outcomes):
         if message is not None:
             raise ElsewhereError(f"process {number}: {message}")
-    return [result for result, _ in told]
+    return [result for result, _ in outcomes]
 
 
 class _Gather(torch.autograd.Function):
-    """Gathers forth, sums back."""
+    """All-gather whose backward pass sums the gradients of all ranks."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ def utf8_name(path: str | Path) -> str:
 
 
 def true_path(path: str | Path) -> str:
-    """Absolute path without links, as text: the same however a file is named."""
-    with contextlib.suppress(ValueError):  # a NUL byte: no file, which reading it will say
+    """Return the absolute path without links, as text: the same for all names of a file."""
+    with contextlib.suppress(ValueError):  # a NUL byte: reading the file will raise
         path = os.path.realpath(path)
     return utf8_name(path)
 

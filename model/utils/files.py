@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside, forced to the disk, then renamed."""
+"""Atomic writes: a file is written beside its target, forced to the disk, then renamed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-# Begins the name of a file that is being written; one that a killed process left is not read.
+# Prefix of files that are still being written; readers skip those that a killed process left.
 UNFINISHED = ".unfinished-"
 
 
@@ -22,7 +22,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     replaced, never followed.
 
     Args:
-        path: file to replace, or to make.
+        path: file to replace or create.
 
     Yields:
         The path to write to: an empty file in the same folder with the ending of `path`. It takes
@@ -32,7 +32,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         OSError: the folder cannot be written, or the disk is full.
     """
     path = Path(path)
-    # A name of its own length: that of `path` may be as long as the file system allows.
+    # The length does not depend on `path`, whose name may be as long as the file system allows.
     beside = path.with_name(f"{UNFINISHED}{secrets.token_hex(8)}{path.suffix[:16]}")
     os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
@@ -48,14 +48,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def filling(folder: str | Path) -> Iterator[Path]:
-    """Write files into a folder, each of them whole or not at all.
+    """Write files into a folder, each of them completely or not at all.
 
     Args:
-        folder: made if need be; files of other names that are in it stay.
+        folder: target folder, created if missing; its files with other names stay.
 
     Yields:
-        A folder beside it, to write to. When the block ends its files move to `folder`, in place
-        of those of the same names; if an error ends the block, nothing moves.
+        A folder beside the target to write to. When the block ends, its files replace those of the
+        same names in `folder`; if an error ends the block, nothing moves.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full.
@@ -81,21 +81,21 @@ def filling(folder: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Name a file in the errors of writing it: that of a full disk, for one, names none.
+    """Add the file's name to errors of writing it; that of a full disk, for example, has none.
 
     Raises:
-        OSError: with the name of `path`, where the error has no other; errors of safetensors are
-            raised as such.
+        OSError: the original error, with `path` as its file name if it has no other; errors of
+            safetensors are converted.
     """
     try:
         yield
     except OSError as error:
-        # The text of one that has no number would be lost.
+        # An error without a number would lose its text.
         if error.filename is None and error.errno is not None:
             error.filename = str(path)
         raise
     except Exception as error:
-        # Who does not write its files may be without the package.
+        # Not imported here: callers that write no safetensors files need no such package.
         safetensors = sys.modules.get("safetensors")
         if safetensors is None or not isinstance(error, safetensors.SafetensorError):
             raise
@@ -103,14 +103,14 @@ def naming(path: str | Path) -> Iterator[None]:
 
 
 def write_file(path: str | Path, content: str | bytes) -> None:
-    """Write a whole file as `replacing` does.
+    """Write a complete file as `replacing` does.
 
     Args:
-        path: file to replace, or to make.
-        content: its bytes, or its text, which is encoded in UTF-8.
+        path: file to replace or create.
+        content: bytes of the file, or text, which is encoded in UTF-8.
 
     Raises:
-        OSError: as of `replacing`.
+        OSError: see `replacing`.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
     with replacing(path) as beside:
@@ -121,7 +121,7 @@ def sync(path: str | Path) -> None:
     """Force a file's content, or a folder's names, to the disk.
 
     Raises:
-        OSError: it is not there, or the disk fails.
+        OSError: the path does not exist, or the disk fails.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -1,4 +1,4 @@
-"""A lock on a folder of results: two processes never write into one."""
+"""Lock on a folder of results, so that two processes never write into it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _HOLDER = ".lock-holder.json"
 
 
 class FolderInUseError(ValueError):
-    """Another process writes into the folder; the message names the process."""
+    """Error for a folder that another process writes into; the message names the process."""
 
 
 @contextlib.contextmanager
 def locked(folder: str | Path, name: str = "out") -> Iterator[None]:
-    """Hold a folder for this process; the lock ends with the block, or with the process.
+    """Lock a folder for this process; the lock ends with the block or with the process.
 
-    A process that was killed leaves files behind, but no lock: the operating system takes it back.
+    A killed process leaves files behind but no lock, which the operating system releases.
 
     Args:
-        folder: made if need be.
+        folder: folder to lock, created if missing.
         name: argument that named the folder, for the message.
 
     Raises:
@@ -65,7 +65,7 @@ def _own() -> dict[str, str | int]:
 
 
 def _holder(folder: Path) -> str:
-    """The holder in words, as far as it has said who it is."""
+    """Describe the process that holds the folder, as far as its file can be read."""
     try:
         own = json.loads((folder / _HOLDER).read_text(encoding="utf-8"))
         return "process {process} on {host} since {since} ({command})".format(**own)

@@ -9,9 +9,9 @@ import numpy as np
 
 
 def palette(size: int) -> np.ndarray:
-    """Colours that stay apart however many there are.
+    """Return colours that can be told apart, for any number of them.
 
-    Hues step by the golden ratio, which never comes near an earlier hue soon; lightness alternates.
+    Hues step by the golden ratio, so that a hue stays far from recent ones; lightness alternates.
 
     Returns:
         (size, 3) uint8.

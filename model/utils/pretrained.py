@@ -1,4 +1,4 @@
-"""Loads what others wrote, Hugging Face models and ours, without running their code."""
+"""Loading of pretrained models, ours or Hugging Face's, without running their code."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 def load_pretrained(
     kind: type, name: str | Path, trust_remote_code: bool = False, **options: Any
 ) -> Any:
-    """Call `from_pretrained`, and never ask on the standard input whether to run foreign code.
+    """Call `from_pretrained`, which then never prompts for permission to run foreign code.
 
     Args:
         kind: class of transformers, or one of ours with its `from_pretrained`.
         name: folder, or name on the Hugging Face hub.
-        trust_remote_code: run the Python files that the folder brings (`auto_map`).
+        trust_remote_code: permission to run the model's own Python files (`auto_map`).
         options: further arguments of `from_pretrained`.
 
     Raises:
-        ValueError: there is no such model, it is damaged, or it needs code of its own.
+        ValueError: the model does not exist, is damaged, or needs Python files of its own.
         ImportError: a package is missing.
     """
-    _require_place(name)
+    _require_folder_or_hub_name(name)
     try:
         return kind.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
     except (ImportError, MemoryError):
@@ -35,44 +35,44 @@ def load_pretrained(
 
 
 def load_whole(kind: type, folder: str | Path, unused: Sequence[str] = (), **options: Any) -> Any:
-    """Load a model all of whose weights are in a folder: none stays random.
+    """Load a model whose weights are all in a folder, so that none stays random.
 
     Args:
         kind: class of transformers, or one of ours with its `from_pretrained`.
-        folder: what `save_pretrained` wrote; never a name on the hub.
-        unused: names of modules whose weights may be missing, as nobody asks for their output.
+        folder: folder written by `save_pretrained`; never a name on the hub.
+        unused: names of modules whose weights may be missing, since their output is not used.
         options: further arguments of `from_pretrained`.
 
     Raises:
-        ValueError: there is no such folder, or its weights are damaged, of another shape, or not
-            all there.
+        ValueError: the folder does not exist, or its weights are damaged, incomplete or of another
+            shape.
         ImportError: a package is missing.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"expected the folder of a model with a config.json, got {folder}")
-    # Weights of other shapes are refused below, by name.
+    # The loop below refuses weights of other shapes, by name.
     options |= {"local_files_only": True, "ignore_mismatched_sizes": True}
     model, info = load_pretrained(kind, folder, output_loading_info=True, **options)
     for name, found in {"lacks": "missing_keys", "has others of": "mismatched_keys"}.items():
-        # A mismatch comes with its shapes.
+        # A mismatched key is a tuple with its shapes.
         keys = (key if isinstance(key, str) else key[0] for key in info[found])
         wanted = sorted(key for key in keys if not set(unused) & set(key.split(".")))
         if wanted:
             raise ValueError(
-                f"expected all weights that config.json speaks of, but the folder {name} "
+                f"expected all weights of the model in config.json, but the folder {name} "
                 f"{len(wanted)}, such as {wanted[0]}"
             )
     return model
 
 
-def _require_place(name: str | Path) -> None:
-    """Tells a path with a typing error from a name on the hub, which may have one slash."""
+def _require_folder_or_hub_name(name: str | Path) -> None:
+    """Refuse a mistyped path, as opposed to a name on the hub, which may have one slash."""
     text = os.fspath(name)
     if os.path.isdir(text):
         return
     if os.path.exists(text):
-        raise ValueError("it is a file; expected a folder")
+        raise ValueError("expected a folder, got a file")
     first = text.replace(os.sep, "/").partition("/")[0]
     is_path = isinstance(name, Path) or text.startswith(("/", ".", "~")) or text.count("/") > 1
     if is_path or (os.sep != "/" and os.sep in text) or os.path.isdir(first):
@@ -83,18 +83,18 @@ def _reason(error: Exception) -> str:
     from huggingface_hub.errors import LocalEntryNotFoundError
     from safetensors import SafetensorError
 
-    said = " ".join(str(error).split())
+    message = " ".join(str(error).split())
     if isinstance(error, SafetensorError | pickle.UnpicklingError | EOFError):
-        return f"expected whole weights, got a damaged file: {said}"
+        return f"expected whole weights, got a damaged file: {message}"
     if isinstance(error.__cause__, LocalEntryNotFoundError):
         return (
             "it is not in the local cache and the hub cannot be reached; nor is there a folder of "
             "that name"
         )
-    if "trust_remote_code" in said:
+    if "trust_remote_code" in message:
         return (
             "it brings Python code of its own, which is run only where you allow it: "
             "trust_remote_code=True, on the command line --trust-remote-code, in settings "
             "trust_remote_code: true"
         )
-    return said or type(error).__name__
+    return message or type(error).__name__

@@ -1,4 +1,4 @@
-"""Readers of published data sets, by the layouts that their authors give them."""
+"""Readers of published data sets in the layouts of their authors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from setokim.data.readers.texts import SlimPajama
 from setokim.data.readers.yes_no import Mme, Pope
 from setokim.data.samples import Dataset
 
-# Each takes the folder first, and further arguments by name.
+# Each takes the folder as first argument, and further arguments by name.
 READERS: dict[str, Callable[..., Dataset]] = {
     "imagenet-folder": ImageNetFolder,
     "imagenet-parquet": ImageNetParquet,

@@ -1,4 +1,4 @@
-"""Pictures with captions: COCO, Flickr30K and LAION-aesthetics in their published files."""
+"""Captioned images: COCO, Flickr30K and LAION-aesthetics in their published files."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from setokim.data.file_dataset import FileDataset
 from setokim.data.readers.files import (
     by_key,
     check_root,
+    decode_image,
     field_of,
     file_in,
     find_file,
-    picture_in,
-    picture_of,
+    read_image,
 )
 from setokim.data.records import DOWNLOADED, JsonList, ParquetRows
 from setokim.data.samples import (
@@ -25,26 +25,27 @@ from setokim.data.samples import (
     split_concepts,
 )
 
-_ASKED = "describe the picture."
+_PROMPT = "describe the picture."
 # Tasks of each value of `Pairs.pairs`.
 _PAIRS = {"caption": ("caption",), "generate": ("generate",), "both": ("caption", "generate")}
-_LOOKED_AT = 100  # samples, for a readable one
+# Samples that are tried for a readable one.
+_LOOKED_AT = 100
 
 
 class CocoCaptions(FileDataset):
-    """COCO: a picture and all that people say of it.
+    """COCO: an image with all its captions.
 
-    The assistant's answer is the first caption. `facts`: "image_id", "answers" (all of them). The
-    other way round the first caption is asked for, and the answer is the picture. `facts`:
-    "image_id", "caption".
+    The assistant's answer is the first caption. `facts`: "image_id", "answers" (all captions). With
+    `draw` the prompt is the first caption, and the answer is the image. `facts`: "image_id",
+    "caption".
 
     Args:
-        root: folder with annotations/captions_SPLIT.json and the folder SPLIT of pictures.
-        split: such as "val2017" or "train2014".
-        draw: the other way round.
+        root: folder with annotations/captions_SPLIT.json and the folder SPLIT of images.
+        split: name of the split, such as "val2017" or "train2014".
+        draw: generation of the image from the caption, instead of captioning.
 
     Raises:
-        OSError, ValueError: a file is not there or holds something else.
+        OSError, ValueError: a file is missing or holds something else.
     """
 
     def __init__(self, root: str | Path, split: str = "val2017", draw: bool = False):
@@ -63,17 +64,17 @@ class CocoCaptions(FileDataset):
         record = self._images[index]
         number = field_of(record, "id", int, source)
         name = field_of(record, "file_name", str, source)
-        picture = picture_of(file_in(self._root, f"{self._split}/{name}", source), source)
-        said = (one.get("caption") for one in self._captions.get(number, []))
-        captions = [one.strip() for one in said if isinstance(one, str)]
+        image = read_image(file_in(self._root, f"{self._split}/{name}", source), source)
+        texts = (one.get("caption") for one in self._captions.get(number, []))
+        captions = [text.strip() for text in texts if isinstance(text, str)]
         facts = {"image_id": number}
         if self._draw:
-            return _asked_for(picture, captions, source, facts)
-        return _described(picture, captions, source, facts)
+            return _generation(image, captions, source, facts)
+        return _captioning(image, captions, source, facts)
 
 
 class Flickr30k(FileDataset):
-    """Flickr30K in the split of Karpathy: a picture and five captions.
+    """Flickr30K in Karpathy's splits: an image and five captions.
 
     `facts`: "image_id" (the file's name), "answers".
 
@@ -82,8 +83,7 @@ class Flickr30k(FileDataset):
         split: "train", "val" or "test".
 
     Raises:
-        OSError, ValueError: a file is not there or holds something else, or nothing is of the
-            split.
+        OSError, ValueError: a file is missing or holds something else, or the split is empty.
     """
 
     def __init__(self, root: str | Path, split: str = "test"):
@@ -108,24 +108,24 @@ class Flickr30k(FileDataset):
         name = field_of(record, "filename", str, source)
         sentences = field_of(record, "sentences", list, source)
         captions = [field_of(one, "raw", str, source).strip() for one in sentences]
-        picture = picture_of(file_in(self._root, f"flickr30k-images/{name}", source), source)
-        return _described(picture, captions, source, {"image_id": name})
+        image = read_image(file_in(self._root, f"flickr30k-images/{name}", source), source)
+        return _captioning(image, captions, source, {"image_id": name})
 
 
 class CaptionedParquet(FileDataset):
-    """LAION-aesthetics with its pictures in parquet files, as downloaders write them.
+    """LAION-aesthetics with its images in parquet files, as downloaders write them.
 
-    Rows whose column "status" is not "success", as img2dataset marks failed downloads, are left
-    out. Without a caption it is empty. For tar archives see `setokim.data.Shards`.
+    Rows whose column "status" is not "success", img2dataset's mark of failed downloads, are left
+    out. A null caption becomes empty. For tar archives see `setokim.data.Shards`.
 
     Args:
         root: folder with *.parquet.
-        image: column of the pictures, bytes or {"bytes", "path"}.
+        image: column of the images, bytes or {"bytes", "path"}.
         caption: column of the texts.
 
     Raises:
         ImportError: pyarrow is not installed.
-        ValueError: there is no such file.
+        ValueError: the folder does not exist or has no such file.
     """
 
     def __init__(self, root: str | Path, image: str = "jpg", caption: str = "caption"):
@@ -144,8 +144,8 @@ class CaptionedParquet(FileDataset):
     def _read(self, index: int, source: str) -> Sample:
         record = self._records[index]
         caption = _caption(record, self._caption, source)
-        picture = picture_in(record.get(self._image), source, self._image)
-        return Sample(picture, caption, split_concepts(caption), None, source)
+        image = decode_image(record.get(self._image), source, self._image)
+        return Sample(image, caption, split_concepts(caption), None, source)
 
 
 def _caption(record: dict[str, Any], name: str, source: str) -> str:
@@ -154,9 +154,9 @@ def _caption(record: dict[str, Any], name: str, source: str) -> str:
     return field_of(record, name, str, source).strip()
 
 
-def _asked_for(picture, captions: list[str], source: str, facts: dict[str, Any]) -> Conversation:
+def _generation(image, captions: list[str], source: str, facts: dict[str, Any]) -> Conversation:
     _check_captions(captions, source)
-    turns = message("user", f"draw {captions[0]}"), message("assistant", picture)
+    turns = message("user", f"draw {captions[0]}"), message("assistant", image)
     return Conversation("generate", turns, (), source, facts | {"caption": captions[0]})
 
 
@@ -165,9 +165,9 @@ def _check_captions(captions: list[str], source: str) -> None:
         raise BrokenSampleError(source, "it has no caption")
 
 
-def _described(picture, captions: list[str], source: str, facts: dict[str, Any]) -> Conversation:
+def _captioning(image, captions: list[str], source: str, facts: dict[str, Any]) -> Conversation:
     _check_captions(captions, source)
-    turns = message("user", picture, _ASKED), message("assistant", captions[0])
+    turns = message("user", image, _PROMPT), message("assistant", captions[0])
     return Conversation("caption", turns, (), source, facts | {"answers": captions})
 
 
@@ -199,7 +199,7 @@ class Pairs:
         check_index(index, len(self))
         number, turn = divmod(index, len(self._tasks))
         sample = self._dataset[number]
-        make = _described if self._tasks[turn] == "caption" else _asked_for
+        make = _captioning if self._tasks[turn] == "caption" else _generation
         return make(sample.image, [sample.caption] if sample.caption else [], sample.source, {})
 
     def _check_samples(self, pairs: str) -> None:

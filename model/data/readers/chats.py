@@ -1,4 +1,4 @@
-"""Conversations in the JSON of LLaVA, which ALLaVA shares."""
+"""Conversations in LLaVA's JSON format: LLaVA-665K and ALLaVA."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from PIL import Image
 
 from setokim.data.conversations import ROLES, Conversation, message
 from setokim.data.file_dataset import FileDataset
-from setokim.data.readers.files import check_root, field_of, file_in, picture_of
+from setokim.data.readers.files import check_root, field_of, file_in, read_image
 from setokim.data.records import JsonList
 from setokim.data.samples import BrokenSampleError
 
-_PLACE = "<image>"
+_IMAGE = "<image>"
 _ASSISTANT = "gpt"
 _SPEAKERS = {"human": "user", _ASSISTANT: "assistant"}
 _IDS = ("id", "idx")
 
 
 class Chats(FileDataset):
-    """LLaVA-665K and ALLaVA: turns of "human" and "gpt", with a picture or without.
+    """LLaVA-665K and ALLaVA: turns of "human" and "gpt", with or without images.
 
-    A turn of "gpt" at the beginning is dropped, as LLaVA's own loader does. The picture stands
-    before the first question, wherever its "<image>" does; several stand in questions, each for one
-    "<image>". In answers, and in conversations without a picture, "<image>" is text. `facts`: "id"
-    (or "idx", or None).
+    A turn of "gpt" at the beginning is dropped, as in LLaVA's own loader. A single image comes
+    before the first question, wherever its "<image>" stands; several images replace the "<image>"
+    of the questions in order. In answers, and in conversations without an image, "<image>" is text.
+    `facts`: "id" (or "idx", or None).
 
     Args:
-        root: folder that the records' paths of pictures begin at.
-        file: JSON list, relative to `root`, such as "llava_v1_5_mix665k.json".
+        root: folder of the data set, to which the records' image paths are relative.
+        file: path of the JSON list, relative to `root`, such as "llava_v1_5_mix665k.json".
 
     Raises:
-        OSError, ValueError: a file is not there or holds something else.
+        OSError, ValueError: a file is missing or holds something else.
     """
 
     def __init__(self, root: str | Path, file: str):
@@ -55,11 +55,11 @@ class Chats(FileDataset):
             raise BrokenSampleError(source, reason)
         texts = [_text(turn, ROLES[i % 2], source) for i, turn in enumerate(turns)]
         names = _names(record, source)
-        pictures = [picture_of(file_in(self._root, name, source), source) for name in names]
-        contents = _contents(texts, pictures, source)
+        images = [read_image(file_in(self._root, name, source), source) for name in names]
+        contents = _contents(texts, images, source)
         messages = tuple(message(ROLES[i % 2], *parts) for i, parts in enumerate(contents))
         facts = {"id": next((record[name] for name in _IDS if name in record), None)}
-        return Conversation("vqa" if pictures else "text", messages, (), source, facts)
+        return Conversation("vqa" if images else "text", messages, (), source, facts)
 
 
 def _text(turn: Any, role: str, source: str) -> str:
@@ -71,7 +71,7 @@ def _text(turn: Any, role: str, source: str) -> str:
 
 
 def _names(record: Any, source: str) -> list[str]:
-    """Files of the pictures, none or several."""
+    """Return the files of a record's images, none or several."""
     value = record.get("image")
     if value is None or value == "":
         return []
@@ -82,22 +82,22 @@ def _names(record: Any, source: str) -> list[str]:
 
 
 def _contents(
-    texts: list[str], pictures: list[Image.Image], source: str
+    texts: list[str], images: list[Image.Image], source: str
 ) -> list[list[str | Image.Image]]:
-    """Texts and pictures of each message."""
+    """Return the texts and images of each message."""
     contents: list[list[Any]] = [[text.strip()] for text in texts]
-    if pictures:
-        contents[::2] = [[text.replace(_PLACE, "").strip()] for text in texts[::2]]
-    if len(pictures) < 2:
-        contents[0] = [*pictures, *contents[0]]
+    if images:
+        contents[::2] = [[text.replace(_IMAGE, "").strip()] for text in texts[::2]]
+    if len(images) < 2:
+        contents[0] = [*images, *contents[0]]
         return contents
-    places = sum(text.count(_PLACE) for text in texts[::2])
-    if places != len(pictures):
-        reason = f"image: expected one for each of {places} {_PLACE}, got {len(pictures)}"
+    expected = sum(text.count(_IMAGE) for text in texts[::2])
+    if expected != len(images):
+        reason = f"image: expected one for each of {expected} {_IMAGE}, got {len(images)}"
         raise BrokenSampleError(source, reason)
-    rest = iter(pictures)
+    rest = iter(images)
     for number in range(0, len(texts), 2):
-        first, *others = (piece.strip() for piece in texts[number].split(_PLACE))
+        first, *others = (piece.strip() for piece in texts[number].split(_IMAGE))
         parts = [first, *(part for piece in others for part in (next(rest), piece))]
         contents[number] = [part for part in parts if part != ""] or [""]
     return contents

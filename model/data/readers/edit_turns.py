@@ -1,4 +1,4 @@
-"""MagicBrush's test split as its authors give it: PNG and JSON in a zip file or unpacked."""
+"""MagicBrush's test split in its published form: PNG and JSON, in a zip file or unpacked."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from setokim.data.records import json_of
 from setokim.data.samples import BrokenSampleError, check_index
 
 _TURNS = "edit_turns.json"
-# Published with the file: it keeps crawlers out, and nobody else.
+# Published with the file, only to keep crawlers out.
 _PASSWORD = b"MagicBrush"
-# Bytes of a file in an archive: more than any PNG of 1024 x 1024 pixels.
+# Max bytes of a file in an archive: more than any PNG of 1024 x 1024 pixels has.
 _MAX_BYTES = 1 << 28
-_OUTPUT = re.compile(r"(?P<picture>.+)-output(?P<turn>\d{1,9})\.\w+")
+_OUTPUT = re.compile(r"(?P<image>.+)-output(?P<turn>\d{1,9})\.\w+")
 _DAMAGE = (NotImplementedError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 class EditTurns:
-    """Records of edit_turns.json with the bytes of their pictures, and the fields of the parquet.
+    """Records of edit_turns.json with the bytes of their images, in the fields of the parquet.
 
     Args:
-        path: of edit_turns.json, beside which the folder images is, or of a zip file of both.
+        path: path of edit_turns.json, beside the folder images, or of a zip file of both.
 
     Raises:
-        OSError, ValueError: it is not there or holds something else.
+        OSError, ValueError: the file is missing or holds something else.
     """
 
     def __init__(self, path: Path):
@@ -50,13 +50,13 @@ class EditTurns:
         parts = _OUTPUT.fullmatch(names[1])
         if parts is None:
             raise BrokenSampleError(source, f"output: expected ID-outputN.png, got {names[1]!r}")
-        folder = f"images/{parts['picture']}"
+        folder = f"images/{parts['image']}"
         try:
             before, after = (self._bytes(f"{folder}/{name}") for name in names)
         except (OSError, ValueError) as error:
             raise BrokenSampleError(source, str(error)) from error
         return {
-            "img_id": parts["picture"],
+            "img_id": parts["image"],
             "turn_index": int(parts["turn"]),
             "source_img": before,
             "instruction": turn.get("instruction"),
@@ -67,7 +67,7 @@ class EditTurns:
         return f"{self._path}: {_TURNS}[{index}]"
 
     def beside(self, name: str) -> bytes | None:
-        """Another file of the folder or archive; None where it has none."""
+        """Read another file of the folder or archive; return None if it does not exist."""
         try:
             return self._bytes(name)
         except FileNotFoundError:
@@ -77,7 +77,7 @@ class EditTurns:
         """Read a file.
 
         Raises:
-            OSError, ValueError: it is not there, or damaged.
+            OSError, ValueError: the file is missing or damaged.
         """
         if self._path.name == _TURNS:
             return file_in(self._path.parent, name, str(self._path)).read_bytes()
@@ -98,7 +98,7 @@ class EditTurns:
 
 
 def find_turns(root: Path) -> Path | None:
-    """edit_turns.json in a folder or its folder test, or the first zip file with it, if any."""
+    """Find edit_turns.json in a folder or its folder test, or the first zip file with it."""
     for path in (root / _TURNS, root / "test" / _TURNS):
         if path.is_file():
             return path
@@ -106,7 +106,7 @@ def find_turns(root: Path) -> Path | None:
 
 
 def _name_in(path: Path) -> str | None:
-    """The name of edit_turns.json in a zip file, if it is one and has it."""
+    """Return the name of edit_turns.json in a zip file; None without it or if it is no zip file."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

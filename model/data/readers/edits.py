@@ -1,4 +1,4 @@
-"""Pictures before and after an instruction, in the files of four data sets."""
+"""Image edits: InstructPix2Pix, MagicBrush, EVR and MA5K in their published files."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from setokim.data.file_dataset import FileDataset
 from setokim.data.readers.edit_turns import EditTurns, find_turns
 from setokim.data.readers.files import (
     check_root,
+    decode_image,
     field_of,
     file_in,
     find_file,
-    picture_in,
-    picture_of,
+    read_image,
 )
 from setokim.data.records import JsonList, ParquetRows, json_of
 from setokim.data.samples import BrokenSampleError
 
-# By data set, the columns of the picture before, the instruction and the picture after.
+# Columns of the image before, the instruction and the image after, by data set.
 _COLUMNS = {
     "instructpix2pix": ("original_image", "edit_prompt", "edited_image"),
     "magicbrush": ("source_img", "instruction", "target_img"),
 }
-# Columns that say which edit it is.
+# Columns that identify an edit.
 _FACTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"instructpix2pix": (), "magicbrush": ("img_id", "turn_index")}
 )
-# MagicBrush has two texts for each picture after an edit: what the edit made, and all it shows.
+# MagicBrush has two texts for each edited image: of the result of the edit, and of the whole image.
 DESCRIPTIONS = ("local", "global")
 # The same for lists in JSON, whose fields are names of files.
 _FIELDS = {"evr": ("img0", "sents", "img1"), "ma5k": ("input", "request", "output")}
-# Where the list of a split is.
+# Paths of the list of a split.
 _LISTS = {
     "evr": ("{split}.json", "data/{split}.json"),
     "ma5k": ("annotations/{split}_sess_1.json",),
@@ -42,24 +42,24 @@ _LISTS = {
 
 
 class Edits(FileDataset):
-    """One edit a sample: a picture and an instruction, and the picture that answers them.
+    """One edit a sample: an image and an instruction, answered by the edited image.
 
-    `facts`: "instruction", and "caption", what the picture after shows in words, or None; of
-    MagicBrush also "img_id" and "turn_index", whose turns follow one another.
+    `facts`: "instruction", and "caption", a text about the edited image, or None. MagicBrush, whose
+    turns follow one another, adds "img_id" and "turn_index".
 
     Args:
-        root: folder with SPLIT-*.parquet, or data/SPLIT-*.parquet, as the hub has them; or with
-            MagicBrush's test split as its authors give it, a zip file or what is in it (see
-            `EditTurns`). Of that split also local_descriptions.json or global_descriptions.json.
+        root: folder with SPLIT-*.parquet, or data/SPLIT-*.parquet, as on the hub; or with
+            MagicBrush's published test split, a zip file or its content (see `EditTurns`). For that
+            split also local_descriptions.json or global_descriptions.json.
         name: "instructpix2pix" or "magicbrush".
-        split: such as "train", "dev" or "test".
-        descriptions: which of MagicBrush's texts are the captions: "local", what the edit made, as
-            its published CLIP-T takes them, or "global", all that the picture shows.
+        split: name of the split, such as "train", "dev" or "test".
+        descriptions: kind of MagicBrush's texts to take as captions: "local", on the result of the
+            edit, as for its published CLIP-T, or "global", on the whole image.
 
     Raises:
         ImportError: pyarrow is not installed.
-        ValueError: there is no such file, it holds something else, or there is no such data set;
-            or the other descriptions are there and those asked for are not.
+        ValueError: the data set is unknown, a file is missing or holds something else, or only the
+            other kind of descriptions is there.
     """
 
     def __init__(
@@ -94,26 +94,26 @@ class Edits(FileDataset):
         record = self._records[index]
         before, prompt, after = _COLUMNS[self._name]
         instruction = field_of(record, prompt, str, source)
-        pictures = [picture_in(record.get(name), source, name) for name in (before, after)]
+        images = [decode_image(record.get(name), source, name) for name in (before, after)]
         own = {name: field_of(record, name, (str, int), source) for name in _FACTS[self._name]}
         facts = own | {"caption": self._caption(record)}
-        return _edit(pictures[0], instruction, pictures[1], source, facts)
+        return _edit(images[0], instruction, images[1], source, facts)
 
     def _caption(self, record: dict[str, Any]) -> str | None:
         if self._name == "instructpix2pix":
             caption = record.get("edited_prompt")
         else:
-            picture = str(record["img_id"])
-            captions = self._descriptions.get(picture)
-            name = f"{picture}-output{record['turn_index']}.png"
+            image = str(record["img_id"])
+            captions = self._descriptions.get(image)
+            name = f"{image}-output{record['turn_index']}.png"
             caption = captions.get(name) if isinstance(captions, dict) else None
         return caption if isinstance(caption, str) else None
 
 
 class ListedEdits(FileDataset):
-    """Edits of photographs that are listed in a JSON file; samples as of `Edits`.
+    """Edits of photographs listed in a JSON file, with the samples of `Edits`.
 
-    `facts`: "instruction", "instructions" (all requests that people wrote for the pair), "caption"
+    `facts`: "instruction", "instructions" (all requests of the annotators for the pair), "caption"
     (None).
 
     Args:
@@ -126,8 +126,7 @@ class ListedEdits(FileDataset):
         split: "train", "valid" or "val", or "test".
 
     Raises:
-        OSError, ValueError: a file is not there or holds something else, or there is no such data
-            set.
+        OSError, ValueError: the data set is unknown, or a file is missing or holds something else.
     """
 
     def __init__(self, root: str | Path, name: str, split: str = "test"):
@@ -146,32 +145,34 @@ class ListedEdits(FileDataset):
     def _read(self, index: int, source: str) -> Conversation:
         record = self._records[index]
         before, prompt, after = self._fields
-        said = field_of(record, prompt, (str, list), source)
-        requests = [said] if isinstance(said, str) else said
-        if not requests or not all(isinstance(one, str) for one in requests):
-            raise BrokenSampleError(source, f"{prompt}: expected texts, got {said!r:.80}")
-        pictures = [
-            picture_of(file_in(self._folder, f"images/{name}", source), source)
+        texts = field_of(record, prompt, (str, list), source)
+        requests = [texts] if isinstance(texts, str) else texts
+        if not requests or not all(isinstance(text, str) for text in requests):
+            raise BrokenSampleError(source, f"{prompt}: expected texts, got {texts!r:.80}")
+        images = [
+            read_image(file_in(self._folder, f"images/{name}", source), source)
             for name in (field_of(record, field, str, source) for field in (before, after))
         ]
         facts = {"instructions": requests, "caption": None}
-        return _edit(pictures[0], requests[0], pictures[1], source, facts)
+        return _edit(images[0], requests[0], images[1], source, facts)
 
 
 def _descriptions(folder: Path, records: ParquetRows | EditTurns, kind: str) -> dict[str, Any]:
-    """MagicBrush's texts by picture, of the folder or archive; none where a split has none."""
+    """Read MagicBrush's texts by image from the folder or archive; empty for a split without."""
     paths = {one: folder / f"{one}_descriptions.json" for one in DESCRIPTIONS}
     data = {one: path.read_bytes() if path.is_file() else None for one, path in paths.items()}
     if isinstance(records, EditTurns):
         data = {one: data[one] or records.beside(path.name) for one, path in paths.items()}
     there = [one for one in DESCRIPTIONS if data[one] is not None]
     if there and kind not in there:
-        # CLIP-T would be left out, or be of the other texts.
-        got = f"{paths[there[0]].name} alone (descriptions={there[0]!r} takes it)"
+        # CLIP-T would be missing, or computed on the other texts.
+        got = f"{paths[there[0]].name} alone (descriptions={there[0]!r} selects it)"
         raise ValueError(f"root: expected {paths[kind].name} in {folder}, got {got}")
     found = json_of(data[kind], str(paths[kind])) if there else {}
     if not isinstance(found, dict):
-        raise ValueError(f"{paths[kind]}: expected an object by picture, got another value")
+        raise ValueError(
+            f"{paths[kind]}: expected an object with one entry per image, got another value"
+        )
     return found
 
 

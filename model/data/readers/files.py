@@ -1,4 +1,4 @@
-"""What readers of published data sets share: files of a split, pictures, fields of records."""
+"""Shared helpers of the readers: files of a split, images, fields of records."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from setokim.data.samples import BrokenSampleError
 
 
 def check_root(root: str | Path) -> Path:
-    """The folder of a data set.
+    """Check and return the folder of a data set.
 
     Raises:
-        ValueError: there is no such folder.
+        ValueError: the folder does not exist.
     """
     path = Path(root)
     if not path.is_dir():
@@ -29,10 +29,10 @@ def check_root(root: str | Path) -> Path:
 
 
 def find_file(root: Path, *names: str) -> Path:
-    """The first of some files that is there; a data set may have been packed in several ways.
+    """Return the first existing file of several; a data set may be packed in several ways.
 
     Raises:
-        ValueError: none of them is.
+        ValueError: none of them exists.
     """
     for name in names:
         if (root / name).is_file():
@@ -41,12 +41,12 @@ def find_file(root: Path, *names: str) -> Path:
 
 
 def file_in(root: Path, name: str, source: str) -> Path:
-    """The file below a folder that a record names; a slash at the beginning means that folder.
+    """Return the path of a record's file below a folder, which a leading slash stands for.
 
     Args:
         root: folder of the data set.
-        name: path as the record has it.
-        source: of the record.
+        name: path in the record.
+        source: name of the record, for messages.
 
     Raises:
         BrokenSampleError: the name leads out of the folder.
@@ -57,16 +57,16 @@ def file_in(root: Path, name: str, source: str) -> Path:
     return root / path
 
 
-def picture_of(path: Path, source: str, upright: bool = True) -> Image.Image:
-    """A picture in a file, as 8-bit RGB.
+def read_image(path: Path, source: str, upright: bool = True) -> Image.Image:
+    """Read an image file as 8-bit RGB.
 
     Args:
-        path: of the file.
-        source: of the record that names it.
-        upright: turn it as EXIF says.
+        path: path of the file.
+        source: name of the record, for messages.
+        upright: rotation by the EXIF orientation.
 
     Raises:
-        BrokenSampleError: it is not there, or no picture.
+        BrokenSampleError: the file is missing, or no image.
     """
     try:
         return load_image(path, upright)
@@ -74,24 +74,24 @@ def picture_of(path: Path, source: str, upright: bool = True) -> Image.Image:
         raise BrokenSampleError(source, str(error)) from error
 
 
-def annotated_picture(path: Path, size: tuple[Any, Any], source: str) -> Image.Image:
-    """An image of COCO with its pixels where the annotations have them.
+def read_annotated_image(path: Path, size: tuple[Any, Any], source: str) -> Image.Image:
+    """Read an image of COCO in the orientation of its annotations.
 
-    Annotations are of the pixels as stored, not turned as EXIF says, unless their file gives the
-    size of the upright image.
+    Annotations refer to the pixels as stored, not rotated by EXIF, unless their file gives the size
+    of the rotated image.
 
     Args:
-        path: of the image.
-        size: width and height in the annotation file; None where it has none.
-        source: of the record.
+        path: path of the image.
+        size: width and height in the annotation file; None for a missing one.
+        source: name of the record, for messages.
 
     Raises:
-        BrokenSampleError: it is not there, no image, or of neither size.
+        BrokenSampleError: the file is missing, no image, or of neither size.
     """
-    stored = picture_of(path, source, upright=False)
+    stored = read_image(path, source, upright=False)
     if None in size or stored.size == size:
         return stored
-    upright = picture_of(path, source)
+    upright = read_image(path, source)
     if upright.size != size:
         expected = f"{size[0]} × {size[1]} pixels"
         got = f"{stored.width} × {stored.height}"
@@ -100,10 +100,10 @@ def annotated_picture(path: Path, size: tuple[Any, Any], source: str) -> Image.I
 
 
 def mask_of(segmentation: Any, size: tuple[int, int], source: str) -> np.ndarray:
-    """(h, w) bool of an annotation of COCO, as `decode_segmentation`.
+    """Decode the mask (h, w) bool of a COCO annotation with `decode_segmentation`.
 
     Raises:
-        BrokenSampleError: it is no mask of that size.
+        BrokenSampleError: the annotation is no mask of that size.
         ImportError: there are polygons, and pycocotools is not installed.
     """
     try:
@@ -112,17 +112,17 @@ def mask_of(segmentation: Any, size: tuple[int, int], source: str) -> np.ndarray
         raise BrokenSampleError(source, f"segmentation: {error}") from error
 
 
-def picture_in(data: Any, source: str, field: str) -> Image.Image:
-    """A picture in a parquet row, as bytes or {"bytes", "path"} of Hugging Face's data sets.
+def decode_image(data: Any, source: str, field: str) -> Image.Image:
+    """Decode an image in a parquet row, bytes or {"bytes", "path"} as in Hugging Face's data sets.
 
     Raises:
-        BrokenSampleError: there are no bytes, or they are no picture.
+        BrokenSampleError: the field has no bytes, or they are no image.
     """
     if isinstance(data, Mapping):
         data = data.get("bytes")
     if not isinstance(data, bytes):
         got = type(data).__name__
-        raise BrokenSampleError(source, f"{field}: expected the bytes of a picture, got {got}")
+        raise BrokenSampleError(source, f"{field}: expected the bytes of an image, got {got}")
     try:
         return load_image(NamedBytes(data, field))
     except UnreadableImageError as error:
@@ -130,13 +130,13 @@ def picture_in(data: Any, source: str, field: str) -> Image.Image:
 
 
 def field_of(record: Any, name: str, kind: type | tuple[type, ...], source: str) -> Any:
-    """A field of a record.
+    """Return a field of a record.
 
     Raises:
-        BrokenSampleError: the record is no object, has no such field, or one of another type.
+        BrokenSampleError: the record is no object, or the field is missing or of another type.
     """
     value = record.get(name) if isinstance(record, Mapping) else None
-    # True is an int to Python, and none to JSON.
+    # True is an int in Python, but not in JSON.
     if not isinstance(value, kind) or isinstance(value, bool):
         kinds = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
         raise BrokenSampleError(source, f"{name}: expected {kinds}, got {value!r:.80}")
@@ -144,7 +144,7 @@ def field_of(record: Any, name: str, kind: type | tuple[type, ...], source: str)
 
 
 def by_key(records: Records, name: str) -> dict[Any, list[dict[str, Any]]]:
-    """Objects of a list by their field `name`, a number or text; any others are left out."""
+    """Group the objects of a list by their field `name`, a number or text; skip all others."""
     found: dict[Any, list[dict[str, Any]]] = {}
     for index in range(len(records)):
         one = records[index]

@@ -1,4 +1,4 @@
-"""Classes of ImageNet's validation pictures, which come in one folder without class folders."""
+"""Classes of ImageNet's validation images, which lie in one folder without class folders."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ _CLASS = re.compile(r"n\d{8}")
 
 
 def is_class(name: str) -> bool:
-    """Whether a name is a WordNet id."""
+    """Return whether a name is a WordNet id."""
     return _CLASS.fullmatch(name) is not None
 
 
 def read_classes(folder: Path, path: str | Path | None = None) -> dict[str, str]:
-    """The WordNet id of each picture, by the name of its file without suffix.
+    """Read the WordNet id of each image, by its file name without suffix.
 
     Args:
-        folder: of the pictures. LOC_val_solution.csv (Kaggle) or, of the development kit,
-            ILSVRC2012_validation_ground_truth.txt with meta.mat beside it lie in it or in the
-            folder above; the latter also in ILSVRC2012_devkit_t12/data of either.
-        path: one of these files, wherever it is.
+        folder: folder of the images. It or the folder above holds LOC_val_solution.csv (Kaggle) or,
+            from the development kit, ILSVRC2012_validation_ground_truth.txt beside meta.mat; the
+            kit's files may also lie in ILSVRC2012_devkit_t12/data of either.
+        path: path of one of these files, if it lies elsewhere.
 
     Raises:
-        ImportError: meta.mat has to be read, and scipy is not installed.
-        ValueError: none of the files is there, or it holds something else.
+        ImportError: meta.mat must be read, and scipy is not installed.
+        ValueError: none of the files exists, or it holds something else.
     """
     path = _found(folder) if path is None else Path(path)
     if not path.is_file():
         raise ValueError(f"classes: expected a file, got {str(path)!r}")
     classes = _solution(path) if path.suffix == ".csv" else _truth(path)
     if not classes:
-        raise ValueError(f"{path}: expected classes of pictures, got none")
+        raise ValueError(f"{path}: expected classes of images, got none")
     return classes
 
 
@@ -70,17 +70,17 @@ def read_names(path: str | Path) -> dict[str, str]:
 
 
 def _found(folder: Path) -> Path:
-    places = [_SOLUTION, _TRUTH, f"{_KIT}/{_TRUTH}"]
-    for base, place in product((folder, folder.absolute().parent), places):
-        if (base / place).is_file():
-            return base / place
+    names = [_SOLUTION, _TRUTH, f"{_KIT}/{_TRUTH}"]
+    for base, name in product((folder, folder.absolute().parent), names):
+        if (base / name).is_file():
+            return base / name
     raise ValueError(
         f"root: expected class folders, or {_SOLUTION} or {_TRUTH} in {folder} or above, got none"
     )
 
 
 def _solution(path: Path) -> dict[str, str]:
-    """Rows of a picture and its boxes, each of a class first; damaged ones are left out."""
+    """Read rows of an image and its boxes, each of which begins with a class; skip damaged ones."""
     rows, found = CsvRows(path, columns=("ImageId", "PredictionString")), {}
     for index in range(len(rows)):
         try:
@@ -94,7 +94,7 @@ def _solution(path: Path) -> dict[str, str]:
 
 
 def _truth(path: Path) -> dict[str, str]:
-    """Lines of numbers, one for each picture; meta.mat says which WordNet id has which."""
+    """Read one class number for each image; meta.mat maps the numbers to WordNet ids."""
     ids, lines = _ids(path.with_name(_META)), Lines(path)
     found = {}
     for index in range(len(lines)):
@@ -119,5 +119,5 @@ def _ids(path: Path) -> dict[str, str]:
             if is_class(str(one["WNID"]))
         }
     except Exception as error:
-        # scipy raises nearly anything on what is no such file.
+        # scipy raises nearly anything on other files.
         raise ValueError(f"{path}: expected synsets of ImageNet, got {error!r}") from error

@@ -1,4 +1,4 @@
-"""Pictures with labels: ImageNet-1K and OpenImages in their published files."""
+"""Labelled images: ImageNet-1K and OpenImages in their published files."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from setokim.data.file_dataset import FileDataset
 from setokim.data.image_processing import find_images
 from setokim.data.readers.files import (
     check_root,
+    decode_image,
     field_of,
     file_in,
     find_file,
-    picture_in,
-    picture_of,
+    read_image,
 )
 from setokim.data.readers.imagenet_classes import is_class, read_classes, read_names
 from setokim.data.records import CsvRows, ParquetRows
 from setokim.data.samples import BrokenSampleError, Sample
 
-# What names of OpenImages' files begin with, the oldest first.
+# Prefixes of OpenImages' file names, the oldest first.
 _VERSIONS = ("", "oidv6-", "oidv7-")
 _COLUMNS = ("ImageID", "LabelName", "Confidence")
 
@@ -27,20 +27,20 @@ _COLUMNS = ("ImageID", "LabelName", "Confidence")
 class ImageNetFolder(FileDataset):
     """ImageNet-1K as folders of WordNet ids; the caption is the first name of the class.
 
-    The validation pictures come in one folder, and their classes in a file (see
+    The validation images lie in one folder, and their classes in a file (see
     `imagenet_classes.read_classes`).
 
     Args:
         root: folder of a split: n01440764/*.JPEG and so on, or *.JPEG.
-        names: of the classes by WordNet id, or a file of them (`imagenet_classes.read_names`);
-            None leaves the ids as captions.
-        classes: file of the classes of pictures without class folders; None looks for it in `root`
+        names: names of the classes by WordNet id, or a file of them
+            (`imagenet_classes.read_names`); None leaves the ids as captions.
+        classes: file of the classes of images without class folders; None looks for it in `root`
             and the folder above.
 
     Raises:
-        ImportError: the file of classes wants scipy, which is not installed.
-        ValueError: there is no such folder, no picture in it, nothing tells their classes, or the
-            file of names holds something else.
+        ImportError: the file of classes requires scipy, which is not installed.
+        ValueError: the folder does not exist, has no image, the classes are unknown, or the
+            file of names does not fit.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class ImageNetFolder(FileDataset):
     ):
         folder = check_root(root)
         self._names = read_names(names) if isinstance(names, str | Path) else names
-        # By suffix, whatever its case.
+        # Found by suffix, in upper or lower case.
         self._files = find_images([folder], recursive=True)
         if not self._files:
-            raise ValueError(f"root: expected folders of pictures in {root}, got none")
-        # Of one class alone the folder may be given too.
+            raise ValueError(f"root: expected folders of images in {root}, got none")
+        # `root` may also be the folder of a single class.
         is_flat = any(file.parent == folder for file in self._files) and not is_class(folder.name)
         self._flat = folder if is_flat else None
         self._classes = read_classes(folder, classes) if is_flat else {}
@@ -70,24 +70,25 @@ class ImageNetFolder(FileDataset):
         file = self._files[index]
         label = self._classes.get(file.stem) if file.parent == self._flat else file.parent.name
         if label is None:
-            raise BrokenSampleError(source, "the file of classes has none for it")
+            raise BrokenSampleError(source, "the file of classes has no class for it")
         if self._names is not None and label not in self._names:
             raise BrokenSampleError(source, f"the class {label!r} has no name")
         caption = label if self._names is None else self._names[label]
-        return Sample(picture_of(file, source), caption, (caption,), None, source)
+        return Sample(read_image(file, source), caption, (caption,), None, source)
 
 
 class ImageNetParquet(FileDataset):
-    """ImageNet-1K as the hub has it: columns image and label.
+    """ImageNet-1K as on the hub: parquet files with the columns image and label.
 
     Args:
         root: folder with SPLIT-*.parquet, or data/SPLIT-*.parquet.
         split: "train", "validation" or "test".
-        names: of the classes in the order of their numbers; None leaves the numbers as captions.
+        names: names of the classes in the order of their numbers; None leaves the numbers as
+            captions.
 
     Raises:
         ImportError: pyarrow is not installed.
-        ValueError: there is no such file.
+        ValueError: the folder or its files do not exist.
     """
 
     def __init__(self, root: str | Path, split: str, names: tuple[str, ...] | None = None):
@@ -110,23 +111,23 @@ class ImageNetParquet(FileDataset):
             reason = f"label: expected 0 to {len(self._names) - 1}, got {label}"
             raise BrokenSampleError(source, reason)
         caption = str(label) if self._names is None else self._names[label]
-        picture = picture_in(record.get("image"), source, "image")
-        return Sample(picture, caption, (caption,), None, source)
+        image = decode_image(record.get("image"), source, "image")
+        return Sample(image, caption, (caption,), None, source)
 
 
 class OpenImages(FileDataset):
-    """OpenImages: pictures with the labels that people have confirmed.
+    """OpenImages: images with their human-verified labels.
 
-    The caption lists the names of all labels of a picture, which are its concepts.
+    The concepts of an image are the names of its labels, and the caption lists them.
 
     Args:
         root: folder with SPLIT-annotations-human-imagelabels.csv, class-descriptions.csv and the
-            folder SPLIT of pictures. Names of version 7 and 6 begin with "oidv7-" and "oidv6-",
-            and those of version 7 have "val".
+            folder SPLIT of images. File names of versions 7 and 6 begin with "oidv7-" and
+            "oidv6-", and those of version 7 have "val".
         split: "train", "validation" or "test".
 
     Raises:
-        ValueError: a file is not there, or no picture has a label.
+        ValueError: a file is missing, or no image has a label.
     """
 
     def __init__(self, root: str | Path, split: str = "train"):
@@ -138,12 +139,12 @@ class OpenImages(FileDataset):
         rows = CsvRows(find_file(folder, *dict.fromkeys(files)), columns=_COLUMNS)
         self._broken: list[tuple[str, str]] = []
         files = (f"{version}class-descriptions.csv" for version in reversed(_VERSIONS))
-        # Some versions have a line of names, which is no class and does no harm.
+        # Some versions have a header, which becomes one unused class.
         names = self._rows(CsvRows(find_file(folder, *files), names=("id", "name")))
         self._names = {row["id"]: row["name"] for row in names}
         self._labels: dict[str, list[str]] = {}
         for row in self._rows(rows):
-            # 0 says that people have looked and found none.
+            # 0 marks labels that annotators have rejected.
             if row["Confidence"] in ("1", "1.0"):
                 self._labels.setdefault(row["ImageID"], []).append(row["LabelName"])
         self._ids = list(self._labels)
@@ -151,7 +152,7 @@ class OpenImages(FileDataset):
             raise ValueError(f"root: expected labels of confidence 1 in {labels}, got none")
 
     def _rows(self, rows: CsvRows) -> list[dict[str, str]]:
-        """All that can be read; the others count as samples that cannot."""
+        """Read all rows; those that cannot be read count as broken samples."""
         found = []
         for index in range(len(rows)):
             try:
@@ -177,5 +178,5 @@ class OpenImages(FileDataset):
         if unknown:
             raise BrokenSampleError(source, f"the label {unknown[0]!r} has no name")
         concepts = tuple(dict.fromkeys(self._names[label] for label in labels))
-        picture = picture_of(file_in(self._root, f"{self._split}/{name}.jpg", source), source)
-        return Sample(picture, ", ".join(concepts), concepts, None, source)
+        image = read_image(file_in(self._root, f"{self._split}/{name}.jpg", source), source)
+        return Sample(image, ", ".join(concepts), concepts, None, source)

@@ -1,4 +1,4 @@
-"""Pictures with the masks of their objects: COCO instances and panoptic segmentation."""
+"""Object masks: COCO instance and panoptic segmentation."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import numpy as np
 
 from setokim.data.file_dataset import FileDataset
 from setokim.data.readers.files import (
-    annotated_picture,
     by_key,
     check_root,
     field_of,
     file_in,
     find_file,
     mask_of,
-    picture_of,
+    read_annotated_image,
+    read_image,
 )
 from setokim.data.records import JsonList
 from setokim.data.samples import BrokenSampleError, Sample
 
 
 class CocoInstances(FileDataset):
-    """COCO instances: the masks are of the objects, in the order of the file.
+    """COCO instances, with one mask per object, in the order of the file.
 
-    Where objects overlap, the smaller one lies on top. Crowds are left out. The caption lists the
-    categories, which are the concepts.
+    Where objects overlap, the smaller one lies on top. Crowds are left out. The concepts are the
+    categories, and the caption lists them.
 
     Args:
-        root: folder with annotations/instances_SPLIT.json and the folder SPLIT of pictures.
-        split: such as "val2017".
+        root: folder with annotations/instances_SPLIT.json and the folder SPLIT of images.
+        split: name of the split, such as "val2017".
 
     Raises:
-        OSError, ValueError: a file is not there or holds something else.
+        OSError, ValueError: a file is missing or holds something else.
     """
 
     def __init__(self, root: str | Path, split: str = "val2017"):
@@ -54,13 +54,13 @@ class CocoInstances(FileDataset):
         record = self._images[index]
         name = field_of(record, "file_name", str, source)
         path = file_in(self._root, f"{self._split}/{name}", source)
-        picture = annotated_picture(path, (record.get("width"), record.get("height")), source)
+        image = read_annotated_image(path, (record.get("width"), record.get("height")), source)
         found = self._objects.get(field_of(record, "id", int, source), [])
         objects = [one for one in found if not one.get("iscrowd")]
-        names = [_name(self._names, thing, source) for thing in objects]
-        size = picture.size[::-1]
-        masks = [mask_of(thing.get("segmentation"), size, source) for thing in objects]
-        return Sample(picture, ", ".join(names), tuple(names), _layers(masks, size), source)
+        names = [_name(self._names, annotation, source) for annotation in objects]
+        size = image.size[::-1]
+        masks = [mask_of(annotation.get("segmentation"), size, source) for annotation in objects]
+        return Sample(image, ", ".join(names), tuple(names), _layers(masks, size), source)
 
 
 class CocoPanoptic(FileDataset):
@@ -68,11 +68,11 @@ class CocoPanoptic(FileDataset):
 
     Args:
         root: folder with annotations/panoptic_SPLIT.json, annotations/panoptic_SPLIT/*.png (or
-            panoptic_SPLIT/*.png) and the folder SPLIT of pictures.
-        split: such as "val2017".
+            panoptic_SPLIT/*.png) and the folder SPLIT of images.
+        split: name of the split, such as "val2017".
 
     Raises:
-        OSError, ValueError: a file is not there or holds something else.
+        OSError, ValueError: a file is missing or holds something else.
     """
 
     def __init__(self, root: str | Path, split: str = "val2017"):
@@ -93,10 +93,10 @@ class CocoPanoptic(FileDataset):
         record = self._records[index]
         file = field_of(record, "file_name", str, source)
         segments = field_of(record, "segments_info", list, source)
-        painted = picture_of(file_in(self._root, f"{self._masks}/{file}", source), source, False)
+        painted = read_image(file_in(self._root, f"{self._masks}/{file}", source), source, False)
         path = file_in(self._root, f"{self._split}/{file}", source).with_suffix(".jpg")
-        picture = annotated_picture(path, painted.size, source)
-        # Nothing may round here: the colours are numbers.
+        image = read_annotated_image(path, painted.size, source)
+        # The colours encode segment ids, so that nothing may round here.
         ids = np.asarray(painted).astype(np.int64) @ np.array([1, 256, 256**2])
         names, layers = [], np.zeros(ids.shape, np.int64)
         for number, segment in enumerate(segments, 1):
@@ -107,11 +107,11 @@ class CocoPanoptic(FileDataset):
                 )
             layers[inside] = number
             names.append(_name(self._names, segment, source))
-        return Sample(picture, ", ".join(names), tuple(names), layers, source)
+        return Sample(image, ", ".join(names), tuple(names), layers, source)
 
 
 def _layers(masks: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
-    """(h, w) int64: 0, or 1 + the number of the smallest mask there."""
+    """Return (h, w) int64: 1 + the index of the smallest mask at each pixel, or 0."""
     layers = np.zeros(size, np.int64)
     for number in sorted(range(len(masks)), key=lambda number: -int(masks[number].sum())):
         layers[masks[number]] = number + 1
@@ -122,8 +122,8 @@ def _names(categories: JsonList) -> dict[Any, Any]:
     return {number: found[-1].get("name") for number, found in by_key(categories, "id").items()}
 
 
-def _name(names: dict[Any, Any], thing: Any, source: str) -> str:
-    number = field_of(thing, "category_id", int, source)
+def _name(names: dict[Any, Any], annotation: Any, source: str) -> str:
+    number = field_of(annotation, "category_id", int, source)
     name = names.get(number)
     if not isinstance(name, str):
         raise BrokenSampleError(source, f"category_id: expected one of the file's, got {number}")

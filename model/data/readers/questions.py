@@ -1,4 +1,4 @@
-"""Questions about pictures: VQAv2, OK-VQA, A-OKVQA, GQA and MM-Vet in their published files."""
+"""Questions about images: VQAv2, OK-VQA, A-OKVQA, GQA and MM-Vet in their published files."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ from setokim.data.readers.files import (
     field_of,
     file_in,
     find_file,
-    picture_of,
+    read_image,
 )
 from setokim.data.records import JsonList, Records, read_json
 from setokim.data.samples import BrokenSampleError
 
-# As LLaVA 1.5 asks for answers that are compared with others letter by letter.
+# Prompt of LLaVA 1.5 for answers that are compared letter by letter.
 _SHORT = "Answer the question using a single word or phrase."
-# One for each letter.
-_MOST_CHOICES = 26
+# One choice for each letter.
+_MAX_CHOICES = 26
 _LETTER = "Answer with the option's letter from the given choices directly."
 
 
 class Questions(FileDataset):
-    """One question a sample, with its picture; `facts` has what its evaluation needs.
+    """One question a sample, with its image; `facts` holds values for the evaluation.
 
-    The answer of the assistant is the one that most people gave, the first of equals, and empty
-    where the file has none.
+    The assistant's answer is the most frequent one, ties the first, and empty if the file has none.
     """
 
     _root: Path
@@ -44,28 +43,28 @@ class Questions(FileDataset):
         return self._records.source(index)
 
     def _read(self, index: int, source: str) -> Conversation:
-        text, answer, picture, facts = self._asked(self._records[index], source)
-        image = picture_of(file_in(self._root, picture, source), source)
+        text, answer, name, facts = self._parse(self._records[index], source)
+        image = read_image(file_in(self._root, name, source), source)
         turns = message("user", image, text), message("assistant", answer)
         return Conversation("vqa", turns, (), source, facts)
 
     @abstractmethod
-    def _asked(self, record: Any, source: str) -> tuple[str, str, str, dict[str, Any]]:
-        """Question, answer, file of the picture below the folder, and facts."""
+    def _parse(self, record: Any, source: str) -> tuple[str, str, str, dict[str, Any]]:
+        """Return question, answer, file of the image below the folder, and facts."""
 
 
 class VqaQuestions(Questions):
     """VQAv2 and OK-VQA: a file of questions and a file of ten answers to each.
 
-    `facts`: "question_id", "question", "answers" (may be empty) and, where there are answers,
-    "question_type" and "answer_type".
+    `facts`: "question_id", "question", "answers" (may be empty) and, with answers, "question_type"
+    and "answer_type".
 
     Args:
-        root: folder with the JSON files and the folders of pictures, such as train2014.
+        root: folder with the JSON files and the folders of images, such as train2014.
         split: "train2014", "val2014", "test2015" or "test-dev2015".
 
     Raises:
-        ValueError: a file is not there or holds something else.
+        ValueError: a file is missing or holds something else.
     """
 
     def __init__(self, root: str | Path, split: str = "val2014"):
@@ -73,7 +72,7 @@ class VqaQuestions(Questions):
         prefixes = ("v2_OpenEnded_mscoco_", "OpenEnded_mscoco_")
         names = [f"{prefix}{split}_questions.json" for prefix in prefixes]
         self._records = JsonList(find_file(self._root, *names), "questions")
-        # Both test splits have the pictures of test2015.
+        # Both test splits share the images of test2015.
         self._folder = "test2015" if split.startswith("test") else split
         self._answers: dict[Any, list[dict[str, Any]]] = {}
         if not split.startswith("test"):
@@ -81,7 +80,7 @@ class VqaQuestions(Questions):
             annotations = JsonList(find_file(self._root, *names), "annotations")
             self._answers = by_key(annotations, "question_id")
 
-    def _asked(self, record: Any, source: str) -> tuple[str, str, str, dict[str, Any]]:
+    def _parse(self, record: Any, source: str) -> tuple[str, str, str, dict[str, Any]]:
         question = field_of(record, "question", str, source)
         number = field_of(record, "question_id", int, source)
         image = field_of(record, "image_id", int, source)
@@ -95,36 +94,36 @@ class VqaQuestions(Questions):
             for name in ("question_type", "answer_type"):
                 facts[name] = field_of(annotation, name, str, source)
         file = f"COCO_{self._folder}_{image:012d}.jpg"
-        picture = f"{self._folder}/{file}"
-        return f"{question}\n{_SHORT}", _commonest(facts["answers"]), picture, facts
+        path = f"{self._folder}/{file}"
+        return f"{question}\n{_SHORT}", _most_common(facts["answers"]), path, facts
 
 
 class AokvqaQuestions(Questions):
     """A-OKVQA, by free answers or by choice.
 
-    `facts`: "question_id", "question", "answers" (of people), "choices", "correct" (the number of
-    the right choice, None in the test split) and "difficult_direct_answer" (whether free answers do
-    not count).
+    `facts`: "question_id", "question", "answers" (of annotators), "choices", "correct" (the index
+    of the right choice, None in the test split) and "difficult_direct_answer" (whether free answers
+    do not count).
 
     Args:
-        root: folder with aokvqa_v1p0_SPLIT.json and the folders of COCO's pictures, such as
+        root: folder with aokvqa_v1p0_SPLIT.json and the folders of COCO's images, such as
             val2017.
         split: "train", "val" or "test".
-        choices: ask for the letter of a choice.
+        choices: multiple choice, which asks for the letter of a choice.
 
     Raises:
-        ValueError: a file is not there or holds something else.
+        ValueError: a file is missing or holds something else.
     """
 
     def __init__(self, root: str | Path, split: str = "val", choices: bool = False):
         self._root, self._split, self._choices = check_root(root), split, choices
         self._records = JsonList(find_file(self._root, f"aokvqa_v1p0_{split}.json"))
 
-    def _asked(self, record: Any, source: str) -> tuple[str, str, str, dict[str, Any]]:
+    def _parse(self, record: Any, source: str) -> tuple[str, str, str, dict[str, Any]]:
         question = field_of(record, "question", str, source)
         choices = _texts(record, "choices", source)
-        if not 1 <= len(choices) <= _MOST_CHOICES:
-            expected = f"1 to {_MOST_CHOICES}"
+        if not 1 <= len(choices) <= _MAX_CHOICES:
+            expected = f"1 to {_MAX_CHOICES}"
             raise BrokenSampleError(source, f"choices: expected {expected}, got {len(choices)}")
         is_test = self._split == "test"
         answers = [] if is_test else _texts(record, "direct_answers", source)
@@ -148,12 +147,12 @@ class AokvqaQuestions(Questions):
         }
         folder = f"{self._split}2017"
         image = field_of(record, "image_id", int, source)
-        picture = f"{folder}/{image:012d}.jpg"
+        path = f"{folder}/{image:012d}.jpg"
         if not self._choices:
-            return f"{question}\n{_SHORT}", _commonest(answers), picture, facts
+            return f"{question}\n{_SHORT}", _most_common(answers), path, facts
         listed = "\n".join(f"{_letter(i)}. {text}" for i, text in enumerate(choices))
         answer = "" if correct is None else _letter(correct)
-        return f"{question}\n{listed}\n{_LETTER}", answer, picture, facts
+        return f"{question}\n{listed}\n{_LETTER}", answer, path, facts
 
 
 class GqaQuestions(Questions):
@@ -163,28 +162,28 @@ class GqaQuestions(Questions):
 
     Args:
         root: folder with SPLIT_questions.json and the folder images.
-        split: such as "train_balanced", "val_balanced" or "testdev_balanced".
+        split: name of the split, such as "train_balanced", "val_balanced" or "testdev_balanced".
 
     Raises:
-        ValueError: a file is not there or holds something else.
+        ValueError: a file is missing or holds something else.
     """
 
     def __init__(self, root: str | Path, split: str = "testdev_balanced"):
         self._root = check_root(root)
         self._records = _ById(find_file(self._root, f"{split}_questions.json"))
 
-    def _asked(self, record: Any, source: str) -> tuple[str, str, str, dict[str, Any]]:
+    def _parse(self, record: Any, source: str) -> tuple[str, str, str, dict[str, Any]]:
         number, fields = record
         question = field_of(fields, "question", str, source)
         image = field_of(fields, "imageId", str, source)
         answers = [field_of(fields, "answer", str, source)] if "answer" in fields else []
         facts = {"question_id": number, "question": question, "answers": answers}
-        picture = f"images/{image}.jpg"
-        return f"{question}\n{_SHORT}", _commonest(answers), picture, facts
+        path = f"images/{image}.jpg"
+        return f"{question}\n{_SHORT}", _most_common(answers), path, facts
 
 
 class MmVet(Questions):
-    """MM-Vet: open questions, whose answers a judge compares with the right one.
+    """MM-Vet: open questions; a judge compares their answers with the right ones.
 
     `facts`: "question_id", "question", "answers" (one), "capabilities".
 
@@ -192,14 +191,14 @@ class MmVet(Questions):
         root: folder with mm-vet.json and the folder images.
 
     Raises:
-        ValueError: a file is not there or holds something else.
+        ValueError: a file is missing or holds something else.
     """
 
     def __init__(self, root: str | Path):
         self._root = check_root(root)
         self._records = _ById(find_file(self._root, "mm-vet.json"))
 
-    def _asked(self, record: Any, source: str) -> tuple[str, str, str, dict[str, Any]]:
+    def _parse(self, record: Any, source: str) -> tuple[str, str, str, dict[str, Any]]:
         number, fields = record
         question = field_of(fields, "question", str, source)
         answer = field_of(fields, "answer", str, source)
@@ -214,7 +213,7 @@ class MmVet(Questions):
 
 
 class _ById:
-    """The entries of a JSON object, in its order."""
+    """Entries of a JSON object, in its order."""
 
     def __init__(self, path: Path):
         whole = read_json(path)
@@ -233,14 +232,14 @@ class _ById:
 
 
 def _texts(record: Any, name: str, source: str) -> list[str]:
-    """A list of texts in a record."""
+    """Return a list of texts in a record."""
     found = field_of(record, name, list, source)
     if not all(isinstance(one, str) for one in found):
         raise BrokenSampleError(source, f"{name}: expected texts, got {found!r:.80}")
     return found
 
 
-def _commonest(answers: list[str]) -> str:
+def _most_common(answers: list[str]) -> str:
     return Counter(answers).most_common(1)[0][0] if answers else ""
 
 

@@ -1,4 +1,4 @@
-"""Phrases that refer to an object: refCOCO+, refCOCOg and ReasonSeg in their published files."""
+"""Referring segmentation: refCOCO+, refCOCOg and ReasonSeg in their published files."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from setokim.data.file_dataset import FileDataset
 from setokim.data.plain_pickle import read_plain_pickle
 from setokim.data.polygon_pixels import polygon_pixels
 from setokim.data.readers.files import (
-    annotated_picture,
     by_key,
     check_root,
     field_of,
     file_in,
     mask_of,
-    picture_of,
+    read_annotated_image,
+    read_image,
 )
 from setokim.data.records import JsonList, read_json
-from setokim.data.rle import check_outline, encode_rle
+from setokim.data.rle import check_polygon, encode_rle
 from setokim.data.samples import BrokenSampleError
 
-# By data set, the folder and the file of references.
+# Folder and file of the references, by data set.
 _REFERENCES = {"refcoco+": ("refcoco+", "refs(unc).p"), "refcocog": ("refcocog", "refs(umd).p")}
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _TARGET, _IGNORED = 1, 255
 
 
 class ReferringExpressions(FileDataset):
-    """refCOCO+ and refCOCOg (UMD): one phrase of people a sample, with the mask of its object.
+    """refCOCO+ and refCOCOg (UMD): one referring phrase a sample, with the mask of its object.
 
     `facts`: "ref_id", "sent_id", "phrase".
 
     Args:
-        root: folder with refcoco+ or refcocog, in it the pickle of references and instances.json,
-            and the folder train2014 of COCO's pictures.
+        root: folder with the folder train2014 of COCO's images, and refcoco+ or refcocog with the
+            pickle of references and instances.json.
         name: "refcoco+" or "refcocog".
         split: "train", "val", "test", or "testA" and "testB" of refCOCO+.
 
     Raises:
-        ValueError: a file is not there or holds something else, or nothing is of this split.
+        ValueError: a file is missing or holds something else, or the split is empty.
     """
 
     def __init__(self, root: str | Path, name: str, split: str = "val"):
@@ -84,34 +84,35 @@ class ReferringExpressions(FileDataset):
         annotations = self._objects.get(field_of(reference, "ann_id", int, source))
         images = self._images.get(field_of(reference, "image_id", int, source))
         if annotations is None or images is None:
-            raise BrokenSampleError(source, "its object or picture is not in instances.json")
-        annotation, image = annotations[-1], images[-1]
-        path = file_in(self._root, f"train2014/{field_of(image, 'file_name', str, source)}", source)
-        picture = annotated_picture(path, (image.get("width"), image.get("height")), source)
-        mask = mask_of(annotation.get("segmentation"), picture.size[::-1], source)
+            raise BrokenSampleError(source, "its object or image is not in instances.json")
+        annotation, record = annotations[-1], images[-1]
+        name = field_of(record, "file_name", str, source)
+        path = file_in(self._root, f"train2014/{name}", source)
+        image = read_annotated_image(path, (record.get("width"), record.get("height")), source)
+        mask = mask_of(annotation.get("segmentation"), image.size[::-1], source)
         facts = {
             "ref_id": field_of(reference, "ref_id", int, source),
             "sent_id": field_of(sentence, "sent_id", int, source),
             "phrase": phrase,
         }
-        turns = message("user", picture, f"segment the {phrase}."), message("assistant", MASK)
+        turns = message("user", image, f"segment the {phrase}."), message("assistant", MASK)
         return Conversation("segment", turns, (mask,), source, facts)
 
 
 class ReasonSeg(FileDataset):
-    """ReasonSeg: a question or phrase that asks for a region, and the region as polygons.
+    """ReasonSeg: a question or phrase about a region, and the region as polygons.
 
-    The first text is asked. Shapes are drawn from the largest to the smallest, those whose label
-    holds "ignore" as what counts neither way, and those labelled "flag" not at all, as the official
-    loader does. That loader turns pictures as EXIF says, and so does this one.
+    The first text is the question. As in the official loader, shapes are rasterized from the
+    largest to the smallest. A label with "ignore" marks pixels that count neither way, and shapes
+    labelled "flag" are skipped. Images are rotated by their EXIF orientation, also as there.
 
-    `facts`: "name", "phrase", "is_sentence" and "ignored", run lengths of what does not count.
+    `facts`: "name", "phrase", "is_sentence" and "ignored", run lengths of the ignored pixels.
 
     Args:
         root: folder of a split: NAME.jpg and NAME.json.
 
     Raises:
-        ValueError: there is no such folder, or no JSON file in it.
+        ValueError: the folder does not exist or has no JSON file.
     """
 
     def __init__(self, root: str | Path):
@@ -132,28 +133,28 @@ class ReasonSeg(FileDataset):
         texts = field_of(record, "text", list, str(path))
         shapes = field_of(record, "shapes", list, str(path))
         if not texts or not isinstance(texts[0], str):
-            raise BrokenSampleError(str(path), f"text: expected a text first, got {texts!r:.80}")
-        picture = picture_of(_beside(path), str(path))
-        shapes = _with_outlines(shapes, picture.size, str(path))
-        drawn = [_drawn(shape, picture.size, str(path)) for shape in shapes]
-        levels = np.zeros(picture.size[::-1], np.uint8)
-        # Of equal ones the first lies on top: the official loader turns an ascending order round.
-        for level, inside in sorted(drawn, key=lambda pair: int(pair[1].sum()))[::-1]:
+            raise BrokenSampleError(str(path), f"text: expected a list of texts, got {texts!r:.80}")
+        image = read_image(_beside(path), str(path))
+        shapes = _checked_shapes(shapes, image.size, str(path))
+        regions = [_region(shape, image.size, str(path)) for shape in shapes]
+        levels = np.zeros(image.size[::-1], np.uint8)
+        # Of equal sizes the first lies on top: the official loader reverses an ascending order.
+        for level, inside in sorted(regions, key=lambda pair: int(pair[1].sum()))[::-1]:
             levels[inside] = level
         is_sentence = bool(record.get("is_sentence"))
-        asked = texts[0] if is_sentence else f"segment the {texts[0]}."
+        prompt = texts[0] if is_sentence else f"segment the {texts[0]}."
         facts = {
             "name": path.stem,
             "phrase": texts[0],
             "is_sentence": is_sentence,
             "ignored": encode_rle(levels == _IGNORED),
         }
-        turns = message("user", picture, asked), message("assistant", MASK)
+        turns = message("user", image, prompt), message("assistant", MASK)
         return Conversation("segment", turns, (levels == _TARGET,), str(path), facts)
 
 
 def _sentences(reference: Mapping[str, Any]) -> list[Any]:
-    """What is said of an object; None stands for what cannot be read."""
+    """Return the sentences about an object, or None for unreadable ones."""
     sentences = reference.get("sentences")
     return sentences if isinstance(sentences, list) and sentences else [None]
 
@@ -167,11 +168,11 @@ def _record(path: Path) -> Any:
         raise BrokenSampleError(str(path), f"cannot read it: {reason}") from error
 
 
-def _with_outlines(shapes: list[Any], size: tuple[int, int], source: str) -> list[Any]:
-    """Shapes that can be drawn: without those that have less than two corners.
+def _checked_shapes(shapes: list[Any], size: tuple[int, int], source: str) -> list[Any]:
+    """Check the corners of all shapes, and drop shapes with fewer than two.
 
     Raises:
-        BrokenSampleError: a corner is none, or far outside the picture, or no shape is left.
+        BrokenSampleError: a corner is malformed or far outside the image, or no shape is left.
     """
     left = []
     for shape in shapes:
@@ -180,7 +181,7 @@ def _with_outlines(shapes: list[Any], size: tuple[int, int], source: str) -> lis
             reason = f"points: expected x and y of corners, got {points!r:.80}"
             raise BrokenSampleError(source, reason)
         try:
-            check_outline([value for point in points for value in point], size[::-1])
+            check_polygon([value for point in points for value in point], size[::-1])
         except ValueError as error:
             raise BrokenSampleError(source, f"points: {error}") from error
         left += [shape] if len(points) > 1 else []
@@ -194,8 +195,8 @@ def _beside(path: Path) -> Path:
     return next((file for file in found if file.is_file()), path.with_suffix(".jpg"))
 
 
-def _drawn(shape: Any, size: tuple[int, int], source: str) -> tuple[int, np.ndarray]:
-    """What a shape of ReasonSeg stands for, and (h, w) bool where it is."""
+def _region(shape: Any, size: tuple[int, int], source: str) -> tuple[int, np.ndarray]:
+    """Return the level of a shape of ReasonSeg, and (h, w) bool of its pixels."""
     label = field_of(shape, "label", str, source).lower()
     points = field_of(shape, "points", list, source)
     if len(points) < 2 or not all(map(_is_corner, points)):

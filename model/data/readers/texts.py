@@ -1,4 +1,4 @@
-"""Texts without pictures: SlimPajama in lines of JSON."""
+"""Text corpora without images: SlimPajama in lines of JSON."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from setokim.data.records import JsonLines
 
 
 class SlimPajama(FileDataset):
-    """Texts in files of lines {"text": ..., "meta": ...}, unpacked from their compression.
+    """Texts in uncompressed files of lines {"text": ..., "meta": ...}.
 
-    A sample is a conversation in which the assistant says the whole text and nobody asked.
+    A sample is a conversation with an empty question, whose answer is the whole text.
 
     Args:
-        root: folder; all *.jsonl in it and in those inside it are read, in sorted order.
-        longest: most characters of a text, beyond which it is cut off; None for no limit.
+        root: folder whose *.jsonl, subfolders included, are read in sorted order.
+        longest: max number of characters of a text, which is cut off there; None for no limit.
 
     Raises:
-        TypeError: `longest` is no integer.
-        ValueError: there is no such folder, or no such file, or `longest` is less than 1.
+        TypeError: `longest` is not an integer.
+        ValueError: the folder does not exist or has no such file, or `longest` is less than 1.
     """
 
     def __init__(self, root: str | Path, longest: int | None = None):
@@ -41,17 +41,17 @@ class SlimPajama(FileDataset):
         return self._ends[-1]
 
     def _source(self, index: int) -> str:
-        file, place = self._find(index)
-        return file.source(place)
+        file, offset = self._find(index)
+        return file.source(offset)
 
     def _find(self, index: int) -> tuple[JsonLines, int]:
-        """The file of a text, and its place in there."""
+        """Return the file of a text, and its index in that file."""
         number = bisect_right(self._ends, index)
         file = self._files[number]
         return file, index - (self._ends[number] - len(file))
 
     def _read(self, index: int, source: str) -> Conversation:
-        file, place = self._find(index)
-        text = field_of(file[place], "text", str, source)[: self._longest]
+        file, offset = self._find(index)
+        text = field_of(file[offset], "text", str, source)[: self._longest]
         turns = message("user", ""), message("assistant", text)
         return Conversation("text", turns, (), source)

@@ -1,4 +1,4 @@
-"""Questions that are answered with yes or no: POPE and MME in their published files."""
+"""Yes-or-no questions: POPE and MME in their published files."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from pathlib import Path
 from setokim.data.conversations import Conversation, message
 from setokim.data.file_dataset import FileDataset
 from setokim.data.image_processing import IMAGE_SUFFIXES
-from setokim.data.readers.files import check_root, field_of, file_in, find_file, picture_of
+from setokim.data.readers.files import check_root, field_of, file_in, find_file, read_image
 from setokim.data.records import JsonLines
 from setokim.data.samples import BrokenSampleError
 
-_ASKED = "Answer the question using a single word or phrase."
+_PROMPT = "Answer the question using a single word or phrase."
 
 
 class Pope(FileDataset):
-    """POPE on COCO: is there such an object in the picture?
+    """POPE on COCO: is there such an object in the image?
 
     `facts`: "question_id", "label" ("yes" or "no").
 
     Args:
         root: folder with coco_pope_SPLIT.json (also in coco/) and the folder val2014 of COCO's
-            pictures.
+            images.
         split: "random", "popular" or "adversarial".
 
     Raises:
-        ValueError: there is no such folder or file.
+        ValueError: the folder or file does not exist.
     """
 
     def __init__(self, root: str | Path, split: str = "random"):
         self._root = check_root(root)
         name = f"coco_pope_{split}.json"
-        # Lines of JSON, whatever the name says.
+        # The files hold lines of JSON, despite their names.
         self._records = JsonLines(find_file(self._root, name, f"coco/{name}"))
 
     def __len__(self) -> int:
@@ -46,30 +46,30 @@ class Pope(FileDataset):
         if label not in ("yes", "no"):
             raise BrokenSampleError(source, f"label: expected yes or no, got {label!r}")
         name = field_of(record, "image", str, source)
-        picture = picture_of(file_in(self._root, f"val2014/{name}", source), source)
+        image = read_image(file_in(self._root, f"val2014/{name}", source), source)
         text = field_of(record, "text", str, source)
         facts = {"question_id": field_of(record, "question_id", int, source), "label": label}
-        turns = message("user", picture, f"{text}\n{_ASKED}"), message("assistant", label)
+        turns = message("user", image, f"{text}\n{_PROMPT}"), message("assistant", label)
         return Conversation("vqa", turns, (), source, facts)
 
 
 class Mme(FileDataset):
-    """MME: two questions about each picture of fourteen subtasks.
+    """MME: two questions about each image, in fourteen subtasks.
 
     `facts`: "task", "image" (the file's name without its suffix), "label".
 
     Args:
-        root: folder of the subtasks' folders. In each NAME.txt of two lines, question, tab and
-            answer, beside NAME.jpg or .png; or the texts in questions_answers_YN and the pictures
-            in images.
+        root: folder with a folder for each subtask. Each of these has NAME.txt of two lines
+            (question, tab and answer) beside NAME.jpg or .png, or the texts in questions_answers_YN
+            and the images in images.
 
     Raises:
-        ValueError: there is no such folder, or no question in it.
+        ValueError: the folder does not exist or has no question.
     """
 
     def __init__(self, root: str | Path):
         self._root = check_root(root)
-        # Question and line of each sample.
+        # File and line of each sample.
         self._samples: list[tuple[Path, int]] = []
         for task in sorted(path for path in self._root.iterdir() if path.is_dir()):
             inner = task / "questions_answers_YN"
@@ -99,7 +99,7 @@ class Mme(FileDataset):
         folder = task / "images" if is_nested else task
         files = (folder / f"{path.stem}{suffix}" for suffix in sorted(IMAGE_SUFFIXES))
         file = next((one for one in files if one.is_file()), folder / f"{path.stem}.jpg")
-        picture = picture_of(file, source)
+        image = read_image(file, source)
         facts = {"task": task.name, "image": path.stem, "label": label.strip()}
-        turns = message("user", picture, question.strip()), message("assistant", label.strip())
+        turns = message("user", image, question.strip()), message("assistant", label.strip())
         return Conversation("vqa", turns, (), source, facts)

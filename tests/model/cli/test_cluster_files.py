@@ -205,6 +205,6 @@ def test_a_grid_that_does_not_fit_into_memory(picture, tmp_path, capsys, monkeyp
     command = ["cluster", str(picture), "--out", str(tmp_path / "out"), "--grid", "2000x2000"]
     assert main(command) == 2
     said = capsys.readouterr().err
-    assert "--grid 2000x2000: expected what fits into 40.0 GiB of free memory" in said
+    assert "--grid 2000x2000: expected a size within 40.0 GiB of free memory" in said
     assert "at least 46.0 GiB; --batch-size is 1" in said
     assert not (tmp_path / "out").exists()

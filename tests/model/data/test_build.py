@@ -19,7 +19,7 @@ from setokim.data.build import First
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three pictures, the second with a caption."""
+    """Three images, the second with a caption."""
     for i in range(3):
         Image.new("RGB", (2, 2), (i, 0, 0)).save(tmp_path / f"{i}.png")
     (tmp_path / "1.txt").write_text("a dog and a cat")

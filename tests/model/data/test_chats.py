@@ -54,19 +54,19 @@ def test_names_of_records(read):
 
 
 @pytest.mark.parametrize("image", [None, "", []])
-def test_records_without_a_picture(read, image):
+def test_records_without_an_image(read, image):
     (sample,) = read({"id": 1, "image": image, "conversations": [HUMAN, GPT]})
     assert sample.task == "text" and contents(sample) == [["What?"], ["A dog."]]
 
 
 @pytest.mark.parametrize("name", ["a.png", "/a.png", "./a.png", "in/../a.png", "//in/..//a.png"])
-def test_pictures_lie_below_the_folder(read, name):
+def test_images_lie_below_the_folder(read, name):
     (sample,) = read({"id": 1, "image": name, "conversations": [HUMAN, GPT]})
     assert contents(sample)[0][0].tobytes() == picture(0).tobytes()
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/../secret.png", "in/../../secret.png", ".."])
-def test_no_picture_lies_elsewhere(read, name):
+def test_no_image_lies_elsewhere(read, name):
     dataset = read({"id": 1, "image": name, "conversations": [HUMAN, GPT]})
     with pytest.raises(
         BrokenSampleError, match=r"chats\.json: \[0\]: expected a file in .*, got '"
@@ -81,7 +81,7 @@ def test_absolute_names_are_of_the_folder(read, tmp_path):
         dataset[0]
 
 
-def test_lists_of_pictures(read):
+def test_lists_of_images(read):
     two = {"from": "human", "value": "<image>\nand <image> differ?"}
     asked = {"from": "human", "value": "And <image>"}
     quoted = {"from": "gpt", "value": "It is <image>no picture."}

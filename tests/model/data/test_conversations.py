@@ -13,7 +13,7 @@ def mask(height, width, dtype=bool):
 
 
 def talk(*answers, first=("what is it?",), masks=(), task="segment"):
-    """A conversation whose user says `first`, and "and?" after every answer but the last."""
+    """Return a conversation that starts with `first`, with "and?" between the answers."""
     messages = []
     for answer in answers:
         asked = ("and?",) if messages else first
@@ -34,18 +34,18 @@ def test_a_conversation_keeps_what_it_gets():
     assert (one.task, one.masks, one.source, one.facts) == ("caption", (), "here", {"kind": "none"})
 
 
-def test_masks_have_the_size_of_the_last_picture_before_them():
+def test_masks_have_the_size_of_the_last_image_before_them():
     answers = [MASK, "and", MASK], [WIDE, "it is", MASK], [MASK]
     right = [mask(4, 4), mask(4, 4), mask(3, 6), mask(3, 6)]
     assert len(talk(*answers, first=(SMALL, "where?"), masks=right).masks) == 4
     with pytest.raises(ValueError, match=r"masks\[2\]: expected bool of shape \(3, 6\), got bool"):
         talk(*answers, first=(SMALL, "where?"), masks=[mask(4, 4)] * 4)
-    # The text comes before the picture of the same answer.
+    # The text comes before the image of the same answer.
     with pytest.raises(ValueError, match=r"masks\[0\]: expected bool of shape \(4, 4\)"):
         talk([MASK, WIDE], first=(SMALL, "where?"), masks=[mask(3, 6)])
 
 
-def test_what_texts_say_needs_no_mask():
+def test_names_of_masks_in_texts_need_no_mask():
     assert talk(["[SEG] is a mask"], first=(SMALL, "what does [SEG] mean?")).masks == ()
 
 
@@ -92,17 +92,17 @@ def user(**part):
         (
             (user(type="image", image="cat.png"), ANSWER),
             TypeError,
-            r"messages\[0\]: expected a PIL picture as image, got 'cat.png'",
+            r"messages\[0\]: expected a PIL image, got 'cat.png'",
         ),
         (
             (message("user", Image.new("L", (2, 2))), ANSWER),
             ValueError,
-            r"messages\[0\]: expected a picture of mode RGB, got L",
+            r"messages\[0\]: expected an image of mode RGB, got L",
         ),
         (
             (USER, message("assistant", MASK)),
             ValueError,
-            r"messages\[1\]: expected a picture before a mask, got none",
+            r"messages\[1\]: expected an image before a mask, got none",
         ),
         (
             (message("user", SMALL, MASK), ANSWER),

@@ -20,7 +20,7 @@ def check(dataset):
         assert sample.facts["instruction"] == f"make it {index}" and sample.task == "edit"
     before, after = (message["content"][0]["image"] for message in dataset[1].messages)
     first = dataset[0].messages[1]["content"][0]["image"]
-    # The second turn goes on from what the first one made.
+    # The second turn edits the result of the first.
     assert before.tobytes() == first.tobytes() != after.tobytes()
     assert dataset[1].facts["caption"] == "it is 1" and dataset[2].facts["caption"] is None
 

@@ -33,7 +33,7 @@ ERRORS = [
 
 
 class Failing(FileDataset):
-    """Raises what it is given; after those it has one good sample."""
+    """Data set that raises the given errors, followed by one good sample."""
 
     def __init__(self, errors):
         self.errors = errors
@@ -79,7 +79,7 @@ def test_the_run_goes_on_and_counts_them():
 
 
 @pytest.mark.parametrize("error", [ImportError("pip install"), KeyboardInterrupt(15)])
-def test_what_is_no_fault_of_the_record_passes(error):
+def test_errors_that_are_no_fault_of_the_record_pass(error):
     with pytest.raises(type(error)):
         Failing([error])[0]
 

@@ -39,7 +39,7 @@ def reasons(dataset):
     return found
 
 
-def test_folders_are_searched_deeply_and_captions_stand_beside_the_pictures(tmp_path):
+def test_subfolders_are_searched_and_captions_lie_beside_the_images(tmp_path):
     (tmp_path / "b").mkdir()
     Image.new("RGB", (4, 3), "red").save(tmp_path / "c.png")
     Image.new("L", (4, 3), 9).save(tmp_path / "b/d.bmp")
@@ -65,15 +65,15 @@ def test_broken_files_of_a_folder(tmp_path):
     folder = ImageFolder(tmp_path)
     (tmp_path / "c.png").unlink()
     found = {name.rsplit("/", 1)[1]: str(error) for name, error in reasons(folder).items()}
-    assert found["a.jpg"] == f"{tmp_path / 'a.jpg'}: not a picture of a known format"
+    assert found["a.jpg"] == f"{tmp_path / 'a.jpg'}: not an image of a known format"
     assert found["b.png"].startswith(f"{tmp_path / 'b.png'}: cannot read b.txt: 'utf-8'")
     assert found["c.png"] == f"{tmp_path / 'c.png'}: No such file or directory"
 
 
-def test_folders_without_pictures(tmp_path):
+def test_folders_without_images(tmp_path):
     with pytest.raises(ValueError, match=r"root: expected a folder, got '.*missing'"):
         ImageFolder(tmp_path / "missing")
-    with pytest.raises(ValueError, match="root: expected a folder with pictures, got none in"):
+    with pytest.raises(ValueError, match="root: expected a folder with images, got none in"):
         ImageFolder(tmp_path)
 
 
@@ -130,7 +130,7 @@ def test_broken_samples_of_a_shard(tmp_path):
     )
     found = {name.split(": ")[1]: str(error) for name, error in reasons(Shards(path)).items()}
     assert found.pop("good") == found.pop("end") == ""
-    assert found.pop("alone") == f"{path}: alone: it has no picture"
+    assert found.pop("alone") == f"{path}: alone: it has no image"
     assert found.pop("torn").startswith(f"{path}: torn: cannot read its .png: ")
     assert found.pop("text").startswith(f"{path}: text: cannot read its caption: 'utf-8'")
     assert found.pop("json").startswith(
@@ -146,7 +146,7 @@ def test_broken_samples_of_a_shard(tmp_path):
     ("blocks", "whole", "cut"),
     [
         (11.5, "ab", "c"),  # in the last body
-        (10.5, "ab", "c"),  # in its header, so that c has a picture and no text
+        (10.5, "ab", "c"),  # in its header, so that c has an image and no text
         (10, "ab", "c"),  # before it
         (8.5, "a", "b"),  # in a header, after b's text
         (1.5, "", "a"),
@@ -154,7 +154,7 @@ def test_broken_samples_of_a_shard(tmp_path):
         (14, "abc", ""),
     ],
 )
-def test_an_archive_that_is_cut_off_loses_the_key_it_ends_in(tmp_path, blocks, whole, cut):
+def test_a_truncated_archive_loses_its_last_key(tmp_path, blocks, whole, cut):
     members = [(f"{k}.{s}", d) for k in "abc" for s, d in (("png", encoded("red")), ("txt", b"t"))]
     assert all(len(data) <= 512 for _, data in members)
     path = write_tar(tmp_path / "s.tar", members)
@@ -162,7 +162,7 @@ def test_an_archive_that_is_cut_off_loses_the_key_it_ends_in(tmp_path, blocks, w
     found = {name.split(": ")[1]: str(text) for name, text in reasons(Shards(path)).items()}
     expected = dict.fromkeys(whole, "t")
     assert found == expected | {
-        key: f"{path}: {key}: the archive is cut off or damaged here" for key in cut
+        key: f"{path}: {key}: the archive is truncated or damaged here" for key in cut
     }
 
 
@@ -180,7 +180,7 @@ def test_files_that_are_no_shards(tmp_path):
     with pytest.raises(ValueError, match=r"paths: expected files, got '.*absent'"):
         Shards([tmp_path / "absent"])
     write_tar(tmp_path / "other.tar", [("a.pickle", b"")])
-    with pytest.raises(ValueError, match="paths: expected archives with pictures or captions"):
+    with pytest.raises(ValueError, match="paths: expected archives with images or captions"):
         Shards(tmp_path / "other.tar")
 
 
@@ -203,7 +203,7 @@ def test_keys_end_at_the_first_dot(tmp_path):
     # KEY.jpg comes before KEY.WORD.png, wherever it stands.
     assert shards[1].image.getpixel((0, 0))[2] > 240
     with pytest.raises(
-        BrokenSampleError, match=r"c: expected one picture, got input\.jpg, target\.jpg$"
+        BrokenSampleError, match=r"c: expected one image, got input\.jpg, target\.jpg$"
     ):
         shards[2]
 
@@ -224,14 +224,14 @@ def test_captions_of_downloads(tmp_path):
     ]
     path = write_tar(tmp_path / "s.tar", members)
     found = {name.split(": ")[1]: text for name, text in reasons(Shards(path)).items()}
-    # What was not downloaded is no sample, and no damage either.
-    assert str(found.pop("4")) == f"{path}: 4: it has no picture"
-    assert str(found.pop("5")) == f"{path}: 5: it has no picture"
+    # A failed download is no sample, and no damage either.
+    assert str(found.pop("4")) == f"{path}: 4: it has no image"
+    assert str(found.pop("5")) == f"{path}: 5: it has no image"
     assert found == {"0": "", "2": "a dog", "3": "a \ufffd dog"}
 
 
 def header(name, size, kind=tarfile.REGTYPE):
-    """A header of tar whose size is whatever is claimed."""
+    """Return a tar header with a claimed size."""
     entry = tarfile.TarInfo(name)
     entry.type = kind
     block = bytearray(entry.tobuf(tarfile.GNU_FORMAT))
@@ -258,7 +258,7 @@ def test_sizes_of_members_that_lie(tmp_path, size, kind):
     found = {name.split(": ")[1]: str(text) for name, text in reasons(Shards(path)).items()}
     last = "b" if kind == "png" else "a"
     assert found.pop("0") == ""
-    assert found.pop(last) == f"{path}: {last}: the archive is cut off or damaged here"
+    assert found.pop(last) == f"{path}: {last}: the archive is truncated or damaged here"
     assert found in ({}, {"a": ""})
     # Where it is the first, nothing is there.
     path.write_bytes(lying + bytes(1024))
@@ -269,7 +269,7 @@ def test_sizes_of_members_that_lie(tmp_path, size, kind):
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
-def test_no_more_is_asked_for_than_there_is(tmp_path, monkeypatch, kind):
+def test_reads_are_limited_to_the_size_of_the_file(tmp_path, monkeypatch, kind):
     path, asked = tmp_path / "s.tar", []
     path.write_bytes(header("a.png", 2**40, kind) + bytes(1024))
 

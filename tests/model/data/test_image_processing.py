@@ -132,7 +132,7 @@ def test_sixteen_bits_keep_their_scale(tmp_path):
     ],
     ids=["unit", "stretched", "nan", "constant"],
 )
-def test_float_pictures(values, expected):
+def test_float_images(values, expected):
     image = Image.fromarray(np.array([values], np.float32))
     assert np.asarray(to_rgb(image))[0, :, 0].tolist() == expected
 
@@ -161,7 +161,7 @@ WHOLE = [0, 1, 128, 255]
         ([0, 65536], np.int32, [0, 255]),
         ([100, 65536], np.float32, [0, 255]),
         ([-1, 0, 3], np.int32, [0, 64, 255]),
-        # What cannot be a level of 8 or 16 bits is stretched, not black.
+        # Values that are no levels of 8 or 16 bits are stretched, not black.
         ([0.0, 0.51, 1.02], np.float32, [0, 128, 255]),
         ([2.5, 5.0, 7.5], np.float32, [0, 128, 255]),
         ([0.25, 0.5], np.float32, [64, 128]),
@@ -251,7 +251,7 @@ def test_unreadable_files_are_named(tmp_path):
     red_and_blue(64, 64).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:80])
     reasons = {
-        "text.png": "not a picture of a known format",
+        "text.png": "not an image of a known format",
         "cut.png": ".*truncated",
         "missing.png": "No such file",
     }
@@ -260,7 +260,7 @@ def test_unreadable_files_are_named(tmp_path):
             load_image(tmp_path / name)
 
 
-def test_processor_squeezes_the_whole_picture_and_normalises():
+def test_processor_resizes_the_whole_image_and_normalises():
     pixels = ImageProcessor(mean=(0.5, 0, 0), std=(0.5, 1, 1), resample=Image.Resampling.NEAREST)(
         [red_and_blue(12, 4)], (2, 6)
     )

@@ -79,5 +79,7 @@ def test_errors():
         Mixture({"a": Named("a", 1)}, {"a": 0})
     with pytest.raises(ValueError, match=r"^datasets\['a'\]: expected at least one sample"):
         Mixture({"a": Named("a", 0)}, {"a": 1})
-    with pytest.raises(ValueError, match=r"^weights\['a'\]: expected a thousandth of all, got 1$"):
+    with pytest.raises(
+        ValueError, match=r"^weights\['a'\]: expected at least 1/1000 of all, got 1$"
+    ):
         make(a=1, b=9999)

@@ -9,7 +9,7 @@ def take(count, *args, **kwargs):
     return list(islice(Order(*args, **kwargs), count))
 
 
-def test_unshuffled_ranks_share_out_the_batches():
+def test_unshuffled_ranks_split_the_batches():
     assert take(3, 10, 2, rank=0, world=2, shuffle=False) == [[0, 1], [4, 5], [8, 9]]
     assert take(3, 10, 2, rank=1, world=2, shuffle=False) == [[2, 3], [6, 7], [0, 1]]
 
@@ -24,7 +24,7 @@ def test_every_sample_comes_once_in_every_epoch_of_three_ranks():
     assert list(range(28)) not in epochs
 
 
-def test_two_ranks_see_what_one_sees_with_batches_twice_as_large():
+def test_two_ranks_read_the_samples_of_one_with_batches_twice_as_large():
     one = take(9, 25, 6, seed=2)
     two = [take(9, 25, 3, rank=rank, world=2, seed=2) for rank in (0, 1)]
     assert one == [left + right for left, right in zip(*two, strict=True)]

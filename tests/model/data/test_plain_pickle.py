@@ -41,7 +41,7 @@ def test_pickles_of_python_2_and_broken_ones(tmp_path):
 
 
 def sized(code, size, width):
-    """A pickle whose argument claims a number of bytes that are not there."""
+    """Return a pickle whose argument claims more bytes than it has."""
     return b"\x80\x04" + code + size.to_bytes(width, "little") + b"abc."
 
 
@@ -62,12 +62,12 @@ BOMBS = {
     # Lists of two references to one another: 2^40 values in 400 bytes.
     "references": (
         b"]" + b"".join(b"q%c0](h%ch%ce" % ((n,) * 3) for n in range(40)) + b".",
-        "values that hold one another too often",
+        "values that are nested or referenced too often",
     ),
-    "itself": (b"]q\x00h\x00a.", "values that hold one another too often"),
+    "itself": (b"]q\x00h\x00a.", "values that are nested or referenced too often"),
     "deep": (
         b"]" * 10**5 + b"a" * (10**5 - 1) + b".",
-        "values that hold one another too often",
+        "values that are nested or referenced too often",
     ),
     "a set": (pickle.dumps({1}, 4), "a set"),
     "no stop": (b"]]]", "Ran out of input"),
@@ -76,7 +76,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_what_a_pickle_claims_is_not_allocated(tmp_path, name):
+def test_claimed_sizes_of_a_pickle_are_not_allocated(tmp_path, name):
     path = tmp_path / "refs.p"
     data, reason = BOMBS[name]
     path.write_bytes(data)

@@ -26,7 +26,7 @@ def reopen(name, root):
 
 
 def said(sample):
-    """Texts, MASK, and None for pictures."""
+    """Texts, MASK, and None for images."""
     parts = (part for one in sample.messages for part in one["content"])
     return [part if part == MASK else part.get("text") for part in parts]
 
@@ -36,7 +36,7 @@ def shown(sample):
 
 
 def broken(dataset):
-    """What can be read, and the messages of the rest."""
+    """Return the readable samples, and the messages of the others."""
     good, bad = [], []
     for index in range(len(dataset)):
         try:
@@ -53,7 +53,7 @@ def test_all_are_here():
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_three_samples_each(name, tmp_path):
     dataset = build(name, tmp_path)
-    # Two questions about each of two pictures.
+    # Two questions about each of two images.
     number = 4 if name == "mme" else 3
     assert len(dataset) == number
     samples = [dataset[index] for index in range(number)]
@@ -70,7 +70,7 @@ def test_three_samples_each(name, tmp_path):
         reopen(name, tmp_path / "empty")
 
 
-def test_what_is_read(tmp_path):
+def test_samples_that_are_read(tmp_path):
     def read(name, index=0):
         root = tmp_path / name
         root.mkdir(exist_ok=True)
@@ -100,8 +100,8 @@ def test_what_is_read(tmp_path):
     assert flickr.facts == {"image_id": "3.jpg", "answers": [f"A dog {i}." for i in range(5)]}
 
 
-def test_the_place_of_a_picture_in_a_chat(tmp_path):
-    """It is the user's "<image>" where there is a picture; anywhere else it is text."""
+def test_the_position_of_an_image_in_a_chat(tmp_path):
+    """It is the user's "<image>" where there is an image; anywhere else it is text."""
     build("llava-665k", tmp_path)
 
     def change(records):
@@ -115,7 +115,7 @@ def test_the_place_of_a_picture_in_a_chat(tmp_path):
     assert said(dataset[1]) == ["What is <image>?", "A tag, <image>."]
 
 
-def test_pictures_of_edits(tmp_path):
+def test_images_of_edits(tmp_path):
     dataset = build("magicbrush", tmp_path)
     before, after = shown(dataset[1])
     assert before.tobytes() == picture(1).tobytes() and after.tobytes() == picture(2).tobytes()
@@ -125,7 +125,7 @@ def test_pictures_of_edits(tmp_path):
         "turn_index": 2,
         "caption": "it is 1",
     }
-    # The file of descriptions says nothing of the third.
+    # The file of descriptions lacks the third.
     assert dataset[2].facts["caption"] is None
     whole = READERS["magicbrush"](tmp_path, descriptions="global")
     assert whole[1].facts["caption"] == "all of it is 1"
@@ -154,7 +154,7 @@ def test_pictures_of_edits(tmp_path):
         READERS["ma5k"](root, split="val")
 
 
-def test_pictures_to_be_drawn(tmp_path):
+def test_images_to_generate(tmp_path):
     build("coco-captions", tmp_path)
     asked = READERS["coco-captions"](tmp_path, draw=True)[0]
     assert said(asked) == ["draw caption 0", None] and asked.task == "generate"
@@ -235,7 +235,7 @@ PICTURES = {
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_a_damaged_or_missing_picture(name, tmp_path):
+def test_a_damaged_or_missing_image(name, tmp_path):
     dataset, file = build(name, tmp_path), tmp_path / PICTURES[name]
     data = file.read_bytes()
     file.write_bytes(data[: len(data) // 2])
@@ -329,7 +329,7 @@ def test_a_malformed_record(name, tmp_path):
     rewrite(tmp_path / file, change)
     good, bad = broken(reopen(name, tmp_path))
     assert len(good) == 2 and len(bad) == 1 and reason in bad[0]
-    # Which record it is, the message says first.
+    # The message begins with the name of the record.
     assert bad[0].startswith(str(tmp_path))
 
 
@@ -369,7 +369,7 @@ def test_files_of_reasons_that_are_none(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["instructpix2pix", "laion-parquet", "imagenet-parquet"])
-def test_rows_that_are_no_pictures(name, tmp_path):
+def test_rows_that_are_no_images(name, tmp_path):
     arrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     build(name, tmp_path)
@@ -381,8 +381,8 @@ def test_rows_that_are_no_pictures(name, tmp_path):
     parquet.write_table(arrow.Table.from_pylist(rows), file)
     good, bad = broken(reopen(name, tmp_path))
     assert len(good) == 1 and len(bad) == 2
-    assert f"cannot read {column}: not a picture" in bad[0] and f"{file}: row 0" in bad[0]
-    assert f"{column}: expected the bytes of a picture, got NoneType" in bad[1]
+    assert f"cannot read {column}: not an image" in bad[0] and f"{file}: row 0" in bad[0]
+    assert f"{column}: expected the bytes of an image, got NoneType" in bad[1]
 
 
 def test_a_malicious_pickle_does_nothing(tmp_path):

@@ -196,7 +196,7 @@ def test_parquet_with_names_that_are_no_text(tmp_path):
 def test_parquet_that_claims_more_than_it_holds(tmp_path, monkeypatch):
     write_rows(tmp_path / "a.parquet", [{"id": number} for number in range(4)])
     rows = ParquetRows([tmp_path / "a.parquet"])
-    # The footer is thrift: what a lying one says is put into the mouth of pyarrow.
+    # The footer is thrift: pyarrow is made to return the values of a damaged one.
     import pyarrow.parquet
 
     class Lying:

@@ -47,8 +47,8 @@ def test_list_by_hand():
         ({"size": [2, 2], "counts": [1.5]}, r"^counts: expected whole numbers or their text"),
         ({"size": [2, 2], "counts": [3]}, r"^counts: expected runs of 2 × 2 pixels, got 3 in 1"),
         ({"size": [2, 2], "counts": [5, -1]}, r"^counts: expected runs of 2 × 2 pixels, got 4"),
-        ({"size": [2, 2], "counts": "~"}, r"^counts: expected signs from '0' to 'o', got '~'$"),
-        ({"size": [2, 2], "counts": "P"}, r"^counts: expected a whole text, got one that is cut"),
+        ({"size": [2, 2], "counts": "~"}, r"^counts: expected text of '0' to 'o', got '~'$"),
+        ({"size": [2, 2], "counts": "P"}, r"^counts: expected a complete text, got a truncated"),
         ({"size": [2, 2], "counts": "o" * 10**6}, r"^counts: expected runs below 2\^40, got more"),
         ({"size": [2, 2], "counts": [2**70, 4 - 2**70]}, r"^counts: expected runs of 2 × 2 pixels"),
         ({"size": [2, 2], "counts": [True, 3]}, r"^counts: expected whole numbers or their text"),
@@ -113,7 +113,7 @@ ZIGZAG = [value for n in range(50_000) for value in (2000 * (n % 2), n % 2000)]
         ([0, 0, 4, float("nan"), 4, 4], (6, 8), r"^expected corners near .*, got 4, nan$"),
         ([0, 0, float("inf"), 4, 4, 4], (6, 8), r"^expected corners near .*, got inf, 4$"),
         ([0, 0, float("-inf"), 4, 4, 4], (6, 8), r"^expected corners near .*, got -inf, 4$"),
-        (ZIGZAG, (2000, 2000), r"^expected an outline of at most 1000000 pixels, got 100000000$"),
+        (ZIGZAG, (2000, 2000), r"^expected a perimeter of at most 1000000 pixels, got 100000000$"),
         ([0, 0, 4, 4, 4], (6, 8), r"^expected corners x, y, got \[0, 0, 4, 4, 4\]$"),
         ([0, 0, 4, None, 4, 4], (6, 8), r"^expected corners x, y, got \[0, 0, 4, None"),
         ("polygon", (6, 8), r"^expected corners x, y, got 'polygon'$"),
@@ -125,7 +125,7 @@ def test_polygons_that_would_take_all_memory(polygon, size, message):
         decode_segmentation([SQUARE, polygon], size)
 
 
-def test_what_is_no_segmentation():
+def test_malformed_segmentations():
     for value in (None, [], "text", 3):
         with pytest.raises(ValueError, match=r"^expected polygons or run lengths, got "):
             decode_segmentation(value, (6, 8))

@@ -71,7 +71,7 @@ def test_labels_without_their_columns(tmp_path):
 
 
 def flat_imagenet(root):
-    """Three validation pictures in one folder."""
+    """Three validation images in one folder."""
     for number in (1, 2, 3):
         save(root / "val" / f"ILSVRC2012_val_{number:08d}.JPEG", number)
     return root / "val"
@@ -89,7 +89,7 @@ def write_kit(folder):
     (folder / "ILSVRC2012_validation_ground_truth.txt").write_text("2\n1\n2\n")
 
 
-def test_validation_pictures_of_imagenet(tmp_path):
+def test_validation_images_of_imagenet(tmp_path):
     def captions(**options):
         return [one.caption for one in READERS["imagenet-folder"](val, **options)]
 
@@ -112,7 +112,7 @@ def test_validation_pictures_of_imagenet(tmp_path):
     found = READERS["imagenet-folder"](val, classes=solution)
     assert [found[0].caption, found[1].caption] == [CLASSES[2], CLASSES[1]]
     with pytest.raises(
-        BrokenSampleError, match=r"val_00000003\.JPEG: the file of classes has none"
+        BrokenSampleError, match=r"val_00000003\.JPEG: the file of classes has no class for it"
     ):
         found[2]
     shutil.copy(solution, tmp_path)
@@ -192,9 +192,9 @@ def test_failed_downloads_are_no_samples(tmp_path):
     found = reopen("laion-parquet", tmp_path)
     assert len(found) == 3
     assert [found[0].caption, found[1].caption] == ["a dog, 0", ""]
-    # Said to be there, and is not: damage.
+    # A missing image with the status of a success counts as damage.
     with pytest.raises(
-        BrokenSampleError, match="row 0 of group 2: jpg: expected the bytes of a pic"
+        BrokenSampleError, match="row 0 of group 2: jpg: expected the bytes of an im"
     ):
         found[2]
 
@@ -277,7 +277,7 @@ def test_latin_1_in_references(tmp_path):
 
 
 def turned(path, size=(24, 16)):
-    """Saves an image whose EXIF says that it is to be turned by 90 degrees."""
+    """Save an image with an EXIF orientation of 90 degrees."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -310,7 +310,7 @@ def test_masks_are_of_pixels_as_stored(tmp_path, name, sizes):
     assert np.array_equal(mask, mask_in(2, 2, 10, 8))
 
 
-def test_masks_of_the_upright_image_where_the_file_says_so(tmp_path):
+def test_masks_of_the_upright_image_where_the_file_has_its_size(tmp_path):
     make("refcocog", tmp_path)
     stored = turned(tmp_path / "train2014" / "000000000001.jpg")
     path = tmp_path / "refcocog" / "instances.json"

@@ -1,4 +1,4 @@
-"""predictions.jsonl holds whatever text a model says, a line each."""
+"""predictions.jsonl holds any text of a model, a line each."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def answers():
     ]
 
 
-def test_answers_come_back_as_they_were_said(tmp_path):
+def test_answers_come_back_unchanged(tmp_path):
     log = AnswerLog(tmp_path, {"model": "a"})
     log.add(answers())
     log.add_broken(9, "b\u2028.json", "no\x85 JSON")

@@ -14,7 +14,7 @@ from setokim.evaluation import asking
 from setokim.evaluation.answer_log import AnswerLog, AnswerLogError, to_json
 from setokim.evaluation.asking import Answered, Asked
 
-# What Python's splitlines, or any other reader, takes for the end of a line.
+# Line separators of Python's splitlines, or of any other reader.
 ENDS = "a\nb\rc\x0bd\x0ce\x1cf\x1dg\x1eh\x85i\u2028j\u2029k"
 
 
@@ -51,7 +51,7 @@ def test_texts_of_all_kinds_take_a_line_each(tmp_path):
     log.add([Answered(question(1), "plain")])
     log.add_broken(2, f"b.json: {odd}", odd)
     data = (tmp_path / "predictions.jsonl").read_bytes()
-    # Also by readers that know other ends of lines.
+    # Also by readers with other line separators.
     assert len(data.decode("utf-8").splitlines()) == data.count(b"\n") == 3
     assert "日本".encode() in data
     again = AnswerLog(tmp_path, {"split": odd})
@@ -100,7 +100,7 @@ def test_an_answer_is_judged_by_the_facts_of_today(tmp_path):
         log.recall(question(text="who?"))
 
 
-def test_pictures_of_questions_are_not_kept_in_memory(tmp_path):
+def test_images_of_questions_are_not_kept_in_memory(tmp_path):
     log = AnswerLog(tmp_path, {})
     shown = Asked("vqa", 0, 0, "", {}, (message("user", Image.new("RGB", (4, 4)), "what?"),))
     log.add([Answered(shown, "a")])
@@ -123,7 +123,7 @@ def test_an_answer_is_on_the_disk_when_add_returns(tmp_path, monkeypatch):
     log.add([Answered(question(), "a", drawn)])
     paths = [path for path, _ in synced]
     path = tmp_path / "predictions.jsonl"
-    # The picture and its name, then the line that speaks of it, then the name of that file.
+    # The image and its name, then the line that speaks of it, then the name of that file.
     assert paths.index(str(tmp_path / "pictures")) < paths.index(str(path))
     assert synced[-2:] == [(str(path), path.stat().st_size), (str(tmp_path), synced[-1][1])]
     assert os.listdir(tmp_path / "pictures") == ["vqa-00000000-0.png"]
@@ -160,7 +160,7 @@ def test_a_full_disk_leaves_what_was_written(tmp_path, monkeypatch):
         ('{"said": 1, "asked": "", "facts": {}}', "said: expected str, got 1"),
         ('{"broken": "x", "source": "a", "number": {}}', "unhashable"),
         (b"\xff", "can't decode byte 0xff"),
-        (None, r"a second one to question \('vqa', 0, 0\)"),
+        (None, r"a second answer to question \('vqa', 0, 0\)"),
     ],
 )
 def test_a_line_that_is_no_answer(line, reason, tmp_path):
@@ -183,7 +183,7 @@ def test_a_line_that_is_no_answer(line, reason, tmp_path):
         ("[1]", r"run\.json: expected an object, got \[1\]$"),
         ("\x00", "expected JSON"),
         ("[" * 100_000, "nested too deep"),
-        (None, r"expected .*run\.json, which .*, got predictions\.jsonl alone"),
+        (None, r"expected .*run\.json with .*, got predictions\.jsonl alone"),
     ],
 )
 def test_a_run_that_is_not_known(text, reason, tmp_path):

@@ -21,7 +21,7 @@ def score_of(caption, references=TWO, name="a"):
         ("", 0.0),
         # Two of four words, one of three pairs; two pairs fewer.
         ("red dog", 10 * math.exp(-4 / 72) * (0.5**0.5 + (1 / 3) ** 0.5) / 4),
-        # What is said four times and meant once counts once.
+        # A word that occurs four times, but once in the reference, counts once.
         ("dog dog dog dog", 10 / 8 / 4),
         # All words, no pair in order.
         ("fast runs dog red", 10 / 4),
@@ -36,7 +36,7 @@ def test_references_are_averaged():
     assert score_of("red dog runs fast", references) == pytest.approx(5.0)
 
 
-def test_words_of_all_pictures_weigh_nothing():
+def test_words_of_all_images_have_no_weight():
     references = {"a": ["red dog"], "b": ["red cat"]}
     # "red" has no weight, "dog" and "red dog" have; there are no longer n-grams.
     assert score_of("dog", references) == pytest.approx(10 * math.exp(-1 / 72) * 1 / 4)
@@ -44,11 +44,11 @@ def test_words_of_all_pictures_weigh_nothing():
     assert score_of("red dog", references) == pytest.approx(10 * 2 / 4)
 
 
-def test_one_picture_has_no_weights():
+def test_one_image_has_no_weights():
     assert cider({"a": "red dog runs fast"}, {"a": ["red dog runs fast"]}) == (0.0, {"a": 0.0})
 
 
-def test_the_mean_is_over_pictures():
+def test_the_mean_is_over_images():
     mean, scores = cider({"a": "red dog runs fast", "b": "nothing"}, TWO)
     assert scores == pytest.approx({"a": 10.0, "b": 0.0}) and mean == pytest.approx(5.0)
 
@@ -84,7 +84,7 @@ def test_words_are_those_of_the_official_tokenizer():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match=r"^captions: .*these differ: \['b'\]$"):
+    with pytest.raises(ValueError, match=r"^captions: expected .*got a difference of \['b'\]$"):
         cider({"a": "red"}, TWO)
     with pytest.raises(ValueError, match=r"^captions: expected at least one, got none$"):
         cider({}, {})

@@ -1,4 +1,4 @@
-"""Figures of benchmarks against numbers by hand or by another implementation, five cases each."""
+"""Metrics of benchmarks against numbers by hand or by another implementation, five cases each."""
 
 import numpy as np
 import pytest
@@ -109,7 +109,7 @@ def test_pope_as_by_scikit_learn(said, labels):
 @pytest.mark.parametrize(
     ("task", "said", "accuracy", "both"),
     [
-        # Two questions a picture, the first of which wants a yes.
+        # Two questions an image, the first of which wants a yes.
         ("existence", ["yes", "no"], 100.0, 100.0),
         ("count", ["yes", "yes"], 50.0, 0.0),
         ("OCR", ["yes", "no", "no", "yes"], 50.0, 50.0),
@@ -174,7 +174,7 @@ def test_masks_as_by_pycocotools(seed):
         ("0000", "0011", 0.5),
         ("0123", "0011", 0.5),
         ("0111", "0011", 2 / 3),
-        # The mean over objects; ground is none.
+        # The mean over objects, without the background.
         ("0011", "1122", 1.0),
         ("0001", "1122", (2 / 3 + 1 / 2) / 2),
     ],

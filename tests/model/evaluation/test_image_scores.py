@@ -65,7 +65,7 @@ def halves(left, right):
         (halves(BLACK, WHITE), flat(BLACK), 0.5, 0.5),
         (halves(GREY, BLACK), flat(BLACK), 0.1, 0.02),
         (flat((255, 0, 51)), flat(BLACK), 1.2 / 3, 1.04 / 3),
-        # Of another size: what is drawn is fitted to what is wanted.
+        # Of another size: the generated image is resized to the target.
         (flat(GREY, (7, 5)), flat(BLACK), 0.2, 0.04),
         (flat(GREY).convert("L"), flat(BLACK), 0.2, 0.04),
     ],
@@ -76,14 +76,14 @@ def test_differences_by_hand(drawn, wanted, absolute, squared):
 
 
 @pytest.mark.parametrize(("a", "b"), [(0, 0), (0, 255), (255, 255), (51, 255), (51, 0)])
-def test_ssim_of_flat_pictures_by_hand(a, b):
+def test_ssim_of_flat_images_by_hand(a, b):
     x, y = a / 255, b / 255
     expected = (2 * x * y + C1) / (x * x + y * y + C1)
     assert math.isclose(ssim(flat((a,) * 3), flat((b,) * 3)), expected, rel_tol=1e-9)
 
 
 def ssim_of_its_paper(a, b):
-    """By its formula, where the window of 11 x 11 lies within the picture."""
+    """By its formula, where the window of 11 x 11 lies within the image."""
     scores = []
     for x, y in zip(np.moveaxis(a, 2, 0), np.moveaxis(b, 2, 0), strict=True):
 
@@ -105,11 +105,11 @@ def test_ssim_is_its_formula(seed):
     assert ssim(one, one) == 1.0
 
 
-def test_ssim_of_small_pictures():
-    expected = r"^wanted: expected at least 11 x 11 pixels, got 24 x 10$"
+def test_ssim_of_small_images():
+    expected = r"^target: expected at least 11 x 11 pixels, got 24 x 10$"
     with pytest.raises(ValueError, match=expected):
         ssim(flat(BLACK), flat(BLACK, (24, 10)))
-    # Among others it is left out of that figure, and no other one is lost.
+    # Among other pairs it is left out of that metric, and of no other.
     small, whole = (flat(BLACK, (24, 10)),) * 2, (flat(BLACK), flat(WHITE))
     found = pair_figures([(*small, None), (*whole, None)], PictureNetworks())
     assert found == pair_figures([(*whole, None)], PictureNetworks()) | {
@@ -153,7 +153,7 @@ def networks(files):
 
 
 def prepared(image):
-    """The middle square of a picture whose shorter side is `SIDE`, in units of the network."""
+    """Return the centre crop of an image with the shorter side `SIDE`, in the network's units."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
     left, top = (image.width - SIDE) // 2, (image.height - SIDE) // 2
     pixels = pixels[:, top : top + SIDE, left : left + SIDE]
@@ -168,29 +168,29 @@ def test_clip_is_that_of_transformers(seed, files, networks):
     tokenizer = AutoTokenizer.from_pretrained(files["clip"])
     # 24 x 16: the shorter side is right already.
     seen = model.get_image_features(prepared(picture(seed))).pooler_output[0]
-    assert torch.allclose(networks.clip_picture(picture(seed)), seen, atol=1e-6)
+    assert torch.allclose(networks.clip_image(picture(seed)), seen, atol=1e-6)
     given = tokenizer([f"it is {seed}"], return_tensors="pt")
     read = model.get_text_features(given["input_ids"], given["attention_mask"]).pooler_output[0]
-    assert torch.allclose(networks.clip_words(f"it is {seed}"), read, atol=1e-6)
-    # More words than CLIP has places for.
-    assert networks.clip_words("it is " * 50).shape == (6,)
+    assert torch.allclose(networks.clip_text(f"it is {seed}"), read, atol=1e-6)
+    # More tokens than CLIP has positions.
+    assert networks.clip_text("it is " * 50).shape == (6,)
 
 
 @pytest.mark.parametrize("seed", range(5))
 @torch.no_grad()
 def test_dino_is_that_of_transformers(seed, files, networks):
     model = ViTModel.from_pretrained(files["dino"], add_pooling_layer=False)
-    # Its shorter side becomes 256 / 224 of what is cut out of the middle.
+    # Its shorter side becomes 256 / 224 of the side of the centre crop.
     short = round(256 * SIDE / 224)
     shot = picture(seed).resize((2 * short, short))
     expected = model(prepared(shot)).last_hidden_state[0, 0]
     assert torch.allclose(networks.dino(shot), expected, atol=1e-5)
 
 
-def test_figures_of_pairs(networks, files):
+def test_metrics_of_pairs(networks, files):
     pairs = [(picture(i), picture(i + 1), None if i == 2 else f"it is {i}") for i in range(3)]
     found = pair_figures(iter(pairs), networks)
-    embed, words = networks.clip_picture, networks.clip_words
+    embed, words = networks.clip_image, networks.clip_text
     lpips = PerceptualLoss.lpips(files["lpips"])
     tensors = [
         [torch.from_numpy(np.asarray(p) / np.float32(255)).permute(2, 0, 1)[None] for p in pair[:2]]
@@ -203,7 +203,7 @@ def test_figures_of_pairs(networks, files):
         "lpips": np.mean([float(lpips(*pair)) for pair in tensors]),
         "dino": np.mean([similarity(networks.dino(a), networks.dino(b)) for a, b, _ in pairs]),
         "clip_i": np.mean([similarity(embed(a), embed(b)) for a, b, _ in pairs]),
-        # What the third shows is not known.
+        # The third has no description.
         "clip_t": np.mean([similarity(embed(a), words(text)) for a, _, text in pairs[:2]]),
     }
     assert found.keys() == expected.keys()
@@ -212,8 +212,8 @@ def test_figures_of_pairs(networks, files):
     assert pair_figures([], networks) == {}
 
 
-def test_figures_of_drawings(networks):
-    # The middle of what is wanted, in the size of what is drawn.
+def test_metrics_of_generated_images(networks):
+    # The centre crop of the target, in the size of the generated image.
     colours = np.random.default_rng(0).integers(0, 256, (2, 30, 3)).tolist()
     wanted = [halves(tuple(c), BLACK).resize((48, 32)) for c in colours[0]]
     drawn = [flat(tuple(c), (16, 16)) for c in colours[1]]
@@ -235,7 +235,7 @@ def test_figures_of_drawings(networks):
     apart = np.square(one.mean(0) - other.mean(0)).sum()
     expected = apart + np.trace(covariances[0] + covariances[1] - 2 * root)
     assert math.isclose(found["fid"], expected, rel_tol=1e-6)
-    alike = [similarity(networks.clip_picture(a), networks.clip_words(t)) for a, _, t in pairs]
+    alike = [similarity(networks.clip_image(a), networks.clip_text(t)) for a, _, t in pairs]
     assert math.isclose(found["clip_t"], np.mean(alike), rel_tol=1e-6)
     assert drawing_figures(pairs, PictureNetworks()) == {}
     assert drawing_figures(pairs[:1], networks).keys() == {"clip_t"}
@@ -266,7 +266,7 @@ def test_files_that_are_no_networks(files, tmp_path):
     (tmp_path / "moved.json").rename(files["dino"] / "preprocessor_config.json")
 
 
-def test_what_was_drawn_beside_what_was_wanted(tmp_path, monkeypatch):
+def test_generated_images_are_compared_with_their_targets(tmp_path, monkeypatch):
     turns = [
         message("user", picture(0), "a"),
         message("assistant", picture(1)),
@@ -305,7 +305,7 @@ def test_what_was_drawn_beside_what_was_wanted(tmp_path, monkeypatch):
         ("coco-generation", {"fid", "clip_t"}),
     ],
 )
-def test_figures_of_a_command(name, expected, files, tmp_path, capsys):
+def test_metrics_of_a_command(name, expected, files, tmp_path, capsys):
     pytest.importorskip("pyarrow")
     data, model, out = (tmp_path / part for part in ("data", "model", "out"))
     data.mkdir()
@@ -320,7 +320,7 @@ def test_figures_of_a_command(name, expected, files, tmp_path, capsys):
     counts = {"undrawn", "samples", "broken"}
     assert before.keys() == (expected & {"l1", "l2", "ssim"}) | counts
     lines = (out / "predictions.jsonl").read_text()
-    # Networks may come later: nothing is drawn again.
+    # Networks may come later: no image is generated again.
     given = [word for key, path in files.items() for word in (f"--{key}", str(path))]
     assert main([*command, *given]) == 0
     figures = json.loads((out / "metrics.json").read_text())
@@ -329,7 +329,7 @@ def test_figures_of_a_command(name, expected, files, tmp_path, capsys):
     assert (out / "predictions.jsonl").read_text() == lines
     assert all(figures[key] == before[key] for key in before)
     if name == "magicbrush":
-        # The other texts, of the same pictures.
+        # The other texts, of the same images.
         assert main([*command, *given, "--descriptions", "global"]) == 0
         other = json.loads((out / "metrics.json").read_text())
         assert {key for key in other if other[key] != figures[key]} == {"clip_t"}

@@ -16,7 +16,7 @@ SHORT, LONG = {"max_new_tokens": 3}, {"max_new_tokens": 5, "until": ["\n\n"], "t
 
 
 class Lmms:
-    """What the adapter needs of `lmms_eval.api.model.lmms`."""
+    """The part of `lmms_eval.api.model.lmms` that the adapter needs."""
 
     def __init__(self):
         self.task_dict = {"mine": {"test": DOCS}}
@@ -88,10 +88,10 @@ def test_answers_in_order(model, built):
         (alone,) = answers(*built, [prompt], settings)
         assert found == built[1].decode(alone.ids).split("\n\n")[0].strip()
     assert len(set(said)) > 1
-    # As many names are places of pictures as there are pictures.
+    # As many names are positions of images as there are images.
     (tagged,) = model._prompt(request_of("<image>\n<image>?", 0, SHORT))
     assert tagged == message("user", DOCS[0]["image"], "<image>?")
-    # Without a picture, and with two.
+    # Without an image, and with two.
     assert len(model.generate_until([request_of("is?", 0, SHORT, lambda doc: [])])) == 1
     twice = request_of("is?", 0, SHORT, lambda doc: [doc["image"]] * 2)
     assert len(model.generate_until([twice])) == 1
@@ -127,7 +127,7 @@ def test_a_missing_folder_is_no_name_on_the_hub(adapter):
         adapter.Setokim("no/such/model")
 
 
-def test_what_it_cannot_do(model):
+def test_unsupported_requests(model):
     with pytest.raises(ValueError, match=r"^temperature: expected 0, got 0.7$"):
         model.generate_until([request_of("is?", 0, {"temperature": 0.7})])
     with pytest.raises(ValueError, match=r"^temperature: expected 0, got None$"):

@@ -32,7 +32,7 @@ class FakeEncoder(nn.Module):
 
 @pytest.fixture(scope="module")
 def vgg():
-    """Weights that keep the size of what goes through."""
+    """Return weights that keep the size of the activations."""
     generator = torch.Generator().manual_seed(0)
     tensors, before = {}, 3
     for n, after in zip(NUMBERS, CHANNELS, strict=True):
@@ -63,7 +63,7 @@ def loss(request):
             return PerceptualLoss.pyramid()
 
 
-def test_what_all_kinds_share(loss):
+def test_common_properties_of_all_kinds(loss):
     picture, target = pictures(2, 3, 16, 20), pictures(2, 3, 16, 20, seed=1)
     assert loss(picture, picture).item() == 0
     picture.requires_grad_()
@@ -78,7 +78,7 @@ def test_what_all_kinds_share(loss):
         loss(picture, target[..., :-1])
 
 
-def test_gradients_where_there_is_nothing_to_see(loss):
+def test_gradients_of_flat_images(loss):
     grey = torch.full((1, 3, 16, 16), 0.5, requires_grad=True)
     loss(grey, grey.detach()).backward()
     assert (grey.grad == 0).all()
@@ -97,7 +97,7 @@ def test_encoder_distance_is_that_of_directions():
 
 def test_encoder_errors():
     with pytest.raises(
-        TypeError, match="encoder: expected one with a method normalise, got Linear"
+        TypeError, match="encoder: expected a module with a method normalise, got Linear"
     ):
         PerceptualLoss.from_encoder(nn.Linear(1, 1))
     trainable = FakeEncoder().requires_grad_(True)
@@ -132,7 +132,7 @@ def test_lpips_is_the_definition(vgg, vgg_file, size, seed):
     torch.testing.assert_close(found, expected.mean(), atol=1e-6, rtol=1e-4)
 
 
-def test_lpips_draws_no_random_numbers(vgg_file):
+def test_lpips_samples_no_random_numbers(vgg_file):
     before = torch.get_rng_state()
     PerceptualLoss.lpips(vgg_file)
     assert torch.equal(torch.get_rng_state(), before)
@@ -163,10 +163,10 @@ def test_lpips_errors(vgg, tmp_path):
         PerceptualLoss.lpips(path)
 
 
-def test_lpips_smallest_picture(vgg_file):
+def test_lpips_smallest_image(vgg_file):
     loss = PerceptualLoss.lpips(vgg_file)
     small = pictures(1, 3, 16, 15)
-    with pytest.raises(ValueError, match="picture: expected at least 16 x 16 pixels, got 16 x 15"):
+    with pytest.raises(ValueError, match="image: expected at least 16 x 16 pixels, got 16 x 15"):
         loss(small, small)
 
 
@@ -199,7 +199,7 @@ def test_pyramid_is_the_definition():
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_pyramid_smallest_picture():
+def test_pyramid_smallest_image():
     small = pictures(1, 3, 3, 4)
-    with pytest.raises(ValueError, match="picture: expected at least 4 x 4 pixels, got 3 x 4"):
+    with pytest.raises(ValueError, match="image: expected at least 4 x 4 pixels, got 3 x 4"):
         PerceptualLoss.pyramid()(small, small)

@@ -7,7 +7,7 @@ import pytest
 
 from setokim.evaluation.ptb_tokenizer import tokenize_caption
 
-# What `pycocoevalcap.tokenizer.PTBTokenizer` left of each text, with "A man is here ." as the next
+# Result of `pycocoevalcap.tokenizer.PTBTokenizer` for each text, with "A man is here ." as the next
 # caption of its file: a period at the end depends on how the next one begins.
 GOLDEN = json.loads((Path(__file__).parents[2] / "data" / "ptb_words.json").read_text("utf-8"))
 

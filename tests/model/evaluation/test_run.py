@@ -68,7 +68,7 @@ def figures_of(folder):
 
 @pytest.mark.parametrize(
     "name",
-    # What is drawn, test_picture_scores.py judges.
+    # test_image_scores.py judges generated images.
     [
         name
         for name in BENCHMARKS
@@ -93,7 +93,7 @@ def test_each_benchmark_on_its_fixture(name, model, tmp_path, capsys):
         return
     assert len(lines_of(out)) == number
     if name == "mm-vet":
-        # A judge outside has the figures.
+        # An external judge computes the metrics.
         assert set(figures) == {"samples", "broken"}
     else:
         assert set(figures) & {"accuracy", "cider", "ciou", "total"}
@@ -116,7 +116,7 @@ def test_names_of_special_tokens_in_questions(model, tmp_path):
     assert names in (out / "predictions.jsonl").read_text(encoding="utf-8")
 
 
-def test_shapes_world_as_the_training_run_says(built, model, world, tmp_path):
+def test_shapes_world_equals_the_training_run(built, model, world, tmp_path):
     dataset = build_dataset(**WORLD, **OPTIONS)
     settings = GenerationSettings(max_new_tokens=6, sampling_steps=2)
     metrics = evaluate(*built, dataset, settings)
@@ -160,7 +160,7 @@ def test_a_killed_run_goes_on(built, model, world, tmp_path, monkeypatch):
         return {(line["part"], line["number"], line["turn"]): line for line in lines_of(folder)}
 
     assert by_key(cut) == by_key(whole) and len(by_key(cut)) == len(lines_of(cut))
-    # Once more: nothing is asked.
+    # Once more: no question is asked.
     asked.clear()
     assert main([*arguments, "--model", str(model), "--out", str(cut)]) == 0
     assert not asked and figures_of(cut) == figures_of(whole)
@@ -220,7 +220,7 @@ def test_broken_samples_are_counted(model, tmp_path, capsys):
         (line,) = (line for line in lines_of(out) if "broken" in line)
         assert line["number"] == 1 and "No such file" in line["broken"]
         assert "vqav2: 1 of 3 samples could not be judged, the first: " in capsys.readouterr().err
-    # The picture comes back.
+    # The image comes back.
     save(data / "val2014" / "COCO_val2014_000000000002.jpg", 2)
     assert main(command) == 0
     assert figures_of(out)["samples"] == 3 and figures_of(out)["broken"] == 0
@@ -240,7 +240,7 @@ def test_without_a_readable_sample_there_is_no_result(name, model, tmp_path, cap
         assert not (out / "metrics.json").exists() and not (out / "submission.json").exists()
 
 
-def test_a_data_set_without_pictures_is_left_early(built, tmp_path, monkeypatch):
+def test_a_data_set_without_images_is_left_early(built, tmp_path, monkeypatch):
     class Missing(ShapesTasks):
         def __getitem__(self, index):
             if index % 50 == 49:
@@ -302,7 +302,7 @@ def test_all_that_there_is(model, tmp_path, capsys):
         ("mme", "yes", {"total": 100.0, "existence/acc": 50.0, "OCR/acc_plus": 0.0}),
     ],
 )
-def test_figures_by_hand(name, said, expected, tmp_path):
+def test_metrics_by_hand(name, said, expected, tmp_path):
     PUBLISHED[FOLDERS.get(name, name)][0](tmp_path)
     benchmark = BENCHMARKS[name]
     dataset = benchmark.open(tmp_path)
@@ -316,7 +316,7 @@ def test_figures_by_hand(name, said, expected, tmp_path):
 
 
 class Masked:
-    """Pictures of two fields, whose masks are those fields, and one that cannot be read."""
+    """Images of two fields, whose masks are those fields, and one that cannot be read."""
 
     def __init__(self, masks):
         self.masks = masks
@@ -334,7 +334,7 @@ class Masked:
 
 
 def test_clusters_against_masks(built, monkeypatch):
-    monkeypatch.setattr(clusters, "_AT_ONCE", 2)
+    monkeypatch.setattr(clusters, "_BATCH_SIZE", 2)
     setok = built[0].setok
     right = np.zeros((24, 24), np.int64)
     right[:, 12:] = 1
@@ -344,7 +344,7 @@ def test_clusters_against_masks(built, monkeypatch):
     found = clusters.cluster_figures(setok, dataset, 5, shown.append)
     assert (found["samples"], found["broken"]) == (3, 2) and shown == [1, 2, 3, 4, 5]
     alone = clusters.cluster_figures(setok, Masked([right]), 1)
-    # Pictures without an object do not count, and equal ones count the same.
+    # Images without an object do not count, and equal ones count the same.
     assert found["miou"] == pytest.approx(alone["miou"]) and 0.5 < alone["miou"] <= 1
     assert clusters.cluster_figures(setok, Masked([None]), 1) == {"samples": 0, "broken": 1}
 
@@ -367,7 +367,7 @@ def test_a_judge_of_mm_vet(tmp_path):
         mm_vet_scores(rows, lambda *texts: 2)
 
 
-def test_masks_leave_out_what_does_not_count(tmp_path):
+def test_masks_leave_out_ignored_pixels(tmp_path):
     PUBLISHED["reasonseg"][0](tmp_path)
     benchmark = BENCHMARKS["reasonseg"]
     dataset = benchmark.open(tmp_path)

@@ -21,7 +21,7 @@ def score():
     return score
 
 
-def test_figures_equal_numbers_by_hand(score):
+def test_metrics_equal_numbers_by_hand(score):
     assert len(score) == 3
     assert score.ciou == pytest.approx((1 + 0 + 2) / (3 + 2 + 4))
     assert score.giou == pytest.approx((1 / 3 + 0 + 1 / 2) / 3)
@@ -36,13 +36,13 @@ def test_figures_equal_numbers_by_hand(score):
     }
 
 
-def test_two_empty_masks_agree_and_weigh_nothing_in_the_sums(score):
+def test_two_empty_masks_agree_and_add_nothing_to_the_sums(score):
     before = score.ciou
     score.add(mask("..", ".."), mask("..", ".."))
     assert score.ciou == before
     assert score.giou == pytest.approx((1 / 3 + 0 + 1 / 2 + 1) / 4)
     assert score.precision_at(1) == 1 / 4
-    # Something drawn where nothing was asked for is wrong, and so is the other way round.
+    # A predicted mask for an empty target is wrong, and so is the reverse.
     score.add(mask("x."), mask(".."))
     score.add(mask(".."), mask("x."))
     assert score.giou == pytest.approx((1 / 3 + 0 + 1 / 2 + 1) / 6)
@@ -81,7 +81,7 @@ def test_merged_parts_equal_one_score_of_all(score):
     assert left.summary() == score.summary()
 
 
-def test_without_samples_there_is_no_figure():
+def test_without_samples_there_is_no_metric():
     score = SegmentationScore()
     assert len(score) == 0
     for figure in (

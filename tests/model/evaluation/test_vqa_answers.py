@@ -58,7 +58,7 @@ def test_normal_form(text, expected):
         ("", ["red"] * 5 + ["blue"] * 5, 0.0),
         # Articles alone are an empty answer, and so is an empty prediction.
         ("", ["the"] * 4 + ["blue"] * 6, 1.0),
-        # All say the same: letter by letter.
+        # All annotators agree: letter by letter.
         ("two", ["two"] * 10, 1.0),
         ("2", ["two"] * 10, 0.0),
         ("Yes", ["yes"] * 10, 0.0),
@@ -91,7 +91,7 @@ def test_choices(answer, expected):
     assert choice_of(answer, ["the sky", "red ball", "two", "none"]) == expected
 
 
-def test_choices_that_read_the_same_are_not_told_apart():
+def test_equal_choices_are_not_distinguished():
     assert choice_of("same", ["same", "the same"]) is None
 
 

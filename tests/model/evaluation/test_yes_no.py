@@ -77,7 +77,7 @@ def test_scores_of_mme_by_hand():
         records("existence", ("yes", "no"), ("yes", "yes"), ("no", "yes"), ("yes", "no"))
         + records("code_reasoning", ("yes", "no"), ("other", "no"))
     )
-    # 5 of 8 right, 2 of 4 pictures; 3 of 4 right, 1 of 2 pictures.
+    # 5 of 8 right, 2 of 4 images; 3 of 4 right, 1 of 2 images.
     assert found == pytest.approx(
         {
             "perception": 62.5 + 50,
@@ -96,20 +96,20 @@ def test_scores_of_mme_by_hand():
     found = mme_scores(best)
     assert (found["perception"], found["cognition"], found["total"]) == (2000, 800, 2800)
     assert mme_scores(records("OCR", ("", "")))["total"] == 0
-    # Always yes: half of the questions, no picture.
+    # Always yes: half of the questions, no image.
     assert mme_scores(records("scene", ("yes", "yes")))["total"] == 50
     assert mme_scores([]) == {"left_out": 0}
 
 
-def test_what_mme_has_no_score_for_counts_in_none():
+def test_records_without_an_mme_score_are_left_out():
     whole = records("existence", ("yes", "no"), ("yes", "yes")) + records("OCR", ("yes", "no"))
     expected = mme_scores(whole)
-    # One question of a picture, three of another one, and a folder that is no subtask.
+    # One question of an image, three of another one, and a folder that is no subtask.
     half, stray = records("existence", ("no", "yes"))[:1], records("eval_tool", ("yes", "no"))
     half = [dataclasses.replace(one, image="half.jpg") for one in half]
     three = [dataclasses.replace(half[0], image="three.jpg")] * 3
     assert mme_scores(half + stray + whole + three) == expected | {"left_out": 6}
-    # Without a whole picture there is no score, rather than one of 0.
+    # Without a whole image there is no score, rather than one of 0.
     assert mme_scores(half + stray) == {"left_out": 3}
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from setokim.data import Object, Scene, ShapesWorld, render
-from setokim.shapes_world.dataset import visible_shares
+from setokim.shapes_world.dataset import visible_fractions
 from setokim.shapes_world.render import footprint
 from setokim.shapes_world.scene import (
     BACKGROUNDS,
@@ -87,7 +87,7 @@ def test_edges_are_mixed_by_the_samples_they_cover():
     ("texture", "share"),
     [("plain", 0), ("striped", 0.4), ("checked", 0.5), ("dotted", math.pi * (0.021 / 0.075) ** 2)],
 )
-def test_marks_cover_their_share_in_half_the_lightness(texture, share):
+def test_marks_cover_their_fraction_in_half_the_lightness(texture, share):
     image, masks = render(Scene((thing("square", texture=texture),), "grey"), 256)
     mean = np.asarray(image)[masks == 1].mean(0)
     expected = np.array(COLOURS["red"]) * (1 - share / 2)
@@ -103,7 +103,7 @@ def test_the_background_brightens_along_its_gradient():
     assert masks[y, x] == 0
 
 
-def test_masks_and_pictures_of_drawn_scenes_agree():
+def test_masks_and_images_of_rendered_scenes_agree():
     world = ShapesWorld(seed=5)
     checked = 0
     for index in range(40):
@@ -136,9 +136,9 @@ def test_enough_of_every_object_is_visible(objects):
 
 
 @pytest.mark.parametrize(("visible", "objects"), [(0.5, (2, 8)), (0.9, (1, 4)), (1.0, (4, 4))])
-def test_no_object_shows_less_than_asked_for(visible, objects):
+def test_no_object_is_less_visible_than_required(visible, objects):
     world = ShapesWorld(4, objects=objects, visible=visible)
-    shares = np.concatenate([visible_shares(world.scene(index)) for index in range(60)])
+    shares = np.concatenate([visible_fractions(world.scene(index)) for index in range(60)])
     assert visible <= shares.min() <= visible + (0.05 if visible < 1 else 0)
     shown = np.concatenate(
         [
@@ -152,13 +152,13 @@ def test_no_object_shows_less_than_asked_for(visible, objects):
     assert shown.min() >= visible - 0.05
 
 
-def test_visible_shares_count_what_is_not_covered():
+def test_visible_fractions_count_uncovered_samples():
     # The right half of a square is covered by one a size of its width farther on.
     width = 2 * 0.82 * SIZES["large"]
     under = thing("square", depth=0)
     over = thing("square", colour="blue", x=0.5 + width / 2, depth=1)
     apart = thing("ring", "small", "pink", y=0.1, x=0.1, depth=2)
-    shares = visible_shares(Scene((over, apart, under), "grey"))
+    shares = visible_fractions(Scene((over, apart, under), "grey"))
     np.testing.assert_allclose(shares, [1, 1, 0.5], atol=0.02)
     assert shares[:2].tolist() == [1, 1]
 
@@ -169,7 +169,7 @@ def test_scenes_of_known_seeds_stay_as_they_are():
     assert digest == "42481dec41d311d689e9cf1d69931497f1b06f2948edb6bb3a615eba000b59d1"
 
 
-def test_places_are_the_cells_of_a_grid():
+def test_positions_are_the_cells_of_a_grid():
     middles = [0.1, 0.5, 0.9]
     assert tuple(tuple(place_name(y, x) for x in middles) for y in middles) == PLACES
     assert place_name(0.9, 0.1) == "bottom left"
@@ -181,7 +181,7 @@ def test_places_are_the_cells_of_a_grid():
         place_name(-0.1, 0)
 
 
-def test_scenes_have_all_words_and_the_numbers_of_objects_asked_for():
+def test_scenes_have_all_words_and_the_requested_numbers_of_objects():
     world = ShapesWorld(seed=1, objects=(2, 5))
     scenes = [world.scene(index) for index in range(150)]
     assert {len(scene.objects) for scene in scenes} == {2, 3, 4, 5}
@@ -251,7 +251,7 @@ def test_scenes_survive_json():
     assert render(restored)[0].tobytes() == render(scene)[0].tobytes()
 
 
-def test_footprints_are_what_render_draws():
+def test_footprints_match_the_renderer():
     one = thing("star", "medium", y=0.1, x=0.95, rotation=0.2)
     (rows, columns), inside, marked = footprint(one, 256)
     assert marked is None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from setokim.data import Object, Scene, ShapesWorld
-from setokim.shapes_world.dataset import visible_shares
+from setokim.shapes_world.dataset import visible_fractions
 from setokim.shapes_world.edits import EDIT_KINDS, edit
 from setokim.shapes_world.scene import COLOURS, SIZES
 
@@ -21,7 +21,7 @@ def draws(scene, number=200, **options):
 
 
 def followed(instruction, scene):
-    """The scene that an instruction asks for, by its words alone, and the kind of the change."""
+    """Return the scene after an instruction, by its text alone, and the kind of the change."""
     match = re.fullmatch(r"(make|remove) the (\w+) (\w+)(?: (\w+))?\.", instruction)
     verb, colour, shape, value = match.groups()
     found = [one for one in scene.objects if (one.colour, one.shape) == (colour, shape)]
@@ -37,7 +37,7 @@ def followed(instruction, scene):
 
 
 @pytest.mark.parametrize("repeat_colours", [0.0, 0.6])
-def test_scenes_are_what_the_instructions_ask_for(repeat_colours):
+def test_scenes_follow_the_instructions(repeat_colours):
     world = ShapesWorld(2, objects=(1, 6), repeat_colours=repeat_colours, visible=0.8)
     generator = np.random.default_rng(1)
     kinds = Counter()
@@ -49,7 +49,7 @@ def test_scenes_are_what_the_instructions_ask_for(repeat_colours):
             assert repeat_colours and min(looks.values()) > 1
             continue
         assert (change.scene, change.kind) == followed(change.instruction, before)
-        assert visible_shares(change.scene).min() >= 0.8
+        assert visible_fractions(change.scene).min() >= 0.8
         kinds[change.kind] += 1
         if change.kind == "recolour":
             old = {one.colour for one in before.objects}
@@ -84,7 +84,7 @@ def test_without_a_free_colour_none_is_given():
     assert "recolour" not in {change.kind for change in draws(Scene(things, "grey"), 40)}
 
 
-def test_objects_grow_within_the_picture_only():
+def test_objects_grow_within_the_image_only():
     # Large needs 0.19 on every side, medium 0.135.
     for place in ({"y": 0.18}, {"x": 0.82}):
         sizes = {

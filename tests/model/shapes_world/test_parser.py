@@ -29,7 +29,7 @@ def blurred_and_noisy(image, generator):
     return Image.fromarray(np.clip(np.rint(noisy), 0, 255).astype(np.uint8))
 
 
-def test_a_square_and_a_circle_drawn_by_other_means():
+def test_a_square_and_a_circle_of_another_renderer():
     image = Image.new("RGB", (64, 64), GREY)
     pen = ImageDraw.Draw(image)
     # A large square has a side of 2 · 0.82 · 0.19 · 64 = 19.9 pixels, a small circle a radius of
@@ -68,12 +68,12 @@ def test_every_colour_with_every_texture_on_every_background(texture, background
         )
         (one,) = parse(image)
         assert words([one]) == [(colour, "square", "medium")]
-        # A white mark may be the background's very colour where the outline cannot tell.
+        # A white mark may have the background's colour, and the silhouette does not decide.
         assert (one.mask != (masks == 1)).mean() < 0.02
 
 
 @pytest.mark.parametrize("damage", ["none", "blur and noise"])
-def test_drawn_scenes_are_read_back(damage):
+def test_rendered_scenes_are_parsed_back(damage):
     world = ShapesWorld(77, objects=(1, 4), contrast=0.5, visible=0.9)
     generator = np.random.default_rng(0)
     number = shapes = sizes = 0
@@ -94,7 +94,7 @@ def test_drawn_scenes_are_read_back(damage):
     assert shapes / number >= least[0] and sizes / number >= least[1]
 
 
-def test_masks_agree_with_those_of_the_picture():
+def test_masks_agree_with_those_of_the_image():
     image, masks = drawn(
         thing("star", "large", "purple", "striped", 0.3, 0.3, depth=0),
         thing("hexagon", "medium", "orange", "checked", 0.7, 0.65, depth=1),
@@ -106,7 +106,7 @@ def test_masks_agree_with_those_of_the_picture():
 
 
 @pytest.mark.parametrize("size", [32, 48, 96, 128])
-def test_pictures_of_other_sizes(size):
+def test_images_of_other_sizes(size):
     image, masks = drawn(thing("triangle", "large", "cyan", y=0.4, x=0.3), size=size)
     (one,) = parse(image)
     assert words([one]) == [("cyan", "triangle", "large")]
@@ -115,7 +115,7 @@ def test_pictures_of_other_sizes(size):
     assert (one.mask != (masks == 1)).mean() < 0.02
 
 
-def test_masks_of_oblong_pictures_have_their_size():
+def test_masks_of_oblong_images_have_their_size():
     image = Image.new("RGB", (96, 64), GREY)
     ImageDraw.Draw(image).rectangle((12, 40, 41, 59), fill=COLOURS["red"])
     (one,) = parse(image)
@@ -124,7 +124,7 @@ def test_masks_of_oblong_pictures_have_their_size():
     assert (one.y, one.x) == pytest.approx((50 / 64, 27 / 96), abs=0.008)
 
 
-def test_things_come_from_left_to_right_and_twice_the_same_way():
+def test_objects_come_from_left_to_right_and_deterministically():
     image, _ = drawn(
         thing("ring", "medium", "red", x=0.8, depth=0),
         thing("cross", "small", "black", x=0.2, depth=1),
@@ -137,7 +137,7 @@ def test_things_come_from_left_to_right_and_twice_the_same_way():
         assert one.overlap == other.overlap and (one.mask == other.mask).all()
 
 
-def test_a_thing_inside_a_ring_and_one_that_hides_a_part():
+def test_an_object_inside_a_ring_and_one_that_hides_a_part():
     inside = drawn(thing("ring", "large", "green"), thing("circle", "small", "white", depth=1))[0]
     assert sorted(words(parse(inside))) == [
         ("green", "ring", "large"),
@@ -150,7 +150,7 @@ def test_a_thing_inside_a_ring_and_one_that_hides_a_part():
     assert words(parse(hiding)) == [("blue", "square", "large"), ("yellow", "diamond", "small")]
 
 
-def test_two_things_of_one_colour_are_two():
+def test_two_objects_of_one_colour_are_two():
     image, _ = drawn(thing(x=0.25), thing("square", "small", x=0.75, depth=1))
     assert words(parse(image)) == [("red", "circle", "large"), ("red", "square", "small")]
 
@@ -164,27 +164,27 @@ def test_colours_may_be_off_by_25_levels(colour):
         assert one.colour == colour
 
 
-def test_specks_lines_and_empty_pictures_show_nothing():
+def test_specks_lines_and_empty_images_have_no_objects():
     assert parse(Image.new("RGB", (64, 64), GREY)) == ()
     image = Image.new("RGB", (64, 64), GREY)
     pen = ImageDraw.Draw(image)
     pen.rectangle((10, 10, 14, 14), fill=COLOURS["red"])
     pen.line((5, 50, 60, 50), fill=COLOURS["blue"], width=2)
     assert parse(image) == ()
-    # A speck of 6 by 6 pixels is a thing.
+    # A speck of 6 by 6 pixels is an object.
     pen.rectangle((10, 10, 15, 15), fill=COLOURS["red"])
     assert [one.colour for one in parse(image)] == ["red"]
 
 
-def test_pictures_without_background_do_not_fail():
+def test_images_without_background_do_not_fail():
     (one,) = parse(Image.new("RGB", (64, 64), COLOURS["white"]))
     assert one.colour == "white" and one.mask.all() and one.overlap < 0.5
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     parse(Image.fromarray(noise))
 
 
-def test_bad_pictures():
-    with pytest.raises(TypeError, match="image: expected a PIL picture, got ndarray"):
+def test_bad_images():
+    with pytest.raises(TypeError, match="image: expected a PIL image, got ndarray"):
         parse(np.zeros((64, 64, 3), np.uint8))
     with pytest.raises(ValueError, match="image: expected mode RGB, got L"):
         parse(Image.new("L", (64, 64)))

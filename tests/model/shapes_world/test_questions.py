@@ -34,7 +34,7 @@ def first_of(scene, kind, text, asked=()):
 
 
 def looked_up(text, scene):
-    """The answer to a question, by its words alone and by searching the scene."""
+    """Return the answer to a question, by its text alone and by searching the scene."""
 
     def named(words):
         found = [
@@ -134,8 +134,8 @@ def test_shapes_are_asked_by_a_colour_that_is_there_once():
     assert draws(Scene(things[:2], "grey"), "shape", 5) == [None] * 5
 
 
-def test_the_words_of_a_relation_say_nothing_about_its_answer():
-    # The same four questions come equally often where the objects have changed places.
+def test_the_text_of_a_relation_does_not_predict_its_answer():
+    # The same four questions come equally often if the objects swap positions.
     for x, y in [(0.2, 0.8), (0.8, 0.2)]:
         scene = Scene((thing("red", x=x), thing("blue", "star", x=y, depth=1)), "grey")
         counts = Counter((one.text, one.answer) for one in draws(scene, "relation", 1200))
@@ -180,7 +180,7 @@ def test_counts_that_follow_from_others_are_not_asked():
     assert draws(alone, "count", 5, asked) == [None] * 5
 
 
-def test_looks_that_were_told_are_not_asked():
+def test_looks_that_are_known_are_not_asked():
     scene = row("small", "large")
     for kind, text in [
         ("colour", "what colour is the circle?"),

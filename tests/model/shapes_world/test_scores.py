@@ -48,7 +48,7 @@ TOLD = {"size": 1, "colour": 1, "texture": 1, "shape": 1, "accuracy": 1, "extra"
         (ALL[1:], dict.fromkeys(("colour", "shape", "size", "place", "accuracy"), 2 / 3)),
         ((), dict.fromkeys(("colour", "shape", "size", "place", "accuracy"), 0)),
         ((*ALL, seen(CIRCLE, colour="black")), {"extra": 1}),
-        # Of two red things the nearer one is compared.
+        # Of two red objects the nearer one is compared.
         ((*ALL, seen(CIRCLE, shape="star", y=0.4)), {"extra": 1}),
         ((seen(CIRCLE, shape="star", y=0.4), *ALL), {"extra": 1}),
     ],
@@ -71,7 +71,7 @@ def test_generation_scores(found, changes):
         (0.5, 0.27, False),
     ],
 )
-def test_places_reach_a_little_beyond_their_cell(y, x, right):
+def test_positions_reach_a_little_beyond_their_cell(y, x, right):
     scores = generation_scores((seen(STAR, y=y, x=x),), Scene((STAR,), "grey"))
     assert scores["place"] == right and scores["shape"] == 1
 
@@ -100,7 +100,7 @@ def test_places_reach_a_little_beyond_their_cell(y, x, right):
         (CAPTION + ", a small blue star", {"extra": 1}),
         # The first phrase of a colour counts.
         ("a small blue ring, " + CAPTION, {"shape": 2 / 3, "accuracy": 11 / 12, "extra": 1}),
-        # Two words of one sort say neither.
+        # Two words of one kind count as none.
         (CAPTION.replace("small", "small large"), {"size": 2 / 3, "accuracy": 11 / 12}),
         (
             CAPTION.replace("red", "red pink"),
@@ -168,7 +168,7 @@ def test_locating_scores(text, changes):
     ("found", "wanted", "changed", "kept", "extra"),
     [
         ((seen(PINK), *OTHERS), RECOLOURED, 1, 1, 0),
-        # Neither shape nor size is asked for.
+        # Neither shape nor size is required.
         ((seen(PINK, shape="star", size="small"), *OTHERS), RECOLOURED, 1, 1, 0),
         ((seen(PINK, y=0.29), *OTHERS), RECOLOURED, 1, 1, 0),
         (ALL, RECOLOURED, 0, 1, 1),
@@ -182,7 +182,7 @@ def test_locating_scores(text, changes):
         (ALL, REMOVED, 0, 1, 1),
         # It has only gone elsewhere.
         ((seen(CIRCLE, y=0.9), *OTHERS), REMOVED, 0, 1, 1),
-        # Another thing stands there now.
+        # Another object is at that position now.
         ((seen(PINK), *OTHERS), REMOVED, 1, 1, 1),
         (OTHERS[:1], REMOVED, 1, 0.5, 0),
         ((), REMOVED, 1, 0, 0),
@@ -207,7 +207,7 @@ def test_an_edit_of_the_only_object():
     assert not edit_success((seen(CIRCLE),), alone, wanted)
 
 
-def test_true_pictures_score_1_and_those_of_another_scene_do_not():
+def test_true_images_score_1_and_those_of_another_scene_do_not():
     world = ShapesWorld(77, objects=(2, 4), contrast=0.5, visible=0.9)
     for index in range(10):
         scene, other = world.scene(index), world.scene(index + 1)

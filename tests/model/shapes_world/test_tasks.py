@@ -10,7 +10,7 @@ from setokim.data.conversations import TASKS
 from setokim.shapes_world.questions import NUMBERS
 from setokim.shapes_world.tasks import WORDS, describe, locate
 
-# No phrase tells one from the other.
+# No phrase distinguishes the two.
 TWINS = tuple(
     Object("ring", "small", "red", "plain", 0.5, x, depth=i) for i, x in ((0, 0.2), (1, 1))
 )
@@ -22,7 +22,7 @@ def only(task, number=20, seed=3, **options):
 
 
 def parts(conversation):
-    """For each message its texts, "picture" for its pictures and "mask" for its masks."""
+    """For each message its texts, "image" for its images and "mask" for its masks."""
     names = {"image": "picture", "mask": "mask"}
     return [
         [part.get("text", names.get(part["type"])) for part in message["content"]]
@@ -43,7 +43,7 @@ def drawn(plain, size=64):
     return render(Scene.from_dict(plain), size)[0].tobytes()
 
 
-def test_questions_about_one_picture():
+def test_questions_about_one_image():
     talks = only("vqa", turns=4)
     for talk in talks:
         (first, *rest) = parts(talk)
@@ -55,7 +55,7 @@ def test_questions_about_one_picture():
     assert Counter(len(talk.messages) for talk in talks)[8] > 15
 
 
-def test_descriptions_of_a_picture():
+def test_descriptions_of_an_image():
     for talk in only("caption", 3):
         scene = Scene.from_dict(talk.facts["scene"])
         assert parts(talk) == [["picture", "describe the picture."], [scene.caption]]
@@ -76,7 +76,7 @@ def test_where_everything_is():
     )
 
 
-def test_pictures_of_a_description():
+def test_images_of_a_description():
     for talk in only("generate", 3):
         scene = Scene.from_dict(talk.facts["scene"])
         assert parts(talk) == [[f"draw {describe(scene)}."], ["picture"]]
@@ -84,7 +84,7 @@ def test_pictures_of_a_description():
         assert pictures(talk)[0].tobytes() == drawn(talk.facts["wanted"])
 
 
-def test_descriptions_name_objects_and_places():
+def test_descriptions_name_objects_and_positions():
     ring = Object("ring", "large", "red", "striped", 0.2, 0.1, depth=1)
     star = Object("star", "small", "blue", "plain", 0.5, 0.5)
     dot = Object("circle", "medium", "pink", "dotted", 0.9, 0.7, depth=2)
@@ -97,7 +97,7 @@ def test_descriptions_name_objects_and_places():
     assert describe(Scene((dot, star, ring), "grey")) == describe(Scene((ring, star, dot), "grey"))
 
 
-def test_edits_show_the_picture_before_and_after():
+def test_edits_show_the_image_before_and_after():
     kinds = set()
     for talk in only("edit"):
         (first, instruction), answer = parts(talk)
@@ -140,7 +140,7 @@ def test_masks_are_those_of_the_objects_named(repeat_colours):
     assert any(len(talk.masks) == 3 for talk in talks)
 
 
-def test_sums_need_no_picture():
+def test_sums_need_no_image():
     answers = Counter()
     for talk in only("text", 60, turns=5):
         assert not pictures(talk) and "scene" not in talk.facts
@@ -198,7 +198,7 @@ def test_items_come_back_to_the_same_scenes():
     world = ShapesWorld(6)
     for index, talk in enumerate(talks):
         assert talk.facts["scene"] == world.scene(index % 3).to_dict()
-    # The questions are others, the pictures are not.
+    # The questions are others, the images are not.
     assert len({str(talk.facts["answers"]) for talk in talks if talk.task == "vqa"}) > 20
     assert len({image.tobytes() for talk in talks for image in pictures(talk)}) == 6
 

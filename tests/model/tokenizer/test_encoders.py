@@ -92,14 +92,14 @@ def test_patch_statistics_are_deterministic_and_independent_of_the_batch():
     torch.testing.assert_close(alone, together)
 
 
-def test_a_plain_picture_has_colour_and_no_texture():
+def test_a_plain_image_has_colour_and_no_texture():
     features = PatchStatisticsEncoder((3, 3))([Image.new("RGB", (9, 9), (200, 30, 30))])
     assert (features[0] - features[0, 0, 0]).abs().max() < 1e-5
     assert features[..., 6:].abs().max() < 1e-3
     assert features[..., :6].abs().min() > 0.01
 
 
-def test_clusters_follow_what_is_seen():
+def test_clusters_follow_the_objects():
     """Left blue, right red with stripes: two regions, whatever else is found at their border."""
     pixels = np.zeros((64, 128, 3), np.uint8)
     pixels[:, :64] = (20, 40, 220)
@@ -194,8 +194,8 @@ def test_grids_that_are_not_square(saved, name):
     assert encoder([noise_image()]).shape == (1, 3, 5, 16)
 
 
-def test_patches_keep_their_place(saved):
-    """Before any attention, a change in one corner of the picture moves that patch only."""
+def test_patches_keep_their_position(saved):
+    """Before any attention, a change in one corner of the image moves that patch only."""
     encoder = HFVisionEncoder(saved("clip"), grid=(2, 3), layer=0)
     pixels = torch.zeros(1, 3, 16, 24)
     changed = pixels.clone()
@@ -245,7 +245,7 @@ def test_missing_weights_are_refused(saved, tmp_path):
     weights = safetensors.load_file(file)
     del weights["encoder.layer.0.attention.output.dense.weight"]
     safetensors.save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks 1 of the weights .* they would be random"):
+    with pytest.raises(ValueError, match=r"without 1 of them, .* they would be random"):
         HFVisionEncoder(path)
 
 
@@ -253,7 +253,7 @@ def test_a_grid_the_model_cannot_make_is_refused(saved):
     path = saved("sam")
     with pytest.raises(ValueError, match=r"cannot run with grid=\(3, 5\)"):
         HFVisionEncoder(path, grid=(3, 5))
-    with pytest.raises(ValueError, match=r"grid: expected one that .* for which it returns"):
+    with pytest.raises(ValueError, match=r"grid: expected a grid that .* for which it returns"):
         HFVisionEncoder(saved("swin"), grid=(16, 16))
 
 
@@ -264,7 +264,7 @@ def test_a_layer_the_model_does_not_have_is_refused(saved):
 
 def test_unknown_names_and_folders(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
-    # What HF_HUB_OFFLINE=1 sets; the variable itself is read at import only.
+    # The setting of HF_HUB_OFFLINE=1; the variable itself is read at import only.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="'nobody/nothing': it is not in the local cache and the"):
         build_encoder("nobody/nothing")

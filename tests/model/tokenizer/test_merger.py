@@ -62,7 +62,7 @@ def test_an_image_does_not_see_another(merger, clustered):
     torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=0)
 
 
-def test_shares_sum_to_one_and_follow_the_masks(clustered):
+def test_weights_sum_to_one_and_follow_the_masks(clustered):
     _, clusters = clustered
     share = TokenMerger.membership(clusters)
     used = clusters.occupied()
@@ -74,7 +74,7 @@ def test_shares_sum_to_one_and_follow_the_masks(clustered):
     torch.testing.assert_close(share[0, row], expected)
 
 
-def test_who_sees_nothing_gets_nothing_and_has_a_gradient():
+def test_queries_without_context_get_0_and_have_a_gradient():
     torch.manual_seed(0)
     attention = SetAttention(8, 2)
     x = torch.randn(1, 3, 8, requires_grad=True)
@@ -115,7 +115,7 @@ class TestSetsBySize:
             [[True, True, True]],
             [[True, True, True, True]],
         ]
-        assert sets.places.tolist() == [8, 1, 9, 10, 11, 2, 5, 6, 0, 3, 4, 7]
+        assert sets.positions.tolist() == [8, 1, 9, 10, 11, 2, 5, 6, 0, 3, 4, 7]
 
     def test_a_group_is_padded_with_its_own_tokens(self):
         # The tenth and the eleventh power of 1.25 are 9.3 and 11.6.
@@ -143,7 +143,7 @@ class TestSetsBySize:
         sets = SetsBySize.of(labels // 40, 40)
         assert sets.tokens.shape[0] < 1.25 * labels.numel() and len(sets.present) < 20
 
-    def test_what_is_not_finite_stays_in_its_set(self):
+    def test_non_finite_values_stay_in_their_set(self):
         torch.manual_seed(0)
         block, x = Block(8, 2), torch.randn(2, 6, 8)
         x[0, 5] = torch.nan
@@ -169,7 +169,7 @@ def test_a_layer_gives_its_weights():
     block = Block(8, 2, context_width=6)
     x, context = torch.randn(2, 3, 8), torch.randn(2, 5, 6)
     sees = [torch.ones(1, 1, n, dtype=torch.bool) for n in (3, 5)]
-    out, weights = block(x, sees[0], context, sees[1], weighed=True)
+    out, weights = block(x, sees[0], context, sees[1], return_weights=True)
     assert torch.equal(out, block(x, sees[0], context, sees[1]))
     assert torch.equal(weights, block.attend_cross.weights(block.norm_cross(x), context))
 
@@ -180,7 +180,7 @@ def test_same_cluster_by_hand():
     assert allowed[0].int().tolist() == expected
 
 
-def test_cross_attention_sees_only_what_is_there():
+def test_cross_attention_is_limited_to_allowed_tokens():
     torch.manual_seed(0)
     block = Block(8, 2, context_width=6)
     x, context = torch.randn(1, 4, 8), torch.randn(1, 5, 6)
@@ -199,13 +199,13 @@ class TestPositions:
     def test_encoding_by_hand(self):
         y, x = 0.25, 0.5
         code = sincos_encoding(torch.tensor([y, x]), 8, periods=4)
-        # Half a period over the picture, and four periods.
+        # Half a period over the image, and four periods.
         angles = [[math.pi * p * f for f in (1, 8)] for p in (y, x)]
         expected = [*map(math.sin, angles[0]), *map(math.cos, angles[0])]
         expected += [*map(math.sin, angles[1]), *map(math.cos, angles[1])]
         torch.testing.assert_close(code, torch.tensor(expected), atol=1e-5, rtol=0)
 
-    def test_places_differ(self):
+    def test_positions_differ(self):
         code = sincos_encoding(grid_positions(27, 27), 64)
         distance = torch.cdist(code, code) + 100 * torch.eye(729)
         assert distance.min() > 0.5

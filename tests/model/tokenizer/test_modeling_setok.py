@@ -68,7 +68,7 @@ def test_there_and_back(model, pixels):
     assert visual.tokens.shape == (3, 7, 24) and picture.shape == (3, 3, 32, 32)
     packed = visual.pack()
     assert packed.tokens.shape[0] == visual.occupied.sum()
-    # Ragged tokens draw what padded ones draw.
+    # Ragged and padded tokens reconstruct the same images.
     again = model.detokenize(packed.tokens, packed.cu_seqlens, packed.max_seqlen)
     torch.testing.assert_close(again, picture, atol=1e-5, rtol=0)
     assert torch.equal(again, model.detokenize(packed.tokens, packed.cu_seqlens))
@@ -82,15 +82,15 @@ def test_the_clusters_are_those_of_the_features(model, pixels):
     assert visual.grid == (8, 8)
 
 
-def test_pictures_and_their_pixels_give_the_same(model):
+def test_images_and_their_pixels_give_the_same(model):
     images = [Image.effect_noise((50, 40), 60).convert("RGB") for _ in range(2)]
     assert torch.equal(
         model.tokenize(images).tokens, model.tokenize(model.preprocess(images)).tokens
     )
 
 
-def test_positions_split_what_looks_the_same():
-    """Two equal squares in opposite corners: one cluster by their features, two with places."""
+def test_positions_split_equal_features():
+    """Two equal squares in opposite corners: one cluster by features, two with positions."""
     picture = torch.full((1, 3, 32, 32), 0.2)
     picture[:, 0, :12, :12] = picture[:, 0, 20:, 20:] = 0.9
     labels = []
@@ -132,7 +132,7 @@ def test_loading_never_unpickles(model, tmp_path, monkeypatch):
         monkeypatch.setattr(pickle, name, refuse)
     monkeypatch.setattr(torch, "load", refuse)
     SetokModel.from_pretrained(tmp_path)
-    # What only a pickle has is not taken instead.
+    # Weights in a pickle are not taken instead.
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({}))
     with pytest.raises((OSError, ValueError, AssertionError)):
@@ -177,7 +177,7 @@ class TestHuggingFaceEncoder:
 
 
 @pytest.mark.parametrize("shade", [0.0, 0.5, 1.0])
-def test_a_flat_picture_has_a_finite_gradient(model, shade):
+def test_a_flat_image_has_a_finite_gradient(model, shade):
     picture = torch.full((1, 3, 32, 32), shade, requires_grad=True)
     model.encoder.features(model.encoder.normalise(picture)).sum().backward()
     assert picture.grad.isfinite().all()
@@ -207,8 +207,8 @@ class TestDetokenizer:
             detokenizer(tokens, present), detokenizer(tokens[:, [2, 0, 1]], present)
         )
 
-    def test_a_patch_lands_in_its_place(self, detokenizer):
-        """What the query of row 1, column 2 says fills rows 4 to 7 and columns 8 to 11."""
+    def test_a_patch_lands_in_its_position(self, detokenizer):
+        """The query of row 1, column 2 determines rows 4 to 7 and columns 8 to 11."""
         with torch.no_grad():
             detokenizer.to_pixels.weight.zero_()
             detokenizer.to_pixels.bias.copy_(torch.arange(48.0))
@@ -216,14 +216,14 @@ class TestDetokenizer:
         pixels = detokenizer(torch.randn(1, 1, 8), torch.ones(1, 1, dtype=torch.bool))
         assert torch.equal(pixels[0, :, 4:8, 8:12], torch.arange(48.0).reshape(3, 4, 4))
 
-    def test_what_oscillates_most_counts_least_at_first(self, model):
+    def test_the_highest_orders_have_the_min_initial_weight(self, model):
         # A part of a model is made once more by it.
         for drawing in (model.detokenizer, Detokenizer(40, 31, 16, 2, 1, 1, (4, 4), 4)):
             emphasis = drawing.emphasis.detach()
             torch.testing.assert_close(emphasis[0], torch.tensor(4.0))
             assert (emphasis.diff() <= 0).all() and emphasis[-1] < 1
 
-    def test_the_ground_is_where_the_outlines_are(self):
+    def test_the_background_follows_the_shapelets(self):
         """Two tokens, of the left and of the right half, black and white."""
         torch.manual_seed(0)
         drawing = Detokenizer(40, 31, 16, 2, 1, 1, grid=(4, 4), patch_size=4)
@@ -310,7 +310,7 @@ class TestProcessor:
         made.save_pretrained(tmp_path)
         assert SetokProcessor.from_pretrained(tmp_path) == made
 
-    def test_any_picture(self, model):
+    def test_any_image(self, model):
         grey = Image.new("L", (9, 5), 128)
         pixels = model.processor()(grey)["pixel_values"]
         assert pixels.shape == (1, 3, 32, 32)
@@ -323,5 +323,5 @@ class TestProcessor:
 
 
 def test_no_buffer_is_lost_on_the_way(model):
-    """Weights alone make the model: what is no parameter is computed."""
+    """Weights alone determine the model: all other tensors are computed."""
     assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""Outlines of parts: pose, shape, and what both draw again."""
+"""Shapelets of parts: pose, shape, and their decoded indicators."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from setokim.tokenizer.pos_embed import grid_positions
-from setokim.tokenizer.shapelets import POSE, drawn_outlines, outlines_of, taper, unit_shapes
+from setokim.tokenizer.shapelets import POSE, decode_shapelets, outlines_of, taper, unit_shapes
 
 WIDTH = POSE + 120
 
@@ -54,12 +54,12 @@ def test_shape_by_hand():
 
 
 def test_functions_are_orthonormal():
-    """What one coefficient draws has no share in another: the sum over a fine grid is a product."""
+    """Coefficients are orthogonal: the sum over a fine grid is a product."""
     width = POSE + 10
     outlines = torch.zeros(1, 10, width)
     outlines[0, :, :2], outlines[0, :, 2] = 0.5, math.log(0.1)
     outlines[0, :, POSE:] = torch.eye(10)
-    drawn = drawn_outlines(outlines, 200, 200, torch.ones(10))[0].double()
+    drawn = decode_shapelets(outlines, 200, 200, torch.ones(10))[0].double()
     unit = 0.1 / 1.5  # of a Hermite function, in sides
     gain = 2 * 1.5 * math.sqrt(math.pi)
     assert_close(
@@ -68,16 +68,16 @@ def test_functions_are_orthonormal():
 
 
 @pytest.mark.parametrize("inside", [angular(32), disc(32, 0.5, 0.5, 0.2), disc(32, 0.3, 0.7, 0.1)])
-def test_the_outline_is_drawn_again(inside):
+def test_shapelets_are_decoded_to_their_part(inside):
     outline = outlines_of(share_of(inside), (32, 32), WIDTH)
-    drawn = drawn_outlines(outline, 32, 32, torch.ones(120))[0, 0]
+    drawn = decode_shapelets(outline, 32, 32, torch.ones(120))[0, 0]
     best = drawn.topk(int(inside.sum())).indices
     assert inside.flatten()[best].float().mean() > 0.93
 
 
-def test_a_disc_is_drawn_as_about_1():
+def test_a_disc_is_decoded_as_about_1():
     outline = outlines_of(share_of(disc(64, 0.5, 0.5, 0.2)), (64, 64), WIDTH)
-    drawn = drawn_outlines(outline, 64, 64, torch.ones(120)).view(64, 64)
+    drawn = decode_shapelets(outline, 64, 64, torch.ones(120)).view(64, 64)
     assert 0.85 < drawn[disc(64, 0.5, 0.5, 0.15)].mean() < 1.15
     assert drawn[~disc(64, 0.5, 0.5, 0.3)].abs().max() < 0.1
 
@@ -94,10 +94,10 @@ def test_moved_and_larger_it_has_the_same_shape():
     assert_close(there[2] - here[2], torch.tensor(2.0).log(), atol=1e-3, rtol=0)
 
 
-def test_a_finer_grid_draws_the_same():
-    """A place between others is drawn as the mean of them, nearly."""
+def test_a_finer_grid_decodes_the_same():
+    """A position between others is decoded as nearly their mean."""
     outline = outlines_of(share_of(disc(32, 0.5, 0.4, 0.2)), (32, 32), WIDTH)
-    coarse, fine = (drawn_outlines(outline, n, n, taper(WIDTH)).view(n, n) for n in (32, 96))
+    coarse, fine = (decode_shapelets(outline, n, n, taper(WIDTH)).view(n, n) for n in (32, 96))
     assert_close(fine.view(32, 3, 32, 3).mean((1, 3)), coarse, atol=0.1, rtol=0)
 
 
@@ -106,7 +106,7 @@ def test_rows_and_columns_are_not_mixed_up():
     inside[0:2, 5:10] = 1
     outline = outlines_of(share_of(inside), (6, 10), WIDTH)
     assert_close(outline[0, 0, :2], torch.tensor([1 / 6, 0.75]))
-    drawn = drawn_outlines(outline, 6, 10, taper(WIDTH)).view(6, 10)
+    drawn = decode_shapelets(outline, 6, 10, taper(WIDTH)).view(6, 10)
     assert inside.flatten()[drawn.flatten().topk(10).indices].sum() >= 9
 
 
@@ -129,22 +129,22 @@ def test_gradient():
     )
 
 
-def test_any_pose_draws_finite_numbers():
+def test_any_pose_decodes_finite_numbers():
     """A diffusion may sample one that no part has."""
     outlines = torch.zeros(1, 4, 13)
     outlines[0, :, 2] = torch.tensor([-1e4, 1e4, -40.0, 0.0])
     outlines[0, :, 0] = torch.tensor([0.0, 1e6, -1e6, 0.5])
     outlines[..., POSE:] = 1
-    assert drawn_outlines(outlines, 8, 8, torch.ones(10)).isfinite().all()
+    assert decode_shapelets(outlines, 8, 8, torch.ones(10)).isfinite().all()
 
 
 def test_autocast_moves_nothing():
     """A small part would be moved by a part of its size."""
     outline = outlines_of(share_of(disc(32, 0.3, 0.7, 0.06)), (32, 32), WIDTH)
-    exact = drawn_outlines(outline, 64, 64, torch.ones(120))
+    exact = decode_shapelets(outline, 64, 64, torch.ones(120))
     with torch.autocast("cpu", torch.bfloat16):
         again = outlines_of(share_of(disc(32, 0.3, 0.7, 0.06)), (32, 32), WIDTH)
-        drawn = drawn_outlines(outline, 64, 64, torch.ones(120))
+        drawn = decode_shapelets(outline, 64, 64, torch.ones(120))
     assert torch.equal(again, outline) and torch.equal(drawn, exact)
 
 

@@ -1,4 +1,4 @@
-"""What a token may stand for beside clusters: cells of a grid, learned queries, patches."""
+"""Groupings other than clusters: cells of a grid, learned queries, patches."""
 
 import copy
 import dataclasses
@@ -126,7 +126,7 @@ class TestEveryKind:
             }[order]
             assert (key.diff() >= 0).all()
 
-    def test_ragged_tokens_draw_what_padded_ones_draw(self, model, pixels):
+    def test_ragged_and_padded_tokens_reconstruct_the_same(self, model, pixels):
         visual, picture = model(pixels)
         packed = visual.pack()
         again = model.detokenize(packed.tokens, packed.cu_seqlens)
@@ -150,14 +150,14 @@ class TestEveryKind:
         made = build(kind)
         exact = made.tokenize(pixels)
         with torch.autocast("cpu", torch.bfloat16):
-            # Of the same parts: what is rounded may be clustered otherwise.
+            # With the same parts: rounded features may give other clusters.
             tokens, occupied = made.merger(exact.features, exact.parts, GRID)
             assert made.tokenize(pixels).masks.dtype == torch.float32
         assert torch.equal(occupied, exact.occupied)
         assert (tokens.float() - exact.tokens).abs().max() < 0.05
         assert made.bfloat16().tokenize(pixels).tokens.dtype == torch.bfloat16
 
-    def test_no_picture(self, model):
+    def test_no_image(self, model):
         visual = model.tokenize(torch.zeros(0, 3, 24, 32))
         assert visual.tokens.shape[0] == 0 and visual.pack().tokens.shape == (0, 24)
 
@@ -183,7 +183,7 @@ def test_weights_of_clusters_keep_their_names(models):
     ends = {"norm_in", "project_in", "norm_mean", "project_mean", "norm_out", "project_out"}
     assert {n for n in merger if "." not in n} == ends
     assert {n.split(".")[0] for n in merger - ends} == {"intra", "inter"}
-    # Random ones are drawn in this order, so a seed gives the model that it gave before.
+    # Random weights are sampled in this order, so a seed gives the same model as before.
     order = [name for name, _ in models["clusters"].merger.named_children()]
     assert order == [
         *("norm_in", "project_in", "intra", "norm_mean", "project_mean"),
@@ -195,7 +195,7 @@ class TestGrid:
     @pytest.mark.parametrize(
         ("cells", "rows", "columns"),
         [
-            # By hand: patch i of n, whose middle is at (2i + 1) / 2n, is in cell (2i + 1) k // 2n.
+            # By hand: patch i of n, with its centre at (2i + 1) / 2n, is in cell (2i + 1) k // 2n.
             ((2, 3), [0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 2, 2, 2]),
             ((6, 8), [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5, 6, 7]),
             ((1, 1), [0] * 6, [0] * 8),
@@ -250,9 +250,9 @@ class TestQueries:
         torch.manual_seed(0)
         return QueryPartition(12, 5, 16, 4, 2)
 
-    def test_share_is_the_attention_of_the_last_layer(self, partition, features):
+    def test_attention_is_that_of_the_last_layer(self, partition, features):
         read = partition(features, GRID)
-        assert isinstance(read, Readings) and read.states.shape == (2, 5, 16)
+        assert isinstance(read, Readings) and read.hidden_states.shape == (2, 5, 16)
         seen = {}
         last = partition.layers[-1]
         last.register_forward_pre_hook(lambda _, given: seen.update(x=given[0], context=given[2]))
@@ -264,18 +264,18 @@ class TestQueries:
             for part in (slice(4 * h, 4 * h + 4) for h in range(4))
         ]
         share = sum(heads) / 4
-        torch.testing.assert_close(read.share, share)
+        torch.testing.assert_close(read.attention, share)
         torch.testing.assert_close(read.masks, share / share.sum(1, keepdim=True))
 
-    def test_outlines_are_of_what_is_looked_at(self, partition, features):
+    def test_shapelets_encode_the_attention(self, partition, features):
         read = partition(features, GRID)
         merger = QueryMerger(16, 14, 8, 4, 1)
         tokens, occupied = merger(features, read, GRID)
-        torch.testing.assert_close(tokens[..., -8:], outlines_of(read.share, GRID, 8))
+        torch.testing.assert_close(tokens[..., -8:], outlines_of(read.attention, GRID, 8))
         assert occupied.all()
 
-    def test_the_area_is_the_share_of_the_picture(self, features):
-        """The one number beside content and outline, read off by the layer behind it."""
+    def test_the_area_is_the_fraction_of_the_image(self, features):
+        """The channel beside content and shapelets, read by the next layer."""
         merger = QueryMerger(4, 9, 4, 2, 0)
         with torch.no_grad():
             for layer in (merger.project_mean, merger.project_out):
@@ -290,21 +290,21 @@ class TestQueries:
             masks=masks,
             labels=masks.argmax(1),
             grid=(2, 2),
-            states=torch.zeros(1, 2, 4),
-            share=share,
+            hidden_states=torch.zeros(1, 2, 4),
+            attention=share,
         )
         tokens, _ = merger(features[:1, :4], read, (2, 2))
         expected = torch.tensor([1.5 / 4, 2.5 / 4]).log()
         torch.testing.assert_close(tokens[0, :, 0], expected)
 
-    def test_a_query_learns_where_to_look(self, partition, features):
+    def test_a_query_trains_its_attention(self, partition, features):
         read = partition(features, GRID)
         (read.masks[:, 0, :8].sum()).backward()
         assert all(p.grad is not None for p in partition.layers[-1].attend_cross.query.parameters())
         assert partition.queries.grad.any() and partition.project_in.weight.grad.any()
 
     def test_every_query_is_packed(self):
-        """Of a row that is nobody's label as well."""
+        """Also for a row that is no patch's label."""
         masks = torch.tensor([[[0.6, 0.6, 0.1], [0.3, 0.2, 0.2], [0.1, 0.2, 0.7]]])
         parts = Parts(masks=masks, labels=masks.argmax(1), grid=(1, 3))
         packed = parts.pack(torch.arange(3.0)[None, :, None])
@@ -345,7 +345,7 @@ class TestSelect:
         empty = torch.zeros(0, dtype=torch.int64)
         assert model.tokenize(pixels).select(empty).tokens.shape[0] == 0
 
-    def test_what_is_no_index(self, models, pixels):
+    def test_malformed_indices(self, models, pixels):
         visual = models["patches"].tokenize(pixels)
         with pytest.raises(TypeError, match=r"index: expected dtype .*, got torch\.bool"):
             visual.select(torch.tensor([True]))
@@ -353,7 +353,7 @@ class TestSelect:
             visual.select(torch.tensor([[0]]))
 
 
-def test_pictures_of_one_colour(model):
+def test_images_of_one_colour(model):
     images = [Image.new("RGB", (9, 9), colour) for colour in ("black", "red")]
     made = copy.deepcopy(model)
     visual, picture = made(made.preprocess(images))

@@ -6,7 +6,7 @@ from setokim.tokenizer.token_statistics import channel_units, token_blocks
 
 
 def test_blocks_of_a_token():
-    """Content, centre, scale, shape: what the last two numbers of a pose and the first are."""
+    """Content, centre, scale, shape: the order of a token's blocks."""
     assert token_blocks(20, 10) == (10, 2, 1, 7)
     share = torch.zeros(1, 2, 16)
     share[0, 0, 5] = 1  # row 1, column 1

@@ -18,7 +18,7 @@ def test_results_of_all_ranks_in_their_order():
     assert together(lambda: "b", lambda own: [("a", None), own, ("c", None)]) == ["a", "b", "c"]
 
 
-def test_an_error_elsewhere_reaches_this_rank_and_an_own_one_stays_what_it_is():
+def test_an_error_elsewhere_reaches_this_rank_and_its_own_stays_unchanged():
     def gather(own):
         return [("a", None), own, (None, "out: held by another")]
 

@@ -25,7 +25,7 @@ def test_an_error_in_between_leaves_the_old_file(tmp_path):
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_a_link_is_replaced_and_what_it_points_at_stays(tmp_path):
+def test_a_link_is_replaced_and_its_target_stays(tmp_path):
     (tmp_path / "secret").write_text("kept")
     (tmp_path / "a").symlink_to("secret")
     write_file(tmp_path / "a", "new")
@@ -63,7 +63,7 @@ def test_a_full_disk_is_named_with_the_file_that_it_was_for(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_errors_that_have_a_name_or_no_number_stay_what_they_are(tmp_path):
+def test_errors_with_a_name_or_without_a_number_stay_unchanged(tmp_path):
     with pytest.raises(FileNotFoundError, match="'other'"), naming(tmp_path):
         raise FileNotFoundError(2, "No such file", "other")
     with pytest.raises(OSError, match=r"^just words$"), naming(tmp_path):
@@ -94,7 +94,7 @@ class TestFilling:
             raise error
         assert os.listdir(tmp_path) == []
 
-    def test_a_link_is_replaced_and_what_it_points_at_stays(self, tmp_path):
+    def test_a_link_is_replaced_and_its_target_stays(self, tmp_path):
         (tmp_path / "out").mkdir()
         (tmp_path / "secret").write_text("kept")
         (tmp_path / "out" / "a").symlink_to(tmp_path / "secret")

@@ -32,7 +32,7 @@ def holder(tmp_path):
     process.communicate()
 
 
-def test_a_second_process_is_told_who_holds_the_folder(tmp_path, holder):
+def test_a_second_process_gets_the_name_of_the_holder(tmp_path, holder):
     message = f"^--out: .*held by process {holder.pid} on "
     with pytest.raises(FolderInUseError, match=message), locked(tmp_path, "--out"):
         pass
@@ -53,7 +53,7 @@ def test_the_lock_ends_with_its_block_and_makes_the_folder(tmp_path):
                 pass
 
 
-def test_a_holder_that_has_not_said_who_it_is(tmp_path):
+def test_an_unknown_holder(tmp_path):
     with locked(tmp_path):
         (tmp_path / ".lock-holder.json").write_text("{")
         message = r"held by another process$"

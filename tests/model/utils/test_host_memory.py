@@ -6,7 +6,7 @@ from setokim.utils.host_memory import free_memory, require_memory
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """Sets what the system says of its memory."""
+    """Set the memory that the system reports."""
     monkeypatch.setattr(host_memory, "_MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(host_memory, "_CGROUP", tmp_path)
 
@@ -29,9 +29,9 @@ def test_free_memory_is_that_of_the_machine_or_of_its_container(machine):
     assert free_memory() == 8192
 
 
-def test_what_does_not_fit_is_refused(machine):
+def test_allocations_that_do_not_fit_are_refused(machine):
     require_memory(2**60, "grid")
     machine(meminfo="MemAvailable: 1048576 kB\n")
     require_memory(2**30, "grid")
-    with pytest.raises(ValueError, match=r"grid: expected what fits into 1\.0 GiB .* 2\.0 GiB"):
+    with pytest.raises(ValueError, match=r"grid: expected a size within 1\.0 GiB .* 2\.0 GiB"):
         require_memory(2**31, "grid")

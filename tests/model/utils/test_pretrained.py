@@ -35,8 +35,8 @@ class Words(PreTrainedTokenizerFast):
 
 
 @pytest.fixture(autouse=True)
-def _nobody_answers(monkeypatch, tmp_path):
-    """No question is asked, the hub is out of reach, and modules are not kept for others."""
+def _without_prompts(monkeypatch, tmp_path):
+    """Disable prompts and the hub, and forget the modules of other tests."""
 
     asked = []
     monkeypatch.setattr("builtins.input", lambda *question: asked.append(question) or "y")
@@ -48,13 +48,13 @@ def _nobody_answers(monkeypatch, tmp_path):
 
 @pytest.fixture
 def mark(tmp_path):
-    """What the folder's code makes when it is run."""
+    """Return the file that the folder's code creates when it is run."""
     return tmp_path / "it-ran"
 
 
 @pytest.fixture
 def foreign(tmp_path, mark):
-    """A vision model whose configuration and class are in a file of the folder."""
+    """Save a vision model with its configuration and class in a file of the folder."""
     folder = tmp_path / "foreign"
     SiglipVisionModel(SiglipVisionConfig(**VISION)).save_pretrained(folder)
     (folder / "code.py").write_text(CODE.format(mark=str(mark)))
@@ -114,7 +114,7 @@ def test_code_of_a_tokenizer(speaker, mark, tmp_path):
 
 
 def test_code_of_the_language_model_inside(speaker, mark, tmp_path):
-    """Fields of `llm` name a class that no one asked for."""
+    """Fields of `llm` name a class that the settings do not."""
     (tmp_path / "code.py").write_text(CODE.format(mark=str(mark)))
     config = load_pretrained(AutoConfig, speaker)
     auto_map = {"AutoModelForCausalLM": f"{tmp_path}--code.Model"}
@@ -157,5 +157,5 @@ def test_a_folder_that_is_not_there_below_one_that_is(tmp_path, monkeypatch):
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "model.bin").touch()
-    with pytest.raises(ValueError, match="it is a file; expected a folder"):
+    with pytest.raises(ValueError, match="expected a folder, got a file"):
         load_pretrained(AutoConfig, tmp_path / "model.bin")

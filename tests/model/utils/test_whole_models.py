@@ -24,7 +24,7 @@ def change(folder, edit):
     save_file(weights, path, {"format": "pt"})
 
 
-def test_a_whole_one(tmp_path):
+def test_complete_weights(tmp_path):
     saved = ViTModel(CONFIG)
     saved.save_pretrained(tmp_path)
     expected, found = saved.state_dict(), load_whole(ViTModel, tmp_path).state_dict()
@@ -32,7 +32,7 @@ def test_a_whole_one(tmp_path):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_what_would_be_random_is_refused(folder):
+def test_missing_weights_are_refused(folder):
     change(folder, lambda weights: weights.pop("pooler.dense.bias"))
     load_whole(ViTModel, folder, unused=["pooler"])
     with pytest.raises(ValueError, match=r"the folder lacks 1, such as pooler\.dense\.bias$"):
