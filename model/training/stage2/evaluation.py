@@ -33,5 +33,5 @@ def evaluate(
     return shapes_figures(
         row
         for start, batch in batches_of(asked)
-        for row in ask(model, processor, batch, settings, start)
+        for row in ask(model, processor, batch, settings.config(), start)
     )

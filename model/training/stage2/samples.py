@@ -48,7 +48,8 @@ def draw_answers(
     for task, samples in chosen.items():
         if not samples:
             continue
-        found = answers(model, processor, [sample.messages[:1] for sample in samples], settings)
+        prompts = [sample.messages[:1] for sample in samples]
+        found = answers(model, processor, prompts, settings.config())
         columns.append(
             [_row(sample, answer) for sample, answer in zip(samples, found, strict=True)]
         )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from setokim.training.base_settings import Settings, check_weights
+from setokim.vlm.generation_config import SetokimGenerationConfig
 
 # Of stages 2 and 3; the projectors and the heads learn in any case.
 TRAINED_PARTS = ("llm", "tokenizer", "detokenizer")
@@ -57,14 +58,14 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """What stages 2 and 3 write and draw when they are evaluated.
+    """The options of generation that a YAML file of stages 2 and 3 may set, for evaluations.
 
     Attributes:
-        samples: how many of the held-out ones; None for all.
-        guidance: scale of classifier-free guidance of the diffusion; 1 for none.
-        sampling_steps: of the diffusion.
-        max_new_tokens: the longest answer.
-        image_temperature: of the noise that visual tokens begin as, see `generate`.
+        samples: number of held-out samples; None for all.
+        guidance: scale of classifier-free guidance of the visual tokens; 1 for none.
+        sampling_steps: diffusion steps of each visual token.
+        max_new_tokens: max length of an answer in tokens.
+        image_temperature: standard deviation of the noise samples that visual tokens start from.
     """
 
     samples: int | None = None
@@ -74,15 +75,17 @@ class GenerationSettings:
     image_temperature: float = 1.0
 
     def __post_init__(self):
-        for name in ("samples", "sampling_steps", "max_new_tokens"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise ValueError(f"generation.{name}: expected at least 1, got {number}")
-        if self.guidance < 0:
-            raise ValueError(f"generation.guidance: expected at least 0, got {self.guidance}")
-        if self.image_temperature < 0:
-            got = self.image_temperature
-            raise ValueError(f"generation.image_temperature: expected at least 0, got {got}")
+        if self.samples is not None and self.samples < 1:
+            raise ValueError(f"generation.samples: expected at least 1, got {self.samples}")
+        try:
+            self.config()
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"generation.{error}") from error
+
+    def config(self) -> SetokimGenerationConfig:
+        """Return the options as `SetokimModel.generate` takes them."""
+        options = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "samples"}
+        return SetokimGenerationConfig(**options)
 
 
 @dataclass(frozen=True)

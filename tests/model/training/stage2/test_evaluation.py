@@ -145,7 +145,7 @@ def test_noise_of_a_prompt_does_not_depend_on_its_batch(built, monkeypatch):
     monkeypatch.setattr(built[0], "generate", generate)
     monkeypatch.setattr(asking, "AT_ONCE", 2)
     for start, batch in asking.batches_of(questions):
-        asking.ask(*built, batch, SETTINGS, start)
+        asking.ask(*built, batch, SETTINGS.config(), start)
     assert seeds == [0, 1, 2]
 
 
