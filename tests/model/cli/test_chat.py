@@ -153,7 +153,7 @@ def test_what_is_not_kept_and_what_is_cut_off_is_said(chat, says, capsys):  # no
     printed = capsys.readouterr()
     assert printed.out == "[answer-001.png]\n"
     assert complaints(printed.err) == [
-        "setok chat: pictures and masks are kept only with --out",
+        "setok chat: images and masks are kept only with --out",
         "setok chat: cut off by --max-new-tokens",
     ]
 

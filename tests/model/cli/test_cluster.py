@@ -10,13 +10,9 @@ import setok_kernels as sk
 from helpers.cluster_files import GRID, listing, read, two_halves
 from setok_cli.main import main
 from setokim.cli import cluster
-from setokim.cli.draw import _title, draw_contact_sheet, draw_map, fit
-from setokim.cli.pictures import (
-    Method,
-    PictureClusters,
-    cluster_batch,
-    result_names,
-)
+from setokim.cli.cluster_maps import _title, draw_contact_sheet, draw_map, fit
+from setokim.cli.image_clusters import ImageClusters, Method, cluster_batch
+from setokim.cli.names import result_names
 from setokim.utils.palette import palette
 
 EVERY_FIELD_CHANGED = sk.ClusterConfig(
@@ -164,7 +160,7 @@ def test_unreadable_files_are_named_and_the_others_still_run(picture, tmp_path, 
 def test_no_pictures_at_all(tmp_path, capsys):
     (tmp_path / "notes.txt").touch()
     assert main(["cluster", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
-    assert f"no pictures found in {tmp_path}" in capsys.readouterr().err
+    assert f"no images found in {tmp_path}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -294,7 +290,7 @@ def test_a_hugging_face_model_in_a_folder(picture, tmp_path):
 
 
 def make_picture(labels, seeds, size=(80, 60)):
-    return PictureClusters(
+    return ImageClusters(
         source=None,
         name="drawn",
         photo=Image.new("RGB", size, (128, 128, 128)),
@@ -370,4 +366,4 @@ def test_help_shows_defaults(capsys):
 
 def test_a_single_token_in_the_table():
     row = cluster.summarise(make_picture([[0]], [(0, 0)]))
-    assert row[:3] == ("drawn", "1", "1")
+    assert (row["image"], row["tokens"], row["labels"]) == ("drawn", 1, 1)
