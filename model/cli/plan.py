@@ -125,7 +125,12 @@ def _document(plans: Sequence[MemoryPlan], settings: InstructSettings) -> dict[s
 
 
 def _gpus_or_override(text: str) -> int | str:
-    return text if "=" in text else int(text)
+    if "=" in text:
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid int value: {text!r}") from None
 
 
 def _config(settings: InstructSettings, llm: str | None, setok: str | None) -> SetokimConfig:

@@ -84,7 +84,7 @@ def vicuna_7b() -> LlamaConfig:
 
 def paper_setok() -> SetokConfig:
     """The shape of what configs/stage1_paper.yaml trains, around SigLIP so400m at 384 px."""
-    path = Path(__file__).parent / "configs" / "stage1_paper.yaml"
+    path = Path(__file__).parents[1] / "configs" / "stage1_paper.yaml"
     fields = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
     return SetokConfig(**fields | {"encoder": "hf", "encoder_config": dict(_SIGLIP_SO400M)})
 

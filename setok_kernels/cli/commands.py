@@ -78,9 +78,13 @@ def _add_entry(commands: argparse._SubParsersAction, entry: EntryPoint) -> None:
 def _add_unusable(commands: argparse._SubParsersAction, name: str, reason: str) -> None:
     """Add a command that takes any arguments, `--help` too, and raises the reason."""
     parser = commands.add_parser(
-        name, help=f"unusable in this installation, as `setok {name}` explains", add_help=False
+        name,
+        help=f"unusable in this installation, as `setok {name}` explains",
+        add_help=False,
+        # No argument begins with it, so that none is an option.
+        prefix_chars="\0",
     )
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    parser.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
 
     def run(_: argparse.Namespace) -> int:
         raise UsageError(reason)
