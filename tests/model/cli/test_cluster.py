@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import sys
 
 import numpy as np
@@ -80,6 +81,24 @@ def test_a_png_and_a_json_per_picture(picture, tmp_path, capsys):
         assert figure.width > 1280 and figure.height > 480
     printed = capsys.readouterr().out
     assert "halves" in printed and str(out) in printed
+
+
+def test_the_summary_as_json(picture, tmp_path, capsys):
+    out, broken = tmp_path / "out", tmp_path / "broken.png"
+    broken.write_text("no image")
+    files = [str(picture), str(broken)]
+    assert main(["cluster", *files, "--out", str(out), *GRID, "--json"]) == 1
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    [row] = found["images"]
+    record = read(out / "halves.clusters.json")
+    assert (row["image"], row["tokens"]) == ("halves", record["tokens"])
+    assert row["labels"] == record["distinct_labels"]
+    assert row["residual"] == pytest.approx(record["residual"]["mass"] / 48)
+    assert row["encode_ms"] > 0 and row["cluster_ms"] > 0
+    [unreadable] = found["unreadable"]
+    assert f"cannot read {broken}" in unreadable and unreadable in printed.err
+    assert found["out"] == str(out)
 
 
 def test_the_json_is_the_result_of_the_public_function(picture, tmp_path):
