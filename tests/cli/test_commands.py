@@ -46,18 +46,18 @@ def test_each_command_is_registered_or_its_own():
         assert callable(one.load()) and one.value.startswith(("setokim.cli.", "setok_bench.cli:"))
 
 
-def test_commands_of_other_packages_follow_by_name(registered, capsys):
+def test_commands_of_other_packages_follow_by_name(registered, capsys, monkeypatch):
     def greet(parsers):
         parsers.add_parser("greet").set_defaults(run=lambda _: print("hello") or 0)
 
-    module = SimpleNamespace(greet=greet, bow=lambda parsers: parsers.add_parser("bow"))
-    sys.modules["some_plugin"] = module
-    try:
-        registered(*ours(), entry("greet", "some_plugin:greet"), entry("bow", "some_plugin:bow"))
-        assert names_of(build_parser()) == [*commands.ORDER, "bow", "greet"]
-        assert main(["greet"]) == 0
-    finally:
-        del sys.modules["some_plugin"]
+    names = ["wave", "bow", "nod", "call", "dance", "yell"]
+    adders = {name: lambda parsers, name=name: parsers.add_parser(name) for name in names}
+    monkeypatch.setitem(sys.modules, "some_plugin", SimpleNamespace(greet=greet, **adders))
+    more = [entry(name, f"some_plugin:{name}") for name in [*names, "greet"]]
+    registered(*more, *ours())
+    order = ["bow", "call", "dance", "greet", "nod", "wave", "yell"]
+    assert names_of(build_parser()) == [*commands.ORDER, *order]
+    assert main(["greet"]) == 0
     assert capsys.readouterr().out == "hello\n"
 
 

@@ -52,7 +52,7 @@ def picture(tmp_path):
     return path
 
 
-def test_a_png_and_a_json_per_picture(picture, tmp_path, capsys):
+def test_a_png_and_a_json_per_image(picture, tmp_path, capsys):
     out = tmp_path / "new" / "out"
     assert main(["cluster", str(picture), "--out", str(out), *GRID]) == 0
     assert listing(out) == ["halves.clusters.json", "halves.clusters.png"]
@@ -121,7 +121,7 @@ def test_equal_input_gives_equal_files(picture, tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", ["1", "2", "8"])
-def test_a_folder_of_unequal_pictures(tmp_path, batch_size):
+def test_a_folder_of_unequal_images(tmp_path, batch_size):
     source, out = tmp_path / "in", tmp_path / "out"
     (source / "deeper").mkdir(parents=True)
     two_halves(30, 90).save(source / "tall.jpg")
@@ -140,7 +140,7 @@ def test_a_folder_of_unequal_pictures(tmp_path, batch_size):
     assert (out / "hidden.clusters.json").exists()
 
 
-def test_results_are_not_taken_for_pictures(picture, tmp_path):
+def test_results_are_not_taken_for_images(picture, tmp_path):
     for _ in range(2):
         assert main(["cluster", str(tmp_path), "--out", str(tmp_path), *GRID]) == 0
     assert listing(tmp_path) == ["halves.clusters.json", "halves.clusters.png", "halves.png"]
@@ -176,7 +176,7 @@ def test_unreadable_files_are_named_and_the_others_still_run(picture, tmp_path, 
     assert main(["cluster", str(broken), "--out", str(out)]) == 1
 
 
-def test_no_pictures_at_all(tmp_path, capsys):
+def test_no_images_at_all(tmp_path, capsys):
     (tmp_path / "notes.txt").touch()
     assert main(["cluster", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert f"no images found in {tmp_path}" in capsys.readouterr().err
@@ -353,12 +353,12 @@ def test_the_residual_is_hatched_grey():
     assert residual.std() > 20, "striped"
 
 
-def test_a_picture_without_clusters_is_drawn():
+def test_an_image_without_clusters_has_a_map():
     drawn = draw_map(make_picture([[0, 0]], []), (40, 20))
     assert drawn.size == (40, 20)
 
 
-def test_the_contact_sheet_holds_every_picture():
+def test_the_contact_sheet_holds_every_image():
     picture = make_picture([[0, 1]], [(0, 0), (0, 1)])
     one = draw_contact_sheet([picture])
     five = draw_contact_sheet([picture] * 5)

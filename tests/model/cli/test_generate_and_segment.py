@@ -63,7 +63,7 @@ def test_segment(tmp_path, run, says, photo, capsys, monkeypatch):  # noqa: F811
 
 
 @pytest.mark.parametrize("command", ["generate", "edit", "segment"])
-def test_an_answer_without_a_picture(tmp_path, run, says, photo, capsys, command):  # noqa: F811
+def test_an_answer_without_an_image(tmp_path, run, says, photo, capsys, command):  # noqa: F811
     says("no circle</s>")
     image = [] if command == "generate" else ["--image", photo]
     assert run(command, *image, "draw a circle") == 1
@@ -82,7 +82,7 @@ def test_a_file_that_cannot_be_written(run, photo, capsys, command, out):  # noq
 
 
 @pytest.mark.parametrize("command", ["edit", "segment"])
-def test_a_picture_that_cannot_be_read(run, capsys, command):
+def test_an_image_that_cannot_be_read(run, capsys, command):
     assert run(command, "--image", "/nowhere.png", "draw a circle") == 2
     assert f"setok {command}: --image: cannot read /nowhere.png" in capsys.readouterr().err
 

@@ -240,7 +240,7 @@ def test_without_a_readable_sample_there_is_no_result(name, model, tmp_path, cap
         assert not (out / "metrics.json").exists() and not (out / "submission.json").exists()
 
 
-def test_a_data_set_without_pictures_is_left_early(built, tmp_path, monkeypatch):
+def test_a_data_set_without_images_is_left_early(built, tmp_path, monkeypatch):
     class Missing(ShapesTasks):
         def __getitem__(self, index):
             if index % 50 == 49:
@@ -302,7 +302,7 @@ def test_all_that_there_is(model, tmp_path, capsys):
         ("mme", "yes", {"total": 100.0, "existence/acc": 50.0, "OCR/acc_plus": 0.0}),
     ],
 )
-def test_figures_by_hand(name, said, expected, tmp_path):
+def test_metrics_by_hand(name, said, expected, tmp_path):
     PUBLISHED[FOLDERS.get(name, name)][0](tmp_path)
     benchmark = BENCHMARKS[name]
     dataset = benchmark.open(tmp_path)
