@@ -3,7 +3,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO_INSTALLED := .venv/.installed-demo
 # What users can install, and the tools.
-EXTRAS := triton,cli,model,generate,lora,train,eval,bench,report,photographs,peers,onnx,dev
+EXTRAS := triton,cli,model,generate,lora,train,eval,completion,bench,report,photographs,peers,onnx,dev
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
 EMULATOR_SOURCES := $(wildcard tests/ptxemu/core/*.h tests/ptxemu/core/*.cpp)
 

@@ -8,36 +8,51 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from setok_cli.output import add_json_option
+
 SUITE_HELP = {
     "quick": "a minute or less",
-    "cpu": "every figure of docs/performance.md for a CPU",
-    "gpu": "what a GPU is asked first, and every figure for it, in ten minutes; goes on where an "
-    "earlier run into the same file stopped",
+    "cpu": "all measurements of docs/performance.md for a CPU",
+    "gpu": "all measurements for a GPU, the most important first, in ten minutes; resumes an "
+    "earlier run into the same file",
     "pipeline": "encoder, clustering and language model",
 }
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds all options."""
+    """Add all options."""
     suites = "; ".join(f"{name}: {text}" for name, text in SUITE_HELP.items())
     parser.add_argument("--suite", choices=SUITE_HELP, default="quick", help=suites)
-    parser.add_argument("--device", default="", help="cpu or cuda (default: cuda if there is one)")
+    parser.add_argument(
+        "--device", default="", help="device, cpu or cuda (default: cuda if there is one)"
+    )
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="OP", help="operations or parts to measure"
     )
     parser.add_argument(
-        "--shapes", nargs="+", default=[], metavar="BxNxD", help="in place of those of the suite"
+        "--shapes",
+        nargs="+",
+        default=[],
+        metavar="BxNxD",
+        help="shapes (default: those of the suite)",
     )
-    parser.add_argument("--dtype", choices=DTYPES, help="in place of that of the suite")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype (default: that of the suite)")
     parser.add_argument(
         "--peer-root",
         type=Path,
         metavar="DIR",
-        help="a folder with clones of TCFormer, Chat-UniVi, SeTok and DiVT, to time them too",
+        help="folder with clones of TCFormer, Chat-UniVi, SeTok and DiVT, to time them too",
     )
-    parser.add_argument("--rounds", type=_positive, default=101, help="most samples of a call")
-    parser.add_argument("--seconds", type=float, help="of timing for each row")
+    parser.add_argument(
+        "--rounds",
+        type=_positive,
+        default=101,
+        help="max number of samples of a call (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seconds", type=float, help="timing of each row in seconds (default: that of the suite)"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file for the result")
     parser.add_argument(
         "--plan",
@@ -47,6 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="print the GPU-hours of the paper's training from measured results, and measure "
         "nothing; without RESULT from estimates",
     )
+    add_json_option(parser)
 
 
 def _positive(text: str) -> int:

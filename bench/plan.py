@@ -162,16 +162,19 @@ def device_hours(costs: Costs) -> list[tuple[str, float, str]]:
     return rows
 
 
-def print_plan(results: list[dict], console: Console) -> None:
-    """A table for each device with results, or for estimates where there is none."""
+def plans(results: list[dict]) -> list[tuple[Costs, str]]:
+    """Return the costs of each device with results and their conditions, or else estimates."""
     devices: dict[str, dict] = {}
     for result in results:
         known = devices.setdefault(result["device"]["name"], {**result, "rows": []})
         known["rows"] += result["rows"]
-    plans = [(measured_costs(r), conditions(r)) for r in devices.values()]
-    if not plans:
-        plans = [(estimated_costs(name), "no measured result was given") for name in ("H100",)]
-    for costs, where in plans:
+    found = [(measured_costs(r), conditions(r)) for r in devices.values()]
+    return found or [(estimated_costs("H100"), "no measured result was given")]
+
+
+def print_plan(results: list[dict], console: Console) -> None:
+    """Print a table for each device with results, or for estimates where there are none."""
+    for costs, where in plans(results):
         table = Table("", "hours of one device", f"days on {GPUS}", "", title=costs.name)
         for name, hours, size in device_hours(costs):
             table.add_row(name, f"{hours:,.0f}", f"{hours / GPUS / 24:.2f}", size)
@@ -179,6 +182,26 @@ def print_plan(results: list[dict], console: Console) -> None:
         console.print(table)
         for line in (*costs.sources, *assumptions()):
             console.print(f"  - {line}", markup=False, highlight=False)
+
+
+def plan_document(results: list[dict]) -> dict:
+    """Return the tables of `print_plan` as plain values."""
+    return {
+        "devices": [
+            {
+                "name": costs.name,
+                "conditions": where,
+                "parts": [
+                    {"name": name, "hours": hours, "days": hours / GPUS / 24, "size": size}
+                    for name, hours, size in device_hours(costs)
+                ],
+                "sources": list(costs.sources),
+            }
+            for costs, where in plans(results)
+        ],
+        "gpus": GPUS,
+        "assumptions": list(assumptions()),
+    }
 
 
 def assumptions() -> tuple[str, ...]:

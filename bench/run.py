@@ -23,14 +23,15 @@ from rich.table import Table
 
 from setok_bench import tables
 from setok_bench.options import add_options
-from setok_bench.plan import print_plan
+from setok_bench.plan import plan_document, print_plan
 from setok_bench.results import checker, load_result, to_json, validate
 from setok_bench.runner import Settings, failures, run_suite
 from setok_bench.suites import get_suite, select
+from setok_cli.output import print_json, print_to_stderr
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Carries out a parsed command line.
+    """Carry out a parsed command line.
 
     Raises:
         ValueError: the options do not fit; the message names one.
@@ -42,7 +43,11 @@ def run(arguments: argparse.Namespace) -> int:
     if not console.is_terminal:
         console.width = 140
     if arguments.plan is not None:
-        print_plan([load_result(path) for path in arguments.plan], console)
+        results = [load_result(path) for path in arguments.plan]
+        if arguments.json:
+            print_json(plan_document(results))
+        else:
+            print_plan(results, console)
         return 0
     checker()
     device = _device(arguments.device)
@@ -56,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         suite = replace(suite, seconds=arguments.seconds)
     before = None
     if arguments.out:
-        # Before minutes of measuring that could not be kept.
+        # Before minutes of measuring whose result could not be written.
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         if suite.resumes and arguments.out.exists() and arguments.out.stat().st_size:
             before = load_result(arguments.out)
@@ -64,19 +69,23 @@ def run(arguments: argparse.Namespace) -> int:
 
     def keep(result: dict) -> None:
         if arguments.out:
-            # Never half a file, whenever the time is over.
+            # Never half a file, even if the time is over.
             part = arguments.out.with_name(f"{arguments.out.name}.part")
             part.write_text(to_json(result))
             part.replace(arguments.out)
 
     settings = Settings(device, suite.seconds, arguments.rounds, peer_root=arguments.peer_root)
     result = _run_with_progress(arguments.suite, suite, settings, errors, before, keep)
-    # First of all: whatever is wrong with it, it took minutes.
+    # First: a result of minutes is kept even if it does not fit the schema.
     keep(result)
     validate(result)
-    _print(result, console)
+    if arguments.json:
+        print_json(result)
+    else:
+        _print(result, console)
     if arguments.out:
-        print(f"written to {arguments.out}")
+        with print_to_stderr(arguments.json):
+            print(f"written to {arguments.out}")
     wrong = failures(result)
     for line in wrong:
         errors.print(f"wrong result: {line}", style="red", markup=False)

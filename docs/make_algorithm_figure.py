@@ -23,8 +23,8 @@ from skimage import data
 
 from setok_kernels import ClusterConfig, cluster_tokens
 from setokim import build_encoder
-from setokim.cli.draw import draw_map, fit
-from setokim.cli.pictures import Method, PictureClusters, cluster_batch
+from setokim.cli.cluster_maps import draw_map, fit
+from setokim.cli.image_clusters import ImageClusters, Method, cluster_batch
 
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
 PRESETS = {"ClusterConfig.paper()": ClusterConfig.paper(), "ClusterConfig()": ClusterConfig()}
@@ -41,7 +41,7 @@ def encoder():
     return build_encoder(ENCODER)
 
 
-def cluster(name: str, photo: Image.Image, config: ClusterConfig) -> PictureClusters:
+def cluster(name: str, photo: Image.Image, config: ClusterConfig) -> ImageClusters:
     """Clusters one photograph as `setok cluster` does."""
     method = Method(encoder(), ENCODER, config)
     return cluster_batch([(Path(name), name, photo)], method)[0]
@@ -72,7 +72,7 @@ def print_paper_at_all_scales() -> None:
             )
 
 
-def describe(picture: PictureClusters) -> str:
+def describe(picture: ImageClusters) -> str:
     """Seeds, the places they lie at, and what a token's largest mask makes of them."""
     places = len(np.unique(picture.seeds, axis=0))
     largest = np.bincount(picture.labels.ravel()).max() / picture.labels.size

@@ -1,4 +1,4 @@
-"""`setok cluster`: pictures in, cluster maps and their data out."""
+"""`setok cluster`: images in, cluster maps and their data out."""
 
 from __future__ import annotations
 
@@ -9,35 +9,42 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from setok_cli.device import usable_device
 from setok_cli.errors import UsageError, missing_package
-from setok_cli.options import BACKENDS, add_config_options, add_trust_option, read_config
+from setok_cli.options import (
+    BACKENDS,
+    add_config_options,
+    add_device_option,
+    add_trust_option,
+    read_config,
+)
+from setok_cli.output import add_json_option, print_json
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from setok_kernels.config import ClusterConfig
-    from setokim.cli.pictures import Method, PictureClusters
+    from setokim.cli.image_clusters import ImageClusters, Method
     from setokim.data.image_processing import UnreadableImageError
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the parser of `setok`."""
+    """Add the command to the parser of `setok`."""
     parser = commands.add_parser(
         "cluster",
-        help="draw the semantic clusters of pictures",
+        help="draw the semantic clusters of images",
         description="Writes NAME.clusters.png (photograph and cluster map) and "
-        "NAME.clusters.json (clusters, label map, options, versions) for every picture.",
+        "NAME.clusters.json (clusters, label map, options, versions) for every image.",
     )
     parser.add_argument(
         "inputs",
         nargs="+",
         metavar="IMAGE|DIR",
-        help="pictures, or folders, in which all pictures are taken in sorted order",
+        help="images, or folders, whose images are taken in sorted order",
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where results go")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of results")
     parser.add_argument(
         "--recursive", action="store_true", help="also search the folders inside a folder"
     )
@@ -55,26 +62,25 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="rows and columns of patches (default: 27x27, or the model's own)",
     )
     parser.add_argument("--backend", choices=BACKENDS, default="auto")
-    parser.add_argument(
-        "--device", default="cpu", help="where the model and the clustering run (default: cpu)"
-    )
+    add_device_option(parser, "the encoder and the clustering")
     parser.add_argument(
         "--batch-size",
         type=_positive,
         default=8,
         metavar="COUNT",
-        help="pictures encoded and clustered together (default: %(default)s)",
+        help="number of images encoded and clustered together (default: %(default)s)",
     )
+    add_json_option(parser)
     add_trust_option(parser)
     add_config_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Clusters the pictures; returns 1 if one could not be read, else 0.
+    """Cluster the images; return 1 if one could not be read, else 0.
 
     Raises:
-        UsageError: There is nothing to do, or it cannot be done as asked.
+        UsageError: there are no images, or an argument does not fit.
     """
     _require_extras()
     from setokim.cli.names import RESULT_MARK
@@ -87,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not files and not refused:
         looked_for = " ".join(sorted(IMAGE_SUFFIXES))
         inputs = ", ".join(map(printable_name, arguments.inputs))
-        raise UsageError(f"no pictures found in {inputs} (looked for {looked_for})")
+        raise UsageError(f"no images found in {inputs} (looked for {looked_for})")
     method = make_method(
         arguments.encoder,
         arguments.grid,
@@ -105,30 +111,29 @@ def run(arguments: argparse.Namespace) -> int:
         except (OSError, ValueError) as error:
             shown = printable_name(arguments.out)
             raise UsageError(f"cannot make the folder {shown} or write into it: {error}") from error
-        failures = _process(files, refused, arguments.out, method, arguments.batch_size)
+        failures = _process(files, refused, method, arguments)
     return 1 if failures else 0
 
 
 def _process(
     files: Sequence[Path],
     refused: Sequence[UnreadableImageError],
-    out: Path,
     method: Method,
-    batch_size: int,
+    arguments: argparse.Namespace,
 ) -> list[UnreadableImageError]:
-    """Clusters the files and reports, also what was done before something ended it.
+    """Cluster the files and report, also on the images before an interruption.
 
     Returns:
-        Why images could not be read, `refused` among them.
+        The errors of images that could not be read, `refused` among them.
     """
     from rich.console import Console
     from rich.progress import track
 
-    from setokim.cli.pictures import process_files
+    from setokim.cli.cluster_results import process_files
     from setokim.data.image_processing import UnreadableImageError
 
     rows, failures = [], [*refused]
-    results = process_files(files, out, method, batch_size)
+    results = process_files(files, arguments.out, method, arguments.batch_size)
     errors = Console(stderr=True)
     try:
         for result in track(results, "Clustering", total=len(files), console=errors):
@@ -137,26 +142,31 @@ def _process(
             else:
                 rows.append(summarise(result))
     except BaseException:
-        # What is done is kept and told; that the output is gone too must not hide the reason.
+        # Finished results stay and are listed; a closed output must not hide the reason.
         with contextlib.suppress(OSError):
-            _report(rows, failures, out)
+            _report(rows, failures, arguments)
         raise
-    _report(rows, failures, out)
+    _report(rows, failures, arguments)
     return failures
 
 
 def _report(
-    rows: Sequence[tuple[str, ...]], failures: Sequence[UnreadableImageError], out: Path
+    rows: Sequence[dict[str, Any]],
+    failures: Sequence[UnreadableImageError],
+    arguments: argparse.Namespace,
 ) -> None:
     from rich.console import Console
 
     from setokim.utils.file_names import printable_name
 
+    out = printable_name(arguments.out)
     for failure in failures:
         print(f"setok cluster: {failure}", file=sys.stderr)
-    if rows:
+    if arguments.json:
+        print_json({"images": rows, "unreadable": [str(one) for one in failures], "out": out})
+    elif rows:
         Console().print(summary_table(rows))
-        print(f"Results are in {printable_name(out)}")
+        print(f"Results are in {out}")
 
 
 def make_method(
@@ -167,14 +177,22 @@ def make_method(
     device_name: str = "cpu",
     trust_remote_code: bool = False,
 ) -> Method:
-    """Builds the encoder and checks that the device and the backend can be used.
+    """Build the encoder and check that device and backend can be used.
+
+    Args:
+        encoder_name: name as of `--encoder`.
+        grid: rows and columns of patches; None for the encoder's own.
+        config: options of the clustering.
+        backend: backend of the clustering.
+        device_name: name of the device of encoder and clustering.
+        trust_remote_code: whether Python code in the encoder's folder may run.
 
     Raises:
-        UsageError: One of them cannot.
+        UsageError: one of them cannot be used.
     """
     from setok_kernels.dispatch import select_backend
     from setokim import build_encoder
-    from setokim.cli.pictures import Method
+    from setokim.cli.image_clusters import Method
 
     device = usable_device(device_name)
     try:
@@ -187,37 +205,45 @@ def make_method(
     return Method(encoder, encoder_name, config, backend, device_name)
 
 
-def summarise(picture: PictureClusters) -> tuple[str, ...]:
-    """One row of the table, without keeping the picture itself in memory."""
+def summarise(result: ImageClusters) -> dict[str, Any]:
+    """Return the row of the table for an image, without keeping the image in memory."""
     from setokim.utils.file_names import printable_name
 
-    return (
-        printable_name(picture.name),
-        str(picture.tokens),
-        str(picture.distinct_labels),
-        f"{picture.residual_share:.1%}",
-        f"{picture.encode_seconds * 1e3:.1f}",
-        f"{picture.cluster_seconds * 1e3:.1f}",
-    )
+    return {
+        "image": printable_name(result.name),
+        "tokens": result.tokens,
+        "labels": result.distinct_labels,
+        "residual": result.residual_fraction,
+        "encode_ms": result.encode_seconds * 1e3,
+        "cluster_ms": result.cluster_seconds * 1e3,
+    }
 
 
-def summary_table(rows: Sequence[tuple[str, ...]]) -> Table:
-    """Lays out the rows of `summarise`."""
+def summary_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Lay out the rows of `summarise`."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table()
-    table.add_column("picture", overflow="fold")
+    table.add_column("image", overflow="fold")
     for heading in ("tokens", "labels", "residual", "encode ms", "cluster ms"):
         table.add_column(heading, justify="right")
     for row in rows:
+        cells = (
+            row["image"],
+            str(row["tokens"]),
+            str(row["labels"]),
+            f"{row['residual']:.1%}",
+            f"{row['encode_ms']:.1f}",
+            f"{row['cluster_ms']:.1f}",
+        )
         # As text: in a string, rich would take "[draft]" for markup.
-        table.add_row(*map(Text, row))
+        table.add_row(*map(Text, cells))
     return table
 
 
 def _require_memory(method: Method, batch_size: int) -> None:
-    """Refuses a grid whose tensors alone exceed the free memory, before they are allocated."""
+    """Refuse a grid whose tensors alone exceed the free memory, before they are allocated."""
     from setokim.utils.host_memory import require_memory
 
     rows, columns = method.encoder.grid

@@ -1,64 +1,63 @@
-"""`setok eval`: figures of a model on a benchmark."""
+"""`setok eval`: metrics of a model on benchmarks."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from setok_cli.errors import UsageError, missing_package
-from setok_cli.options import add_trust_option
-from setokim.cli._speaking import load_model
+from setok_cli.output import add_json_option, print_json, print_to_stderr
+from setokim.cli._inference import (
+    add_generation_options,
+    add_model_option,
+    given_options,
+    load_model,
+)
 
 if TYPE_CHECKING:
     from setokim.data import Dataset
     from setokim.evaluation.benchmarks import Benchmark
     from setokim.evaluation.image_networks import PictureNetworks
-    from setokim.training.stage2.settings import GenerationSettings
+    from setokim.vlm.generation_config import SetokimGenerationConfig
 
-_OPTIONS = {
-    "max_new_tokens": 64,
-    "guidance": 1.0,
-    "sampling_steps": 25,
-    "image_temperature": 1.0,
-}
-# Has descriptions of two kinds.
+# In place of those of SetokimGenerationConfig.
+_DEFAULTS = {"max_new_tokens": 64}
+# What run.json of a folder has always had; other options are in it where they are not the default.
+_ALWAYS_KEPT = ("max_new_tokens", "guidance", "sampling_steps", "image_temperature")
+# The benchmark with descriptions of two kinds.
 _DESCRIBED = "magicbrush"
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the parser of `setok`."""
+    """Add the command to the parser of `setok`."""
     parser = commands.add_parser(
         "eval",
         help="score a model on a benchmark",
         description="Asks the model all questions of a benchmark and writes predictions.jsonl, "
-        "metrics.json and, where a server takes one, submission.json. A run that was killed goes "
-        "on where it was. The folders that each benchmark expects are in docs/data.md.",
+        "metrics.json and, where a server takes one, submission.json. A run that was killed "
+        "resumes. docs/data.md has the files of each benchmark.",
     )
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--benchmark", metavar="NAME", help="see docs/data.md")
     chosen.add_argument(
-        "--all", action="store_true", help="every benchmark that DIR of --data has a folder for"
+        "--all", action="store_true", help="all benchmarks with a folder in DIR of --data"
     )
     parser.add_argument(
         "--data",
         required=True,
         type=Path,
         metavar="DIR",
-        help="the benchmark's folder; with --all, one with a folder NAME for each. For "
-        "shapes-world the YAML file of a run, whose held-out conversations are asked",
+        help="folder of the benchmark; with --all, a folder with one folder NAME for each. For "
+        "shapes-world the YAML file of a run, for its held-out conversations",
     )
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of results")
+    parser.add_argument("--split", metavar="NAME", help="split (default: the benchmark's own)")
     parser.add_argument(
-        "--model", required=True, type=Path, metavar="DIR", help="what `setok train` wrote"
-    )
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where results go")
-    parser.add_argument("--split", metavar="NAME", help="in place of the benchmark's own")
-    parser.add_argument(
-        "--samples", type=int, metavar="COUNT", help="of the data set, from its beginning"
+        "--samples", type=int, metavar="COUNT", help="number of samples, from the first on"
     )
     parser.add_argument(
         "--allow-missing",
@@ -68,31 +67,15 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--descriptions",
         choices=("local", "global"),
-        help="MagicBrush's texts that CLIP-T compares with (default: local, as published)",
+        help="texts of MagicBrush that CLIP-T compares with (default: local, as published)",
     )
-    parser.add_argument(
-        "--device", default="cpu", help="where the model runs (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=int, metavar="COUNT", help="longest answer (default: 64)"
-    )
-    parser.add_argument(
-        "--guidance", type=float, metavar="NUMBER", help="of drawn pictures (default: 1)"
-    )
-    parser.add_argument(
-        "--sampling-steps", type=int, metavar="COUNT", help="of the diffusion (default: 25)"
-    )
-    parser.add_argument(
-        "--image-temperature",
-        type=float,
-        metavar="NUMBER",
-        help="of the noise that pictures begin as; 0 draws the typical one (default: 1)",
-    )
-    add_trust_option(parser)
+    add_json_option(parser)
+    add_model_option(parser)
+    add_generation_options(parser, _DEFAULTS)
     networks = parser.add_argument_group(
-        "networks that judge drawn and edited pictures, from files of your own",
-        "Figures whose network is not given are left out. They can be given once all is drawn: "
-        "the same command again draws nothing twice.",
+        "networks that score generated and edited images, from local files",
+        "Metrics without their network are left out. The same command with a network adds its "
+        "metrics; no image is generated twice.",
     )
     networks.add_argument(
         "--clip", type=Path, metavar="DIR", help="CLIP of transformers: CLIP-I and CLIP-T"
@@ -108,10 +91,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Scores; returns 0, or 1 when some of several benchmarks failed.
+    """Score a model; return 1 where some of several benchmarks failed, else 0.
 
     Raises:
-        UsageError: it cannot be done as asked.
+        UsageError: an argument does not fit, or a package is not installed.
     """
     try:
         from setokim.evaluation.benchmarks import BENCHMARKS
@@ -139,22 +122,26 @@ def run(arguments: argparse.Namespace) -> int:
             "weights": fingerprint(arguments.model),
             "versions": versions(),
         }
-    found, failed = {}, False
+    found, failed = {}, []
     for name in names:
         try:
-            found[name] = _score(name, model, processor, identity, networks, arguments)
+            with print_to_stderr(arguments.json):
+                found[name] = _score(name, model, processor, identity, networks, arguments)
         except UsageError as error:
             if not arguments.all:
                 raise
             # The others take hours of their own.
-            failed = True
+            failed.append(name)
             print(f"setok eval: {error}", file=sys.stderr)
-    for name, figures in found.items():
-        for figure, value in figures.items():
-            print(f"{name:<18} {figure:<32} {value:.4g}")
+    if arguments.json:
+        print_json({"metrics": found, "failed": failed, "out": str(arguments.out)})
+        return int(bool(failed))
+    for name, metrics in found.items():
+        for metric, value in metrics.items():
+            print(f"{name:<18} {metric:<32} {value:.4g}")
     if found:
-        print(f"Predictions and figures are in {arguments.out}")
-    return int(failed)
+        print(f"Predictions and metrics are in {arguments.out}")
+    return int(bool(failed))
 
 
 def _score(
@@ -177,15 +164,15 @@ def _score(
     with _usage_errors(name, OSError, ValueError, TypeError, RecursionError):
         split = arguments.split or benchmark.split
         dataset = _open(name, benchmark, data, split, arguments)
-        settings = _settings(benchmark.generation(data), arguments)
+        samples, config = _config(benchmark.generation(data), arguments)
     run = {
         "benchmark": name,
         "data": str(data.resolve()),
         "split": split,
         **identity,
-        **dataclasses.asdict(settings),
+        **_kept(samples, config),
     }
-    number = len(dataset) if settings.samples is None else min(settings.samples, len(dataset))
+    number = len(dataset) if samples is None else min(samples, len(dataset))
     with contextlib.ExitStack() as stack:
         kinds = (OSError, AnswerLogError, FolderInUseError, ScoringError)
         stack.enter_context(_usage_errors(name, *kinds))
@@ -195,23 +182,24 @@ def _score(
             _usage_errors(name, TooManyBrokenError, hint="; --allow-missing goes on all the same"),
             _bar(name, number) as show,
         ):
-            figures = run_benchmark(
+            metrics = run_benchmark(
                 benchmark,
                 dataset,
                 model,
                 processor,
-                settings,
+                config,
                 log,
                 folder,
                 show,
                 networks,
                 arguments.allow_missing,
+                samples,
             )
-    if figures["broken"]:
+    if metrics["broken"]:
         first = next(iter(log.broken.values()), "smaller than the grid of patches")
-        text = f"{figures['broken']} of {number} samples could not be judged, the first: {first}"
+        text = f"{metrics['broken']} of {number} samples could not be judged, the first: {first}"
         print(f"setok eval: {name}: {text}", file=sys.stderr)
-    return figures
+    return metrics
 
 
 def _open(
@@ -228,7 +216,7 @@ def _open(
 
 @contextlib.contextmanager
 def _usage_errors(name: str, *kinds: type[Exception], hint: str = "") -> Iterator[None]:
-    """Errors of these kinds in one line, and packages that are not installed."""
+    """Turn errors of these kinds, and missing packages, into `UsageError`."""
     try:
         yield
     except ImportError as error:
@@ -248,18 +236,43 @@ def _networks(arguments: argparse.Namespace) -> PictureNetworks:
         raise UsageError(f"--{error}") from error
 
 
-def _settings(own: dict[str, Any], arguments: argparse.Namespace) -> GenerationSettings:
-    """Those of the command line, else the benchmark's, else the defaults."""
-    from setokim.training.stage2.settings import GenerationSettings
+def _config(
+    own: dict[str, Any], arguments: argparse.Namespace
+) -> tuple[int | None, SetokimGenerationConfig]:
+    """Return the number of samples and the options of generation.
 
-    given = {name: getattr(arguments, name) for name in (*_OPTIONS, "samples")}
-    given = {name: value for name, value in given.items() if value is not None}
-    return GenerationSettings(**_OPTIONS | own | given)
+    Args:
+        own: values of the benchmark, which those of the command line replace.
+        arguments: command line.
+
+    Raises:
+        TypeError, ValueError: a value does not fit.
+    """
+    from setokim.vlm.generation_config import SetokimGenerationConfig
+
+    options = _DEFAULTS | own | given_options(arguments)
+    samples = options.pop("samples", None)
+    if arguments.samples is not None:
+        samples = arguments.samples
+    if samples is not None and samples < 1:
+        raise ValueError(f"samples: expected at least 1, got {samples}")
+    return samples, SetokimGenerationConfig(**options)
+
+
+def _kept(samples: int | None, config: SetokimGenerationConfig) -> dict[str, Any]:
+    """Return what the answers of a folder depend on, with the same keys as folders of before."""
+    usual = type(config)().options
+    kept = {
+        name: value
+        for name, value in config.options.items()
+        if name in _ALWAYS_KEPT or value != usual[name]
+    }
+    return {"samples": samples, **kept}
 
 
 @contextlib.contextmanager
 def _bar(name: str, number: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr; yields a function to call with the number of samples read."""
+    """Show a bar on stderr; yield a function that takes the number of samples read."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 

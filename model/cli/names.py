@@ -1,4 +1,4 @@
-"""Names of results: one per image, as long as a file name may be, and never another image's."""
+"""Names of result files: one per image, no longer than the file system allows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from setokim.utils.file_names import true_path
 
-# Before the ending, so that results never overwrite an image and are known again as results.
+# Before the ending, so that results never overwrite an image and are recognised as results.
 RESULT_MARK = ".clusters"
 _ENDINGS = (".json", ".png")
 _LONGEST_NAME = 255  # bytes, on nearly every file system
@@ -22,22 +22,22 @@ _LONGEST_NAME = 255  # bytes, on nearly every file system
 def result_names(files: Sequence[Path], out: Path | None = None) -> list[str]:
     """Give each image the stem of its results.
 
-    That is the stem of its file. Where stems meet, they are numbered from -2 on; a stem that is too
-    long is cut and ends in a checksum of the whole. Names that differ in case only count as equal,
-    as they are on some file systems.
+    That is the stem of its file. Equal stems are numbered from -2 on; a stem that is too long is
+    cut and ends in a checksum of the whole. Names that differ in case only count as equal, as they
+    are on some file systems.
 
     Args:
-        files: the images, each once.
-        out: folder of the results. What lies there is replaced where its JSON names the same image,
-            and else its name counts as taken.
+        files: image files, each once.
+        out: folder of the results. An earlier result there is replaced if its JSON names the same
+            image, else its name is taken.
 
     Returns:
-        A stem per image. Linear in the number of images and of results with equal stems.
+        A stem per image, in time linear in the images and the results with equal stems.
     """
     earlier = _Earlier(out)
     room = _longest_name(out) - len(RESULT_MARK + _ENDINGS[0])
     taken: set[str] = set()
-    # Of each stem: the next number to try, and the images whose results were passed over so far.
+    # Of each stem: the next number to try, and the images of the results passed over so far.
     numbers: dict[str, count] = defaultdict(lambda: count(1))
     passed: dict[tuple[str, str], str] = {}
     names = []
@@ -60,7 +60,7 @@ class _Earlier:
     """Results of earlier runs.
 
     Args:
-        out: folder of the results; None, or one that is not there, has none.
+        out: folder of the results; None or an absent folder has none.
     """
 
     def __init__(self, out: Path | None):
@@ -69,7 +69,7 @@ class _Earlier:
         self._files = {_folded(name): name for name in there}
 
     def owner(self, name: str) -> str | None:
-        """The image of the results of that stem; "" where it is unknown, None without results."""
+        """Return the image of the results of a stem; "" if unknown, None without results."""
         there = [self._files.get(_folded(f"{name}{RESULT_MARK}{end}")) for end in _ENDINGS]
         if there == [None, None]:
             return None

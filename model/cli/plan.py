@@ -1,14 +1,15 @@
-"""`setok plan`: what a training run of stage 2 or 3 takes on each GPU."""
+"""`setok plan`: parameters, and memory of each GPU, of a training run of stage 2 or 3."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from setok_cli.errors import UsageError, missing_package
+from setok_cli.output import add_json_option, print_json
+from setokim.cli._settings import add_settings_options, overrides_of, show_keys
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -21,53 +22,51 @@ _GIB = 2**30
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the parser of `setok`."""
+    """Add the command to the parser of `setok`."""
     parser = commands.add_parser(
         "plan",
         help="count parameters and memory before training",
         description="Prints the parameters of each part, and the memory of each GPU, of a run of "
-        "stage 2 or 3. No weight is made or read.",
+        "stage 2 or 3. No weight is allocated or read.",
     )
-    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML settings")
-    parser.add_argument(
+    gpus = parser.add_argument(
         "--gpus",
         required=True,
-        type=int,
+        # What follows --gpus may be an override.
+        type=_gpus_or_override,
         nargs="+",
         metavar="COUNT",
-        help="numbers of GPUs, a column for each",
+        help="numbers of GPUs, one column for each",
     )
+    add_settings_options(parser, gpus)
+    add_json_option(parser)
     parser.add_argument(
         "--llm", choices=("vicuna-7b",), help="a built-in shape in place of the settings' llm"
     )
     parser.add_argument(
         "--setok", choices=("paper",), help="a built-in shape in place of the settings' setok"
     )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        nargs="+",
-        default=[],
-        metavar="key=value",
-        help="settings in place of the file's",
-    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the plan; returns 0.
+    """Print the plan; return 0.
 
     Raises:
         UsageError: the settings do not fit, a file cannot be read, or a package is not installed.
     """
+    if arguments.help_keys:
+        return show_keys(arguments, stages=(2, 3))
     try:
         from setokim.training.memory_plan import plan
         from setokim.training.settings import load_settings
         from setokim.training.stage2.model import freeze
     except ImportError as error:
         raise missing_package(error, "cli,model") from error
+    counts = [one for one in arguments.gpus if isinstance(one, int)]
+    overrides = [one for one in arguments.gpus if isinstance(one, str)]
     try:
-        settings = load_settings(arguments.config, arguments.overrides)
+        settings = load_settings(arguments.config, [*overrides_of(arguments), *overrides])
         if settings.stage == 1:
             raise UsageError(f"stage: expected 2 or 3 in {arguments.config}, got 1")
         config = _config(settings, arguments.llm, arguments.setok)
@@ -83,10 +82,13 @@ def run(arguments: argparse.Namespace) -> int:
                 averages=settings.ema > 0,
                 freeze=lambda model: freeze(model, settings),
             )
-            for gpus in arguments.gpus
+            for gpus in counts
         ]
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
+    if arguments.json:
+        print_json(_document(plans, settings))
+        return 0
     print("\n".join(table(plans)))
     print(
         f"{settings.parallel}, precision {settings.precision}, batches of {settings.batch_size} x "
@@ -97,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def table(plans: Sequence[MemoryPlan]) -> list[str]:
-    """Lines: parameters of the parts, then GiB per GPU with a column for each plan."""
+    """Return lines: parameters of the parts, then GiB per GPU with a column for each plan."""
     first = plans[0]
     lines = [f"{'parameters':<14}{'all':>16}{'learning':>16}"]
     for name, number in first.parameters.items():
@@ -111,7 +113,29 @@ def table(plans: Sequence[MemoryPlan]) -> list[str]:
     return [*lines, f"{'all':<14}" + "".join(f"{p.total / _GIB:>16.2f}" for p in plans)]
 
 
+def _document(plans: Sequence[MemoryPlan], settings: InstructSettings) -> dict[str, Any]:
+    """Return the plan as `--json` prints it; sizes are bytes of each GPU."""
+    names = ("parallel", "precision", "batch_size", "max_length", "accumulation")
+    return {
+        "parameters": plans[0].parameters,
+        "trained_parameters": plans[0].learning,
+        "memory": [{"gpus": p.gpus, "bytes": p.bytes, "total": p.total} for p in plans],
+        "settings": {name: getattr(settings, name) for name in names},
+    }
+
+
+def _gpus_or_override(text: str) -> int | str:
+    if "=" in text:
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid int value: {text!r}") from None
+
+
 def _config(settings: InstructSettings, llm: str | None, setok: str | None) -> SetokimConfig:
+    import dataclasses
+
     from setokim.tokenizer.configuration_setok import SetokConfig
     from setokim.training.memory_plan import combine, paper_setok, vicuna_7b
     from setokim.utils.pretrained import load_pretrained
@@ -143,7 +167,7 @@ def _llm_config(settings: InstructSettings) -> PretrainedConfig:
 
     llm = settings.llm
     if isinstance(llm, dict):
-        # The words of a language model with random weights, as training takes them.
+        # The vocabulary of a language model with random weights, as in training.
         return AutoConfig.for_model(**{"vocab_size": len(build_word_tokenizer(WORDS))} | llm)
     _require_folder("llm", llm, "--llm vicuna-7b")
     return load_pretrained(AutoConfig, llm, settings.trust_remote_code)

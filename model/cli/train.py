@@ -1,4 +1,4 @@
-"""`setok train`: SeTok's own training, from a YAML file."""
+"""`setok train`: training of a stage, from a YAML file."""
 
 from __future__ import annotations
 
@@ -6,37 +6,41 @@ import argparse
 from pathlib import Path
 
 from setok_cli.errors import UsageError, missing_package
+from setok_cli.output import add_json_option, print_json, print_to_stderr
+from setokim.cli._settings import add_settings_options, overrides_of, show_keys
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the parser of `setok`."""
+    """Add the command to the parser of `setok`."""
     parser = commands.add_parser(
         "train",
-        help="train the tokenizer, or the language model that reads and draws its tokens",
-        description="Trains the stage that a YAML file is for; `torchrun --nproc-per-node N -m "
-        "setok_cli.main train ...` runs N processes. Writes checkpoints, pictures, "
-        "losses.jsonl, model/ and metrics.json. Ctrl-C, SIGTERM and SIGHUP end it after the step "
-        "in which they arrive, with a checkpoint; a second one ends it at once.",
+        help="train the tokenizer, or the language model that reads and generates its tokens",
+        description="Trains the stage of a YAML file; `torchrun --nproc-per-node N -m "
+        "setok_cli.main train ...` runs N processes. Writes checkpoints, images, losses.jsonl, "
+        "model/ and metrics.json. Ctrl-C, SIGTERM and SIGHUP end it after the current step, with "
+        "a checkpoint; a second one ends it at once.",
     )
-    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML settings")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where results go")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from the newest whole checkpoint in DIR"
+    out = parser.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="folder of results"
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings in place of the file's"
+        "--resume", action="store_true", help="resume from the newest whole checkpoint in DIR"
     )
+    add_settings_options(parser, out)
+    add_json_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trains; returns 0.
+    """Train; return 0.
 
     Raises:
         UsageError: the settings do not fit, a file cannot be read or written, another run writes
             into the folder, too many samples are broken, a loss is not finite, or a package is not
             installed.
     """
+    if arguments.help_keys:
+        return show_keys(arguments, stages=(1, 2, 3))
     try:
         from setokim.data import TooManyBrokenError
         from setokim.training.settings import load_settings
@@ -44,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         from setokim.utils.distributed import ElsewhereError
         from setokim.utils.folder_lock import FolderInUseError
 
-        settings = load_settings(arguments.config, arguments.overrides)
+        settings = load_settings(arguments.config, overrides_of(arguments))
         # A stage imports what it alone needs.
         trainer = Trainer(settings, arguments.out, arguments.resume)
     except ImportError as error:
@@ -52,9 +56,10 @@ def run(arguments: argparse.Namespace) -> int:
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
     try:
-        metrics = trainer.train()
+        with print_to_stderr(arguments.json):
+            metrics = trainer.train()
     except ImportError as error:
-        # Of a reader of data, say.
+        # Such as that of a data set's reader.
         raise missing_package(error) from error
     except (
         OSError,
@@ -64,8 +69,12 @@ def run(arguments: argparse.Namespace) -> int:
         TooManyBrokenError,
     ) as error:
         raise UsageError(str(error)) from error
-    if trainer.main:
-        for name, value in metrics.items():
-            print(f"{name:<26} {value:.4g}" if isinstance(value, float) else f"{name:<26} {value}")
-        print(f"Model, pictures and metrics are in {arguments.out}")
+    if not trainer.main:
+        return 0
+    if arguments.json:
+        print_json({"metrics": metrics, "out": str(arguments.out)})
+        return 0
+    for name, value in metrics.items():
+        print(f"{name:<26} {value:.4g}" if isinstance(value, float) else f"{name:<26} {value}")
+    print(f"Model, images and metrics are in {arguments.out}")
     return 0

@@ -1,4 +1,4 @@
-"""Questions of a data set to SeTokim, and its answers in a form that can be kept and judged."""
+"""Asks SeTokim the questions of a data set; its answers can be stored and scored."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from PIL import Image
 from setokim.data import Conversation
 from setokim.data.conversations import message
 from setokim.data.image_processing import load_image, to_image
-from setokim.training.stage2.settings import GenerationSettings
 from setokim.vlm.generation import Answer
+from setokim.vlm.generation_config import SetokimGenerationConfig
 from setokim.vlm.modeling_setokim import SetokimModel
 from setokim.vlm.processing_setokim import SetokimProcessor
 
-# Together, whatever else there is: what a row becomes differs by rounding from batch to batch.
+# A constant: the rounding of a row depends on the size of its batch.
 AT_ONCE = 64
-# The part of questions that are asked without their picture.
+# The part of questions that are asked without their image.
 BLIND = "vqa-blind"
 _MASK_SIZE = (64, 64)
 
@@ -30,16 +30,16 @@ Messages = Sequence[dict[str, Any]]
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """A question, by itself.
+    """A question with its prompt and the facts it is scored by.
 
     Attributes:
-        part: its task, or `BLIND`.
-        number: of its sample in the data set.
-        turn: number of the question among those of the sample.
-        source: of the sample.
-        facts: of the sample.
-        prompt: what the model is given.
-        target: (h, w) bool, the mask that is wanted; None for none.
+        part: task of the question, or `BLIND`.
+        number: index of its sample in the data set.
+        turn: index of the question among those of the sample.
+        source: origin of the sample.
+        facts: facts of the sample.
+        prompt: messages the model is given.
+        target: (h, w) bool, the reference mask; None for none.
     """
 
     part: str
@@ -59,13 +59,13 @@ class Asked:
 
 @dataclass(frozen=True, eq=False)
 class Answered:
-    """A question and what the model gave.
+    """A question and the model's answer.
 
     Attributes:
-        asked: the question.
-        said: words, without special tokens.
-        drawn: the first picture that was drawn, or the file that it is in; None for none.
-        mask: (h, w) bool, the first one; None for none.
+        asked: question.
+        said: text without special tokens.
+        drawn: first generated image, or the file that holds it; None for none.
+        mask: (h, w) bool, first mask; None for none.
     """
 
     asked: Asked
@@ -75,26 +75,26 @@ class Answered:
 
     @property
     def picture(self) -> Image.Image | None:
-        """The first picture that was drawn, read anew if it is in a file; None for none."""
+        """First generated image, read from its file each time; None for none."""
         return load_image(self.drawn) if isinstance(self.drawn, Path) else self.drawn
 
 
 def questions_of(number: int, sample: Conversation, blind: bool = False) -> list[Asked]:
-    """The questions of a sample, each by itself with the picture of the first.
+    """Return the questions of a sample, each with the image of the first turn.
 
     Args:
-        number: of the sample.
-        sample: with one turn or several.
-        blind: ask those of "vqa" once more without the picture.
+        number: index of the sample.
+        sample: conversation of at least one turn.
+        blind: whether the questions of "vqa" come a second time without the image.
     """
-    picture = [part for part in sample.messages[0]["content"] if part["type"] == "image"]
+    image = [part for part in sample.messages[0]["content"] if part["type"] == "image"]
     masks = iter(sample.masks)
     found = []
     for turn, one in enumerate(sample.messages[::2]):
         texts = [part for part in one["content"] if part["type"] == "text"]
         target = next(masks) if sample.task == "segment" else None
         known = (number, turn, sample.source, sample.facts)
-        prompts = {sample.task: [{"role": "user", "content": picture + texts}]}
+        prompts = {sample.task: [{"role": "user", "content": image + texts}]}
         if blind and sample.task == "vqa":
             prompts[BLIND] = [message("user", *(part["text"] for part in texts))]
         found += [Asked(part, *known, prompt, target) for part, prompt in prompts.items()]
@@ -102,13 +102,13 @@ def questions_of(number: int, sample: Conversation, blind: bool = False) -> list
 
 
 def batches_of(asked: Iterable[Asked]) -> Iterator[tuple[int, list[Asked]]]:
-    """Batches of one part and one size of masks, as soon as they are full, the rest at the end.
+    """Yield batches of one part and one mask size as soon as they are full, the rest at the end.
 
     Args:
-        asked: in order.
+        asked: questions in order.
 
     Yields:
-        How many questions of the part and size came before, and up to `AT_ONCE` questions.
+        The number of earlier questions of that part and size, and up to `AT_ONCE` questions.
     """
     waiting: dict[tuple, list[Asked]] = {}
     before: dict[tuple, int] = {}
@@ -132,21 +132,21 @@ def ask(
     model: SetokimModel,
     processor: SetokimProcessor,
     batch: Sequence[Asked],
-    settings: GenerationSettings,
+    config: SetokimGenerationConfig,
     start: int = 0,
 ) -> list[Answered]:
-    """Answers to a batch of `batches_of`.
+    """Return the answers to a batch of `batches_of`.
 
     Args:
-        model: in the mode that it is in.
-        processor: of the model.
+        model: model, in whichever of training and evaluation mode it is.
+        processor: tokenizer and image processor of the model.
         batch: at least one question.
-        settings: how to generate.
-        start: number of the first; the noise of question i depends on `start` + i alone.
+        config: options of generation.
+        start: index of the first question; the noise of question i depends on `start` + i alone.
     """
     target = batch[0].target
     size = _MASK_SIZE if target is None else target.shape
-    found = answers(model, processor, [one.prompt for one in batch], settings, size, start)
+    found = answers(model, processor, [one.prompt for one in batch], config, size, start)
     return [
         Answered(
             one,
@@ -162,28 +162,25 @@ def answers(
     model: SetokimModel,
     processor: SetokimProcessor,
     prompts: Sequence[Messages],
-    settings: GenerationSettings,
+    config: SetokimGenerationConfig,
     mask_size: tuple[int, int] = _MASK_SIZE,
     start: int = 0,
 ) -> list[Answer]:
-    """What the model says to each prompt, all at once.
+    """Return the model's answers to prompts, generated as one batch.
 
     Args:
-        model: in the mode that it is in.
-        processor: of the model.
+        model: model, in whichever of training and evaluation mode it is.
+        processor: tokenizer and image processor of the model.
         prompts: conversations that end with the user.
-        settings: how to generate.
+        config: options of generation.
         mask_size: height and width of the masks.
-        start: number of the first prompt; the noise of prompt i depends on `start` + i alone.
+        start: index of the first prompt; the noise of prompt i depends on `start` + i alone.
     """
     inputs = processor(prompts, add_generation_prompt=True, padding_side="left")
     inputs = {name: value.to(model.device) for name, value in inputs.items()}
     return model.generate(
         **inputs,
-        max_new_tokens=settings.max_new_tokens,
-        guidance=settings.guidance,
-        sampling_steps=settings.sampling_steps,
-        image_temperature=settings.image_temperature,
+        generation_config=config,
         mask_size=mask_size,
         generators=[torch.Generator().manual_seed(start + i) for i in range(len(prompts))],
     )

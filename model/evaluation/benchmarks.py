@@ -19,6 +19,7 @@ from setokim.evaluation.asking import Answered
 from setokim.evaluation.cider import cider
 from setokim.evaluation.image_scores import PictureFigures, drawing_figures, pair_figures
 from setokim.evaluation.segmentation_scores import SegmentationScore
+from setokim.evaluation.settings import GenerationSettings
 from setokim.evaluation.shapes_world import shapes_figures
 from setokim.evaluation.vqa_answers import choice_of, soft_accuracy
 from setokim.evaluation.yes_no import MmeRecord, mme_scores, pope_scores
@@ -197,8 +198,6 @@ def _shapes(path: str | Path, split: str | None = None) -> Dataset:
 
 
 def _shapes_generation(path: Path) -> dict[str, Any]:
-    from setokim.training.stage2.settings import GenerationSettings
-
     generation = read_yaml(path).get("generation", {})
     return dataclasses.asdict(from_plain(GenerationSettings, generation, "generation."))
 

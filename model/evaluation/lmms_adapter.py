@@ -12,8 +12,8 @@ from PIL import Image
 
 from setokim.data.conversations import message
 from setokim.evaluation.asking import answers
-from setokim.training.stage2.settings import GenerationSettings
 from setokim.utils.pretrained import load_whole
+from setokim.vlm.generation_config import SetokimGenerationConfig
 from setokim.vlm.modeling_setokim import SetokimModel
 from setokim.vlm.processing_setokim import SetokimProcessor
 
@@ -24,13 +24,13 @@ _LONGEST = 64
 
 
 class Setokim(lmms):
-    """A trained SeTokim that answers the questions of lmms-eval, the likeliest word each time.
+    """A trained SeTokim that answers the questions of lmms-eval by greedy decoding.
 
     Args:
-        pretrained: the folder that `setok train` wrote.
-        device: where the model runs, a GPU if there is one; several processes have one each.
-        batch_size: questions at once.
-        max_batch_size: none; the size of a batch is not sought.
+        pretrained: folder that `setok train` wrote.
+        device: device of the model, by default a GPU if there is one; one for each process.
+        batch_size: number of questions in a batch.
+        max_batch_size: None, as the batch size is not searched for.
 
     Raises:
         OSError, ValueError: the folder has no such model, or a size is no number.
@@ -63,15 +63,15 @@ class Setokim(lmms):
         self.processor = SetokimProcessor.from_pretrained(pretrained)
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        """The answer to each request, in order.
+        """Return the answer to each request, in order.
 
         Raises:
-            ValueError: a request wants samples or beams, or shows something else than pictures.
+            ValueError: a request needs sampling or beams, or has something other than images.
         """
         said: dict[int, str] = {}
-        for settings, numbers in self._batches(requests):
+        for config, numbers in self._batches(requests):
             prompts = [self._prompt(requests[number]) for number in numbers]
-            found = answers(self.model, self.processor, prompts, settings)
+            found = answers(self.model, self.processor, prompts, config)
             for number, answer in zip(numbers, found, strict=True):
                 text = self.processor.decode(answer.ids)
                 said[number] = _until(text, requests[number].args[1].get("until"))
@@ -95,47 +95,51 @@ class Setokim(lmms):
 
     def _batches(
         self, requests: Sequence[Instance]
-    ) -> Iterator[tuple[GenerationSettings, list[int]]]:
-        """Numbers of requests with the same settings, up to `batch_size` at a time."""
+    ) -> Iterator[tuple[SetokimGenerationConfig, list[int]]]:
+        """Yield indices of requests with the same options, up to `batch_size` at a time."""
         groups: dict[int, list[int]] = {}
         for number, request in enumerate(requests):
             groups.setdefault(_longest(request.args[1]), []).append(number)
         for longest, numbers in groups.items():
-            settings = GenerationSettings(max_new_tokens=longest)
+            config = SetokimGenerationConfig(max_new_tokens=longest)
             for start in range(0, len(numbers), self.batch_size):
-                yield settings, numbers[start : start + self.batch_size]
+                yield config, numbers[start : start + self.batch_size]
 
     def _prompt(self, request: Instance) -> list[dict[str, Any]]:
         context, _, to_visual, number, task, split = request.args
-        pictures = list(_pictures(to_visual(self.task_dict[task][split][number])))
-        # Where pictures are, the template says. What names no picture is text.
-        text = context.replace("<image>", "", len(pictures)).strip()
-        return [message("user", *pictures, text)]
+        images = list(_images(to_visual(self.task_dict[task][split][number])))
+        # The template places the images. An `<image>` beyond their number is text.
+        text = context.replace("<image>", "", len(images)).strip()
+        return [message("user", *images, text)]
 
 
 def manifest():
-    """What lmms-eval registers."""
+    """Return the entry that lmms-eval registers."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest("setokim", simple_class_path=f"{__name__}.{Setokim.__name__}")
 
 
 def _longest(options: dict[str, Any]) -> int:
-    """The most tokens of an answer, from a task's options, if these want the likeliest one."""
+    """Return the max length of an answer from a task's options.
+
+    Raises:
+        ValueError: the options ask for sampling or beams.
+    """
     beams, temperature = options.get("num_beams"), options.get("temperature")
     if beams not in (1, None):
         raise ValueError(f"num_beams: expected 1, got {beams}")
     samples = options.get("do_sample")
-    # Without samples neither temperature nor top_p changes anything.
+    # Without sampling neither temperature nor top_p changes anything.
     if temperature != 0 and (bool(temperature) if samples is None else samples):
         raise ValueError(f"temperature: expected 0, got {temperature}")
     return options.get("max_new_tokens", _LONGEST)
 
 
-def _pictures(shown: Any) -> Iterable[Image.Image]:
+def _images(shown: Any) -> Iterable[Image.Image]:
     for one in shown or ():
         if not isinstance(one, Image.Image):
-            raise ValueError(f"doc_to_visual: expected pictures, got {type(one).__name__}")
+            raise ValueError(f"doc_to_visual: expected images, got {type(one).__name__}")
         yield one.convert("RGB")
 
 

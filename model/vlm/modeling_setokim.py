@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,8 @@ from setokim.tokenizer.modeling_setok import SetokModel, VisualTokens
 from setokim.tokenizer.token_statistics import token_blocks
 from setokim.vlm.configuration_setokim import SetokimConfig
 from setokim.vlm.diffusion_head import DiffusionHead
+from setokim.vlm.generation import Answer, Streamer, generate
+from setokim.vlm.generation_config import SetokimGenerationConfig
 from setokim.vlm.lora import add_lora, base_of
 from setokim.vlm.losses import LossContext, compute_losses
 from setokim.vlm.multimodal_inputs import Spliced, prompt_places, splice
@@ -340,11 +342,28 @@ class SetokimModel(PreTrainedModel):
             states, seen.tokens, seen.occupied, seen.masks, seen.features, seen.grid, size
         )
 
-    def generate(self, *args, **kwargs):
-        """Text and pictures in order; see `setokim.vlm.generation.generate`."""
-        from setokim.vlm.generation import generate
-
-        return generate(self, *args, **kwargs)
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Tensor,
+        generation_config: SetokimGenerationConfig | None = None,
+        *,
+        generators: Sequence[torch.Generator] | None = None,
+        streamer: Streamer | None = None,
+        **options,
+    ) -> list[Answer]:
+        """Generate text, images and masks; see `setokim.vlm.generation.generate`."""
+        return generate(
+            self,
+            input_ids,
+            attention_mask,
+            pixel_values,
+            generation_config,
+            generators=generators,
+            streamer=streamer,
+            **options,
+        )
 
     def add_lora(self, lora: dict[str, Any]) -> None:
         """Freezes the language model and puts adapters into it.

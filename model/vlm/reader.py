@@ -1,8 +1,8 @@
-"""What the language model has read so far, while it speaks."""
+"""State of the language model while it generates: its cache, and what the diffusion head sees."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -10,14 +10,32 @@ from transformers import DynamicCache
 
 from setokim.vlm.pointer_head import Memory
 
-if TYPE_CHECKING:
-    from setokim.vlm.modeling_setokim import SetokimModel
+
+class LanguageModel(Protocol):
+    """The part of `SetokimModel` that a reader needs."""
+
+    def decode(
+        self, embeddings: Tensor, attention_mask: Tensor, positions: Tensor, **kwargs
+    ) -> Any: ...
+
+    def memory(
+        self, hidden: Tensor, ids: Tensor, visual: Tensor, tokens: Tensor, seen: Tensor
+    ) -> Memory | None: ...
+
+    def conditions(
+        self, states: Tensor, rows: Tensor, places: Tensor, memory: Memory | None
+    ) -> tuple[Tensor, Tensor | None]: ...
 
 
 class Reader:
-    """Feeds the language model, with its cache or without."""
+    """Feeds the language model step by step.
 
-    def __init__(self, model: SetokimModel, use_cache: bool):
+    Args:
+        model: language model.
+        use_cache: whether keys and values are kept; without, each step reads the whole sequence.
+    """
+
+    def __init__(self, model: LanguageModel, use_cache: bool):
         self._model = model
         self._cache = DynamicCache() if use_cache else None
         self._embeddings: Tensor | None = None
@@ -27,17 +45,17 @@ class Reader:
     def read(
         self, embeddings: Tensor, seen: Tensor, ids: Tensor, visual: Tensor, tokens: Tensor
     ) -> Tensor:
-        """Reads on.
+        """Append positions and return the hidden states of the last one.
 
         Args:
-            embeddings: (B, n, hidden), or two times B rows for guidance.
-            seen: (B, n) or (2 B, n), 0 for what nobody reads.
-            ids: (B, n) token in each place.
-            visual: (B, n) number of the visual token in each place, -1 for none.
+            embeddings: (B, n, hidden), or (2 B, n, hidden) with guidance.
+            seen: (B, n) or (2 B, n), 0 for masked positions.
+            ids: (B, n) token of each position.
+            visual: (B, n) index of the visual token of each position, -1 for none.
             tokens: (S, token_dim) visual tokens.
 
         Returns:
-            (B, hidden) or (2 B, hidden), the state of the last place.
+            (B, hidden) or (2 B, hidden).
         """
         if len(embeddings) > len(visual):
             ids, visual = torch.cat([ids, ids]), torch.cat([visual, visual])
@@ -47,24 +65,24 @@ class Reader:
             earlier = [] if self._embeddings is None else [self._embeddings]
             embeddings = self._embeddings = torch.cat([*earlier, embeddings], 1)
         positions = (self._seen.cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
-        found = self._model.decode(
+        output = self._model.decode(
             embeddings,
             self._seen,
             positions,
             past_key_values=self._cache,
             use_cache=self._cache is not None,
         )
-        hidden = found.last_hidden_state
-        # Without a cache all was read anew, and is the same.
+        hidden = output.last_hidden_state
+        # Without a cache the earlier positions were computed again, with the same result.
         memory = self._model.memory(hidden[:, -new.shape[1] :], ids, visual, tokens, new)
         self._memory = memory if self._memory is None else self._memory.then(memory)
         return hidden[:, -1]
 
     def conditions(self, hidden: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the diffusion head draws the next tokens of some rows from.
+        """Return conditions and bases of the diffusion head for the next token of some rows.
 
         Args:
-            hidden: of `read`.
+            hidden: result of `read`.
             rows: (S,) int64, ascending.
         """
         last = torch.full_like(rows, self._seen.shape[1] - 1)

@@ -1,4 +1,4 @@
-"""The device that a command's option names."""
+"""The device of the option `--device`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ if TYPE_CHECKING:
 
 
 def usable_device(name: str) -> torch.device:
-    """The device of `--device`.
+    """Return the device of `--device`.
+
+    Args:
+        name: name as torch has it, such as "cuda:1".
 
     Raises:
-        UsageError: there is none of that name, or it cannot be used here.
+        UsageError: there is no such device, or it cannot be used here.
     """
     import torch
 

@@ -1,14 +1,16 @@
-"""`setok doctor`: what can run on this machine, what cannot, why, and what to do about it."""
+"""`setok doctor`: which backends can run on this machine, and why the others cannot."""
 
 from __future__ import annotations
 
 import argparse
-import platform
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from setok_cli.errors import UsageError
+from setok_cli.output import add_json_option, print_json
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from setok_kernels.verification.verdict import Verdict
@@ -40,24 +42,26 @@ _EXTRAS = {
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the parser of `setok`."""
+    """Add the command to the parser of `setok`."""
     parser = commands.add_parser(
         "doctor", help="show which backends can run here, and why the others cannot"
     )
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="compare the Triton kernels with the reference on every CUDA device, also where that "
-        "is remembered; exit status 1 where they are not right",
+        help="compare the Triton kernels with the reference on every CUDA device, even where an "
+        "earlier result is remembered; exit status 1 where they are wrong",
     )
+    add_json_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the report; returns 0 if the reference works and no verification fails, else 1."""
-    import torch
+    """Print the report; return 0 if the reference works and no verification fails, else 1.
 
-    from setok_kernels import __version__, backends
+    Raises:
+        UsageError: there is no device to verify, or SETOK_VERIFY is wrong.
+    """
     from setok_kernels.verification import trust
 
     devices = _devices()
@@ -67,37 +71,87 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     if arguments.verify and not devices:
         raise UsageError("--verify: expected a CUDA device that this torch can use, found none")
-    print(f"setok-kernels {__version__}")
-    reports = {name: reason or _try_backend(name) for name, reason in backends().items()}
-    print("\nbackends")
-    for name, problem in reports.items():
+    # A section of the text is printed as soon as it is known: a verification takes its time.
+    write = _drop if arguments.json else print
+    report = _machine(write)
+    report["accelerators"] = _accelerators(devices, arguments.verify, write)
+    if arguments.json:
+        print_json(report)
+    failed = any(one["failed"] for one in report["accelerators"])
+    return 0 if report["backends"]["reference"] is None and not failed else 1
+
+
+def _drop(_: str) -> None:
+    """Take a line of the text in place of `print`."""
+
+
+def _machine(write: Callable[[str], None]) -> dict[str, Any]:
+    """Return the report without accelerators.
+
+    Args:
+        write: function that takes each line of the same as text.
+    """
+    import platform
+
+    import torch
+
+    from setok_kernels import __version__, backends
+
+    write(f"setok-kernels {__version__}")
+    reasons = {name: reason or _try_backend(name) for name, reason in backends().items()}
+    write("\nbackends")
+    for name, reason in reasons.items():
         # The reason begins as the error of an explicit choice does, with the name just printed.
-        said = "ok" if problem is None else problem.removeprefix(f"backend='{name}' ")
-        print(f"  {name:<14} {said}")
-    print("\ncompiled CPU kernels")
-    print(f"  {_describe_native()}")
-    print("\nversions")
-    print(f"  {'python':<14} {platform.python_version()}")
-    for name in _PACKAGES:
-        print(f"  {name:<14} {_version(name)}")
-    print("\nCPU")
-    print(f"  {'processor':<14} {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}")
-    print(f"  {'threads':<14} {torch.get_num_threads()}")
-    print("\naccelerators")
-    for line in map(_describe_device, devices):
-        print(f"  {line}")
+        text = "ok" if reason is None else reason.removeprefix(f"backend='{name}' ")
+        write(f"  {name:<14} {text}")
+    native = _describe_native()
+    write(f"\ncompiled CPU kernels\n  {native}")
+    versions = {"python": platform.python_version()}
+    versions |= {name: _version(name) for name in _PACKAGES}
+    write("\nversions")
+    for name, version in versions.items():
+        write(f"  {name:<14} {_remedy(name) if version is None else version}")
+    processor = platform.machine()
+    capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    write("\nCPU")
+    write(f"  {'processor':<14} {processor}, {capability}")
+    write(f"  {'threads':<14} {threads}")
+    return {
+        "version": __version__,
+        "backends": reasons,
+        "compiled": native,
+        "versions": versions,
+        "cpu": {"processor": processor, "capability": capability, "threads": threads},
+    }
+
+
+def _accelerators(
+    devices: list[torch.device], verify: bool, write: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Return the report about accelerators.
+
+    Args:
+        devices: CUDA devices.
+        verify: whether the kernels are compared anew.
+        write: function that takes each line of the same as text.
+    """
+    write("\naccelerators")
+    found = [_describe_device(device) for device in devices]
+    for one in found:
+        size = f"{one['memory_bytes'] / 2**30:.0f} GiB"
+        write(f"  {one['device']}  {one['name']}, sm {one['capability']}, {size}")
     if not devices:
-        print("  none that this torch can use")
-    passed = True
-    if devices:
-        print("\nTriton kernels, compared with the reference")
-        for device in devices:
-            passed &= _report_verdict(device, arguments.verify)
-    return 0 if reports["reference"] is None and passed else 1
+        write("  none that this torch can use")
+        return found
+    write("\nTriton kernels, compared with the reference")
+    for device, one in zip(devices, found, strict=True):
+        one |= _verdict(device, verify, write)
+        write(f"  {one['device']:<14} {one['verification']}")
+    return found
 
 
 def _try_backend(name: str) -> str | None:
-    """Clusters a few tokens; None when that works, else what went wrong."""
+    """Cluster a few tokens; return None if that works, else the reason."""
     import torch
 
     from setok_kernels import ClusterConfig, cluster_tokens
@@ -113,14 +167,19 @@ def _try_backend(name: str) -> str | None:
     return None if apart else f"should run but puts two pairs of tokens into {first + second}"
 
 
-def _version(package: str) -> str:
+def _version(package: str) -> str | None:
+    """Return the version of a package, None where it is not installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
         return version(package)
     except PackageNotFoundError:
-        extra = _EXTRAS.get(package)
-        return f'not installed; pip install "setok-kernels[{extra}]"' if extra else "not installed"
+        return None
+
+
+def _remedy(package: str) -> str:
+    extra = _EXTRAS.get(package)
+    return f'not installed; pip install "setok-kernels[{extra}]"' if extra else "not installed"
 
 
 def _describe_native() -> str:
@@ -149,17 +208,26 @@ def _devices() -> list[torch.device]:
     return [torch.device("cuda", i) for i in range(count)]
 
 
-def _describe_device(device: torch.device) -> str:
+def _describe_device(device: torch.device) -> dict[str, Any]:
     import torch
 
     properties = torch.cuda.get_device_properties(device)
-    gigabytes = properties.total_memory / 2**30
-    capability = f"{properties.major}.{properties.minor}"
-    return f"{device}  {properties.name}, sm {capability}, {gigabytes:.0f} GiB"
+    return {
+        "device": str(device),
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory_bytes": properties.total_memory,
+    }
 
 
-def _report_verdict(device: torch.device, verify: bool) -> bool:
-    """Prints what a verification has found; False where one that is asked for does not pass."""
+def _verdict(device: torch.device, verify: bool, write: Callable[[str], None]) -> dict[str, Any]:
+    """Return the result of a verification.
+
+    Args:
+        device: CUDA device.
+        verify: whether the kernels are compared anew; else an earlier result is looked up.
+        write: function that takes a line of text for each case.
+    """
     from setok_kernels.verification import trust
     from setok_kernels.verification.identity import identify
     from setok_kernels.verification.verdict import recall
@@ -167,19 +235,23 @@ def _report_verdict(device: torch.device, verify: bool) -> bool:
     if verify:
         verdict, report = trust.verify(device, again=True)
         for line in _describe_outcomes(verdict):
-            print(f"    {line}")
+            write(f"    {line}")
     else:
         verdict, report = recall(identify(device)) or (None, None)
     if verdict is None:
-        said = "not verified yet; the first call with backend='auto' does it, or --verify"
+        text = "not verified yet; the first call with backend='auto' does it, or --verify"
     elif verdict.state == "passed":
-        said = f"verified, {len(verdict.outcomes)} cases in {verdict.seconds:.0f} s"
+        text = f"verified, {len(verdict.outcomes)} cases in {verdict.seconds:.0f} s"
     else:
-        said = trust.explain(device, verdict, report)
+        text = trust.explain(device, verdict, report)
     if trust.mode() == "0":
-        said += "; SETOK_VERIFY=0 takes the kernels whatever comes of it"
-    print(f"  {device!s:<14} {said}")
-    return not verify or verdict.state == "passed"
+        text += "; SETOK_VERIFY=0 takes the kernels whatever comes of it"
+    return {
+        "verification": text,
+        "state": None if verdict is None else verdict.state,
+        # An earlier result, which was not asked for, is no failure of the command.
+        "failed": verify and verdict.state != "passed",
+    }
 
 
 def _describe_outcomes(verdict: Verdict) -> list[str]:

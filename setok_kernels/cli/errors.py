@@ -1,4 +1,4 @@
-"""Errors that a command reports in one line: the user's, and those of the machine."""
+"""Errors that a command reports in one line: wrong usage, and failures of the machine."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import re
 
 
 class UsageError(Exception):
-    """Something the user can put right: printed without a traceback, exit code 2."""
+    """An error that the user can correct: printed without a traceback, exit code 2."""
 
 
 def missing_package(error: ImportError, extras: str | None = None, subject: str = "") -> UsageError:
-    """Make the error of an import that failed, with the remedy.
+    """Return the error of a failed import, with the remedy.
 
     Args:
-        error: what was raised.
-        extras: extras of setok-kernels that bring the package, where the error does not name one
-            itself; None where it is none of theirs.
-        subject: what needs the package, with a space after it.
+        error: error of the import.
+        extras: extras of setok-kernels with the package, unless the error names one itself; None
+            where no extra has it.
+        subject: option that needs the package, with a space after it.
     """
     name = (error.name or "").partition(".")[0]
     if not name or not isinstance(error, ModuleNotFoundError):
-        # The package is there but is too old or broken, or the one who misses it says so itself.
+        # The package is there but too old or broken, or the message itself names the remedy.
         return UsageError(f"{subject}cannot import what it needs: {one_line(error)}")
     extras = getattr(error, "extra", None) or extras
     remedy = f'"setok-kernels[{extras}]"' if extras else name
@@ -28,17 +28,20 @@ def missing_package(error: ImportError, extras: str | None = None, subject: str 
 
 
 def machine_failure(error: BaseException) -> str | None:
-    """Describe an error that is not the program's: of the disk, a pipe, a lack of memory.
+    """Describe a failure of the machine, such as a full disk, a closed pipe or a lack of memory.
+
+    Args:
+        error: any error of a command.
 
     Returns:
-        One line; None where the error may be one of the program.
+        One line; None where the error may be a bug.
     """
     if isinstance(error, OSError):
         return one_line(error)
     said = one_line(error)
     if isinstance(error, MemoryError):
         return f"out of memory: {said}" if said else "out of memory"
-    # torch names its own on accelerators, and raises a plain RuntimeError on the CPU.
+    # torch has a class for accelerators, and raises a plain RuntimeError on the CPU.
     if type(error).__name__ == "OutOfMemoryError":
         return f"out of memory: {said}"
     found = re.search(r"can't allocate memory: you tried to allocate (\d+) bytes", said)
@@ -46,5 +49,5 @@ def machine_failure(error: BaseException) -> str | None:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, without line breaks."""
+    """Return the message of an error without line breaks."""
     return " ".join(str(error).split())

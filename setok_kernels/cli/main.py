@@ -1,7 +1,7 @@
 """Entry point of the console script `setok`: parses the command line and runs one command.
 
-Nothing heavy is imported before it is known to be needed, torch included: `--help` is there at
-once, and like `setok doctor` it works in an incomplete installation.
+Heavy packages, torch included, are imported only where a command needs them: `--help` is quick,
+and like `setok doctor` it works in an incomplete installation.
 """
 
 from __future__ import annotations
@@ -11,29 +11,28 @@ import contextlib
 import sys
 from collections.abc import Sequence
 
-from setok_cli import bench, doctor
+from setok_cli.commands import add_commands
+from setok_cli.completion import answer_shell
 from setok_cli.errors import UsageError, machine_failure
 from setok_cli.signals import signal_of, stops_as_interrupts
 from setok_cli.streams import flush_or_discard, writable_streams
-from setokim.cli import chat, cluster, edit, evaluate, generate, plan, segment, train
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Makes the parser with all commands."""
+    """Return the parser with all commands."""
     parser = argparse.ArgumentParser(
-        prog="setok", description="Semantic tokens from pictures, by exact token clustering."
+        prog="setok", description="Semantic tokens from images, by exact token clustering."
     )
     parser.add_argument(
         "--version", action=_ShowVersion, nargs=0, help="show program's version number and exit"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (cluster, train, plan, evaluate, chat, generate, edit, segment, bench, doctor):
-        module.add_parser(commands)
+    add_commands(commands)
     return parser
 
 
 class _ShowVersion(argparse.Action):
-    """As argparse's own, but the version is looked up only where it is asked for."""
+    """The action of argparse, with the version looked up only when it is printed."""
 
     def __call__(self, parser, *_):
         from importlib.metadata import version
@@ -43,17 +42,19 @@ class _ShowVersion(argparse.Action):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command.
+    """Run one command.
 
     Args:
-        argv: The arguments after the program's name; those of the process when None.
+        argv: arguments after the program's name; None for those of the process.
 
     Returns:
-        The exit code: 0 all well, 1 part of the work failed, 2 the command cannot run as given,
-        128 + the signal's number when SIGINT, SIGTERM or SIGHUP stopped it.
+        The exit code: 0 for success, 1 where part of the work failed, 2 where the command cannot
+        run as given, 128 + the signal's number where SIGINT, SIGTERM or SIGHUP stopped it.
     """
     with writable_streams():
-        arguments = build_parser().parse_args(argv)
+        parser = build_parser()
+        answer_shell(parser)
+        arguments = parser.parse_args(argv)
         try:
             with stops_as_interrupts():
                 code, reason = _run(arguments)
@@ -69,13 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> tuple[int, str | None]:
-    """The exit code, and why the command did not come to its end."""
+    """Return the exit code, and the reason where the command did not finish."""
     try:
         code = arguments.run(arguments)
         sys.stdout.flush()
         return code, None
     except BrokenPipeError:
-        # `setok doctor | head`: nobody reads on.
+        # `setok doctor | head`: the reader has gone.
         return 0, None
     except UsageError as error:
         return 2, str(error)

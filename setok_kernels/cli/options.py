@@ -1,4 +1,4 @@
-"""Every field of `ClusterConfig` as a command-line option.
+"""Options that commands share: the device, remote code, and every field of `ClusterConfig`.
 
 Choices and defaults stand here once more, because those of `setok_kernels` come with torch, for
 which `--help` does not wait; tests/cli/test_options.py holds both together.
@@ -42,23 +42,27 @@ _SWITCH = {"action": argparse.BooleanOptionalAction}
 _FLOAT = {"type": float, "metavar": "NUMBER"}
 _INT = {"type": int, "metavar": "COUNT"}
 
-# Of each field: how argparse reads it, its value in the default preset, and what --help says.
+# Of each field: arguments of argparse, its value in the default preset, and the text of --help.
 FIELD_OPTIONS: dict[str, tuple[dict[str, Any], Any, str]] = {
     "k": (_INT, 8, "neighbours in the local density"),
-    "max_clusters": (_INT, 64, "most clusters per picture"),
+    "max_clusters": (_INT, 64, "max number of clusters of an image"),
     "kernel": (
         {"choices": KERNELS},
         "gaussian",
-        "how similarity falls with the distance to a seed",
+        "similarity as a function of the distance to a seed",
     ),
-    "bandwidth": (_FLOAT, 0.5, "distance over which it falls; larger makes fewer, larger clusters"),
-    "beta": (_FLOAT, 0.1, "how much the seed score lowers a token's membership"),
+    "bandwidth": (
+        _FLOAT,
+        0.5,
+        "scale of the distance; larger makes fewer, larger clusters",
+    ),
+    "beta": (_FLOAT, 0.1, "weight with which the seed score lowers a token's membership"),
     "temperature": (_FLOAT, 0.1, "softness of the membership"),
     "offset": (_FLOAT, 0.5, "similarity at which the membership is one half"),
     "alpha": (
         {"choices": ALPHAS},
         "sigmoid",
-        "membership by a sigmoid or by the clamped kernel itself",
+        "membership: a sigmoid of the kernel, or the clamped kernel",
     ),
     "distance_scale": (
         {"type": _distance_scale, "metavar": "variance|dim|NUMBER"},
@@ -74,7 +78,7 @@ FIELD_OPTIONS: dict[str, tuple[dict[str, Any], Any, str]] = {
     "stop_residual": (
         _FLOAT,
         0.02,
-        "stop when no more than this share of the picture is unclaimed",
+        "stop when at most this fraction of the image is unclaimed",
     ),
     "min_mass": (_FLOAT, 0.0, "stop before a cluster of less than this many tokens"),
     "include_self": (_SWITCH, False, "a token counts among its own neighbours"),
@@ -82,36 +86,50 @@ FIELD_OPTIONS: dict[str, tuple[dict[str, Any], Any, str]] = {
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """Adds `--preset` and one option per field of `ClusterConfig`."""
+    """Add `--preset` and one option per field of `ClusterConfig`."""
     group = parser.add_argument_group(
-        "clustering", "What is not given keeps the value of the preset."
+        "clustering", "Options that are not given keep the value of the preset."
     )
     group.add_argument("--preset", choices=PRESETS, default="default", help="default: %(default)s")
-    for name, (how, default, text) in FIELD_OPTIONS.items():
-        # A field that was not given must stay absent, or it would overrule the preset.
+    for name, (keywords, default, text) in FIELD_OPTIONS.items():
+        # A field that was not given stays absent, or it would overrule the preset.
         group.add_argument(
             f"--{name.replace('_', '-')}",
             dest=name,
             default=argparse.SUPPRESS,
             help=f"{text} (default preset: {_show(default)})",
-            **how,
+            **keywords,
         )
 
 
+def add_device_option(parser: argparse.ArgumentParser, subject: str) -> None:
+    """Add `--device`.
+
+    Args:
+        parser: parser of the command.
+        subject: what runs on the device, for `--help`.
+    """
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help=f"device of {subject}, such as cuda or cuda:1 (default: %(default)s)",
+    )
+
+
 def add_trust_option(parser: argparse.ArgumentParser) -> None:
-    """Adds `--trust-remote-code`, without which no model brings code that is run."""
+    """Add `--trust-remote-code`, without which no code of a model runs."""
     parser.add_argument(
         "--trust-remote-code",
         action="store_true",
-        help="run Python code that the folder of a Hugging Face model brings (default: refuse it)",
+        help="run Python code in the folder of a Hugging Face model (default: refuse it)",
     )
 
 
 def read_config(arguments: argparse.Namespace) -> ClusterConfig:
-    """Makes the configuration from parsed options.
+    """Return the configuration of parsed options.
 
     Raises:
-        UsageError: A value is out of range.
+        UsageError: a value is out of range.
     """
     from setok_kernels import ClusterConfig
 

@@ -1,4 +1,4 @@
-"""Signals that ask a command to stop, as the exception that lets it clean up."""
+"""Signals that stop a command, as an exception that lets it clean up."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ STOP_SIGNALS = tuple(
 
 @contextlib.contextmanager
 def stops_as_interrupts() -> Iterator[None]:
-    """Raise `KeyboardInterrupt(signum)` where SIGTERM or SIGHUP arrives within the block.
+    """Raise `KeyboardInterrupt(signum)` when SIGTERM or SIGHUP arrives within the block.
 
-    Signals that are ignored (nohup) stay ignored, and the handlers of before come back at the end.
+    Ignored signals (nohup) stay ignored, and the earlier handlers are restored at the end.
     Outside the main thread, where Python allows no handlers, nothing changes.
     """
     before = {}
@@ -27,7 +27,7 @@ def stops_as_interrupts() -> Iterator[None]:
 
     def stop(number: int, _frame: FrameType | None) -> None:
         if os.getpid() != owner:
-            # A forked worker of a loader ends as it would without us: at once and in silence.
+            # A forked worker of a loader ends as without this handler: at once, in silence.
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         raise KeyboardInterrupt(number)
@@ -45,5 +45,5 @@ def stops_as_interrupts() -> Iterator[None]:
 
 
 def signal_of(stop: KeyboardInterrupt) -> signal.Signals:
-    """Name the signal behind an interrupt; Python's own, without arguments, is SIGINT."""
+    """Return the signal behind an interrupt; Python's own, without arguments, is SIGINT."""
     return signal.Signals(stop.args[0] if stop.args else signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Standard output and error that take any text and say so when they are closed."""
+"""Standard output and error that take any text, and report when they are closed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def writable_streams() -> Iterator[None]:
-    """Let the standard streams take what the locale cannot encode, and stand in for closed ones.
+    """Make the standard streams take characters outside the locale, and replace closed ones.
 
-    Writing to a closed standard output raises OSError; what goes to a closed standard error is
-    lost.
+    Writing to a closed standard output raises OSError; text for a closed standard error is lost.
     """
     before = sys.stdout, sys.stderr
     with contextlib.ExitStack() as stack:
@@ -36,7 +35,7 @@ def writable_streams() -> Iterator[None]:
 
 
 def flush_or_discard() -> None:
-    """Flush the standard output; what it cannot take is dropped, and Python does not try again."""
+    """Flush the standard output; text it cannot take is dropped, and Python does not try again."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -50,7 +49,7 @@ class _ClosedOutput(io.TextIOBase):
 
 
 def _occupy(descriptor: int) -> None:
-    """Keeps the number of a closed stream from the next file, which prints would then damage."""
+    """Keep the next file from the number of a closed stream: prints would damage it."""
     try:
         os.fstat(descriptor)
     except OSError:

@@ -22,6 +22,25 @@ def test_a_small_run(tmp_path, capsys):
     assert "2 x 40 x 8" in said and "over bmm" in said and str(out) in said
 
 
+def test_the_result_as_json(tmp_path, capsys):
+    out = tmp_path / "result.json"
+    arguments = ["bench", "--device", "cpu", "--only", "dpc_knn", "--shapes", "1x20x4", "--json"]
+    assert main([*arguments, "--seconds", "0.1", "--rounds", "5", "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == results.load_result(out)
+    assert f"written to {out}" in printed.err
+
+
+def test_the_plan_as_json(capsys):
+    assert main(["bench", "--plan", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    [device] = found["devices"]
+    parts = {part["name"]: part for part in device["parts"]}
+    first = parts["tokenize 28 M images"]
+    assert first["hours"] > 0 and first["days"] == first["hours"] / found["gpus"] / 24
+    assert device["sources"] and found["assumptions"]
+
+
 def test_a_wrong_result_of_ours_fails(monkeypatch, capsys):
     def wrong(case, result):
         raise AssertionError("seed 3 was a seed before")

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -24,6 +25,28 @@ def test_the_report(capsys):
     for name, reason in sk.backends().items():
         line = next(line for line in said.splitlines() if line.split()[:1] == [name])
         assert line.endswith("ok") if reason is None else "cannot run: " in line
+
+
+def test_the_report_as_json(capsys):
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["version"] == sk.__version__
+    assert {name: reason is None for name, reason in report["backends"].items()} == {
+        name: reason is None for name, reason in sk.backends().items()
+    }
+    assert list(report["versions"]) == ["python", *doctor._PACKAGES]
+    assert report["versions"]["torch"] == torch.__version__
+    assert report["cpu"]["threads"] == torch.get_num_threads()
+    assert report["accelerators"] == []
+
+
+def test_what_is_missing_is_null_in_json(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "_PACKAGES", ("no-such-package",))
+    monkeypatch.setattr(doctor, "_try_backend", lambda name: f"should run but fails: {name}")
+    assert main(["doctor", "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["versions"]["no-such-package"] is None
+    assert report["backends"]["reference"] == "should run but fails: reference"
 
 
 def test_a_broken_reference_is_a_failure(capsys, monkeypatch):
@@ -149,6 +172,26 @@ def test_wrong_kernels_are_a_failure(gpu, capsys):
     # What is remembered is shown; nothing was asked for that could fail.
     assert main(["doctor"]) == 0
     assert "are not right on cuda:0 (Some GPU)" in capsys.readouterr().out
+
+
+def test_verdicts_as_json(gpu, capsys):
+    outcome = Outcome("exact tokens", "failed", 1.5, "knn[0]: got 1\nTraceback")
+    gpu.verdict = Verdict(gpu.identity, (outcome,), 12.0)
+
+    def devices(*options):
+        code = main(["doctor", "--json", *options])
+        return code, json.loads(capsys.readouterr().out)["accelerators"]
+
+    code, [found] = devices()
+    assert code == 0 and found["state"] is None and not found["failed"]
+    assert (found["device"], found["name"], found["capability"]) == ("cuda:0", "Some GPU", "9.0")
+    assert found["memory_bytes"] == 80 * 2**30
+    code, [found] = devices("--verify")
+    assert code == 1 and found["state"] == "failed" and found["failed"]
+    assert "send the report" in found["verification"]
+    # Remembered, and not asked for.
+    code, [found] = devices()
+    assert code == 0 and found["state"] == "failed" and not found["failed"]
 
 
 def test_a_verification_that_is_not_asked_for_is_named(gpu, capsys, monkeypatch):

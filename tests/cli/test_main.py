@@ -196,6 +196,7 @@ COMMANDS = [
     "segment",
     "bench",
     "doctor",
+    "completion",
 ]
 
 

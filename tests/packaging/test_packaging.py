@@ -270,8 +270,8 @@ class TestArchives:
         _, clone = wheel
         with zipfile.ZipFile(next(clone.parent.glob("*.whl"))) as archive:
             names = archive.namelist()
-        assert [name for name in names if name.endswith("/_speaking.py")] == [
-            "setokim/cli/_speaking.py"
+        assert [name for name in names if name.endswith("/_inference.py")] == [
+            "setokim/cli/_inference.py"
         ]
 
 

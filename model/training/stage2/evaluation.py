@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from setokim.data import Dataset
 from setokim.evaluation.asking import Asked, ask, batches_of, questions_of
+from setokim.evaluation.settings import GenerationSettings
 from setokim.evaluation.shapes_world import shapes_figures
 from setokim.training.stage2.held_out_losses import held_out_losses
-from setokim.training.stage2.settings import GenerationSettings
 from setokim.vlm.modeling_setokim import SetokimModel
 from setokim.vlm.processing_setokim import SetokimProcessor
 
@@ -46,7 +46,7 @@ def evaluate(
     figures = shapes_figures(
         row
         for start, batch in batches_of(_questions(held_out, number))
-        for row in ask(model, processor, batch, settings, start)
+        for row in ask(model, processor, batch, settings.config(), start)
     )
     finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
     return finite | held_out_losses(model, processor, held_out, batch_size, max_length)

@@ -11,7 +11,7 @@ from PIL import Image
 from setokim.data import Conversation, Dataset
 from setokim.data.image_processing import to_image
 from setokim.evaluation.asking import answers
-from setokim.training.stage2.settings import GenerationSettings
+from setokim.evaluation.settings import GenerationSettings
 from setokim.vlm.generation import Answer
 from setokim.vlm.modeling_setokim import SetokimModel
 from setokim.vlm.processing_setokim import SetokimProcessor
@@ -53,7 +53,8 @@ def draw_answers(
     for task, samples in chosen.items():
         if not samples:
             continue
-        found = answers(model, processor, [sample.messages[:1] for sample in samples], settings)
+        prompts = [sample.messages[:1] for sample in samples]
+        found = answers(model, processor, prompts, settings.config())
         columns.append(
             [_row(sample, answer) for sample, answer in zip(samples, found, strict=True)]
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from setokim.evaluation.settings import GenerationSettings
 from setokim.training.base_settings import Settings, check_weights
 from setokim.training.stage2.losses import InstructLossSettings
 
@@ -37,36 +38,6 @@ class LoraSettings:
             raise ValueError(f"lora.dropout: expected a number in [0, 1), got {self.dropout}")
         if not self.targets:
             raise ValueError("lora.targets: expected at least one name, got none")
-
-
-@dataclass(frozen=True)
-class GenerationSettings:
-    """What stages 2 and 3 write and draw when they are evaluated.
-
-    Attributes:
-        samples: how many of the held-out ones; None for all.
-        guidance: scale of classifier-free guidance of the diffusion; 1 for none.
-        sampling_steps: of the diffusion.
-        max_new_tokens: the longest answer.
-        image_temperature: of the noise that visual tokens begin as, see `generate`.
-    """
-
-    samples: int | None = None
-    guidance: float = 1.0
-    sampling_steps: int = 25
-    max_new_tokens: int = 64
-    image_temperature: float = 1.0
-
-    def __post_init__(self):
-        for name in ("samples", "sampling_steps", "max_new_tokens"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise ValueError(f"generation.{name}: expected at least 1, got {number}")
-        if self.guidance < 0:
-            raise ValueError(f"generation.guidance: expected at least 0, got {self.guidance}")
-        if self.image_temperature < 0:
-            got = self.image_temperature
-            raise ValueError(f"generation.image_temperature: expected at least 0, got {got}")
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def test_one_answer(chat, says, capsys):  # noqa: F811
     assert (printed.out, complaints(printed.err)) == ("a red circle.\n", [])
 
 
-def test_words_come_as_they_are_said(chat, says, monkeypatch):  # noqa: F811
+def test_text_is_printed_as_it_is_generated(chat, says, monkeypatch):  # noqa: F811
     says("a red circle.</s>")
     out = io.StringIO()
     pieces = []
@@ -57,7 +57,7 @@ def test_words_come_as_they_are_said(chat, says, monkeypatch):  # noqa: F811
     assert [piece for piece in pieces if piece] == ["a", " red", " circle", ".", "\n"]
 
 
-def test_pictures_and_masks_are_named_and_kept(tmp_path, chat, says, photo, capsys):  # noqa: F811
+def test_images_and_masks_are_named_and_kept(tmp_path, chat, says, photo, capsys):  # noqa: F811
     says("<img> <image> <image> </img> yes [SEG] a [SEG] </s>")
     out = tmp_path / "new" / "out"
     assert chat("--out", out, "--image", photo, "--", "draw a circle") == 0
@@ -153,7 +153,7 @@ def test_what_is_not_kept_and_what_is_cut_off_is_said(chat, says, capsys):  # no
     printed = capsys.readouterr()
     assert printed.out == "[answer-001.png]\n"
     assert complaints(printed.err) == [
-        "setok chat: pictures and masks are kept only with --out",
+        "setok chat: images and masks are kept only with --out",
         "setok chat: cut off by --max-new-tokens",
     ]
 

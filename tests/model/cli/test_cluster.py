@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import sys
 
 import numpy as np
@@ -10,13 +11,9 @@ import setok_kernels as sk
 from helpers.cluster_files import GRID, listing, read, two_halves
 from setok_cli.main import main
 from setokim.cli import cluster
-from setokim.cli.draw import _title, draw_contact_sheet, draw_map, fit
-from setokim.cli.pictures import (
-    Method,
-    PictureClusters,
-    cluster_batch,
-    result_names,
-)
+from setokim.cli.cluster_maps import _title, draw_contact_sheet, draw_map, fit
+from setokim.cli.image_clusters import ImageClusters, Method, cluster_batch
+from setokim.cli.names import result_names
 from setokim.utils.palette import palette
 
 EVERY_FIELD_CHANGED = sk.ClusterConfig(
@@ -55,7 +52,7 @@ def picture(tmp_path):
     return path
 
 
-def test_a_png_and_a_json_per_picture(picture, tmp_path, capsys):
+def test_a_png_and_a_json_per_image(picture, tmp_path, capsys):
     out = tmp_path / "new" / "out"
     assert main(["cluster", str(picture), "--out", str(out), *GRID]) == 0
     assert listing(out) == ["halves.clusters.json", "halves.clusters.png"]
@@ -86,6 +83,24 @@ def test_a_png_and_a_json_per_picture(picture, tmp_path, capsys):
     assert "halves" in printed and str(out) in printed
 
 
+def test_the_summary_as_json(picture, tmp_path, capsys):
+    out, broken = tmp_path / "out", tmp_path / "broken.png"
+    broken.write_text("no image")
+    files = [str(picture), str(broken)]
+    assert main(["cluster", *files, "--out", str(out), *GRID, "--json"]) == 1
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    [row] = found["images"]
+    record = read(out / "halves.clusters.json")
+    assert (row["image"], row["tokens"]) == ("halves", record["tokens"])
+    assert row["labels"] == record["distinct_labels"]
+    assert row["residual"] == pytest.approx(record["residual"]["mass"] / 48)
+    assert row["encode_ms"] > 0 and row["cluster_ms"] > 0
+    [unreadable] = found["unreadable"]
+    assert f"cannot read {broken}" in unreadable and unreadable in printed.err
+    assert found["out"] == str(out)
+
+
 def test_the_json_is_the_result_of_the_public_function(picture, tmp_path):
     main(["cluster", str(picture), "--out", str(tmp_path), *GRID])
     record = read(tmp_path / "halves.clusters.json")
@@ -106,7 +121,7 @@ def test_equal_input_gives_equal_files(picture, tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", ["1", "2", "8"])
-def test_a_folder_of_unequal_pictures(tmp_path, batch_size):
+def test_a_folder_of_unequal_images(tmp_path, batch_size):
     source, out = tmp_path / "in", tmp_path / "out"
     (source / "deeper").mkdir(parents=True)
     two_halves(30, 90).save(source / "tall.jpg")
@@ -125,7 +140,7 @@ def test_a_folder_of_unequal_pictures(tmp_path, batch_size):
     assert (out / "hidden.clusters.json").exists()
 
 
-def test_results_are_not_taken_for_pictures(picture, tmp_path):
+def test_results_are_not_taken_for_images(picture, tmp_path):
     for _ in range(2):
         assert main(["cluster", str(tmp_path), "--out", str(tmp_path), *GRID]) == 0
     assert listing(tmp_path) == ["halves.clusters.json", "halves.clusters.png", "halves.png"]
@@ -161,10 +176,10 @@ def test_unreadable_files_are_named_and_the_others_still_run(picture, tmp_path, 
     assert main(["cluster", str(broken), "--out", str(out)]) == 1
 
 
-def test_no_pictures_at_all(tmp_path, capsys):
+def test_no_images_at_all(tmp_path, capsys):
     (tmp_path / "notes.txt").touch()
     assert main(["cluster", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
-    assert f"no pictures found in {tmp_path}" in capsys.readouterr().err
+    assert f"no images found in {tmp_path}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -294,7 +309,7 @@ def test_a_hugging_face_model_in_a_folder(picture, tmp_path):
 
 
 def make_picture(labels, seeds, size=(80, 60)):
-    return PictureClusters(
+    return ImageClusters(
         source=None,
         name="drawn",
         photo=Image.new("RGB", size, (128, 128, 128)),
@@ -338,12 +353,12 @@ def test_the_residual_is_hatched_grey():
     assert residual.std() > 20, "striped"
 
 
-def test_a_picture_without_clusters_is_drawn():
+def test_an_image_without_clusters_has_a_map():
     drawn = draw_map(make_picture([[0, 0]], []), (40, 20))
     assert drawn.size == (40, 20)
 
 
-def test_the_contact_sheet_holds_every_picture():
+def test_the_contact_sheet_holds_every_image():
     picture = make_picture([[0, 1]], [(0, 0), (0, 1)])
     one = draw_contact_sheet([picture])
     five = draw_contact_sheet([picture] * 5)
@@ -370,4 +385,4 @@ def test_help_shows_defaults(capsys):
 
 def test_a_single_token_in_the_table():
     row = cluster.summarise(make_picture([[0]], [(0, 0)]))
-    assert row[:3] == ("drawn", "1", "1")
+    assert (row["image"], row["tokens"], row["labels"]) == ("drawn", 1, 1)

@@ -12,8 +12,8 @@ from PIL import Image
 
 from helpers.cluster_files import GRID, listing, read, two_halves
 from setok_cli.main import main
-from setokim.cli import pictures
-from setokim.cli.pictures import _laid_out
+from setokim.cli import cluster_results
+from setokim.cli.cluster_results import _laid_out
 from setokim.utils.file_names import printable_name
 from setokim.utils.folder_lock import locked
 
@@ -157,14 +157,14 @@ def test_files_that_are_none(tmp_path, capsys, name):
 def test_a_signal_keeps_what_is_done(tmp_path, capsys, monkeypatch):
     for name in "abc":
         two_halves().save(tmp_path / f"{name}.png")
-    before = pictures.draw_figure
+    before = cluster_results.draw_figure
 
     def stop_at_b(picture, encoder):
         if picture.name == "b":
             os.kill(os.getpid(), signal.SIGTERM)
         return before(picture, encoder)
 
-    monkeypatch.setattr(pictures, "draw_figure", stop_at_b)
+    monkeypatch.setattr(cluster_results, "draw_figure", stop_at_b)
     out = tmp_path / "out"
     assert main(["cluster", str(tmp_path), "--out", str(out), *GRID]) == 128 + signal.SIGTERM
     printed = capsys.readouterr()

@@ -187,6 +187,26 @@ def test_one_of_all_benchmarks_fails(model, tmp_path, capsys):
     assert figures_of(tmp_path / "o" / "flickr30k")["samples"] == 3
 
 
+def test_metrics_as_json(model, command, tmp_path, capsys):
+    assert main([*command("gqa"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == {
+        "metrics": {"gqa": figures_of(tmp_path / "out")},
+        "failed": [],
+        "out": str(tmp_path / "out"),
+    }
+    (tmp_path / "all" / "gqa").mkdir(parents=True)
+    where = ["--data", str(tmp_path / "all"), "--model", str(model), "--out", str(tmp_path / "o")]
+    assert main(["eval", "--all", *where, "--json"]) == 1
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == {
+        "metrics": {},
+        "failed": ["gqa"],
+        "out": str(tmp_path / "o"),
+    }
+    assert "setok eval: gqa: " in printed.err
+
+
 def test_mme_that_is_not_whole(command, tmp_path):
     # "existence" comes after "OCR", and "eval_tool" is no subtask.
     line = command("mme")

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,28 @@ def test_the_papers_runs(capsys, config):
         assert sum(sizes) == pytest.approx(float(memory["all"][column]), abs=0.04)
     # 7,469,709,450 weights of 4 bytes, an eighth of them.
     assert memory["weights"] == ["3.48", "0.43"]
+
+
+def test_the_same_as_json(capsys):
+    assert plan(*SHAPES) == 0
+    parameters, memory = table(capsys.readouterr().out)
+    assert plan(*SHAPES, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"]["llm"] == 6_738_415_616
+    assert found["trained_parameters"]["detokenizer"] == 0
+    assert sum(found["parameters"].values()) == int(parameters["all"][0].replace(",", ""))
+    assert [one["gpus"] for one in found["memory"]] == [8, 64]
+    for column, one in enumerate(found["memory"]):
+        assert one["total"] == sum(one["bytes"].values())
+        shown = {name: f"{size / 2**30:.2f}" for name, size in one["bytes"].items()}
+        assert shown == {name: memory[name][column] for name in shown}
+    assert found["settings"] == {
+        "parallel": "fsdp",
+        "precision": "bf16",
+        "batch_size": 16,
+        "max_length": 2048,
+        "accumulation": 8,
+    }
 
 
 def test_settings_in_place_of_the_files(capsys):

@@ -59,7 +59,7 @@ def test_from_settings_to_a_model(tmp_path, train, capsys, threads):
 
     printed = capsys.readouterr()
     assert f"{'psnr':<26} {metrics['psnr']:.4g}\n" in printed.out
-    assert f"Model, pictures and metrics are in {out}\n" in printed.out
+    assert f"Model, images and metrics are in {out}\n" in printed.out
     assert "process 0, data: all 16 samples tried could be read\n" in printed.out
     assert "contrastive" in printed.err
 
@@ -147,6 +147,14 @@ def one_line(error):
     (line,) = [line for line in error.splitlines() if line.startswith("setok train:")]
     assert error.rstrip().endswith(line) and "Traceback" not in error
     return line
+
+
+def test_metrics_as_json(tmp_path, train, capsys):
+    assert train("every.checkpoint=0", "--json") == 0
+    printed = capsys.readouterr()
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert json.loads(printed.out) == {"metrics": metrics, "out": str(tmp_path / "out")}
+    assert "process 0, data: " in printed.err
 
 
 def test_resume_where_nothing_is_to_be_resumed(tmp_path, train, capsys):

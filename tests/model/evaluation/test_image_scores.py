@@ -40,7 +40,7 @@ from setokim.evaluation.image_scores import (
     ssim,
 )
 from setokim.evaluation.perceptual import PerceptualLoss
-from setokim.training.stage2.settings import GenerationSettings
+from setokim.vlm.generation_config import SetokimGenerationConfig
 
 BLACK, WHITE, GREY = ((level,) * 3 for level in (0, 255, 51))  # 51 is a fifth of 255
 C1, C2 = 0.01**2, 0.03**2
@@ -286,8 +286,8 @@ def test_generated_images_are_compared_with_their_targets(tmp_path, monkeypatch)
 
     monkeypatch.setattr(run, "ask", ask)
     benchmark = dataclasses.replace(BENCHMARKS["evr"], pictures=judge)
-    log, settings = AnswerLog(tmp_path, {}), GenerationSettings()
-    figures = run.run_benchmark(benchmark, [sample] * 2, None, None, settings, log, tmp_path)
+    log, config = AnswerLog(tmp_path, {}), SetokimGenerationConfig()
+    figures = run.run_benchmark(benchmark, [sample] * 2, None, None, config, log, tmp_path)
     assert figures == {"undrawn": 3, "samples": 2, "broken": 0}
     (first, wanted, words), (second, other, _), *_ = seen
     assert words == "it" and first.tobytes() == picture(5).tobytes()

@@ -9,7 +9,7 @@ import pytest
 from helpers.tiny_setokim import build, picture
 from setokim.data.conversations import message
 from setokim.evaluation.asking import answers
-from setokim.training.stage2.settings import GenerationSettings
+from setokim.vlm.generation_config import SetokimGenerationConfig
 
 DOCS = [{"image": picture(i)} for i in range(3)]
 SHORT, LONG = {"max_new_tokens": 3}, {"max_new_tokens": 5, "until": ["\n\n"], "temperature": 0}
@@ -84,8 +84,8 @@ def test_answers_in_order(model, built):
     said = model.generate_until([request_of(*one) for one in asked])
     for (text, number, options), found in zip(asked, said, strict=True):
         prompt = [message("user", DOCS[number]["image"], text.removeprefix("<image>\n"))]
-        settings = GenerationSettings(max_new_tokens=options["max_new_tokens"])
-        (alone,) = answers(*built, [prompt], settings)
+        config = SetokimGenerationConfig(max_new_tokens=options["max_new_tokens"])
+        (alone,) = answers(*built, [prompt], config)
         assert found == built[1].decode(alone.ids).split("\n\n")[0].strip()
     assert len(set(said)) > 1
     # As many names are positions of images as there are images.
@@ -134,7 +134,7 @@ def test_unsupported_requests(model):
         model.generate_until([request_of("is?", 0, {"do_sample": True})])
     with pytest.raises(ValueError, match=r"^num_beams: expected 1, got 3$"):
         model.generate_until([request_of("is?", 0, {"num_beams": 3})])
-    with pytest.raises(ValueError, match=r"^doc_to_visual: expected pictures, got str$"):
+    with pytest.raises(ValueError, match=r"^doc_to_visual: expected images, got str$"):
         model.generate_until([request_of("is?", 0, SHORT, lambda doc: ["film.mp4"])])
     with pytest.raises(NotImplementedError, match="rank"):
         model.loglikelihood([])

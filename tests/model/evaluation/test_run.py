@@ -20,8 +20,9 @@ from setokim.evaluation import asking, clusters, run
 from setokim.evaluation.answer_log import AnswerLog
 from setokim.evaluation.asking import Answered, Asked, batches_of
 from setokim.evaluation.benchmarks import BENCHMARKS, mm_vet_scores
+from setokim.evaluation.settings import GenerationSettings
 from setokim.training.stage2.evaluation import evaluate
-from setokim.training.stage2.settings import GenerationSettings
+from setokim.vlm.generation_config import SetokimGenerationConfig
 
 WORLD = {"kind": "shapes-tasks", "size": 32, "seed": 1, "samples": 30}
 OPTIONS = {"objects": [2, 3], "turns": 2, "visible": 0.9, "contrast": 0.5}
@@ -136,11 +137,11 @@ def test_a_killed_run_goes_on(built, model, world, tmp_path, monkeypatch):
     assert main([*arguments, "--model", str(model), "--out", str(whole)]) == 0
     asked, ask = [], run.ask
 
-    def counted(model, processor, batch, settings, start):
+    def counted(model, processor, batch, config, start):
         if len(asked) == 4:
             raise KeyboardInterrupt
         asked.append(len(batch))
-        return ask(model, processor, batch, settings, start)
+        return ask(model, processor, batch, config, start)
 
     monkeypatch.setattr(run, "ask", counted)
     assert main([*arguments, "--model", str(model), "--out", str(cut)]) == 130
@@ -175,20 +176,20 @@ def test_settings_reach_the_model(built):
             self.options = options
             return []
 
-    fields = {"guidance": 2.5, "sampling_steps": 7, "image_temperature": 0.3, "max_new_tokens": 9}
+    options = {"guidance": 2.5, "sampling_steps": 7, "image_temperature": 0.3, "temperature": 0.7}
+    config = SetokimGenerationConfig(max_new_tokens=9, **options)
     sample, model = ShapesTasks(0, length=1, size=16, tasks={"generate": 1})[0], Model()
-    asking.answers(model, built[1], [sample.messages[:1]], GenerationSettings(**fields), start=4)
-    assert {name: model.options[name] for name in fields} == fields
+    asking.answers(model, built[1], [sample.messages[:1]], config, start=4)
+    assert model.options["generation_config"] == config
     (generator,) = model.options["generators"]
     assert generator.initial_seed() == 4
 
 
 def test_the_rest_of_a_batch_keeps_its_noise(built, tmp_path, monkeypatch):
     dataset = ShapesTasks(0, length=5, size=16, tasks={"generate": 1})
-    settings = GenerationSettings()
     log, seen = AnswerLog(tmp_path, {}), []
 
-    def ask(model, processor, batch, settings, start):
+    def ask(model, processor, batch, config, start):
         seen.append((start, [one.number for one in batch]))
         return [Answered(one, "") for one in batch]
 
@@ -196,7 +197,7 @@ def test_the_rest_of_a_batch_keeps_its_noise(built, tmp_path, monkeypatch):
     log.add([Answered(q, "") for i in range(2) for q in asking.questions_of(i, dataset[i])])
     monkeypatch.setattr(asking, "AT_ONCE", 3)
     benchmark = dataclasses.replace(BENCHMARKS["shapes-world"], figures=lambda rows: {})
-    run.run_benchmark(benchmark, dataset, *built, settings, log, tmp_path)
+    run.run_benchmark(benchmark, dataset, *built, SetokimGenerationConfig(), log, tmp_path)
     # Question i has the noise of i, whatever was answered before.
     assert seen == [(2, [2]), (3, [3, 4])]
 
@@ -252,7 +253,7 @@ def test_a_data_set_without_images_is_left_early(built, tmp_path, monkeypatch):
 
     def go(**options):
         log, show = AnswerLog(tmp_path / str(options), {}), read.append
-        arguments = (GenerationSettings(), log, tmp_path / str(options), show)
+        arguments = (SetokimGenerationConfig(), log, tmp_path / str(options), show)
         data = Missing(0, length=300, size=8, tasks={"vqa": 1})
         return run.run_benchmark(benchmark, data, *built, *arguments, **options)
 

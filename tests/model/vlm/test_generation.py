@@ -70,7 +70,7 @@ def same(found: Answer, expected: Answer):
             assert_close(mine, theirs, **CLOSE)
 
 
-def test_scripts_make_words_pictures_and_masks(model, processor):
+def test_scripts_make_text_images_and_masks(model, processor):
     answers, _ = follow(model, processor, PROMPTS, SCRIPTS)
     words = ["yes, there is.", "and", "a", "the"]
     assert [processor.decode(answer.ids) for answer in answers] == words
@@ -119,7 +119,7 @@ def test_a_batch_is_its_rows(model, processor, guidance):
             assert_close(states[number][i], state[0], **CLOSE)
 
 
-def test_guidance_and_prompts_change_what_is_drawn(model, processor):
+def test_guidance_and_prompts_change_the_image(model, processor):
     scripts = SCRIPTS[2:3]
     (plain,), _ = follow(model, processor, [DRAW], scripts)
     (guided,), _ = follow(model, processor, [DRAW], scripts, guidance=3.0)
@@ -137,7 +137,7 @@ def test_guidance_0_ignores_the_prompt(model, processor):
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_it_draws_from_the_states_that_it_learnt_from(model, processor, use_cache):
+def test_it_generates_from_the_states_of_training(model, processor, use_cache):
     whole = processor([[*EDIT, message("assistant", picture(3))]])
     output = model(**whole)
     free = model(**whole, unconditional=torch.tensor([True]))
@@ -169,7 +169,7 @@ def test_it_draws_from_the_states_that_it_learnt_from(model, processor, use_cach
     assert_close(torch.cat(states), output.last_hidden_state[0, -len(states) - 1 : -1], **CLOSE)
 
 
-def test_words_are_the_likeliest(model, processor):
+def test_text_is_the_most_probable(model, processor):
     config = model.config
     # A picture would need more than words, and the end comes too early.
     barred = [config.image_start_id, config.image_end_id, config.image_token_id]
@@ -213,7 +213,7 @@ def likes(model, processor, *names):
     return ids
 
 
-def test_a_picture_ends_after_its_most_tokens(model, processor):
+def test_an_image_ends_after_its_max_tokens(model, processor):
     likes(model, processor, "<image>", "<img>")
     for most, expected in ((2, 2), (None, 5)):
         (answer,) = model.generate(
@@ -226,7 +226,7 @@ def test_a_picture_ends_after_its_most_tokens(model, processor):
         assert not answer.finished
 
 
-def test_a_picture_has_at_least_one_token(model, processor):
+def test_an_image_has_at_least_one_token(model, processor):
     likes(model, processor, "</img>", "<img>", "<image>")
     (answer,) = model.generate(**prompt(processor, TEXT), max_new_tokens=3, **FAST)
     config = model.config
@@ -234,7 +234,7 @@ def test_a_picture_has_at_least_one_token(model, processor):
     assert [len(tokens) for tokens in answer.tokens] == [1]
 
 
-def test_within_a_picture_there_are_no_words(model, processor):
+def test_within_an_image_there_is_no_text(model, processor):
     likes(model, processor, "<img>", "▁red", "</s>", "<image>", "</img>")
     (answer,) = model.generate(**prompt(processor, TEXT), max_new_tokens=4, **FAST)
     # Cut off in the middle, it is a picture of what is there.
@@ -242,20 +242,20 @@ def test_within_a_picture_there_are_no_words(model, processor):
     assert answer.ids[-1] == model.config.image_end_id
 
 
-def test_a_picture_without_tokens_that_was_cut_off_is_none(model, processor):
+def test_an_image_without_tokens_that_was_cut_off_is_none(model, processor):
     likes(model, processor, "<img>")
     (answer,) = model.generate(**prompt(processor, TEXT), max_new_tokens=1, **FAST)
     assert answer.tokens == [] and answer.images == []
 
 
-def test_segments_need_a_picture_in_the_prompt(model, processor):
+def test_segments_need_an_image_in_the_prompt(model, processor):
     segment, red = likes(model, processor, "[SEG]", "▁red")
     answers = model.generate(**prompt(processor, TEXT, SEE), max_new_tokens=3, **FAST)
     assert [answer.ids for answer in answers] == [[red] * 3, [segment] * 3]
     assert [len(answer.masks) for answer in answers] == [0, 3]
 
 
-def test_pictures_have_the_size_that_was_asked_for(model, processor):
+def test_images_have_the_size_asked_for(model, processor):
     (answer,), _ = follow(model, processor, [DRAW], SCRIPTS[2:3], image_size=(48, 40))
     assert [image.shape for image in answer.images] == [(3, 48, 40)] * 2
 
@@ -348,14 +348,14 @@ def test_arguments_that_do_not_fit(model, processor, options, expected):
         model.generate(**prompt(processor, TEXT, DRAW), **options)
 
 
-def test_pictures_must_match_their_places(model, processor):
+def test_images_must_match_their_positions(model, processor):
     batch = prompt(processor, SEE)
     batch["pixel_values"] = batch["pixel_values"][:1]
     with pytest.raises(ValueError, match="expected"):
         model.generate(**batch)
 
 
-def test_a_head_without_units_draws_nothing(model, processor):
+def test_a_head_without_units_generates_nothing(model, processor):
     likes(model, processor, "<img>", "<image>")
     model.head.fitted.fill_(False)
     try:

@@ -10,10 +10,10 @@ from setokim.data import Conversation, ShapesTasks
 from setokim.data.conversations import MASK, message
 from setokim.data.image_processing import to_image
 from setokim.evaluation import asking
+from setokim.evaluation.settings import GenerationSettings
 from setokim.training.stage2 import evaluation
 from setokim.training.stage2.held_out_losses import held_out_losses
 from setokim.training.stage2.samples import draw_answers
-from setokim.training.stage2.settings import GenerationSettings
 from setokim.vlm.generation import Answer
 from setokim.vlm.losses import LOSSES
 
@@ -149,7 +149,7 @@ def test_noise_of_a_prompt_does_not_depend_on_its_batch(built, monkeypatch):
     monkeypatch.setattr(built[0], "generate", generate)
     monkeypatch.setattr(asking, "AT_ONCE", 2)
     for start, batch in asking.batches_of(questions):
-        asking.ask(*built, batch, SETTINGS, start)
+        asking.ask(*built, batch, SETTINGS.config(), start)
     assert seeds == [0, 1, 2]
 
 

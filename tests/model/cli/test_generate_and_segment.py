@@ -26,7 +26,7 @@ def test_generate(tmp_path, run, says, prompts, capsys):  # noqa: F811
     assert run("generate", "draw a red circle.") == 0
     out = tmp_path / "new" / "out.png"
     assert Image.open(out).size == (32, 32)
-    assert capsys.readouterr().out == f"Picture of 2 visual tokens is in {out}\n"
+    assert capsys.readouterr().out == f"Image of 2 visual tokens is in {out}\n"
     # As it is, and nothing else.
     assert prompts == [
         [{"role": "user", "content": [{"type": "text", "text": "draw a red circle."}]}]
@@ -37,7 +37,7 @@ def test_edit(tmp_path, run, says, prompts, photo, capsys):  # noqa: F811
     says("<img> <image> </img> <img> <image> </img> </s>")
     assert run("edit", "--image", photo, "remove the circle.") == 0
     assert Image.open(tmp_path / "new" / "out.png").size == (32, 32)
-    assert "edit: the model drew 2 pictures, this is the first" in capsys.readouterr().err
+    assert "edit: the model generated 2 images, this is the first" in capsys.readouterr().err
     [[message]] = prompts
     assert [part["type"] for part in message["content"]] == ["image", "text"]
     assert message["content"][0]["image"].size == (50, 30)
@@ -63,11 +63,11 @@ def test_segment(tmp_path, run, says, photo, capsys, monkeypatch):  # noqa: F811
 
 
 @pytest.mark.parametrize("command", ["generate", "edit", "segment"])
-def test_an_answer_without_a_picture(tmp_path, run, says, photo, capsys, command):  # noqa: F811
+def test_an_answer_without_an_image(tmp_path, run, says, photo, capsys, command):  # noqa: F811
     says("no circle</s>")
     image = [] if command == "generate" else ["--image", photo]
     assert run(command, *image, "draw a circle") == 1
-    came = "gave no mask" if command == "segment" else "drew nothing"
+    came = "gave no mask" if command == "segment" else "generated no image"
     assert f"setok {command}: the model {came}; it said: no circle\n" in capsys.readouterr().err
     assert not (tmp_path / "new" / "out.png").exists()
 
@@ -82,7 +82,7 @@ def test_a_file_that_cannot_be_written(run, photo, capsys, command, out):  # noq
 
 
 @pytest.mark.parametrize("command", ["edit", "segment"])
-def test_a_picture_that_cannot_be_read(run, capsys, command):
+def test_an_image_that_cannot_be_read(run, capsys, command):
     assert run(command, "--image", "/nowhere.png", "draw a circle") == 2
     assert f"setok {command}: --image: cannot read /nowhere.png" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""`setok bench`: how fast the clustering is here, against its peers and the physical floor."""
+"""`setok bench`: speed and memory of the clustering, compared with baselines and the roofline."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from setok_cli.errors import UsageError, missing_package
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the parser of `setok`."""
+    """Add the command to the parser of `setok`."""
     parser = commands.add_parser(
         "bench",
-        help="measure throughput, memory, and ratios to peers and to the physical floor",
-        description="Checks the result of every contender, times those that are right in turns, "
+        help="measure throughput, memory, and ratios to baselines and to the roofline's floor",
+        description="Checks the result of every implementation, times the correct ones in turns, "
         "and prints medians, ratios and conditions.",
     )
     add_options(parser)
@@ -21,7 +21,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the suite; returns 1 if a backend of ours gave a wrong result, else 0.
+    """Run the suite; return 1 if a backend of ours gave a wrong result, else 0.
 
     Raises:
         UsageError: the options do not fit, a file cannot be read or written, or a package is not
