@@ -48,5 +48,5 @@ def add_lora(
 
 
 def base_of(llm: nn.Module) -> PreTrainedModel:
-    """Return the model of transformers itself, without the adapters around it if there are any."""
+    """Return the language model of transformers, unwrapped from its adapters if it has any."""
     return llm.get_base_model() if hasattr(llm, "get_base_model") else llm

@@ -24,7 +24,7 @@ from setokim.vlm.segmentation import MaskLogits
 
 
 class LossModel(Protocol):
-    """The parts of `SetokimModel` that losses read."""
+    """Interface of `SetokimModel` for the losses."""
 
     head: DiffusionHead
 

@@ -55,9 +55,9 @@ def splice(
     """Insert positions for visual tokens; no loop over tokens, rows or images.
 
     Args:
-        input_ids: (B, L) with one `<image>` for each of M images, in the order of the images.
-        attention_mask: (B, L), 0 for padding on either side.
-        labels: (B, L), or None to train nothing.
+        input_ids: (B, L) ids with one `<image>` for each of M images, in their order.
+        attention_mask: (B, L) int64, 0 in padding on either side.
+        labels: (B, L) int64, -100 where nothing is trained; None to train nothing.
         cu_seqlens: (M + 1,) offsets of the images' tokens.
         image_token_id: id of `<image>`.
         segment_id: id of `[SEG]`.
@@ -120,7 +120,7 @@ def prompt_positions(labels: Tensor) -> Tensor:
     """Return (B, T) bool, the positions of prompts without the last position of each.
 
     A prompt is a run of positions without labels. The hidden state of its last position predicts
-    the first label behind it.
+    the first label after it.
 
     Args:
         labels: (B, T) int64, -100 where nothing is trained.
@@ -134,8 +134,8 @@ def source_images(input_ids: Tensor, image_token_id: int, image_start_id: int) -
     """Return the source of each generated image: the last image before it in its row.
 
     Args:
-        input_ids: (B, L) with one `<image>` for each of M images, behind an `<img>` where the
-            assistant generates the image.
+        input_ids: (B, L) ids with one `<image>` for each of M images, after an `<img>` in generated
+            images.
         image_token_id: id of `<image>`.
         image_start_id: id of `<img>`.
 

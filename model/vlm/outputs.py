@@ -1,4 +1,4 @@
-"""The output of one forward pass of SetokimModel."""
+"""Output of one forward pass of SetokimModel."""
 
 from __future__ import annotations
 
