@@ -236,8 +236,8 @@ class SetokimModel(PreTrainedModel):
                 tokens by `self.setok`.
             labels: (B, L) int64, -100 where nothing is trained; None to compute no loss.
             masks: (K, h, w) bool or floating-point targets of all `[SEG]` in `labels`, in order.
-            unconditional: (B,) bool, rows trained without their prompt for classifier-free guidance;
-                later positions attend to the last position of a prompt only.
+            unconditional: (B,) bool, rows with prompts masked out but for their last position, for
+                classifier-free guidance.
             max_length: max length of a row, visual tokens included.
             loss_weights: weights by names of `setokim.vlm.losses.LOSSES`; a loss of weight 0 is not
                 computed. None for `config.loss_weights`, without the mask loss if `masks` is None.
