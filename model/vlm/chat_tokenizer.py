@@ -1,4 +1,4 @@
-"""Conversations to token ids in which special tokens come from the chat template alone."""
+"""Chat tokenizer: only the chat template, never the text, yields special tokens."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from setokim.data.conversations import SEG
 from setokim.utils.text_cleaning import replace_surrogates
 
-# A noncharacter of Unicode: meant for the inside of programs, and in no text that they exchange.
+# A noncharacter of Unicode, reserved for internal use: interchanged text does not contain it.
 _MARK = "\ufdd0"
 
 Messages = Sequence[Mapping[str, Any]]
 
 
 class ChatTokenizer:
-    """Twin of a tokenizer whose special tokens have private names, which no text can spell.
+    """Copy of a tokenizer whose special tokens have private names, which no text can contain.
 
-    A tokenizer finds special tokens by their names in what the chat template renders. There the
-    template's own "</s>" and that of a user look alike, and option `split_special_tokens` splits
-    both, or neither where the name is in the base vocabulary. In the twin and in its copy of the
-    template, every special token has a private name instead; ids are the same. A name in a
-    message's text is then split into ordinary tokens, and other text has the same ids as before.
+    A tokenizer finds special tokens by name in the rendered chat template. There a "</s>" of the
+    template and one of a user look alike. The option `split_special_tokens` splits both, or neither
+    if the name is in the base vocabulary. In the copy, and in its copy of the template, each
+    special token has a private name; the ids are the same. A special name in a message is thus
+    split into ordinary tokens, and all other text keeps its ids.
 
-    The template's ordinary words, such as "USER:" and "ASSISTANT:" of Vicuna's, are ordinary tokens
-    whoever writes them; nothing tells a user's apart.
+    Ordinary text of the template, such as "USER:" and "ASSISTANT:" of Vicuna's, stays ordinary: the
+    same text of a user has the same ids.
 
     Args:
         tokenizer: fast tokenizer; not changed.
-        chat_template: Jinja template with `generation` around the assistant's words.
+        chat_template: Jinja template with `generation` around the assistant's text.
 
     Raises:
         ValueError: the template assembles names of special tokens from pieces.
@@ -48,10 +48,10 @@ class ChatTokenizer:
         } | dict.fromkeys(tokenizer.all_special_tokens)
         self._names = {name: f"{_MARK}{i}{_MARK}" for i, name in enumerate(names)}
         self._twin = PreTrainedTokenizerFast(
-            tokenizer_object=_renamed(tokenizer.backend_tokenizer, self._names),
+            tokenizer_object=_rename_tokens(tokenizer.backend_tokenizer, self._names),
             chat_template=self._private(chat_template),
         )
-        # What the template calls bos_token and so on.
+        # Variables of the template, such as bos_token.
         self._variables = {
             variable: self._names[name]
             for variable, name in tokenizer.special_tokens_map.items()
@@ -65,30 +65,31 @@ class ChatTokenizer:
         """Tokenize a conversation.
 
         Args:
-            messages: dicts of role and parts, the parts of type text, image or mask.
-            add_generation_prompt: end with the words after which the assistant speaks.
+            messages: dicts of role and content; the content is a list of parts of type text, image
+                or mask.
+            add_generation_prompt: flag that appends the header of the assistant's next turn.
 
         Returns:
-            The ids, and for each whether the assistant says it.
+            Ids, and a flag for each id that the assistant generates.
         """
-        found = self._twin.apply_chat_template(
-            _given(messages, self._names[SEG]),
+        encoded = self._twin.apply_chat_template(
+            _template_messages(messages, self._names[SEG]),
             tokenize=True,
             return_dict=True,
             return_assistant_tokens_mask=True,
             add_generation_prompt=add_generation_prompt,
             **self._variables,
         )
-        return list(found["input_ids"]), [bool(own) for own in found["assistant_masks"]]
+        return list(encoded["input_ids"]), list(map(bool, encoded["assistant_masks"]))
 
     def _private(self, text: str) -> str:
-        """The text with the private names of special tokens."""
+        """Replace the names of special tokens in a text by their private names."""
         longest_first = sorted(self._names, key=len, reverse=True)
         pattern = "|".join(map(re.escape, longest_first))
-        return re.sub(pattern, lambda found: self._names[found[0]], text)
+        return re.sub(pattern, lambda match: self._names[match[0]], text)
 
     def _check(self, tokenizer: PreTrainedTokenizerBase, chat_template: str) -> None:
-        """Compare what the two templates make of plain conversations."""
+        """Compare the two templates on plain conversations."""
         parts = [{"type": "text", "text": "a b"}, {"type": "image"}]
         turns = [
             {"role": "user", "content": parts},
@@ -99,37 +100,37 @@ class ChatTokenizer:
             messages = [*system, *turns]
             try:
                 expected = tokenizer.apply_chat_template(
-                    _given(messages, SEG), chat_template=chat_template, **options
+                    _template_messages(messages, SEG), chat_template=chat_template, **options
                 )
             except TemplateError:
-                continue  # Some templates refuse a system message, others demand one.
-            found = self._twin.apply_chat_template(
-                _given(messages, self._names[SEG]), **options, **self._variables
+                continue  # Some templates reject a system message, others require one.
+            rendered = self._twin.apply_chat_template(
+                _template_messages(messages, self._names[SEG]), **options, **self._variables
             )
-            if found != self._private(expected):
-                wanted = "a template with the names of special tokens in one piece"
-                raise ValueError(f"chat_template: expected {wanted}, got {chat_template!r}")
+            if rendered != self._private(expected):
+                required = "a template with the names of special tokens in one piece"
+                raise ValueError(f"chat_template: expected {required}, got {chat_template!r}")
 
 
-def _given(messages: Messages, segment: str) -> list[dict[str, Any]]:
-    """What a template is given: a mask is the text `segment`, so that any template can place it."""
+def _template_messages(messages: Messages, segment: str) -> list[dict[str, Any]]:
+    """Return messages for a template: a mask becomes the text `segment`, so any template fits."""
 
-    def part_of(part: Mapping[str, Any]) -> dict[str, Any]:
+    def convert(part: Mapping[str, Any]) -> dict[str, Any]:
         if part["type"] == "mask":
             return {"type": "text", "text": segment}
         if part["type"] == "text":
             return {**part, "text": replace_surrogates(part["text"]).replace(_MARK, "\ufffd")}
         return dict(part)
 
-    return [{**message, "content": list(map(part_of, message["content"]))} for message in messages]
+    return [{**message, "content": list(map(convert, message["content"]))} for message in messages]
 
 
-def _renamed(tokenizer: Tokenizer, names: Mapping[str, str]) -> Tokenizer:
-    """A copy in which the tokens of `names` have other names, in the base vocabulary too."""
+def _rename_tokens(tokenizer: Tokenizer, names: Mapping[str, str]) -> Tokenizer:
+    """Copy a tokenizer with the tokens of `names` renamed, in the base vocabulary too."""
     spec = json.loads(tokenizer.to_str())
     for token in spec["added_tokens"]:
         if token["content"] in names:
-            # Normalization could change a name, and does in the middle of a text in old tokenizers.
+            # Normalization could change a name; in old tokenizers it does within a text.
             token |= {"content": names[token["content"]], "normalized": False}
     model = spec["model"]
     if isinstance(model["vocab"], dict):
@@ -139,7 +140,7 @@ def _renamed(tokenizer: Tokenizer, names: Mapping[str, str]) -> Tokenizer:
     if model.get("unk_token") in names:
         model["unk_token"] = names[model["unk_token"]]
     if "merges" in model:
-        # No merge may make such a token, or be made of it.
+        # No merge may yield a renamed token or contain one.
         model["merges"] = [
             pair for pair in model["merges"] if not {*pair, "".join(pair)} & names.keys()
         ]

@@ -1,4 +1,4 @@
-"""Configuration of SeTokim: the visual tokenizer, the language model, and what joins them."""
+"""Configuration of SeTokim: visual tokenizer, language model, projector and heads."""
 
 from __future__ import annotations
 
@@ -7,41 +7,43 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PretrainedConfig
 
 from setokim.tokenizer.configuration_setok import SetokConfig
-from setokim.vlm.diffusion_head import PREDICTIONS
-from setokim.vlm.noise_schedule import SCHEDULES
+from setokim.vlm.diffusion_head import PREDICTIONS, SCHEDULES
 
 
 class SetokimConfig(PretrainedConfig):
-    """Everything that `SetokimModel` is built from; nothing in it points to another file.
+    """Configuration of `SetokimModel`, complete in itself: no field points to another file.
 
     Attributes:
-        setok: of the visual tokenizer and detokenizer, `SetokConfig` or its fields.
-        llm: of any causal language model of transformers, its configuration or fields with
+        setok: configuration of the visual tokenizer and detokenizer, `SetokConfig` or its fields.
+        llm: configuration of any causal language model of transformers, or its fields with
             `model_type`.
-        image_token_id: of `<image>`, the place of a visual token.
-        image_start_id: of `<img>`, where a picture begins.
-        image_end_id: of `</img>`, where it ends.
-        segment_id: of `[SEG]`, whose state becomes a mask.
-        eos_token_id: of the end of an answer.
-        projector_width: of the projector's hidden layer; None for the language model's width.
-        head_width: of the diffusion head.
-        head_layers: of the diffusion head.
-        prediction: of the diffusion head, "v_prediction" or "epsilon".
-        noise_schedule: of the diffusion head, a `beta_schedule` of diffusers.
-        noise_steps: of the diffusion head, in training.
-        segmentation_width: of the segmentation head.
-        token_order: of a picture's tokens in the text: "raster", "size" or "seed".
-        answer_order: of a picture that the assistant draws after another one: "own", which is
-            `token_order`, or "before", which goes by what its tokens are most like there.
-        recall_width: of the attention by which the diffusion head finds earlier visual tokens; None
-            for a head that has the state before the token alone.
-        lora: None, or {"rank", "alpha", "dropout", "targets"} of adapters in the language model.
-        loss_weights: weights of the training losses by name; None for 1 of text, diffusion and
-            mask each.
+        image_token_id: id of `<image>`, which stands for a visual token.
+        image_start_id: id of `<img>`, the start of a generated image.
+        image_end_id: id of `</img>`, the end of a generated image.
+        segment_id: id of `[SEG]`, whose hidden state selects a mask.
+        eos_token_id: id that ends an answer.
+        projector_width: channels of the projector's hidden layer; None for the hidden size of the
+            language model.
+        head_width: hidden width of the diffusion head.
+        head_layers: number of residual layers of the diffusion head.
+        prediction: target of the diffusion loss, "v_prediction" or "epsilon".
+        noise_schedule: noise schedule of the diffusion head, a `beta_schedule` of diffusers.
+        noise_steps: number of timesteps of the diffusion in training.
+        segmentation_width: channels of the segmentation head.
+        token_order: order of an image's tokens in the text: "raster", "size" or "seed".
+        answer_order: order of the tokens of a generated image that follows another image: "own" for
+            `token_order`, "before" for the order of the nearest tokens of that image.
+        recall_width: channels of the queries and keys of the pointer head, which attends to earlier
+            visual tokens; None for no pointer head, so that the diffusion head has the hidden state
+            before the token alone.
+        lora: rank, alpha, dropout and targets of the adapters in the language model, a dict; None
+            for no adapters.
+        loss_weights: weights of the training losses by name; None for weight 1 of text, diffusion
+            and mask.
     """
 
     model_type = "setokim"
-    # transformers' Trainer gathers the rest of an output when it evaluates: tensors alone.
+    # The Trainer of transformers gathers all other outputs in evaluation, and gathers tensors only.
     keys_to_ignore_at_inference: ClassVar = ["losses", "spliced", "visual", "packed", "seen"]
 
     def __init__(
@@ -67,12 +69,12 @@ class SetokimConfig(PretrainedConfig):
         loss_weights: dict[str, float] | None = None,
         **kwargs,
     ):
-        """Checks the fields against one another.
+        """Check the fields, see the class.
 
         Raises:
-            TypeError, ValueError: one does not fit; the message names it.
+            ValueError: a field does not fit; the message names it.
         """
-        # transformers makes one without arguments to compare with when it writes.
+        # transformers builds a default configuration when it saves, hence the defaults of None.
         self.setok = setok.to_dict() if isinstance(setok, PretrainedConfig) else setok
         self.llm = llm.to_dict() if isinstance(llm, PretrainedConfig) else llm
         self.image_token_id = image_token_id
@@ -98,18 +100,22 @@ class SetokimConfig(PretrainedConfig):
 
     @property
     def special_ids(self) -> tuple[int, int, int, int]:
-        """Of `<image>`, `<img>`, `</img>` and `[SEG]`."""
+        """Ids of `<image>`, `<img>`, `</img>` and `[SEG]`."""
         return (self.image_token_id, self.image_start_id, self.image_end_id, self.segment_id)
 
     def setok_config(self) -> SetokConfig:
-        """Of the visual tokenizer."""
+        """Return the configuration of the visual tokenizer."""
         return SetokConfig(**_fields("setok", self.setok))
 
     def llm_config(self) -> PretrainedConfig:
-        """Of the language model."""
+        """Return the configuration of the language model.
+
+        Raises:
+            ValueError: `llm` is None or lacks `model_type`.
+        """
         fields = _fields("llm", self.llm)
         if "model_type" not in fields:
-            raise ValueError(f"llm: expected fields with model_type, got {sorted(fields)}")
+            raise ValueError(f"llm: expected fields with model_type, got fields {sorted(fields)}")
         return AutoConfig.for_model(**fields)
 
     def _check(self) -> None:
@@ -130,14 +136,16 @@ class SetokimConfig(PretrainedConfig):
         if self.recall_width is not None and self.recall_width < 1:
             raise ValueError(f"recall_width: expected None or at least 1, got {self.recall_width}")
         if any(self.special_ids) and len(set(self.special_ids)) < 4:
-            raise ValueError(f"image_token_id: expected four ids, got {self.special_ids}")
+            expected = "four distinct ids of <image>, <img>, </img> and [SEG]"
+            raise ValueError(f"image_token_id: expected {expected}, got {self.special_ids}")
         known = {"rank", "alpha", "dropout", "targets"}
         if self.lora is not None and not {"rank", "targets"} <= set(self.lora) <= known:
-            raise ValueError(f"lora: expected rank, targets, alpha, dropout, got {self.lora}")
+            expected = "None or keys rank and targets, optionally alpha and dropout"
+            raise ValueError(f"lora: expected {expected}, got {self.lora}")
 
 
 def _fields(name: str, value: dict[str, Any] | None) -> dict[str, Any]:
     if value is None:
         raise ValueError(f"{name}: expected a configuration, got None")
-    # What transformers adds when it writes.
+    # transformers adds its version when it saves.
     return {key: entry for key, entry in value.items() if key != "transformers_version"}

@@ -1,44 +1,55 @@
-"""Visual tokens out of the language model: a small diffusion model of one token at a time.
+"""Diffusion head: generates one visual token at a time from a hidden state of the language model.
 
 As in "Autoregressive image generation without vector quantization" (Li et al., 2024), a residual
-MLP removes noise from a token, given the hidden state of the language model at its place.
+MLP removes noise from a token, given the hidden state at the position before it.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from setok_kernels.extras import from_extra
 from setokim.tokenizer.token_statistics import channel_units
-from setokim.vlm.denoiser import Denoiser
-from setokim.vlm.noise_schedule import SCHEDULES, scheduler, signal_levels
 
+if TYPE_CHECKING:
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTIONS = ("v_prediction", "epsilon")
-# Of the loss on the clean token. Without a bound, the few timesteps that have nearly no noise would
-# be all of the loss: at the first of 1000 the weight is 24 000.
+# Max weight of the squared error of a clean token. Without it the few timesteps with hardly any
+# noise would dominate the loss: at the first of 1000 the weight is 24 000.
 _MAX_WEIGHT = 10.0
+_TIME_DIM = 256
+_MAX_PERIOD = 10_000
 
 
 class DiffusionHead(nn.Module):
-    """Draws tokens from their distribution given a condition, and learns that distribution.
+    """Diffusion model of one token given a condition.
 
-    The diffusion runs in normalised units: a token less the mean of its channel, over the scale of
-    its block of channels. The network gives the clean token x0 (0 before training, which is the
-    mean token), and `prediction` says whose squared error the loss is: with noise e and
-    z = a x0 + s e, a² + s² = 1, that is v = a e - s x0, or e itself. An error of x0 is in v 1 / s
-    times as large, and in e a / s times. The square of this factor is bounded by 10.
+    The diffusion runs in normalised units: a token minus the mean of each channel, divided by the
+    scale of its block of channels. The network predicts the clean token x0; before training it
+    predicts 0, the mean token.
 
-    A network that gives x0 learns faster than one that gives v or e: tokens lie near a surface of
-    few dimensions, noise does not, and a narrow network need not carry it through. Prefer
-    "v_prediction": the error in e hardly counts the timesteps that are nearly all noise, at which
-    the condition decides what the token becomes.
+    With noise e and z = a x0 + s e, a² + s² = 1, the loss is the squared error of `prediction`:
+    v = a e - s x0, or e itself. An error of x0 is 1 / s times as large in v, and a / s times as
+    large in e. The square of this factor is bounded by 10.
+
+    A network that predicts x0 trains faster than one that predicts v or e. Tokens lie near a
+    surface of few dimensions, noise does not, and a narrow network need not carry noise through.
+    Prefer "v_prediction": the error of e hardly weighs the noisiest timesteps, at which the
+    condition decides the token.
 
     Attributes:
-        mean: (token_dim,), in the state dict.
-        scale: (token_dim,), equal within a block, in the state dict.
-        fitted: 0-dim bool, whether `fit` was called, in the state dict.
+        mean: (token_dim,) mean of each channel, in the state dict.
+        scale: (token_dim,) scale of each channel, equal within a block, in the state dict.
+        fitted: 0-dim bool, True after `fit`, in the state dict.
     """
 
     def __init__(
@@ -52,21 +63,22 @@ class DiffusionHead(nn.Module):
         prediction: str = "v_prediction",
         blocks: Sequence[int] | None = None,
     ):
-        """Builds the network; `fit` must follow.
+        """Build the network; call `fit` before the first loss.
 
         Args:
-            token_dim: numbers of a token.
-            condition_dim: numbers of a condition.
-            width: of the MLP.
-            layers: residual blocks.
-            steps: of the diffusion in training.
-            schedule: of the noise, one of `SCHEDULES`, by the names of diffusers.
-            prediction: what the loss measures, one of `PREDICTIONS`.
-            blocks: sizes of the blocks of channels that have one scale each and count the same in
-                the loss, in the order of the channels; all channels are one block when None.
+            token_dim: channels of a token.
+            condition_dim: channels of a condition.
+            width: hidden width of the MLP.
+            layers: number of residual layers.
+            steps: number of timesteps in training.
+            schedule: noise schedule, one of `SCHEDULES`, by the names of diffusers.
+            prediction: target of the loss, one of `PREDICTIONS`.
+            blocks: sizes of the blocks of channels, in the order of the channels. Each block has
+                one scale and the same weight in the loss. None for one block of all channels.
 
         Raises:
-            ValueError: A size is less than 1, a name is not known, or the blocks do not add up.
+            ValueError: a size is less than 1, a name is unknown, or the blocks do not sum to
+                `token_dim`.
         """
         super().__init__()
         sizes = {
@@ -96,26 +108,26 @@ class DiffusionHead(nn.Module):
 
     @torch.no_grad()
     def fit(self, tokens: Tensor) -> None:
-        """Takes mean and scale from example tokens, as `channel_units` does.
+        """Set mean and scale from example tokens, by `channel_units`.
 
         Args:
-            tokens: (S, token_dim), S of at least 1.
+            tokens: (S, token_dim) example tokens, S at least 1.
 
         Raises:
-            ValueError: The shape is another one, or a value is not finite.
+            ValueError: the shape does not fit, or a value is not finite.
         """
         _check_rows("tokens", tokens, self.token_dim)
         if len(tokens) == 0:
             raise ValueError("tokens: expected at least one row, got none")
         if not tokens.isfinite().all():
-            raise ValueError("tokens: expected finite numbers, got NaN or infinity")
+            raise ValueError("tokens: expected finite values, got NaN or infinity")
         mean, scale = channel_units(tokens, self.blocks)
         self.mean.copy_(mean)
         self.scale.copy_(scale)
         self.fitted.fill_(True)
 
     def normalise(self, tokens: Tensor) -> Tensor:
-        """(..., token_dim) float32, tokens in the units of the diffusion."""
+        """Return (..., token_dim) float32 tokens in units of the diffusion."""
         return (tokens.float() - self.mean) / self.scale
 
     def loss(
@@ -128,30 +140,33 @@ class DiffusionHead(nn.Module):
         noisiest: int = 0,
         base: Tensor | None = None,
     ) -> Tensor:
-        """Mean squared error of the prediction at random timesteps.
+        """Return the mean squared error of the prediction at random timesteps.
 
-        A token of many numbers shows through much noise, so the condition counts at few of the
-        timesteps. What conditions the head learns little from the others: let some be `noisiest`.
+        A token of many channels shows through much noise, so the condition matters at few timesteps
+        only. The modules behind the condition train little at the others; `noisiest` adds timesteps
+        at which the condition matters.
 
         Args:
-            tokens: (S, token_dim), floating point. Gets gradient too: detach what shall not learn.
-            condition: (S, condition_dim), floating point.
-            repeats: timesteps and noises for each token.
-            generator: of the timesteps, drawn first, and the noises; torch's own when None.
-            weight: (S,), at least 0, of each token in the mean over tokens; all 1 when None.
-            noisiest: how many of the repeats are at the last timestep, where the condition is
-                all there is.
-            base: (S, token_dim) in units of the diffusion, what the network's answer is added to;
-                None for nothing.
+            tokens: (S, token_dim) floating-point tokens. They get gradient too: detach them where
+                the tokenizer shall not be trained.
+            condition: (S, condition_dim) floating-point conditions.
+            repeats: number of timesteps and noise samples for each token.
+            generator: source of the timesteps, sampled first, and of the noise; None for torch's
+                default generator.
+            weight: (S,) weight of each token in the mean over tokens, at least 0; None for 1.
+            noisiest: number of repeats at the last timestep, where only the condition carries
+                information.
+            base: (S, token_dim) tokens in units of the diffusion that are added to the network's
+                output; None for 0.
 
         Returns:
-            0-dim float32, whatever autocast says. Without tokens, or when all weights are 0, it is
-            0 and still depends on the condition and every parameter, so that ranks without tokens
-            do not hang.
+            0-dim float32, under autocast too. Without tokens, or when all weights are 0, the loss
+            is 0 and still depends on the condition and every parameter, so that ranks without
+            tokens take part in the collectives of the others.
 
         Raises:
-            ValueError: A shape does not fit, `repeats` is less than 1, or `noisiest` is none of
-                0 to `repeats`.
+            ValueError: a shape does not fit, `repeats` is less than 1, or `noisiest` is not from 0
+                to `repeats`.
             RuntimeError: `fit` was not called.
         """
         self._check_fitted()
@@ -164,7 +179,7 @@ class DiffusionHead(nn.Module):
         if not 0 <= noisiest <= repeats:
             raise ValueError(f"noisiest: expected 0 to {repeats}, got {noisiest}")
         if weight is not None and weight.shape != tokens.shape[:1]:
-            expected = f"one number per token, ({len(tokens)},)"
+            expected = f"one weight per token, ({len(tokens)},)"
             raise ValueError(f"weight: expected {expected}, got {tuple(weight.shape)}")
         if len(tokens) == 0:
             used = [condition, *self.parameters(), *([] if base is None else [base])]
@@ -181,11 +196,11 @@ class DiffusionHead(nn.Module):
         signal = levels[timesteps, None]  # (rows, 1), a²
         noisy = signal.sqrt() * clean + (1 - signal).sqrt() * noise  # (rows, token_dim)
         embedded = self.network.embed(condition).repeat(repeats, 1)
-        answer = self.network(noisy, timesteps, embedded).float()
+        predicted = self.network(noisy, timesteps, embedded).float()
         if base is not None:
-            answer = answer + base.float().repeat(repeats, 1)
-        squares = (answer - clean).square()
-        # All blocks count the same: a place has two numbers, and what is there a hundred.
+            predicted = predicted + base.float().repeat(repeats, 1)
+        squares = (predicted - clean).square()
+        # Each block weighs the same: a position has two channels, an appearance a hundred.
         parts = squares.split(self.blocks, dim=1)
         error = torch.stack([part.mean(1) for part in parts]).mean(0)  # (rows,)
         ratio = 1.0 if self.prediction == "v_prediction" else signal[:, 0]
@@ -210,26 +225,27 @@ class DiffusionHead(nn.Module):
         base: Tensor | None = None,
         unconditional_base: Tensor | None = None,
     ) -> Tensor:
-        """Draws one token for each condition, by DDIM, which adds no noise on the way.
+        """Sample one token for each condition by DDIM, which adds no noise between its steps.
 
         Args:
-            condition: (S, condition_dim), floating point.
-            unconditional: (S, condition_dim), what stands for no condition; needed for guidance.
-            guidance: g of classifier-free guidance, u + g (c - u); 1 is none.
-            steps: of the sampler, a divisor of the steps in training.
-            generator: of the first noise: one for all rows, or one for each row, so that what a
-                row becomes does not depend on its batch; torch's own when None.
-            temperature: multiplies the first noise.
-            noise: (S, token_dim), standard normal, the first noise itself.
-            base: as of `loss`.
-            unconditional_base: the same beside `unconditional`.
+            condition: (S, condition_dim) floating-point conditions.
+            unconditional: (S, condition_dim) conditions of the unconditional prediction; required
+                for guidance.
+            guidance: weight g of classifier-free guidance, u + g (c - u); 1 for none.
+            steps: number of sampling steps, a divisor of the steps in training.
+            generator: source of the initial noise: one for all rows, or one for each row, so that
+                a row does not depend on its batch; None for torch's default generator.
+            temperature: factor of the initial noise.
+            noise: (S, token_dim) initial noise itself, standard normal.
+            base: (S, token_dim) base of the conditional prediction, see `loss`.
+            unconditional_base: (S, token_dim) base of the unconditional prediction.
 
         Returns:
-            (S, token_dim) float32, in units of the tokens.
+            (S, token_dim) float32 tokens in their original units.
 
         Raises:
-            ValueError: A shape does not fit, `steps` is no divisor, guidance lacks `unconditional`,
-                or both `generator` and `noise` were given.
+            ValueError: a shape does not fit, `steps` is not a divisor, guidance lacks
+                `unconditional`, or both `generator` and `noise` are given.
             RuntimeError: `fit` was not called.
         """
         self._check_fitted()
@@ -248,7 +264,7 @@ class DiffusionHead(nn.Module):
                 base = torch.cat([base, unconditional_base])
         sampler = scheduler(self.schedule, self.steps)
         sampler.set_timesteps(steps)
-        x = temperature * self._first_noise(condition, generator, noise)  # (S, token_dim)
+        x = temperature * self._initial_noise(condition, generator, noise)  # (S, token_dim)
         for timestep in sampler.timesteps.tolist():
             rows = x.repeat(2, 1) if guided else x
             time = torch.full((len(rows),), timestep, device=x.device)
@@ -256,13 +272,13 @@ class DiffusionHead(nn.Module):
             if base is not None:
                 clean = clean + base.float()
             if guided:
-                # Of clean tokens as of v and of noise: one is affine in the other.
-                conditional, free = clean.chunk(2)
-                clean = free + guidance * (conditional - free)
+                # The same as guidance of v or of the noise: each is affine in the clean token.
+                conditional, unconditioned = clean.chunk(2)
+                clean = unconditioned + guidance * (conditional - unconditioned)
             x = sampler.step(clean, timestep, x).prev_sample
         return x * self.scale.float() + self.mean.float()
 
-    def _first_noise(
+    def _initial_noise(
         self,
         condition: Tensor,
         generator: torch.Generator | Sequence[torch.Generator] | None,
@@ -288,13 +304,120 @@ class DiffusionHead(nn.Module):
             raise RuntimeError("DiffusionHead: expected fit(tokens) to be called first")
 
 
-def _check_rows(name: str, rows: Tensor, width: int, number: int | None = None) -> None:
+class Denoiser(nn.Module):
+    """Residual MLP that predicts the clean token from a noisy one; 0 before training.
+
+    The timestep and a condition modulate each layer (adaLN-Zero: each layer is the identity before
+    training).
+
+    Args:
+        token_dim: channels of a token.
+        condition_dim: channels of a condition.
+        width: hidden width of the MLP.
+        layers: number of residual layers.
+    """
+
+    def __init__(self, token_dim: int, condition_dim: int, width: int, layers: int):
+        super().__init__()
+        self.project_condition = nn.Linear(condition_dim, width)
+        self.time = nn.Sequential(nn.Linear(_TIME_DIM, width), nn.SiLU(), nn.Linear(width, width))
+        self.project_in = nn.Linear(token_dim, width)
+        self.layers = nn.ModuleList(_Layer(width) for _ in range(layers))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = _zeros(nn.Linear(width, 2 * width))
+        self.project_out = _zeros(nn.Linear(width, token_dim))
+
+    def embed(self, condition: Tensor) -> Tensor:
+        """Embed (S, condition_dim) conditions as (S, width), once for all timesteps."""
+        return self.project_condition(condition.to(self.project_condition.weight.dtype))
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, embedded: Tensor) -> Tensor:
+        """Predict the clean tokens.
+
+        Args:
+            noisy: (S, token_dim) float32 noisy tokens.
+            timesteps: (S,) integer timesteps.
+            embedded: (S, width) conditions from `embed`.
+
+        Returns:
+            (S, token_dim) clean tokens in units of the diffusion.
+        """
+        dtype = self.project_in.weight.dtype
+        modulator = F.silu(self.time(_time_encoding(timesteps).to(dtype)) + embedded)  # (S, width)
+        x = self.project_in(noisy.to(dtype))
+        for layer in self.layers:
+            x = layer(x, modulator)
+        shift, scale = self.modulation(modulator).chunk(2, -1)
+        return self.project_out(self.norm(x) * (1 + scale) + shift)
+
+
+class _Layer(nn.Module):
+    """Residual MLP with modulated input and output; the identity before training."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.modulation = _zeros(nn.Linear(width, 3 * width))
+
+    def forward(self, x: Tensor, modulator: Tensor) -> Tensor:
+        """Apply the layer to (S, width), modulated by (S, width)."""
+        shift, scale, gate = self.modulation(modulator).chunk(3, -1)
+        return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
+
+
+def _zeros(linear: nn.Linear) -> nn.Linear:
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def _time_encoding(timesteps: Tensor) -> Tensor:
+    """Return (S, _TIME_DIM) float32 cosines and sines of (S,) timesteps, geometric frequencies."""
+    half = _TIME_DIM // 2
+    exponents = torch.arange(half, device=timesteps.device) / half
+    angle = timesteps.float()[:, None] * torch.exp(-math.log(_MAX_PERIOD) * exponents)
+    return torch.cat([angle.cos(), angle.sin()], -1)
+
+
+def scheduler(schedule: str, steps: int) -> DDIMScheduler:
+    """Return the DDIM scheduler of a network that predicts clean tokens.
+
+    Args:
+        schedule: noise schedule, one of `SCHEDULES`.
+        steps: number of timesteps in training.
+
+    Raises:
+        MissingExtraError: diffusers is not installed.
+    """
+    # Imported here: diffusers takes longer to import than torch, and only training and image
+    # generation need it.
+    with from_extra("generate"):
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    return DDIMScheduler(
+        steps,
+        beta_schedule=schedule,
+        clip_sample=False,
+        # Other spacings start below the last timestep or have uneven steps.
+        timestep_spacing="trailing",
+        prediction_type="sample",
+    )
+
+
+@functools.lru_cache
+def signal_levels(schedule: str, steps: int) -> Tensor:
+    """Return (steps,) float32, a² of each timestep; errors as in `scheduler`."""
+    return scheduler(schedule, steps).alphas_cumprod
+
+
+def _check_rows(name: str, rows: Tensor, width: int, count: int | None = None) -> None:
     if (
         rows.dim() != 2
         or rows.shape[1] != width
         or not rows.is_floating_point()
-        or number not in (None, len(rows))
+        or count not in (None, len(rows))
     ):
-        shape = f"({'S' if number is None else number}, {width})"
+        shape = f"({'S' if count is None else count}, {width})"
         got = f"{rows.dtype} {tuple(rows.shape)}"
         raise ValueError(f"{name}: expected a floating-point {shape}, got {got}")

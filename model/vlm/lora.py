@@ -1,4 +1,4 @@
-"""Low-rank adapters in the language model, by peft."""
+"""Low-rank adapters of the language model, by peft."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ def add_lora(
     alpha: float | None = None,
     dropout: float = 0.0,
 ) -> nn.Module:
-    """Freezes a language model and puts adapters into it.
+    """Freeze a language model and add low-rank adapters to it.
 
     Args:
-        llm: which is changed.
-        rank: of the adapters.
-        targets: names of the linear layers, such as "q_proj".
-        alpha: the adapters' weight times `rank`; None for twice the rank.
-        dropout: of the adapters' input.
+        llm: language model; changed in place.
+        rank: rank of the adapters.
+        targets: names of the adapted linear layers, such as "q_proj".
+        alpha: weight of the adapters times `rank`; None for twice the rank.
+        dropout: dropout probability of the adapters' input.
 
     Returns:
-        The `PeftModel` around it.
+        `PeftModel` around the language model.
 
     Raises:
         MissingExtraError: peft is not installed.
-        ValueError: there are no such layers.
+        ValueError: no layer has one of these names.
     """
-    # Imported where it is needed: peft takes seconds, and most runs have no adapters.
+    # Imported here: peft takes seconds to import, and most runs have no adapters.
     with from_extra("lora"):
         from peft import LoraConfig, get_peft_model
 
@@ -48,5 +48,5 @@ def add_lora(
 
 
 def base_of(llm: nn.Module) -> PreTrainedModel:
-    """The model of transformers, with adapters around it or without."""
+    """Return the language model of transformers, unwrapped from its adapters if it has any."""
     return llm.get_base_model() if hasattr(llm, "get_base_model") else llm

@@ -1,4 +1,4 @@
-"""SeTokim: a language model that reads pictures as semantic tokens, draws and segments them."""
+"""SeTokim model: a language model that reads, generates and segments images as semantic tokens."""
 
 from __future__ import annotations
 
@@ -26,28 +26,34 @@ from setokim.vlm.generation import Answer, Streamer, generate
 from setokim.vlm.generation_config import SetokimGenerationConfig
 from setokim.vlm.lora import add_lora, base_of
 from setokim.vlm.losses import LossContext, compute_losses
-from setokim.vlm.multimodal_inputs import Spliced, prompt_places, splice
+from setokim.vlm.multimodal_inputs import (
+    Spliced,
+    prompt_positions,
+    source_images,
+    source_order,
+    splice,
+)
 from setokim.vlm.outputs import SetokimOutput
-from setokim.vlm.pointer_head import Memory, Recall
+from setokim.vlm.pointer_head import Memory, PointerHead
 from setokim.vlm.processing_setokim import IGNORED, SetokimProcessor
 from setokim.vlm.segmentation import MaskLogits, SegmentationHead
-from setokim.vlm.token_order import follow, pictures_before
 
-# Of `Packed`, what has a line for each token.
-_ROWS = ("tokens", "images", "rows", "sizes", "seeds", "seed_positions", "centroids")
+# Fields of `Packed` with one row for each token.
+_TOKEN_FIELDS = ("tokens", "images", "rows", "sizes", "seeds", "seed_positions", "centroids")
 
 
 class SetokimModel(PreTrainedModel):
-    """Any causal language model, with the visual tokenizer before and three heads behind it.
+    """Causal language model with a visual tokenizer, a projector, and heads for tokens and masks.
 
-    Pictures become visual tokens in the places of `<image>`. The language model's head says what
-    the next place is, one more visual token (`<image>`) or the end of the picture (`</img>`)
-    included; what that token is, the diffusion head draws from the state before it. The state of
-    `[SEG]` selects among the clusters of the last picture. The embeddings of the four tokens of
-    pictures, in and out, are parameters of their own: the language model's stay as they were.
+    Images become visual tokens at the positions of `<image>`. The language model's head predicts
+    the next id: a text token, one more visual token (`<image>`), or the end of the image
+    (`</img>`). The diffusion head generates a visual token from the hidden state before it. The
+    hidden state of `[SEG]` selects among the clusters of the last image. The four special tokens
+    of images have input and output embeddings of their own; those of the language model stay
+    unchanged.
 
     Args:
-        config: what to build; the weights are random.
+        config: configuration of the model; the weights are random.
     """
 
     config_class = SetokimConfig
@@ -61,7 +67,7 @@ class SetokimModel(PreTrainedModel):
         self.llm = AutoModelForCausalLM.from_config(config.llm_config(), trust_remote_code=False)
         if config.lora is not None:
             self.llm = add_lora(self.llm, **config.lora)
-        # What fully sharded training takes apart.
+        # Modules that fully sharded training wraps.
         self._no_split_modules = [*(base_of(self.llm)._no_split_modules or ()), "Block"]
         hidden = self.llm.get_input_embeddings().embedding_dim
         visual = self.setok.config
@@ -74,7 +80,7 @@ class SetokimModel(PreTrainedModel):
         blocks = token_blocks(visual.token_dim, visual.outline_dim)
         self.recall = None
         if config.recall_width is not None:
-            self.recall = Recall(hidden, visual.token_dim, config.recall_width, blocks)
+            self.recall = PointerHead(hidden, visual.token_dim, config.recall_width, blocks)
         self.head = DiffusionHead(
             visual.token_dim,
             hidden if self.recall is None else self.recall.condition_dim,
@@ -96,16 +102,16 @@ class SetokimModel(PreTrainedModel):
     def from_parts(
         cls, setok: SetokModel, llm: PreTrainedModel, processor: SetokimProcessor, **fields
     ) -> SetokimModel:
-        """A model around a trained visual tokenizer and a language model; the rest is random.
+        """Build a model around a trained visual tokenizer and a language model; the rest is random.
 
         Args:
-            setok: of stage 1.
+            setok: visual tokenizer of stage 1.
             llm: any causal language model.
-            processor: with the language model's tokenizer.
-            **fields: of `SetokimConfig`.
+            processor: processor with the language model's tokenizer.
+            **fields: further fields of `SetokimConfig`.
 
         Raises:
-            TypeError, ValueError: a field does not fit.
+            ValueError: a field does not fit.
         """
         config = SetokimConfig(setok.config, llm.config, **processor.special_ids(), **fields)
         lora, config.lora = config.lora, None
@@ -116,40 +122,50 @@ class SetokimModel(PreTrainedModel):
         return model
 
     def embed(self, ids: Tensor, visual: Tensor, tokens: Tensor) -> Tensor:
-        """Embeddings of places.
+        """Embed text tokens, special tokens and visual tokens.
 
         Args:
-            ids: (B, T).
-            visual: (B, T) number of the visual token in each place, -1 for none.
+            ids: (B, T) id at each position.
+            visual: (B, T) index of the visual token at each position, -1 for none.
             tokens: (S, token_dim) visual tokens.
 
         Returns:
-            (B, T, hidden).
+            (B, T, hidden) embeddings, in the dtype of the language model's embeddings.
         """
         special = self._special(ids)
         table = self.llm.get_input_embeddings()
-        words = table(ids.masked_fill(special >= 0, 0))
-        found = torch.where(special[..., None] >= 0, self.special_in[special].to(words), words)
-        # One row more, which -1 takes: there may be no token at all.
+        text = table(ids.masked_fill(special >= 0, 0))
+        embeddings = torch.where(special[..., None] >= 0, self.special_in[special].to(text), text)
+        # One more row for index -1: there may be no visual token at all.
         normal = self.head.normalise(tokens).to(self.dtype)
         projected = F.pad(self.project_in(normal), (0, 0, 0, 1))
-        return torch.where(visual[..., None] >= 0, projected[visual].to(found), found)
+        return torch.where(visual[..., None] >= 0, projected[visual].to(embeddings), embeddings)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., V) float32 of the next token; V covers the vocabulary and the tokens of pictures.
+        """Return (..., V) float32 logits of the next id, text and special tokens.
 
         Args:
-            hidden: (..., hidden) last states.
+            hidden: (..., hidden) hidden states of the last layer.
         """
-        words = self.llm.get_output_embeddings()(hidden).float()
+        text = self.llm.get_output_embeddings()(hidden).float()
         special = F.linear(hidden, self.special_out.to(hidden)).float()
-        size = max(words.shape[-1], 1 + max(self.config.special_ids))
-        # Ids between the two are nobody's.
-        found = F.pad(words, (0, size - words.shape[-1]), value=-torch.inf)
-        return found.index_copy(-1, self.special_ids, special)
+        size = max(text.shape[-1], 1 + max(self.config.special_ids))
+        # Ids between the vocabulary and the special tokens are unused.
+        logits = F.pad(text, (0, size - text.shape[-1]), value=-torch.inf)
+        return logits.index_copy(-1, self.special_ids, special)
 
     def decode(self, embeddings: Tensor, attention_mask: Tensor, positions: Tensor, **kwargs):
-        """The language model without its head, on embeddings; arguments as of transformers."""
+        """Run the language model without its head on embeddings.
+
+        Args:
+            embeddings: (B, T, hidden) input embeddings.
+            attention_mask: (B, T) attention mask of transformers.
+            positions: (B, T) position ids.
+            **kwargs: further arguments of the decoder of transformers.
+
+        Returns:
+            Output of the decoder, with `last_hidden_state`.
+        """
         return base_of(self.llm).get_decoder()(
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
@@ -166,17 +182,35 @@ class SetokimModel(PreTrainedModel):
         max_length: int | None = None,
         padding_side: str = "right",
     ) -> tuple[Spliced, VisualTokens, Packed]:
-        """Pictures to tokens, and places for them; arguments and errors as of `forward`."""
+        """Tokenize the images and insert positions for their tokens.
+
+        Args:
+            input_ids: (B, L) int64 ids, as in `forward`.
+            attention_mask: (B, L) attention mask, as in `forward`.
+            pixel_values: (M, 3, H, W) images or their visual tokens, as in `forward`.
+            labels: (B, L) int64 labels, as in `forward`.
+            max_length: max length of a row, visual tokens included.
+            padding_side: side of the padding of the rows, "right" or "left".
+
+        Returns:
+            Rows with all positions, visual tokens of the images, and the same tokens without
+            padding in the order of the rows.
+
+        Raises:
+            ValueError: images and `<image>` do not match, or `max_length` cuts an image in two.
+        """
         visual = pixel_values
         if isinstance(pixel_values, Tensor):
             visual = self.setok.tokenize(pixel_values)
         packed = visual.pack(self.config.token_order)
         if self.config.answer_order == "before":
-            read = input_ids.masked_fill(attention_mask == 0, -1)
-            before = pictures_before(read, *self.config.special_ids[:2])
+            visible = input_ids.masked_fill(attention_mask == 0, -1)
+            sources = source_images(visible, *self.config.special_ids[:2])
             normal = self.head.normalise(packed.tokens.detach())
-            order = follow(normal, packed.cu_seqlens, before, self.head.blocks)
-            packed = replace(packed, **{name: getattr(packed, name)[order] for name in _ROWS})
+            order = source_order(normal, packed.cu_seqlens, sources, self.head.blocks)
+            packed = replace(
+                packed, **{name: getattr(packed, name)[order] for name in _TOKEN_FIELDS}
+            )
         ids = (self.config.image_token_id, self.config.segment_id)
         offsets = packed.cu_seqlens
         spliced = splice(input_ids, attention_mask, labels, offsets, *ids, max_length, padding_side)
@@ -195,38 +229,37 @@ class SetokimModel(PreTrainedModel):
         diffusion_repeats: int = 4,
         diffusion_noisiest: int = 0,
     ) -> SetokimOutput:
-        """Run whole conversations through the model, with their losses where there are labels.
+        """Run whole conversations through the model and compute their losses.
 
         Args:
-            input_ids: (B, L) int64 with one `<image>` for each image, of `SetokimProcessor`.
-            attention_mask: (B, L), 0 in padding, which may be on either side.
-            pixel_values: (M, 3, H, W) of all images in the order of their `<image>`, or their
-                visual tokens by `self.setok`.
-            labels: (B, L) int64, -100 where nothing is trained. Without labels no loss is computed.
+            input_ids: (B, L) int64 ids of `SetokimProcessor`, with one `<image>` for each image.
+            attention_mask: (B, L) int64, 0 in padding on either side.
+            pixel_values: (M, 3, H, W) images in the order of their `<image>`, or their visual
+                tokens by `self.setok`.
+            labels: (B, L) int64, -100 where nothing is trained; None to compute no loss.
             masks: (K, h, w) bool or floating-point targets of all `[SEG]` in `labels`, in order.
-            unconditional: (B,) bool, rows whose images are generated without their prompt, for
-                classifier-free guidance: of the prompt only its last position is seen.
+            unconditional: (B,) bool, rows with prompts masked out but for their last position, for
+                classifier-free guidance.
             max_length: max length of a row, visual tokens included.
             loss_weights: weights by names of `setokim.vlm.losses.LOSSES`; a loss of weight 0 is not
-                computed. None for `config.loss_weights`, without the mask loss where there are no
-                masks.
+                computed. None for `config.loss_weights`, without the mask loss if `masks` is None.
             diffusion_repeats: number of timesteps and noise samples for each visual token.
             diffusion_noisiest: number of these at the last timestep.
 
         Returns:
-            Hidden states, and with labels `loss`, which carries gradient, and its parts `losses`.
+            Hidden states, and with labels `loss` and its parts `losses`, which carry gradient.
 
         Raises:
             ValueError: images and `<image>` do not match, `max_length` cuts an image in two, or a
                 loss is unknown or lacks its targets.
-            RuntimeError: the diffusion loss has a weight, and `head.fit` was not called.
+            RuntimeError: the weight of the diffusion loss is not 0, and `head.fit` was not called.
         """
         spliced, visual, packed = self.read(
             input_ids, attention_mask, pixel_values, labels, max_length
         )
         seen = spliced.attention_mask
         if unconditional is not None:
-            prompt = prompt_places(spliced.labels)
+            prompt = prompt_positions(spliced.labels)
             seen = seen.masked_fill(unconditional[:, None] & prompt, 0)
         embeddings = self.embed(spliced.ids, spliced.visual, packed.tokens)
         positions = (seen.cumsum(1) - 1).clamp(min=0)
@@ -253,15 +286,16 @@ class SetokimModel(PreTrainedModel):
             output: output of `forward` with labels.
 
         Returns:
-            (S, token_dim) without gradient, then the two values of `conditions`.
+            (S, token_dim) tokens without gradient, then the two results of `conditions`.
         """
         spliced = output.spliced
-        rows, places = ((spliced.visual >= 0) & (spliced.labels != IGNORED)).nonzero().unbind(1)
-        tokens = output.packed.tokens.detach()[spliced.visual[rows, places]]
-        read = spliced.ids, spliced.visual, output.packed.tokens, output.seen
-        memory = self.memory(output.last_hidden_state, *read)
-        states = output.last_hidden_state[rows, places - 1]
-        return tokens, *self.conditions(states, rows, places - 1, memory)
+        generated = (spliced.visual >= 0) & (spliced.labels != IGNORED)
+        rows, positions = generated.nonzero().unbind(1)
+        tokens = output.packed.tokens.detach()[spliced.visual[rows, positions]]
+        inputs = spliced.ids, spliced.visual, output.packed.tokens, output.seen
+        memory = self.memory(output.last_hidden_state, *inputs)
+        hidden_states = output.last_hidden_state[rows, positions - 1]
+        return tokens, *self.conditions(hidden_states, rows, positions - 1, memory)
 
     def segment(self, output: SetokimOutput, size: tuple[int, int]) -> tuple[MaskLogits, Tensor]:
         """Return the mask of each `[SEG]` in the labels.
@@ -271,75 +305,83 @@ class SetokimModel(PreTrainedModel):
             size: height and width of the masks in pixels.
 
         Returns:
-            Logits of Q masks, and (Q,) the index of each among the batch's `[SEG]`: `max_length`
+            Logits of Q masks, and (Q,) int64 index of each among the batch's `[SEG]`: `max_length`
             may have cut some off.
 
         Raises:
-            ValueError: there is no image before one of them.
+            ValueError: a `[SEG]` has no image before it.
         """
-        rows, places = (output.spliced.segment >= 0).nonzero().unbind(1)
-        images = output.spliced.image[rows, places]
-        states = output.last_hidden_state[rows, places]
-        masks = self.masks(states, output.visual, images, size)
-        return masks, output.spliced.segment[rows, places]
+        rows, positions = (output.spliced.segment >= 0).nonzero().unbind(1)
+        images = output.spliced.image[rows, positions]
+        hidden_states = output.last_hidden_state[rows, positions]
+        masks = self.masks(hidden_states, output.visual, images, size)
+        return masks, output.spliced.segment[rows, positions]
 
     def memory(
         self, hidden: Tensor, ids: Tensor, visual: Tensor, tokens: Tensor, seen: Tensor
     ) -> Memory | None:
-        """What `conditions` looks back at; None for a model that does not.
+        """Return the input of the pointer head; None for a model without one.
 
         Args:
-            hidden: (B, T, hidden) states.
-            ids: (B, T) token in each place.
-            visual: (B, T) number of the visual token in each place, -1 for none.
+            hidden: (B, T, hidden) hidden states.
+            ids: (B, T) id at each position.
+            visual: (B, T) index of the visual token at each position, -1 for none.
             tokens: (S, token_dim) visual tokens.
-            seen: (B, T), 0 for places that no other sees.
+            seen: (B, T) attention mask, 0 at positions that are masked out.
         """
         if self.recall is None:
             return None
-        # One row more, which -1 takes.
+        # One more row for index -1.
         normal = F.pad(self.head.normalise(tokens.detach()), (0, 0, 0, 1))
         kept = seen.bool()
         begun = (ids == self.config.image_start_id).cumsum(1)
         return Memory(hidden * kept[..., None], normal[visual], (visual >= 0) & kept, begun)
 
     def conditions(
-        self, states: Tensor, rows: Tensor, places: Tensor, memory: Memory | None
+        self, hidden_states: Tensor, rows: Tensor, positions: Tensor, memory: Memory | None
     ) -> tuple[Tensor, Tensor | None]:
-        """What the diffusion head draws tokens from.
+        """Return the conditions of the diffusion head.
 
         Args:
-            states: (S, hidden) before the tokens.
-            rows: (S,) int64 row of each, in ascending order.
-            places: (S,) int64 place of each state.
-            memory: of `memory`.
+            hidden_states: (S, hidden) hidden states before the tokens.
+            rows: (S,) int64 row of each hidden state, in ascending order.
+            positions: (S,) int64 position of each hidden state.
+            memory: result of `memory`.
 
         Returns:
-            (S, C) conditions, and (S, token_dim) what the head's answer is added to, or None.
+            (S, C) conditions, and (S, token_dim) base of the head's output, or None.
         """
         if memory is None:
-            return states, None
-        return self.recall(states, rows, places, memory)
+            return hidden_states, None
+        return self.recall(hidden_states, rows, positions, memory)
 
     def masks(
-        self, states: Tensor, visual: VisualTokens, images: Tensor, size: tuple[int, int]
+        self, hidden_states: Tensor, visual: VisualTokens, images: Tensor, size: tuple[int, int]
     ) -> MaskLogits:
-        """Masks for states of `[SEG]`.
+        """Return the masks of `[SEG]` tokens.
 
         Args:
-            states: (Q, hidden).
-            visual: tokens of pictures.
-            images: (Q,) which picture each is about.
+            hidden_states: (Q, hidden) hidden states of the `[SEG]` tokens.
+            visual: visual tokens of all images.
+            images: (Q,) index of the image of each mask.
             size: height and width of the masks in pixels.
 
         Raises:
-            ValueError: an image is -1.
+            ValueError: an index of `images` is -1.
         """
         if bool((images < 0).any()):
-            raise ValueError("input_ids: expected an image before each [SEG], got none")
-        seen = visual.select(images)
+            raise ValueError(
+                "input_ids: expected an image before each [SEG], got a row without one"
+            )
+        chosen = visual.select(images)
         return self.segmentation(
-            states, seen.tokens, seen.occupied, seen.masks, seen.features, seen.grid, size
+            hidden_states,
+            chosen.tokens,
+            chosen.occupied,
+            chosen.masks,
+            chosen.features,
+            chosen.grid,
+            size,
         )
 
     def generate(
@@ -366,42 +408,51 @@ class SetokimModel(PreTrainedModel):
         )
 
     def add_lora(self, lora: dict[str, Any]) -> None:
-        """Freezes the language model and puts adapters into it.
+        """Freeze the language model and add low-rank adapters to it.
 
         Args:
-            lora: as in `SetokimConfig`.
+            lora: rank, alpha, dropout and targets of the adapters, as in `SetokimConfig`.
 
         Raises:
-            ValueError: there are adapters already, or no such layers.
+            MissingExtraError: peft is not installed.
+            ValueError: the model has adapters already, or no layer has one of the names.
         """
         if self.config.lora is not None:
-            raise ValueError(f"lora: expected a model without, got one with {self.config.lora}")
+            raise ValueError(f"lora: expected a model without adapters, got {self.config.lora}")
         self.llm = add_lora(self.llm, **lora)
         self.config.lora = lora
 
     def merge_lora(self) -> SetokimModel:
-        """Adds the adapters to the weights they adapt and drops them; returns the model."""
+        """Merge the adapters into the weights of the language model; return this model.
+
+        Raises:
+            ValueError: the model has no adapters.
+        """
         if self.config.lora is None:
-            raise ValueError("lora: expected a model with adapters, got one without")
+            raise ValueError("lora: expected a model with adapters, got one without adapters")
         self.llm = self.llm.merge_and_unload()
         self.config.lora = None
         return self
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None):
-        """Recomputes the language model's layers in the backward pass to save their memory."""
-        # Not reentrant: its inputs need no gradient, which frozen embeddings have none of.
+        """Recompute the language model's layers in the backward pass to save memory.
+
+        Args:
+            gradient_checkpointing_kwargs: arguments of `torch.utils.checkpoint.checkpoint`.
+        """
+        # Not reentrant: that needs inputs with gradient, and frozen embeddings have none.
         kwargs = {"use_reentrant": False} | (gradient_checkpointing_kwargs or {})
         base_of(self.llm).gradient_checkpointing_enable(kwargs)
 
     def _special(self, ids: Tensor) -> Tensor:
-        """(...) 0 to 3 for the tokens of pictures, -1 for all others."""
+        """Return the index of each id among the four special tokens, -1 for all other ids."""
         is_special = ids[..., None] == self.special_ids
         return torch.where(is_special.any(-1), is_special.int().argmax(-1), -1)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if module is self:
-            # These of transformers leave alone what was read from a file; the buffer never is.
+            # These functions of transformers skip loaded parameters; the buffer is in no file.
             init.normal_(self.special_in, std=0.02)
             init.normal_(self.special_out, std=0.02)
             init.copy_(self.special_ids, torch.tensor(self.config.special_ids))

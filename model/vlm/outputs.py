@@ -1,4 +1,4 @@
-"""The output of one forward pass of SetokimModel."""
+"""Output of one forward pass of SetokimModel."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from setokim.vlm.multimodal_inputs import Spliced
 
 @dataclass
 class SetokimOutput(ModelOutput):
-    """Hidden states of a batch of conversations, and the losses where there are labels.
+    """Hidden states and losses of a batch of conversations.
 
     Attributes:
         loss: 0-dim float32, weighted sum of `losses`; None without labels.
-        losses: 0-dim float32 losses by name, not weighted; None without labels.
+        losses: unweighted 0-dim float32 losses by name; None without labels.
         last_hidden_state: (B, T, hidden) hidden states of the language model's last layer.
-        spliced: token, label and visual token of each of the T positions.
+        spliced: tokens, labels and indices of visual tokens of all T positions.
         visual: visual tokens of all images of the batch.
-        packed: the same tokens without padding, as `spliced.visual` indexes them.
-        seen: (B, T), 0 for positions that are masked out of the attention.
+        packed: visual tokens without padding, as `spliced.visual` indexes them.
+        seen: (B, T) attention mask, 0 in padding and in prompts of unconditional rows.
     """
 
     loss: Tensor | None = None

@@ -1,8 +1,8 @@
-"""Earlier visual tokens for the next one: what an edit leaves alone is repeated, not drawn anew.
+"""Pointer to earlier visual tokens, so that unchanged parts of an edited image are copied.
 
-A pointer with a gate, as in "Pointer sentinel mixture models" (Merity et al., 2017): the state
-before the next token looks for earlier tokens with a like state before them, as a language model
-looks for the words that it has read before.
+A pointer with gates, as in "Pointer sentinel mixture models" (Merity et al., 2017). The hidden
+state before the next token attends to earlier tokens whose preceding hidden state is similar, as
+induction heads of language models do.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Of cosines, before training.
-_SHARPNESS = 10.0
-# Of the gates before training: mostly open.
-_OPEN = 2.0
+# Factor of the cosine similarities before training.
+_INITIAL_SHARPNESS = 10.0
+# Bias of the gates before training: a gate is sigmoid(2) = 0.88.
+_INITIAL_GATE_BIAS = 2.0
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What rows have read so far.
+    """Hidden states and visual tokens of all positions so far.
 
     Attributes:
-        hidden: (B, T, hidden) states of all places, 0 where nothing may be seen.
-        tokens: (B, T, token_dim) visual tokens in units of the diffusion, 0 in other places.
-        visual: (B, T) bool, the places of visual tokens that may be seen.
-        begun: (B, T) int64, how many pictures the assistant has begun up to each place.
+        hidden: (B, T, hidden) hidden states, 0 at positions that are masked out.
+        tokens: (B, T, token_dim) visual tokens in units of the diffusion, 0 at other positions.
+        visual: (B, T) bool, positions of visual tokens that are not masked out.
+        begun: (B, T) int64, number of images that the assistant has begun up to each position.
     """
 
     hidden: Tensor
@@ -38,7 +38,7 @@ class Memory:
     begun: Tensor
 
     def then(self, later: Memory) -> Memory:
-        """With what was read after it."""
+        """Append later positions, whose `begun` counts from 0."""
         return Memory(
             torch.cat([self.hidden, later.hidden], 1),
             torch.cat([self.tokens, later.tokens], 1),
@@ -47,15 +47,15 @@ class Memory:
         )
 
 
-class Recall(nn.Module):
-    """Conditions for the diffusion head, and what its answer is added to.
+class PointerHead(nn.Module):
+    """Attention from hidden states to earlier visual tokens, with a gate for each channel block.
 
     Args:
-        hidden: numbers of a state.
-        token_dim: numbers of a token.
-        width: of queries and keys.
-        blocks: sizes of the blocks of a token's channels, which have a gate each: what a thing
-            looks like may be repeated where its place is not.
+        hidden: channels of a hidden state.
+        token_dim: channels of a token.
+        width: channels of queries and keys.
+        blocks: sizes of the blocks of a token's channels. Each block has a gate of its own: the
+            appearance of an object may be copied where its position is not.
     """
 
     def __init__(self, hidden: int, token_dim: int, width: int, blocks: Sequence[int]):
@@ -63,48 +63,54 @@ class Recall(nn.Module):
         self.blocks = tuple(blocks)
         self.condition_dim = 2 * hidden + token_dim
         self.query = nn.Linear(hidden, width)
+        # Two parts of a key: from the hidden state before a token, and from that at the token.
         self.before = nn.Linear(hidden, width)
         self.at = nn.Linear(hidden, width, bias=False)
         self.gates = nn.Linear(hidden, len(self.blocks))
-        self.sharpness = nn.Parameter(torch.tensor(math.log(_SHARPNESS)))
-        # Like states find one another from the beginning.
+        self.sharpness = nn.Parameter(torch.tensor(math.log(_INITIAL_SHARPNESS)))
+        # Similar hidden states attend to each other before training.
         self.before.load_state_dict(self.query.state_dict())
         nn.init.zeros_(self.at.weight)
-        nn.init.constant_(self.gates.bias, _OPEN)
+        nn.init.constant_(self.gates.bias, _INITIAL_GATE_BIAS)
 
     def forward(
-        self, states: Tensor, rows: Tensor, places: Tensor, memory: Memory
+        self, hidden_states: Tensor, rows: Tensor, positions: Tensor, memory: Memory
     ) -> tuple[Tensor, Tensor]:
-        """Looks back.
+        """Attend to the visual tokens before the image that is being generated.
 
         Args:
-            states: (S, hidden) before the tokens to be drawn.
+            hidden_states: (S, hidden) hidden states before the tokens to be generated.
             rows: (S,) int64 row of each, in ascending order.
-            places: (S,) int64 place of each state. Only what was before the picture that is being
-                drawn is seen: its own tokens are not to come twice.
-            memory: of the rows.
+            positions: (S,) int64 position of each. Tokens of the image that is being generated are
+                masked out, so that none is copied within it.
+            memory: hidden states and visual tokens of the rows.
 
         Returns:
-            (S, condition_dim) conditions, and (S, token_dim) in units of the diffusion: the tokens
-            that were found, through their gates. 0 where there is nothing to be found.
+            (S, condition_dim) conditions, and (S, token_dim) attended tokens in units of the
+            diffusion, times their gates; 0 without an earlier token.
         """
         batch = len(memory.visual)
-        # One line for each of a row's states.
+        # Queries are padded to (B, Q): one line for each hidden state of a row.
         first = torch.searchsorted(rows, torch.arange(batch, device=rows.device))
         column = torch.arange(len(rows), device=rows.device) - first[rows]
-        most = int(column.max()) + 1 if len(rows) else 0
-        asked = F.normalize(self.query(states), dim=-1)
-        queries = asked.new_zeros(batch, most, asked.shape[-1]).index_put((rows, column), asked)
-        own = memory.begun.new_zeros(batch, most)
-        own = own.index_put((rows, column), memory.begun[rows, places])
-        seen = memory.visual[:, None] & (memory.begun[:, None] < own[..., None])  # (B, Q, T)
+        max_queries = int(column.max()) + 1 if len(rows) else 0
+        query = F.normalize(self.query(hidden_states), dim=-1)
+        queries = query.new_zeros(batch, max_queries, query.shape[-1])
+        queries = queries.index_put((rows, column), query)  # (B, Q, width)
+        own = memory.begun.new_zeros(batch, max_queries)
+        own = own.index_put((rows, column), memory.begun[rows, positions])
+        visible = memory.visual[:, None] & (memory.begun[:, None] < own[..., None])  # (B, Q, T)
         earlier = F.pad(memory.hidden[:, :-1], (0, 0, 1, 0))
-        keys = F.normalize(self.before(earlier) + self.at(memory.hidden), dim=-1)
-        likeness = self.sharpness.exp() * queries @ keys.mT
-        share = likeness.masked_fill(~seen, torch.finfo(likeness.dtype).min).softmax(-1)
-        share = share * seen
-        found = (share @ memory.tokens.to(share))[rows, column]
-        meant = (share @ memory.hidden)[rows, column]
-        gates = torch.sigmoid(self.gates(states))
-        wide = torch.cat([gates[:, [i]].expand(-1, n) for i, n in enumerate(self.blocks)], -1)
-        return torch.cat([states, meant.to(states), found.to(states)], -1), wide.float() * found
+        keys = F.normalize(self.before(earlier) + self.at(memory.hidden), dim=-1)  # (B, T, width)
+        logits = self.sharpness.exp() * queries @ keys.mT  # (B, Q, T)
+        weights = logits.masked_fill(~visible, torch.finfo(logits.dtype).min).softmax(-1)
+        # All 0 where no token is visible: the softmax is uniform there.
+        weights = weights * visible
+        token = (weights @ memory.tokens.to(weights))[rows, column]  # (S, token_dim)
+        context = (weights @ memory.hidden)[rows, column]  # (S, hidden)
+        gates = torch.sigmoid(self.gates(hidden_states))  # (S, blocks)
+        gate = torch.cat([gates[:, [i]].expand(-1, n) for i, n in enumerate(self.blocks)], -1)
+        condition = torch.cat(
+            [hidden_states, context.to(hidden_states), token.to(hidden_states)], -1
+        )
+        return condition, gate.float() * token

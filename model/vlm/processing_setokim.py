@@ -1,4 +1,4 @@
-"""Conversations with pictures to what SetokimModel reads, and its answers back to words."""
+"""Processor of SeTokim: conversations with images to model inputs, and ids back to text."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from setokim.tokenizer.processing_setok import SetokProcessor
 from setokim.utils.pretrained import load_pretrained
 from setokim.vlm.chat_tokenizer import ChatTokenizer
 
-IGNORED = -100  # the label of what is not learnt, as everywhere in transformers
-# Vicuna's words. What the assistant says, its end included, is what `generation` encloses.
+IGNORED = -100  # label of positions without a loss, as in transformers
+# Prompt format of Vicuna. `generation` encloses the assistant's turns, their ends included.
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message.role == 'system' %}{{ message.content[0].text }} "
@@ -36,23 +36,23 @@ CHAT_TEMPLATE = (
 
 
 class SetokimProcessor:
-    """A tokenizer with the tokens of pictures, a chat template, and the pictures' processor.
+    """Tokenizer with the special tokens of images, a chat template, and the image processor.
 
     Attributes:
-        tokenizer: of the language model, with `SPECIAL` added and the template as its own.
-        image_processor: of the visual tokenizer.
+        tokenizer: tokenizer of the language model, with `SPECIAL` added and the template set.
+        image_processor: image processor of the visual tokenizer.
 
     Args:
-        tokenizer: any fast tokenizer; it is changed.
-        image_processor: of the visual tokenizer.
-        chat_template: Jinja, in which `generation` encloses what the assistant says and pictures
-            are `<image>`, between `<img>` and `</img>` where the assistant draws them. A mask
-            reaches it as a text part, which becomes `[SEG]`. Names of special tokens stand in it in
-            one piece.
+        tokenizer: any fast tokenizer; changed in place.
+        image_processor: image processor of the visual tokenizer.
+        chat_template: Jinja template with `generation` around the assistant's turns. Images are
+            `<image>`, between `<img>` and `</img>` where the assistant generates them. A mask is
+            passed as a text part, which becomes `[SEG]`. Names of special tokens must be in one
+            piece.
 
     Raises:
-        ValueError: the tokenizer is not a fast one, has no end of text, or the template has no
-            `generation`, or assembles names of special tokens.
+        ValueError: the tokenizer is not fast or has no end-of-text token, or the template has no
+            `generation` or assembles names of special tokens from pieces.
     """
 
     def __init__(
@@ -63,13 +63,15 @@ class SetokimProcessor:
     ):
         if not tokenizer.is_fast:
             got = type(tokenizer).__name__
-            raise ValueError(f"tokenizer: expected a fast one, which knows offsets, got {got}")
+            raise ValueError(f"tokenizer: expected a fast tokenizer, which has offsets, got {got}")
         if tokenizer.eos_token_id is None:
-            raise ValueError("tokenizer: expected one with an end of text, got none")
+            raise ValueError(
+                "tokenizer: expected a tokenizer with eos_token, got one without eos_token"
+            )
         if "{% generation %}" not in chat_template:
-            expected = "a template with {% generation %} around the assistant's words"
+            expected = "a template with {% generation %} around the assistant's turns"
             raise ValueError(f"chat_template: expected {expected}, got {chat_template!r}")
-        # Spaces around them are theirs, so that a picture reads the same with and without.
+        # The tokens absorb spaces around them, so that ids do not depend on such spaces.
         tokenizer.add_special_tokens(
             {
                 "additional_special_tokens": [
@@ -85,12 +87,12 @@ class SetokimProcessor:
 
     @property
     def pad_id(self) -> int:
-        """What fills short rows; nothing reads it."""
+        """Id of padding, which is masked out."""
         pad = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if pad is None else pad
 
     def special_ids(self) -> dict[str, int]:
-        """The fields of `SetokimConfig` that name tokens."""
+        """Return the ids of special tokens as fields of `SetokimConfig`."""
         ids = self.tokenizer.convert_tokens_to_ids(list(SPECIAL))
         names = ("image_token_id", "image_start_id", "image_end_id", "segment_id")
         return dict(zip(names, ids, strict=True)) | {"eos_token_id": self.tokenizer.eos_token_id}
@@ -102,37 +104,36 @@ class SetokimProcessor:
         padding_side: str = "right",
         pack_to: int | None = None,
     ) -> dict[str, Tensor]:
-        """B conversations to a batch.
+        """Convert B conversations to a batch.
 
-        Text is text: names of special tokens in it, such as "[SEG]" or "</s>", become ordinary
-        tokens. Special tokens come from the template, images and masks alone. Lone surrogates
-        become U+FFFD.
+        Names of special tokens in texts, such as "[SEG]" or "</s>", become ordinary tokens. Special
+        tokens come from the template, images and masks only. Lone surrogates become U+FFFD.
 
         Args:
             conversations: messages {"role": "system" | "user" | "assistant", "content": text or
-                parts}, parts being {"type": "text", "text": text},
-                {"type": "image", "image": RGB picture} and, of the assistant, {"type": "mask"},
-                where `[SEG]` stands.
-            add_generation_prompt: end with the words after which the assistant speaks.
-            padding_side: "right" or "left".
-            pack_to: length of rows, such as 2048, to which conversations without pictures are
-                joined one after the other and cut, behind the others; None keeps a row for each.
-                Nothing is lost, but B may be another.
+                parts}. Parts are {"type": "text", "text": text},
+                {"type": "image", "image": RGB image} and, of the assistant, {"type": "mask"} for
+                `[SEG]`.
+            add_generation_prompt: flag that appends the header of the assistant's next turn.
+            padding_side: side of the padding, "right" or "left".
+            pack_to: length of packed rows, such as 2048. Conversations without images are
+                concatenated, cut into rows of this length, and placed after the others. No token is
+                dropped, but the number of rows may change. None for one row per conversation.
 
         Returns:
-            `input_ids` (B, L) int64 with one `<image>` for each picture, `attention_mask` (B, L)
-            int64, and `pixel_values` (M, 3, H, W) of all pictures in the order of their `<image>`,
-            M may be 0. Without `add_generation_prompt` also `labels` (B, L) int64, -100 wherever it
-            is not the assistant who speaks.
+            `input_ids` (B, L) int64 with one `<image>` for each image, `attention_mask` (B, L)
+            int64, and `pixel_values` (M, 3, H, W) of all images in the order of their `<image>`; M
+            may be 0. Without `add_generation_prompt` also `labels` (B, L) int64, -100 outside the
+            assistant's turns.
 
         Raises:
-            ValueError: there is no conversation, or a message does not fit.
+            ValueError: `conversations` is empty, or a message or option does not fit.
         """
         if padding_side not in ("left", "right"):
             raise ValueError(f"padding_side: expected left or right, got {padding_side!r}")
         if not conversations:
             raise ValueError("conversations: expected at least one, got none")
-        checked = [[_message(message) for message in messages] for messages in conversations]
+        checked = [[_checked(message) for message in messages] for messages in conversations]
         images = [
             part["image"]
             for messages in checked
@@ -145,7 +146,7 @@ class SetokimProcessor:
             if pack_to < 1 or add_generation_prompt:
                 got = "add_generation_prompt" if pack_to >= 1 else pack_to
                 raise ValueError(f"pack_to: expected at least 1 and whole conversations, got {got}")
-            rows = _packed(rows, [_has_picture(messages) for messages in checked], pack_to)
+            rows = _pack_rows(rows, [_has_image(messages) for messages in checked], pack_to)
         longest = max(len(row["input_ids"]) for row in rows)
 
         def stack(name: str, fill: int) -> Tensor:
@@ -161,15 +162,19 @@ class SetokimProcessor:
             "attention_mask": stack("attention_mask", 0),
             "pixel_values": self._pixels(images),
         }
-        # What is still to be said has no labels.
+        # A prompt to be continued has no labels.
         return batch if add_generation_prompt else batch | {"labels": stack("labels", IGNORED)}
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The words of an answer, without special tokens."""
+        """Return the text of an answer, without special tokens."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the tokenizer with its template, and `preprocessor_config.json`."""
+        """Write the tokenizer with its template, and `preprocessor_config.json`.
+
+        Args:
+            folder: folder to write to.
+        """
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
 
@@ -177,22 +182,23 @@ class SetokimProcessor:
     def from_pretrained(
         cls, folder: str | Path, trust_remote_code: bool = False
     ) -> SetokimProcessor:
-        """Reads what `save_pretrained` wrote.
+        """Load a processor that `save_pretrained` wrote.
 
         Args:
-            folder: what was written.
-            trust_remote_code: run Python code that the folder brings for its tokenizer.
+            folder: folder of the tokenizer and the image processor.
+            trust_remote_code: flag that allows the folder's own Python code for its tokenizer.
 
         Raises:
-            OSError, ValueError: something is not there, or not what it should be.
+            OSError: a file is missing.
+            ValueError: a file has invalid content.
         """
         tokenizer = load_pretrained(AutoTokenizer, folder, trust_remote_code)
         template = tokenizer.chat_template or CHAT_TEMPLATE
         return cls(tokenizer, SetokProcessor.from_pretrained(folder), template)
 
     def _row(self, messages: list[dict], prompt: bool) -> dict[str, list[int]]:
-        ids, spoken = self._encode(messages, prompt)
-        labels = [token if own else IGNORED for token, own in zip(ids, spoken, strict=True)]
+        ids, generated = self._encode(messages, prompt)
+        labels = [token if own else IGNORED for token, own in zip(ids, generated, strict=True)]
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
 
     def _pixels(self, images: list[Image.Image]) -> Tensor:
@@ -201,16 +207,16 @@ class SetokimProcessor:
         return self.image_processor(images)["pixel_values"]
 
 
-def _has_picture(messages: Sequence[Mapping[str, Any]]) -> bool:
+def _has_image(messages: Sequence[Mapping[str, Any]]) -> bool:
     return any(part["type"] == "image" for message in messages for part in message["content"])
 
 
-def _packed(
-    rows: Sequence[dict[str, list[int]]], apart: Sequence[bool], length: int
+def _pack_rows(
+    rows: Sequence[dict[str, list[int]]], separate: Sequence[bool], length: int
 ) -> list[dict[str, list[int]]]:
-    """The rows that stay apart, then all others, joined and cut to one length."""
-    kept = [row for row, own in zip(rows, apart, strict=True) if own]
-    others = [row for row, own in zip(rows, apart, strict=True) if not own]
+    """Return the separate rows, then all others, concatenated and cut to one length."""
+    kept = [row for row, own in zip(rows, separate, strict=True) if own]
+    others = [row for row, own in zip(rows, separate, strict=True) if not own]
     joined = {name: [token for row in others for token in row[name]] for name in rows[0]}
     return kept + [
         {name: tokens[start : start + length] for name, tokens in joined.items()}
@@ -218,14 +224,14 @@ def _packed(
     ]
 
 
-def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A checked copy, its content in parts."""
+def _checked(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a validated copy with its content as parts."""
     role, content = message.get("role"), message.get("content")
     if role not in ("system", "user", "assistant"):
         raise ValueError(f"role: expected system, user or assistant, got {role!r}")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, Sequence) or not parts:
-        raise ValueError(f"content: expected a text or parts, got {content!r}")
+        raise ValueError(f"content: expected a text or a list of parts, got {content!r}")
     for part in parts:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "image" and isinstance(part.get("image"), Image.Image):
@@ -233,8 +239,8 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
         if kind == "mask" and role == "assistant":
             continue
         if kind != "text" or not isinstance(part.get("text"), str):
-            expected = "parts with a text or a picture, or masks of the assistant"
+            expected = "parts with a text or an image, or a mask of the assistant"
             raise ValueError(f"content: expected {expected}, got {part!r}")
     if role == "system" and any(part["type"] == "image" for part in parts):
-        raise ValueError("content: expected a text of the system, got a picture")
+        raise ValueError("content: expected text only in a system message, got an image")
     return {"role": role, "content": list(parts)}

@@ -1,4 +1,4 @@
-"""A tokenizer of whole words, for language models small enough to have no other."""
+"""Tokenizer of whole words for tiny language models without a tokenizer of their own."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-# Written once here: the beginning of a word, as sentencepiece marks it.
+# Start of a word, as marked by sentencepiece.
 _SPACE = "▁"
 _ROLES = ("USER", "ASSISTANT", ":")
 
 
 def build_word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A word or a sign of punctuation is one token; decoding gives the text back.
+    """Build a tokenizer with one token for each word or punctuation mark; decoding is exact.
 
     Args:
-        words: all words and signs that texts may hold; others become "<unk>".
+        words: vocabulary of words and punctuation marks; all others become "<unk>".
 
     Returns:
-        A tokenizer with "<s>", "</s>", "<pad>" and "<unk>", and the words of the chat template.
+        Tokenizer with the vocabulary, "<s>", "</s>", "<pad>", "<unk>", and the roles of the chat
+        template.
     """
     vocabulary = ["<pad>", "<s>", "</s>", "<unk>"]
     for word in (*_ROLES, *sorted(set(words) - set(_ROLES))):
-        # A sign may stand by itself too.
+        # A punctuation mark may follow a word without a space.
         vocabulary += [_SPACE + word] if word.isalnum() else [word, _SPACE + word]
-    ids = {word: number for number, word in enumerate(vocabulary)}
+    ids = {word: index for index, word in enumerate(vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

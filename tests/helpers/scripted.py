@@ -1,10 +1,10 @@
-"""What a model says, decided by a test; needs nothing but torch."""
+"""Scripted logits for generation in tests; imports torch only."""
 
 import torch
 
 
 def logits_that_say(ids, vocabulary):
-    """A `SetokimModel.logits` of which these ids are the likeliest, one call after the other."""
+    """Return a stub of `SetokimModel.logits` with max logits at these ids, one for each call."""
     following = iter(ids)
 
     def logits(self, hidden):

@@ -1,4 +1,4 @@
-"""The multimodal model at its smallest, and scripts that it follows when it speaks."""
+"""Tiny SetokimModel with random weights, and scripted logits for its generation."""
 
 import torch
 from PIL import Image
@@ -25,41 +25,44 @@ FIELDS = {"head_width": 16, "head_layers": 1, "noise_steps": 20, "segmentation_w
 
 
 def build(**fields) -> tuple[SetokimModel, SetokimProcessor]:
-    """A random model in evaluation mode whose diffusion head has units, and its processor."""
+    """Build a random model in evaluation mode with a fitted diffusion head, and its processor."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         setok = SetokModel(SetokConfig(**TINY["model"]))
         tokenizer = build_word_tokenizer(WORDS)
         llm = AutoModelForCausalLM.from_config(
-            # So random that places differ clearly.
+            # A large range, so that positions differ clearly.
             AutoConfig.for_model(vocab_size=len(tokenizer), initializer_range=0.3, **LLM)
         )
         processor = SetokimProcessor(tokenizer, setok.processor())
         model = SetokimModel.from_parts(setok, llm, processor, **FIELDS | fields)
-        # With adapters or without, what follows is the same.
+        # The following weights are the same with adapters and without.
         torch.manual_seed(1)
         torch.nn.init.normal_(model.special_in, std=0.3)
         torch.nn.init.normal_(model.special_out, std=0.3)
         for parameter in model.head.parameters():
-            # Its last layer would be 0, so that no condition mattered.
+            # The output layer starts as 0, so that conditions would not matter.
             parameter.data += 0.1 * torch.randn_like(parameter)
         model.head.fit(setok.tokenize([picture(seed) for seed in range(8)]).pack().tokens)
     return model.eval(), processor
 
 
 def picture(seed: int) -> Image.Image:
-    """Four fields of random colours."""
+    """Return an image of four fields of random colours."""
     generator = torch.Generator().manual_seed(seed)
     colours = torch.randint(256, (2, 2, 3), generator=generator).byte()
     return Image.fromarray(colours.numpy()).resize((24, 24), Image.Resampling.NEAREST)
 
 
 class Script:
-    """Stands for `SetokimModel.logits`: row i says `rows[i]`, then ends; keeps the states.
+    """Stub of `SetokimModel.logits`: row i generates `rows[i]`, then ends.
+
+    Attributes:
+        states: hidden states of each call, in order.
 
     Args:
-        processor: of the model.
-        rows: texts with "<img>", "<image>" once for each token, "</img>", "[SEG]".
+        processor: processor of the model.
+        rows: texts with "<img>", one "<image>" for each visual token, "</img>" and "[SEG]".
     """
 
     def __init__(self, processor: SetokimProcessor, *rows: str):

@@ -1,4 +1,4 @@
-"""A tiny SeTokim model in a folder, and a script that it follows when it speaks."""
+"""Tiny SeTokim model in a folder, and fixtures that script its answers."""
 
 import pytest
 from PIL import Image
@@ -11,7 +11,7 @@ from setokim.vlm.processing_setokim import SetokimProcessor
 
 @pytest.fixture(scope="session")
 def speaker_folder(tmp_path_factory):
-    """Where the model is; its diffusion head has units."""
+    """Return the folder of a tiny model with a fitted diffusion head."""
     folder = tmp_path_factory.mktemp("speaker")
     model, processor = build(noise_steps=100)
     model.save_pretrained(folder)
@@ -20,7 +20,7 @@ def speaker_folder(tmp_path_factory):
 
 
 def words_as_ids(folder, *texts):
-    """Ids of what a model in a folder is to say, and the size of its vocabulary."""
+    """Return the ids of texts for a model in a folder, and the size of its vocabulary."""
     tokenizer = SetokimProcessor.from_pretrained(folder).tokenizer
     ids = [i for text in texts for i in tokenizer.encode(text, add_special_tokens=False)]
     return ids, len(tokenizer)
@@ -28,7 +28,7 @@ def words_as_ids(folder, *texts):
 
 @pytest.fixture
 def says(speaker_folder, monkeypatch):
-    """Sets what the model says: words, "<img>", "<image>", "</img>", "[SEG]" and "</s>"."""
+    """Return a function that scripts the answer: text, "<img>", "<image>", "[SEG]", "</s>" …"""
 
     def script(*texts):
         logits = logits_that_say(*words_as_ids(speaker_folder, *texts))
@@ -39,7 +39,7 @@ def says(speaker_folder, monkeypatch):
 
 @pytest.fixture
 def prompts(monkeypatch):
-    """Messages that the model was asked, call by call."""
+    """Record the conversations of each call of the processor."""
     seen = []
     before = SetokimProcessor.__call__
 
@@ -53,12 +53,12 @@ def prompts(monkeypatch):
 
 @pytest.fixture
 def photo(tmp_path):
-    """A picture that is no square."""
+    """Write a photograph that is not square."""
     path = tmp_path / "photo.png"
     Image.linear_gradient("L").resize((50, 30)).convert("RGB").save(path)
     return path
 
 
 def complaints(err):
-    """What a command wrote to stderr, without the progress bar of transformers."""
+    """Return the lines of stderr without the progress bar of transformers."""
     return [line for line in err.splitlines() if line and "Loading weights" not in line]

@@ -19,8 +19,8 @@ from setokim.training.stage2.model import build_model, freeze
 from setokim.training.stage2.samples import draw_answers
 from setokim.training.stage2.settings import InstructSettings
 from setokim.training.stage2.token_store import TokenStore
+from setokim.vlm.diffusion_head import signal_levels
 from setokim.vlm.lora import base_of
-from setokim.vlm.noise_schedule import signal_levels
 from setokim.vlm.processing_setokim import SetokimProcessor
 
 # Pictures from whose tokens the diffusion head takes its units.

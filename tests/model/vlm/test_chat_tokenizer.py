@@ -1,4 +1,4 @@
-"""Special tokens come from the chat template, whatever texts say."""
+"""Chat tokenizer: special tokens come from the chat template, never from texts."""
 
 from collections import Counter
 
@@ -30,7 +30,7 @@ METASPACE = pre_tokenizers.Metaspace("▁", prepend_scheme="first")
 
 
 def fast(model, pre_tokenizer, decoder, normalizer=None, train=None, **options):
-    """A tokenizer with the usual special tokens and one more."""
+    """Build a tokenizer with the usual special tokens and one more."""
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizer, decoder
     tokenizer.normalizer = normalizer
@@ -57,7 +57,7 @@ def byte_level():
 
 
 def byte_level_that_merges_names():
-    """ "</s>" is in the base vocabulary because it was frequent, and merges lead to it."""
+    """Build a tokenizer whose merges yield "</s>", an entry of the base vocabulary."""
     words = list(pre_tokenizers.ByteLevel.alphabet())
     merges = [("<", "/"), ("</", "s"), ("</s", ">"), ("</s>", "a"), ("i", "s")]
     words += [one + other for one, other in merges]
@@ -67,7 +67,7 @@ def byte_level_that_merges_names():
 
 
 def sentencepiece_bpe():
-    """As of Llama: only the beginning of the text gets a space in front."""
+    """Build a tokenizer as of Llama: only the start of the text gets a space in front."""
     words = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *ALPHABET, "re", "red"]
     model = models.BPE(
         {word: i for i, word in enumerate(words)},
@@ -83,7 +83,7 @@ def sentencepiece_bpe():
 
 
 def legacy_sentencepiece_bpe(**options):
-    """As of the first Llama: spaces come by normalization."""
+    """Build a tokenizer as of the first Llama: normalization inserts the spaces."""
     tokenizer = sentencepiece_bpe().backend_tokenizer
     spaces = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     normalizer = normalizers.Sequence(spaces)
@@ -91,14 +91,14 @@ def legacy_sentencepiece_bpe(**options):
 
 
 def unigram():
-    """As of T5: the names are pieces with the best score of all."""
+    """Build a tokenizer as of T5: special names are the pieces of max score."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("<s>", 0.0), ("▁red", -3.0)]
     model = models.Unigram([*pieces, *((letter, -9.0) for letter in ALPHABET)], 2)
     return fast(model, METASPACE, decoders.Metaspace("▁"), normalizers.NFKC())
 
 
 def words_between_spaces():
-    """Every name is a word of the vocabulary."""
+    """Build a tokenizer with every special name as a word of the vocabulary."""
     words = [*NAMES, *sorted({word for text in CORPUS for word in text.split()} - set(NAMES))]
     model = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
     return fast(model, pre_tokenizers.WhitespaceSplit(), None)
@@ -130,12 +130,12 @@ TOKENIZERS = {
     "words between spaces": words_between_spaces,
     "word pieces": word_pieces,
 }
-# Whose alphabet is every byte, or all that these tests say.
+# Tokenizers without unknown characters in these tests.
 COMPLETE = set(TOKENIZERS) - {"words", "words between spaces"}
 
 
 def with_names(tokenizer):
-    """What the processor adds."""
+    """Add the special tokens as the processor does."""
     added = [
         AddedToken(name, lstrip=True, rstrip=True, normalized=False, special=True)
         for name in SPECIAL
@@ -170,7 +170,7 @@ def conversation(text, other="yes"):
 
 
 def directly(tokenizer, messages, template=CHAT_TEMPLATE):
-    """What transformers makes of it, a mask being the text "[SEG]"."""
+    """Tokenize by transformers directly, with "[SEG]" as the text of a mask."""
     found = tokenizer.apply_chat_template(
         [
             {
@@ -204,33 +204,33 @@ def directly(tokenizer, messages, template=CHAT_TEMPLATE):
 )
 def test_ordinary_text_has_the_ids_of_the_tokenizer(tokenizer, chat, text):
     messages = conversation(text)
-    ids, spoken = chat(messages)
-    assert (ids, spoken) == directly(tokenizer, messages)
+    ids, generated = chat(messages)
+    assert (ids, generated) == directly(tokenizer, messages)
     assert tokenizer.convert_tokens_to_ids(SEG) in ids
 
 
 @pytest.mark.parametrize(
     "text", ["{0}", "red {0} red", "red{0}red", "{0}{0}", " {0}  {0}\n", "<{0}>"]
 )
-def test_names_in_texts_are_text(name_and_tokenizer, chat, text):
-    known_by, tokenizer = name_and_tokenizer
+def test_special_names_in_texts_are_ordinary_tokens(name_and_tokenizer, chat, text):
+    kind, tokenizer = name_and_tokenizer
     special = set(tokenizer.all_special_ids)
-    if known_by not in COMPLETE:
-        special -= {tokenizer.unk_token_id}  # a word that it does not know
+    if kind not in COMPLETE:
+        special -= {tokenizer.unk_token_id}  # an unknown word
 
-    def found(said):
-        return Counter(token for token in chat(conversation(said))[0] if token in special)
+    def count(text):
+        return Counter(token for token in chat(conversation(text))[0] if token in special)
 
-    expected = found("red")
+    expected = count("red")
     for name in NAMES:
-        assert found(text.format(name)) == expected, name
-        if known_by.startswith("byte-level"):
+        assert count(text.format(name)) == expected, name
+        if kind.startswith("byte-level"):
             ids = chat([message("user", text.format(name))])[0]
             assert tokenizer.decode(ids) == f"<s>USER: {text.format(name)} "
 
 
-def test_names_of_the_vocabulary_were_special_before():
-    """What `split_special_tokens` misses."""
+def test_split_special_tokens_misses_names_of_the_base_vocabulary():
+    """Check the premise: the option of transformers does not suffice."""
     for build in (unigram, words_between_spaces, byte_level_that_merges_names):
         tokenizer = build()
         ids = tokenizer("</s>", add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -240,18 +240,18 @@ def test_names_of_the_vocabulary_were_special_before():
 def test_names_do_not_come_from_normalization():
     tokenizer = with_names(unigram())
     chat = ChatTokenizer(tokenizer, CHAT_TEMPLATE)
-    # Full-width signs, which NFKC makes "</s>".
+    # Full-width characters, which NFKC normalizes to "</s>".
     spelled, plain = (chat([message("user", text)])[0] for text in ("＜／s＞", "</s>"))
     assert spelled == plain and tokenizer.eos_token_id not in spelled
 
 
 def test_the_template_names_its_tokens_where_normalization_hides_them():
-    """Where normalization writes "▁</s>" for the token, "yes</s>" did not hold it."""
+    """Check a template that transformers misreads: normalization turns the token to "▁</s>"."""
     tokenizer = with_names(legacy_sentencepiece_bpe(normalized=True))
     messages = [message("user", "red"), message("assistant", "yes")]
     assert tokenizer.eos_token_id not in directly(tokenizer, messages)[0]
-    ids, spoken = ChatTokenizer(tokenizer, CHAT_TEMPLATE)(messages)
-    assert ids[-1] == tokenizer.eos_token_id and spoken[-1]
+    ids, generated = ChatTokenizer(tokenizer, CHAT_TEMPLATE)(messages)
+    assert ids[-1] == tokenizer.eos_token_id and generated[-1]
 
 
 def test_names_do_not_come_from_two_parts(chat, tokenizer):
@@ -300,7 +300,7 @@ def test_other_templates():
         ChatTokenizer(tokenizer, pieces)
 
 
-def test_an_end_of_text_among_ordinary_added_tokens():
+def test_an_eos_token_among_ordinary_added_tokens():
     tokenizer = with_names(byte_level())
     tokenizer.add_tokens(["<|end|>"])
     tokenizer.eos_token = "<|end|>"

@@ -1,3 +1,5 @@
+"""Diffusion head against diffusers and hand-computed values, and training on a toy problem."""
+
 import importlib.util
 import math
 import sys
@@ -14,7 +16,7 @@ TOKEN_DIM, CONDITION_DIM = 6, 5
 
 
 class Stub(nn.Module):
-    """In the place of the network: conditions stay as they are, the clean token is given."""
+    """Stub of the denoiser with unchanged conditions and a given function for the clean token."""
 
     def __init__(self, clean):
         super().__init__()
@@ -37,7 +39,7 @@ def normal(*shape, seed=0):
 
 
 def make_head(random=False, fit=True, **settings):
-    """A small head; `random` makes all weights matter, where the layers are the identity else."""
+    """Build a small head; `random` weights replace the initial ones, which are partly 0."""
     settings = {"width": 16, "layers": 2, "blocks": (2, 4)} | settings
     head = DiffusionHead(TOKEN_DIM, CONDITION_DIM, **settings)
     generator = seeded(3)
@@ -57,7 +59,7 @@ def test_fit_by_hand():
     assert head.scale.tolist() == [1.0, root, root, 1.0]
 
 
-def test_fit_keeps_no_rounding_of_a_constant_block():
+def test_fit_ignores_rounding_in_a_constant_block():
     head = DiffusionHead(2, 1, width=8, layers=1)
     head.fit(torch.full((1001, 2), 0.1))
     assert head.scale.tolist() == [1.0, 1.0]
@@ -65,37 +67,37 @@ def test_fit_keeps_no_rounding_of_a_constant_block():
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
-def test_noise_and_loss_are_those_of_diffusers(schedule, prediction):
+def test_noise_and_loss_equal_diffusers(schedule, prediction):
     head = make_head(schedule=schedule, prediction=prediction)
-    answer = normal(2 * 5, TOKEN_DIM, seed=1)
-    head.network = stub = Stub(lambda noisy, embedded: answer)
+    predicted = normal(2 * 5, TOKEN_DIM, seed=1)
+    head.network = stub = Stub(lambda noisy, embedded: predicted)
     tokens = normal(5, TOKEN_DIM, seed=2)
     loss = head.loss(tokens, normal(5, CONDITION_DIM), repeats=2, generator=seeded(2))
 
     replay = seeded(2)
     timesteps = torch.randint(1000, (2 * 5,), generator=replay)
     noise = torch.randn(2 * 5, TOKEN_DIM, generator=replay)
-    ((noisy, asked),) = stub.calls
-    # The weight is bounded earlier than that.
-    assert torch.equal(asked, timesteps) and timesteps.min() > 300
+    ((noisy, called),) = stub.calls
+    # The bound of the weight applies at earlier timesteps only.
+    assert torch.equal(called, timesteps) and timesteps.min() > 300
     scheduler = DDPMScheduler(1000, beta_schedule=schedule)
     clean = ((tokens - head.mean) / head.scale).repeat(2, 1)
     torch.testing.assert_close(noisy, scheduler.add_noise(clean, noise, timesteps))
     signal = scheduler.alphas_cumprod[timesteps, None].double()
-    believed = (noisy.double() - signal.sqrt() * answer) / (1 - signal).sqrt()  # noise
+    predicted_noise = (noisy.double() - signal.sqrt() * predicted) / (1 - signal).sqrt()  # noise
     if prediction == "epsilon":
-        squares = (believed - noise).square()
+        squares = (predicted_noise - noise).square()
     else:
         velocity = scheduler.get_velocity(clean.double(), noise.double(), timesteps)
-        said = scheduler.get_velocity(answer.double(), believed, timesteps)
-        squares = (said - velocity).square()
-    # Each block counts the same.
+        found = scheduler.get_velocity(predicted.double(), predicted_noise, timesteps)
+        squares = (found - velocity).square()
+    # Each block weighs the same.
     expected = sum(part.mean() for part in squares.split(head.blocks, 1)) / len(head.blocks)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
-def test_loss_by_hand_where_there_is_hardly_noise(prediction):
+def test_loss_by_hand_at_hardly_any_noise(prediction):
     # The only timestep has a² = 0.9999: v's weight is 10 000, e's 9999, both over the bound of 10.
     head = DiffusionHead(2, 1, 8, 1, steps=1, schedule="linear", prediction=prediction)
     head.fit(torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
@@ -106,17 +108,17 @@ def test_loss_by_hand_where_there_is_hardly_noise(prediction):
     assert head.loss(tokens, condition, weight=weight).item() == pytest.approx(10 * 5 / 4)
 
 
-def test_some_repeats_see_nothing_but_noise():
+def test_noisiest_repeats_are_at_the_last_timestep():
     head = make_head()
     head.network = stub = Stub(lambda noisy, embedded: torch.zeros_like(noisy))
     tokens, condition = normal(5, TOKEN_DIM), normal(5, CONDITION_DIM)
     head.loss(tokens, condition, 3, seeded(2), noisiest=2)
-    ((_, asked),) = stub.calls
-    drawn = torch.randint(1000, (3 * 5,), generator=seeded(2))
-    assert asked[:10].tolist() == [999] * 10 and torch.equal(asked[10:], drawn[10:])
+    ((_, called),) = stub.calls
+    sampled = torch.randint(1000, (3 * 5,), generator=seeded(2))
+    assert called[:10].tolist() == [999] * 10 and torch.equal(called[10:], sampled[10:])
 
 
-def test_masked_tokens_have_no_gradient():
+def test_tokens_of_weight_zero_have_no_gradient():
     head = make_head(random=True)
     condition = normal(4, CONDITION_DIM).requires_grad_()
     weight = torch.tensor([1.0, 0.0, 2.0, 0.0])
@@ -125,7 +127,7 @@ def test_masked_tokens_have_no_gradient():
 
 
 @pytest.mark.parametrize("rows", [0, 3])
-def test_loss_of_nothing_depends_on_every_parameter(rows):
+def test_a_loss_without_weights_depends_on_every_parameter(rows):
     head = make_head(random=True)
     tokens, condition = normal(rows, TOKEN_DIM), normal(rows, CONDITION_DIM).requires_grad_()
     loss = head.loss(tokens, condition, weight=torch.zeros(rows))
@@ -146,7 +148,7 @@ def test_gradients_reach_conditions_tokens_and_all_parameters():
         assert parameter.grad.any(), name
 
 
-def test_denoiser_starts_as_zero_with_layers_that_do_nothing():
+def test_a_new_denoiser_is_zero_with_identity_layers():
     network = make_head().network
     noisy, given = normal(3, TOKEN_DIM), normal(3, 16, seed=1)
     assert not network(noisy, torch.arange(3), given).any()
@@ -154,17 +156,17 @@ def test_denoiser_starts_as_zero_with_layers_that_do_nothing():
         assert torch.equal(layer(given, given), given)
 
 
-def test_denoiser_knows_the_timestep():
+def test_the_denoiser_depends_on_the_timestep():
     network = make_head(random=True).network
     noisy, given = normal(1, TOKEN_DIM), normal(1, 16, seed=1)
     clean = network(noisy.expand(1000, -1), torch.arange(1000), given.expand(1000, -1))
     assert torch.pdist(clean.detach()).min() > 1e-4
 
 
-def test_a_new_head_draws_the_mean():
+def test_a_new_head_samples_the_mean():
     head = make_head()
-    drawn = head.sample(normal(3, CONDITION_DIM), steps=10, generator=seeded())
-    assert torch.equal(drawn, head.mean.expand(3, TOKEN_DIM))
+    sampled = head.sample(normal(3, CONDITION_DIM), steps=10, generator=seeded())
+    assert torch.equal(sampled, head.mean.expand(3, TOKEN_DIM))
 
 
 @pytest.mark.parametrize("steps", [1, 4, 20])
@@ -172,7 +174,7 @@ def test_ddim_by_hand(steps):
     head = make_head(steps=20)
     head.network = Stub(lambda noisy, embedded: 0.5 * noisy + 0.1)
     noise = normal(3, TOKEN_DIM)
-    drawn = head.sample(torch.zeros(3, CONDITION_DIM), steps=steps, noise=noise, temperature=0.7)
+    sampled = head.sample(torch.zeros(3, CONDITION_DIM), steps=steps, noise=noise, temperature=0.7)
 
     def bar(time):
         return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -188,55 +190,55 @@ def test_ddim_by_hand(steps):
         direction = (x - math.sqrt(now) * clean) / math.sqrt(1 - now)
         x = math.sqrt(then) * clean + math.sqrt(1 - then) * direction
     expected = x * head.scale.double() + head.mean.double()
-    torch.testing.assert_close(drawn.double(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sampled.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_guidance_by_hand():
     head = DiffusionHead(2, 2, width=8, layers=1)
     head.fit(torch.tensor([[-1.0, 1.0], [3.0, 5.0]]))  # mean 1, 3; scale 2
     head.network = stub = Stub(lambda noisy, embedded: embedded)
-    condition, free = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 1.0]])
+    condition, unconditional = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 1.0]])
     # 0.5 + 3 · 0.5 and 1 - 3 · 1, in units of the tokens.
-    drawn = head.sample(condition, free, guidance=3.0, steps=2, generator=seeded())
-    assert drawn.tolist() == [[1 + 2 * 2.0, 3 + 2 * -2.0]]
-    assert head.sample(condition, free, guidance=0.0, steps=2).tolist() == [[2.0, 5.0]]
+    sampled = head.sample(condition, unconditional, guidance=3.0, steps=2, generator=seeded())
+    assert sampled.tolist() == [[1 + 2 * 2.0, 3 + 2 * -2.0]]
+    assert head.sample(condition, unconditional, guidance=0.0, steps=2).tolist() == [[2.0, 5.0]]
     stub.calls.clear()
-    assert head.sample(condition, free, steps=2).tolist() == [[3.0, 3.0]]
-    # Without guidance the free half is not computed.
+    assert head.sample(condition, unconditional, steps=2).tolist() == [[3.0, 3.0]]
+    # Without guidance the unconditional half is not computed.
     assert [len(noisy) for noisy, _ in stub.calls] == [1, 1]
 
 
-def test_the_answer_is_added_to_a_base():
+def test_the_prediction_is_added_to_a_base():
     head = DiffusionHead(2, 2, width=8, layers=1)
     head.fit(torch.tensor([[-1.0, 1.0], [3.0, 5.0]]))  # mean 1, 3; scale 2
     tokens, condition = normal(4, 2), normal(4, 2)
-    # Nothing is to be learnt where the base is the token: the network gives 0 before training.
+    # The loss is 0 where the base is the token: the network predicts 0 before training.
     base = head.normalise(tokens)
     assert head.loss(tokens, condition, base=base).item() == pytest.approx(0, abs=1e-10)
     assert head.loss(tokens, condition).item() > 0.1
-    drawn = head.sample(condition, steps=5, base=base)
-    torch.testing.assert_close(drawn, tokens)
+    sampled = head.sample(condition, steps=5, base=base)
+    torch.testing.assert_close(sampled, tokens)
     head.network = Stub(lambda noisy, embedded: embedded)
     one, other = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
     found = head.sample(one, one, 3.0, steps=2, base=other, unconditional_base=one)
-    # Conditional 1, 2; free 2, 0.
+    # Conditional 1, 2; unconditional 2, 0.
     assert found.tolist() == [[1 + 2 * (2 - 3.0), 3 + 2 * (0 + 3 * 2.0)]]
     with pytest.raises(ValueError, match=r"^base: expected a floating-point \(4, 2\), got "):
         head.loss(tokens, condition, base=base[:3])
 
 
-def test_rows_do_not_depend_on_their_batch():
+def test_rows_are_independent_of_their_batch():
     head = make_head(random=True)
-    condition, free = normal(5, CONDITION_DIM, seed=1), normal(5, CONDITION_DIM, seed=2)
+    condition, unconditional = normal(5, CONDITION_DIM, seed=1), normal(5, CONDITION_DIM, seed=2)
     noise = normal(5, TOKEN_DIM)
-    together = head.sample(condition, free, 2.0, steps=5, noise=noise)
+    together = head.sample(condition, unconditional, 2.0, steps=5, noise=noise)
     for i in range(5):
         row = slice(i, i + 1)
-        alone = head.sample(condition[row], free[row], 2.0, steps=5, noise=noise[row])
+        alone = head.sample(condition[row], unconditional[row], 2.0, steps=5, noise=noise[row])
         torch.testing.assert_close(alone, together[row], rtol=1e-5, atol=1e-5)
 
 
-def test_generators_make_the_first_noise():
+def test_generators_sample_the_initial_noise():
     head = make_head(random=True)
     condition = normal(3, CONDITION_DIM)
     one = head.sample(condition, steps=5, generator=seeded(4))
@@ -247,23 +249,23 @@ def test_generators_make_the_first_noise():
     assert head.sample(condition[:0], steps=5, generator=[]).shape == (0, TOKEN_DIM)
 
 
-def test_learns_a_point_and_two_modes():
+def test_training_fits_a_point_and_two_modes():
     torch.manual_seed(0)
     head = DiffusionHead(TOKEN_DIM, 2, width=64, layers=2)
     point, mode = normal(TOKEN_DIM, seed=1), normal(TOKEN_DIM, seed=2)
     generator = seeded()
 
-    def draw(number):
-        kind = torch.randint(2, (number,), generator=generator)
-        sign = torch.randint(2, (number, 1), generator=generator) * 2.0 - 1
+    def sample(count):
+        kind = torch.randint(2, (count,), generator=generator)
+        sign = torch.randint(2, (count, 1), generator=generator) * 2.0 - 1
         tokens = torch.where(kind[:, None] == 0, point, sign * mode)
         return tokens, nn.functional.one_hot(kind, 2).float()
 
-    head.fit(draw(1000)[0])
+    head.fit(sample(1000)[0])
     optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
     for _ in range(150):
         optimizer.zero_grad()
-        head.loss(*draw(32), generator=generator).backward()
+        head.loss(*sample(32), generator=generator).backward()
         optimizer.step()
 
     condition = torch.eye(2).repeat_interleave(200, 0)
@@ -273,17 +275,17 @@ def test_learns_a_point_and_two_modes():
     assert sides.values.quantile(0.95) < 0.25 and 60 <= sides.indices.sum() <= 140
 
 
-def test_sums_are_float32_whatever_the_network_is():
+def test_losses_and_samples_are_float32_under_autocast():
     tokens, condition = normal(8, TOKEN_DIM, seed=1), normal(8, CONDITION_DIM)
     exact = make_head(random=True).loss(tokens, condition, generator=seeded())
     head = make_head(random=True)
     with torch.autocast("cpu", torch.bfloat16):
         loss = head.loss(tokens, condition, generator=seeded())
-        drawn = head.sample(condition.bfloat16(), steps=5, generator=seeded())
-    assert loss.dtype == drawn.dtype == torch.float32
+        sampled = head.sample(condition.bfloat16(), steps=5, generator=seeded())
+    assert loss.dtype == sampled.dtype == torch.float32
     assert loss.item() == pytest.approx(exact.item(), rel=0.02) and loss.item() != exact.item()
 
-    # A difference that bfloat16 would lose.
+    # bfloat16 would round this difference away.
     head.network = stub = Stub(lambda noisy, embedded: torch.zeros_like(noisy))
     with torch.autocast("cpu", torch.bfloat16):
         for shift in (0, 1e-4):
@@ -296,11 +298,11 @@ def test_runs_in_bfloat16():
     head = make_head(random=True).bfloat16()
     loss = head.loss(normal(3, TOKEN_DIM), normal(3, CONDITION_DIM).bfloat16())
     loss.backward()
-    drawn = head.sample(normal(3, CONDITION_DIM), steps=5)
-    assert loss.dtype == drawn.dtype == torch.float32 and drawn.isfinite().all()
+    sampled = head.sample(normal(3, CONDITION_DIM), steps=5)
+    assert loss.dtype == sampled.dtype == torch.float32 and sampled.isfinite().all()
 
 
-def test_state_dict_says_that_it_was_fitted():
+def test_the_state_dict_stores_the_units():
     head, other = make_head(random=True), make_head(fit=False)
     other.load_state_dict(load(save(head.state_dict())))
     condition = normal(2, CONDITION_DIM)
@@ -331,7 +333,7 @@ def test_errors_of_calls():
             call()
     with pytest.raises(ValueError, match="tokens: expected at least one row, got none"):
         head.fit(tokens[:0])
-    with pytest.raises(ValueError, match="tokens: expected finite numbers"):
+    with pytest.raises(ValueError, match="tokens: expected finite values"):
         head.fit(tokens / 0)
     with pytest.raises(ValueError, match=r"tokens: .*\(S, 6\), got torch.float32 \(3, 5\)"):
         head.fit(condition)
@@ -368,7 +370,7 @@ def test_errors_of_calls():
 
 
 def test_import_needs_no_diffusers(monkeypatch):
-    # None makes every import of the package fail.
+    # None lets every import of the package fail.
     monkeypatch.setitem(sys.modules, "diffusers", None)
     spec = importlib.util.find_spec("setokim.vlm.diffusion_head")
     spec.loader.exec_module(importlib.util.module_from_spec(spec))

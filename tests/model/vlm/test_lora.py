@@ -1,4 +1,4 @@
-"""Adapters in the language model."""
+"""Low-rank adapters in the language model."""
 
 import copy
 
@@ -33,23 +33,23 @@ def processor(plain):
 
 @pytest.fixture(scope="module")
 def trained(processor):
-    """A model before and after a step of all losses."""
+    """Return a model after one step of all losses, and its parameters before the step."""
     model, _ = build(lora=LORA)
     model.setok.requires_grad_(False)
     before = copy.deepcopy(model.state_dict())
     output = model(**processor(CHATS))
-    tokens, states, _ = model.generated_tokens(output)
-    diffusion = model.head.loss(tokens, states, generator=torch.Generator().manual_seed(0))
+    tokens, conditions, _ = model.generated_tokens(output)
+    diffusion = model.head.loss(tokens, conditions, generator=torch.Generator().manual_seed(0))
     masks = model.segment(output, (8, 8))[0].fine
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(learning, lr=0.05, weight_decay=0.1)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.05, weight_decay=0.1)
     (output.losses["text"] + diffusion + masks.square().sum()).backward()
     optimizer.step()
     model.zero_grad(set_to_none=True)
     return model, before
 
 
-def test_a_step_changes_adapters_and_what_is_new(trained):
+def test_a_step_changes_adapters_and_new_modules_only(trained):
     model, before = trained
     changed = {
         name for name, value in model.state_dict().items() if not torch.equal(value, before[name])
@@ -66,7 +66,7 @@ def test_a_step_changes_adapters_and_what_is_new(trained):
     assert sum("lora_" not in name and name.startswith("llm.") for name in before) > 15
 
 
-def test_new_adapters_say_nothing(plain, processor):
+def test_new_adapters_change_no_output(plain, processor):
     model, _ = build(lora=LORA)
     batch = processor(CHATS)
     assert_same_but_for_rounding(
@@ -74,7 +74,7 @@ def test_new_adapters_say_nothing(plain, processor):
     )
 
 
-def test_merged_it_says_the_same(trained, plain, processor):
+def test_merging_keeps_the_output(trained, plain, processor):
     model = copy.deepcopy(trained[0])
     batch = processor(CHATS)
     expected = model(**batch)
@@ -91,7 +91,7 @@ def test_merged_it_says_the_same(trained, plain, processor):
 
 
 @pytest.mark.parametrize("merged", [False, True])
-def test_saved_and_read_its_weights_are_bit_equal(trained, processor, tmp_path, merged):
+def test_saving_and_loading_keeps_the_weights_bit_equal(trained, processor, tmp_path, merged):
     model = copy.deepcopy(trained[0])
     if merged:
         model.merge_lora()
@@ -107,13 +107,13 @@ def test_saved_and_read_its_weights_are_bit_equal(trained, processor, tmp_path, 
     assert_same_weights(again, model)
 
 
-def test_read_again_only_adapters_learn_in_the_language_model(trained, tmp_path):
+def test_after_loading_only_adapters_of_the_language_model_are_trained(trained, tmp_path):
     trained[0].save_pretrained(tmp_path)
     again = SetokimModel.from_pretrained(tmp_path)
     freeze(again, InstructSettings(start=str(tmp_path), train=("llm",)))
-    learning = {name for name, p in again.llm.named_parameters() if p.requires_grad}
-    assert len(learning) == 8
-    assert learning == {name for name, _ in again.llm.named_parameters() if "lora_" in name}
+    trained_names = {name for name, p in again.llm.named_parameters() if p.requires_grad}
+    assert len(trained_names) == 8
+    assert trained_names == {name for name, _ in again.llm.named_parameters() if "lora_" in name}
 
 
 def test_adapters_can_be_added_later(processor):
@@ -132,7 +132,7 @@ def test_adapters_can_be_added_later(processor):
 
 
 def test_errors(trained, plain):
-    with pytest.raises(ValueError, match="lora: expected a model without, got one with"):
+    with pytest.raises(ValueError, match=r"lora: expected a model without adapters, got \{'rank'"):
         trained[0].add_lora(LORA)
     with pytest.raises(ValueError, match="lora: expected a model with adapters, got one without"):
         plain[0].merge_lora()

@@ -1,3 +1,5 @@
+"""Losses of SetokimModel, their weights, and training by the Trainer of transformers."""
+
 import math
 
 import pytest
@@ -66,7 +68,7 @@ def test_without_labels_there_is_no_loss(built, batch):
     assert output.last_hidden_state.shape[-1] == 32
 
 
-def test_without_masks_there_is_no_mask_loss_unless_it_is_asked_for(built, batch):
+def test_without_masks_the_mask_loss_is_computed_only_on_request(built, batch):
     model, _ = built
     read = {name: value for name, value in batch.items() if name != "masks"}
     assert list(losses_of(model, read).losses) == ["text", "diffusion"]
@@ -89,17 +91,17 @@ def test_diffusion_options_reach_the_head(built, batch, monkeypatch):
     model, _ = built
     seen, loss = [], model.head.loss
 
-    def noting(tokens, condition, repeats, noisiest, base):
+    def record(tokens, condition, repeats, noisiest, base):
         seen.append((repeats, noisiest))
         return loss(tokens, condition, repeats, noisiest=noisiest, base=base)
 
-    monkeypatch.setattr(model.head, "loss", noting)
+    monkeypatch.setattr(model.head, "loss", record)
     losses_of(model, batch, diffusion_repeats=3, diffusion_noisiest=2)
     assert seen == [(3, 2)]
 
 
-def test_losses_of_other_processes_share_the_mean(built, batch, monkeypatch):
-    """Each part is this process's fraction of the mean over all."""
+def test_losses_of_all_processes_average_to_the_mean_over_all(built, batch, monkeypatch):
+    """Check that each loss is this process's part of the mean over all processes."""
     model, _ = built
     alone = losses_of(model, batch)
     monkeypatch.setattr("setokim.vlm.losses.mean_over_ranks", lambda x: x * 2)
@@ -108,7 +110,7 @@ def test_losses_of_other_processes_share_the_mean(built, batch, monkeypatch):
         torch.testing.assert_close(half.losses[name], value / 2)
 
 
-def test_a_registered_loss_is_computed_and_no_other(built, batch):
+def test_a_registered_loss_is_the_only_one_computed(built, batch):
     model, _ = built
     output = losses_of(model, batch)
     try:

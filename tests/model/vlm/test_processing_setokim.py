@@ -1,4 +1,4 @@
-"""Conversations to batches and back."""
+"""Processor: conversations to batches, and ids back to text."""
 
 import numpy as np
 import pytest
@@ -33,26 +33,26 @@ CHAT = [
 
 def test_one_conversation_by_hand(processor):
     batch = processor([CHAT])
-    said = ["▁yes", ",", "▁red", ".", "</s>"]
-    drawn = ["<img>", "<image>", "</img>", "</s>"]
+    answer = ["▁yes", ",", "▁red", ".", "</s>"]
+    generated = ["<img>", "<image>", "</img>", "</s>"]
     user, assistant = ["▁USER", ":"], ["▁ASSISTANT", ":"]
-    asked = ["▁is", "▁there", "▁a", "▁red", "▁circle", "?"]
-    first = ["<s>", *user, "<image>", *asked, *assistant]
+    question = ["▁is", "▁there", "▁a", "▁red", "▁circle", "?"]
+    first = ["<s>", *user, "<image>", *question, *assistant]
     second = [*user, "▁draw", "▁a", "▁circle", ".", *assistant]
-    assert tokens(processor, batch["input_ids"][0]) == [*first, *said, *second, *drawn]
-    learnt = batch["labels"][0] != -100
-    own = [False] * len(first) + [True] * len(said) + [False] * len(second) + [True] * len(drawn)
-    assert learnt.tolist() == own
-    assert_close(batch["labels"][0][learnt], batch["input_ids"][0][learnt])
+    assert tokens(processor, batch["input_ids"][0]) == [*first, *answer, *second, *generated]
+    trained = batch["labels"][0] != -100
+    parts = [(first, False), (answer, True), (second, False), (generated, True)]
+    assert trained.tolist() == [own for part, own in parts for _ in part]
+    assert_close(batch["labels"][0][trained], batch["input_ids"][0][trained])
     pixels = processor.image_processor([picture(0), picture(1)])["pixel_values"]
     assert_close(batch["pixel_values"], pixels, rtol=0, atol=0)
 
 
-def test_what_is_asked_of_the_assistant_ends_with_its_name(processor):
+def test_a_generation_prompt_ends_with_the_assistants_header(processor):
     batch = processor([CHAT[:1]], add_generation_prompt=True)
     assert tokens(processor, batch["input_ids"][0])[-2:] == ["▁ASSISTANT", ":"]
     assert set(batch) == {"input_ids", "attention_mask", "pixel_values"}
-    # It is how the whole conversation begins.
+    # The prompt is a prefix of the whole conversation.
     whole = processor([CHAT])["input_ids"][0]
     assert_close(whole[: batch["input_ids"].shape[1]], batch["input_ids"][0])
 
@@ -82,7 +82,7 @@ def test_rows_are_padded_on_one_side(processor, side):
     assert batch["pixel_values"].shape == (2, 3, 24, 24)
 
 
-def test_two_pictures_in_one_prompt_and_text_as_content(processor):
+def test_two_images_in_one_prompt_and_a_string_as_content(processor):
     chat = [
         message("user", picture(0), picture(1), "is there a red circle?"),
         {"role": "assistant", "content": "no"},
@@ -100,13 +100,13 @@ def test_text_only(processor):
     assert processor.special_ids()["image_token_id"] not in batch["input_ids"]
 
 
-def test_masks_are_the_assistants_words(processor):
+def test_a_mask_is_a_trained_token_of_the_assistant(processor):
     batch = processor([[message("user", picture(0), "red"), message("assistant", MASK)]])
-    learnt = batch["labels"][0][batch["labels"][0] != -100]
-    assert tokens(processor, learnt) == ["[SEG]", "</s>"]
+    trained = batch["labels"][0][batch["labels"][0] != -100]
+    assert tokens(processor, trained) == ["[SEG]", "</s>"]
 
 
-def test_decoding_gives_the_text_back(processor):
+def test_decoding_inverts_encoding(processor):
     text = "yes, there is a red circle. draw a square, is there one?"
     ids = processor.tokenizer.encode(text, add_special_tokens=False)
     assert processor.tokenizer.unk_token_id not in ids
@@ -116,7 +116,7 @@ def test_decoding_gives_the_text_back(processor):
     assert processor.decode(processor.tokenizer.encode("<img><image></img> red </s>")) == "red"
 
 
-def test_saved_and_read_it_is_the_same(processor, tmp_path):
+def test_saving_and_loading_changes_nothing(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     again = SetokimProcessor.from_pretrained(tmp_path)
     assert again.special_ids() == processor.special_ids()
@@ -139,24 +139,30 @@ def test_special_tokens_are_four_new_ids(processor):
     ("messages", "expected"),
     [
         ([message("tool", "red")], "role: expected system, user or assistant, got 'tool'"),
-        ([{"role": "user", "content": []}], r"content: expected a text or parts, got \[\]"),
-        ([{"role": "user", "content": None}], "content: expected a text or parts, got None"),
+        (
+            [{"role": "user", "content": []}],
+            r"content: expected a text or a list of parts, got \[\]",
+        ),
+        (
+            [{"role": "user", "content": None}],
+            "content: expected a text or a list of parts, got None",
+        ),
         ([{"role": "user", "content": ["red"]}], "content: expected parts .* got 'red'"),
         (
             [{"role": "user", "content": [{"type": "image", "image": np.zeros((2, 2, 3))}]}],
-            "content: expected parts with a text or a picture",
+            "content: expected parts with a text or an image",
         ),
-        ([message("system", picture(0))], "content: expected a text of the system"),
-        ([message("user", picture(0), MASK)], "content: expected .* masks of the assistant, got"),
+        ([message("system", picture(0))], "content: expected text only in a system"),
+        ([message("user", picture(0), MASK)], "content: expected .* a mask of the assistant, got"),
     ],
 )
-def test_messages_that_do_not_fit(processor, messages, expected):
+def test_errors_of_messages(processor, messages, expected):
     with pytest.raises(ValueError, match=expected):
         processor([messages])
 
 
 @pytest.mark.parametrize("name", [*SPECIAL, "<s>", "</s>", "<pad>", "<unk>"])
-def test_text_is_text(processor, name):
+def test_special_names_in_text_are_ordinary_tokens(processor, name):
     def batch_of(text):
         return processor(
             [
@@ -176,18 +182,18 @@ def test_text_is_text(processor, name):
     expected, found = batch_of("red"), batch_of(name)
     for part in ("input_ids", "labels"):
         assert counts(found[part]) == counts(expected[part])
-    # One picture is shown, one drawn.
+    # One image in the prompt and one generated.
     assert counts(found["input_ids"])[processor.special_ids()["image_token_id"]] == 2
     assert torch.equal(found["pixel_values"], expected["pixel_values"])
 
 
-def test_a_lone_surrogate_is_no_text(processor):
+def test_a_lone_surrogate_is_replaced(processor):
     chats = [[message("user", text)] for text in ("is \ud800 red?", "is \ufffd red?")]
     found, expected = (processor([chat])["input_ids"] for chat in chats)
     assert torch.equal(found, expected)
 
 
-def test_conversations_without_pictures_are_packed(processor):
+def test_conversations_without_images_are_packed(processor):
     texts = [[message("user", "is the?"), message("assistant", text)] for text in ("red " * 9, "a")]
     chats = [texts[0], CHAT, texts[1]]
     plain, packed = processor(chats), processor(chats, pack_to=7)
@@ -202,37 +208,37 @@ def test_conversations_without_pictures_are_packed(processor):
         ]
 
     expected, found = rows_of(plain), rows_of(packed)
-    # The row with pictures is as it was; the others are one after the other, and nothing is lost.
+    # The row with images is unchanged; the others are concatenated without loss.
     assert found[0] == expected[1]
     joined = [[token for row in found[1:] for token in row[part]] for part in (0, 1)]
     assert joined == [expected[0][part] + expected[2][part] for part in (0, 1)]
     assert [len(ids) for ids, _ in found[1:-1]] == [7] * (len(found) - 2)
     assert 1 <= len(found[-1][0]) <= 7
     assert torch.equal(packed["pixel_values"], plain["pixel_values"])
-    # Without texts there is nothing to pack.
+    # A batch of conversations with images stays as it is.
     assert torch.equal(processor([CHAT], pack_to=7)["input_ids"], processor([CHAT])["input_ids"])
     for options, got in (({"pack_to": 0}, "0"), ({"add_generation_prompt": True}, "add_gen")):
         with pytest.raises(ValueError, match=rf"^pack_to: expected at least 1 .*, got {got}"):
             processor([CHAT], **{"pack_to": 7} | options)
 
 
-def test_batches_that_do_not_fit(processor):
+def test_errors_of_batches(processor):
     with pytest.raises(ValueError, match="conversations: expected at least one, got none"):
         processor([])
     with pytest.raises(ValueError, match="padding_side: expected left or right, got 'top'"):
         processor([CHAT], padding_side="top")
 
 
-def test_tokenizers_that_do_not_fit():
-    pictures = SetokProcessor((24, 24))
+def test_errors_of_tokenizers():
+    image_processor = SetokProcessor((24, 24))
     with pytest.raises(ValueError, match="chat_template: expected a template with"):
-        SetokimProcessor(build_word_tokenizer(WORDS), pictures, "{{ bos_token }}")
+        SetokimProcessor(build_word_tokenizer(WORDS), image_processor, "{{ bos_token }}")
     endless = build_word_tokenizer(WORDS)
     endless.eos_token = None
-    with pytest.raises(ValueError, match="tokenizer: expected one with an end of text, got none"):
-        SetokimProcessor(endless, pictures)
-    with pytest.raises(ValueError, match=r"tokenizer: expected a fast one, .* got Slow"):
-        SetokimProcessor(Slow(), pictures)
+    with pytest.raises(ValueError, match="tokenizer: expected a tokenizer with eos_token, got"):
+        SetokimProcessor(endless, image_processor)
+    with pytest.raises(ValueError, match=r"tokenizer: expected a fast tokenizer, .* got Slow"):
+        SetokimProcessor(Slow(), image_processor)
 
 
 class Slow(PreTrainedTokenizer):

@@ -1,4 +1,4 @@
-"""The segmentation head against formulas and loops, its loss against numbers by hand."""
+"""Segmentation head against formulas and loops, and its loss against hand-computed values."""
 
 import itertools
 import math
@@ -12,7 +12,7 @@ from setokim.vlm.losses import mask_loss
 from setokim.vlm.segmentation import MaskLogits, SegmentationHead, _scales
 
 GRID, SIZE = (3, 4), (10, 7)
-NAMES = ("state", "tokens", "occupied", "masks", "features")
+NAMES = ("hidden_states", "tokens", "occupied", "masks", "features")
 
 
 def make_head(width=8, layers=1, trained=False):
@@ -30,7 +30,7 @@ def make_inputs(queries=3, rows=4, grid=GRID, dtype=torch.float32):
     occupied = torch.ones(queries, rows, dtype=torch.bool)
     occupied[:, -1:] = False
     return {
-        "state": torch.randn(queries, 5, generator=generator).to(dtype),
+        "hidden_states": torch.randn(queries, 5, generator=generator).to(dtype),
         "tokens": torch.randn(queries, rows, 6, generator=generator).to(dtype),
         "occupied": occupied,
         "masks": torch.randn(queries, rows, patches, generator=generator).softmax(1).to(dtype),
@@ -43,7 +43,7 @@ def parts_of(logits):
 
 
 def bilinear(image, size):
-    """(H, W) enlarged to (h, w): between pixel centres, edges repeated."""
+    """Upsample (H, W) to (h, w) between pixel centres, with edges repeated."""
     rows, columns = image.shape
     result = torch.empty(size, dtype=image.dtype)
     for i in range(size[0]):
@@ -63,18 +63,18 @@ def test_logits_of_clusters_and_patches_equal_loops():
     head, inputs = make_head(), make_inputs()
     out = head(**inputs, grid=GRID, size=SIZE)
     for q in range(3):
-        query = head.to_query(inputs["state"][q])[:8]
+        query = head.to_query(inputs["hidden_states"][q])[:8]
         logits = [head.to_key(inputs["tokens"][q, r]) @ query / math.sqrt(8) for r in range(3)]
         torch.testing.assert_close(out.clusters[q, :3], torch.stack(logits))
         for n in range(12):
-            share = inputs["masks"][q, :3, n] / inputs["masks"][q, :3, n].sum()
-            place = (q, n // 4, n % 4)
-            torch.testing.assert_close(out.coarse[place], share @ torch.stack(logits))
-            torch.testing.assert_close(out.memberships[q, :3, n // 4, n % 4], share)
+            weights = inputs["masks"][q, :3, n] / inputs["masks"][q, :3, n].sum()
+            patch = (q, n // 4, n % 4)
+            torch.testing.assert_close(out.coarse[patch], weights @ torch.stack(logits))
+            torch.testing.assert_close(out.memberships[q, :3, n // 4, n % 4], weights)
     assert (out.clusters[:, 3] == 0).all() and (out.memberships[:, 3] == 0).all()
 
 
-def test_a_fresh_head_enlarges_the_coarse_logits_bilinearly():
+def test_a_new_head_upsamples_the_coarse_logits_bilinearly():
     out = make_head()(**make_inputs(), grid=GRID, size=SIZE)
     expected = torch.stack([bilinear(coarse, SIZE) for coarse in out.coarse])
     torch.testing.assert_close(out.fine, expected, atol=1e-6, rtol=1e-5)
@@ -85,8 +85,8 @@ def test_fine_decoder_equals_its_formula():
     out = head(**inputs, grid=GRID, size=SIZE)
     for q in range(3):
         patches = head.to_patch(inputs["features"][q])  # (N, width)
-        likeness = patches @ head.to_query(inputs["state"][q])[8:] / math.sqrt(8)
-        evidence = torch.stack([out.coarse[q].flatten().sigmoid(), likeness], 1)
+        similarity = patches @ head.to_query(inputs["hidden_states"][q])[8:] / math.sqrt(8)
+        evidence = torch.stack([out.coarse[q].flatten().sigmoid(), similarity], 1)
         x = head.mix(torch.cat([patches, evidence], 1)).T.reshape(8, *GRID)
         for scale in (GRID, (6, 7), (10, 7)):
             x = torch.stack([bilinear(channel, scale) for channel in x])
@@ -107,7 +107,7 @@ def test_fine_decoder_equals_its_formula():
         ((20, 20), (64, 64), [(20, 20), (40, 40), (64, 64)]),
         ((8, 8), (32, 32), [(8, 8), (16, 16), (32, 32)]),
         ((8, 8), (8, 8), [(8, 8)]),
-        # Never below the grid, each direction for itself.
+        # Never below the grid, each axis on its own.
         ((4, 9), (16, 5), [(4, 9), (8, 9), (16, 9)]),
         ((8, 8), (1, 3), [(8, 8)]),
     ],
@@ -128,13 +128,13 @@ def test_any_grid_and_any_size(grid, size):
 
 def test_a_smaller_mask_averages_the_patches():
     out = make_head()(**make_inputs(grid=(4, 4)), grid=(4, 4), size=(1, 1))
-    # The filter of antialiased enlargement by 1 / 4 is a triangle 8 patches wide.
+    # The antialiasing filter of scale 1 / 4 is a triangle 8 patches wide.
     weight = torch.tensor([2.5, 3.5, 3.5, 2.5]) / 12
     expected = torch.einsum("i,qij,j->q", weight, out.coarse, weight)
     torch.testing.assert_close(out.fine[:, 0, 0], expected)
 
 
-def test_queries_do_not_see_each_other():
+def test_queries_are_independent():
     head, inputs = make_head(trained=True), make_inputs()
     together = head(**inputs, grid=GRID, size=SIZE)
     alone = head(**{name: x[1:2] for name, x in inputs.items()}, grid=GRID, size=SIZE)
@@ -152,7 +152,7 @@ def test_the_order_of_the_rows_does_not_matter():
 
 
 @pytest.mark.parametrize("junk", [math.nan, math.inf, -1e30])
-def test_rows_that_are_not_there_leak_nowhere(junk):
+def test_unoccupied_rows_leak_nowhere(junk):
     head, inputs = make_head(trained=True), make_inputs()
     target = torch.zeros(3, *SIZE, dtype=torch.bool)
     results = []
@@ -170,7 +170,7 @@ def test_rows_that_are_not_there_leak_nowhere(junk):
     assert (results[1][5][:, 3] == 0).all() and (results[1][6][:, 3] == 0).all()
 
 
-def test_a_picture_without_any_row_has_logits_of_its_features_only():
+def test_without_occupied_rows_a_new_head_has_zero_logits():
     head, inputs = make_head(), make_inputs()
     inputs["occupied"][1] = False
     out = head(**inputs, grid=GRID, size=SIZE)
@@ -206,14 +206,14 @@ def test_half_precision_and_autocast_give_a_float32_loss():
         out = make_head(trained=True)(**inputs, grid=GRID, size=SIZE)
         cast = mask_loss(out, target)
     assert out.coarse.dtype == torch.bfloat16
-    # Features and states come in float32 to a model in half precision.
+    # Features and hidden states are float32 even for a model in half precision.
     for size in (SIZE, (2, 2)):
         half = make_head(trained=True).bfloat16()(**inputs, grid=GRID, size=size)
         assert half.fine.dtype == torch.bfloat16 and half.fine.shape == (3, *size)
     for loss in (exact, cast):
         assert loss.dtype == torch.float32
     torch.testing.assert_close(cast, exact, atol=0, rtol=0.03)
-    # Logits of half precision lose nothing more in the loss: 200 pixels' sum fits no bfloat16.
+    # The loss adds no rounding to logits in half precision: a sum of 200 pixels exceeds bfloat16.
     logits = MaskLogits(*(x.bfloat16() for x in parts_of(out)))
     with torch.autocast("cpu", torch.bfloat16):
         found = mask_loss(logits, target)
@@ -222,21 +222,21 @@ def test_half_precision_and_autocast_give_a_float32_loss():
 
 
 def hand_made(fine=0.0):
-    """One mask of 2 × 2 pixels on 1 × 2 patches; of three clusters the last is not there."""
+    """Return one mask of 2 × 2 pixels on 1 × 2 patches; the last of three clusters is empty."""
     memberships = torch.tensor([[1.0, 0.5], [0.0, 0.5], [0.0, 0.0]]).reshape(1, 3, 1, 2)
     clusters = torch.tensor([[math.log(2), -math.log(3), 99.0]])
     pixels = torch.full((1, 2, 2), fine)
     return MaskLogits(clusters, torch.zeros(1, 1, 2), pixels, memberships)
 
 
-def test_loss_equals_numbers_by_hand():
+def test_loss_equals_hand_computed_values():
     target = torch.tensor([[[True, False], [False, False]]])
     parts = [
         mask_loss(hand_made(), target, bce=a, dice=b, clusters=c).item()
         for a, b, c in ((1, 0, 0), (0, 1, 0), (0, 0, 1))
     ]
     # Probabilities of 1/2: Dice is 1 - (2 · 1/2 + 1) / (2 + 1 + 1). The target is half of the
-    # first patch, so 1/3 of the first cluster, which has 1.5 patches, and nothing of the second.
+    # first patch, so 1/3 of the first cluster, which has 1.5 patches, and 0 of the second.
     first = math.log(3) - math.log(2) / 3
     second = math.log(4 / 3)
     assert parts == pytest.approx([math.log(2), 0.5, (first + second) / 2], abs=1e-6)
@@ -244,17 +244,17 @@ def test_loss_equals_numbers_by_hand():
     assert weighted.item() == pytest.approx(2 * parts[0] + 3 * parts[1] + 5 * parts[2], abs=1e-6)
 
 
-def test_the_labels_of_clusters_carry_no_gradient():
+def test_the_targets_of_clusters_carry_no_gradient():
     logits = hand_made()
     logits.memberships.requires_grad_()
     logits.clusters.requires_grad_()
     loss = mask_loss(logits, torch.tensor([[[1.0, 0.0], [0.0, 0.0]]]))
     over = [logits.memberships, logits.clusters]
-    of_memberships, of_clusters = torch.autograd.grad(loss, over, allow_unused=True)
-    assert of_memberships is None
-    # (probability - share) over the two clusters that are there.
+    d_memberships, d_clusters = torch.autograd.grad(loss, over, allow_unused=True)
+    assert d_memberships is None
+    # (probability - target fraction) / 2, over the two clusters with patches.
     expected = torch.tensor([[(2 / 3 - 1 / 3) / 2, 1 / 4 / 2, 0]])
-    torch.testing.assert_close(of_clusters, expected)
+    torch.testing.assert_close(d_clusters, expected)
 
 
 def test_the_loss_is_a_mean_over_masks():
@@ -266,7 +266,7 @@ def test_the_loss_is_a_mean_over_masks():
     torch.testing.assert_close(mask_loss(both, target), expected)
 
 
-def test_ranks_with_different_numbers_average_to_the_loss_of_all(monkeypatch):
+def test_ranks_with_different_numbers_of_masks_average_to_the_loss_of_all(monkeypatch):
     head, inputs = make_head(trained=True), make_inputs()
     target = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(0)) > 0.5
     everything = mask_loss(head(**inputs, grid=GRID, size=SIZE), target)
@@ -284,10 +284,10 @@ def test_ranks_with_different_numbers_average_to_the_loss_of_all(monkeypatch):
         torch.testing.assert_close(sum(parts) / 4, everything)
 
 
-def test_an_empty_target_is_learnt_without_infinities():
+def test_the_loss_of_an_empty_target_is_finite():
     nothing = torch.zeros(1, 2, 2, dtype=torch.bool)
     assert mask_loss(hand_made(-40.0), nothing, clusters=0).item() == pytest.approx(0, abs=1e-6)
-    # Four pixels wrongly inside: the cross-entropy of each is 40, Dice 1 - 1 / (4 + 1).
+    # Four false-positive pixels: the cross-entropy of each is 40, Dice 1 - 1 / (4 + 1).
     assert mask_loss(hand_made(40.0), nothing, clusters=0).item() == pytest.approx(40.8)
     everything = torch.ones(1, 2, 2)
     assert mask_loss(hand_made(40.0), everything, clusters=0).item() == pytest.approx(0, abs=1e-6)
@@ -300,7 +300,7 @@ def test_an_empty_target_is_learnt_without_infinities():
         (torch.zeros(1, 2, 2, dtype=torch.int64), "target: expected bool or a floating-point"),
     ],
 )
-def test_targets_that_do_not_fit_are_named(target, message):
+def test_errors_name_the_target(target, message):
     with pytest.raises(ValueError, match=message):
         mask_loss(hand_made(), target)
 
@@ -308,8 +308,16 @@ def test_targets_that_do_not_fit_are_named(target, message):
 @pytest.mark.parametrize(
     "changes, error, message",
     [
-        ({"state": torch.zeros(3, 6)}, ValueError, r"state: expected shape \(3, 5\), got \(3, 6\)"),
-        ({"state": torch.zeros(3, 5).long()}, TypeError, "state: expected dtype float64"),
+        (
+            {"hidden_states": torch.zeros(3, 6)},
+            ValueError,
+            r"^hidden_states: expected shape \(3, 5\), got \(3, 6\)",
+        ),
+        (
+            {"hidden_states": torch.zeros(3, 5).long()},
+            TypeError,
+            "^hidden_states: expected dtype float64",
+        ),
         ({"tokens": torch.zeros(3, 5, 6)}, ValueError, r"tokens: expected shape \(3, 4, 6\)"),
         ({"occupied": torch.ones(3, 4)}, TypeError, "occupied: expected dtype torch.bool"),
         ({"occupied": torch.ones(3).bool()}, ValueError, r"occupied: expected shape \(Q, R\)"),
@@ -318,28 +326,28 @@ def test_targets_that_do_not_fit_are_named(target, message):
         ({"masks": torch.zeros(3, 4, 12).bool()}, TypeError, "masks: expected dtype float64"),
         ({"features": torch.zeros(3, 12, 8)}, ValueError, r"features: expected shape \(3, 12, 7\)"),
         ({"grid": (3, 5)}, ValueError, r"features: expected shape \(3, 15, 7\)"),
-        ({"grid": (12,)}, ValueError, r"grid: expected two numbers, got \(12,\)"),
+        ({"grid": (12,)}, ValueError, r"grid: expected \(height, width\), got \(12,\)"),
         ({"size": (0, 3)}, ValueError, "size: expected at least 1, got 0"),
         ({"size": (2.0, 3)}, TypeError, "size: expected an int, got 2.0"),
     ],
 )
-def test_inputs_that_do_not_fit_are_named(changes, error, message):
+def test_errors_name_the_input(changes, error, message):
     with pytest.raises(error, match=message):
         make_head()(**(make_inputs() | {"grid": GRID, "size": SIZE} | changes))
 
 
 @pytest.mark.parametrize("name", ["hidden_dim", "token_dim", "feature_dim", "width", "layers"])
-def test_a_head_of_no_size_is_named(name):
+def test_errors_name_a_size_of_zero(name):
     fields = dict.fromkeys(("hidden_dim", "token_dim", "feature_dim", "width", "layers"), 2)
     with pytest.raises(ValueError, match=f"{name}: expected at least 1, got 0"):
         SegmentationHead(**(fields | {name: 0}))
 
 
 def discs(generator, embeddings, colours, samples=24, grid=8, size=24):
-    """Discs of different kinds on a ground; the state names the kind of one of the four.
+    """Return discs of different kinds on a background; the hidden state names one of four kinds.
 
     Returns:
-        The head's arguments, (samples, size, size) bool targets, and (samples,) the rows named.
+        Arguments of the head, (samples, size, size) bool targets, and (samples,) named rows.
     """
     y, x = torch.meshgrid(*2 * [torch.arange(size) + 0.5], indexing="ij")
     labels = torch.zeros(samples, size, size, dtype=torch.int64)
@@ -348,18 +356,26 @@ def discs(generator, embeddings, colours, samples=24, grid=8, size=24):
         radius = 3 + 4 * torch.rand(samples, 1, 1, generator=generator)
         labels[(y - v) ** 2 + (x - u) ** 2 < radius**2] = row
     one_hot = F.one_hot(labels, 4).permute(0, 3, 1, 2).float()  # (samples, 4, size, size)
-    shares = F.adaptive_avg_pool2d(one_hot, grid).flatten(2)  # (samples, 4, N)
-    masks = F.one_hot(shares.argmax(1), 4).mT.float()
+    fractions = F.adaptive_avg_pool2d(one_hot, grid).flatten(2)  # (samples, 4, N)
+    masks = F.one_hot(fractions.argmax(1), 4).mT.float()
     occupied = masks.any(2)
     kinds = torch.rand(samples, len(embeddings), generator=generator).argsort(1)[:, :4]
     named = (torch.rand(samples, 4, generator=generator) * occupied).argmax(1)
-    state = embeddings[kinds[torch.arange(samples), named]]
-    features = shares.mT @ colours[kinds]
-    arguments = (state, embeddings[kinds], occupied, masks, features, (grid, grid), (size, size))
+    hidden_states = embeddings[kinds[torch.arange(samples), named]]
+    features = fractions.mT @ colours[kinds]
+    arguments = (
+        hidden_states,
+        embeddings[kinds],
+        occupied,
+        masks,
+        features,
+        (grid, grid),
+        (size, size),
+    )
     return arguments, labels == named[:, None, None], named
 
 
-def test_a_head_learns_the_named_cluster_and_edges_finer_than_patches():
+def test_training_selects_the_named_cluster_and_refines_boundaries():
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.randn(6, 12, generator=generator)
     colours = torch.randn(6, 8, generator=generator)
@@ -376,9 +392,9 @@ def test_a_head_learns_the_named_cluster_and_edges_finer_than_patches():
         out = head(*arguments)
     selected = (out.clusters > 0) == F.one_hot(named, 4).bool()
     assert selected[arguments[2]].float().mean() > 0.98
-    enlarged = F.interpolate(out.coarse[:, None], target.shape[1:], mode="bilinear")[:, 0]
+    upsampled = F.interpolate(out.coarse[:, None], target.shape[1:], mode="bilinear")[:, 0]
     coarse, fine = (
         ((mask > 0) & target).sum((1, 2)) / ((mask > 0) | target).sum((1, 2))
-        for mask in (enlarged, out.fine)
+        for mask in (upsampled, out.fine)
     )
     assert fine.mean() > coarse.mean() + 0.08 and fine.mean() > 0.8

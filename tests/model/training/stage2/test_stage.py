@@ -17,7 +17,7 @@ from setokim.training.settings import load_settings
 from setokim.training.stage2.token_store import TokenStore
 from setokim.training.stages import build_stage
 from setokim.training.trainer import Trainer
-from setokim.vlm.noise_schedule import signal_levels
+from setokim.vlm.diffusion_head import signal_levels
 
 WORLD = {"kind": "shapes-tasks", "size": 32, "seed": 0, "options": {"objects": [1, 3], "turns": 2}}
 
