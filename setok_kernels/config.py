@@ -192,7 +192,7 @@ def check_count(name, value, most: int | None = None) -> None:
         raise TypeError(_message(name, "an int", value))
     if value < 1:
         raise ValueError(_message(name, "at least 1", value))
-    if most is not None and value > most:
+    if most is not None and value > most:  # type: ignore[operator]  # typeshed gives Integral no order
         raise ValueError(_message(name, f"at most {most}", value))
 
 
@@ -207,7 +207,7 @@ def check_number(name, value, *, above=None, least=None, most=None) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(_message(name, "a real number", value))
     # Not math.isfinite: it takes no traced numbers, and fails on integers beyond all floats.
-    if not abs(value) <= sys.float_info.max:
+    if not abs(value) <= sys.float_info.max:  # type: ignore[operator]  # nor Real
         raise ValueError(_message(name, "a finite number", value))
     if above is not None and not value > above:
         raise ValueError(_message(name, f"more than {above}", value))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -63,7 +64,7 @@ class VisualTokens:
         """The clustering behind the tokens; None where there is none."""
         return None if isinstance(self.parts, Parts) else self.parts
 
-    def pack(self, order: str = "seed") -> Packed:
+    def pack(self, order: Literal["seed", "raster", "size"] = "seed") -> Packed:
         """The tokens one after the other with `cu_seqlens`; waits for the device.
 
         Args:
@@ -113,6 +114,8 @@ class SetokModel(PreTrainedModel):
     base_model_prefix = "setok"
     main_input_name = "pixel_values"
     _no_split_modules = ("Block",)
+    encoder: HFVisionEncoder | PatchStatisticsEncoder
+    detokenizer: Detokenizer
 
     def __init__(self, config: SetokConfig):
         super().__init__(config)
@@ -125,7 +128,7 @@ class SetokModel(PreTrainedModel):
             config.heads,
             config.decoder_cross_layers,
             config.decoder_layers,
-            config.decoder_grid,
+            (config.decoder_grid[0], config.decoder_grid[1]),
             config.decoder_patch_size,
             config.mlp_ratio,
         )
@@ -227,15 +230,17 @@ class SetokModel(PreTrainedModel):
             module.reset_parameters()
 
 
-def _build_encoder(config: SetokConfig) -> nn.Module:
+def _build_encoder(config: SetokConfig) -> HFVisionEncoder | PatchStatisticsEncoder:
+    grid: Any = config.grid  # a list, as in JSON
     if config.encoder != "hf":
         weights = () if config.feature_weights is None else (config.feature_weights,)
-        return PatchStatisticsEncoder(config.grid, config.patch_size, *weights)
+        return PatchStatisticsEncoder(grid, config.patch_size, *weights)
+    assert config.encoder_config is not None
     fields = dict(config.encoder_config)
     backbone = AutoConfig.for_model(fields.pop("model_type"), **fields)
     processor = ImageProcessor(**config.preprocessor) if config.preprocessor else ImageProcessor()
     return HFVisionEncoder(
-        backbone, config.grid, config.encoder_layer, config.encoder_trainable, processor
+        backbone, grid, config.encoder_layer, config.encoder_trainable, processor
     )
 
 
@@ -244,27 +249,30 @@ def _build_tokenizer(config: SetokConfig, feature_dim: int) -> tuple[nn.Module, 
     ends = (config.width, config.token_dim, config.outline_dim, config.heads)
     layers = (config.intra_layers, config.inter_layers, config.mlp_ratio)
     if config.tokens == "queries":
+        assert config.num_queries is not None
         reading = (config.num_queries, config.width, config.heads, layers[0], config.mlp_ratio)
         return QueryPartition(feature_dim, *reading), QueryMerger(*ends, *layers[1:])
     if config.tokens == "patches":
         return PatchPartition(), PatchMerger(feature_dim, *ends, *layers[1:])
     if config.tokens == "grid":
-        partition = GridPartition(*config.token_grid)
+        assert config.token_grid is not None
+        partition: nn.Module = GridPartition(*config.token_grid)
     else:
         learnable = tuple(config.learnable)
         partition = ClusterPartition(config.cluster_config(), learnable, config.position_weight)
     return partition, TokenMerger(feature_dim, *ends, *layers)
 
 
-def _map(function: Callable[[list[Tensor]], Tensor], values: Sequence):
+def _map(function: Callable[[list[Tensor]], Tensor], values: Sequence[Any]) -> Any:
     """Applies a function to the tensors of like values, and to those in fields of dataclasses."""
     if isinstance(values[0], Tensor):
         return function(list(values))
     if not dataclasses.is_dataclass(values[0]):
         return values[0]
-    names = [field.name for field in dataclasses.fields(values[0])]
+    first: Any = values[0]
+    names = [field.name for field in dataclasses.fields(first)]
     return dataclasses.replace(
-        values[0],
+        first,
         **{name: _map(function, [getattr(value, name) for value in values]) for name in names},
     )
 

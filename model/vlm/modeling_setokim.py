@@ -68,7 +68,7 @@ class SetokimModel(Losses, PreTrainedModel):
         self.special_in = nn.Parameter(torch.zeros(4, hidden))
         self.special_out = nn.Parameter(torch.zeros(4, hidden))
         blocks = token_blocks(visual.token_dim, visual.outline_dim)
-        self.recall = None
+        self.recall: Recall | None = None
         if config.recall_width is not None:
             self.recall = Recall(hidden, visual.token_dim, config.recall_width, blocks)
         self.head = DiffusionHead(
@@ -163,9 +163,10 @@ class SetokimModel(Losses, PreTrainedModel):
         padding_side: str = "right",
     ) -> tuple[Spliced, VisualTokens, Packed]:
         """Pictures to tokens, and places for them; arguments and errors as of `forward`."""
-        visual = pixel_values
         if isinstance(pixel_values, Tensor):
             visual = self.setok.tokenize(pixel_values)
+        else:
+            visual = pixel_values
         packed = visual.pack(self.config.token_order)
         if self.config.answer_order == "before":
             read = input_ids.masked_fill(attention_mask == 0, -1)
@@ -253,6 +254,7 @@ class SetokimModel(Losses, PreTrainedModel):
         """
         if memory is None:
             return states, None
+        assert self.recall is not None
         return self.recall(states, rows, places, memory)
 
     def masks(
