@@ -22,25 +22,27 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 
-# What the texts of a page say that the reader has.
+# What the text of a page says that the reader has, run before the first block with such a line.
 GIVEN = {
-    "docs/migrate.md": """
+    "docs/migrate.md": {
+        "original.cluster_dpc_knn(": """
 import torch
 import setok_kernels as sk
-B, N = 2, 160
-token_dict = {"x": torch.randn(B, N, 8)}
 from setok_kernels.compat.tcformer import cluster_dpc_knn
+B, N = 2, 80
+token_dict = {"x": torch.randn(B, N, 8)}
 class original:
     @staticmethod
     def cluster_dpc_knn(token_dict, count):
         noise = torch.rand(B, N) * 1e-6
         return cluster_dpc_knn(token_dict, count, noise=noise)
-batch, longest = torch.tensor([0] * 90 + [1] * 70), 90
-x = torch.randn(160, 8)
-attention = torch.rand(160)
-answers = None
-labels = labels_of_the_original = torch.randint(4, (B, N))
 """,
+        "batch.bincount()": """
+batch, longest, x = torch.tensor([0] * 90 + [1] * 70), 90, torch.randn(160, 8)
+""",
+        "weights=attention": "x, attention, answers = torch.randn(B, N, 8), torch.rand(B, N), None",
+        "labels_of_the_original": "labels = labels_of_the_original = torch.randint(4, (B, N))",
+    },
 }
 # Names of files that pages use for the reader's own.
 IMAGES = ("photo.jpg", "scene.png", "folder/one.png")
@@ -86,9 +88,11 @@ def run_page(name: str) -> None:
         if any(f'"{path}"' in block.code for block in blocks if block.language == "python"):
             write(Path(path))
     namespace = {"__name__": "page"}
-    exec(GIVEN.get(name, ""), namespace)
+    given = dict(GIVEN.get(name, {}))
     torch.manual_seed(0)
     for block in blocks:
+        for line in [line for line in given if line in block.code]:
+            exec(given.pop(line), namespace)
         if block.language == "python" and block.reason is None:
             # Errors show the line of the page.
             code = "\n" * block.line + block.code
@@ -96,6 +100,7 @@ def run_page(name: str) -> None:
         elif block.run:
             for command in commands(block.code):
                 assert main(arguments_of(command)) == 0, command
+    assert not given, f"{name} has no block with {list(given)}"
 
 
 def arguments_of(command: str) -> list[str] | None:
@@ -189,6 +194,18 @@ def test_additions_of_diffs_import(readers_folder):
                 added += len(lines)
                 exec("\n".join(lines), {})
     assert added >= 4
+
+
+def test_marks_and_fences_are_read():
+    page = "a\n\n<!-- not run: needs a GPU -->\n```python\nx\n```\n"
+    page += "\n  <!-- run -->\n  ```sh\n  y\n  ```\n"
+    first, second = code_blocks(page)
+    assert (first.language, first.code, first.line) == ("python", "x\n", 4)
+    assert first.reason == "needs a GPU" and not first.run
+    assert (second.language, second.code, second.run, second.reason) == ("sh", "y\n", True, None)
+    for wrong in ("```python\nx\n", "<!-- run -->\n\n```sh\ny\n```\n", "<!-- not run: x -->"):
+        with pytest.raises(ValueError, match="line 1: expected"):
+            code_blocks(wrong)
 
 
 @pytest.mark.slow
