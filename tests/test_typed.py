@@ -1,5 +1,6 @@
 """A program that uses the public names type-checks under `mypy --strict`, and a wrong one fails."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -7,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import setok_kernels as sk
+import setokim
+
+COMPAT = [getattr(sk.compat, name) for name in sk.compat.__all__]
 ROOT = Path(__file__).parents[1]
 SKIPPED = """
 [mypy]
@@ -139,3 +144,44 @@ def test_wrong_uses_are_errors(check):
 def test_the_packages_say_that_they_are_typed():
     for folder in ("setok_kernels", "model"):
         assert (ROOT / folder / "py.typed").is_file(), folder
+
+
+def _unannotated(owner, name: str) -> list[str]:
+    """Parameters and results without a type, of a function or of a class and its own methods."""
+    if inspect.isclass(owner):
+        made = "__init__" in vars(owner) and not getattr(owner, "_is_protocol", False)
+        members = {"__init__": owner.__init__} if made else {}
+        members |= {n: m for n, m in vars(owner).items() if not n.startswith("_")}
+        return [
+            line
+            for member, value in members.items()
+            for line in _unannotated(_function_of(value), f"{name}.{member}")
+        ]
+    if not inspect.isfunction(owner):
+        return []
+    signature = inspect.signature(owner)
+    missing = [
+        f"{name}({parameter.name})"
+        for parameter in signature.parameters.values()
+        if parameter.annotation is parameter.empty and parameter.name not in ("self", "cls")
+    ]
+    if signature.return_annotation is signature.empty and not name.endswith("__init__"):
+        missing.append(f"{name} -> ?")
+    return missing
+
+
+def _function_of(member):
+    """The function below a property, a class method or a decorator."""
+    if isinstance(member, property):
+        return member.fget
+    return inspect.unwrap(getattr(member, "__func__", member))
+
+
+@pytest.mark.parametrize("package", [sk, sk.testing, *COMPAT, setokim], ids=lambda p: p.__name__)
+def test_every_public_signature_is_annotated(package):
+    own = {n: v for n, v in vars(package).items() if inspect.isfunction(v) and n[0] != "_"}
+    here = [name for name, value in own.items() if value.__module__ == package.__name__]
+    missing = []
+    for name in getattr(package, "__all__", here):
+        missing += _unannotated(_function_of(getattr(package, name)), name)
+    assert missing == []

@@ -136,7 +136,7 @@ class SetokModel(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_encoder(cls, name_or_path: str, **fields) -> SetokModel:
+    def from_encoder(cls, name_or_path: str, **fields: Any) -> SetokModel:
         """A model around a pretrained Hugging Face vision encoder; the rest has random weights.
 
         Args:

@@ -60,7 +60,7 @@ class SetokimConfig(PretrainedConfig):
         answer_order: str = "own",
         recall_width: int | None = None,
         lora: dict[str, Any] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         """Checks the fields against one another.
 

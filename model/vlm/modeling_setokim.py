@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,9 @@ from setokim.vlm.pointer_head import Memory, Recall
 from setokim.vlm.processing_setokim import SetokimProcessor
 from setokim.vlm.segmentation import MaskLogits, SegmentationHead
 from setokim.vlm.token_order import follow, pictures_before
+
+if TYPE_CHECKING:
+    from setokim.vlm.generation import Answer
 
 # Of `Packed`, what has a line for each token.
 _ROWS = ("tokens", "images", "rows", "sizes", "seeds", "seed_positions", "centroids")
@@ -90,7 +93,7 @@ class SetokimModel(Losses, PreTrainedModel):
 
     @classmethod
     def from_parts(
-        cls, setok: SetokModel, llm: PreTrainedModel, processor: SetokimProcessor, **fields
+        cls, setok: SetokModel, llm: PreTrainedModel, processor: SetokimProcessor, **fields: Any
     ) -> SetokimModel:
         """A model around a trained visual tokenizer and a language model; the rest is random.
 
@@ -144,7 +147,9 @@ class SetokimModel(Losses, PreTrainedModel):
         found = F.pad(words, (0, size - words.shape[-1]), value=-torch.inf)
         return found.index_copy(-1, self.special_ids, special)
 
-    def decode(self, embeddings: Tensor, attention_mask: Tensor, positions: Tensor, **kwargs):
+    def decode(
+        self, embeddings: Tensor, attention_mask: Tensor, positions: Tensor, **kwargs: Any
+    ) -> Any:
         """The language model without its head, on embeddings; arguments as of transformers."""
         return base_of(self.llm).get_decoder()(
             inputs_embeds=embeddings,
@@ -278,7 +283,7 @@ class SetokimModel(Losses, PreTrainedModel):
             states, seen.tokens, seen.occupied, seen.masks, seen.features, seen.grid, size
         )
 
-    def generate(self, *args, **kwargs):
+    def generate(self, *args: Any, **kwargs: Any) -> list[Answer]:
         """Text and pictures in order; see `setokim.vlm.generation.generate`."""
         from setokim.vlm.generation import generate
 
@@ -306,7 +311,9 @@ class SetokimModel(Losses, PreTrainedModel):
         self.config.lora = None
         return self
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None):
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict | None = None
+    ) -> None:
         """Recomputes the language model's layers in the backward pass to save their memory."""
         # Not reentrant: its inputs need no gradient, which frozen embeddings have none of.
         kwargs = {"use_reentrant": False} | (gradient_checkpointing_kwargs or {})
