@@ -3,7 +3,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO_INSTALLED := .venv/.installed-demo
 # What users can install, and the tools.
-EXTRAS := triton,cli,model,generate,lora,train,eval,completion,bench,report,photographs,peers,onnx,dev
+EXTRAS := triton,cli,model,generate,lora,train,eval,completion,bench,report,photographs,peers,onnx,docs,dev
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
 EMULATOR_SOURCES := $(wildcard tests/ptxemu/core/*.h tests/ptxemu/core/*.cpp)
 
@@ -20,7 +20,7 @@ sanitized_flags := -g -fno-omit-frame-pointer -fsanitize=address,undefined \
 sanitized_env := ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)"
 
-.PHONY: demo stage1 small-world token-swap test lint format bench bench-docs compile-report kernel-counts mutants wheels test-wheel kernel-hub clean fuzz test-threads test-ptx build-sanitized test-sanitized $(INSTRUCTION_SETS:%=test-%) $(PTX_ARCHS:%=test-ptx-%) $(SWAPPED:%=token-swap-%)
+.PHONY: demo stage1 small-world token-swap test lint types docs format bench bench-docs compile-report kernel-counts mutants wheels test-wheel kernel-hub clean fuzz test-threads test-ptx build-sanitized test-sanitized $(INSTRUCTION_SETS:%=test-%) $(PTX_ARCHS:%=test-ptx-%) $(SWAPPED:%=token-swap-%)
 
 demo: $(DEMO_INSTALLED)
 	$(BIN)/python bench/demo.py --out demo_out
@@ -35,6 +35,17 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES) $(EMULATOR_SOURCES)
+	$(MAKE) --no-print-directory types
+
+# Import names that differ from their folders, for the type checker, which reads no installed finder.
+types: $(INSTALLED)
+	mkdir -p build/typed
+	ln -sfn ../../model build/typed/setokim
+	ln -sfn ../../triton/setok_triton build/typed/setok_triton
+	$(BIN)/mypy
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

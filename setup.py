@@ -122,8 +122,9 @@ setup(
         "setok_cli": "setok_kernels/cli",
     },
     package_data={
+        "setok_kernels": ["py.typed"],
         "setok_bench": ["schema.json", "results/triton-counts.json"],
-        "setokim": ["configs/*.yaml"],
+        "setokim": ["configs/*.yaml", "py.typed"],
     },
     # Says that there is something to build; csrc/build.py knows what.
     ext_modules=[Extension(f"setok_kernels.{native.MODULE}", sources=[], optional=True)],

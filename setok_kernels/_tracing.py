@@ -12,5 +12,5 @@ def constant_in_graphs(function: _Function) -> _Function:
     The same as `torch.compiler.assume_constant_result`, which imports torch._dynamo, and sympy and
     triton with it, in order to set this attribute: 900 modules for everybody who imports us.
     """
-    function._dynamo_marked_constant = True
+    vars(function)["_dynamo_marked_constant"] = True
     return function

@@ -22,7 +22,8 @@ def hide_folder() -> None:
     first time, and remembers the answer.
     """
     if _found() == "folder":
-        sys.modules["triton"] = None
+        # sys.modules takes None, though its type in typeshed does not say so.
+        sys.modules["triton"] = None  # type: ignore[assignment]
 
 
 def _found() -> Literal["package", "folder"] | None:

@@ -112,7 +112,7 @@ def check_finite_tokens(x: Tensor, valid: Tensor | None, cu_seqlens: Tensor | No
         return
     where = bad.nonzero()[0].tolist()
     if cu_seqlens is not None:
-        image = torch.searchsorted(cu_seqlens[1:].long(), where[0], right=True).item()
+        image = int(torch.searchsorted(cu_seqlens[1:].long(), where[0], right=True))
         where = [image, where[0] - cu_seqlens[image].item()]
     raise ValueError(
         f"x: expected finite features, got a non-finite one in image {where[0]}, token {where[1]}"

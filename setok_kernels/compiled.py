@@ -9,7 +9,7 @@ from torch import Tensor
 from setok_kernels.config import ALPHAS, KERNELS, LEARNABLE, NAMESPACE, ClusterConfig, DPCOptions
 from setok_kernels.ops import SCALES, wide_dtype
 from setok_kernels.records import check_members
-from setok_kernels.result import Clusters, Decisions, DensityPeaks, HardClusters
+from setok_kernels.result import Clusters, Decisions, DensityPeaks, HardClusters, masks_of
 
 # Images of more tokens keep no rows of distances, but make the inner products twice.
 DENSE_LIMITS = {"cpp": 3072, "triton": 2048}
@@ -40,7 +40,7 @@ class Compiled:
         decisions: Decisions | None,
     ) -> Clusters:
         """Cluster padded or packed tokens; the arguments are those of `reference.cluster`."""
-        known = [None] * 4
+        known: list[Tensor | None] = [None] * 4
         if decisions is not None:
             known = [decisions.knn, decisions.parent, decisions.seeds, decisions.counts]
         masks, labels, density, delta, score, *made = self._ops.cluster(
@@ -71,7 +71,7 @@ class Compiled:
     ) -> Tensor:
         """Tokens to clusters; the arguments are those of `reference.merge`."""
         share, dtype = self._shares(out, mode), x.dtype
-        wide = out.masks.dtype if mode == "soft" else wide_dtype(x)
+        wide = masks_of(out).dtype if mode == "soft" else wide_dtype(x)
         if weights is not None:
             weights = weights.to(wide).contiguous()
         self._check(out, weights)
@@ -82,7 +82,7 @@ class Compiled:
 
     def unmerge(self, tokens: Tensor, out: Clusters | HardClusters, mode: str) -> Tensor:
         """Clusters back to tokens; the arguments are those of `reference.unmerge`."""
-        wide = out.masks.dtype if mode == "soft" else wide_dtype(tokens)
+        wide = masks_of(out).dtype if mode == "soft" else wide_dtype(tokens)
         self._check(out)
         spread = self._ops.unmerge(self._accumulated(tokens, wide), *self._shares(out, mode))
         return spread.to(tokens.dtype)
@@ -158,7 +158,7 @@ class Compiled:
         """Masks (None when hard), labels, counts, cu_seqlens and max_seqlen of the operations."""
         packed = out.cu_seqlens is not None
         return (
-            out.masks.contiguous() if mode == "soft" else None,
+            masks_of(out).contiguous() if mode == "soft" else None,
             out.labels.contiguous(),
             out.counts.contiguous(),
             _contiguous(out.cu_seqlens),

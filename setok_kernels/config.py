@@ -5,7 +5,7 @@ import math
 import numbers
 import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ class ClusterConfig:
     min_mass: float = 0.0
     include_self: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _make_plain(self)
         for name in ("k", "max_clusters"):
             check_count(name, getattr(self, name), MOST)
@@ -98,7 +98,7 @@ class ClusterConfig:
             _check_learnable(name, getattr(self, name), above)
 
     @classmethod
-    def paper(cls, **overrides) -> "ClusterConfig":
+    def paper(cls, **overrides: Any) -> "ClusterConfig":
         """The literal algorithm: squared distance / D, raw scores, plain sigmoid, seeds may repeat.
 
         The bandwidth is 1 / (max_clusters * ln 2), as in GENESIS-V2's initialisation. Kept for
@@ -119,7 +119,7 @@ class ClusterConfig:
         )
         return cls(**(preset | overrides))
 
-    def __eq__(self, other) -> bool:
+    def __eq__(self, other: object) -> bool:
         return self._key() == other._key() if isinstance(other, ClusterConfig) else NotImplemented
 
     def __hash__(self) -> int:
@@ -130,7 +130,7 @@ class ClusterConfig:
         fields = (getattr(self, f.name) for f in dataclasses.fields(self))
         return tuple((Tensor, id(v)) if isinstance(v, Tensor) else v for v in fields)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """The fields as plain Python values (tensors become floats), ready for JSON."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {n: v.item() if isinstance(v, Tensor) else v for n, v in fields.items()}
@@ -159,7 +159,7 @@ class DPCOptions:
     order: Literal["score", "index"] = "score"
     cap: Literal["diameter", "eccentricity"] = "diameter"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _make_plain(self)
         if self.num_clusters is None and self.threshold is None:
             raise ValueError("num_clusters: expected an int, or else a threshold, got neither")
@@ -192,7 +192,7 @@ def check_count(name, value, most: int | None = None) -> None:
         raise TypeError(_message(name, "an int", value))
     if value < 1:
         raise ValueError(_message(name, "at least 1", value))
-    if most is not None and value > most:
+    if most is not None and value > most:  # type: ignore[operator]  # typeshed gives Integral no order
         raise ValueError(_message(name, f"at most {most}", value))
 
 
@@ -207,7 +207,7 @@ def check_number(name, value, *, above=None, least=None, most=None) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(_message(name, "a real number", value))
     # Not math.isfinite: it takes no traced numbers, and fails on integers beyond all floats.
-    if not abs(value) <= sys.float_info.max:
+    if not abs(value) <= sys.float_info.max:  # type: ignore[operator]  # nor Real
         raise ValueError(_message(name, "a finite number", value))
     if above is not None and not value > above:
         raise ValueError(_message(name, f"more than {above}", value))

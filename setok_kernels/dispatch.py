@@ -26,7 +26,7 @@ def can_run_reference(
 def can_run_cpp(device: torch.device, *dtypes: torch.dtype, raise_error: bool = False) -> bool:
     """Whether the compiled CPU kernels can take tensors on `device`."""
     if device.type != "cpu":
-        reason = f"takes CPU tensors, got {device}; use backend='reference'"
+        reason: str | None = f"takes CPU tensors, got {device}; use backend='reference'"
     else:
         reason = _why_no_cpp()
     return _verdict("cpp", reason, raise_error)
@@ -185,7 +185,7 @@ def select_backend(name: str, device: torch.device, *dtypes: torch.dtype):
 
 def backends() -> dict[str, str | None]:
     """Every backend by name: None if it can run on this machine, else the reason and the remedy."""
-    status = {}
+    status: dict[str, str | None] = {}
     for name, backend in _BACKENDS.items():
         device = torch.device("cuda" if name == "triton" else "cpu")
         try:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from setok_kernels import checks
 from setok_kernels.config import ClusterConfig, DPCOptions, check_number
 from setok_kernels.dispatch import select_backend
-from setok_kernels.result import Clusters, Decisions, DensityPeaks, HardClusters
+from setok_kernels.result import Clusters, Decisions, DensityPeaks, HardClusters, masks_of
 
 
 def cluster_tokens(
@@ -77,8 +78,8 @@ def dpc_knn(
     cu_seqlens: Tensor | None = None,
     max_seqlen: int | None = None,
     min_clusters: int = 1,
-    order: str = "score",
-    cap: str = "diameter",
+    order: Literal["score", "index"] = "score",
+    cap: Literal["diameter", "eccentricity"] = "diameter",
     check_finite: bool = False,
 ) -> DensityPeaks:
     """Hard one-shot clustering by density peaks (DPC-KNN; Du, Ding, Jia 2016).
@@ -173,7 +174,7 @@ def threshold_greedy(
 def merge_tokens(
     x: Tensor,
     out: Clusters | HardClusters,
-    mode: str = "hard",
+    mode: Literal["hard", "soft"] = "hard",
     weights: Tensor | None = None,
     eps: float = 1e-6,
     backend: str = "auto",
@@ -220,7 +221,10 @@ def merge_tokens(
 
 
 def unmerge_tokens(
-    tokens: Tensor, out: Clusters | HardClusters, mode: str = "hard", backend: str = "auto"
+    tokens: Tensor,
+    out: Clusters | HardClusters,
+    mode: Literal["hard", "soft"] = "hard",
+    backend: str = "auto",
 ) -> Tensor:
     """Give every token its cluster's token back: y_i = sum_c A_ci t_c, the transpose of the merge.
 
@@ -249,7 +253,7 @@ def unmerge_tokens(
 
 def _dtypes(tokens: Tensor, out: Clusters | HardClusters, mode: str) -> tuple[torch.dtype, ...]:
     """In which the merge computes."""
-    return (tokens.dtype, out.masks.dtype) if mode == "soft" else (tokens.dtype,)
+    return (tokens.dtype, masks_of(out).dtype) if mode == "soft" else (tokens.dtype,)
 
 
 def _leading_shape(out: Clusters | HardClusters, x: Tensor) -> tuple[int, ...]:

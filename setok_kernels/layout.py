@@ -20,6 +20,7 @@ def pad_tokens(
     """Tokens (B, N, D) and which exist (B, N), from padded ones as they are or packed ones."""
     if cu_seqlens is None:
         return x, valid
+    assert max_seqlen is not None
     return pad(x, cu_seqlens, max_seqlen), valid_tokens(cu_seqlens, max_seqlen)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class TokenClustering(nn.Module):
         config: ClusterConfig | None = None,
         learnable: tuple[str, ...] = LEARNABLE,
         backend: str = "auto",
-    ):
+    ) -> None:
         super().__init__()
         config = ClusterConfig() if config is None else config
         unknown = [name for name in learnable if name not in LEARNABLE]
@@ -45,8 +46,8 @@ class TokenClustering(nn.Module):
                 f"learnable: expected some of {', '.join(LEARNABLE)}, got {unknown[0]!r}"
             )
         values = config.to_dict()
-        self.config = ClusterConfig(**values)
-        self.learnable = tuple(name for name in LEARNABLE if name in learnable)
+        self.config: ClusterConfig = ClusterConfig(**values)
+        self.learnable: tuple[str, ...] = tuple(name for name in LEARNABLE if name in learnable)
         self.backend = backend
         for name in self.learnable:
             parameter = nn.Parameter(torch.empty(1, dtype=torch.float32))
@@ -87,7 +88,7 @@ class TokenClustering(nn.Module):
             backend=self.backend,
         )
 
-    def _load_from_state_dict(self, state_dict, prefix, *rest):
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         for name in self.learnable:
             key = prefix + _parameter_name(name)
             if key in state_dict and state_dict[key].dim() == 0:

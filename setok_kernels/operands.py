@@ -3,6 +3,8 @@
 Those in C++ check theirs in csrc/checks.cpp, and values too. Here no value is read.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -66,7 +68,7 @@ def _sizes(operands: dict, packed: bool) -> tuple[tuple[int, ...], dict]:
         name = "labels" if merging else "x"
         raise ValueError(f"{name}: expected {expected} axes, got shape {tuple(tokens.shape)}")
     if not merging:
-        known = [operands.get(name) for name in ("knn", "parent", "seeds", "counts")]
+        known: list[Any] = [operands.get(name) for name in ("knn", "parent", "seeds", "counts")]
         there = sum(value is not None for value in known)
         if there not in (0, 4):
             raise ValueError(

@@ -1,7 +1,9 @@
 """Ragged rows of a clustering: what a language model reads, and the way back."""
 
 import abc
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -52,8 +54,11 @@ class Packed:
         # Not every field: callers name these two, and further fields must not break them.
         return 2
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Tensor:
         return (self.tokens, self.cu_seqlens)[index]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.tokens, self.cu_seqlens))
 
     def unpack(self, tokens: Tensor | None = None) -> Tensor:
         """Every row back in its place, as `unmerge_tokens` reads them: the inverse of `pack`.
@@ -108,6 +113,21 @@ class Rows(abc.ABC):
     as documented there, and the two properties.
     """
 
+    if TYPE_CHECKING:
+
+        @property
+        def labels(self) -> Tensor: ...
+        @property
+        def counts(self) -> Tensor: ...
+        @property
+        def centres(self) -> Tensor: ...
+        @property
+        def grid(self) -> tuple[int, int] | None: ...
+        @property
+        def cu_seqlens(self) -> Tensor | None: ...
+        @property
+        def max_seqlen(self) -> int | None: ...
+
     @property
     @abc.abstractmethod
     def num_rows(self) -> int:
@@ -137,7 +157,7 @@ class Rows(abc.ABC):
         self,
         tokens: Tensor,
         drop_empty: bool = True,
-        order: str = "seed",
+        order: Literal["seed", "raster", "size"] = "seed",
         grids: Tensor | list[tuple[int, int]] | None = None,
     ) -> Packed:
         """Merged tokens of all images one after the other, as a language model reads them.
@@ -246,6 +266,7 @@ class Rows(abc.ABC):
         if grids is None:
             # Without a grid the line is as long as the longest image.
             tokens = self.labels.shape[-1] if self.cu_seqlens is None else self.max_seqlen
+            assert tokens is not None
             width = self.counts.new_full((batch,), tokens if self.grid is None else self.grid[1])
         else:
             grids = _check_grids(grids, self._lengths().tolist(), self.cu_seqlens is not None)

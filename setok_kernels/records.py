@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 
@@ -97,11 +98,8 @@ def check_choices(out) -> None:
         longest = out.labels.shape[1]
     if hasattr(out, "decisions"):
         # The residual has the row behind the last seed's.
-        name, centres, most = (
-            "decisions.seeds",
-            getattr(out.decisions, "seeds", None),
-            out.num_rows - 1,
-        )
+        seeds: Any = getattr(out.decisions, "seeds", None)
+        name, centres, most = "decisions.seeds", seeds, out.num_rows - 1
     else:
         name, centres, most = "centres", out.centres, out.num_rows
     _check_index(name, centres, (images, most), out.labels)

@@ -143,3 +143,9 @@ class DensityPeaks(HardClusters):
     score: Tensor
     knn: Tensor
     parent: Tensor
+
+
+def masks_of(out: Clusters | HardClusters) -> Tensor:
+    """Return the masks of a result that was checked for mode "soft"."""
+    assert isinstance(out, Clusters)
+    return out.masks

@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -243,7 +244,7 @@ class ImageProcessor:
     def from_file(cls, path: str | Path) -> ImageProcessor:
         """Read a `preprocessor_config.json`; missing fields keep their defaults."""
         settings = json.loads(Path(path).read_text(encoding="utf-8"))
-        chosen: dict[str, object] = {}
+        chosen: dict[str, Any] = {}
         if settings.get("do_normalize", True):
             if settings.get("image_mean"):
                 chosen["mean"] = tuple(settings["image_mean"])

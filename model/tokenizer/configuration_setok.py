@@ -96,7 +96,7 @@ class SetokConfig(PretrainedConfig):
         decoder_patch_size: int = 16,
         mlp_ratio: float = 4.0,
         concept_dim: int = 512,
-        **kwargs,
+        **kwargs: Any,
     ):
         """Check the fields against one another.
 

@@ -53,7 +53,9 @@ class VisionEncoder(Protocol):
     grid: tuple[int, int]
     feature_dim: int
     processor: ImageProcessor
-    pixel_size: tuple[int, int]
+
+    @property
+    def pixel_size(self) -> tuple[int, int]: ...
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
         """Turn B RGB images of any sizes into pixels (B, 3, height, width)."""
@@ -114,7 +116,7 @@ class HFVisionEncoder(nn.Module):
         if isinstance(name_or_path, str):
             config = _load_vision_config(name_or_path, trust_remote_code)
             self.processor = processor or _load_processor(name_or_path, config.model_type)
-            self.backbone = _load_backbone(name_or_path, config, trust_remote_code)
+            self.backbone: Any = _load_backbone(name_or_path, config, trust_remote_code)
         else:
             config = name_or_path
             self.processor = processor or _default_processor(config.model_type)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -17,6 +18,7 @@ from setokim.tokenizer.configuration_setok import SetokConfig
 from setokim.tokenizer.detokenizer import Detokenizer, initial_emphasis
 from setokim.tokenizer.encoders import HFVisionEncoder
 from setokim.tokenizer.factory import encoder_from_config, tokenizer_from_config
+from setokim.tokenizer.patch_statistics import PatchStatisticsEncoder
 from setokim.tokenizer.processing_setok import SetokProcessor
 from setokim.tokenizer.token_grouping import ClusterPartition, Parts, QueryPartition
 
@@ -55,7 +57,7 @@ class VisualTokens:
         """Clustering behind the tokens; None for other kinds of tokens."""
         return None if isinstance(self.parts, Parts) else self.parts
 
-    def pack(self, order: str = "seed") -> Packed:
+    def pack(self, order: Literal["seed", "raster", "size"] = "seed") -> Packed:
         """Pack the tokens as a ragged batch with `cu_seqlens`; waits for the device.
 
         Args:
@@ -105,6 +107,8 @@ class SetokModel(PreTrainedModel):
     base_model_prefix = "setok"
     main_input_name = "pixel_values"
     _no_split_modules = ("Block",)
+    encoder: HFVisionEncoder | PatchStatisticsEncoder
+    detokenizer: Detokenizer
 
     def __init__(self, config: SetokConfig):
         super().__init__(config)
@@ -117,7 +121,7 @@ class SetokModel(PreTrainedModel):
             config.heads,
             config.decoder_cross_layers,
             config.decoder_layers,
-            config.decoder_grid,
+            (config.decoder_grid[0], config.decoder_grid[1]),
             config.decoder_patch_size,
             config.mlp_ratio,
         )
@@ -125,7 +129,7 @@ class SetokModel(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_encoder(cls, name_or_path: str, **fields) -> SetokModel:
+    def from_encoder(cls, name_or_path: str, **fields: Any) -> SetokModel:
         """Build a model around a pretrained Hugging Face vision encoder, with random other weights.
 
         Args:
@@ -219,15 +223,16 @@ class SetokModel(PreTrainedModel):
             module.reset_parameters()
 
 
-def _map(function: Callable[[list[Tensor]], Tensor], values: Sequence):
+def _map(function: Callable[[list[Tensor]], Tensor], values: Sequence[Any]) -> Any:
     """Apply a function to the tensors of equal structures, fields of dataclasses included."""
     if isinstance(values[0], Tensor):
         return function(list(values))
     if not dataclasses.is_dataclass(values[0]):
         return values[0]
-    names = [field.name for field in dataclasses.fields(values[0])]
+    first: Any = values[0]
+    names = [field.name for field in dataclasses.fields(first)]
     return dataclasses.replace(
-        values[0],
+        first,
         **{name: _map(function, [getattr(value, name) for value in values]) for name in names},
     )
 

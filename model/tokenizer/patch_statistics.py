@@ -122,7 +122,7 @@ class PatchStatisticsEncoder(nn.Module):
         ):
             expected = "four numbers of at least 0, not all 0"
             raise ValueError(f"feature_weights: expected {expected}, got {weights}")
-        self.grid = grid
+        self.grid: tuple[int, int] = grid
         self.patch_size = patch_size
         self.weights = weights
         self.processor = ImageProcessor(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,12 @@ class Parts(Rows):
         """Return (B, R) bool, all True."""
         return self.labels.new_ones(self.masks.shape[:2], dtype=torch.bool)
 
-    def pack(self, tokens: Tensor, drop_empty: bool = False, order: str = "seed") -> Packed:
+    def pack(
+        self,
+        tokens: Tensor,
+        drop_empty: bool = False,
+        order: Literal["seed", "raster", "size"] = "seed",
+    ) -> Packed:
         """Pack tokens as `Rows` does, on the grid; all rows are kept unless `drop_empty`."""
         return super().pack(tokens, drop_empty, order)
 

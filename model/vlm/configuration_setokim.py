@@ -67,7 +67,7 @@ class SetokimConfig(PretrainedConfig):
         recall_width: int | None = None,
         lora: dict[str, Any] | None = None,
         loss_weights: dict[str, float] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         """Check the fields, see the class.
 

@@ -78,7 +78,7 @@ class SetokimModel(PreTrainedModel):
         self.special_in = nn.Parameter(torch.zeros(4, hidden))
         self.special_out = nn.Parameter(torch.zeros(4, hidden))
         blocks = token_blocks(visual.token_dim, visual.outline_dim)
-        self.recall = None
+        self.recall: PointerHead | None = None
         if config.recall_width is not None:
             self.recall = PointerHead(hidden, visual.token_dim, config.recall_width, blocks)
         self.head = DiffusionHead(
@@ -100,7 +100,7 @@ class SetokimModel(PreTrainedModel):
 
     @classmethod
     def from_parts(
-        cls, setok: SetokModel, llm: PreTrainedModel, processor: SetokimProcessor, **fields
+        cls, setok: SetokModel, llm: PreTrainedModel, processor: SetokimProcessor, **fields: Any
     ) -> SetokimModel:
         """Build a model around a trained visual tokenizer and a language model; the rest is random.
 
@@ -154,7 +154,9 @@ class SetokimModel(PreTrainedModel):
         logits = F.pad(text, (0, size - text.shape[-1]), value=-torch.inf)
         return logits.index_copy(-1, self.special_ids, special)
 
-    def decode(self, embeddings: Tensor, attention_mask: Tensor, positions: Tensor, **kwargs):
+    def decode(
+        self, embeddings: Tensor, attention_mask: Tensor, positions: Tensor, **kwargs: Any
+    ) -> Any:
         """Run the language model without its head on embeddings.
 
         Args:
@@ -199,9 +201,10 @@ class SetokimModel(PreTrainedModel):
         Raises:
             ValueError: images and `<image>` do not match, or `max_length` cuts an image in two.
         """
-        visual = pixel_values
         if isinstance(pixel_values, Tensor):
             visual = self.setok.tokenize(pixel_values)
+        else:
+            visual = pixel_values
         packed = visual.pack(self.config.token_order)
         if self.config.answer_order == "before":
             visible = input_ids.masked_fill(attention_mask == 0, -1)
@@ -393,7 +396,7 @@ class SetokimModel(PreTrainedModel):
         *,
         generators: Sequence[torch.Generator] | None = None,
         streamer: Streamer | None = None,
-        **options,
+        **options: Any,
     ) -> list[Answer]:
         """Generate text, images and masks; see `setokim.vlm.generation.generate`."""
         return generate(
@@ -434,7 +437,9 @@ class SetokimModel(PreTrainedModel):
         self.config.lora = None
         return self
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None):
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict | None = None
+    ) -> None:
         """Recompute the language model's layers in the backward pass to save memory.
 
         Args:

@@ -91,7 +91,7 @@ class SetokimProcessor:
         pad = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if pad is None else pad
 
-    def special_ids(self) -> dict[str, int]:
+    def special_ids(self) -> dict[str, Any]:
         """Return the ids of special tokens as fields of `SetokimConfig`."""
         ids = self.tokenizer.convert_tokens_to_ids(list(SPECIAL))
         names = ("image_token_id", "image_start_id", "image_end_id", "segment_id")

@@ -1,5 +1,7 @@
 """Chat-UniVi (CVPR 2024; `ChatUniVi/model/cluster.py`)."""
 
+from typing import Any
+
 from torch import Tensor
 
 from setok_kernels.compat import token_dict as shared
@@ -9,13 +11,13 @@ __all__ = ["cluster_dpc_knn", "merge_tokens"]
 
 
 def merge_tokens(
-    token_dict: dict,
+    token_dict: dict[str, Any],
     idx_cluster: Tensor,
     cluster_num: int,
     token_weight: Tensor | None = None,
     *,
     backend: str = "auto",
-) -> dict:
+) -> dict[str, Any]:
     """Average the tokens of each cluster: x_c = sum_i w_i x_i / (sum_i w_i + 1e-6).
 
     Different from the original on purpose: a weight of -inf, which its own `CTM` gives to padding,

@@ -1,5 +1,7 @@
 """What the drop-ins for TCFormer and Chat-UniVi share: both take a `token_dict`."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from setok_kernels.result import HardClusters
 
 
 def cluster_dpc_knn(
-    token_dict: dict,
+    token_dict: dict[str, Any],
     cluster_num: int,
     k: int = 5,
     token_mask: Tensor | None = None,
@@ -57,12 +59,12 @@ def cluster_dpc_knn(
 
 
 def merge_tokens(
-    token_dict: dict,
+    token_dict: dict[str, Any],
     idx_cluster: Tensor,
     cluster_num: int,
     token_weight: Tensor | None,
     backend: str,
-) -> dict:
+) -> dict[str, Any]:
     """Entries "x", "token_num", "idx_token" and "agg_weight" of the merged tokens.
 
     x_c = sum_i w_i x_i / (sum_i w_i + 1e-6) over the members i of cluster c. Differentiable with
@@ -102,7 +104,7 @@ def merge_tokens(
     }
 
 
-def _tokens(token_dict: dict) -> Tensor:
+def _tokens(token_dict: dict[str, Any]) -> Tensor:
     if not isinstance(token_dict, dict) or "x" not in token_dict:
         got = sorted(token_dict) if isinstance(token_dict, dict) else type(token_dict).__name__
         raise TypeError(f"token_dict: expected a dict with a tensor 'x', got {got}")

@@ -31,6 +31,7 @@ def cluster(
     """
     if cu_seqlens is None:
         return _cluster_padded(x, valid, config, decisions)
+    assert max_seqlen is not None
     total = x.shape[0]
     x = layout.pad(x, cu_seqlens, max_seqlen)
     if decisions is not None:

@@ -27,6 +27,7 @@ def dpc_knn(
     total = x.shape[0]
     x, valid = layout.pad_tokens(x, valid, cu_seqlens, max_seqlen)
     if cu_seqlens is not None and noise is not None:
+        assert max_seqlen is not None
         noise = layout.pad(noise, cu_seqlens, max_seqlen)
     labels, centres, counts, *statistics = _dpc_knn_padded(x, valid, noise, options)
     if cu_seqlens is not None:

@@ -6,7 +6,7 @@ from torch import Tensor
 from setok_kernels import layout
 from setok_kernels.records import check_members
 from setok_kernels.reference.precision import own_dtype
-from setok_kernels.result import Clusters, HardClusters
+from setok_kernels.result import Clusters, HardClusters, masks_of
 
 
 @own_dtype
@@ -20,6 +20,7 @@ def merge(
         weights = weights.to(share.dtype)
     check_members(out, weights)
     if out.cu_seqlens is not None:
+        assert out.max_seqlen is not None
         x = layout.pad(x, out.cu_seqlens, out.max_seqlen)
         if weights is not None:
             weights = layout.pad(weights, out.cu_seqlens, out.max_seqlen)
@@ -48,12 +49,14 @@ def unmerge(tokens: Tensor, out: Clusters | HardClusters, mode: str) -> Tensor:
 def _assignment(out: Clusters | HardClusters, mode: str, dtype: torch.dtype) -> Tensor:
     """(B, rows, N) share of each token in each row: the masks, or 1 at the token's label."""
     if mode == "soft":
-        masks = out.masks
+        masks = masks_of(out)
         if out.cu_seqlens is None:
             return masks
+        assert out.max_seqlen is not None
         return layout.pad(masks.mT, out.cu_seqlens, out.max_seqlen).mT
     labels = out.labels
     if out.cu_seqlens is not None:
+        assert out.max_seqlen is not None
         labels = layout.pad(labels, out.cu_seqlens, out.max_seqlen, fill=-1)
     row = torch.arange(out.num_rows, device=labels.device)
     return (labels[:, None] == row[:, None]).to(torch.promote_types(dtype, torch.float32))

@@ -102,8 +102,8 @@ def choose_seeds(
         if config.distinct_seeds:
             eligible[image, seed] &= ~active
         active = active & (scope.sum(1) / tokens > config.stop_residual)
-    seeds = torch.stack(seeds, 1)
-    return seeds, (seeds >= 0).sum(1)
+    chosen = torch.stack(seeds, 1)
+    return chosen, (chosen >= 0).sum(1)
 
 
 def scope_masks(
@@ -132,15 +132,15 @@ def scope_masks(
         (B, C + 1, N).
     """
     live = seeds >= 0
-    rows = seeds.clamp(min=0)[:, :, None].expand(-1, -1, distance.shape[2])
-    alpha = alpha_mask(sigma[:, None, None] * distance.gather(1, rows), score[:, None], config)
+    index = seeds.clamp(min=0)[:, :, None].expand(-1, -1, distance.shape[2])
+    alpha = alpha_mask(sigma[:, None, None] * distance.gather(1, index), score[:, None], config)
     alpha = torch.where(live[:, :, None] & ok[:, None], alpha, 0)
     scope = valid.to(score.dtype)
     masks = []
     for step in range(seeds.shape[1]):
         masks.append(scope * alpha[:, step])
         scope = scope * (1 - alpha[:, step])
-    masks = torch.stack([*masks, torch.zeros_like(scope)], 1)
-    row = torch.arange(masks.shape[1], device=masks.device)
+    rows = torch.stack([*masks, torch.zeros_like(scope)], 1)
+    row = torch.arange(rows.shape[1], device=rows.device)
     residual = row == counts[:, None]
-    return torch.where(residual[:, :, None], scope[:, None], masks)
+    return torch.where(residual[:, :, None], scope[:, None], rows)

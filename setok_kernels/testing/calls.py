@@ -5,6 +5,7 @@ import functools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ def random_call(seed: int, backend: str = "cpp") -> Call:
     public = choices.random() < 0.5
     make = _public_call if public else _operation_call
     name, function, arguments = make(choices, scene)
-    names = ()
+    names: tuple[str, ...] = ()
     if choices.random() < 0.75:
         names = tuple(
             choices.sample(sorted(arguments), k=min(len(arguments), choices.choice([1, 1, 2, 3])))
@@ -88,7 +89,7 @@ def _scene(seed: int, backend: str) -> _Scene:
     if choices.random() < 0.4:
         lengths = [choices.choice(_TOKENS) for _ in range(images)]
         x, cu_seqlens, _, _ = ragged_batch(lengths, dim, seed, dtype=dtype)
-        layout = dict(cu_seqlens=cu_seqlens, max_seqlen=max(lengths, default=0))
+        layout: dict[str, Any] = dict(cu_seqlens=cu_seqlens, max_seqlen=max(lengths, default=0))
     else:
         tokens = choices.choice(_TOKENS)
         make = choices.choice([integer_tokens, vit_like_tokens])
@@ -100,8 +101,8 @@ def _scene(seed: int, backend: str) -> _Scene:
     if x.numel() and choices.random() < 0.2:
         x.flatten(0, -2)[choices.randrange(x.shape[:-1].numel())] = torch.nan
     learnable = choices.random() < 0.3
-    numbers = dict(bandwidth=0.5, beta=0.1, temperature=0.1, offset=0.4)
-    config = ClusterConfig(
+    numbers: dict[str, Any] = dict(bandwidth=0.5, beta=0.1, temperature=0.1, offset=0.4)
+    options: dict[str, Any] = dict(
         k=choices.randint(1, 9),
         max_clusters=choices.randint(1, 7),
         kernel=choices.choice(KERNELS),
@@ -112,6 +113,7 @@ def _scene(seed: int, backend: str) -> _Scene:
         include_self=choices.random() < 0.3,
         **{n: torch.tensor(v) if learnable else v for n, v in numbers.items()},
     )
+    config = ClusterConfig(**options)
     out = functional.cluster_tokens(x, config, **layout, backend=backend)
     hard = functional.dpc_knn(x, choices.randint(1, 5), **layout, backend=backend)
     return _Scene(x, layout, config, out, hard, backend)
@@ -227,7 +229,7 @@ def _clustering_operands(choices: random.Random, scene: _Scene) -> dict[str, tup
 
 def _merging_operands(choices: random.Random, scene: _Scene) -> dict[str, tuple]:
     soft = choices.random() < 0.5
-    out = scene.out if soft else choices.choice([scene.out, scene.hard])
+    out: Any = scene.out if soft else choices.choice([scene.out, scene.hard])
     shares = Compiled("cpp")._shares(out, "soft" if soft else "hard")
     of_rows, images = shares[:3], shares[3:]
     dtype = out.masks.dtype if soft else choices.choice([torch.float64, torch.float32])

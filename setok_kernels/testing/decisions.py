@@ -93,8 +93,8 @@ def _permuted_tie(image: Image, decisions: Decisions, step: int, a: int, b: int)
     if min(a, b) < 0:
         return False
     knn, parent = decisions.knn, decisions.parent
-    distance = squared_distance_bounds(image.x, 0.0, 0.0)
-    distance = (distance.lo + distance.hi) / 2
+    bounds = squared_distance_bounds(image.x, 0.0, 0.0)
+    distance = (bounds.lo + bounds.hi) / 2
 
     def score_terms(i):
         far = distance[i][image.ok].max() if parent[i] < 0 else distance[i, parent[i]]
@@ -130,8 +130,8 @@ def _judge_image(image: Image, d: Decisions, config, input_roundoff: float) -> N
         return
 
     knn, parent = image.compact("knn", d.knn[ok]), image.compact("parent", d.parent[ok])
-    seeds = image.compact("seeds", seeds[:count]).tolist()
-    assert all(s >= 0 for s in seeds), "a seed below counts is -1"
+    chosen = image.compact("seeds", seeds[:count]).tolist()
+    assert all(s >= 0 for s in chosen), "a seed below counts is -1"
 
     x = image.x[ok]
     magnitude = x.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
@@ -149,7 +149,7 @@ def _judge_image(image: Image, d: Decisions, config, input_roundoff: float) -> N
     density = density_bounds(scaled, knn, roundoff)
     judge_parents(image, distance, density, parent)
     score = _score_bounds(scaled, density, parent, config, roundoff)
-    _judge_seeds(image, scaled, score, seeds, config)
+    _judge_seeds(image, scaled, score, chosen, config)
 
 
 def _score_bounds(scaled: Interval, density: Interval, parent: Tensor, config, roundoff: float):

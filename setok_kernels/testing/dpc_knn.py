@@ -1,5 +1,7 @@
 """The judge of `dpc_knn`."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -24,8 +26,8 @@ def assert_valid_density_peaks(
     token_mask: Tensor | None = None,
     noise: Tensor | None = None,
     min_clusters: int = 1,
-    order: str = "score",
-    cap: str = "diameter",
+    order: Literal["score", "index"] = "score",
+    cap: Literal["diameter", "eccentricity"] = "diameter",
     input_roundoff: float = 0.0,
 ) -> None:
     """Every decision of `out` is optimal in float64 within the rounding error bound, values too.
@@ -168,6 +170,7 @@ def _judge_count(
 ) -> None:
     """The chosen tokens (n,) are all that pass the threshold, or without any the first few."""
     # It may have been rounded to the dtype of the score.
+    assert options.threshold is not None
     doubt = abs(options.threshold) * image.roundoff
     sure = score.lo > options.threshold + doubt
     possible = score.hi > options.threshold - doubt
@@ -199,12 +202,13 @@ def _replay(
 ) -> dict[str, Tensor]:
     """Density, delta and score of plain PyTorch in the dtype of `x`, the choices of `out` given."""
     valid = usable(x, out, token_mask)
-    tensors = [x, valid, out.knn, out.parent, out.density, noise]
+    tensors = [x, valid, out.knn, out.parent, out.density]
     if out.cu_seqlens is not None:
-        tensors = [
-            None if t is None else layout.pad(t, out.cu_seqlens, out.max_seqlen) for t in tensors
-        ]
-    x, valid, knn, parent, order, noise = tensors
+        assert out.max_seqlen is not None
+        tensors = [layout.pad(t, out.cu_seqlens, out.max_seqlen) for t in tensors]
+        if noise is not None:
+            noise = layout.pad(noise, out.cu_seqlens, out.max_seqlen)
+    x, valid, knn, parent, order = tensors
     if x.numel() == 0:
         return {}
     x, ok = usable_tokens(x, valid.bool())

@@ -70,11 +70,13 @@ def fuzz(first: int, calls: int) -> tuple[collections.Counter, list[str]]:
     Returns:
         How often each outcome and message came, and a line for every failure.
     """
-    counts, failures, seed = collections.Counter(), [], first
+    counts: collections.Counter = collections.Counter()
+    failures, seed = [], first
     while seed < first + calls:
         left = str(first + calls - seed)
         command, name = [*COMMAND, "--work", "--seed", str(seed), "--calls", left], ""
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
+            assert worker.stdout is not None
             for line in worker.stdout:
                 kind, _, message = line.rstrip("\n").partition("\t")
                 if kind == "call":
@@ -111,7 +113,7 @@ def main() -> int:
         return 0
     print(f"{_native.load()}, seeds from {options.seed}", flush=True)
     counts, failures = fuzz(options.seed, options.calls)
-    totals = collections.Counter()
+    totals: collections.Counter = collections.Counter()
     for (kind, _), count in counts.items():
         totals[kind] += count
     for (kind, message), count in sorted(counts.items()):

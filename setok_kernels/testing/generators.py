@@ -5,7 +5,12 @@ from torch import Tensor
 
 
 def integer_tokens(
-    batch: int, tokens: int, dim: int, seed: int = 0, high: int = 3, dtype=torch.float32
+    batch: int,
+    tokens: int,
+    dim: int,
+    seed: int = 0,
+    high: int = 3,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """(B, N, D) integers in [-high, high]: every product and sum of the distances is exact.
 
@@ -17,7 +22,12 @@ def integer_tokens(
 
 
 def duplicate_tokens(
-    batch: int, tokens: int, dim: int, seed: int = 0, distinct: int = 5, dtype=torch.float32
+    batch: int,
+    tokens: int,
+    dim: int,
+    seed: int = 0,
+    distinct: int = 5,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """(B, N, D) integers with only `distinct` different tokens per image, in random order."""
     base = integer_tokens(batch, distinct, dim, seed, high=7, dtype=dtype)
@@ -26,7 +36,9 @@ def duplicate_tokens(
     return base.gather(1, pick[:, :, None].expand(-1, -1, dim))
 
 
-def one_hot_tokens(batch: int, tokens: int, dim: int, seed: int = 0, dtype=torch.float32) -> Tensor:
+def one_hot_tokens(
+    batch: int, tokens: int, dim: int, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """(B, N, D) random unit vectors of the standard basis: all distances are 0 or 2."""
     generator = torch.Generator().manual_seed(seed)
     hot = torch.randint(dim, (batch, tokens), generator=generator)
@@ -40,7 +52,7 @@ def planted_clusters(
     clusters: int,
     seed: int = 0,
     noise: float = 0.05,
-    dtype=torch.float32,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """(B, N, D) Gaussian blobs of standard deviation `noise` around unit-variance centres.
 
@@ -56,7 +68,12 @@ def planted_clusters(
 
 
 def vit_like_tokens(
-    batch: int, tokens: int, dim: int, seed: int = 0, huge: int = 2, dtype=torch.float32
+    batch: int,
+    tokens: int,
+    dim: int,
+    seed: int = 0,
+    huge: int = 2,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """(B, N, D) correlated features with `huge` channels about 50 times larger than the rest.
 
@@ -71,7 +88,11 @@ def vit_like_tokens(
 
 
 def ragged_batch(
-    lengths: list[int], dim: int, seed: int = 0, exact: bool = False, dtype=torch.float32
+    lengths: list[int],
+    dim: int,
+    seed: int = 0,
+    exact: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The same images of different lengths (0 allowed) packed and padded.
 

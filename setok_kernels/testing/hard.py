@@ -92,7 +92,7 @@ def judge_labels(image: Image, distance: Interval, centres: Tensor, labels: Tens
 def _check_tensors(x: Tensor, out: HardClusters) -> None:
     packed = out.cu_seqlens is not None
     leading = tuple(x.shape[:1] if packed else (x.shape[0], x.shape[1:-1].numel()))
-    count = out.cu_seqlens.shape[0] - 1 if packed else x.shape[0]
+    count = x.shape[0] if out.cu_seqlens is None else out.cu_seqlens.shape[0] - 1
     shapes = dict(labels=leading, centres=(count, *out.centres.shape[1:2]), counts=(count,))
     dtypes = dict.fromkeys(shapes, torch.int64)
     if isinstance(out, DensityPeaks):

@@ -62,7 +62,7 @@ def images(x: Tensor, out: Clusters | HardClusters, token_mask: Tensor | None):
     valid = usable(x, out, token_mask)
     for b in range(out.counts.shape[0]):
         if out.cu_seqlens is None:
-            span = b
+            span: int | slice = b
         else:
             span = slice(int(out.cu_seqlens[b]), int(out.cu_seqlens[b + 1]))
         ok = valid[span]

@@ -7,8 +7,7 @@ import random
 import torch
 from torch import Tensor
 
-from setok_kernels.packing import Rows
-from setok_kernels.result import Decisions
+from setok_kernels.result import Clusters, Decisions, HardClusters
 
 # Indices at and beyond the ends of what memory holds.
 INDICES = (-2, -1, 0, 1, 7, 40, 10**6, 2**31, 2**40, -(2**40), 2**63 - 1, -(2**63))
@@ -108,7 +107,7 @@ def spoiled(random: random.Random, value, tensors=TENSORS):
     """
     if isinstance(value, Tensor):
         return random.choice(tensors)(random, value)
-    if isinstance(value, Decisions | Rows):
+    if isinstance(value, Decisions | Clusters | HardClusters):
         field = random.choice(dataclasses.fields(value)).name
         wrong = spoiled(random, getattr(value, field), tensors)
         return dataclasses.replace(value, **{field: wrong})

@@ -1,6 +1,7 @@
 """Tier 3 of the comparison: values and gradients under replayed decisions, and the invariants."""
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,8 +106,8 @@ def assert_replayed_gradients(
     for order in feature_orders(x):
         of_x, *others = gradients(low[..., order], "reference")
         plain.append([of_x[..., order.argsort()], *others])
-    plain = [torch.stack(measured) for measured in zip(*plain, strict=True)]
-    for values in zip(("x", *LEARNABLE), got, truth, plain, plain_truth, strict=True):
+    worst = [torch.stack(measured) for measured in zip(*plain, strict=True)]
+    for values in zip(("x", *LEARNABLE), got, truth, worst, plain_truth, strict=True):
         assert_error(f"gradient of {values[0]}", *values[1:], ratio)
 
 
@@ -126,7 +127,6 @@ def assert_invariants(
         AssertionError: names the invariant.
     """
     leading, rows = out.labels.shape, config.max_clusters + 1
-    packed = out.cu_seqlens is not None
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     valid = (
         torch.ones(leading, dtype=torch.bool, device=x.device)
@@ -152,11 +152,11 @@ def assert_invariants(
     slack = 4 * rows * torch.finfo(dtype).eps
     assert ((masks.sum(-1) - 1).abs()[valid] <= slack).all(), "masks: rows do not sum to 1"
     counts = out.counts
-    if packed:
+    if out.cu_seqlens is None:
+        counts = counts[:, None]
+    else:
         lengths = out.cu_seqlens.diff().long()
         counts = counts.repeat_interleave(lengths)
-    else:
-        counts = counts[:, None]
     row = torch.arange(rows, device=x.device)
     beyond = (row > counts[..., None]).expand_as(masks)
     assert (masks[beyond] == 0).all(), "masks: not 0 beyond the residual"
@@ -189,7 +189,7 @@ def check_backend(
     Raises:
         AssertionError: from the first comparison that fails.
     """
-    arguments = dict(token_mask=token_mask, cu_seqlens=cu_seqlens)
+    arguments: dict[str, Any] = dict(token_mask=token_mask, cu_seqlens=cu_seqlens)
     out = cluster_tokens(x, config, **arguments, backend=backend)
     assert_invariants(x, out, config, token_mask)
     assert_valid_decisions(x, out, config, token_mask, input_roundoff)

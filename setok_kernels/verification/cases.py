@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -174,7 +175,9 @@ def _merging(dtype: torch.dtype) -> Callable:
     return run
 
 
-def _merged(x, out: Clusters, mode: str, weights: Tensor | None, backend: str) -> dict[str, Tensor]:
+def _merged(
+    x, out: Clusters, mode: Literal["hard", "soft"], weights: Tensor | None, backend: str
+) -> dict[str, Tensor]:
     """Both results and the gradients of what they depend on, by name."""
     leaves = {"x": x.detach().requires_grad_()}
     if weights is not None:

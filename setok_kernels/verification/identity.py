@@ -98,7 +98,9 @@ def _digest_of_sources() -> str:
     """Of every Python file of both packages: an edited checkout is verified anew."""
     digest = hashlib.sha256()
     for package in ("setok_kernels", "setok_triton"):
-        for folder in importlib.util.find_spec(package).submodule_search_locations:
+        spec = importlib.util.find_spec(package)
+        assert spec is not None and spec.submodule_search_locations is not None
+        for folder in spec.submodule_search_locations:
             for path in sorted(Path(folder).rglob("*.py")):
                 digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
                 digest.update(path.read_bytes() + b"\0")

@@ -113,11 +113,11 @@ def verify(device: torch.device, again: bool = False) -> tuple[Verdict, Path | N
 def explain(device: torch.device, verdict: Verdict, report: Path | None) -> str:
     """What a verdict other than "passed" means, in one line."""
     where = f"{device} ({verdict.identity.device})"
-    report = f"the report {report}" if report is not None else "what `setok doctor --verify` prints"
+    sent = f"the report {report}" if report is not None else "what `setok doctor --verify` prints"
     if verdict.state == "failed":
         return (
             f"setok_kernels: the Triton kernels are not right on {where}: {verdict.reason}. "
-            f"backend='auto' uses the reference there. Please send {report} to the developers; "
+            f"backend='auto' uses the reference there. Please send {sent} to the developers; "
             "`setok doctor --verify` repeats the verification"
         )
     return (
