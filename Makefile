@@ -35,6 +35,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES) $(EMULATOR_SOURCES)
+	$(BIN)/lint-imports
 	$(MAKE) --no-print-directory types
 
 # Import names that differ from their folders, for the type checker, which reads no installed finder.
@@ -42,6 +43,7 @@ types: $(INSTALLED)
 	mkdir -p build/typed
 	ln -sfn ../../model build/typed/setokim
 	ln -sfn ../../triton/setok_triton build/typed/setok_triton
+	ln -sfn ../../setok_kernels/cli build/typed/setok_cli
 	$(BIN)/mypy
 
 docs: $(INSTALLED)

@@ -7,7 +7,12 @@ from transformers import AutoConfig
 
 from setokim.data.image_processing import ImageProcessor
 from setokim.tokenizer.configuration_setok import ENCODERS, GROUPINGS, SetokConfig
-from setokim.tokenizer.encoders import PATCH_STATISTICS, HFVisionEncoder, PatchStatisticsEncoder
+from setokim.tokenizer.encoders import (
+    PATCH_STATISTICS,
+    HFVisionEncoder,
+    PatchStatisticsEncoder,
+    VisionEncoder,
+)
 from setokim.tokenizer.merger import PatchMerger, QueryMerger, TokenMerger
 from setokim.tokenizer.token_grouping import (
     ClusterPartition,
@@ -20,9 +25,9 @@ from setokim.tokenizer.token_grouping import (
 Tokenizer = tuple[nn.Module, nn.Module]
 
 
-def encoder_from_config(config: SetokConfig) -> nn.Module:
+def encoder_from_config(config: SetokConfig) -> VisionEncoder:
     """Build the vision encoder of a configuration, with random weights."""
-    return ENCODERS[config.encoder](config)
+    return ENCODERS[config.encoder](config)  # type: ignore[return-value]
 
 
 def tokenizer_from_config(config: SetokConfig, feature_dim: int) -> Tokenizer:

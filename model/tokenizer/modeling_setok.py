@@ -16,9 +16,8 @@ from setok_kernels import Clusters, Packed
 from setok_kernels.layout import pad, valid_tokens
 from setokim.tokenizer.configuration_setok import SetokConfig
 from setokim.tokenizer.detokenizer import Detokenizer, initial_emphasis
-from setokim.tokenizer.encoders import HFVisionEncoder
+from setokim.tokenizer.encoders import HFVisionEncoder, VisionEncoder
 from setokim.tokenizer.factory import encoder_from_config, tokenizer_from_config
-from setokim.tokenizer.patch_statistics import PatchStatisticsEncoder
 from setokim.tokenizer.processing_setok import SetokProcessor
 from setokim.tokenizer.token_grouping import ClusterPartition, Parts, QueryPartition
 
@@ -107,7 +106,7 @@ class SetokModel(PreTrainedModel):
     base_model_prefix = "setok"
     main_input_name = "pixel_values"
     _no_split_modules = ("Block",)
-    encoder: HFVisionEncoder | PatchStatisticsEncoder
+    encoder: VisionEncoder
     detokenizer: Detokenizer
 
     def __init__(self, config: SetokConfig):
@@ -171,7 +170,7 @@ class SetokModel(PreTrainedModel):
         """
         pixels = images if isinstance(images, Tensor) else self.preprocess(images)
         features = self.encoder(pixels.to(self.device))  # (B, H, W, D)
-        grid, features = tuple(features.shape[1:3]), features.flatten(1, 2)
+        grid, features = (features.shape[1], features.shape[2]), features.flatten(1, 2)
         parts = self.clustering(features, grid)
         tokens, occupied = self.merger(features.to(self.dtype), parts, grid)
         return VisualTokens(tokens, occupied, parts, grid, features)

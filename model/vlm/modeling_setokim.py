@@ -279,7 +279,8 @@ class SetokimModel(PreTrainedModel):
         context = LossContext(self, output, masks, diffusion_repeats, diffusion_noisiest)
         output.losses = compute_losses(context, loss_weights)
         if output.losses:
-            output.loss = sum(loss_weights[name] * loss for name, loss in output.losses.items())
+            weighted = [loss_weights[name] * loss for name, loss in output.losses.items()]
+            output.loss = torch.stack(weighted).sum()
         return output
 
     def generated_tokens(self, output: SetokimOutput) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -356,6 +357,7 @@ class SetokimModel(PreTrainedModel):
         """
         if memory is None:
             return hidden_states, None
+        assert self.recall is not None
         return self.recall(hidden_states, rows, positions, memory)
 
     def masks(

@@ -28,8 +28,9 @@ class SetokimOutput(ModelOutput):
 
     loss: Tensor | None = None
     losses: dict[str, Tensor] | None = None
-    last_hidden_state: Tensor | None = None
-    spliced: Spliced | None = None
-    visual: VisualTokens | None = None
-    packed: Packed | None = None
-    seen: Tensor | None = None
+    # Always there: a `ModelOutput` has defaults because the fields before them have.
+    last_hidden_state: Tensor = None  # type: ignore[assignment]
+    spliced: Spliced = None  # type: ignore[assignment]
+    visual: VisualTokens = None  # type: ignore[assignment]
+    packed: Packed = None  # type: ignore[assignment]
+    seen: Tensor = None  # type: ignore[assignment]
