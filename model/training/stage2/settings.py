@@ -88,7 +88,7 @@ class InstructSettings(Settings):
         diffusion_repeats: number of noise samples for each visual token.
         diffusion_noisiest: number of these at the last timestep, where only noise is left; they
             train the language model to predict the token.
-        max_length: maximum length of a row in tokens, visual ones included; longer ones are cut off.
+        max_length: maximum number of tokens in a row, visual ones included; the rest is cut off.
         pack: flag to join conversations without images to rows of `max_length`; this saves padding,
             and long texts are split instead of cut off.
         keep_tokens: maximum number of images whose visual tokens each process caches; it speeds up
