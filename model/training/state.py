@@ -106,8 +106,8 @@ class TrainingState:
             raise ValueError(f"{checkpoint}: expected {expected}, got keys {sorted(state)}")
         changed = changed_settings(_with_defaults(old, settings), settings.to_dict())
         if changed:
-            names = ", ".join(changed)
-            raise ValueError(f"settings: expected those of {checkpoint}, got other {names}")
+            got = f"other values of {', '.join(changed)}"
+            raise ValueError(f"settings: expected those of {checkpoint}, got {got}")
         with _naming(checkpoint):
             # Tensors are read lazily: a process needs memory for its own shard only.
             tensors = {name: StoredTensor(stored, name) for name in stored}
