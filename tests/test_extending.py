@@ -29,7 +29,7 @@ YAMLS = {
 
 @pytest.fixture(autouse=True)
 def _forget():
-    """Removes the entries that a file has registered after its test."""
+    """Remove the entries that a file has registered after its test."""
     registries = (LOSSES, stage1.LOSSES, ENCODERS, GROUPINGS, GENERATED)
     before = [dict(registry) for registry in registries]
     modules = set(sys.modules)

@@ -76,8 +76,8 @@ def adaptive_weight(
     ranks before their norms, so that two processes get the weight of one process with both batches.
 
     Args:
-        reconstruction_loss: 0-dim loss with its graph, which is retained.
-        adversarial_loss: 0-dim loss with its graph, which is retained.
+        reconstruction_loss: reconstruction loss, 0-dim; its graph is retained.
+        adversarial_loss: adversarial loss of the generator, 0-dim; its graph is retained.
         last_layer: unsharded parameter that both losses depend on.
         max_weight: maximum weight.
         eps: constant added to the norm of the adversarial gradient.
@@ -161,7 +161,7 @@ def contrastive_loss(
         occupied: flags of real tokens, (B, R) bool.
         concepts: concept vectors (B, W, d) of the captions, in the order of the images.
         present: flags of real concepts, (B, W) bool.
-        log_scale: 0-dim logarithm of the inverse temperature. It is not clipped here; CLIP clips
+        log_scale: logarithm of the inverse temperature, 0-dim. It is not clipped here; CLIP clips
             the parameter to log(100) after each step.
 
     Returns:

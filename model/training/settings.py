@@ -36,7 +36,7 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> Stage1Settings |
 
     Args:
         path: path of the file.
-        overrides: "key=value" texts, with dots for nested keys; values are YAML.
+        overrides: assignments "key=value", with dots for nested keys; values are YAML.
 
     Raises:
         OSError: the file cannot be read.

@@ -25,7 +25,7 @@ class StageOutput:
     """Output of a stage's forward pass.
 
     Attributes:
-        losses: 0-dim weighted losses by name; their sum is minimised.
+        losses: weighted losses by name, 0-dim; their sum is minimised.
         images: reconstructed images (B, 3, h, w), for the further losses of a stage; None without.
     """
 

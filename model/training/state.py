@@ -62,22 +62,22 @@ class TrainingState:
             }
         )
         state = {"structure": structure, "settings": settings.to_dict()}
-        spread = {n: rows_of(t) for n, t in tensors.items() if isinstance(t, DTensor)}
-        if spread:
-            self._save_shards(out, step, tensors, state, spread)
+        sharded = {n: rows_of(t) for n, t in tensors.items() if isinstance(t, DTensor)}
+        if sharded:
+            self._save_shards(out, step, tensors, state, sharded)
         else:
             # Weights and optimizer states are equal in all processes.
             main, keep = self.accelerator.is_main_process, settings.keep
             together(lambda: main and save_checkpoint(out, step, tensors, state, keep))
 
-    def _save_shards(self, out: Path, step: int, tensors: dict, state: dict, spread: dict) -> None:
+    def _save_shards(self, out: Path, step: int, tensors: dict, state: dict, sharded: dict) -> None:
         """Write the rows of this process; the first process also writes the unsharded tensors."""
         rows = {
-            n: (start, tensors[n].shape[0]) for n, (start, stop) in spread.items() if stop > start
+            n: (start, tensors[n].shape[0]) for n, (start, stop) in sharded.items() if stop > start
         }
         if not self.accelerator.is_main_process:
             tensors = {name: tensors[name] for name in rows}
-        own = {n: own_part(t) for n, t in tensors.items() if n in rows or n not in spread}
+        own = {n: own_part(t) for n, t in tensors.items() if n in rows or n not in sharded}
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         shards = Shards(process, processes, rows, gather_objects)
         save_checkpoint(out, step, own, state, keep=state["settings"]["keep"], shards=shards)

@@ -28,8 +28,8 @@ class StepLosses:
     """Losses of one step, averaged over its batches.
 
     Attributes:
-        minimised: 0-dim weighted losses by name; the loss of the step is their sum.
-        others: 0-dim losses of further modules by name, such as the discriminator's.
+        minimised: weighted losses by name, 0-dim; the loss of the step is their sum.
+        others: losses of further modules by name, 0-dim, such as the discriminator's.
     """
 
     minimised: dict[str, Tensor] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class PendingLosses:
         Args:
             step: number of the step, starting at 1.
             losses: losses of this process.
-            gradient_norm: 0-dim norm of the gradient, equal in all processes.
+            gradient_norm: norm of the gradient, 0-dim, equal in all processes.
         """
         self._steps.append((step, losses, gradient_norm))
 

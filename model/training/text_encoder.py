@@ -68,10 +68,10 @@ class ConceptEncoder(nn.Module):
         return _stack([[self._hash(phrase) for phrase in text] for text in _checked(phrases)])
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Encodes every phrase by itself.
+        """Encode each phrase separately.
 
         Args:
-            ids: (T, W, L) int64 from `tokenize`.
+            ids: token ids (T, W, L), int64, from `tokenize`.
 
         Returns:
             (T, W, dim) concepts, 0 for empty phrases, and (T, W) bool, False for empty phrases.
@@ -169,10 +169,10 @@ class HFConceptEncoder(nn.Module):
         )
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Encodes every phrase by itself.
+        """Encode each phrase separately.
 
         Args:
-            ids: (T, W, L) int64 from `tokenize`.
+            ids: token ids (T, W, L), int64, from `tokenize`.
 
         Returns:
             (T, W, dim) concepts, 0 for empty phrases, and (T, W) bool, False for empty phrases.
@@ -210,7 +210,7 @@ def build_text_encoder(
     """Build a text encoder by name.
 
     Args:
-        name: "concepts" for `ConceptEncoder`, or the name or folder of a Hugging Face model.
+        name: name "concepts" for `ConceptEncoder`, or name or folder of a Hugging Face model.
         dim: number of channels of a concept.
         trust_remote_code: permission to run Python code from the folder.
 

@@ -61,7 +61,7 @@ class LossContext:
         weights: weights of the losses.
         setok: tokenizer and detokenizer.
         text: text encoder of the contrastive loss.
-        log_scale: 0-dim parameter, the logarithm of the inverse temperature.
+        log_scale: logarithm of the inverse temperature, a 0-dim parameter.
         perceptual: network of the perceptual loss; None if its weight is 0.
         visual: visual tokens of B images, without the noise of `token_noise`.
         images: reconstructed images (B, 3, h, w), float32.

@@ -43,12 +43,12 @@ def evaluate(
         which JSON cannot store.
     """
     number = len(held_out) if settings.samples is None else min(settings.samples, len(held_out))
-    figures = shapes_figures(
+    metrics = shapes_figures(
         row
         for start, batch in batches_of(_questions(held_out, number))
         for row in ask(model, processor, batch, settings, start)
     )
-    finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+    finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
     return finite | held_out_losses(model, processor, held_out, batch_size, max_length)
 
 

@@ -30,7 +30,7 @@ CONFIGS = sorted(Path(setokim.__file__).parent.joinpath("configs").glob("*.yaml"
 
 @pytest.fixture
 def load(tmp_path):
-    """Loads settings from the text of a YAML file."""
+    """Function that loads settings from the text of a YAML file."""
 
     def read(text, *overrides):
         path = tmp_path / "settings.yaml"

@@ -67,7 +67,7 @@ def collate(samples):
 
 @pytest.fixture
 def build(tmp_path, threads, monkeypatch):
-    """Builds a trainer of `Line` with an output folder of a name."""
+    """Function that builds a trainer of `Line` with an output folder of a name."""
     threads(1)
     monkeypatch.setattr(trainer_module, "build_stage", Line)
 

@@ -37,7 +37,7 @@ def _one_thread(threads):
 
 @pytest.fixture
 def build(tmp_path):
-    """Builds a trainer with an output folder of a name."""
+    """Function that builds a trainer with an output folder of a name."""
 
     def make(out, *overrides, resume=False):
         return Trainer(tiny_settings(tmp_path, *overrides), tmp_path / out, resume)
@@ -47,7 +47,7 @@ def build(tmp_path):
 
 @pytest.fixture
 def train(build):
-    """Trains a run and returns its trainer."""
+    """Function that trains a run and returns its trainer."""
 
     def run(out, *overrides, resume=False):
         trainer = build(out, *overrides, resume=resume)
@@ -368,7 +368,7 @@ def image_folder(path, count, broken):
     for i in range(count):
         file = path / f"{i:03}.png"
         if i in broken:
-            file.write_text("no picture")
+            file.write_text("not an image")
         else:
             Image.fromarray(noise.integers(0, 256, (8, 8, 3), np.uint8)).save(file)
 
@@ -376,13 +376,13 @@ def image_folder(path, count, broken):
 def test_a_broken_image_is_skipped_and_named_also_after_resuming(tmp_path, build, train, capsys):
     # It is in the first batch, so that a resumed run has it from the checkpoint only.
     index = next(iter(Order(120, 20)))[3]
-    image_folder(tmp_path / "pictures", 120, {index})
-    data = f"data={{kind: folder, path: {tmp_path / 'pictures'}}}"
+    image_folder(tmp_path / "images", 120, {index})
+    data = f"data={{kind: folder, path: {tmp_path / 'images'}}}"
     settings = ("steps=6", "batch_size=20", "every.checkpoint=2", data)
     stop_at(build("out", *settings), 4)
     assert "could not be read" not in capsys.readouterr().out
     train("out", *settings, resume=True)
-    name = tmp_path / "pictures" / f"{index:03}.png"
+    name = tmp_path / "images" / f"{index:03}.png"
     assert (
         f"process 0, data: 1 of 120 samples could not be read: {name}: not a picture of a known "
         "format\n"
@@ -394,8 +394,8 @@ def test_a_broken_image_is_skipped_and_named_also_after_resuming(tmp_path, build
 
 def test_too_many_broken_images_stop_the_run(tmp_path, build):
     broken = {7, 50, 93}
-    image_folder(tmp_path / "pictures", 120, broken)
-    data = f"data={{kind: folder, path: {tmp_path / 'pictures'}}}"
+    image_folder(tmp_path / "images", 120, broken)
+    data = f"data={{kind: folder, path: {tmp_path / 'images'}}}"
     trainer = build("out", "steps=20", "batch_size=20", data)
     with pytest.raises(TooManyBrokenError, match=r"more than 0\.01 of the samples") as e:
         trainer.train()

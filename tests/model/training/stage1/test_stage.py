@@ -20,7 +20,7 @@ from setokim.training.stage1.stage import (
 
 @pytest.fixture
 def build(tmp_path):
-    """Builds a stage with weights of random seed 0."""
+    """Function that builds a stage with weights of random seed 0."""
 
     def make(*overrides):
         torch.manual_seed(0)

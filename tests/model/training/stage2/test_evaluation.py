@@ -35,7 +35,7 @@ class Oracle:
     """Model with the right answer to each text of the samples, and none without its image."""
 
     def __init__(self, samples, processor):
-        self.asked, self.changes, self._known = [], {}, {}
+        self.prompts, self.changes, self._known = [], {}, {}
         self._tokenizer = processor.tokenizer
         for sample in samples:
             masks = iter(sample.masks)
@@ -45,7 +45,7 @@ class Oracle:
                 self._known[id(text)] = (sample.task, reply["content"][0], own)
 
     def __call__(self, model, processor, prompts, settings, mask_size=(64, 64), start=0):
-        self.asked.append(prompts)
+        self.prompts.append(prompts)
         return [self._answer(prompt[-1]["content"][-1]) for prompt in prompts]
 
     def _answer(self, text):
@@ -89,13 +89,13 @@ def test_right_answers_have_full_scores(oracle, samples, built):
 def test_every_question_is_answered_separately_with_its_image(oracle, samples, built):
     evaluation.evaluate(*built, [s for s in samples if s.task == "vqa"], SETTINGS)
     blind, seen = (
-        [p for asked in oracle.asked for p in asked if len(p[0]["content"]) == n] for n in (1, 2)
+        [p for batch in oracle.prompts for p in batch if len(p[0]["content"]) == n] for n in (1, 2)
     )
     number = sum(len(s.facts["answers"]) for s in samples if s.task == "vqa")
     assert len(seen) == len(blind) == number
-    for asked, expected in ((seen, ["image", "text"]), (blind, ["text"])):
-        assert all(len(prompt) == 1 for prompt in asked)
-        assert all([p["type"] for p in prompt[0]["content"]] == expected for prompt in asked)
+    for prompts, expected in ((seen, ["image", "text"]), (blind, ["text"])):
+        assert all(len(prompt) == 1 for prompt in prompts)
+        assert all([p["type"] for p in prompt[0]["content"]] == expected for prompt in prompts)
 
 
 @pytest.mark.parametrize(
@@ -133,8 +133,8 @@ def test_an_edit_without_a_change_fails(oracle, samples, built, monkeypatch):
 
 def test_the_number_of_conversations_is_a_setting(oracle, samples, built):
     evaluation.evaluate(*built, samples, GenerationSettings(samples=1))
-    assert {prompt[-1]["role"] for asked in oracle.asked for prompt in asked} == {"user"}
-    assert sum(map(len, oracle.asked)) <= 2 * len(samples[0].messages)
+    assert {prompt[-1]["role"] for batch in oracle.prompts for prompt in batch} == {"user"}
+    assert sum(map(len, oracle.prompts)) <= 2 * len(samples[0].messages)
 
 
 def test_noise_of_a_prompt_does_not_depend_on_its_batch(built, monkeypatch):
@@ -187,11 +187,11 @@ def real_conversations():
     return [
         Conversation(
             task,
-            (message("user", *asked), message("assistant", *reply)),
+            (message("user", *request), message("assistant", *reply)),
             (mask,) if task == "segment" else (),
             facts=facts,
         )
-        for task, (asked, reply, facts) in conversations.items()
+        for task, (request, reply, facts) in conversations.items()
     ]
 
 
@@ -199,7 +199,7 @@ def test_real_conversations_have_losses_and_no_questions(oracle, built):
     found = evaluation.evaluate(*built, real_conversations(), SETTINGS)
     tasks = ("vqa", "caption", "generate", "edit", "segment", "text")
     assert found.keys() == {"text_loss", *(f"{task}_text_loss" for task in tasks)}
-    assert oracle.asked == []
+    assert oracle.prompts == []
     json.dumps(found, allow_nan=False)
 
 
