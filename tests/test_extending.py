@@ -1,4 +1,4 @@
-"""Every file of docs/extending.md, in a run of the stage that it is for."""
+"""Training runs with every file of docs/extending.md."""
 
 import math
 import re
@@ -29,7 +29,7 @@ YAMLS = {
 
 @pytest.fixture(autouse=True)
 def _forget():
-    """What a file registers is gone after its test."""
+    """Remove the entries that a file has registered after its test."""
     registries = (LOSSES, stage1.LOSSES, ENCODERS, GROUPINGS, GENERATED)
     before = [dict(registry) for registry in registries]
     modules = set(sys.modules)
@@ -51,7 +51,7 @@ def merged(base, own):
 
 
 def train(folder, name, base):
-    """Two steps with the page's file and its settings; a trainer that has run."""
+    """Train two steps with a file of the page and its settings; return the trainer."""
     assert YAMLS[name]["imports"] == [name]
     (folder / name).write_text(FILES[name], encoding="utf-8")
     (folder / "run.yaml").write_text(yaml.safe_dump(merged(base, YAMLS[name])), encoding="utf-8")
@@ -95,7 +95,7 @@ def test_a_loss_of_the_language_model(tmp_path):
     }
     train(tmp_path, "z_loss.py", base)
     line = losses_of(tmp_path / "out")[0]
-    # log(V) squared, about, for a model that knows nothing; times the weight of the settings.
+    # About log(V) squared for an untrained model, times the weight of the settings.
     assert 1e-4 < line["z"] < 1e-1
     parts = [line[name] for name in ("text", "diffusion", "mask", "z")]
     assert line["loss"] == pytest.approx(sum(parts))

@@ -1,4 +1,4 @@
-"""What a training run needs besides the model: checkpoints, schedules, averaged weights."""
+"""Training: checkpoints, learning rate schedules and averaged weights."""
 
 from setokim.training.checkpoint import (
     latest_checkpoint,

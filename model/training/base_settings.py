@@ -1,4 +1,4 @@
-"""Settings that the runs of all stages have."""
+"""Settings common to all stages."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from setokim.utils.parsing import to_plain
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """An optimizer with warm-up and a cosine.
+    """Settings of an optimizer and its schedule: linear warm-up, then cosine decay.
 
     Attributes:
-        lr: at the end of the warm-up.
-        weight_decay: of matrices; vectors have none.
-        betas: of AdamW.
-        warmup: steps of linear warm-up.
-        least: factor of `lr` at the last step.
-        clip: largest norm of the gradient.
-        visual_lr: in place of `lr` for the visual parts, in stages 2 and 3; None for `lr`.
-        kind: "adamw", or "muon" for the matrices of hidden layers, with AdamW for the rest; `lr`
-            and `weight_decay` are of both. In stages 2 and 3 the hidden layers are those of the
-            language model and the projector into it.
+        lr: learning rate at the end of the warm-up.
+        weight_decay: weight decay of matrices; vectors, embeddings and norms have none.
+        betas: decay rates of AdamW's two moments.
+        warmup: number of steps of linear warm-up.
+        least: minimum factor of `lr`, reached at the last step, in [0, 1].
+        clip: maximum norm of the gradient; larger gradients are scaled down to it.
+        visual_lr: learning rate of the visual modules in stages 2 and 3; None for `lr`.
+        kind: optimizer; "adamw", or "muon" for the matrices of hidden layers and AdamW for the
+            rest. `lr` and `weight_decay` apply to both. In stages 2 and 3 the hidden layers are
+            those of the language model and the projector into it.
     """
 
     lr: float = 5e-4
@@ -44,13 +44,13 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class EverySettings:
-    """Steps between two of each; 0 for never.
+    """Intervals of a run's outputs in steps; 0 turns an output off.
 
     Attributes:
-        log: lines for the tracker and the terminal.
-        checkpoint: states to resume from.
-        evaluation: held-out metrics.
-        pictures: reconstructions and cluster maps.
+        log: steps between two entries of the losses on the terminal and in TensorBoard.
+        checkpoint: steps between two checkpoints; the last step has one in any case.
+        evaluation: steps between two evaluations on the held-out data; one follows the last step.
+        pictures: steps between two image sheets of held-out samples; the last step has one too.
     """
 
     log: int = 10
@@ -61,27 +61,29 @@ class EverySettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the runs of all stages have.
+    """Settings common to all stages.
 
     Attributes:
-        stage: of the paper's training; 1 trains tokenizer and detokenizer, 2 and 3 the language
-            model that reads and draws their tokens.
-        seed: of the weights and of the order of the samples.
-        steps: of the optimizer.
-        batch_size: samples of one process at once.
-        accumulation: batches for one step.
-        precision: "no" (float32) or "bf16".
-        parallel: "ddp", every process has all weights; or "fsdp", each has a share of them.
-        data: for training.
-        held_out: for evaluation.
-        optimizer: of the model.
-        every: how often things happen.
-        ema: decay of the averaged weights that are evaluated and saved; 0 for none.
-        workers: processes that load data; 0 for none.
-        keep: checkpoints to keep.
-        trust_remote_code: run the Python code that Hugging Face folders named here bring.
-        imports: Python modules to import first, by name or as paths of .py files: they register
-            losses, encoders, token groupings and data sets of the user's own.
+        stage: stage of the paper's training; 1 trains tokenizer and detokenizer, 2 and 3 the
+            language model that reads and generates their tokens.
+        seed: random seed of the weights and of the order of the samples.
+        steps: number of optimizer steps.
+        batch_size: number of samples in a batch of one process.
+        accumulation: number of batches whose gradients are averaged for one step.
+        precision: number format of the computation; "no" (float32) or "bf16" (autocast).
+        parallel: distribution of the weights; "ddp" (all of them in each process) or "fsdp"
+            (sharded over the processes).
+        data: training data.
+        held_out: evaluation data.
+        optimizer: optimizer of the model.
+        every: intervals of logs, checkpoints, evaluations and image sheets.
+        ema: decay of the averaged weights, which are evaluated and saved, in [0, 1); 0 turns the
+            average off.
+        workers: number of data loading processes; 0 loads in the training process.
+        keep: number of checkpoints to keep; older ones are deleted.
+        trust_remote_code: permission to run Python code from the Hugging Face folders named here.
+        imports: Python modules to import first, as names or paths of .py files; they register
+            further losses, encoders, token groupings and data sets.
     """
 
     stage: int = 1
@@ -116,26 +118,30 @@ class Settings:
             raise ValueError(f"ema: expected a number in [0, 1), got {self.ema}")
         self.check_warmup("optimizer", self.optimizer)
         if self.optimizer.kind == "muon" and self.parallel == "fsdp":
-            # A step needs whole matrices, and each process has some rows of each.
+            # Muon needs whole matrices, and each process has some rows of each.
             raise ValueError("optimizer.kind: expected adamw with parallel fsdp, got 'muon'")
 
     def check_warmup(self, name: str, optimizer: OptimizerSettings) -> None:
-        """The warm-up of an optimizer of that name ends within the run.
+        """Raise an error unless the warm-up of an optimizer ends within the run.
+
+        Args:
+            name: name of the optimizer in the settings.
+            optimizer: settings of the optimizer.
 
         Raises:
-            ValueError: it does not.
+            ValueError: the warm-up is negative or longer than the run.
         """
         if not 0 <= optimizer.warmup <= self.steps:
             expected = f"a number from 0 to steps={self.steps}"
             raise ValueError(f"{name}.warmup: expected {expected}, got {optimizer.warmup}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values, as YAML and JSON take them."""
+        """Return the settings as nested plain values for YAML and JSON."""
         return to_plain(self)
 
     @property
     def leaves_parameters_unused(self) -> bool:
-        """Whether a parameter that learns may get no gradient in a step."""
+        """Flag for trainable parameters that may get no gradient in a step."""
         return False
 
 
@@ -143,8 +149,8 @@ def check_weights(losses: Any, besides: Sequence[str] = ()) -> None:
     """Raise an error unless no weight is negative and at least one is above 0.
 
     Args:
-        losses: dataclass of weights; a field may hold weights by name.
-        besides: names of its fields that are not weights.
+        losses: dataclass of weights; its field `extra` may hold further ones by name.
+        besides: names of the fields that are not weights.
 
     Raises:
         ValueError: a weight is negative, or all are 0.

@@ -1,11 +1,10 @@
-"""Training state on disk: safetensors and JSON, never pickle, and never half a checkpoint.
+"""Writes, verifies and reads checkpoints as safetensors and JSON, without pickle.
 
-A checkpoint is a folder `checkpoint-00001234` with `state.json` and `tensors.safetensors`, or,
-where each of n processes writes its rows, `tensors-00000-of-0000n.safetensors` and so on; the
-metadata of a file say which rows it has. `SHA256SUMS` has the checksums of all of them, in the
-format of `sha256sum -c`. A checkpoint is written under another name and renamed once everything is
-on the disk, so a process that is killed leaves at worst a hidden folder, which the next save
-removes.
+A checkpoint is a folder `checkpoint-00001234` with `state.json` and `tensors.safetensors`. If each
+of n processes writes its rows, the files are `tensors-00000-of-0000n.safetensors` and so on; the
+metadata of a file have its rows. `SHA256SUMS` has the checksums of all files, in the format of
+`sha256sum -c`. A checkpoint is written under another name and renamed when all of it is on the
+disk. A killed process thus leaves at worst a hidden folder, which the next save removes.
 """
 
 from __future__ import annotations
@@ -38,28 +37,30 @@ def save_checkpoint(
     keep: int = 3,
     shards: Shards | None = None,
 ) -> Path:
-    """Writes a checkpoint, then removes all but the newest.
+    """Write a checkpoint, then remove all but the newest.
 
-    One process at a time may save into a folder, or with `shards` all of a run together. A
-    checkpoint of the same step is replaced; the others are there throughout.
+    Only one process at a time may save into a folder, or with `shards` all processes of a run
+    together. A checkpoint of the same step is replaced. The other checkpoints stay available
+    throughout.
 
     Args:
-        folder: where the checkpoints are; made if need be.
-        step: of the training, not negative.
-        tensors: of any shapes, dtypes, strides and devices; they may share memory, and are
-            copied to the CPU.
-        state: dicts with strings for keys, lists, strings, numbers, booleans and None.
-        keep: number of checkpoints to keep, those of the highest steps and in any case this one.
-        shards: where every process has a part; process 0 writes the state, and its folder is the
-            one that all see. `tensors` are then those that this process has to write.
+        folder: folder of the checkpoints; created if it does not exist.
+        step: number of the step, at least 0.
+        tensors: tensors by name, of any shape, dtype, strides and device. They may share memory and
+            are copied to the CPU.
+        state: nested dicts with string keys, lists, strings, numbers, booleans and None.
+        keep: number of checkpoints to keep: those of the highest steps, this one in any case.
+        shards: part of this process if all write together; None for a single writer. Process 0
+            writes the state, and all share its folder. `tensors` then has the part of this process
+            only.
 
     Returns:
-        The checkpoint's folder.
+        Folder of the checkpoint.
 
     Raises:
-        ValueError: `step` is negative or `keep` less than 1; or another process failed.
-        TypeError: `state` holds something that JSON would not give back as it was.
-        OSError: the folder cannot be written, or the disk is full; the older checkpoints stay.
+        ValueError: `step` is negative, `keep` is less than 1, or another process failed.
+        TypeError: `state` has a value that JSON does not preserve.
+        OSError: the folder cannot be written, or the disk is full; older checkpoints stay.
     """
     if step < 0:
         raise ValueError(f"step: expected at least 0, got {step}")
@@ -93,14 +94,14 @@ def save_checkpoint(
         together(lambda: finish(dict(found)), shards.gather)
     except Exception:
         if first:
-            # On a full disk it would be in the way.
+            # A leftover would take space on a full disk.
             shutil.rmtree(unfinished, ignore_errors=True)
         raise
     return final
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
-    """Folders that are named like checkpoints, whole or damaged, by step."""
+    """Return the folders with names of checkpoints by step, damaged ones included."""
     folder = Path(folder)
     if not folder.is_dir():
         return []
@@ -109,25 +110,26 @@ def checkpoints(folder: str | Path) -> list[Path]:
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:
-    """The complete checkpoint of the highest step, or None; anything else is ignored.
+    """Return the complete checkpoint of the highest step; None without any.
 
-    Complete is one whose files are there in their full lengths; `verify_checkpoint` reads them.
+    A checkpoint is complete if its files exist in full length. `verify_checkpoint` also compares
+    their contents.
     """
     complete = (path for path in reversed(checkpoints(folder)) if _is_complete(path))
     return next(complete, None)
 
 
 def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what `save_checkpoint` wrote.
+    """Read a checkpoint of `save_checkpoint`.
 
     Args:
-        path: the checkpoint's folder.
+        path: folder of the checkpoint.
 
     Returns:
-        The tensors, on the CPU, and the state.
+        Tensors by name, on the CPU, and the state.
 
     Raises:
-        ValueError: it is no complete checkpoint, or differs from its checksums.
+        ValueError: the checkpoint is incomplete or differs from its checksums.
     """
     verify_checkpoint(path)
     tensors, state = open_checkpoint(path)
@@ -135,10 +137,16 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
 
 
 def open_checkpoint(path: str | Path) -> tuple[StoredTensors, dict[str, Any]]:
-    """Like `load_checkpoint`, with tensors that are read when they are asked for.
+    """Open a checkpoint without verifying it; its tensors are read lazily.
+
+    Args:
+        path: folder of the checkpoint.
+
+    Returns:
+        Tensors by name, and the state.
 
     Raises:
-        ValueError: it is no complete checkpoint.
+        ValueError: the checkpoint is incomplete.
     """
     path = Path(path)
     try:
@@ -152,14 +160,14 @@ def verify_checkpoint(path: str | Path, process: int = 0, processes: int = 1) ->
 
     Args:
         path: folder of the checkpoint.
-        process: number of this process, where several share the work.
-        processes: number of all.
+        process: index of this process, if several verify a part of the files each.
+        processes: number of all processes.
 
     Returns:
-        Whether it has checksums: a checkpoint of an earlier version has none.
+        True if the checkpoint has checksums; one of an earlier version has none.
 
     Raises:
-        ValueError: it is not complete, or a file differs; the message names the file.
+        ValueError: the checkpoint is incomplete, or a file differs; the message names the file.
     """
     path = Path(path)
     open_checkpoint(path)
@@ -180,7 +188,7 @@ def verify_checkpoint(path: str | Path, process: int = 0, processes: int = 1) ->
 
 
 def rng_state() -> dict[str, Tensor]:
-    """State of torch's default generators: "cpu", and "cuda" of the current device if there."""
+    """Return the states of torch's default generators: "cpu", and "cuda" if there is a GPU."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -188,11 +196,11 @@ def rng_state() -> dict[str, Tensor]:
 
 
 def set_rng_state(states: Mapping[str, Tensor]) -> None:
-    """Restores what `rng_state` returned.
+    """Restore the generators from the result of `rng_state`.
 
     Raises:
-        ValueError: the states are of other devices than this machine has, so that the run cannot
-            go on as it would have.
+        ValueError: the states belong to other devices than this machine has, so that the run could
+            not continue exactly.
     """
     expected = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     if sorted(states) != expected:
@@ -218,7 +226,7 @@ def _check_json(name: str, value: Any) -> None:
 
 def _is_complete(path: Path) -> bool:
     try:
-        # Reads the headers alone, and compares the files' lengths with them.
+        # Reads the headers only and compares the lengths of the files with them.
         open_checkpoint(path)
     except ValueError:
         return False
@@ -226,8 +234,8 @@ def _is_complete(path: Path) -> bool:
 
 
 def _write_tensors(folder: Path, tensors: Mapping[str, Tensor], shards: Shards) -> tuple[str, str]:
-    """Writes the file of one process; returns its name and its checksum."""
-    # A copy of its own for each: safetensors refuses tensors that share memory.
+    """Write the tensor file of one process; return its name and checksum."""
+    # Separate copies, as safetensors rejects tensors that share memory.
     copies = {
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
     }
@@ -235,7 +243,7 @@ def _write_tensors(folder: Path, tensors: Mapping[str, Tensor], shards: Shards) 
     with naming(file):
         save_file(copies, file, shards.metadata)
         sync(file)
-        # Read again from the memory that the file system has just written it from.
+        # The checksum reads the page cache, not the disk.
         return file.name, checksum(file)
 
 
@@ -256,7 +264,7 @@ def _write(path: Path, content: str) -> None:
 
 
 def _finish(unfinished: Path, final: Path, keep: int) -> None:
-    """Gives a checkpoint its name, and takes away those that are too many."""
+    """Give a checkpoint its final name and remove the oldest surplus ones."""
     folder = final.parent
     removed = [_hide(final)] if final.exists() else []
     unfinished.rename(final)
@@ -268,12 +276,12 @@ def _finish(unfinished: Path, final: Path, keep: int) -> None:
 
 
 def _hide(path: Path) -> Path:
-    """Takes a checkpoint's name away in one step: its files cannot be removed in one."""
+    """Rename a checkpoint to a hidden folder, because its files cannot be removed atomically."""
     return path.rename(path.parent / f"{UNFINISHED}{path.name}")
 
 
 def _remove(path: Path) -> None:
-    """Removes what a killed process left: a folder, or a file."""
+    """Remove a folder or file that a killed process left."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

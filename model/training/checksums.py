@@ -1,8 +1,4 @@
-"""Checksums of the files in a folder, in the format of `sha256sum -c`.
-
-SHA-256, because processors have instructions for it and every system has a command that checks it;
-disks that flip bits alone would not need a cryptographic one.
-"""
+"""SHA-256 checksums of the files in a folder, in the format of `sha256sum -c`."""
 
 from __future__ import annotations
 
@@ -11,12 +7,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+# SHA-256, as processors have instructions for it and every system has a command that checks it.
 SUMS = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64})  (\S+)")
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file of any size in 64 hexadecimal digits; a part is in memory at a time.
+    """Return the SHA-256 of a file as 64 hexadecimal digits, reading 1 MiB at a time.
 
     Raises:
         OSError: the file cannot be read.
@@ -29,18 +26,18 @@ def checksum(path: Path) -> str:
 
 
 def format_sums(sums: Mapping[str, str]) -> str:
-    """The content of a file of checksums, given by the names of the files."""
+    """Return the content of a checksum file from checksums by file name."""
     return "".join(f"{found}  {name}\n" for name, found in sums.items())
 
 
 def read_sums(folder: Path) -> dict[str, str]:
-    """Checksums by the names of the files, from a folder that has them.
+    """Return the checksums of a folder by file name.
 
     Raises:
-        OSError: there are none.
-        ValueError: a line is no checksum, or a name comes twice.
+        OSError: the checksum file cannot be read.
+        ValueError: a line has no checksum, or a name occurs twice.
     """
-    # What is no UTF-8 is no checksum either.
+    # A line that is not UTF-8 becomes one without checksum.
     lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
     matches = [_LINE.fullmatch(line) for line in lines]
     for number, match in enumerate(matches, 1):

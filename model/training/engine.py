@@ -1,4 +1,4 @@
-"""Forward pass, backward pass and optimizer steps, in one process or many."""
+"""Forward passes, backward passes and optimizer steps in one or many processes."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from setokim.training.sharding import Sharded
 
 
 class Engine:
-    """Takes gradients and steps for the modules of a run.
+    """Forward and backward passes and optimizer steps of the modules of a run.
 
     Args:
         accelerator: accelerator of the run.
         settings: settings of the run.
-        sharded: weights that are spread over the processes; None where each process has all.
+        sharded: module whose weights are sharded over the processes; None if each process has all.
     """
 
     def __init__(self, accelerator: Accelerator, settings: Settings, sharded: Sharded | None):
         self.accelerator, self.settings, self._sharded = accelerator, settings, sharded
 
     def forward(self, module: nn.Module, batch: dict[str, Any]) -> Any:
-        """Run a prepared module in the precision of the run."""
+        """Run a prepared module on a batch in the precision of the run."""
         if self._sharded is None:
             return module(batch)
-        # What `Accelerator.prepare` would have put into the module itself.
+        # `Accelerator.prepare` would put autocast into the module itself.
         with self.accelerator.autocast():
             return module(batch)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of one of the step's batches."""
+        """Add the gradients of one batch of a step, from its 0-dim loss."""
         self.accelerator.backward(loss / self.settings.accumulation)
 
     def synchronised(self, module: nn.Module, last: bool):
-        """Return a context in which gradients are exchanged only with the step's last batch.
+        """Return a context for a backward pass that exchanges gradients only for the last batch.
 
         Args:
-            module: prepared module whose gradients are taken inside.
-            last: True for the last batch of the step.
+            module: prepared module whose gradients are computed inside.
+            last: flag of the last batch of the step.
         """
-        # Whole gradients travel once for each step, parts of them at once.
+        # Unsharded gradients are exchanged once a step, sharded ones after each batch.
         wait = self._sharded is None and not last
         return self.accelerator.no_sync(module) if wait else contextlib.nullcontext()
 
@@ -64,9 +64,9 @@ class Engine:
         Args:
             module: prepared module that the optimizer trains.
             optimizer: optimizer of the module.
-            settings: its schedule and its limit of the gradient's norm.
+            settings: settings of the schedule and the maximum gradient norm.
             rates: learning rate of each parameter group at the end of the warm-up.
-            step: number of steps taken before.
+            step: number of completed steps.
             start: first step of the schedule.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Logs of a run: a line of JSON a step, cut to the checkpoint that a run resumes from."""
+"""Logs of a run: one line of JSON a step, cut to the checkpoint when a run resumes."""
 
 from __future__ import annotations
 
@@ -11,35 +11,37 @@ from setokim.utils.files import naming
 
 
 def open_log(path: Path, step: int, gapless: bool = False) -> BinaryIO:
-    """Opens a log to write on after its last line of a step up to `step`.
+    """Open a log to append after the lines up to `step`.
 
-    What a killed run wrote after its last checkpoint is cut off: it will be written again.
+    Later lines of a killed run are cut off, because the resumed run writes them again.
 
     Args:
-        path: as of `kept_length`; made if need be.
-        step: as of `kept_length`.
-        gapless: as of `kept_length`.
+        path: path of the log; it is created if it does not exist.
+        step: last step whose line stays.
+        gapless: flag of a log with a line for each step, see `kept_length`.
 
     Raises:
-        OSError, ValueError: as of `kept_length`; nothing is cut off.
+        OSError, ValueError: see `kept_length`; nothing is cut off.
     """
     path.touch()
     os.truncate(path, kept_length(path, step, gapless))
-    # Without a buffer: what a full disk did not take, closing would try to write again.
+    # Unbuffered: on a full disk, closing would try to write the rest again.
     return path.open("ab", buffering=0)
 
 
 def kept_length(path: Path, step: int, gapless: bool = False) -> int:
-    """Number of bytes of a log up to the last line of a step up to `step`.
+    """Return the number of bytes of a log up to the last line of a step up to `step`.
 
-    The lines up to there were on the disk before the checkpoint of that step was; what comes after
-    may be anything, such as half a line of a process that was killed, or zeros after a power cut.
+    Those lines were on the disk before the checkpoint of that step. The rest may be damaged, such
+    as half a line of a killed process, or zeros after a power cut.
 
     Args:
-        path: JSON objects with a "step" a line, in rising order; there may be no such file.
-        step: the last one that stays.
-        gapless: whether each step has a line, so that the last line that stays must be that of
-            `step`. The first steps may be missing: a checkpoint may have been taken elsewhere.
+        path: path of the log, with a JSON object with a "step" in each line, in rising order. A
+            missing file counts as empty.
+        step: last step whose line stays.
+        gapless: flag of a log with a line for each step, in which the last line that stays must be
+            that of `step`. The first steps may be missing, if a checkpoint was copied from another
+            folder.
 
     Raises:
         OSError: the file cannot be read.
@@ -56,29 +58,29 @@ def kept_length(path: Path, step: int, gapless: bool = False) -> int:
             elif found > step:
                 break
             elif damaged:
-                expected = "an object with a step"
-                raise ValueError(f"{path}:{damaged}: expected {expected}, got something else")
+                expected = "a JSON object with a step"
+                raise ValueError(f"{path}:{damaged}: expected {expected}, got a damaged line")
             else:
                 length, last = length + len(line), found
     if gapless and last != step and (damaged or last is not None):
         where = f"{path}:{damaged}" if damaged else str(path)
-        got = "something else" if damaged else f"step {last} as the last"
+        got = "a damaged line" if damaged else f"step {last} as the last"
         raise ValueError(
-            f"{where}: expected lines up to that of step {step}, the checkpoint's, got {got}; "
-            f"move the file away to go on without it"
+            f"{where}: expected lines up to step {step} of the checkpoint, got {got}; "
+            f"move the file away to continue without it"
         )
     return length
 
 
 def write_line(file: BinaryIO, values: dict) -> None:
-    """Writes a line that is there when the process is killed.
+    """Append a line that survives a kill of the process.
 
     Args:
-        file: of `open_log`.
-        values: with "step"; numbers that JSON has.
+        file: log of `open_log`.
+        values: finite numbers by name, with "step".
 
     Raises:
-        OSError: the disk is full, for one; the message names the file.
+        OSError: writing failed, such as on a full disk; the message names the file.
     """
     with naming(file.name):
         left = json.dumps(values, allow_nan=False).encode() + b"\n"
@@ -87,17 +89,17 @@ def write_line(file: BinaryIO, values: dict) -> None:
 
 
 def sync_log(file: BinaryIO) -> None:
-    """Makes sure that what was written is there when the power fails.
+    """Write a log through to the disk, so that it survives a power cut.
 
     Raises:
-        OSError: as of `write_line`.
+        OSError: writing failed, such as on a full disk; the message names the file.
     """
     with naming(file.name):
         os.fsync(file.fileno())
 
 
 def _step_of(line: bytes) -> int | None:
-    """The step of a line; None where it is damaged."""
+    """Return the step of a line; None if the line is damaged."""
     try:
         values = json.loads(line) if line.endswith(b"\n") else None
     except (ValueError, RecursionError):

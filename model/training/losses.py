@@ -1,6 +1,6 @@
-"""Loss functions of stage 1: pixels, adversarial training and the contrastive loss.
+"""Loss functions: pixel loss, adversarial losses and the contrastive loss.
 
-`contrastive_loss` and `adaptive_weight` communicate: all processes call them together.
+`contrastive_loss` and `adaptive_weight` are collectives: all processes call them together.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from setokim.utils.distributed import (
     world_size,
 )
 
-# Shorter vectors have no direction worth a gradient.
-_SHORTEST = 1e-6
+# Minimum length of a vector in a cosine: shorter ones have no stable direction.
+_MIN_LENGTH = 1e-6
 
 
 def pixel_loss(image: Tensor, target: Tensor, l1: float = 1.0, l2: float = 1.0) -> Tensor:
-    """Mean absolute and mean squared difference of pixels, weighted and added.
+    """Return the weighted sum of the mean absolute and mean squared difference of pixels.
 
     Args:
-        image: (B, 3, H, W), about [0, 1].
-        target: (B, 3, H, W) in [0, 1].
+        image: generated images (B, 3, H, W), about in [0, 1].
+        target: target images (B, 3, H, W) in [0, 1].
         l1: weight of the absolute difference.
         l2: weight of the squared difference.
 
     Returns:
-        Scalar float32; carries gradient of both images.
+        0-dim float32, with gradient for both arguments.
 
     Raises:
         ValueError: the images are empty, or the shapes differ.
@@ -43,22 +43,22 @@ def pixel_loss(image: Tensor, target: Tensor, l1: float = 1.0, l2: float = 1.0) 
 
 
 def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """What a discriminator minimises: (mean max(0, 1 - real) + mean max(0, 1 + fake)) / 2.
+    """Return the discriminator's loss (mean max(0, 1 - real) + mean max(0, 1 + fake)) / 2.
 
     Lim & Ye, "Geometric GAN", 2017; halved as in VQGAN.
 
     Args:
-        real_logits: any shape, of real pictures.
-        fake_logits: any shape, of drawn ones; detach the pictures, not the logits.
+        real_logits: logits of real images, of any shape.
+        fake_logits: logits of generated images, of any shape. Detach the images, not the logits.
 
     Returns:
-        Scalar float32.
+        0-dim float32.
     """
     return (F.relu(1 - real_logits.float()).mean() + F.relu(1 + fake_logits.float()).mean()) / 2
 
 
 def hinge_generator_loss(fake_logits: Tensor) -> Tensor:
-    """What a generator minimises: minus the mean logit of its pictures, a float32 scalar."""
+    """Return the generator's loss, minus the mean logit of its images, as 0-dim float32."""
     return -fake_logits.float().mean()
 
 
@@ -66,25 +66,24 @@ def adaptive_weight(
     reconstruction_loss: Tensor,
     adversarial_loss: Tensor,
     last_layer: Tensor,
-    most: float = 1e4,
+    max_weight: float = 1e4,
     eps: float = 1e-4,
 ) -> Tensor:
-    """Weight at which the adversarial loss pulls as hard as the reconstruction.
+    """Return the weight that balances the gradients of the adversarial and reconstruction losses.
 
     Esser et al., "Taming Transformers for High-Resolution Image Synthesis", 2021, Eq. 7: the ratio
-    of both gradients' norms at the generator's last layer. Gradients are averaged over the ranks
-    before their norms are taken: two processes get what one gets with both batches, because the
-    norm of a mean is not the mean of the norms.
+    of the norms of both gradients at the generator's last layer. Gradients are averaged over the
+    ranks before their norms, so that two processes get the weight of one process with both batches.
 
     Args:
-        reconstruction_loss: scalar, with its graph, which is kept.
-        adversarial_loss: scalar, with its graph, which is kept.
-        last_layer: a parameter that both depend on, whole on every rank.
-        most: largest weight.
-        eps: added to the adversarial norm.
+        reconstruction_loss: reconstruction loss, 0-dim; its graph is retained.
+        adversarial_loss: adversarial loss of the generator, 0-dim; its graph is retained.
+        last_layer: unsharded parameter that both losses depend on.
+        max_weight: maximum weight.
+        eps: constant added to the norm of the adversarial gradient.
 
     Returns:
-        Scalar in [0, most], without gradient.
+        0-dim weight in [0, max_weight], without gradient.
 
     Raises:
         ValueError: one of the losses does not depend on `last_layer`.
@@ -102,38 +101,38 @@ def adaptive_weight(
         if gradient is None:
             raise ValueError(f"{name}: expected a loss that depends on last_layer, got none")
         norms.append(torch.linalg.vector_norm(mean_over_ranks(gradient.float())))
-    return (norms[0] / (norms[1] + eps)).clamp(0, most)
+    return (norms[0] / (norms[1] + eps)).clamp(0, max_weight)
 
 
 def concept_similarity(
     tokens: Tensor, occupied: Tensor, concepts: Tensor, present: Tensor
 ) -> Tensor:
-    """How well the concepts of texts are found among the tokens of images (late interaction).
+    """Compute the similarity of images and texts by late interaction of tokens and concepts.
 
-    The mean over a text's concepts of the cosine of the image's token that suits each best. Tokens
-    that suit equally well share the gradient. An intermediate (B, R, T, W) is kept.
+    It is the mean, over the concepts of a text, of the maximum cosine with a token of the image.
+    Tokens with equal cosines divide the gradient evenly. An intermediate (B, R, T, W) is stored.
 
     Args:
-        tokens: (B, R, d).
-        occupied: (B, R) bool; the rest is padding and may hold anything.
-        concepts: (T, W, d).
-        present: (T, W) bool, likewise.
+        tokens: visual tokens (B, R, d).
+        occupied: flags of real tokens, (B, R) bool; padding may have any value, NaN included.
+        concepts: concept vectors (T, W, d).
+        present: flags of real concepts, (T, W) bool; padding may have any value, NaN included.
 
     Returns:
-        (B, T) in [-1, 1], float32, whatever autocast says; 0, without gradient, for an image with
-        no token and for a text with no concept.
+        (B, T) float32 in [-1, 1], also under autocast. An image without tokens or a text without
+        concepts has 0, without gradient.
 
     Raises:
-        ValueError: the shapes or dtypes do not fit.
+        ValueError: a shape or dtype is wrong.
     """
     _check_set("tokens", tokens, "occupied", occupied)
     _check_set("concepts", concepts, "present", present)
     if tokens.shape[2] != concepts.shape[2]:
-        expected = f"as many dimensions as the tokens, {tokens.shape[2]}"
+        expected = f"as many channels as the tokens, {tokens.shape[2]}"
         raise ValueError(f"concepts: expected {expected}, got {concepts.shape[2]}")
-    # The maximum of nothing is an error.
+    # torch raises an error for the maximum of an empty dimension.
     tokens, occupied = _pad(tokens, occupied, max(1, tokens.shape[1]))
-    # A scale of 100 multiplies rounding errors too.
+    # In float32: a scale of 100 would amplify rounding errors.
     with torch.autocast(tokens.device.type, enabled=False):
         cosines = torch.einsum(
             "brd,twd->brtw", _directions(tokens, occupied), _directions(concepts, present)
@@ -147,30 +146,30 @@ def concept_similarity(
 def contrastive_loss(
     tokens: Tensor, occupied: Tensor, concepts: Tensor, present: Tensor, log_scale: Tensor
 ) -> Tensor:
-    """Symmetric InfoNCE between the images and the captions of all ranks.
+    """Compute the symmetric InfoNCE loss between the images and captions of all ranks.
 
     Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021,
     over `concept_similarity`. A rank computes the rows of its own images and the columns of its own
     texts; the mean over the ranks, which DDP takes, is the loss of one process with all samples.
 
-    Two images may have the same caption: each still counts as the other's negative. An image
-    without tokens or a text without concepts is equally similar to everything and only adds a
-    constant to its own row or column.
+    Two images with the same caption still count as negatives of each other. An image without tokens
+    or a text without concepts is equally similar to everything. It adds only a constant to its own
+    row or column.
 
     Args:
-        tokens: (B, R, d); B is the same on all ranks, R need not be.
-        occupied: (B, R) bool.
-        concepts: (B, W, d), of the captions in the order of the images.
-        present: (B, W) bool.
-        log_scale: scalar, logarithm of the inverse temperature. It is taken as it is: CLIP clips
+        tokens: visual tokens (B, R, d); B is equal on all ranks, R may differ.
+        occupied: flags of real tokens, (B, R) bool.
+        concepts: concept vectors (B, W, d) of the captions, in the order of the images.
+        present: flags of real concepts, (B, W) bool.
+        log_scale: logarithm of the inverse temperature, 0-dim. It is not clipped here; CLIP clips
             the parameter to log(100) after each step.
 
     Returns:
-        Scalar float32; carries gradient to the samples of all ranks, so all must run backward.
+        0-dim float32, with gradient for the samples of all ranks: all must run backward.
 
     Raises:
-        ValueError: the shapes or dtypes do not fit, there is no sample, or ranks hold different
-            numbers of samples.
+        ValueError: a shape or dtype is wrong, there are no samples, or their number differs
+            between ranks.
     """
     _check_set("tokens", tokens, "occupied", occupied)
     _check_set("concepts", concepts, "present", present)
@@ -181,14 +180,14 @@ def contrastive_loss(
         expected = f"one text per image, {batch}"
         raise ValueError(f"concepts: expected {expected}, got {concepts.shape[0]}")
     own_sizes = (batch, tokens.shape[1], concepts.shape[1])
-    batches, slots, words = zip(*sizes_over_ranks(own_sizes, tokens.device), strict=True)
+    batches, slots, phrases = zip(*sizes_over_ranks(own_sizes, tokens.device), strict=True)
     if len(set(batches)) > 1:
         raise ValueError(f"tokens: expected as many images on every rank, got {list(batches)}")
 
     all_tokens, all_occupied = _gather(tokens, occupied, max(slots))  # (world · B, R, d)
-    all_concepts, all_present = _gather(concepts, present, max(words))  # (world · B, W, d)
+    all_concepts, all_present = _gather(concepts, present, max(phrases))  # (world · B, W, d)
     scale = log_scale.float().exp()
-    # (B, world · B) both
+    # both (B, world · B)
     rows = scale * concept_similarity(tokens, occupied, all_concepts, all_present)
     columns = scale * concept_similarity(all_tokens, all_occupied, concepts, present).T
     own = rank() * batch + torch.arange(batch, device=tokens.device)  # (B,)
@@ -196,15 +195,15 @@ def contrastive_loss(
 
 
 def _directions(vectors: Tensor, real: Tensor) -> Tensor:
-    """(N, M, d) to unit length, at least float32; what is not real becomes 0."""
+    """Normalise vectors (N, M, d) to unit length, at least float32; padding becomes 0."""
     # Padding may be NaN, which 0 · NaN would not remove.
     vectors = vectors.masked_fill(~real[..., None], 0)
     precise = torch.promote_types(vectors.dtype, torch.float32)
-    return F.normalize(vectors.to(precise), dim=-1, eps=_SHORTEST)
+    return F.normalize(vectors.to(precise), dim=-1, eps=_MIN_LENGTH)
 
 
 def _pad(vectors: Tensor, real: Tensor, slots: int) -> tuple[Tensor, Tensor]:
-    """(N, M, d) and (N, M) to `slots` slots."""
+    """Pad vectors (N, M, d) and flags (N, M) to `slots` slots."""
     missing = slots - vectors.shape[1]
     return F.pad(vectors, (0, 0, 0, missing)), F.pad(real, (0, missing))
 

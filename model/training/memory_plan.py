@@ -1,4 +1,4 @@
-"""How much memory training SeTokim takes on each GPU, without making a single weight."""
+"""Computes the GPU memory that training of SeTokim needs, without allocating weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from setokim.vlm.configuration_setokim import SetokimConfig
 from setokim.vlm.modeling_setokim import SetokimModel
 
 _FLOAT32 = 4  # bytes
-# The logits, their logarithms, and the gradients of both.
+# Logits, log-probabilities, and the gradients of both.
 _LOGIT_COPIES = 4
 _SIGLIP_SO400M = {
     "model_type": "siglip_vision_model",
@@ -34,18 +34,20 @@ _SIGLIP_SO400M = {
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Parameters of the whole model, and bytes of each GPU.
+    """Memory plan: numbers of parameters of the whole model, and bytes on each GPU.
 
     Attributes:
-        gpus: that share the work.
-        parameters: of each part: "llm", "encoder", "merger", "detokenizer", "heads".
-        learning: of these, how many learn.
+        gpus: number of GPUs.
+        parameters: number of parameters by part: "llm", "encoder", "merger", "detokenizer",
+            "heads".
+        learning: number of trainable parameters by part.
         weights: bytes of the float32 weights.
-        gradients: bytes, float32.
-        moments: bytes of the optimizer.
+        gradients: bytes of the float32 gradients.
+        moments: bytes of the optimizer state.
         averages: bytes of the averaged weights.
-        gathered: bytes of copies: with "fsdp" what is whole while it runs, with "ddp" autocast's.
-        activations: bytes, an estimate.
+        gathered: bytes of copies of weights: gathered blocks with "fsdp", those of autocast with
+            "ddp".
+        activations: estimated bytes of the activations.
     """
 
     gpus: int
@@ -60,18 +62,18 @@ class MemoryPlan:
 
     @property
     def bytes(self) -> dict[str, int]:
-        """What takes memory, in the order of the attributes."""
+        """Bytes by name, in the order of the attributes."""
         names = ("weights", "gradients", "moments", "averages", "gathered", "activations")
         return {name: getattr(self, name) for name in names}
 
     @property
     def total(self) -> int:
-        """Bytes of each GPU."""
+        """Bytes on each GPU in total."""
         return sum(self.bytes.values())
 
 
 def vicuna_7b() -> LlamaConfig:
-    """The shape of lmsys/vicuna-7b-v1.5."""
+    """Return the configuration of lmsys/vicuna-7b-v1.5."""
     return LlamaConfig(
         hidden_size=4096,
         intermediate_size=11008,
@@ -83,19 +85,19 @@ def vicuna_7b() -> LlamaConfig:
 
 
 def paper_setok() -> SetokConfig:
-    """The shape of what configs/stage1_paper.yaml trains, around SigLIP so400m at 384 px."""
+    """Return the tokenizer of configs/stage1_paper.yaml, with SigLIP so400m at 384 px."""
     path = Path(__file__).parents[1] / "configs" / "stage1_paper.yaml"
     fields = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
     return SetokConfig(**fields | {"encoder": "hf", "encoder_config": dict(_SIGLIP_SO400M)})
 
 
 def combine(setok: SetokConfig, llm: PretrainedConfig, **fields) -> SetokimConfig:
-    """A configuration in which the tokens of pictures follow the words, for a plan.
+    """Combine configurations for a plan; the image tokens follow the text tokens.
 
     Args:
-        setok: of the visual tokenizer.
-        llm: of the language model.
-        **fields: of `SetokimConfig`.
+        setok: configuration of the visual tokenizer.
+        llm: configuration of the language model.
+        **fields: further fields of `SetokimConfig`.
     """
     names = ("image_token_id", "image_start_id", "image_end_id", "segment_id")
     ids = {name: llm.vocab_size + number for number, name in enumerate(names)}
@@ -115,40 +117,45 @@ def plan(
     pictures: int = 1,
     freeze: Callable[[SetokimModel], None] | None = None,
 ) -> MemoryPlan:
-    """Counts what a GPU holds in the middle of a training step.
+    """Compute the memory of a GPU in the middle of a training step.
 
-    With P parameters, L of them learning, on G GPUs:
+    With P parameters, L of them trainable, on G GPUs:
 
-    * weights 4 P / G, moments `optimizer_bytes` L / G, averages 4 L / G with "fsdp"; not divided
-      with "ddp".
-    * gradients 4 L / G with "fsdp", which exchanges them after each batch. With "ddp" 4 L, and as
-      much again for the buckets of the exchange where there are several GPUs.
-    * gathered with "fsdp": what is in no block, whole, 4 bytes each and 4 more where it learns; and
-      twice the largest block, as the next one comes while one runs, with gradients in float32. The
-      weights of blocks of transformers have 2 bytes with "bf16". With "ddp" and "bf16" autocast's
-      copies, 2 L.
-    * activations, of layers of width w with an inner width of i, and gated MLPs in the language
-      model: 10 w + 4 i numbers at each place of a layer of the language model, 10 w + 2 i of the
-      others. Attention keeps no matrix. With checkpointing only the inputs of the language model's
-      layers (w) are kept, and one layer in full. Encoder, merger and detokenizer count where they
-      learn. A number has 2 bytes with "bf16", else 4. To this come 4 float32 copies of the logits,
-      as if all places were learnt. The heads' and the allocator's own share are left out.
+    * weights: 4 P / G bytes, moments: `optimizer_bytes` L / G, averages: 4 L / G with "fsdp"; with
+      "ddp" not divided by G.
+    * gradients: 4 L / G with "fsdp", which reduces them after each batch. With "ddp" 4 L, and the
+      same again for the communication buckets if there are several GPUs.
+    * gathered, with "fsdp": 4 bytes for each parameter outside of blocks, 4 more if it is
+      trainable; and twice the largest block with float32 gradients, because the next block is
+      gathered while one runs. Weights of blocks of transformers have 2 bytes with "bf16". With
+      "ddp" and "bf16": 2 L for the copies of autocast.
+    * activations, of layers with width w and inner width i: 10 w + 4 i numbers at each position of
+      a layer of the language model, whose MLP is gated, and 10 w + 2 i in other layers. No
+      attention matrix is stored. With checkpointing only the inputs of the language model's layers
+      (w) are stored, and one layer in full. Encoder, merger and detokenizer count if they are
+      trained. A number has 2 bytes with "bf16", else 4. Four float32 copies of the logits are
+      added, as if all positions had labels. The heads' activations and the allocator's overhead
+      are not included.
 
     Args:
-        config: of the model, which is built on the meta device.
-        gpus: that share the work.
-        batch_size: of one GPU.
-        length: of the rows, in tokens.
-        parallel: "fsdp" or "ddp".
-        precision: "no" or "bf16".
-        optimizer_bytes: for each parameter that learns; 8 for the two moments of AdamW.
-        checkpointing: compute activations of the language model again going back.
-        averages: keep averaged weights.
-        pictures: in each row.
-        freeze: makes the model's parameters that do not learn need no gradient; None for none.
+        config: configuration of the model, which is built on the meta device.
+        gpus: number of GPUs.
+        batch_size: number of rows in the batch of one GPU.
+        length: number of tokens in a row.
+        parallel: distribution of the weights, "fsdp" or "ddp".
+        precision: number format, "no" or "bf16".
+        optimizer_bytes: bytes of optimizer state for each trainable parameter; 8 for the two
+            moments of AdamW.
+        checkpointing: flag of activation checkpointing of the language model.
+        averages: flag of averaged weights.
+        pictures: number of images in each row.
+        freeze: function that freezes parameters of the model; None to train all.
+
+    Returns:
+        Memory plan of one GPU.
 
     Raises:
-        TypeError, ValueError: an argument does not fit.
+        TypeError, ValueError: an argument is not valid.
     """
     for name, count in (
         ("gpus", gpus),
@@ -170,25 +177,25 @@ def plan(
     if freeze is not None:
         freeze(model)
     parameters = {name: _count(part) for name, part in _parts(model).items()}
-    learning = {name: _learning(part) for name, part in _parts(model).items()}
-    all_parameters, learns = sum(parameters.values()), sum(learning.values())
+    learning = {name: _count_trainable(part) for name, part in _parts(model).items()}
+    total, trainable = sum(parameters.values()), sum(learning.values())
     sharded, half = parallel == "fsdp", precision == "bf16"
-    share = gpus if sharded else 1
-    gradients = math.ceil(_FLOAT32 * learns / share)
+    shards = gpus if sharded else 1
+    gradients = math.ceil(_FLOAT32 * trainable / shards)
     if sharded:
         gathered = _gathered(model, half)
     else:
-        gathered = 2 * learns if half else 0
+        gathered = 2 * trainable if half else 0
         if gpus > 1:
             gradients *= 2
     return MemoryPlan(
         gpus,
         parameters,
         learning,
-        weights=math.ceil(_FLOAT32 * all_parameters / share),
+        weights=math.ceil(_FLOAT32 * total / shards),
         gradients=gradients,
-        moments=math.ceil(optimizer_bytes * learns / share),
-        averages=math.ceil(_FLOAT32 * learns / share) if averages else 0,
+        moments=math.ceil(optimizer_bytes * trainable / shards),
+        averages=math.ceil(_FLOAT32 * trainable / shards) if averages else 0,
         gathered=gathered,
         activations=_activations(
             model, learning, batch_size, length, pictures, 2 if half else 4, checkpointing
@@ -197,7 +204,7 @@ def plan(
 
 
 def _parts(model: SetokimModel) -> dict[str, list[nn.Parameter]]:
-    """Parameters by part; all that is in no other belongs to the heads."""
+    """Return the parameters by part; "heads" has those of no other part."""
     setok = model.setok
     parts = {
         "llm": list(model.llm.parameters()),
@@ -213,7 +220,7 @@ def _count(parameters: list[nn.Parameter]) -> int:
     return sum(p.numel() for p in parameters)
 
 
-def _learning(parameters: list[nn.Parameter]) -> int:
+def _count_trainable(parameters: list[nn.Parameter]) -> int:
     return _count([p for p in parameters if p.requires_grad])
 
 
@@ -225,9 +232,9 @@ def _gathered(model: SetokimModel, half: bool) -> int:
         taken |= {id(p) for p in own}
         narrow = half and type(part).__module__.startswith("transformers.")
         width = 2 if narrow else _FLOAT32
-        largest = max(largest, width * _count(own) + _FLOAT32 * _learning(own))
+        largest = max(largest, width * _count(own) + _FLOAT32 * _count_trainable(own))
     rest = [p for p in model.parameters() if id(p) not in taken]
-    return 2 * largest + _FLOAT32 * (_count(rest) + _learning(rest))
+    return 2 * largest + _FLOAT32 * (_count(rest) + _count_trainable(rest))
 
 
 def _activations(
@@ -241,28 +248,26 @@ def _activations(
 ) -> int:
     llm = model.config.llm_config().get_text_config()
     hidden, layers = llm.hidden_size, llm.num_hidden_layers
-    # GPT-2's None stands for that, too.
+    # None stands for 4 · width in GPT-2.
     inner = getattr(llm, "intermediate_size", None) or 4 * hidden
     layer = 10 * hidden + 4 * inner
-    places = batch_size * length
-    numbers = places * (layers * hidden + layer if checkpointing else layers * layer)
+    positions = batch_size * length
+    numbers = positions * (layers * hidden + layer if checkpointing else layers * layer)
     numbers += batch_size * pictures * _visual_numbers(model, learning)
     vocabulary = max(llm.vocab_size, 1 + max(model.config.special_ids))
-    return width * numbers + _LOGIT_COPIES * _FLOAT32 * places * vocabulary
+    return width * numbers + _LOGIT_COPIES * _FLOAT32 * positions * vocabulary
 
 
 def _visual_numbers(model: SetokimModel, learning: dict[str, int]) -> int:
-    """That are kept of one picture, by the parts that learn."""
+    """Return the number of stored activations of one image in the trained visual parts."""
     setok, config = model.setok, model.setok.config
     patches = math.prod(setok.encoder.grid)
     numbers = 0
     if learning["encoder"]:
-        seen = setok.encoder.backbone.config
-        numbers += (
-            patches * seen.num_hidden_layers * _layer(seen.hidden_size, seen.intermediate_size)
-        )
+        vit = setok.encoder.backbone.config
+        numbers += patches * vit.num_hidden_layers * _layer(vit.hidden_size, vit.intermediate_size)
     if learning["merger"] or learning["encoder"]:
-        # There are never more tokens than patches.
+        # An image has at most as many tokens as patches.
         layers = config.intra_layers + config.inter_layers
         numbers += patches * layers * _layer(config.width, int(config.mlp_ratio * config.width))
     if learning["detokenizer"]:
@@ -273,5 +278,5 @@ def _visual_numbers(model: SetokimModel, learning: dict[str, int]) -> int:
 
 
 def _layer(width: int, inner: int) -> int:
-    """Numbers at each place of a layer whose MLP is not gated."""
+    """Return the number of activations at each position of a layer without gated MLP."""
     return 10 * width + 2 * inner

@@ -1,4 +1,4 @@
-"""Nested states, such as an optimizer's, as tensors and what JSON can hold."""
+"""Splits nested states, such as an optimizer's, into tensors and JSON values, and joins them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from setokim.utils.distributed import own_part
 
 
 def flatten_state(state: Any) -> tuple[dict[str, Tensor], Any]:
-    """Takes a nested state, such as an optimizer's, apart into tensors and what JSON can hold.
+    """Split a nested state, such as an optimizer's, into tensors and a JSON structure.
 
     Args:
-        state: dicts, lists and tuples of tensors, numbers, strings, booleans and None; the keys of
-            dicts are of these kinds too, tensors excepted.
+        state: nested dicts, lists and tuples of tensors, numbers, strings, booleans and None. Keys
+            of dicts may have these types too, except tensors.
 
     Returns:
-        Tensors by the dotted path at which each was found first, and the structure around them.
-        A tensor found twice is there once.
+        Tensors by the dotted path of their first occurrence, and the structure around them. A
+        tensor that occurs twice is returned once.
 
     Raises:
-        TypeError: the state holds anything else.
+        TypeError: the state has a value of another type.
     """
     tensors: dict[str, Tensor] = {}
     names: dict[tuple, str] = {}
@@ -32,7 +32,7 @@ def flatten_state(state: Any) -> tuple[dict[str, Tensor], Any]:
             identity = _identity(value)
             if identity not in names:
                 name = ".".join(path)
-                # Keys may have dots in them.
+                # Keys may contain dots.
                 while name in tensors:
                     name += "_"
                 names[identity] = name
@@ -57,17 +57,17 @@ def flatten_state(state: Any) -> tuple[dict[str, Tensor], Any]:
 
 
 def unflatten_state(tensors: Mapping[str, Tensor], structure: Any) -> Any:
-    """Puts together what `flatten_state` took apart.
+    """Rebuild the state that `flatten_state` has split.
 
     Args:
-        tensors: those of `flatten_state`; more do no harm.
-        structure: that of `flatten_state`, also after JSON.
+        tensors: tensors of `flatten_state`; further ones are ignored.
+        structure: structure of `flatten_state`, also after a round trip through JSON.
 
     Returns:
-        The state; a tensor that was there twice is one object in two places.
+        Nested state; a tensor that occurred twice is one object.
 
     Raises:
-        ValueError: a tensor is missing, or the structure is none.
+        ValueError: a tensor is missing, or the structure is not one of `flatten_state`.
     """
     if isinstance(structure, list):
         return [unflatten_state(tensors, item) for item in structure]
@@ -76,7 +76,7 @@ def unflatten_state(tensors: Mapping[str, Tensor], structure: Any) -> Any:
     match structure:
         case {"tensor": str(name)}:
             if name not in tensors:
-                raise ValueError(f"tensors: expected one named {name!r}, got none")
+                raise ValueError(f"tensors: expected a tensor named {name!r}, got none")
             return tensors[name]
         case {"tuple": [*items]}:
             return tuple(unflatten_state(tensors, item) for item in items)
@@ -85,14 +85,14 @@ def unflatten_state(tensors: Mapping[str, Tensor], structure: Any) -> Any:
                 unflatten_state(tensors, key): unflatten_state(tensors, value)
                 for key, value in items
             }
-    raise ValueError(f"structure: expected one of flatten_state, got keys {sorted(structure)}")
+    raise ValueError(f"structure: expected that of flatten_state, got keys {sorted(structure)}")
 
 
 def _identity(tensor: Tensor) -> tuple:
-    """Equal for two tensors that are the same elements of the same memory."""
-    # A part of a distributed tensor has an address, the whole has none.
+    """Return a key that is equal for tensors with the same elements in the same memory."""
+    # Only the local part of a distributed tensor has an address.
     tensor = own_part(tensor)
     if not tensor.numel():
         return (id(tensor),)
-    place = (tensor.device, tensor.data_ptr(), tensor.dtype)
-    return (*place, tuple(tensor.shape), tensor.stride())
+    memory = (tensor.device, tensor.data_ptr(), tensor.dtype)
+    return (*memory, tuple(tensor.shape), tensor.stride())

@@ -1,4 +1,4 @@
-"""What a run shows on the terminal, and which code it runs."""
+"""Progress bar of a run, and the commit of its code."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 def progress(
     steps: int, done: int, every: int, hidden: bool
 ) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-    """A bar on stderr, with lines of losses above it.
+    """Show a progress bar on stderr, with lines of losses above it.
 
     Args:
-        steps: of the run.
-        done: of them already made.
-        every: steps between two lines; 0 for none.
-        hidden: show nothing.
+        steps: number of steps of the run.
+        done: number of completed steps.
+        every: steps between two lines of losses; 0 for none.
+        hidden: flag to show nothing.
 
     Yields:
-        A function to call with a step's number and losses, `loss` among them.
+        Function that takes the number of a step and its losses, `loss` among them.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    console = Console(file=_MayBeGone(sys.stderr))
+    console = Console(file=_ClosableStream(sys.stderr))
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden) as bar:
         task = bar.add_task("training", total=steps, completed=done)
 
@@ -42,11 +42,11 @@ def progress(
         yield show
 
 
-class _MayBeGone:
-    """A stream whose terminal may be closed, which is no reason to end a run half-way in a step.
+class _ClosableStream:
+    """Text stream that ignores write errors: a closed terminal must not end a run within a step.
 
     Args:
-        stream: what is written to as long as it is there.
+        stream: stream to write to.
     """
 
     def __init__(self, stream: TextIO):
@@ -66,7 +66,7 @@ class _MayBeGone:
 
 
 def commit() -> str | None:
-    """The commit of the code's git repository; None where there is none, or no git."""
+    """Return the commit of the code's git repository; None without repository or git."""
     folder = Path(__file__).resolve().parent
     try:
         done = subprocess.run(

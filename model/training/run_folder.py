@@ -1,4 +1,4 @@
-"""The folder that a run writes into: which checkpoint it goes on from, and its logs."""
+"""Output folder of a run: its lock, its checkpoints and its logs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ EVALUATIONS = "evaluations.jsonl"
 
 
 class RunFolder:
-    """Folder of one run; all of its processes call the methods together, and fail together.
+    """Output folder of one run.
+
+    All processes call the methods together. If one fails, all fail.
 
     Args:
-        out: path, the same place for all processes.
-        resume: whether the run goes on from a checkpoint there.
+        out: path of the folder, shared by all processes.
+        resume: flag of a run that continues from a checkpoint in the folder.
 
     Raises:
-        ValueError: there are checkpoints and `resume` is not set, or it is and there are none.
+        ValueError: there are checkpoints without `resume`, or there are none with it.
     """
 
     def __init__(self, out: Path, resume: bool):
@@ -41,54 +43,54 @@ class RunFolder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the folder for this run.
+        """Lock the folder for this run inside the context.
 
         Raises:
-            FolderInUseError: another run writes into it, or has done so since this one looked.
-            OSError: it cannot be written.
+            FolderInUseError: another run writes into the folder, or has changed its checkpoints.
+            OSError: the folder cannot be written.
         """
         with contextlib.ExitStack() as stack:
             together(lambda: stack.enter_context(locked(self.out)) if rank() == 0 else None)
             found = self._find()
             if found != self._names:
-                expected = f"the checkpoints that were there, {self._names}"
+                expected = f"the same checkpoints as at the start, {self._names}"
                 raise FolderInUseError(f"out: expected {expected}, got {found} in {self.out}")
             yield
 
     def checkpoint_to_resume(self) -> Path:
-        """The newest whole checkpoint; the processes share the reading.
+        """Return the newest undamaged checkpoint; the processes verify its files in parallel.
 
-        Newer ones that are damaged stay where they are, and are named on stderr.
+        Newer, damaged checkpoints are kept and listed on stderr.
 
         Raises:
-            ValueError: all are damaged; the message says how.
+            ValueError: all are damaged; the message has the reasons.
         """
         damaged: list[str] = []
         for name in reversed(self._names):
             path = self.out / name
-            has_sums, reason = _verdict(path)
+            has_sums, reason = _verify(path)
             if reason is not None:
                 damaged.append(reason)
                 continue
             if not has_sums:
-                _say(
-                    f"{path} has no checksums, as of an earlier version: its files have their "
-                    "lengths, and nothing else could be checked"
+                _print_error(
+                    f"{path}: no checksums, as an earlier version wrote it; only the lengths of "
+                    "its files were checked"
                 )
             if damaged:
-                _say(f"{'; '.join(damaged)}; going on from {path}")
+                _print_error(f"{'; '.join(damaged)}; resuming from {path}")
             return path
         expected = "a folder with a whole checkpoint to resume from"
         raise ValueError(f"out: expected {expected}, got {self.out}: {'; '.join(damaged)}")
 
     def check_logs(self, step: int) -> None:
-        """Checks that the logs can be cut to a checkpoint; nothing is cut yet.
+        """Check that the logs can be cut to a checkpoint, without cutting them.
 
         Args:
-            step: that of the checkpoint.
+            step: number of the checkpoint's step.
 
         Raises:
-            OSError, ValueError: as of `kept_length`.
+            OSError, ValueError: see `kept_length`.
         """
 
         def check() -> None:
@@ -99,14 +101,14 @@ class RunFolder:
         together(check)
 
     def losses_log(self, step: int) -> contextlib.AbstractContextManager[BinaryIO | None]:
-        """Opens the losses to write on after a step; the first process alone has the file."""
+        """Open the log of losses to append after a step; None except in the first process."""
         if rank():
             return contextlib.nullcontext()
         return open_log(self.out / LOSSES, step, gapless=True)
 
     def add_evaluation(self, step: int, metrics: dict) -> None:
-        """Writes a line of metrics; the first process calls it."""
-        # A run that resumes evaluates some steps a second time.
+        """Append the metrics of a step to their log; only the first process calls it."""
+        # A resumed run evaluates some steps again.
         with open_log(self.out / EVALUATIONS, step - 1) as file:
             write_line(file, {"step": step, **metrics})
             sync_log(file)
@@ -114,37 +116,37 @@ class RunFolder:
     def save(
         self, state: TrainingState, step: int, settings: Settings, log: BinaryIO | None
     ) -> None:
-        """Writes a checkpoint, once the losses up to its step are on the disk.
+        """Write a checkpoint, after the losses up to its step are on the disk.
 
         Args:
-            state: of the run.
-            step: number of steps made.
-            settings: of the run.
-            log: of `losses_log`.
+            state: training state of the run.
+            step: number of completed steps.
+            settings: settings of the run.
+            log: file of `losses_log`.
 
         Raises:
-            OSError: the disk is full, for one; older checkpoints stay.
+            OSError: writing failed, such as on a full disk; older checkpoints stay.
         """
         together(lambda: None if log is None else sync_log(log))
         state.save(self.out, step, settings)
         self._names = self._find()
 
     def _find(self) -> list[str]:
-        """Names of checkpoints, whole or damaged, by step, as the first process sees them."""
+        """Return the names of all checkpoints by step, as listed by the first process."""
         found = together(lambda: [p.name for p in checkpoints(self.out)] if rank() == 0 else [])
         return found[0]
 
 
-def _verdict(path: Path) -> tuple[bool, str | None]:
-    """Whether a checkpoint has checksums, and what is damaged; the same in all processes."""
+def _verify(path: Path) -> tuple[bool, str | None]:
+    """Return in all processes if a checkpoint has checksums, and its damage, if any."""
     try:
         own = verify_checkpoint(path, rank(), world_size()), None
     except ValueError as error:
         own = True, str(error)
-    told = gather_objects(own)
-    return told[0][0], next((reason for _, reason in told if reason is not None), None)
+    results = gather_objects(own)
+    return results[0][0], next((reason for _, reason in results if reason is not None), None)
 
 
-def _say(text: str) -> None:
+def _print_error(text: str) -> None:
     if rank() == 0:
         print(text, file=sys.stderr, flush=True)

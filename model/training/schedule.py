@@ -1,4 +1,4 @@
-"""Learning rates over time, what is decayed, and averaged weights."""
+"""Learning rate schedule, parameter groups for weight decay, and averaged weights."""
 
 from __future__ import annotations
 
@@ -13,25 +13,28 @@ from torch import Tensor, nn
 
 from setokim.utils.distributed import own_part
 
-# Own names of parameters, whatever module they are in, that stand for positions or tokens.
+# Names, in any module, of parameters that are biases, position embeddings or tokens.
 _UNDECAYED_NAMES = ("bias", "queries", "query", "embedding", "embeddings", "token", "tokens")
 _UNDECAYED_MODULES = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def cosine_with_warmup(step: int, warmup: int, total: int, least: float = 0.0) -> float:
-    """Factor of the learning rate: a straight line up, half a cosine down.
+    """Return the factor of the learning rate: a linear warm-up, then half a cosine down.
 
-    Steps 0 to warmup - 1 have 1 / warmup, 2 / warmup, ..., 1: the first step is no wasted one. Step
-    `warmup` has 1, step `total` and all later ones `least`.
+    Steps 0 to warmup - 1 have the factors 1 / warmup, 2 / warmup, ..., 1. Thus the first step is
+    not wasted. Step `warmup` has 1; step `total` and all later ones have `least`.
 
     Args:
-        step: number of optimizer steps made so far.
-        warmup: number of steps on the way up; may be 0.
+        step: number of completed optimizer steps.
+        warmup: number of warm-up steps; may be 0.
         total: number of steps of the run, at least `warmup`.
-        least: factor at the end, in [0, 1].
+        least: minimum factor, reached at the end, in [0, 1].
+
+    Returns:
+        Factor in [0, 1].
 
     Raises:
-        ValueError: one of the numbers is out of its range.
+        ValueError: an argument is out of its range.
     """
     if step < 0:
         raise ValueError(f"step: expected at least 0, got {step}")
@@ -50,25 +53,24 @@ def cosine_with_warmup(step: int, warmup: int, total: int, least: float = 0.0) -
 
 
 def parameter_groups(module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters for an optimizer: those with weight decay, and those without.
+    """Return the trainable parameters in groups with and without weight decay.
 
-    Decay draws towards 0, which means something for the matrix of a linear layer or a convolution.
-    It is left out for biases, scales and other parameters of fewer than two dimensions, norms,
-    embeddings, and learned queries and tokens. A tied parameter is decayed only if all its uses
-    are.
+    Weight decay applies to the matrices of linear layers and convolutions. Biases, scales and other
+    parameters of fewer than two dimensions have none, nor do norms, embeddings, and learned queries
+    and tokens. A tied parameter has weight decay only if all its uses have it.
 
     Args:
-        module: frozen parameters are left out.
+        module: module with the parameters; frozen ones are left out.
         lr: learning rate of both groups.
-        weight_decay: of the first group.
+        weight_decay: weight decay of the first group.
 
     Returns:
-        One or two groups, without empty ones, in the order of `module.parameters()`.
+        One or two non-empty groups, in the order of `module.parameters()`.
 
     Raises:
-        ValueError: nothing is to be trained.
+        ValueError: no parameter is trainable.
     """
-    plain: set[Tensor] = set()
+    undecayed: set[Tensor] = set()
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
             if (
@@ -76,32 +78,31 @@ def parameter_groups(module: nn.Module, lr: float, weight_decay: float) -> list[
                 or isinstance(part, _UNDECAYED_MODULES)
                 or name.endswith(_UNDECAYED_NAMES)
             ):
-                plain.add(parameter)
+                undecayed.add(parameter)
     trained = [p for p in module.parameters() if p.requires_grad]
     if not trained:
         raise ValueError("module: expected at least one parameter with gradient, got none")
     groups = [
         {
-            "params": [p for p in trained if p not in plain],
+            "params": [p for p in trained if p not in undecayed],
             "lr": lr,
             "weight_decay": weight_decay,
         },
-        {"params": [p for p in trained if p in plain], "lr": lr, "weight_decay": 0.0},
+        {"params": [p for p in trained if p in undecayed], "lr": lr, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
 
 class EMA:
-    """Exponential moving average of a model's trainable parameters, to evaluate with.
+    """Exponential moving average of a model's trainable parameters, for evaluation.
 
-    Buffers and frozen parameters are the model's own, and have no copy here. Parameters spread over
-    processes have averages that are spread likewise. Averages are at least float32, whatever the
-    parameters are: at a decay of 0.9999 half precision would round every change away.
+    Buffers and frozen parameters have no average. Averages of sharded parameters are sharded alike.
+    They are at least float32: at a decay of 0.9999 half precision would round every change away.
 
     Args:
-        model: not wrapped, so that names stay what they are. It is not kept.
-        decay: of the average per update, in [0, 1). The n-th update, counted from 0, uses
-            min(decay, (1 + n) / (10 + n)), so that the random start is soon forgotten.
+        model: model without the wrapper of distributed training. No reference to it is kept.
+        decay: decay of the average per update, in [0, 1). The n-th update, counted from 0, uses
+            min(decay, (1 + n) / (10 + n)), so that the random start soon loses its weight.
 
     Raises:
         ValueError: `decay` is out of range.
@@ -120,17 +121,17 @@ class EMA:
         }
 
     def to(self, device: torch.device | str) -> EMA:
-        """Moves the averages to where the model is."""
+        """Move the averages to a device."""
         self._averages = {name: a.to(device) for name, a in self._averages.items()}
         return self
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Moves the averages towards the model's parameters; call it after each optimizer step.
+        """Update the averages with the model's parameters; call it after each optimizer step.
 
         Raises:
-            RuntimeError: called inside `swapped`.
-            ValueError: it is another model.
+            RuntimeError: it is called inside `swapped`.
+            ValueError: the model lacks a parameter.
         """
         parameters = self._parameters(model)
         decay = min(self.decay, (1 + self._updates) / (10 + self._updates))
@@ -140,16 +141,16 @@ class EMA:
 
     @property
     def averages(self) -> Mapping[str, Tensor]:
-        """The averages by the names of their parameters."""
+        """Averages by the names of their parameters."""
         return types.MappingProxyType(self._averages)
 
     @contextlib.contextmanager
     def swapped(self, model: nn.Module) -> Iterator[nn.Module]:
-        """Inside, the model has the averages; afterwards it has its own weights again, to the bit.
+        """Yield the model with the averaged weights; restore its own bit for bit afterwards.
 
         Raises:
-            RuntimeError: entered twice.
-            ValueError: it is another model.
+            RuntimeError: it is entered twice.
+            ValueError: the model lacks a parameter.
         """
         parameters = self._parameters(model)
         own = {name: parameters[name].detach().clone() for name in self._averages}
@@ -162,23 +163,23 @@ class EMA:
             self._swapped = False
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Copies of the averages, "average." before their names, and "updates", int64."""
+        """Return copies of the averages as "average.NAME", and the int64 number "updates"."""
         state = {f"average.{name}": a.clone() for name, a in self._averages.items()}
         return state | {"updates": torch.tensor(self._updates)}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restores what `state_dict` returned.
+        """Restore the averages from the result of `state_dict`.
 
         Raises:
-            ValueError: the names or shapes are those of another model.
+            ValueError: the names or shapes do not match this model.
         """
         own = self.state_dict()
-        for what, names in (("missing", own.keys() - state), ("unknown", state.keys() - own)):
+        for problem, names in (("missing", own.keys() - state), ("unknown", state.keys() - own)):
             if names:
                 raise ValueError(
-                    f"state: expected the {len(own)} tensors of this model, got one in which "
-                    f"{len(names)} are {what}, such as {min(names)}"
+                    f"state: expected the {len(own)} tensors of this model, got a state with "
+                    f"{len(names)} {problem} ones, such as {min(names)}"
                 )
         for name, tensor in own.items():
             if state[name].shape != tensor.shape:
@@ -190,7 +191,7 @@ class EMA:
 
     def _parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
         if self._swapped:
-            raise RuntimeError("the model has the averages; leave `swapped` first")
+            raise RuntimeError("the model holds the averaged weights; leave `swapped` first")
         parameters = dict(model.named_parameters())
         missing = self._averages.keys() - parameters
         if missing:

@@ -1,4 +1,4 @@
-"""Settings of a training run: a YAML file, and `key=value` on top of it."""
+"""Loads the settings of a training run from a YAML file and `key=value` overrides."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _KINDS = {1: Stage1Settings, 2: InstructSettings, 3: InstructSettings}
 
 
 def load_settings(path: Path, overrides: Sequence[str] = ()) -> Stage1Settings | InstructSettings:
-    """Reads a YAML file.
+    """Load the settings of a run from a YAML file.
 
     Args:
-        path: of the file.
-        overrides: "key=value", with dots for nested keys; values are YAML.
+        path: path of the file.
+        overrides: assignments "key=value", with dots for nested keys; values are YAML.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no YAML, a key is none of this stage, or a value does not fit.
+        ValueError: the file is not YAML, the stage has no such key, or a value is not valid.
     """
     values = read_yaml(path, overrides)
     import_modules(values.get("imports", []), path.parent)

@@ -1,4 +1,4 @@
-"""Training with the weights spread over all processes, by torch's `fully_shard` (FSDP2)."""
+"""Shards the weights of a module over all processes with torch's `fully_shard` (FSDP2)."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from setokim.utils.distributed import mean_over_ranks, whole, world_size
 
 
 class Sharded:
-    """A module whose weights, gradients and optimizer are spread over all processes.
+    """Module whose weights, gradients and optimizer state are sharded over all processes.
 
-    Each block of the classes that its parts name in `_no_split_modules` is gathered when it runs,
-    and the rest is gathered as a whole. Gradients are exchanged after each batch, also where a step
-    has several: nobody holds a whole gradient. Parameters of no dimensions cannot be split: every
-    process has them, and `reduce` averages their gradients.
+    Its submodules name block classes in `_no_split_modules`. A block is gathered while it runs; the
+    rest is gathered as one unit. Gradients are reduced after each batch, even if a step has
+    several, because no process holds a full gradient. Parameters without dimensions cannot be
+    sharded: every process has them, and `reduce` averages their gradients.
 
     Args:
-        module: the same in all processes, on its device; it is changed in place.
-        precision: "no", or "bf16" to gather the blocks of Hugging Face models, and compute in
-            them, in bfloat16. They are written for that; the rest is left to autocast. Weights are
-            kept, and gradients summed, in float32 all the same.
+        module: module with equal weights in all processes, on its device; it is changed in place.
+        precision: number format; "no", or "bf16" to gather and run the blocks of Hugging Face
+            models in bfloat16. Other modules use autocast. The stored weights and the sums of
+            gradients stay float32.
     """
 
     def __init__(self, module: nn.Module, precision: str):
-        # Without the parameters' memory. Later the module could not be copied.
+        # A copy without memory for parameters: a sharded module cannot be copied.
         empty = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in module.parameters()}
         self._empty = copy.deepcopy(module, empty)
         self._module = module
@@ -49,22 +49,22 @@ class Sharded:
         fully_shard(module, **options)
 
     def reduce(self) -> None:
-        """Averages the gradients that `fully_shard` leaves alone; call it before each update."""
+        """Average the gradients of unsharded parameters; call it before each update."""
         for parameter in self._scalars:
             if parameter.grad is not None:
                 parameter.grad = mean_over_ranks(parameter.grad)
 
     @contextlib.contextmanager
     def gathered(self, averages: Mapping[str, Tensor]):
-        """Inside, a plain copy of the module with all of its weights; all processes enter it.
+        """Yield an unsharded copy of the module; all processes enter the context.
 
         Args:
-            averages: by the names of parameters, in place of these.
+            averages: averaged weights by the names of the parameters that they replace.
         """
         state = self._module.state_dict()
         parameters: dict[int, nn.Parameter] = {}
         for name, parameter in self._module.named_parameters(remove_duplicate=False):
-            # Tied ones stay one.
+            # Tied parameters stay tied.
             if id(parameter) not in parameters:
                 value = whole(averages.get(name, parameter)).detach().to(parameter.dtype)
                 parameters[id(parameter)] = nn.Parameter(value, parameter.requires_grad)
@@ -75,10 +75,10 @@ class Sharded:
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """What Hugging Face models in a module do not want to be torn apart, from the inside out."""
+    """Yield the blocks that Hugging Face models declare indivisible, inner ones first."""
     lists = (getattr(part, "_no_split_modules", None) or () for part in module.modules())
     names = {name for own in lists for name in own}
-    # Blocks may lie in blocks.
+    # Blocks may be nested.
     for part in reversed(list(module.modules())):
         if part is not module and type(part).__name__ in names:
             yield part

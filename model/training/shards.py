@@ -1,4 +1,4 @@
-"""Tensors in the safetensors files of a checkpoint: in one file, or in rows over several."""
+"""Reads and names the safetensors files of a checkpoint: one file, or rows in several."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ _PART = re.compile(r"tensors-\d{5}-of-(\d{5})\.safetensors")
 
 @dataclass(frozen=True)
 class Shards:
-    """What one process writes of a checkpoint.
+    """Part of a checkpoint that one process writes.
 
     Attributes:
-        process: its number.
-        processes: number of all.
-        rows: of the tensors that are spread: the first row that this process has, and their
-            number in all processes.
-        gather: values of all processes in their order, for which all of them call it.
+        process: index of the process.
+        processes: number of all processes.
+        rows: first row in this process and number of rows in all, by the name of a sharded tensor.
+        gather: function that returns the values of all processes in order; all call it together.
     """
 
     process: int = 0
@@ -38,22 +37,22 @@ class Shards:
 
     @property
     def file(self) -> str:
-        """Name of the file."""
+        """Name of the file of this process."""
         if self.processes == 1:
             return _WHOLE
         return f"tensors-{self.process:05d}-of-{self.processes:05d}.safetensors"
 
     @property
     def metadata(self) -> dict[str, str] | None:
-        """What stands in the file beside the tensors."""
+        """Metadata of the safetensors file; None without sharded tensors."""
         return {"rows": json.dumps(dict(self.rows))} if self.rows else None
 
 
 class StoredTensors(Mapping):
-    """The tensors of a checkpoint, read from its files when they are asked for.
+    """Mapping of a checkpoint's tensors by name, read lazily from its files.
 
     Args:
-        folder: of the files.
+        folder: folder of the files.
 
     Raises:
         OSError: a file is missing.
@@ -61,7 +60,7 @@ class StoredTensors(Mapping):
     """
 
     def __init__(self, folder: Path):
-        # name: (file, first row, number of rows, number of all rows), in the order of the rows
+        # name: [(file, first row, number of rows, number of rows in all files)], in row order
         self._parts: dict[str, list[tuple]] = {}
         for path in tensor_files(folder):
             try:
@@ -69,7 +68,7 @@ class StoredTensors(Mapping):
             except SafetensorError as error:
                 raise ValueError(f"{path.name}: {error}") from error
             rows = json.loads((file.metadata() or {}).get("rows", "{}"))
-            for name in file.keys():  # noqa: SIM118, it is no dict
+            for name in file.keys():  # noqa: SIM118, not a dict
                 start, total = rows.get(name, (0, None))
                 length = None if total is None else file.get_slice(name).get_shape()[0]
                 self._parts.setdefault(name, []).append((file, start, length, total))
@@ -91,13 +90,13 @@ class StoredTensors(Mapping):
         return torch.cat([file.get_tensor(name) for file, *_ in parts])
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of the whole tensor."""
+        """Return the shape of the whole tensor."""
         file, _, _, total = self._parts[name][0]
         shape = file.get_slice(name).get_shape()
         return tuple(shape) if total is None else (total, *shape[1:])
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows `start` to `stop` - 1 of a tensor of at least one dimension."""
+        """Return the rows from `start` to `stop` - 1 of a tensor with at least one dimension."""
         found = []
         for file, first, length, _ in self._parts[name]:
             part = file.get_slice(name)
@@ -111,22 +110,22 @@ class StoredTensors(Mapping):
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One of the tensors of a checkpoint, to be read whole or in part.
+    """Reference to a tensor of a checkpoint, for reading it as a whole or in part.
 
     Attributes:
-        stored: all of them.
-        name: which one.
+        stored: tensors of the checkpoint.
+        name: name of the tensor.
     """
 
     stored: StoredTensors
     name: str
 
     def read(self, like: Tensor | None = None) -> Tensor:
-        """Reads it.
+        """Read the tensor.
 
         Args:
-            like: a tensor spread over processes, to read what this process has of it; any other
-                one, or one of another shape, to read the whole.
+            like: sharded tensor of the same shape, to read the rows of this process only. Any
+                other value reads the whole tensor.
         """
         if not isinstance(like, DTensor) or tuple(like.shape) != self.stored.shape(self.name):
             return self.stored[self.name]
@@ -142,25 +141,25 @@ class StoredTensor:
 
 
 def rows_of(x: DTensor) -> tuple[int, int]:
-    """First row that this process has of a distributed tensor, and the one after its last.
+    """Return the first row and the end of the rows of a distributed tensor in this process.
 
     Raises:
-        ValueError: the tensor is not spread by rows over one dimension of processes.
+        ValueError: the tensor is not sharded by rows over one dimension of processes.
     """
     if x.placements != (Shard(0),):
-        raise ValueError(f"x: expected a tensor spread by rows, got {x.placements}")
-    return share(x.shape[0], x.device_mesh.get_local_rank(), x.device_mesh.size())
+        raise ValueError(f"x: expected a tensor sharded by rows, got {x.placements}")
+    return row_range(x.shape[0], x.device_mesh.get_local_rank(), x.device_mesh.size())
 
 
-def share(length: int, process: int, processes: int) -> tuple[int, int]:
-    """First row of a process and the one after its last, as `torch.chunk` divides rows."""
+def row_range(length: int, process: int, processes: int) -> tuple[int, int]:
+    """Return the first row and the end of the rows of a process, as in `torch.chunk`."""
     step = math.ceil(length / processes)
     start = min(step * process, length)
     return start, min(start + step, length)
 
 
 def tensor_files(folder: Path) -> list[Path]:
-    """The files that the tensors of a checkpoint are in, as its folder tells; some may be gone."""
+    """Return the paths of a checkpoint's tensor files; some may be missing."""
     for path in folder.iterdir():
         match = _PART.fullmatch(path.name)
         if match:

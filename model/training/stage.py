@@ -1,4 +1,4 @@
-"""The interface between the trainer and a stage of the training."""
+"""Interface between the trainer and a training stage."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class StageOutput:
     """Output of a stage's forward pass.
 
     Attributes:
-        losses: 0-dim losses by name, weighted, whose sum is minimised.
-        images: (B, 3, h, w) reconstructed images, for a stage that compares them further.
+        losses: weighted losses by name, 0-dim; their sum is minimised.
+        images: reconstructed images (B, 3, h, w), for the further losses of a stage; None without.
     """
 
     losses: dict[str, Tensor]
@@ -35,10 +35,10 @@ class StageOutput:
 
 @dataclass(frozen=True)
 class TrainedModule:
-    """A module that a stage trains with an optimizer of its own, such as a discriminator.
+    """A further module of a stage with its own optimizer, such as a discriminator.
 
     Attributes:
-        module: the module, without what distributed training puts around it.
+        module: module without the wrapper of distributed training.
         optimizer: optimizer of the module.
     """
 
@@ -47,9 +47,9 @@ class TrainedModule:
 
 
 class Stage(nn.Module, ABC):
-    """A model with its losses, its metrics and its files.
+    """Base class of a training stage: a model with its losses, metrics and output files.
 
-    The constructor takes the settings, and draws weights from torch's random state alone.
+    The constructor takes the settings. It samples weights from torch's global generator only.
     """
 
     @abstractmethod
@@ -62,42 +62,52 @@ class Stage(nn.Module, ABC):
 
     @abstractmethod
     def collator(self) -> Collate:
-        """A function that makes samples a dict of tensors and plain values.
+        """Return the function that collates samples into a dict of tensors and plain values.
 
-        It runs in the processes that load data, so it is picklable and draws no random numbers.
+        It runs in the data loading processes. It must be picklable and use no random numbers.
         """
 
     @abstractmethod
     def evaluate(
         self, collate: Collate, held_out: Dataset, batch_size: int
     ) -> dict[str, float | None]:
-        """Figures over all of a data set; None for what is no finite number.
+        """Compute the metrics of a whole data set.
 
         Args:
-            collate: of `collator`.
-            held_out: samples it was not trained on.
-            batch_size: samples at once.
+            collate: function that `collator` returned.
+            held_out: samples that the stage is not trained on.
+            batch_size: number of samples in a batch.
+
+        Returns:
+            Metrics by name; None for one that is not finite.
         """
 
     @abstractmethod
-    def draw(self, collate: Collate, held_out: Dataset, path: Path) -> None:
-        """Writes a PNG of what the model makes of the first samples; its folder is made."""
+    def write_samples(self, collate: Collate, held_out: Dataset, path: Path) -> None:
+        """Write an image sheet of the model's output for the first samples.
+
+        Args:
+            collate: function that `collator` returned.
+            held_out: samples that the stage is not trained on.
+            path: path of the PNG; its folder is created.
+        """
 
     @abstractmethod
     def export(self, folder: Path) -> None:
-        """Writes the model to use, as safetensors and JSON."""
+        """Write the model for inference as safetensors and JSON."""
 
     def prepare(self, dataset: Dataset) -> None:
-        """Fits what the data determines, before a fresh run makes its optimizer.
+        """Fit statistics of the data, before a new run creates its optimizer.
 
-        All processes call it with the same samples and must come to the same: no random numbers.
+        All processes call it with the same samples. It uses no random numbers, because the results
+        must be equal.
 
         Args:
-            dataset: for training.
+            dataset: training data.
         """
 
     def start(self, engine: Engine) -> dict[str, TrainedModule]:
-        """Make the modules that the stage trains beside itself; the stage has its optimizer then.
+        """Create the further modules to train, after the optimizer of the stage itself.
 
         Args:
             engine: engine of the run.
@@ -110,14 +120,17 @@ class Stage(nn.Module, ABC):
     def accumulate(
         self, engine: Engine, module: nn.Module, batch: dict[str, Any], step: int, last: bool
     ) -> StepLosses:
-        """Add the gradients of one batch; a stage with further modules adds theirs too.
+        """Add the gradients of one batch, those of the further modules included.
 
         Args:
             engine: engine of the run.
-            module: the stage, in what distributed training puts around it.
+            module: stage in the wrapper of distributed training.
             batch: output of the collator, its tensors on the stage's device.
-            step: number of steps taken before.
-            last: True for the last batch of the step.
+            step: number of completed steps.
+            last: flag of the last batch of the step.
+
+        Returns:
+            Losses of the batch.
         """
         with engine.synchronised(module, last):
             losses = engine.forward(module, batch).losses
@@ -125,30 +138,33 @@ class Stage(nn.Module, ABC):
         return StepLosses(losses)
 
     def update(self, engine: Engine, step: int) -> None:
-        """Take an optimizer step with the further modules, after that of the stage itself.
+        """Take an optimizer step of the further modules, after that of the stage itself.
 
         Args:
             engine: engine of the run.
-            step: number of steps taken before.
+            step: number of completed steps.
         """
 
     def visual_parts(self) -> Sequence[nn.Module]:
-        """Modules that learn at `visual_lr`."""
+        """Return the modules that are trained at `visual_lr`."""
         return ()
 
     def hidden_parts(self) -> Sequence[nn.Module]:
-        """Modules whose linear layers Muon moves, where it is chosen."""
+        """Return the modules whose linear layers Muon trains, if it is chosen."""
         return [self]
 
     def parameter_groups(self, settings: OptimizerSettings) -> list[dict[str, Any]]:
-        """Parameters that learn, for an optimizer.
+        """Return the trainable parameters in groups for an optimizer.
+
+        Args:
+            settings: settings of the optimizer.
 
         Returns:
-            Groups with `weight_decay`, and `lr`, the rate at the end of the warm-up; with Muon
-            `hidden` is true in those of the matrices that it moves.
+            Groups with `weight_decay` and `lr`, the rate at the end of the warm-up. With Muon,
+            `hidden` is True in the groups that it trains.
 
         Raises:
-            ValueError: nothing is to be trained.
+            ValueError: no parameter is trainable.
         """
         groups = parameter_groups(self, settings.lr, settings.weight_decay)
         if settings.visual_lr is not None:
@@ -164,7 +180,7 @@ class Stage(nn.Module, ABC):
 def _split(
     groups: list[dict[str, Any]], chosen: Sequence[nn.Parameter], fields: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Takes some parameters out of their groups, into ones with other fields."""
+    """Move the chosen parameters to groups of their own with changed fields."""
     known = {id(parameter) for parameter in chosen}
     split = []
     for group in groups:
@@ -175,5 +191,5 @@ def _split(
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Moves the tensors of a batch; plain values stay what they are."""
+    """Move the tensors of a batch to a device; plain values stay unchanged."""
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}

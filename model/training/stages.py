@@ -1,4 +1,4 @@
-"""Builds the stage that some settings are for."""
+"""Builds the stage of a run from its settings."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from setokim.training.stage import Stage
 
 
 def build_stage(settings: Settings) -> Stage:
-    """Build the stage of some settings, with weights from torch's random state.
+    """Build the stage of a run, with weights sampled from torch's global generator.
+
+    Args:
+        settings: settings of the run.
 
     Raises:
-        TypeError, ValueError: a setting does not fit.
+        TypeError, ValueError: a setting is not valid.
     """
-    # Each stage needs packages that the others do not need.
+    # Imported here: each stage needs packages that the other does not.
     if settings.stage == 1:
         from setokim.training.stage1.stage import Stage1
 

@@ -1,4 +1,4 @@
-"""What a run goes on from: the whole state of training in a checkpoint."""
+"""Full training state of a run: saved to and restored from a checkpoint."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from setokim.training.shards import Shards, StoredTensor, rows_of
 from setokim.utils.distributed import gather_objects, own_part, together
 from setokim.utils.parsing import from_plain
 
-# What the weights do not depend on.
+# Settings that do not influence the weights.
 _MAY_CHANGE = ("every", "workers", "keep", "parallel")
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """All that the next step depends on, apart from the settings and its number.
+    """State that the next step depends on, besides the settings and the step number.
 
     Attributes:
-        accelerator: of the run.
-        modules: by name, not wrapped.
-        optimizers: by name.
-        ema: the averaged weights.
-        dataset: the record of broken samples; each process has its own.
+        accelerator: accelerator of the run.
+        modules: modules by name, without the wrapper of distributed training.
+        optimizers: optimizers by name.
+        ema: averaged weights.
+        dataset: data set with the counts of broken samples of this process.
     """
 
     accelerator: Accelerator
@@ -45,12 +45,12 @@ class TrainingState:
     dataset: Guarded
 
     def save(self, out: Path, step: int, settings: Settings) -> None:
-        """Writes a checkpoint; all processes call it together.
+        """Write a checkpoint; all processes call it together.
 
         Args:
             out: folder of the checkpoints.
-            step: number of steps made.
-            settings: of the run.
+            step: number of completed steps.
+            settings: settings of the run.
         """
         processes = gather_objects({"rng": rng_state(), "data": self.dataset.state_dict()})
         tensors, structure = flatten_state(
@@ -62,42 +62,42 @@ class TrainingState:
             }
         )
         state = {"structure": structure, "settings": settings.to_dict()}
-        spread = {n: rows_of(t) for n, t in tensors.items() if isinstance(t, DTensor)}
-        if spread:
-            self._save_shards(out, step, tensors, state, spread)
+        sharded = {n: rows_of(t) for n, t in tensors.items() if isinstance(t, DTensor)}
+        if sharded:
+            self._save_shards(out, step, tensors, state, sharded)
         else:
-            # Weights and optimizers are the same in all processes.
+            # Weights and optimizer states are equal in all processes.
             main, keep = self.accelerator.is_main_process, settings.keep
             together(lambda: main and save_checkpoint(out, step, tensors, state, keep))
 
-    def _save_shards(self, out: Path, step: int, tensors: dict, state: dict, spread: dict) -> None:
-        """Each process writes its rows, the first one also what all of them have."""
+    def _save_shards(self, out: Path, step: int, tensors: dict, state: dict, sharded: dict) -> None:
+        """Write the rows of this process; the first process also writes the unsharded tensors."""
         rows = {
-            n: (start, tensors[n].shape[0]) for n, (start, stop) in spread.items() if stop > start
+            n: (start, tensors[n].shape[0]) for n, (start, stop) in sharded.items() if stop > start
         }
         if not self.accelerator.is_main_process:
             tensors = {name: tensors[name] for name in rows}
-        own = {n: own_part(t) for n, t in tensors.items() if n in rows or n not in spread}
+        own = {n: own_part(t) for n, t in tensors.items() if n in rows or n not in sharded}
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         shards = Shards(process, processes, rows, gather_objects)
         save_checkpoint(out, step, own, state, keep=state["settings"]["keep"], shards=shards)
 
     def restore(self, checkpoint: Path, settings: Settings) -> int:
-        """Reads what `save` wrote.
+        """Restore the state from a checkpoint of `save`.
 
-        With more processes than there were, the new ones keep the state they were seeded with.
+        If there are more processes than before, the new ones keep their seeded random state.
 
         Args:
-            checkpoint: its folder.
-            settings: of the run that goes on.
+            checkpoint: folder of the checkpoint.
+            settings: settings of the resumed run.
 
         Returns:
-            The number of steps made.
+            Number of completed steps.
 
         Raises:
-            ValueError: the checkpoint is not complete, holds something else than such a state, or
-                was made with other settings; how often something happens, `workers`, `keep`,
-                `parallel` and the number of processes may differ.
+            ValueError: the checkpoint is incomplete, is not a training state, or has other
+                settings. `every`, `workers`, `keep`, `parallel` and the number of processes may
+                differ.
         """
         stored, state = open_checkpoint(checkpoint)
         old = state.get("settings")
@@ -106,11 +106,10 @@ class TrainingState:
             raise ValueError(f"{checkpoint}: expected {expected}, got keys {sorted(state)}")
         changed = changed_settings(_with_defaults(old, settings), settings.to_dict())
         if changed:
-            raise ValueError(
-                f"settings: expected those of {checkpoint}, got others of {', '.join(changed)}"
-            )
-        with _fitting(checkpoint):
-            # Read in the end, so that a process needs no more memory than for its share.
+            got = f"other values of {', '.join(changed)}"
+            raise ValueError(f"settings: expected those of {checkpoint}, got {got}")
+        with _naming(checkpoint):
+            # Tensors are read lazily: a process needs memory for its own shard only.
             tensors = {name: StoredTensor(stored, name) for name in stored}
             self._restore(unflatten_state(tensors, state["structure"]))
         return int(checkpoint.name.rpartition("-")[2])
@@ -128,10 +127,10 @@ class TrainingState:
 
 
 @contextlib.contextmanager
-def _fitting(checkpoint: Path) -> Iterator[None]:
-    """Says which checkpoint it is that something in it does not fit the run.
+def _naming(checkpoint: Path) -> Iterator[None]:
+    """Name the checkpoint in errors of restoring its state.
 
-    Each module and optimizer has errors of its own for a state that it does not know.
+    Modules and optimizers raise various errors for a state that does not fit them.
     """
     try:
         yield
@@ -144,7 +143,7 @@ def _fitting(checkpoint: Path) -> Iterator[None]:
 
 
 def _read(state: Any, like: Any = None) -> Any:
-    """Reads the tensors of a nested state, those spread that stand where `like` has such."""
+    """Read the tensors of a nested state, sharded where those of `like` are."""
     if isinstance(state, StoredTensor):
         return state.read(like)
     if isinstance(state, Mapping):
@@ -154,7 +153,10 @@ def _read(state: Any, like: Any = None) -> Any:
 
 
 def _read_optimizer(state: dict, optimizer: torch.optim.Optimizer) -> dict:
-    """Moments are spread like their parameters; before the first step there are none to ask."""
+    """Read the state of an optimizer, its moments sharded like their parameters.
+
+    Before its first step an optimizer has no moments to compare with.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments = {
         i: {key: _own(_read(value, parameters[i])) for key, value in own.items()}
@@ -164,26 +166,26 @@ def _read_optimizer(state: dict, optimizer: torch.optim.Optimizer) -> dict:
 
 
 def _own(value: Any) -> Any:
-    """Takes a tensor out of the file, whose space could not be freed while the run has it."""
+    """Copy a tensor, so that the memory of its mapped file can be freed."""
     return value.clone() if isinstance(value, Tensor) and not isinstance(value, DTensor) else value
 
 
 def _with_defaults(old: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """Add the settings that a version after the checkpoint's brought, at their defaults."""
+    """Add the defaults of settings that are newer than the checkpoint."""
     try:
         return from_plain(type(settings), old).to_dict()
     except (TypeError, ValueError):
-        # Of another stage: what differs is named by the comparison.
+        # Settings of another stage: the comparison names the differences.
         return old
 
 
 def changed_settings(old: dict[str, Any], new: dict[str, Any], where: str = "") -> list[str]:
-    """Dotted names of the settings that differ, leaving out those that may.
+    """Return the dotted names of the settings that must not differ but do.
 
     Args:
-        old: of `Settings.to_dict`.
-        new: likewise.
-        where: name of the group that both are, with a dot at its end.
+        old: values of `Settings.to_dict` in the checkpoint.
+        new: values of `Settings.to_dict` in this run.
+        where: dotted name of the group of settings, with a trailing dot.
     """
     changed = []
     for key in sorted(old.keys() | new.keys()):

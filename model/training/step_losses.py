@@ -1,4 +1,4 @@
-"""Losses of steps, kept on the device until they are written."""
+"""Losses of recent steps, kept on the device until they are logged."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from setokim.utils.distributed import mean_over_ranks
 
 
 class NotFiniteError(RuntimeError):
-    """A loss is infinite or not a number: the run has diverged.
+    """Error for a loss that is infinite or NaN: the run has diverged.
 
     Attributes:
-        before: losses of the steps before, which are finite.
+        before: finite losses of the earlier steps.
     """
 
     def __init__(self, message: str, before: list[dict[str, float]]):
@@ -25,11 +25,11 @@ class NotFiniteError(RuntimeError):
 
 @dataclass
 class StepLosses:
-    """Losses of one step, as means over its batches.
+    """Losses of one step, averaged over its batches.
 
     Attributes:
-        minimised: 0-dim losses by name, weighted; the step's loss is their sum.
-        others: 0-dim losses by name that other modules minimise, such as a discriminator's.
+        minimised: weighted losses by name, 0-dim; the loss of the step is their sum.
+        others: losses of further modules by name, 0-dim, such as the discriminator's.
     """
 
     minimised: dict[str, Tensor] = field(default_factory=dict)
@@ -48,10 +48,10 @@ class StepLosses:
 
 
 class PendingLosses:
-    """Losses of the steps since the last call of `take`, on the device.
+    """Queue of the losses since the last call of `take`, on the device.
 
-    A number read from the device makes the process wait for it, and a mean over the processes is
-    an exchange between them: both happen once for many steps.
+    Reading a number waits for the device, and a mean over the processes is a collective. Both
+    happen once for many steps.
     """
 
     def __init__(self):
@@ -64,20 +64,23 @@ class PendingLosses:
         """Keep the losses of a step.
 
         Args:
-            step: number of the step, from 1 on.
+            step: number of the step, starting at 1.
             losses: losses of this process.
-            gradient_norm: 0-dim norm of the gradient, the same in all processes.
+            gradient_norm: norm of the gradient, 0-dim, equal in all processes.
         """
         self._steps.append((step, losses, gradient_norm))
 
     def take(self) -> list[dict[str, float]]:
-        """Return the losses of each step as means over the processes, which all call it.
+        """Return the losses of each step, averaged over the processes, and empty the queue.
+
+        All processes call it together.
 
         Returns:
-            `step`, each loss by name, their sum `loss` without the others', and `gradient_norm`.
+            For each step `step`, each loss by name, `loss` (the sum of the minimised ones) and
+            `gradient_norm`.
 
         Raises:
-            NotFiniteError: a number is not finite.
+            NotFiniteError: a loss or a norm is not finite.
         """
         taken, self._steps = self._steps, []
         values = [

@@ -1,4 +1,4 @@
-"""Signals that stop a run after the step in which they arrive."""
+"""Stops a run on a signal, after the current step."""
 
 from __future__ import annotations
 
@@ -20,41 +20,43 @@ _SIGNALS = tuple(getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if 
 
 
 class StopRequest:
-    """Whether a signal has asked the run to stop."""
+    """Request of a signal to stop the run, if one has arrived."""
 
     def __init__(self):
         self._number = 0
 
     def note(self, number: int) -> None:
-        """Asks the run to stop because of that signal; the first one counts."""
+        """Record a signal; only the first one counts."""
         self._number = self._number or number
 
     def agreed(self, device: torch.device) -> int:
-        """The signal that has reached any process, or 0; all call it together.
+        """Return the number of a signal that has reached any process; 0 for none.
+
+        All processes call it together.
 
         Args:
-            device: one that the communication backend can use.
+            device: device that the communication backend can use.
         """
         if world_size() == 1:
-            # Without a tensor: reading it would wait for the device in every step.
+            # Reading a tensor would wait for the device in every step.
             return self._number
         return max(number for (number,) in sizes_over_ranks([self._number], device))
 
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Note SIGINT, SIGTERM and SIGHUP within the block in place of stopping at once.
+    """Record SIGINT, SIGTERM and SIGHUP inside the block instead of stopping at once.
 
-    A second SIGINT or SIGTERM does what it would have done before. A second SIGHUP does not: a
-    terminal that is closed sends two. Signals that are ignored (nohup) stay ignored. Outside the
-    main thread, where Python allows no handlers, nothing changes.
+    A second SIGINT or SIGTERM has its former effect. A second SIGHUP does not, because a closing
+    terminal sends two. Ignored signals (nohup) stay ignored. Outside the main thread, where Python
+    allows no handlers, nothing changes.
     """
     request, before = StopRequest(), {}
     owner = os.getpid()
 
     def note(number: int, _frame: FrameType | None) -> None:
         if os.getpid() != owner:
-            # A worker of the loader that is still starting.
+            # A data loading process that is still starting.
             return
         request.note(number)
         for one, handler in before.items():
@@ -63,7 +65,7 @@ def stop_requests() -> Iterator[StopRequest]:
 
     if threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:
-            # None is a handler of C code, which Python could not restore.
+            # None stands for a handler of C code, which Python cannot restore.
             if signal.getsignal(number) not in (None, signal.SIG_IGN):
                 before[number] = signal.signal(number, note)
     try:
@@ -74,12 +76,12 @@ def stop_requests() -> Iterator[StopRequest]:
 
 
 def stop_after(step: int, number: int, quiet: bool) -> NoReturn:
-    """End the run after a step that is saved.
+    """End the run after a saved step.
 
     Args:
         step: number of the step.
-        number: of the signal that asked for it.
-        quiet: whether this process says nothing on stderr.
+        number: number of the signal.
+        quiet: flag to print nothing on stderr.
 
     Raises:
         KeyboardInterrupt: always; its argument is `number`.
@@ -88,21 +90,20 @@ def stop_after(step: int, number: int, quiet: bool) -> NoReturn:
         # After SIGHUP the terminal may be gone.
         with contextlib.suppress(OSError):
             name = signal.Signals(number).name
-            print(f"{name}: step {step} is saved; --resume goes on from it", file=sys.stderr)
+            print(f"{name}: step {step} is saved; --resume continues from it", file=sys.stderr)
     raise KeyboardInterrupt(number)
 
 
 def leave_signals_to_parent(_worker: int = 0) -> None:
-    """Let a worker of the loader live until its parent needs no more of it.
+    """Make a data loading process ignore all signals but SIGTERM from its parent.
 
-    Ctrl-C and a batch system send their signals to all processes of a run, and the parent cannot
-    finish its step without its workers. A SIGTERM of the parent itself still ends them: so Python
-    ends those that are left when it exits.
+    Ctrl-C and batch systems signal all processes of a run, and the parent cannot finish its step
+    without its workers. On exit Python ends the remaining workers by SIGTERM.
     """
     for number in _SIGNALS:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
-    # Elsewhere nobody tells who has sent a signal.
+    # Other systems do not report the sender of a signal.
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Phrases to vectors: the other side of the contrastive loss."""
+"""Text encoders of the contrastive loss, which encode phrases as concept vectors."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ CONCEPTS = "concepts"
 
 # Letters and digits of any script.
 _WORD = re.compile(r"[^\W_]+")
-# Words after which position encodings begin to repeat.
+# Number of words after which position encodings begin to repeat.
 _POSITIONS = 32
 
 
 class ConceptEncoder(nn.Module):
-    """A small transformer over the words of each phrase, without a vocabulary file.
+    """Small transformer over the words of each phrase, without a vocabulary file.
 
-    Words are hashed to the rows of an embedding table by a checksum that is the same on every
-    machine. Two words may share a row; the transformer sees them in context.
+    Words are hashed to the rows of an embedding table. The hash is a checksum that is equal on all
+    machines. Two words may share a row; the transformer sees them in context.
 
     Args:
-        dim: of the concepts.
-        buckets: rows of the table.
-        width: of the transformer, a multiple of 4.
-        layers: of the transformer.
-        heads: of the transformer; divides `width`.
+        dim: number of channels of a concept.
+        buckets: number of rows of the embedding table.
+        width: number of channels of the transformer, a multiple of 4.
+        layers: number of transformer blocks.
+        heads: number of attention heads; divides `width`.
 
     Raises:
-        ValueError: a number is less than 1, or `width` is no multiple of 4 or of `heads`.
+        ValueError: a number is less than 1, or `width` is not a multiple of 4 and of `heads`.
     """
 
     def __init__(
@@ -54,10 +54,10 @@ class ConceptEncoder(nn.Module):
         self.project = nn.Linear(width, dim)
 
     def tokenize(self, phrases: Sequence[Sequence[str]]) -> Tensor:
-        """Hashes the words of phrases: their runs of letters and digits, in lower case.
+        """Hash the words of phrases: runs of letters and digits, in lower case.
 
         Args:
-            phrases: of T texts, W at most each; there may be none, and a phrase may be empty.
+            phrases: lists of at most W phrases for T texts; lists and phrases may be empty.
 
         Returns:
             (T, W, L) int64 in [0, buckets] on the CPU, 0 for padding; W and L are at least 1.
@@ -68,13 +68,13 @@ class ConceptEncoder(nn.Module):
         return _stack([[self._hash(phrase) for phrase in text] for text in _checked(phrases)])
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Encodes every phrase by itself.
+        """Encode each phrase separately.
 
         Args:
-            ids: (T, W, L) int64 from `tokenize`.
+            ids: token ids (T, W, L), int64, from `tokenize`.
 
         Returns:
-            (T, W, dim) concepts, 0 where there is none, and (T, W) bool, where there is one.
+            (T, W, dim) concepts, 0 for empty phrases, and (T, W) bool, False for empty phrases.
 
         Raises:
             ValueError: the shape does not fit.
@@ -82,10 +82,10 @@ class ConceptEncoder(nn.Module):
         _check_ids(ids)
         ids = ids.to(self.embedding.weight.device)
         real = ids.flatten(0, 1) != 0  # (T · W, L)
-        place = torch.arange(ids.shape[2], device=ids.device) / _POSITIONS  # (L,)
-        place = torch.stack([place, torch.zeros_like(place)], -1)  # (L, 2)
+        positions = torch.arange(ids.shape[2], device=ids.device) / _POSITIONS  # (L,)
+        positions = torch.stack([positions, torch.zeros_like(positions)], -1)  # (L, 2)
         x = self.embedding(ids.flatten(0, 1))  # (T · W, L, width)
-        x = x + sincos_encoding(place, x.shape[-1]).to(x.dtype)
+        x = x + sincos_encoding(positions, x.shape[-1]).to(x.dtype)
         for block in self.blocks:
             x = block(x, real[:, None])
         mean = _mean(self.norm(x), real)  # (T · W, width)
@@ -99,14 +99,14 @@ class ConceptEncoder(nn.Module):
 
 
 class HFConceptEncoder(nn.Module):
-    """Phrases through a Hugging Face text encoder, or the text tower of a composite model.
+    """Hugging Face text encoder, or the text tower of a composite model, with a projection.
 
-    A concept is the mean of the last hidden states of its tokens, projected.
+    A concept is the projected mean of the last hidden states of a phrase's tokens.
 
     Attributes:
-        backbone: the transformers model.
-        tokenizer: of the checkpoint.
-        trainable: whether the backbone receives gradients; the projection always does.
+        backbone: model of transformers.
+        tokenizer: tokenizer of the model.
+        trainable: flag of a trained backbone; the projection is always trained.
     """
 
     def __init__(
@@ -116,17 +116,17 @@ class HFConceptEncoder(nn.Module):
         trainable: bool = False,
         trust_remote_code: bool = False,
     ):
-        """Loads the model and its tokenizer.
+        """Load the model and its tokenizer.
 
         Args:
-            name_or_path: a name on the Hugging Face hub or a folder with a `config.json`.
-            dim: of the concepts.
-            trainable: train the backbone; otherwise it stays frozen and in evaluation mode.
-            trust_remote_code: run Python code that the folder brings.
+            name_or_path: name on the Hugging Face hub, or folder with a `config.json`.
+            dim: number of channels of a concept.
+            trainable: flag to train the backbone; otherwise it is frozen in evaluation mode.
+            trust_remote_code: permission to run Python code from the folder.
 
         Raises:
-            ValueError: there is no such model, it is no text encoder, its weights are incomplete
-                or damaged, or it brings code of its own.
+            ValueError: there is no such model, it is not a text encoder, its weights are incomplete
+                or damaged, or it needs remote code without permission.
         """
         super().__init__()
         self.backbone, self.tokenizer = _load_text_model(name_or_path, trust_remote_code)
@@ -134,30 +134,32 @@ class HFConceptEncoder(nn.Module):
         self.backbone.requires_grad_(trainable)
         self.train(self.training)
         config = self.backbone.config
-        self._longest = min(
+        self._max_length = min(
             self.tokenizer.model_max_length,
             getattr(config, "max_position_embeddings", self.tokenizer.model_max_length),
         )
         self.project = nn.Linear(config.hidden_size, dim)
 
     def tokenize(self, phrases: Sequence[Sequence[str]]) -> Tensor:
-        """Tokenises phrases; long ones are cut to what the model takes.
+        """Tokenize phrases; long ones are truncated to the model's maximum length.
 
         Args:
-            phrases: of T texts, W at most each; there may be none, and a phrase may be empty.
+            phrases: lists of at most W phrases for T texts; lists and phrases may be empty.
 
         Returns:
-            (T, W, L) int64 on the CPU: 1 + the tokenizer's ids, because 0 stands for padding; W and
-            L are at least 1.
+            (T, W, L) int64 on the CPU: 1 + the tokenizer's ids, because 0 is the padding. W and L
+            are at least 1.
 
         Raises:
             TypeError: a text is a string and not a list of them.
         """
-        # Of nothing the tokenizer would make something: its marks of beginning and end.
-        spoken = [phrase for text in _checked(phrases) for phrase in text if phrase.strip()]
+        # The tokenizer would return start and end tokens for an empty phrase.
+        nonempty = [phrase for text in _checked(phrases) for phrase in text if phrase.strip()]
         ids = []
-        if spoken:
-            ids = self.tokenizer(spoken, truncation=True, max_length=self._longest)["input_ids"]
+        if nonempty:
+            ids = self.tokenizer(nonempty, truncation=True, max_length=self._max_length)[
+                "input_ids"
+            ]
         left = iter(ids)
         return _stack(
             [
@@ -167,14 +169,14 @@ class HFConceptEncoder(nn.Module):
         )
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Encodes every phrase by itself.
+        """Encode each phrase separately.
 
         Args:
-            ids: (T, W, L) int64 from `tokenize`.
+            ids: token ids (T, W, L), int64, from `tokenize`.
 
         Returns:
-            (T, W, dim) concepts, 0 where there is none, and (T, W) bool, where there is one. Only
-            the projection carries gradient unless `trainable`.
+            (T, W, dim) concepts, 0 for empty phrases, and (T, W) bool, False for empty phrases.
+            Only the projection has a gradient unless `trainable`.
 
         Raises:
             ValueError: the shape does not fit.
@@ -183,7 +185,7 @@ class HFConceptEncoder(nn.Module):
         ids = ids.to(self.project.weight.device)
         real = ids != 0
         present = real.any(-1)  # (T, W)
-        # Attention over padding alone is undefined in most models: they see none of it.
+        # Attention over padding only is undefined in most models, so empty phrases are left out.
         real = real[present]  # (P, L)
         concepts = self.project.weight.new_zeros(*present.shape, self.project.out_features)
         if not len(real):
@@ -196,7 +198,7 @@ class HFConceptEncoder(nn.Module):
         return concepts.to(projected.dtype).index_put((present,), projected), present
 
     def train(self, mode: bool = True) -> HFConceptEncoder:
-        """Sets the mode of the module; a frozen backbone stays in evaluation mode."""
+        """Set the mode of the module; a frozen backbone stays in evaluation mode."""
         super().train(mode)
         self.backbone.train(mode and self.trainable)
         return self
@@ -205,7 +207,12 @@ class HFConceptEncoder(nn.Module):
 def build_text_encoder(
     name: str, dim: int, trust_remote_code: bool = False
 ) -> ConceptEncoder | HFConceptEncoder:
-    """Makes the encoder a user named: "concepts", or a Hugging Face name or folder.
+    """Build a text encoder by name.
+
+    Args:
+        name: name "concepts" for `ConceptEncoder`, or name or folder of a Hugging Face model.
+        dim: number of channels of a concept.
+        trust_remote_code: permission to run Python code from the folder.
 
     Raises:
         ValueError: see the encoders.
@@ -228,27 +235,29 @@ def _load_text_model(name: str, trust_remote_code: bool) -> tuple[nn.Module, Cal
             f"text encoder: expected {CONCEPTS!r}, a folder with a model and its tokenizer, or the "
             f"name of a text encoder on the Hugging Face hub, got {name!r}: {error}"
         ) from error
-    # Where the tokenizer's files are missing, transformers makes one that knows no word.
+    # Without tokenizer files transformers builds a tokenizer with an empty vocabulary.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise ValueError(f"text encoder: expected a tokenizer with words, got none in {name!r}")
+        raise ValueError(
+            f"text encoder: expected a tokenizer with a vocabulary, got none in {name!r}"
+        )
     model = getattr(model, "text_model", model)
     if model.main_input_name != "input_ids" or model.config.is_encoder_decoder:
         raise ValueError(
-            f"text encoder: expected a model that turns tokens into states, or one with such a "
-            f"tower, got {name!r}, a {type(model).__name__}"
+            f"text encoder: expected a model that encodes tokens as hidden states, or one with "
+            f"such a tower, got {name!r}, a {type(model).__name__}"
         )
-    # Poolers are often left out of checkpoints, and not used here.
+    # Checkpoints often lack the pooler, which is not used here.
     missing = sorted(key for key in info["missing_keys"] if "pooler" not in key.split("."))
     if missing:
         raise ValueError(
-            f"text encoder: {name!r} lacks {len(missing)} of its weights, such as {missing[0]}; "
-            f"they would be random"
+            f"text encoder: expected all weights of {name!r}, got a checkpoint without "
+            f"{len(missing)} of them, such as {missing[0]}"
         )
     return model, tokenizer
 
 
 def _checked(phrases: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
-    """Refuses a flat list of strings, whose letters would pass for phrases."""
+    """Raise an error for a flat list of strings, whose letters would count as phrases."""
     for text in phrases:
         if isinstance(text, str):
             raise TypeError(f"phrases: expected a list of phrases per text, got {text!r}")
@@ -256,10 +265,10 @@ def _checked(phrases: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
 
 
 def _stack(ids: list[list[list[int]]]) -> Tensor:
-    """Ragged ids to (T, W, L) int64, padded with 0; W and L are at least 1."""
-    most_phrases = max((len(text) for text in ids), default=0)
-    most_words = max((len(phrase) for text in ids for phrase in text), default=0)
-    stacked = torch.zeros(len(ids), max(1, most_phrases), max(1, most_words), dtype=torch.int64)
+    """Stack ragged ids to (T, W, L) int64, padded with 0; W and L are at least 1."""
+    max_phrases = max((len(text) for text in ids), default=0)
+    max_length = max((len(phrase) for text in ids for phrase in text), default=0)
+    stacked = torch.zeros(len(ids), max(1, max_phrases), max(1, max_length), dtype=torch.int64)
     for t, text in enumerate(ids):
         for w, phrase in enumerate(text):
             stacked[t, w, : len(phrase)] = torch.tensor(phrase, dtype=torch.int64)
@@ -272,6 +281,6 @@ def _check_ids(ids: Tensor) -> None:
 
 
 def _mean(x: Tensor, real: Tensor) -> Tensor:
-    """Mean of (N, L, D) over what is real, (N, L) bool: (N, D), 0 for nothing."""
+    """Return the mean (N, D) of x (N, L, D) over the real tokens (N, L); 0 without any."""
     total = x.masked_fill(~real[..., None], 0).sum(1)
     return total / real.sum(1, keepdim=True).clamp(min=1)

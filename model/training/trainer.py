@@ -1,4 +1,4 @@
-"""The training loop: one process or many, accumulation of gradients, exact resume."""
+"""Training loop with gradient accumulation, distributed training and exact resume."""
 
 from __future__ import annotations
 
@@ -38,30 +38,30 @@ from setokim.training.stopping import leave_signals_to_parent, stop_after, stop_
 from setokim.utils.distributed import whole
 from setokim.utils.files import filling, write_file
 
-# Steps whose losses stay on the device at most.
+# Maximum number of steps whose losses stay on the device.
 _MAX_PENDING = 100
 
 
 class Trainer:
-    """Trains a stage.
+    """Training loop of one run.
 
-    Everything that the next step depends on is in a checkpoint: weights of model, averages and
-    discriminator, the optimizers, the random state, and the number of the step, from which the
-    position in the data and the learning rates follow.
+    A checkpoint holds the full state of the next step: the weights of all modules, their averages,
+    the optimizers, the random states and the step number. The position in the data and the learning
+    rates follow from the step number.
 
     Args:
-        settings: of the run.
-        out: folder for checkpoints, the model, pictures and logs.
-        resume: go on from the newest whole checkpoint in `out`; newer ones that are damaged are
-            named on stderr.
+        settings: settings of the run.
+        out: folder for checkpoints, the model, image sheets and logs.
+        resume: flag to continue from the newest undamaged checkpoint in `out`. Newer, damaged ones
+            are listed on stderr.
 
     Raises:
-        TypeError, ValueError: a setting does not fit; `out` has checkpoints and `resume` is not
-            set; or it is set, and there are none, all are damaged, they were made with other
-            settings, or the logs are damaged.
+        TypeError, ValueError: a setting is not valid, or `out` has checkpoints without `resume`.
+            With `resume`: `out` has no checkpoint, all are damaged, their settings differ, or the
+            logs are damaged.
         FolderInUseError: another run writes into `out`.
         OSError: `out` cannot be written.
-        MissingExtraError: losses are to be logged, and tensorboard is not installed.
+        MissingExtraError: `every.log` is above 0 and tensorboard is not installed.
     """
 
     def __init__(self, settings: Settings, out: Path, resume: bool = False):
@@ -80,7 +80,9 @@ class Trainer:
         self.dataset = Guarded(settings.data.build())
         self.held_out = Guarded(settings.held_out.build())
         if len(self.held_out) >= ENDLESS:
-            raise ValueError("held_out.samples: expected a number, as there is no end, got None")
+            raise ValueError(
+                "held_out.samples: expected a number for an endless data set, got None"
+            )
         torch.manual_seed(settings.seed)
         stage = build_stage(settings).to(self.accelerator.device).train()
         self.collate = stage.collator()
@@ -90,7 +92,7 @@ class Trainer:
         self.ema = EMA(self.unwrapped, settings.ema)
         self.engine = Engine(self.accelerator, settings, self.sharded)
         self._others = self.unwrapped.start(self.engine)
-        # The processes have the same weights now; what they draw from here on may differ.
+        # All processes have the same weights now. Their random numbers may differ from here on.
         torch.manual_seed(settings.seed + 1 + self.accelerator.process_index)
         self.state = self._state()
         self.losses = PendingLosses()
@@ -102,11 +104,11 @@ class Trainer:
                 self.folder.check_logs(self.step)
 
     def _prepare(self, stage: Stage) -> None:
-        """Spreads a stage over the processes, and makes its optimizer."""
+        """Shard or wrap the stage for the processes and create its optimizer."""
         settings, accelerator = self.settings, self.accelerator
         self.sharded = None
         if settings.parallel == "fsdp" and distributed.is_initialized():
-            # Before the optimizer, which is to hold the shares.
+            # Before the optimizer, which must hold the shards.
             self.sharded = Sharded(stage, settings.precision)
         groups = stage.parameter_groups(settings.optimizer)
         self._rates = [group["lr"] for group in groups]
@@ -118,27 +120,30 @@ class Trainer:
 
     @property
     def unwrapped(self) -> Stage:
-        """The module without what distributed training puts around it."""
+        """Stage without the wrapper of distributed training."""
         return self.accelerator.unwrap_model(self.stage)
 
     def train(self) -> dict:
-        """Runs to the last step and writes the model and `metrics.json`; returns the metrics.
+        """Train to the last step, then write the model and `metrics.json`.
 
-        SIGINT, SIGTERM and SIGHUP end the run after the step in which they arrive, with what is due
-        at that step, and a checkpoint of it.
+        SIGINT, SIGTERM and SIGHUP end the run after the current step. Outputs due at that step are
+        written, and a checkpoint of it.
+
+        Returns:
+            Metrics of the averaged weights, with `seconds`, `steps`, `seed` and `commit`.
 
         Raises:
-            FolderInUseError: another run writes into the folder, or has done so.
-            OSError: a file cannot be written; what is there stays.
-            NotFiniteError, TooManyBrokenError: the run cannot go on.
-            KeyboardInterrupt: a signal, which is its argument, has ended the run.
+            FolderInUseError: another run writes or has written into the folder.
+            OSError: a file cannot be written; existing files stay.
+            NotFiniteError, TooManyBrokenError: the run cannot continue.
+            KeyboardInterrupt: a signal has ended the run; its argument is the signal's number.
         """
         started = time.monotonic()
         with self.folder.held():
             self.accelerator.init_trackers("logs")
             self._take_steps()
             metrics = self._evaluate() | {
-                # Of this process, whatever was done before it resumed.
+                # Duration of this process, without the time before a resume.
                 "seconds": time.monotonic() - started,
                 "steps": self.step,
                 "seed": self.settings.seed,
@@ -146,10 +151,10 @@ class Trainer:
             }
             self._export(metrics)
         self.accelerator.end_training()
-        # Of this process; more than 1 % of broken samples is an error, less is said.
+        # Each process reports its broken samples; more than 1 % raise an error.
         for name, dataset in (("data", self.dataset), ("held_out", self.held_out)):
-            said = f"{name}: {dataset.finish()}"
-            print(f"process {self.accelerator.process_index}, {said}", flush=True)
+            summary = f"{name}: {dataset.finish()}"
+            print(f"process {self.accelerator.process_index}, {summary}", flush=True)
         return metrics
 
     def _take_steps(self) -> None:
@@ -166,13 +171,14 @@ class Trainer:
                 logged = self._due(every.log)
                 evaluates = self._due(every.evaluation) and self.step < settings.steps
                 last = self.step == settings.steps
-                draws = self._due(every.pictures) or (every.pictures > 0 and last)
-                if logged or evaluates or draws or len(self.losses) >= _MAX_PENDING:
+                writes_samples = self._due(every.pictures) or (every.pictures > 0 and last)
+                full = len(self.losses) >= _MAX_PENDING
+                if logged or evaluates or writes_samples or full:
                     self._write_losses(file, show, logged)
                 if evaluates:
                     self._evaluate()
-                if draws:
-                    self._draw()
+                if writes_samples:
+                    self._write_samples()
                 stop = request.agreed(self.accelerator.device)
                 if stop or self._due(every.checkpoint) or last:
                     self._write_losses(file, show)
@@ -182,7 +188,7 @@ class Trainer:
                     stop_after(self.step, stop, quiet=not self.main)
 
     def _take_step(self, batches) -> tuple[StepLosses, Tensor]:
-        """Take one step; return its losses and the norm of its gradient, on the device."""
+        """Take one step; return its losses and its gradient norm, on the device."""
         settings, stage = self.settings, self.unwrapped
         losses = StepLosses()
         for part in range(settings.accumulation):
@@ -205,12 +211,12 @@ class Trainer:
         """Write the losses of all steps since the last call.
 
         Args:
-            file: file of the losses, in the first process.
+            file: log of the losses; None except in the first process.
             show: function that updates the terminal.
-            logged: True to give the last step's losses to the tracker too.
+            logged: flag to pass the losses of the last step to the tracker too.
 
         Raises:
-            NotFiniteError: one is not finite; those before are written.
+            NotFiniteError: a loss is not finite; the earlier ones are written.
         """
         try:
             lines = self.losses.take()
@@ -231,7 +237,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _averaged(self):
-        """The whole stage with the averaged weights, in evaluation mode; all processes enter it."""
+        """Yield the unsharded stage with averaged weights in evaluation mode, in all processes."""
         if self.sharded is None:
             weights = self.ema.swapped(self.unwrapped)
         else:
@@ -255,13 +261,13 @@ class Trainer:
             batch_sampler=order,
             collate_fn=GuardedCollator(self.collate),
             num_workers=settings.workers,
-            # Its own: otherwise a loader draws from the state that a checkpoint has restored.
+            # Otherwise the loader would advance the random state restored from a checkpoint.
             generator=torch.Generator(),
             worker_init_fn=leave_signals_to_parent,
         )
 
     def _batches(self) -> Iterator[tuple[dict, Reading]]:
-        """Batches without end; closing it ends the workers."""
+        """Yield batches without end; closing the generator ends the workers."""
         yield from self._loader()
 
     def _due(self, every: int) -> bool:
@@ -276,13 +282,13 @@ class Trainer:
             self.folder.add_evaluation(self.step, metrics)
         return metrics
 
-    def _draw(self) -> None:
+    def _write_samples(self) -> None:
         with self._averaged() as stage:
             if self.main:
-                # A sheet may have a text beside it, or there is nothing to show.
+                # A stage may write a text file beside the sheet, or nothing at all.
                 with filling(self.out / "pictures") as folder:
                     path = folder / f"step-{self.step:08d}.png"
-                    stage.draw(self.collate, Counted(self.held_out), path)
+                    stage.write_samples(self.collate, Counted(self.held_out), path)
         self.accelerator.wait_for_everyone()
 
     def _state(self) -> TrainingState:
@@ -293,7 +299,7 @@ class Trainer:
         return TrainingState(self.accelerator, modules, optimizers, self.ema, self.dataset)
 
     def _export(self, metrics: dict) -> None:
-        """Averaged weights in Hugging Face manner, and the metrics beside them."""
+        """Write the averaged weights in the Hugging Face layout, and the metrics."""
         with self._averaged() as stage:
             if self.main:
                 with filling(self.out / "model") as folder:
@@ -308,7 +314,7 @@ class Trainer:
 
 
 def _tracker() -> str:
-    """The name of accelerate for TensorBoard, which it would leave out silently."""
+    """Return accelerate's name of TensorBoard; accelerate skips a missing one silently."""
     with from_extra("train"):
         import tensorboard  # noqa: F401
     return "tensorboard"

@@ -1,4 +1,4 @@
-"""Stage 1 at its smallest, and a script that runs it in processes of its own."""
+"""Tiny settings of stage 1, and a script that trains it in separate processes."""
 
 import argparse
 import json
@@ -58,7 +58,7 @@ TINY = {
 
 
 def write_setok(folder: Path) -> Path:
-    """A random model of stage 1 as its run would leave it; the folder."""
+    """Write a random model in the layout of a run of stage 1; return its folder."""
     torch.manual_seed(0)
     model = SetokModel(SetokConfig(**TINY["model"]))
     model.save_pretrained(folder)
@@ -81,7 +81,7 @@ def losses_of(out: Path) -> list[dict]:
 
 
 def assert_same_run(whole, resumed):
-    """Losses, evaluations, weights, averages, optimizers and random state, to the bit."""
+    """Compare the logs, weights and checkpoints of two runs bit for bit."""
     for name in ("losses.jsonl", "evaluations.jsonl"):
         assert (resumed / name).read_text() == (whole / name).read_text()
     last = latest_checkpoint(whole)
@@ -91,7 +91,7 @@ def assert_same_run(whole, resumed):
 
 
 def change_settings(checkpoint: Path, **changed: Any) -> None:
-    """Writes other settings into a checkpoint, as if the run had had them."""
+    """Replace settings in a checkpoint."""
     file = checkpoint / "state.json"
     state = json.loads(file.read_text())
     state["settings"] |= changed
@@ -110,28 +110,27 @@ def start_in_processes(
     resume: bool = False,
     config: Path | None = None,
 ) -> subprocess.Popen:
-    """Trains in `world` new processes of a process group of their own.
+    """Start training in `world` new processes in a process group of their own.
 
-    The settings are TINY's, or those of the file `config`. What they print is in `stdout.txt` and
-    `stderr.txt` of `folder`.
+    Their output is written to `stdout.txt` and `stderr.txt` in `folder`.
 
     Args:
-        folder: for files of the test.
-        out: of the run.
-        overrides: of the settings.
+        folder: folder for files of the test.
+        out: output folder of the run.
+        overrides: overrides of the settings.
         world: number of processes.
-        die_at: step in the middle of which they kill themselves.
-        wait_at: step in the middle of which each writes `waiting-N`, N its rank, with its own
-            number as a process, into `folder`, and waits for a signal to any of them.
-        resume: as of the trainer.
-        config: file of settings.
+        die_at: step within which the processes kill themselves.
+        wait_at: step within which each process writes its process id to `waiting-RANK` in `folder`
+            and waits for a signal to any of them.
+        resume: flag to resume the run.
+        config: YAML file of settings; None for TINY.
     """
     launcher = [sys.executable]
     if world > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"]
     script = [__file__, str(config or tiny_file(folder)), str(out), *overrides]
     script += ["--resume"] if resume else []
-    # Into files: the workers of a killed run hold its pipes for some seconds more.
+    # Files instead of pipes: the workers of a killed run hold its pipes open for some seconds.
     with (folder / "stdout.txt").open("w") as stdout, (folder / "stderr.txt").open("w") as stderr:
         return subprocess.Popen(
             [
@@ -146,7 +145,7 @@ def start_in_processes(
 
 
 def run_in_processes(folder: Path, *arguments, **options) -> subprocess.CompletedProcess:
-    """Trains as `start_in_processes` does, to the end."""
+    """Train as `start_in_processes` does and wait for the end."""
     process = start_in_processes(folder, *arguments, **options)
     process.wait()
     texts = [(folder / name).read_text() for name in ("stdout.txt", "stderr.txt")]
@@ -154,15 +153,15 @@ def run_in_processes(folder: Path, *arguments, **options) -> subprocess.Complete
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> Path:
-    """Until the file is there; not for a time, which would depend on the machine."""
+    """Wait until a file exists; the time depends on the machine, so there is no limit."""
     while not path.exists():
         assert process.poll() is None, (path.parent / "stderr.txt").read_text()
         time.sleep(0.01)
     return path
 
 
-class Mortal(Trainer):
-    """Dies without a word in the middle of a step, or waits there for a signal."""
+class InterruptedTrainer(Trainer):
+    """Trainer that kills itself within a step, or waits there for a signal."""
 
     die_at = wait_at = -1
     notes = Path()
@@ -182,13 +181,13 @@ class Mortal(Trainer):
         self.engine.synchronised = interrupted
 
     def _wait(self):
-        """Whichever signal is noted first, SIGTERM does then again what it did before."""
-        noting = signal.getsignal(signal.SIGTERM)
+        """Wait until SIGTERM has its former handler again, which the first signal restores."""
+        recording = signal.getsignal(signal.SIGTERM)
         rank = self.accelerator.process_index
         own, noted = self.notes / f"waiting-{rank}", self.notes / "noted"
         own.with_suffix(".new").write_text(str(os.getpid()))
         own.with_suffix(".new").rename(own)
-        while signal.getsignal(signal.SIGTERM) == noting and not noted.exists():
+        while signal.getsignal(signal.SIGTERM) == recording and not noted.exists():
             time.sleep(0.01)
         noted.touch()
         while (self.notes / "stay").exists():
@@ -206,15 +205,15 @@ def main() -> None:
     parser.add_argument("--notes", type=Path)
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
-    # As the runs that these are compared with.
+    # The runs to compare with have the same options.
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)
     settings = load_settings(arguments.config, arguments.overrides)
-    trainer = Mortal(settings, arguments.out, arguments.resume)
+    trainer = InterruptedTrainer(settings, arguments.out, arguments.resume)
     trainer.die_at, trainer.wait_at = arguments.die_at, arguments.wait_at
     trainer.notes = arguments.notes
     if arguments.world > 1:
-        # `accelerate launch` is known to start one process where two were asked for.
+        # `accelerate launch` is known to start one process instead of two.
         assert distributed.get_world_size() == arguments.world
         assert trainer.accelerator.num_processes == arguments.world
         if trainer.settings.parallel == "fsdp":

@@ -1,4 +1,4 @@
-"""Adversarial training of stage 1: the discriminator, its losses and its optimizer."""
+"""Adversarial training of stage 1: discriminator, losses and optimizer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from setokim.training.stage1.settings import Stage1Settings
 
 
 class Adversary:
-    """A patch discriminator with its optimizer and both losses of adversarial training.
+    """Patch discriminator with its optimizer and both adversarial losses.
 
     Args:
         engine: engine of the run.
@@ -23,7 +23,7 @@ class Adversary:
         size: height and width of the images in pixels.
 
     Attributes:
-        module: the discriminator, in what distributed training puts around it.
+        module: discriminator in the wrapper of distributed training.
         optimizer: optimizer of the discriminator.
 
     Raises:
@@ -43,23 +43,23 @@ class Adversary:
 
     @property
     def unwrapped(self) -> PatchDiscriminator:
-        """The discriminator alone."""
+        """Discriminator without the wrapper of distributed training."""
         return self._engine.accelerator.unwrap_model(self.module)
 
     def generator_loss(
         self, losses: Mapping[str, Tensor], images: Tensor, last_layer: Tensor
     ) -> Tensor:
-        """Return the generator's adversarial loss, balanced with the reconstruction.
+        """Return the generator's adversarial loss, balanced with the reconstruction losses.
 
         Args:
             losses: losses of stage 1 by name.
-            images: (B, 3, h, w) of the generator.
+            images: generated images (B, 3, h, w).
             last_layer: weight of the generator at which the gradients are balanced.
 
         Returns:
-            0-dim, weighted. It leaves no gradient in the discriminator.
+            0-dim weighted loss. It adds no gradient to the discriminator.
         """
-        # Around the wrapper: these gradients are not the discriminator's.
+        # Without the wrapper, which expects gradients for the discriminator.
         discriminator = self.unwrapped.requires_grad_(False)
         loss = hinge_generator_loss(discriminator(images).float())
         discriminator.requires_grad_(True)
@@ -70,13 +70,16 @@ class Adversary:
         return weight * loss
 
     def accumulate(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Add the discriminator's gradients of one batch; return its loss, 0-dim.
+        """Add the discriminator's gradients of one batch.
 
         Args:
-            real: (B, 3, h, w) in [0, 1].
-            fake: (B, 3, h, w) of the generator, detached.
+            real: target images (B, 3, h, w) in [0, 1].
+            fake: generated images (B, 3, h, w), detached.
+
+        Returns:
+            0-dim loss.
         """
-        # One pass through the wrapper, which counts them.
+        # One pass for both: the wrapper expects a forward pass for each backward pass.
         logits = self.module(torch.cat([real, fake])).float()
         loss = hinge_discriminator_loss(*logits.chunk(2))
         self._engine.backward(loss)
@@ -86,7 +89,7 @@ class Adversary:
         """Take an optimizer step.
 
         Args:
-            step: number of steps that the run has taken before.
+            step: number of completed steps of the run.
         """
         own, start = self._settings.discriminator, self._settings.losses.adversarial_start
         rates = [own.lr] * len(self.optimizer.param_groups)

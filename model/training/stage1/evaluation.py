@@ -18,16 +18,16 @@ from setokim.training.stage1.losses import LossSettings
 
 
 class Evaluated(Protocol):
-    """The parts of stage 1 that its metrics read."""
+    """Interface of stage 1 that its metrics need."""
 
     losses: LossSettings
     setok: nn.Module
 
-    def similarity(self, tokens: Tensor, occupied: Tensor, words: Tensor) -> Tensor:
+    def similarity(self, tokens: Tensor, occupied: Tensor, text_ids: Tensor) -> Tensor:
         """Return the similarity of each image and each text."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Return the parameters; the first one's device is that of the stage."""
+        """Return the parameters; the first one is on the device of the stage."""
 
 
 def evaluate(
@@ -36,21 +36,22 @@ def evaluate(
     """Measure reconstruction, clusters against true objects, and retrieval on a data set.
 
     Args:
-        stage: stage 1, in training or in evaluation mode: it has no dropout.
+        stage: stage 1, in training or evaluation mode: it has no dropout.
         collate: collate function of the stage.
-        held_out: samples that are not trained on.
+        held_out: samples that the stage is not trained on.
         batch_size: number of samples in a batch.
 
     Returns:
-        `psnr` in dB; `sharpness`, that of the reconstructions over that of the images; `tokens`,
-        the mean number of tokens of an image; with texts `recall_at_1` and `recall_at_1_chance` of
-        retrieving an image's text among all. With true masks also `fg_ari`, `best_overlap_iou`, and
-        `token_object_correlation` (Pearson correlation of both counts). A metric that is not finite
-        is None, as JSON has no such number: the correlation where one of the counts is the same
-        throughout, the PSNR of a reconstruction without error.
+        Metrics by name. `psnr` is in dB. `sharpness` is the ratio of the reconstructions to the
+        images. `tokens` is the mean number of tokens of an image. With texts, `recall_at_1` and
+        `recall_at_1_chance` measure the retrieval of an image's text among all texts. With true
+        masks there are `fg_ari`, `best_overlap_iou` and `token_object_correlation` (Pearson
+        correlation of both counts). A metric that is not finite is None, because JSON has no such
+        number: the correlation if all counts of one kind are equal, the PSNR of an exact
+        reconstruction.
     """
     psnr, sharpness, token_counts, object_counts, ari, overlap = [], [], [], [], [], []
-    images, words = [], []
+    visual_sets, text_ids = [], []
     for samples, batch, visual, image in reconstructed(stage, collate, held_out, batch_size):
         target = batch["target"]
         psnr += metrics.psnr(image.clamp(0, 1), target).tolist()
@@ -62,25 +63,25 @@ def evaluate(
             if sample.masks is None:
                 continue
             truth = torch.from_numpy(sample.masks)[None]
-            spread = metrics.upsample_labels(own[None], tuple(truth.shape[1:]))
+            predicted = metrics.upsample_labels(own[None], tuple(truth.shape[1:]))
             object_counts.append(len(truth[truth > 0].unique()))
-            ari.append(metrics.adjusted_rand_index(spread, truth, truth > 0))
-            overlap.append(metrics.best_overlap_iou(spread, truth))
-        images.append((visual.tokens, visual.occupied))
-        words.append(batch["words"])
-    found = {"psnr": statistics.fmean(psnr), "tokens": statistics.fmean(token_counts)}
-    found["sharpness"] = float(torch.cat(sharpness).nanmean())
+            ari.append(metrics.adjusted_rand_index(predicted, truth, truth > 0))
+            overlap.append(metrics.best_overlap_iou(predicted, truth))
+        visual_sets.append((visual.tokens, visual.occupied))
+        text_ids.append(batch["words"])
+    values = {"psnr": statistics.fmean(psnr), "tokens": statistics.fmean(token_counts)}
+    values["sharpness"] = float(torch.cat(sharpness).nanmean())
     if ari:
-        found["fg_ari"] = float(torch.cat(ari).nanmean())
-        found["best_overlap_iou"] = float(torch.cat(overlap).nanmean())
+        values["fg_ari"] = float(torch.cat(ari).nanmean())
+        values["best_overlap_iou"] = float(torch.cat(overlap).nanmean())
         if len(object_counts) == len(token_counts):
             counts = (torch.tensor(c, dtype=torch.float64) for c in (token_counts, object_counts))
-            found["token_object_correlation"] = float(metrics.pearson_correlation(*counts))
-    if stage.losses.contrastive and any(bool((w > 0).any()) for w in words):
-        similarity = _all_pairs(stage, images, words)
-        found["recall_at_1"] = metrics.recall_at_k(similarity, 1)
-        found["recall_at_1_chance"] = 1 / similarity.shape[0]
-    return {name: value if math.isfinite(value) else None for name, value in found.items()}
+            values["token_object_correlation"] = float(metrics.pearson_correlation(*counts))
+    if stage.losses.contrastive and any(bool((ids > 0).any()) for ids in text_ids):
+        similarity = _all_pairs(stage, visual_sets, text_ids)
+        values["recall_at_1"] = metrics.recall_at_k(similarity, 1)
+        values["recall_at_1_chance"] = 1 / similarity.shape[0]
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 @torch.no_grad()
@@ -98,9 +99,9 @@ def reconstructed(
 
 @torch.no_grad()
 def _all_pairs(
-    stage: Evaluated, images: list[tuple[Tensor, Tensor]], words: list[Tensor]
+    stage: Evaluated, visual_sets: list[tuple[Tensor, Tensor]], text_ids: list[Tensor]
 ) -> Tensor:
     """Return the (n, n) similarities of all images and all texts."""
     return torch.cat(
-        [torch.cat([stage.similarity(*image, ids) for ids in words], 1) for image in images]
+        [torch.cat([stage.similarity(*own, ids) for ids in text_ids], 1) for own in visual_sets]
     )

@@ -1,4 +1,4 @@
-"""Losses of stage 1: pixels, perceptual distance, contrastive; the adversary's are beside it."""
+"""Losses of stage 1 by name: pixel, perceptual and contrastive."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class LossSettings:
     Attributes:
         l1: weight of the mean absolute difference of pixels.
         l2: weight of the mean squared difference of pixels.
-        perceptual: weight of the distance of features of a frozen network.
-        perceptual_network: "pyramid" (built in), "encoder" (the model's own, frozen), or a
-            safetensors file of LPIPS.
-        adversarial: weight of the patch discriminator, on top of the adaptive weight.
-        adversarial_start: first step with adversarial training.
-        contrastive: weight of the contrastive loss of visual tokens and concepts of the text.
+        perceptual: weight of the feature distance in a frozen network.
+        perceptual_network: network of the perceptual loss; "pyramid" (built in), "encoder" (a
+            frozen copy of the model's encoder), or the path of a safetensors file of LPIPS.
+        adversarial: weight of the adversarial loss, multiplied with its adaptive weight.
+        adversarial_start: number of steps before adversarial training starts.
+        contrastive: weight of the contrastive loss between visual tokens and text concepts.
         extra: weights of further losses by their names in `setokim.training.stage1.losses.LOSSES`.
     """
 
@@ -47,7 +47,7 @@ class LossSettings:
                 raise ValueError(f"losses.extra: expected registered losses ({known}), got {name}")
 
     def active(self) -> list[str]:
-        """Return the names in `LOSSES` of the losses that have a weight."""
+        """Return the names in `LOSSES` of the losses with a nonzero weight."""
         weighted = {"pixel": self.l1 or self.l2, **{n: getattr(self, n) for n in BUILT_IN[1:]}}
         weighted |= self.extra
         return [name for name in LOSSES if weighted.get(name)]
@@ -55,18 +55,18 @@ class LossSettings:
 
 @dataclass(frozen=True)
 class LossContext:
-    """One forward pass of stage 1, with what it is trained towards.
+    """Inputs of a loss: the results and targets of one forward pass of stage 1.
 
     Attributes:
         weights: weights of the losses.
         setok: tokenizer and detokenizer.
         text: text encoder of the contrastive loss.
-        log_scale: 0-dim parameter, logarithm of the inverse temperature.
-        perceptual: perceptual distance; None where its weight is 0.
+        log_scale: logarithm of the inverse temperature, a 0-dim parameter.
+        perceptual: network of the perceptual loss; None if its weight is 0.
         visual: visual tokens of B images, without the noise of `token_noise`.
-        images: (B, 3, h, w) float32 from the detokenizer.
-        target: (B, 3, h, w) in [0, 1].
-        words: (B, W, L) token ids of the concepts of each text.
+        images: reconstructed images (B, 3, h, w), float32.
+        target: target images (B, 3, h, w) in [0, 1].
+        words: token ids (B, W, L) of the phrases of each text.
     """
 
     weights: LossSettings
@@ -80,13 +80,13 @@ class LossContext:
     words: Tensor
 
 
-# A loss returns a 0-dim float32 tensor with its graph; the built-in ones are weighted.
+# A loss returns a 0-dim float32 tensor with its graph. Built-in losses apply their own weights.
 LOSSES: Registry[Callable[[LossContext], Tensor]] = Registry("losses")
 BUILT_IN = ("pixel", "perceptual", "contrastive")
 
 
 def compute_losses(context: LossContext) -> dict[str, Tensor]:
-    """Return all losses that have a weight, by name and weighted."""
+    """Return the weighted losses by name, without those of weight 0."""
     losses = {name: LOSSES[name](context) for name in context.weights.active()}
     for name, weight in context.weights.extra.items():
         if name in losses:
@@ -108,7 +108,7 @@ def _perceptual(context: LossContext) -> Tensor:
 def _contrastive(context: LossContext) -> Tensor:
     concepts, present = context.text(context.words)
     tokens = context.setok.to_concept(context.visual.tokens).float()
-    # The parameter itself, as CLIP does: a clamp in the graph would hold it at the limit.
+    # Clamps the parameter itself, as CLIP does. A clamp in the graph would stop its gradient.
     context.log_scale.data.clamp_(max=_MAX_LOG_SCALE)
     sets = (tokens, context.visual.occupied, concepts.float(), present)
     return context.weights.contrastive * contrastive_loss(*sets, context.log_scale)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from setokim.data import Dataset
 from setokim.training.stage import Collate
@@ -17,23 +18,25 @@ _GAP = 4
 _SAMPLES = 12
 
 
-def draw_samples(stage: Evaluated, collate: Collate, held_out: Dataset, path: Path) -> None:
-    """Write a PNG: for each of the first samples the image, its reconstruction, clusters, truth.
+def write_samples(stage: Evaluated, collate: Collate, held_out: Dataset, path: Path) -> None:
+    """Write an image sheet of the first samples.
+
+    Each column has the image, its reconstruction, its clusters and, if known, its true masks.
 
     Args:
         stage: stage 1.
         collate: collate function of the stage.
-        held_out: samples.
-        path: path of the PNG; its folder is made.
+        held_out: samples with images.
+        path: path of the PNG; its folder is created.
     """
     columns = []
-    for samples, batch, visual, picture in reconstructed(stage, collate, held_out, _SAMPLES):
+    for samples, batch, visual, images in reconstructed(stage, collate, held_out, _SAMPLES):
         labels = visual.labels.unflatten(1, visual.grid).cpu().numpy()
-        rows = zip(samples, batch["target"], picture.clamp(0, 1), labels, strict=True)
-        for sample, target, drawing, own in rows:
-            cells = [_to_image(target), _to_image(drawing), _map(own)]
+        rows = zip(samples, batch["target"], images.clamp(0, 1), labels, strict=True)
+        for sample, target, image, own in rows:
+            cells = [_to_image(target), _to_image(image), _label_map(own)]
             if sample.masks is not None:
-                cells.append(_map(sample.masks))
+                cells.append(_label_map(sample.masks))
             columns.append(cells)
         break
     height = max(map(len, columns))
@@ -47,10 +50,10 @@ def draw_samples(stage: Evaluated, collate: Collate, held_out: Dataset, path: Pa
     sheet.save(path)
 
 
-def _to_image(picture) -> Image.Image:
-    pixels = (picture.permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
+def _to_image(image: Tensor) -> Image.Image:
+    pixels = (image.permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
     return Image.fromarray(pixels)
 
 
-def _map(labels: np.ndarray) -> Image.Image:
+def _label_map(labels: np.ndarray) -> Image.Image:
     return Image.fromarray(palette(int(labels.max()) + 1)[labels])

@@ -1,4 +1,4 @@
-"""Settings of stage 1: training the tokenizer and the detokenizer."""
+"""Settings of stage 1, which trains tokenizer and detokenizer."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from setokim.training.stage1.losses import LossSettings
 
 @dataclass(frozen=True)
 class Stage1Settings(Settings):
-    """A run of stage 1.
+    """Settings of a run of stage 1.
 
     Attributes:
-        model: fields of `SetokConfig`; `encoder` may also name a Hugging Face model.
-        text_encoder: "concepts" (built in), or the name or folder of a Hugging Face text encoder.
-        discriminator_width: channels of the patch discriminator's first layer.
+        model: fields of `SetokConfig`; `encoder` may also be the name of a Hugging Face model.
+        text_encoder: text encoder of the contrastive loss; "concepts" (built in), or the name or
+            folder of a Hugging Face model.
+        discriminator_width: number of channels of the discriminator's first layer.
         discriminator: optimizer of the discriminator.
-        losses: their weights.
-        token_noise: most noise on the tokens that are drawn again, in their units: a model that
-            makes tokens never makes them exactly. Each picture has its own share of it.
+        losses: weights of the losses.
+        token_noise: maximum standard deviation of the noise on the tokens of the detokenizer, in
+            units of each channel's own. It makes the detokenizer robust to generated tokens. The
+            level of each image is uniformly random.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
@@ -46,7 +48,7 @@ class Stage1Settings(Settings):
         self._check_adversary()
 
     def _check_adversary(self) -> None:
-        """What would otherwise come to light in the middle of a run."""
+        """Raise an error for settings of the adversarial training that fail within a run."""
         losses = self.losses
         if losses.adversarial_start < 0:
             got = losses.adversarial_start
@@ -54,16 +56,16 @@ class Stage1Settings(Settings):
         if losses.adversarial:
             self.check_warmup("discriminator", self.discriminator)
             if self.parallel == "fsdp":
-                expected = "ddp with the adversary, losses.adversarial"
+                expected = "ddp with losses.adversarial above 0"
                 raise ValueError(f"parallel: expected {expected}, got fsdp")
-        drawing = losses.l1 or losses.l2 or losses.perceptual
-        if losses.adversarial and losses.adversarial_start and not drawing:
-            # Nothing would train the detokenizer until then.
-            expected = "0 with no other loss of the pictures"
+        reconstructs = losses.l1 or losses.l2 or losses.perceptual
+        if losses.adversarial and losses.adversarial_start and not reconstructs:
+            # The detokenizer would not be trained until then.
+            expected = "0 without another loss of the images"
             got = losses.adversarial_start
             raise ValueError(f"losses.adversarial_start: expected {expected}, got {got}")
 
     @property
     def leaves_parameters_unused(self) -> bool:
-        """Layers of a trained encoder above the one that is taken get no gradient."""
+        """Flag of a trained encoder, whose layers above the output layer get no gradient."""
         return bool(self.model.get("encoder_trainable"))

@@ -1,4 +1,4 @@
-"""Stage 1 of the paper: trains tokenizer and detokenizer on images and their texts."""
+"""Stage 1 of the paper: training of tokenizer and detokenizer on images and their texts."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ from setokim.training.stage import Stage, StageOutput, TrainedModule
 from setokim.training.stage1.adversary import Adversary
 from setokim.training.stage1.evaluation import evaluate
 from setokim.training.stage1.losses import LossContext, LossSettings, compute_losses
-from setokim.training.stage1.samples import draw_samples
+from setokim.training.stage1.samples import write_samples
 from setokim.training.stage1.settings import Stage1Settings
 from setokim.training.step_losses import StepLosses
 from setokim.training.text_encoder import build_text_encoder
 
-# exp(-log_scale) is the temperature that contrastive models start from (Radford et al., 2021).
+# Initial logarithm of the inverse temperature (Radford et al., 2021).
 _FIRST_SCALE = math.log(1 / 0.07)
 TEXT_FILE = "text.safetensors"
 
 
 class Stage1(Stage):
-    """The tokenizer and detokenizer, the text encoder beside them, and their discriminator.
+    """Stage 1: tokenizer and detokenizer with text encoder, perceptual loss and discriminator.
 
     Args:
-        settings: of the run.
+        settings: settings of the run.
     """
 
     def __init__(self, settings: Stage1Settings):
         super().__init__()
         self.settings = settings
         self.losses, self.token_noise = settings.losses, settings.token_noise
-        # Made by `start`. It is no submodule: its weights are not the model's.
+        # Created by `start`. It is not a submodule: its weights are not part of the model.
         self.adversary: Adversary | None = None
         self.setok = build_model(settings.model)
         self.text = build_text_encoder(
@@ -56,7 +56,7 @@ class Stage1(Stage):
         )
         self.log_scale = nn.Parameter(torch.tensor(_FIRST_SCALE))
         self.perceptual = build_perceptual(settings.losses, self.setok)
-        self._freeze_what_nothing_trains()
+        self._freeze_unused()
 
     def forward(self, batch: dict[str, Tensor]) -> StageOutput:
         """Reconstruct the images of a batch and compare them with their targets.
@@ -65,8 +65,8 @@ class Stage1(Stage):
             batch: output of `Stage1Collator`.
 
         Returns:
-            0-dim losses, weighted, by the names of `LOSSES`, none of weight 0; and the images
-            (B, 3, h, w).
+            0-dim weighted losses by the names of `LOSSES`, without those of weight 0, and the
+            reconstructed images (B, 3, h, w).
         """
         visual = self.setok.tokenize(batch["pixels"])
         tokens = self._noisy(visual) if self.training and self.token_noise else visual.tokens
@@ -85,7 +85,7 @@ class Stage1(Stage):
         return StageOutput(compute_losses(context), images)
 
     def start(self, engine: Engine) -> dict[str, TrainedModule]:
-        """Make the discriminator, where adversarial training has a weight."""
+        """Create the discriminator if the adversarial loss has a weight."""
         if not self.losses.adversarial:
             return {}
         config = self.setok.config
@@ -97,7 +97,7 @@ class Stage1(Stage):
     def accumulate(
         self, engine: Engine, module: nn.Module, batch: dict[str, Tensor], step: int, last: bool
     ) -> StepLosses:
-        """Add the gradients of one batch, and of the discriminator once it has begun."""
+        """Add the gradients of one batch, with adversarial training once it has started."""
         adversary = self.adversary
         if adversary is None or step < self.losses.adversarial_start:
             return super().accumulate(engine, module, batch, step, last)
@@ -114,34 +114,41 @@ class Stage1(Stage):
         return StepLosses(losses, others)
 
     def update(self, engine: Engine, step: int) -> None:
-        """Take an optimizer step with the discriminator once it has begun."""
+        """Take an optimizer step of the discriminator once its training has started."""
         if self.adversary is not None and step >= self.losses.adversarial_start:
             self.adversary.update(step)
 
     def collator(self) -> Stage1Collator:
-        """For batches of this model."""
+        """Return the collate function of this model."""
         return Stage1Collator(self)
 
     def evaluate(
         self, collate: Stage1Collator, held_out: Dataset, batch_size: int
     ) -> dict[str, float | None]:
-        """See `setokim.training.stage1.evaluation.evaluate`."""
+        """Compute the metrics of `setokim.training.stage1.evaluation.evaluate`."""
         return evaluate(self, collate, held_out, batch_size)
 
-    def draw(self, collate: Stage1Collator, held_out: Dataset, path: Path) -> None:
-        """See `setokim.training.stage1.samples.draw_samples`."""
-        draw_samples(self, collate, held_out, path)
+    def write_samples(self, collate: Stage1Collator, held_out: Dataset, path: Path) -> None:
+        """Write the image sheet of `setokim.training.stage1.samples.write_samples`."""
+        write_samples(self, collate, held_out, path)
 
-    def similarity(self, tokens: Tensor, occupied: Tensor, words: Tensor) -> Tensor:
-        """(B, T) of images, given by `VisualTokens`, and of texts, as the collator gives them."""
-        concepts, present = self.text(words)
+    def similarity(self, tokens: Tensor, occupied: Tensor, text_ids: Tensor) -> Tensor:
+        """Return the similarity (B, T) of images and texts.
+
+        Args:
+            tokens: visual tokens (B, R, token_dim).
+            occupied: flags of real tokens, (B, R) bool.
+            text_ids: token ids (T, W, L) of the phrases of each text.
+        """
+        concepts, present = self.text(text_ids)
         images = self.setok.to_concept(tokens).float()
         return concept_similarity(images, occupied, concepts.float(), present)
 
     def export(self, folder: Path) -> None:
-        """Writes the model, its processor and the text side as safetensors and JSON.
+        """Write the model, its processor and the text encoder as safetensors and JSON.
 
-        `SetokModel.from_pretrained`, `SetokProcessor.from_pretrained` and `load_text_side` read it.
+        `SetokModel.from_pretrained`, `SetokProcessor.from_pretrained` and `load_text_side` read
+        them.
         """
         self.setok.save_pretrained(folder)
         self.setok.processor().save_pretrained(folder)
@@ -149,24 +156,24 @@ class Stage1(Stage):
         save_file(text | {"log_scale": self.log_scale.data}, folder / TEXT_FILE)
 
     def load_text_side(self, folder: Path) -> None:
-        """Reads what `export` wrote of the text side."""
+        """Load the text encoder and `log_scale` that `export` has written."""
         found = load_file(folder / TEXT_FILE)
         self.log_scale.data.copy_(found.pop("log_scale"))
         self.text.load_state_dict({k.removeprefix("text."): v for k, v in found.items()})
 
     def _noisy(self, visual: VisualTokens) -> Tensor:
-        """(B, R, token_dim), between no noise and `token_noise` for each picture."""
+        """Add noise to tokens (B, R, token_dim), at a random level for each image."""
         tokens, config = visual.tokens, self.setok.config
-        there = tokens.detach()[visual.occupied]
-        if not len(there):
+        real = tokens.detach()[visual.occupied]
+        if not len(real):
             return tokens
-        _, scale = channel_units(there, token_blocks(config.token_dim, config.outline_dim))
+        _, scale = channel_units(real, token_blocks(config.token_dim, config.outline_dim))
         level = self.token_noise * torch.rand(len(tokens), 1, 1, device=tokens.device)
         noisy = tokens + level * scale.to(tokens) * torch.randn_like(tokens)
         return unit_shapes(noisy, config.outline_dim)
 
-    def _freeze_what_nothing_trains(self) -> None:
-        # A parameter without gradient would make distributed training wait for it.
+    def _freeze_unused(self) -> None:
+        # Distributed training would wait for the gradients of unused parameters.
         weights = self.losses
         if not weights.contrastive:
             for module in (self.setok.to_concept, self.text):
@@ -177,13 +184,13 @@ class Stage1(Stage):
 
 
 class Stage1Collator:
-    """Samples to a batch, in the process that loads them.
+    """Collate function of stage 1; it runs in the data loading processes.
 
     Attributes:
-        size: height and width of the pictures that are drawn.
+        size: height and width of the reconstructed images, in pixels.
 
     Args:
-        stage: whose encoder and text side say how pictures and words are prepared.
+        stage: stage with the image processor and the text tokenizer.
     """
 
     def __init__(self, stage: Stage1):
@@ -193,7 +200,7 @@ class Stage1Collator:
         self.size = tuple(side * config.decoder_patch_size for side in config.decoder_grid)
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """To `pixels` (B, 3, H, W), `target` (B, 3, h, w) in [0, 1], `words` (B, W, L)."""
+        """Return `pixels` (B, 3, H, W), `target` (B, 3, h, w) in [0, 1], `words` (B, W, L)."""
         images = [sample.image for sample in samples]
         return {
             "pixels": self._preprocess(images)["pixel_values"],
@@ -208,11 +215,14 @@ class Stage1Collator:
 
 
 def build_model(fields: dict) -> SetokModel:
-    """A model from fields of `SetokConfig`, of which `encoder` may name a Hugging Face model.
+    """Build a model from the fields of its configuration.
+
+    Args:
+        fields: fields of `SetokConfig`; `encoder` may also be the name of a Hugging Face model.
 
     Raises:
-        ValueError: there is no such field, which `SetokConfig` would keep and nothing would read.
-        TypeError, ValueError: a field does not fit.
+        ValueError: a field is unknown; `SetokConfig` itself would store it without effect.
+        TypeError, ValueError: a field is not valid.
     """
     fields = dict(fields)
     known = [n for n in inspect.signature(SetokConfig).parameters if n != "kwargs"]
@@ -227,12 +237,12 @@ def build_model(fields: dict) -> SetokModel:
 
 
 def build_perceptual(weights: LossSettings, model: SetokModel) -> nn.Module | None:
-    """The frozen network of the perceptual loss; None where its weight is 0."""
+    """Build the frozen network of the perceptual loss; None if its weight is 0."""
     if not weights.perceptual:
         return None
     if weights.perceptual_network == "pyramid":
         return PerceptualLoss.pyramid()
     if weights.perceptual_network == "encoder":
-        # A copy: the model's own may be trained.
+        # A copy, because the model's encoder may be trained.
         return PerceptualLoss.from_encoder(copy.deepcopy(model.encoder).requires_grad_(False))
     return PerceptualLoss.lpips(weights.perceptual_network)

@@ -13,7 +13,7 @@ from setokim.training.stage2.held_out_losses import held_out_losses
 from setokim.vlm.modeling_setokim import SetokimModel
 from setokim.vlm.processing_setokim import SetokimProcessor
 
-# Facts that `ShapesTasks` alone gives: the scene, and the kinds of the questions of a text task.
+# Facts of `ShapesTasks` only: the scene, and the kinds of the questions of a text task.
 _SHAPES_FACTS = {"scene", "kinds"}
 
 
@@ -25,30 +25,30 @@ def evaluate(
     batch_size: int = 16,
     max_length: int = 2048,
 ) -> dict[str, float | None]:
-    """Compute the losses of all held-out conversations, and the metrics of ShapesWorld's.
+    """Compute the losses of all held-out conversations, and the metrics of those of ShapesWorld.
 
-    Every turn of a conversation of ShapesWorld is asked by itself. Other data sets have no facts to
-    judge answers by here: `setok eval` has their benchmarks.
+    Each question of a ShapesWorld conversation is answered separately. Conversations of other data
+    sets have no facts to score answers with; `setok eval` has their benchmarks.
 
     Args:
         model: model in the mode to measure.
         processor: tokenizer and image processor of the model.
         held_out: conversations of any data set.
-        settings: options of generation, and the number of conversations to ask.
-        batch_size: conversations of one forward pass for the losses.
-        max_length: longest row of such a pass with its visual tokens.
+        settings: options of generation, and the number of conversations to answer.
+        batch_size: number of conversations in a forward pass for the losses.
+        max_length: maximum length of a row in such a pass, visual tokens included.
 
     Returns:
-        What `held_out_losses` and `shapes_figures` give; None for what is no finite number, which
-        JSON cannot hold.
+        Metrics of `held_out_losses` and `shapes_figures` by name; None for one that is not finite,
+        which JSON cannot store.
     """
     number = len(held_out) if settings.samples is None else min(settings.samples, len(held_out))
-    figures = shapes_figures(
+    metrics = shapes_figures(
         row
         for start, batch in batches_of(_questions(held_out, number))
         for row in ask(model, processor, batch, settings.config(), start)
     )
-    finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+    finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
     return finite | held_out_losses(model, processor, held_out, batch_size, max_length)
 
 

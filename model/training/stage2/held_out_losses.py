@@ -20,20 +20,21 @@ def held_out_losses(
     batch_size: int,
     max_length: int,
 ) -> dict[str, float | None]:
-    """Compute the mean loss of a text token, over all conversations and over those of each task.
+    """Compute the mean loss of a text token over all conversations and over those of each task.
 
-    All processes call it with the same conversations. No random numbers are drawn.
+    All processes call it with the same conversations. It uses no random numbers.
 
     Args:
         model: model in the mode to measure.
         processor: tokenizer and image processor of the model.
         held_out: conversations of any tasks.
-        batch_size: conversations of one forward pass.
-        max_length: longest row with its visual tokens; text beyond is cut off, as in training.
+        batch_size: number of conversations in a forward pass.
+        max_length: maximum length of a row with its visual tokens; longer ones are cut off, as in
+            training.
 
     Returns:
-        `text_loss`, in nats, and TASK`_text_loss` for each task there is; None where no token is
-        predicted, or the loss is not finite.
+        `text_loss` in nats, and TASK`_text_loss` for each task of the data. A loss that has no
+        tokens or is not finite is None.
     """
     sums: dict[str, float] = {}
     tokens: dict[str, int] = {}
@@ -50,7 +51,7 @@ def held_out_losses(
 
 
 def _batches(held_out: Dataset, batch_size: int) -> Iterator[list[Conversation]]:
-    """Conversations of one task each, as soon as a batch is full, the rest at the end."""
+    """Yield batches of one task each once they are full, and the remaining ones at the end."""
     waiting: dict[str, list[Conversation]] = {}
     for index in range(len(held_out)):
         sample = held_out[index]

@@ -1,4 +1,4 @@
-"""Losses of stages 2 and 3: those of the model, and the reconstruction of its images."""
+"""Losses of stages 2 and 3: weights of the model's losses, and the reconstruction loss."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ class InstructLossSettings:
     """Weights of the losses of stages 2 and 3; one of weight 0 is not computed.
 
     Attributes:
-        text: weight of the cross-entropy of the next token.
-        diffusion: weight of the diffusion loss of generated visual tokens.
-        mask: weight of the loss of segmentation masks.
-        reconstruction: weight of the pixel loss of images from the detokenizer.
+        text: weight of the cross-entropy of the next text token.
+        diffusion: weight of the diffusion loss of visual tokens to generate.
+        mask: weight of the segmentation loss.
+        reconstruction: weight of the pixel loss of the detokenizer's images; above 0 only if the
+            tokenizer or the detokenizer is trained.
         extra: weights of further losses by their names in `setokim.vlm.losses.LOSSES`.
     """
 
@@ -50,16 +51,16 @@ class InstructLossSettings:
 
 
 def reconstruction_loss(detokenizer: Detokenizer, visual: VisualTokens, images: Tensor) -> Tensor:
-    """Pixel loss of the images that the detokenizer makes of their visual tokens.
+    """Compute the pixel loss of images that are reconstructed from their visual tokens.
 
     Args:
         detokenizer: detokenizer of the model.
         visual: visual tokens of M images.
-        images: (M, 3, h, w) in [0, 1].
+        images: target images (M, 3, h, w) in [0, 1].
 
     Returns:
-        0-dim float32, the mean over the images of all processes. Without images it is 0 and still
-        depends on every parameter, so that distributed training does not wait.
+        0-dim float32, the mean over the images of all processes. Without images it is 0 but depends
+        on all parameters, because distributed training waits for their gradients.
     """
     generated = detokenizer(visual.tokens, visual.occupied)
     number = mean_over_ranks(generated.new_tensor(len(generated), dtype=torch.float32))

@@ -1,4 +1,4 @@
-"""Builds the model that a run of stage 2 or 3 starts with, and freezes what is not trained."""
+"""Builds the initial model of a run of stage 2 or 3 and freezes its untrained parts."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ from setokim.vlm.word_tokenizer import build_word_tokenizer
 
 
 def build_model(settings: InstructSettings) -> tuple[SetokimModel, SetokimProcessor]:
-    """The model that a run begins with, and its processor.
+    """Build the initial model of a run and its processor.
+
+    Args:
+        settings: settings of the run.
 
     Raises:
-        TypeError, ValueError: a setting does not fit, or a model is not where it says, or damaged.
+        TypeError, ValueError: a setting is not valid, or a model is missing or damaged.
     """
     fields = dict(settings.model)
     known = set(inspect.signature(SetokimConfig).parameters) - {
         *("kwargs", "setok", "llm"),
-        # Settings of their own.
+        # These have settings of their own.
         *("lora", "loss_weights"),
     }
     for name in fields:
@@ -64,23 +67,27 @@ def build_model(settings: InstructSettings) -> tuple[SetokimModel, SetokimProces
 
 
 @contextlib.contextmanager
-def _naming(setting: str, place: str) -> Iterator[None]:
+def _naming(setting: str, path: str) -> Iterator[None]:
     """Name the setting and the folder in errors of loading a model.
 
     Raises:
-        ValueError: in place of an error of reading files, or of what is in them.
+        ValueError: a file cannot be read or is damaged.
     """
     try:
         yield
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{setting}: expected a whole model, got {place}: {reason}") from error
+        raise ValueError(f"{setting}: expected a complete model, got {path}: {reason}") from error
 
 
 def freeze(model: SetokimModel, settings: InstructSettings) -> None:
-    """Leaves to learn: the projector, the heads, and what the settings name.
+    """Freeze all parts but the projector, the heads and the parts to train.
 
-    With adapters they learn in place of the language model.
+    With LoRA, the low-rank updates are trained in place of the language model.
+
+    Args:
+        model: model of the run.
+        settings: settings of the run.
     """
     setok, train, weights = model.setok, settings.train, settings.losses
     setok.to_concept.requires_grad_(False)
@@ -92,9 +99,9 @@ def freeze(model: SetokimModel, settings: InstructSettings) -> None:
             module.requires_grad_(name in train)
     setok.encoder.requires_grad_("tokenizer" in train and setok.config.encoder_trainable)
     for name, parameter in model.llm.named_parameters():
-        # Reading a checkpoint leaves nothing frozen, not even what has adapters.
+        # A loaded model has no frozen parameters, not even those with low-rank updates.
         parameter.requires_grad_("llm" in train if model.config.lora is None else "lora_" in name)
-    # A parameter without gradient would make distributed training wait for it.
+    # Distributed training would wait for the gradients of unused parameters.
     model.head.requires_grad_(bool(weights.diffusion))
     if model.recall is not None:
         model.recall.requires_grad_(bool(weights.diffusion))

@@ -1,4 +1,4 @@
-"""A sheet of the images that SeTokim generates, edits and segments."""
+"""Image sheet of stages 2 and 3: generated, edited and segmented images."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from setokim.vlm.generation import Answer
 from setokim.vlm.modeling_setokim import SetokimModel
 from setokim.vlm.processing_setokim import SetokimProcessor
 
-_ROWS = 8  # of each task
-_LOOKED_THROUGH = 256  # samples, for conversations of each task
+_ROWS = 8  # conversations of each task
+_MAX_SAMPLES = 256  # samples to search for them
 _MARGIN = 4  # pixels
-_LARGEST = 384  # pixels, longest side of an image on the sheet
+_MAX_SIDE = 384  # pixels, maximum side of an image on the sheet
 _TINT = np.array([255.0, 0.0, 255.0])
 
 
-def draw_answers(
+def write_samples(
     model: SetokimModel,
     processor: SetokimProcessor,
     held_out: Dataset,
     settings: GenerationSettings,
     path: Path,
 ) -> None:
-    """Write a PNG: columns of three tasks, a row for each conversation.
+    """Write an image sheet with a column for each of three tasks and a row for each conversation.
 
-    Generation: the target image and the generated one. Editing: the source image, the target and
-    the generated one. Segmentation: the target mask and the predicted one, tinted. The instructions
-    are in a text file beside it. Images may have any sizes: large ones are scaled down, and an
-    answer has the size of its target. Without a conversation of these tasks nothing is written.
+    Generation shows the target and the generated image. Editing shows the source image too.
+    Segmentation shows the target mask and the predicted mask as tints. The instructions are in a
+    text file of the same name. Large images are scaled down, and an answer is scaled to its target.
+    Without a conversation of these tasks no file is written.
 
     Args:
         model: model in the mode to show.
         processor: tokenizer and image processor of the model.
         held_out: conversations of any data set.
         settings: options of generation.
-        path: PNG to write; its folder is made.
+        path: path of the PNG; its folder is created.
     """
     chosen: dict[str, list[Conversation]] = {"generate": [], "edit": [], "segment": []}
-    for index in range(min(_LOOKED_THROUGH, len(held_out))):
+    for index in range(min(_MAX_SAMPLES, len(held_out))):
         sample = held_out[index]
         if len(chosen.get(sample.task, [None] * _ROWS)) < _ROWS:
             chosen[sample.task].append(sample)
@@ -68,14 +68,14 @@ def draw_answers(
 
 
 def _row(sample: Conversation, answer: Answer) -> list[Image.Image | None]:
-    """The images of a row, of one size; None for an answer without image or mask."""
+    """Return the images of a row in one size; None for an answer without image or mask."""
     images = [
         part["image"]
         for message in sample.messages[:2]
         for part in message["content"]
         if part["type"] == "image"
     ]
-    # The target: the last image, which masks are of too.
+    # The last image is the target, or the one to segment.
     size = _fitting(images[-1].size)
     if sample.task != "segment":
         generated = [to_image(answer.images[0])] if answer.images else [None]
@@ -86,8 +86,8 @@ def _row(sample: Conversation, answer: Answer) -> list[Image.Image | None]:
 
 
 def _fitting(size: tuple[int, int]) -> tuple[int, int]:
-    """Scale a width and height down until both are at most `_LARGEST`."""
-    factor = min(1.0, _LARGEST / max(size))
+    """Scale a width and height down to at most `_MAX_SIDE`."""
+    factor = min(1.0, _MAX_SIDE / max(size))
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
@@ -108,10 +108,10 @@ def _tinted(image: Image.Image, mask: np.ndarray | None) -> Image.Image | None:
 
 
 def _sheet(columns: list[list[list[Image.Image | None]]]) -> Image.Image:
-    """Put rows of images side by side in cells of one size; black where there is none."""
+    """Put rows of images side by side in cells of one size; missing images are black."""
     cell = _cell(image for column in columns for row in column for image in row if image)
     width, height = cell[0] + _MARGIN, cell[1] + _MARGIN
-    # Conversations may show several images before the target.
+    # Conversations may have several images before the target.
     across = [max(map(len, column)) for column in columns]
     wide = sum(across) * width + _MARGIN * (len(columns) + 1)
     high = max(map(len, columns)) * height + _MARGIN
@@ -119,9 +119,9 @@ def _sheet(columns: list[list[list[Image.Image | None]]]) -> Image.Image:
     left = _MARGIN
     for column, number in zip(columns, across, strict=True):
         for top, row in enumerate(column):
-            for place, image in enumerate(row):
-                shown = image or Image.new("RGB", next(one for one in row if one).size)
-                sheet.paste(shown, (left + place * width, _MARGIN + top * height))
+            for column_index, image in enumerate(row):
+                shown = image or Image.new("RGB", next(i for i in row if i).size)
+                sheet.paste(shown, (left + column_index * width, _MARGIN + top * height))
         left += number * width + _MARGIN
     return sheet
 

@@ -1,4 +1,4 @@
-"""Settings of stages 2 and 3, in which the language model learns to read and draw tokens."""
+"""Settings of stages 2 and 3, which train the language model on visual tokens."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from setokim.evaluation.settings import GenerationSettings
 from setokim.training.base_settings import Settings, check_weights
 from setokim.training.stage2.losses import InstructLossSettings
 
-# Of stages 2 and 3; the projectors and the heads learn in any case.
+# The projectors and the heads are trained in any case.
 TRAINED_PARTS = ("llm", "tokenizer", "detokenizer")
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Low-rank updates of the language model in place of its own weights.
+    """Settings of LoRA: low-rank updates of the language model, trained instead of its weights.
 
     Attributes:
-        rank: of each update.
-        alpha: an update counts alpha / rank times.
-        dropout: of what goes into an update.
-        targets: names of the linear layers.
+        rank: rank of each update, at least 1.
+        alpha: scale of the updates; each is multiplied by alpha / rank.
+        dropout: dropout probability of the inputs of the updates, in [0, 1).
+        targets: names of the linear layers with updates.
     """
 
     rank: int = 16
@@ -42,29 +42,31 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class InstructSettings(Settings):
-    """A run of stage 2 or 3.
+    """Settings of a run of stage 2 or 3.
 
     Attributes:
-        model: fields of `SetokimConfig`.
-        start: folder of the model of the stage before, in place of `llm` and `setok`.
+        model: fields of `SetokimConfig`; none with `start`.
+        start: folder of a trained model to continue from, instead of `llm` and `setok`.
         llm: name or folder of a Hugging Face causal language model, or the fields of a
-            configuration with `model_type`, for one with random weights.
-        setok: folder of the model that stage 1 wrote.
-        losses: their weights.
-        lora: low-rank updates of the language model; None for none.
-        train: parts that learn, among "llm", "tokenizer" and "detokenizer"; the projectors and
-            heads do in any case.
-        condition_dropout: share of the drawn pictures that learn without their condition.
-        diffusion_repeats: noises for each visual token.
-        diffusion_noisiest: how many of these leave nothing of it, so that the language model
-            learns what it is to become.
-        max_length: of a conversation, in tokens.
-        pack: whether conversations without pictures are joined to rows of `max_length`, so that
-            little is padding and nothing of a long text is cut off.
-        keep_tokens: most pictures whose tokens each process keeps in memory, so that a picture
-            that comes again is not tokenized again; the tokenizer must not learn.
-        activation_checkpointing: compute activations again going back, to save memory.
-        generation: what is written and drawn at an evaluation.
+            configuration with `model_type`, for random weights.
+        setok: folder of the model of stage 1.
+        losses: weights of the losses.
+        lora: settings of low-rank updates of the language model; None for none.
+        train: parts to train, among "llm", "tokenizer" and "detokenizer"; the projectors and heads
+            are trained in any case.
+        condition_dropout: probability of dropping the condition of an image to generate
+            (classifier-free guidance).
+        diffusion_repeats: number of noise samples for each visual token.
+        diffusion_noisiest: number of these at the last timestep, where only noise is left; they
+            train the language model to predict the token.
+        max_length: maximum number of tokens in a row, visual ones included; the rest is cut off.
+        pack: flag to join conversations without images to rows of `max_length`; this saves padding,
+            and long texts are split instead of cut off.
+        keep_tokens: maximum number of images whose visual tokens each process caches; it speeds up
+            data with repeated images and needs a frozen tokenizer.
+        activation_checkpointing: flag to recompute activations in the backward pass, which saves
+            memory.
+        generation: options of generation in evaluations and image sheets.
     """
 
     stage: int = 2
@@ -95,10 +97,10 @@ class InstructSettings(Settings):
                 expected = f"parts among {', '.join(TRAINED_PARTS)}"
                 raise ValueError(f"train: expected {expected}, got {part!r}")
         if "detokenizer" in self.train and not self.losses.reconstruction:
-            # Nothing else would train it.
+            # No other loss trains it.
             raise ValueError("losses.reconstruction: expected more than 0 to train the detokenizer")
         if self.losses.reconstruction and not {"tokenizer", "detokenizer"} & set(self.train):
-            expected = "0 where neither tokenizer nor detokenizer learns"
+            expected = "0 without training the tokenizer or the detokenizer"
             raise ValueError(
                 f"losses.reconstruction: expected {expected}, got {self.losses.reconstruction}"
             )
@@ -119,21 +121,21 @@ class InstructSettings(Settings):
             raise ValueError(f"keep_tokens: expected at least 0, got {self.keep_tokens}")
         if self.keep_tokens and "tokenizer" in self.train:
             raise ValueError(
-                f"keep_tokens: expected 0 where the tokenizer learns, got {self.keep_tokens}"
+                f"keep_tokens: expected 0 with a trained tokenizer, got {self.keep_tokens}"
             )
         if self.keep_tokens and self.parallel == "fsdp":
-            # A process that has all tokens would leave the others waiting for its share.
+            # A process with all tokens in its cache would not join the others' gathering.
             raise ValueError(f"keep_tokens: expected 0 with fsdp, got {self.keep_tokens}")
 
     def _check_origin(self) -> None:
         for name in ("llm", "setok"):
             value = getattr(self, name)
             if self.start is None and value is None:
-                raise ValueError(f"{name}: expected a value where start has none, got None")
+                raise ValueError(f"{name}: expected a value without start, got None")
             if self.start is not None and value is not None:
                 raise ValueError(f"{name}: expected None with start={self.start!r}, got {value!r}")
 
     @property
     def leaves_parameters_unused(self) -> bool:
-        """A batch may have no pictures, or none to draw."""
+        """Flag of batches that may lack images or images to generate."""
         return True

@@ -1,4 +1,4 @@
-"""Stages 2 and 3 of the paper: the language model learns to read, draw and segment pictures."""
+"""Stages 2 and 3: training of the language model to read, generate and segment images."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from setokim.training.stage import Stage, StageOutput
 from setokim.training.stage2.evaluation import evaluate
 from setokim.training.stage2.losses import reconstruction_loss
 from setokim.training.stage2.model import build_model, freeze
-from setokim.training.stage2.samples import draw_answers
+from setokim.training.stage2.samples import write_samples
 from setokim.training.stage2.settings import InstructSettings
 from setokim.training.stage2.token_store import TokenStore
 from setokim.vlm.diffusion_head import signal_levels
 from setokim.vlm.lora import base_of
 from setokim.vlm.processing_setokim import SetokimProcessor
 
-# Pictures from whose tokens the diffusion head takes its units.
-_FITTED_ON = 256
+# Number of images for the channel statistics of the diffusion head.
+_FIT_IMAGES = 256
 
 
 class Instruct(Stage):
-    """SeTokim with its losses.
+    """Stage 2 or 3: SeTokim with its losses.
 
     Args:
-        settings: of the run.
+        settings: settings of the run.
 
     Raises:
-        TypeError, ValueError: a setting does not fit, or a model is not where it says, or damaged.
+        TypeError, ValueError: a setting is not valid, or a model is missing or damaged.
         MissingExtraError: a loss needs a package that is not installed.
     """
 
@@ -46,7 +46,7 @@ class Instruct(Stage):
             self.model.gradient_checkpointing_enable()
         freeze(self.model, settings)
         if settings.losses.diffusion:
-            # Needs a package; who lacks it learns so before the first step.
+            # Raises the error for a missing package before the first step.
             signal_levels(self.model.head.schedule, self.model.head.steps)
         self._store = TokenStore(settings.keep_tokens) if settings.keep_tokens else None
 
@@ -57,12 +57,12 @@ class Instruct(Stage):
             batch: output of `InstructCollator`.
 
         Returns:
-            0-dim losses, weighted: those of the model by name, and `reconstruction`; none of
-            weight 0.
+            0-dim weighted losses: those of the model by name, and `reconstruction`, without those
+            of weight 0.
         """
         weights, settings = self.settings.losses, self.settings
         labels = batch["labels"]
-        # A number for every row, used by those with an image to generate.
+        # A random number for each row; only rows with an image to generate use it.
         dropped = torch.rand(len(labels), device=labels.device) < settings.condition_dropout
         generates = (labels == self.model.config.image_token_id).any(1)
         images = batch["pixel_values"]
@@ -88,7 +88,7 @@ class Instruct(Stage):
         return StageOutput(losses)
 
     def collator(self) -> InstructCollator:
-        """Of conversations."""
+        """Return the collate function of conversations."""
         config = self.model.setok.config
         size = tuple(side * config.decoder_patch_size for side in config.decoder_grid)
         length = self.settings.max_length if self.settings.pack else None
@@ -97,16 +97,16 @@ class Instruct(Stage):
 
     @torch.no_grad()
     def prepare(self, dataset: Dataset) -> None:
-        """The diffusion head takes its units from the tokens of the first pictures."""
+        """Fit the channel statistics of the diffusion head to the tokens of the first images."""
         if self.model.head.fitted:
             return
         images: list[Image.Image] = []
-        for index in range(min(4 * _FITTED_ON, len(dataset))):
+        for index in range(min(4 * _FIT_IMAGES, len(dataset))):
             images += images_of(dataset[index])
-            if len(images) >= _FITTED_ON:
+            if len(images) >= _FIT_IMAGES:
                 break
         if not images:
-            raise ValueError("data: expected pictures among the first samples, got none")
+            raise ValueError("data: expected images among the first samples, got none")
         device = self.model.device
         tokens = []
         for start in range(0, len(images), 64):
@@ -116,17 +116,17 @@ class Instruct(Stage):
         self.model.head.fit(torch.cat(tokens))
 
     def visual_parts(self) -> Sequence[torch.nn.Module]:
-        """All but the language model."""
+        """Return all modules but the language model."""
         model = self.model
         parts = [model.setok, model.project_in, model.head, model.segmentation]
         return parts if model.recall is None else [*parts, model.recall]
 
     def hidden_parts(self) -> Sequence[torch.nn.Module]:
-        """The layers of the language model and what leads into it."""
+        """Return the layers of the language model and the projector into it."""
         return [base_of(self.model.llm).get_decoder(), self.model.project_in]
 
     def evaluate(self, collate, held_out: Dataset, batch_size: int) -> dict[str, float | None]:
-        """Figures of the tasks, as `setokim.training.stage2.evaluation` explains them."""
+        """Compute the metrics of `setokim.training.stage2.evaluation.evaluate`."""
         settings = self.settings
         return evaluate(
             self.model,
@@ -137,24 +137,24 @@ class Instruct(Stage):
             settings.max_length,
         )
 
-    def draw(self, collate, held_out: Dataset, path: Path) -> None:
-        """Answers to the first conversations of each task."""
-        draw_answers(self.model, self.processor, held_out, self.settings.generation, path)
+    def write_samples(self, collate, held_out: Dataset, path: Path) -> None:
+        """Write the image sheet of `setokim.training.stage2.samples.write_samples`."""
+        write_samples(self.model, self.processor, held_out, self.settings.generation, path)
 
     def export(self, folder: Path) -> None:
-        """Writes model and processor; `from_pretrained` of both reads it."""
+        """Write model and processor; `from_pretrained` of both reads them."""
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
 
 class InstructCollator:
-    """Collate function for conversations; it runs in the processes that load data.
+    """Collate function of conversations; it runs in the data loading processes.
 
     Args:
         processor: tokenizer and image processor of the model.
         size: height and width in pixels of target masks and target images.
-        pack_to: length of rows, as in `SetokimProcessor`.
-        with_images: True to return target images for the reconstruction loss.
+        pack_to: length of packed rows, see `SetokimProcessor`; None to pack nothing.
+        with_images: flag to return target images for the reconstruction loss.
     """
 
     def __init__(
@@ -171,8 +171,8 @@ class InstructCollator:
         """Return the arguments of `SetokimModel.forward` for a batch.
 
         Returns:
-            What the processor returns; `masks` (K, h, w) bool; and `images` (M, 3, h, w) in [0, 1],
-            if they are wanted, which `forward` does not take.
+            Outputs of the processor by name, and `masks` (K, h, w) bool. With `with_images` also
+            `images` (M, 3, h, w) in [0, 1], which `forward` does not take.
         """
         messages = [sample.messages for sample in samples]
         batch = self._processor(messages, pack_to=self._pack_to)

@@ -1,4 +1,4 @@
-"""Visual tokens of pictures that a frozen tokenizer has seen before."""
+"""Cache of the visual tokens of a frozen tokenizer."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from setokim.tokenizer.modeling_setok import SetokModel, VisualTokens
 
 
 class TokenStore:
-    """Tokenizes each picture once, for data that shows pictures again and again.
+    """Cache of visual tokens, for data in which images occur again and again.
 
-    A store belongs to one process, and what it holds to no checkpoint: tokens that are made anew
-    are the same.
+    Each process has a cache of its own. It is not part of a checkpoint, because the tokens can be
+    recomputed exactly.
 
     Args:
-        limit: most pictures to keep; what comes later is tokenized each time.
+        limit: maximum number of images in the cache; further ones are tokenized each time.
     """
 
     def __init__(self, limit: int):
@@ -29,15 +29,18 @@ class TokenStore:
 
     @torch.no_grad()
     def tokenize(self, setok: SetokModel, pixel_values: Tensor) -> VisualTokens:
-        """As `SetokModel.tokenize`, without gradient.
+        """Tokenize images as `SetokModel.tokenize` does, without gradient.
 
         Args:
-            setok: the same one in each call, its weights unchanged.
-            pixel_values: (M, 3, H, W).
+            setok: tokenizer, with the same weights in each call.
+            pixel_values: preprocessed images (M, 3, H, W).
+
+        Returns:
+            Visual tokens of the M images.
         """
         if not len(pixel_values):
             return setok.tokenize(pixel_values)
-        keys = [_key(picture) for picture in pixel_values.cpu()]
+        keys = [_key(image) for image in pixel_values.cpu()]
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
         missing = [key for key in first if key not in self._kept]
         found = {key: self._kept[key] for key in first if key in self._kept}
@@ -50,5 +53,5 @@ class TokenStore:
         return VisualTokens.join([found[key] for key in keys])
 
 
-def _key(picture: Tensor) -> bytes:
-    return hashlib.blake2b(picture.contiguous().numpy().data, digest_size=16).digest()
+def _key(image: Tensor) -> bytes:
+    return hashlib.blake2b(image.contiguous().numpy().data, digest_size=16).digest()

@@ -86,7 +86,7 @@ def test_resume(tmp_path, train, capsys):
     assert train("every.checkpoint=2") == 2
     assert "setok train: out: expected a folder without checkpoints" in capsys.readouterr().err
     assert train("--resume", "ema=0.5") == 2
-    assert "got others of ema" in capsys.readouterr().err
+    assert "got other values of ema" in capsys.readouterr().err
     assert train("--resume", "every.checkpoint=1") == 0
     assert (tmp_path / "out" / "losses.jsonl").read_text() == before
 
@@ -268,6 +268,6 @@ def test_a_signal_saves_and_has_its_exit_code(tmp_path, name):
     assert process.wait() == 128 + number
     said = (tmp_path / "stderr.txt").read_text()
     step = losses_of(out)[-1]["step"]
-    assert f"{name}: step {step} is saved; --resume goes on from it\n" in said
+    assert f"{name}: step {step} is saved; --resume continues from it\n" in said
     assert "Traceback" not in said
     assert [p.name for p in out.glob("checkpoint-*")] == [f"checkpoint-{step:08d}"]

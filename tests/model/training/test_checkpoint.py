@@ -31,7 +31,7 @@ def save(folder, step, **options):
     return save_checkpoint(folder, step, {"x": torch.full((3,), step)}, {"step": step}, **options)
 
 
-def test_what_is_saved_comes_back(tmp_path):
+def test_saved_tensors_and_state_are_restored(tmp_path):
     square = torch.arange(16.0).reshape(4, 4)
     tensors = {
         "whole": square,
@@ -65,7 +65,7 @@ def test_the_newest_are_kept(tmp_path):
         save(tmp_path, step, keep=2)
     assert names(tmp_path) == ["checkpoint-00000020", "checkpoint-100000000"]
     assert latest_checkpoint(tmp_path).name == "checkpoint-100000000"
-    # A run that went back to an earlier step does not lose what it has just saved.
+    # A run that has returned to an earlier step keeps its newest checkpoint.
     save(tmp_path, 4, keep=1)
     assert names(tmp_path) == ["checkpoint-00000004"]
 
@@ -77,7 +77,7 @@ def test_a_step_saved_again_is_replaced(tmp_path):
     assert list(load_checkpoint(latest_checkpoint(tmp_path))[0]) == ["y"]
 
 
-def test_latest_ignores_what_is_no_whole_checkpoint(tmp_path):
+def test_latest_ignores_incomplete_checkpoints(tmp_path):
     assert latest_checkpoint(tmp_path) is None
     assert latest_checkpoint(tmp_path / "missing") is None
     good = save(tmp_path, 1)
@@ -101,7 +101,7 @@ class Killed(BaseException):
 
 
 def test_death_at_any_call_leaves_the_latest_or_the_next(tmp_path, monkeypatch):
-    """Counts the calls that touch the disk and dies before the n-th, for every n."""
+    """Count the calls that write to the disk and die before the n-th, for every n."""
     calls = [
         (checkpoint, "save_file"),
         (checkpoint.Path, "write_text"),
@@ -142,7 +142,7 @@ def test_death_at_any_call_leaves_the_latest_or_the_next(tmp_path, monkeypatch):
             break
         save(folder, 4, keep=2)
         assert not list(folder.glob(".*")) and latest_checkpoint(folder).name.endswith("4")
-    # mkdir twice, three writes and syncs each ..., so that the loop did not end by itself.
+    # Two mkdir, three writes and syncs each ...: the loop has not ended early.
     assert 9 < deaths < 30
 
 
@@ -229,7 +229,7 @@ def train(run, steps):
         scheduler.step()
 
 
-def test_a_resumed_run_goes_on_to_the_bit(tmp_path):
+def test_a_resumed_run_continues_bit_for_bit(tmp_path):
     torch.manual_seed(1)
     run = make_run()
     train(run, 3)
@@ -254,11 +254,11 @@ def test_a_resumed_run_goes_on_to_the_bit(tmp_path):
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_rng_state_repeats_what_was_drawn():
+def test_rng_state_repeats_the_samples():
     state = rng_state()
-    drawn = torch.rand(3)
+    sampled = torch.rand(3)
     set_rng_state(state)
-    assert torch.equal(torch.rand(3), drawn)
+    assert torch.equal(torch.rand(3), sampled)
     with pytest.raises(ValueError, match=r"states: expected those of \['cpu'.*\], got \['mps'\]"):
         set_rng_state({"mps": state["cpu"]})
 
@@ -279,22 +279,22 @@ def test_errors(tmp_path):
         flatten_state({"a": [{1}]})
     with pytest.raises(TypeError, match="state: expected no tensors as keys, got one at a"):
         flatten_state({"a": {torch.ones(1): 1}})
-    with pytest.raises(ValueError, match="tensors: expected one named 'a', got none"):
+    with pytest.raises(ValueError, match="tensors: expected a tensor named 'a', got none"):
         unflatten_state({}, {"tensor": "a"})
     with pytest.raises(
-        ValueError, match=r"structure: expected one of flatten_state, got keys \['b'"
+        ValueError, match=r"structure: expected that of flatten_state, got keys \['b'"
     ):
         unflatten_state({}, {"b": 1})
 
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "SHA256SUMS"])
-def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path, name):
+def test_a_flipped_bit_is_found_at_any_position(tmp_path, name):
     path = save(tmp_path, 1)
     assert verify_checkpoint(path)
     content = (path / name).read_bytes()
-    for place in range(len(content)):
+    for position in range(len(content)):
         damaged = bytearray(content)
-        damaged[place] ^= 1 << place % 8
+        damaged[position] ^= 1 << position % 8
         (path / name).write_bytes(damaged)
         with pytest.raises(ValueError, match="path: expected a complete checkpoint, got "):
             load_checkpoint(path)
@@ -311,7 +311,7 @@ def test_the_file_that_differs_is_named(tmp_path):
     message = f"got {path}: tensors.safetensors: expected the checksum [0-9a-f]{{64}}, got "
     with pytest.raises(ValueError, match=message):
         verify_checkpoint(path)
-    # Its length is right, so it is the reading that finds out.
+    # The length is right, so only reading finds the damage.
     assert latest_checkpoint(tmp_path) == path
 
 
@@ -326,7 +326,7 @@ def test_checksums_are_those_of_the_usual_command(tmp_path):
 
 
 @pytest.mark.parametrize("change", [lambda lines: lines[:1], lambda lines: lines + lines[:1]])
-def test_a_checksum_that_is_missing_or_twice_there_is_noticed(tmp_path, change):
+def test_a_missing_or_duplicate_checksum_is_found(tmp_path, change):
     path = save(tmp_path, 1)
     sums = path / "SHA256SUMS"
     sums.write_text("".join(change(sums.read_text().splitlines(True))))
@@ -341,7 +341,7 @@ def test_a_checkpoint_of_an_earlier_version_has_no_checksums(tmp_path):
     assert load_checkpoint(path)[1] == {"step": 1}
 
 
-def test_all_is_on_the_disk_before_the_name_and_the_name_before_older_ones_go(
+def test_files_are_synced_before_the_rename_and_the_rename_before_older_ones_go(
     tmp_path, monkeypatch
 ):
     save(tmp_path, 1)
@@ -375,7 +375,7 @@ def test_all_is_on_the_disk_before_the_name_and_the_name_before_older_ones_go(
     ]
 
 
-def test_a_full_disk_leaves_the_older_ones_and_nothing_else(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_only_the_older_checkpoints(tmp_path, monkeypatch):
     save(tmp_path, 1)
     monkeypatch.setattr(checkpoint, "save_file", lambda *_: Path("/dev/full").write_bytes(b"x"))
     with pytest.raises(OSError, match=r"No space left on device: '.*/tensors\.safetensors'$"):
@@ -394,7 +394,7 @@ def raising(error):
     return call
 
 
-def test_what_a_killed_process_left_is_removed_whatever_it_is(tmp_path):
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     (tmp_path / ".unfinished-7").mkdir()
     (tmp_path / ".unfinished-abc.json").write_text("{")
     (tmp_path / ".unfinished-link").symlink_to(tmp_path / ".unfinished-7")

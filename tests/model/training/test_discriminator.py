@@ -5,11 +5,11 @@ from torch import nn
 from setokim.training.discriminator import PatchDiscriminator
 
 
-def pictures(*shape, seed=0):
+def images(*shape, seed=0):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_it_is_the_network_of_the_paper():
+def test_the_network_matches_the_paper():
     model = PatchDiscriminator()
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     assert [(m.in_channels, m.out_channels, m.stride[0]) for m in convolutions] == [
@@ -27,41 +27,41 @@ def test_it_is_the_network_of_the_paper():
 
 def test_a_logit_sees_70_by_70_pixels():
     model = PatchDiscriminator(width=4).double()
-    # A norm sees the whole picture.
+    # A norm depends on the whole image.
     model.layers = nn.Sequential(*(m for m in model.layers if not isinstance(m, nn.GroupNorm)))
-    picture = pictures(1, 3, 128, 128).double().requires_grad_()
-    logits = model(picture)
+    image = images(1, 3, 128, 128).double().requires_grad_()
+    logits = model(image)
     assert logits.shape == (1, 1, 14, 14)
     logits[0, 0, 7, 7].backward()
-    rows, columns = picture.grad[0].abs().sum(0).nonzero().T
+    rows, columns = image.grad[0].abs().sum(0).nonzero().T
     assert rows.max() - rows.min() + 1 == columns.max() - columns.min() + 1 == 70
 
 
 def test_logits_do_not_depend_on_the_batch():
     model = PatchDiscriminator(width=8, layers=2)
-    batch = pictures(3, 3, 20, 13)
+    batch = images(3, 3, 20, 13)
     together = model(batch)
     assert together.shape == (3, 1, 3, 1)
     torch.testing.assert_close(model(batch[1:2]), together[1:2])
     assert torch.equal(model.eval()(batch), together)
 
 
-def test_pictures_are_centred():
+def test_images_are_centred():
     model = PatchDiscriminator(width=8, layers=1)
-    # What is in the middle of [0, 1] is 0 to the first convolution, whose bias starts at 0.
+    # 0.5 is 0 for the first convolution, whose initial bias is 0.
     assert (model(torch.full((1, 3, 8, 8), 0.5)) == 0).all()
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_the_smallest_picture(layers):
+def test_the_minimum_image_size(layers):
     model = PatchDiscriminator(width=2, layers=layers)
     size = model.min_size
     assert size == {1: 6, 2: 12, 3: 24}[layers]
-    logits = model(pictures(2, 3, size, size))
+    logits = model(images(2, 3, size, size))
     assert logits.shape == (2, 1, 1, 1) and logits.isfinite().all()
-    message = f"picture: expected at least {size} x {size} pixels, got {size} x {size - 1}"
+    message = f"image: expected at least {size} x {size} pixels, got {size} x {size - 1}"
     with pytest.raises(ValueError, match=message):
-        model(pictures(2, 3, size, size - 1))
+        model(images(2, 3, size, size - 1))
 
 
 def test_errors():
@@ -73,4 +73,4 @@ def test_errors():
         with pytest.raises(ValueError, match=message):
             PatchDiscriminator(**options)
     with pytest.raises(ValueError, match=r"expected shape \(B, 3, H, W\), got \(1, 1, 32, 32\)"):
-        PatchDiscriminator(width=2)(pictures(1, 1, 32, 32))
+        PatchDiscriminator(width=2)(images(1, 1, 32, 32))

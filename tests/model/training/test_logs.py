@@ -1,4 +1,4 @@
-"""Logs are cut to the checkpoint, and only where nothing but new lines goes."""
+"""Cutting a log to the checkpoint removes only later lines."""
 
 import errno
 import json
@@ -20,7 +20,7 @@ NULS = b"\0" * 40
         ('{"step": 1}\n{"step": 2', '{"step": 1}\n'),
         ('{"step": 3}\n{"step": 4}\n', '{"step": 3}\n'),
         ('{"step": 4}\n', ""),
-        # After a power cut.
+        # Zeros after a power cut.
         ('{"step": 3}\n\0\0\0\n{"step": 5}\n', '{"step": 3}\n'),
         ('{"step": 3}\n{"step": 4}\n\0\0\0', '{"step": 3}\n'),
     ],
@@ -40,11 +40,11 @@ def test_logs_are_cut_to_the_checkpoint(tmp_path, text, left):
     ids=lambda line: repr(line[:9]),
 )
 @pytest.mark.parametrize("gapless", [False, True])
-def test_a_damaged_line_before_the_checkpoint_is_named_and_nothing_is_cut(tmp_path, line, gapless):
+def test_a_damaged_line_before_the_checkpoint_is_named_and_no_line_is_cut(tmp_path, line, gapless):
     path = tmp_path / "log.jsonl"
     content = b'{"step": 1}\n' + line + b'\n{"step": 3}\n{"step": 4}\n'
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"^{path}:2: expected an object with a step, got ") as e:
+    with pytest.raises(ValueError, match=rf"^{path}:2: expected a JSON object with a step") as e:
         open_log(path, 3, gapless)
     assert len(str(e.value).splitlines()) == 1 and len(str(e.value)) < 300
     assert path.read_bytes() == content
@@ -52,17 +52,17 @@ def test_a_damaged_line_before_the_checkpoint_is_named_and_nothing_is_cut(tmp_pa
 
 def test_a_log_with_a_line_for_each_step_must_reach_the_checkpoint(tmp_path):
     path = tmp_path / "log.jsonl"
-    expected = "expected lines up to that of step 3, the checkpoint's, got"
+    expected = "expected lines up to step 3 of the checkpoint, got"
     for content, message in (
         ('{"step": 1}\n{"step": 2}\n{"step": 4}\n', f"{path}: {expected} step 2 as the last"),
-        ('{"step": 1}\n{"step": 2}\n\0\0', f"{path}:3: {expected} something else"),
-        ("garbage\n", f"{path}:1: {expected} something else"),
+        ('{"step": 1}\n{"step": 2}\n\0\0', f"{path}:3: {expected} a damaged line"),
+        ("garbage\n", f"{path}:1: {expected} a damaged line"),
     ):
         path.write_text(content)
         with pytest.raises(ValueError, match=f"^{message}; move the file away"):
             kept_length(path, 3, gapless=True)
         assert path.read_text() == content
-    # A checkpoint that was taken elsewhere has no lines before it.
+    # A checkpoint that was copied from another folder has no earlier lines.
     for content in ("", '{"step": 4}\n'):
         path.write_text(content)
         assert kept_length(path, 3, gapless=True) == 0
@@ -70,7 +70,7 @@ def test_a_log_with_a_line_for_each_step_must_reach_the_checkpoint(tmp_path):
     assert kept_length(path, 3, gapless=True) == len('{"step": 3}\n')
 
 
-def test_lines_are_there_at_once_and_synced_when_asked(tmp_path, monkeypatch):
+def test_lines_are_written_at_once_and_synced_on_request(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", synced.append)
     path = tmp_path / "log.jsonl"

@@ -25,14 +25,14 @@ from setokim.utils.distributed import (
 
 
 def test_pixel_loss_by_hand():
-    picture = torch.zeros(1, 3, 1, 2, requires_grad=True)
+    image = torch.zeros(1, 3, 1, 2, requires_grad=True)
     target = torch.tensor([0.0, 0.5]).expand(1, 3, 1, 2)
-    assert pixel_loss(picture, target).item() == pytest.approx(0.25 + 0.125)
-    loss = pixel_loss(picture, target, l1=2, l2=4)
+    assert pixel_loss(image, target).item() == pytest.approx(0.25 + 0.125)
+    loss = pixel_loss(image, target, l1=2, l2=4)
     assert loss.item() == pytest.approx(2 * 0.25 + 4 * 0.125)
     loss.backward()
     expected = torch.tensor([0.0, (-2 - 4 * 2 * 0.5) / 6]).expand(1, 3, 1, 2)
-    torch.testing.assert_close(picture.grad, expected)
+    torch.testing.assert_close(image.grad, expected)
 
 
 def test_pixel_loss_errors():
@@ -59,8 +59,8 @@ def test_adaptive_weight_by_hand():
     weight = adaptive_weight(reconstruction, adversarial, layer)
     assert weight.item() == pytest.approx(5 / (0.5 + 1e-4)) and not weight.requires_grad
     assert adaptive_weight(reconstruction, 0 * layer.sum(), layer).item() == 1e4
-    assert adaptive_weight(reconstruction, adversarial, layer, most=2, eps=0).item() == 2
-    # The graphs are still there, and no gradient was left behind.
+    assert adaptive_weight(reconstruction, adversarial, layer, max_weight=2, eps=0).item() == 2
+    # The graphs are retained, and no gradient is added.
     assert layer.grad is None
     (reconstruction + adversarial).backward()
     assert layer.grad.tolist() == [3.5, 4.0]
@@ -76,23 +76,23 @@ def test_adaptive_weight_errors():
 
 
 def loop_similarity(tokens, occupied, concepts, present):
-    """The definition, one pair at a time."""
+    """Compute the similarity from its definition, one pair at a time."""
     table = torch.zeros(len(tokens), len(concepts))
     for b in range(len(tokens)):
         for t in range(len(concepts)):
-            seen, said = tokens[b][occupied[b]], concepts[t][present[t]]
-            if len(seen) and len(said):
-                cosines = F.cosine_similarity(seen[:, None], said[None], dim=-1)
+            own, others = tokens[b][occupied[b]], concepts[t][present[t]]
+            if len(own) and len(others):
+                cosines = F.cosine_similarity(own[:, None], others[None], dim=-1)
                 table[b, t] = cosines.max(0).values.mean()
     return table
 
 
-def sets(batch=4, slots=5, words=3, dim=6, seed=0, dtype=torch.float32):
+def sets(batch=4, slots=5, phrases=3, dim=6, seed=0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randn(batch, slots, dim, generator=generator, dtype=dtype)
-    concepts = torch.randn(batch, words, dim, generator=generator, dtype=dtype)
+    concepts = torch.randn(batch, phrases, dim, generator=generator, dtype=dtype)
     occupied = torch.rand(batch, slots, generator=generator) < 0.6
-    present = torch.rand(batch, words, generator=generator) < 0.6
+    present = torch.rand(batch, phrases, generator=generator) < 0.6
     occupied[:, 0] = present[:, 0] = True
     return tokens, occupied, concepts, present
 
@@ -103,12 +103,12 @@ def test_similarity_by_hand():
     concepts = torch.tensor([[[0.0, 3.0], [-1.0, 0.0]]])
     both, one = torch.tensor([[True, True]]), torch.tensor([[True, False]])
     found = concept_similarity(tokens, occupied, concepts.expand(2, 2, 2), torch.cat([both, one]))
-    # The diagonal token suits the first concept best, and is least opposed to the second.
+    # The diagonal token has the maximum cosine with both concepts.
     half = math.sqrt(0.5)
     torch.testing.assert_close(found, torch.tensor([[(half - half) / 2, half]]))
 
 
-def test_similarity_is_the_definition():
+def test_similarity_matches_its_definition():
     tokens, occupied, concepts, present = sets()
     occupied[1] = False
     present[2] = False
@@ -117,7 +117,7 @@ def test_similarity_is_the_definition():
     assert (found[1] == 0).all() and (found[:, 2] == 0).all() and (found != 0).sum() == 9
 
 
-def test_similarity_of_nothing_has_no_nan_and_no_gradient():
+def test_similarity_of_padding_has_no_nan_and_no_gradient():
     tokens, occupied, concepts, present = sets()
     occupied[1] = False
     present[2] = False
@@ -132,11 +132,11 @@ def test_similarity_of_nothing_has_no_nan_and_no_gradient():
         assert vectors.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize(("slots", "words"), [(0, 3), (5, 0)])
-def test_similarity_without_slots_is_zero(slots, words):
-    tokens, concepts = torch.ones(2, slots, 4), torch.ones(3, words, 4)
+@pytest.mark.parametrize(("slots", "phrases"), [(0, 3), (5, 0)])
+def test_similarity_without_slots_is_zero(slots, phrases):
+    tokens, concepts = torch.ones(2, slots, 4), torch.ones(3, phrases, 4)
     found = concept_similarity(
-        tokens, torch.ones(2, slots).bool(), concepts, torch.ones(3, words).bool()
+        tokens, torch.ones(2, slots).bool(), concepts, torch.ones(3, phrases).bool()
     )
     assert torch.equal(found, torch.zeros(2, 3))
 
@@ -149,7 +149,7 @@ def test_similarity_is_precise_under_autocast():
 
 
 def test_similarity_gradient():
-    tokens, occupied, concepts, present = sets(batch=2, slots=3, words=2, dtype=torch.float64)
+    tokens, occupied, concepts, present = sets(batch=2, slots=3, phrases=2, dtype=torch.float64)
     tokens.requires_grad_()
     concepts.requires_grad_()
     assert torch.autograd.gradcheck(
@@ -157,7 +157,7 @@ def test_similarity_gradient():
     )
 
 
-def test_contrastive_loss_is_the_definition():
+def test_contrastive_loss_matches_its_definition():
     tokens, occupied, concepts, present = sets()
     log_scale = torch.tensor(1.3)
     logits = math.exp(1.3) * loop_similarity(tokens, occupied, concepts, present)
@@ -203,7 +203,7 @@ def test_one_process_without_torch_distributed():
         mean_over_ranks(torch.ones(2, dtype=torch.int64))
 
 
-# Each process sees a slice of the samples; the second one, fewer slots and more words.
+# Each process has a slice of the samples; the second one has fewer slots and more phrases.
 TWO_PROCESSES = """
 import sys
 import torch
@@ -244,7 +244,7 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_processes_get_what_one_gets(tmp_path):
+def test_two_processes_match_one(tmp_path):
     tokens, occupied, concepts, present = sets()
     occupied[2:, 4] = False
     present[:2, 2] = False
@@ -277,12 +277,12 @@ def test_two_processes_get_what_one_gets(tmp_path):
     assert abs(first["loss"] - second["loss"]) > 1e-3
     close((first["loss"] + second["loss"]) / 2, loss.detach())
     close((first["log_scale"] + second["log_scale"]) / 2, log_scale.grad)
-    for own, (slots, words) in ((first, (5, 2)), (second, (4, 3))):
+    for own, (slots, phrases) in ((first, (5, 2)), (second, (4, 3))):
         part = slice(0, 2) if own is first else slice(2, 4)
         # DDP divides the sum over the ranks by their number.
         close(own["tokens"] / 2, tokens.grad[part, :slots])
-        close(own["concepts"] / 2, concepts.grad[part, :words])
+        close(own["concepts"] / 2, concepts.grad[part, :phrases])
         close(own["weight"], weight)
         assert own["gathered"].tolist() == [[1.0], [2.0]]
-    # Each x is seen by both losses, of factors 1 and 10, at its own place.
+    # Each x is in both losses, with the factors 1 and 10, at its own position.
     assert (first["x"].item(), second["x"].item()) == (11.0, 22.0)

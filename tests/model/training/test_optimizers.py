@@ -21,7 +21,7 @@ def make(seed=0):
     return nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 8))
 
 
-def learn(model, optimizer, steps=3):
+def train(model, optimizer, steps=3):
     torch.manual_seed(1)
     for _ in range(steps):
         model(torch.randn(5, 6)).square().sum().backward()
@@ -30,9 +30,9 @@ def learn(model, optimizer, steps=3):
     return [p.detach().clone() for p in model.parameters()]
 
 
-def test_each_parameter_moves_as_by_its_own_optimizer():
+def test_each_parameter_is_updated_as_by_its_own_optimizer():
     one, other = make(), make()
-    found = learn(one, MuonAdamW(groups_of(one), (0.9, 0.98)))
+    found = train(one, MuonAdamW(groups_of(one), (0.9, 0.98)))
     hidden, rest = groups_of(other)
     rest.pop("hidden", None)
     hidden.pop("hidden")
@@ -53,39 +53,39 @@ def test_a_step_has_equal_singular_values_and_the_size_of_adam():
     before = model[0].weight.detach().clone()
     groups = groups_of(model)
     groups[0]["weight_decay"] = 0.0
-    learn(model, MuonAdamW(groups, (0.9, 0.98)), 1)
+    train(model, MuonAdamW(groups, (0.9, 0.98)), 1)
     values = torch.linalg.svdvals(model[0].weight.detach() - before)
-    # The iteration brings them near 1, to about a third.
+    # The iteration brings them to 1 within about a third.
     assert values.max() < 2.5 * values.min()
     # 0.2 lr sqrt(max(rows, columns)) for singular values of 1.
     assert values.mean().item() == pytest.approx(1e-2 * 0.2 * 6**0.5, rel=0.3)
 
 
-def test_a_state_goes_on_where_it_was():
+def test_a_restored_state_continues_exactly():
     model = make()
     optimizer = MuonAdamW(groups_of(model), (0.9, 0.98))
-    learn(model, optimizer)
+    train(model, optimizer)
     again = copy.deepcopy(model)
     resumed = MuonAdamW(groups_of(again), (0.9, 0.98))
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    for a, b in zip(learn(model, optimizer), learn(again, resumed), strict=True):
+    for a, b in zip(train(model, optimizer), train(again, resumed), strict=True):
         assert torch.equal(a, b)
 
 
-def test_rates_that_change_count_after_a_state_was_read():
+def test_changed_rates_take_effect_after_a_state_is_loaded():
     model = make()
     optimizer = MuonAdamW(groups_of(model), (0.9, 0.98))
-    learn(model, optimizer)
+    train(model, optimizer)
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     before = [p.detach().clone() for p in model.parameters()]
     for group in optimizer.param_groups:
         group["lr"] = 0.0
-    for a, b in zip(learn(model, optimizer), before, strict=True):
+    for a, b in zip(train(model, optimizer), before, strict=True):
         assert torch.equal(a, b)
 
 
-def test_rates_that_change_count():
-    moved = []
+def test_changed_rates_take_effect():
+    changes = []
     for factor in (1.0, 0.5):
         model = make()
         before = [p.detach().clone() for p in model.parameters()]
@@ -93,12 +93,12 @@ def test_rates_that_change_count():
         for group in optimizer.param_groups:
             group["lr"] *= factor
             group["weight_decay"] = 0.0
-        moved.append([a - b for a, b in zip(learn(model, optimizer, 1), before, strict=True)])
-    for whole, half in zip(*moved, strict=True):
+        changes.append([a - b for a, b in zip(train(model, optimizer, 1), before, strict=True)])
+    for whole, half in zip(*changes, strict=True):
         torch.testing.assert_close(whole, 2 * half, rtol=1e-4, atol=1e-7)
 
 
-def test_names():
+def test_optimizers_by_name():
     model = make()
     assert type(build_optimizer(groups_of(model), OptimizerSettings())) is torch.optim.AdamW
     muon = build_optimizer(groups_of(model), OptimizerSettings(kind="muon"))

@@ -30,7 +30,7 @@ STAGES = (1, 2, 3)
 LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 2}
 VISION = {"hidden_size": 16, "intermediate_size": 24, "image_size": 32, "patch_size": 8, **LAYERS}
 TEXT = {"hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 16, **LAYERS}
-# Of every stage: batch, steps with their warm-up, workers, precision, sample counts.
+# Overrides of all stages: batch, steps with their warm-up, workers, precision, sample counts.
 SMALL = {
     "batch_size": 8,
     "steps": 1,
@@ -39,7 +39,7 @@ SMALL = {
     "precision": "no",
     "held_out.samples": 24,
 }
-# Of each stage: dimensions, and names of encoder and language model.
+# Overrides of each stage: dimensions, and names of encoder and language model.
 DIMENSIONS = {
     1: {
         "discriminator.warmup": 1,
@@ -67,11 +67,11 @@ DIMENSIONS = {
         "generation.max_new_tokens": 2,
         "generation.sampling_steps": 2,
     },
-    # In fewer than 146 samples ReasonSeg, of the smallest weight, does not come.
+    # ReasonSeg, which has the smallest weight, first occurs in sample 146.
     3: {"batch_size": 20, "generation.max_new_tokens": 2, "generation.sampling_steps": 2},
 }
 ALLAVA = "allava_laion/ALLaVA-{}-LAION-4V.json"
-# Names in the fixtures, and those of other splits: both are there in the end.
+# Splits of the fixtures and further names for copies of them.
 SPLITS = {
     "openimages": [("validation", "train")],
     "coco-captions": [("val2017", "train2014")],
@@ -84,7 +84,7 @@ SPLITS = {
 
 
 def rename(root, old, new):
-    """Rename the files and folders whose names have `old`, the innermost first."""
+    """Rename the files and folders whose names contain `old`, the innermost first."""
     for path in sorted(root.rglob(f"*{old}*"), key=lambda path: -len(path.parts)):
         path.rename(path.with_name(path.name.replace(old, new)))
 
@@ -102,7 +102,7 @@ def write_tar(path):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A folder with data/ as the YAML files expect it, and a small SigLIP."""
+    """Folder with data/ in the layout of the YAML files, and a small SigLIP."""
     world = tmp_path_factory.mktemp("paper")
     data = world / "data"
     for name in (
@@ -141,7 +141,7 @@ def config(stage):
 
 
 def overrides(stage, world):
-    """By dotted key, what the test sets in place of a YAML file's values."""
+    """Return the values that replace those of a YAML file, by dotted key."""
     changed = SMALL | DIMENSIONS[stage]
     if stage == 1:
         changed |= dict.fromkeys(("model.encoder", "text_encoder"), str(world / "siglip"))
@@ -153,7 +153,7 @@ def overrides(stage, world):
 
 
 def settings_of(stage, world):
-    """The settings of a YAML file, its paths below another folder, smaller in its dimensions."""
+    """Return the settings of a YAML file with small dimensions and paths below another folder."""
     lines = [f"{key}={json.dumps(value)}" for key, value in overrides(stage, world).items()]
     settings = load_settings(config(stage), lines)
     moved = {name: below(getattr(settings, name), world) for name in ("data", "held_out")}
@@ -161,7 +161,7 @@ def settings_of(stage, world):
 
 
 def below(data, world):
-    """Settings of data with every path that begins with data/ in the folder."""
+    """Move all paths of data settings that begin with data/ below a folder."""
 
     def move(value):
         if isinstance(value, dict):
@@ -172,7 +172,7 @@ def below(data, world):
 
 
 def flat(value, where=""):
-    """Values of nested settings by dotted key."""
+    """Return the values of nested settings by dotted key."""
     if isinstance(value, dict) and value:
         return {
             key: one
@@ -183,7 +183,7 @@ def flat(value, where=""):
 
 
 class Counted:
-    """A data set that notes that it was read."""
+    """Data set that records each reading of a sample."""
 
     def __init__(self, name, dataset, read):
         self._name, self._dataset, self._read = name, dataset, read
@@ -199,7 +199,7 @@ class Counted:
 
 @pytest.fixture(scope="module")
 def runs(world):
-    """Each stage from what the one before has left: settings, metrics, parts read, folder."""
+    """Runs of the stages in sequence: settings, metrics, parts read, folder."""
     found = {}
     for stage in STAGES:
         with pytest.MonkeyPatch.context() as patch:
@@ -213,7 +213,7 @@ def runs(world):
             settings = settings_of(stage, world)
             out = world / f"stage{stage}"
             trainer = Trainer(settings, out)
-            # Only what the training itself reads.
+            # Only readings by the training itself count.
             read.clear()
             metrics = trainer.train()
         found[stage] = (settings, metrics, list(read), out)
@@ -221,7 +221,7 @@ def runs(world):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_nothing_else_of_the_file_differs(world, stage):
+def test_the_other_values_of_the_file_are_unchanged(world, stage):
     original = flat(load_settings(config(stage)).to_dict())
     changed = flat(settings_of(stage, world).to_dict())
     differing = {
@@ -232,7 +232,7 @@ def test_nothing_else_of_the_file_differs(world, stage):
     small = set(flat(overrides(stage, world))) | set(overrides(stage, world))
     names = {key for key in differing if key.endswith(".options.names")}
     assert differing - names <= small
-    # A path is the same one, below another folder.
+    # Paths are the same below another folder.
     for key in names | {key for key in original if key.endswith(".path")}:
         if original[key] is not None:
             assert changed[key] == f"{world}/{original[key]}"
@@ -253,7 +253,7 @@ def test_data_sets_are_the_papers(stage):
         },
     }
     assert found == expected[stage]
-    # What is held out is another split of real data.
+    # The held-out data is another split of real data.
     held_out = settings.held_out
     parts = held_out.options.get("parts", {"": {"kind": held_out.kind, **held_out.options}})
     assert held_out.samples == 2048 and not {p["kind"] for p in parts.values()} & {"shapes-tasks"}
@@ -274,7 +274,7 @@ def test_every_data_set_is_read(runs, stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_each_part_makes_a_batch_alone(runs, stage, tmp_path):
+def test_each_part_gives_a_batch_alone(runs, stage, tmp_path):
     settings, *_ = runs[stage]
     collate = Trainer(settings, tmp_path).collate
     for data in (settings.data, settings.held_out):
@@ -295,7 +295,7 @@ def test_a_step_has_finite_losses_and_metrics(runs, stage):
     expected = {1: {"pixel", "perceptual", "contrastive"}, 2: {"text", "diffusion", "mask"}}
     assert expected[min(stage, 2)] <= losses.keys()
     assert all(math.isfinite(value) for value in losses.values())
-    # In every stage there is something for each loss, but no mask in stage 2.
+    # Each loss has samples in every stage, except that stage 2 has no masks.
     zero = {name for name, value in losses.items() if value == 0} - {"step"}
     assert zero == ({"mask"} if stage == 2 else set())
     assert json.loads((out / "metrics.json").read_text()) == metrics
@@ -306,7 +306,7 @@ def test_a_step_has_finite_losses_and_metrics(runs, stage):
     names = {"text_loss", *(f"{task}_text_loss" for task in tasks[stage])}
     assert {name for name in metrics if name.endswith("loss")} == names
     assert all(metrics[name] > 0 for name in names)
-    # No metric of the small world is of real data.
+    # Real data has no metrics of ShapesWorld.
     assert metrics.keys() - names == {"seconds", "steps", "seed", "commit"}
 
 
@@ -353,7 +353,7 @@ def test_the_first_data_set_that_is_missing_is_named(
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_first_of_all_is_named_before_any_model_is_loaded(stage, tmp_path, monkeypatch, capsys):
+def test_a_missing_data_set_is_named_before_a_model_is_loaded(stage, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = ["train", "--config", str(config(stage)), "--out", "out", 'precision="no"']
     assert main(arguments) == 2

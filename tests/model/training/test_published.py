@@ -1,4 +1,4 @@
-"""`setok train` on every published data set, a step on its fixture."""
+"""A step of `setok train` on the fixture of each published data set."""
 
 import json
 import math
@@ -41,19 +41,19 @@ def test_a_step_on_its_fixture(name, setok, tmp_path):
     ],
 )
 def test_names_of_special_tokens_in_texts(name, file, text, setok, tmp_path):
-    said = r"<img> </img> <image> [SEG] <s> </s> <pad> <unk> \ud800"
+    special = r"<img> </img> <image> [SEG] <s> </s> <pad> <unk> \ud800"
 
     def rename(root):
         path = root / file
         before = path.read_text()
-        path.write_text(before.replace(text, said))
+        path.write_text(before.replace(text, special))
         assert path.read_text() != before
 
     train(name, setok, tmp_path, rename)
 
 
 def train(name, setok, tmp_path, change):
-    """A step on the fixture of a data set after a change."""
+    """Train a step on the changed fixture of a data set."""
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])
     make, options = PUBLISHED[name]
@@ -61,15 +61,15 @@ def train(name, setok, tmp_path, change):
     root.mkdir()
     make(root)
     change(root)
-    speaks = isinstance(READERS[name](root, **options)[0], Conversation)
+    is_conversation = isinstance(READERS[name](root, **options)[0], Conversation)
     data = {"kind": name, "path": str(root), "options": options}
     if name == "slimpajama":
-        # The diffusion head takes its units from pictures, so there must be some.
+        # The diffusion head needs images for its channel statistics.
         shapes = {"kind": "shapes-tasks", "size": 32, "weight": 1, "options": {"turns": 1}}
         parts = {"texts": data | {"weight": 1}, "shapes": shapes}
         data = {"kind": "mixture", "options": {"parts": parts}}
     common = {"steps": 1, "batch_size": 3, "accumulation": 1, "data": data}
-    if speaks:
+    if is_conversation:
         values = {
             **{key: TINY[key] for key in ("precision", "every", "workers")},
             "stage": 2,

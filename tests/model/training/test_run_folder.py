@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and that it alone writes into its folder."""
+"""The checkpoint that a run resumes from, and the lock of its folder."""
 
 import json
 import os
@@ -50,36 +50,34 @@ def build(tmp_path, out):
     return make
 
 
-def flip(path, place=-1):
+def flip(path, position=-1):
     content = bytearray(path.read_bytes())
-    content[place] ^= 4
+    content[position] ^= 4
     path.write_bytes(content)
 
 
 def contents(folder):
-    """Of all files but those that say who holds the folder."""
+    """Return the contents of all files but the locks."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {path: path.read_bytes() for path in files if not path.name.startswith(".lock")}
 
 
-def test_from_a_damaged_checkpoint_it_goes_back_to_a_whole_one_and_says_so(
-    whole, out, build, capsys
-):
+def test_damaged_checkpoints_are_named_and_an_older_one_is_resumed(whole, out, build, capsys):
     flip(out / "checkpoint-00000006" / "tensors.safetensors")
     (out / "checkpoint-00000004" / "state.json").write_text("{}")
     trainer = build()
     assert trainer.step == 2
-    said = capsys.readouterr().err.splitlines()
-    (line,) = [line for line in said if "going on from" in line]
+    lines = capsys.readouterr().err.splitlines()
+    (line,) = [line for line in lines if "resuming from" in line]
     six, four = (out / f"checkpoint-0000000{i}" for i in (6, 4))
     for part in (f"got {six}: tensors.safetensors: ", f"got {four}: state.json: "):
         assert f"path: expected a complete checkpoint, {part}expected the checksum" in line
-    assert line.endswith(f"; going on from {out / 'checkpoint-00000002'}")
+    assert line.endswith(f"; resuming from {out / 'checkpoint-00000002'}")
     trainer.train()
     assert_same_run(whole, out)
 
 
-def test_when_all_are_damaged_nothing_starts_and_nothing_is_cut(out, build):
+def test_when_all_are_damaged_no_run_starts_and_no_log_is_cut(out, build):
     for step in (2, 4, 6):
         flip(out / f"checkpoint-0000000{step}" / "tensors.safetensors")
     before = contents(out)
@@ -87,18 +85,18 @@ def test_when_all_are_damaged_nothing_starts_and_nothing_is_cut(out, build):
         build()
     assert all(f"checkpoint-0000000{step}: tensors" in str(e.value) for step in (2, 4, 6))
     assert contents(out) == before
-    # Nor may a run that starts anew write over what is left of it.
+    # A new run must not overwrite the remains either.
     with pytest.raises(ValueError, match=r"^out: expected a folder without checkpoints, got "):
         build(resume=False)
     assert contents(out) == before
 
 
-def test_a_checkpoint_of_an_earlier_version_is_taken_and_named(whole, out, build, capsys):
+def test_a_checkpoint_of_an_earlier_version_is_resumed_and_named(whole, out, build, capsys):
     for step in (2, 4, 6):
         (out / f"checkpoint-0000000{step}" / "SHA256SUMS").unlink()
     assert build().step == 6
     last = out / "checkpoint-00000006"
-    assert f"{last} has no checksums, as of an earlier version" in capsys.readouterr().err
+    assert f"{last}: no checksums, as an earlier version wrote it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -116,7 +114,7 @@ def test_a_checkpoint_of_an_earlier_version_is_taken_and_named(whole, out, build
     ids=["{}", "[]", "settings", "no structure", "null", "modules", "dict", "tensor"],
 )
 def test_a_state_of_other_types_is_named(out, build, change):
-    """As it may be where no checksums are."""
+    """Without checksums such a state is not found earlier."""
     for step in (2, 4):
         shutil.rmtree(out / f"checkpoint-0000000{step}")
     last = out / "checkpoint-00000006"
@@ -149,7 +147,7 @@ def test_damaged_logs_are_named_before_anything_is_cut(out, build, name):
     lines = (out / name).read_bytes().splitlines(True)
     (out / name).write_bytes(b"\0" * 30 + b"\n" + b"".join(lines[1:]))
     before = contents(out)
-    with pytest.raises(ValueError, match=f"^{out / name}:1: expected an object with a step, got "):
+    with pytest.raises(ValueError, match=f"^{out / name}:1: expected a JSON object with a step"):
         build()
     assert contents(out) == before
 
@@ -163,12 +161,12 @@ def test_zeros_after_the_checkpoint_are_cut_off(whole, out, build):
     assert_same_run(whole, out)
 
 
-def test_what_another_run_has_written_in_the_meantime_is_kept(whole, tmp_path, build):
+def test_files_that_another_run_has_written_in_the_meantime_are_kept(whole, tmp_path, build):
     folder = tmp_path / "fresh"
     trainer = build(resume=False, folder=folder)
     shutil.copytree(whole, folder)
     before = contents(folder)
-    with pytest.raises(FolderInUseError, match=r"^out: expected the checkpoints that were there"):
+    with pytest.raises(FolderInUseError, match=r"^out: expected the same checkpoints as at"):
         trainer.train()
     assert contents(folder) == before
 
@@ -185,7 +183,7 @@ def test_a_folder_in_use_is_neither_read_nor_written(out, build, tmp_path):
     assert not (tmp_path / "fresh" / "losses.jsonl").exists()
 
 
-def test_an_interrupted_export_leaves_no_part_of_a_model_and_is_made_again(out, build):
+def test_an_interrupted_export_leaves_no_partial_model_and_is_repeated(out, build):
     shutil.rmtree(out / "model")
     (out / "metrics.json").unlink()
     trainer = build()

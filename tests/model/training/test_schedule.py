@@ -10,7 +10,7 @@ from setokim.training.schedule import EMA, cosine_with_warmup, parameter_groups
 def test_cosine_with_warmup_by_hand():
     factors = [cosine_with_warmup(step, 4, 10, least=0.1) for step in range(13)]
     expected = [0.25, 0.5, 0.75, 1.0, 1.0]
-    # A sixth of half a turn each: cos 30°, 60°, 90°, 120°, 150°.
+    # Steps of a sixth of half a turn: cos 30°, 60°, 90°, 120°, 150°.
     cosines = [math.sqrt(3) / 2, 0.5, 0, -0.5, -math.sqrt(3) / 2]
     expected += [0.1 + 0.45 * (1 + c) for c in cosines] + [0.1, 0.1, 0.1]
     assert factors == pytest.approx(expected, abs=1e-12)
@@ -57,16 +57,16 @@ class Zoo(nn.Module):
 def test_parameter_groups_decay_matrices_only():
     zoo = Zoo()
     names = {id(p): name for name, p in zoo.named_parameters()}
-    decayed, plain = parameter_groups(zoo, lr=0.1, weight_decay=0.2)
+    decayed, undecayed = parameter_groups(zoo, lr=0.1, weight_decay=0.2)
     assert (decayed["lr"], decayed["weight_decay"]) == (0.1, 0.2)
-    assert (plain["lr"], plain["weight_decay"]) == (0.1, 0.0)
+    assert (undecayed["lr"], undecayed["weight_decay"]) == (0.1, 0.0)
     assert [names[id(p)] for p in decayed["params"]] == [
         "query.weight",
         "convolution.weight",
         "attention.in_proj_weight",
         "attention.out_proj.weight",
     ]
-    assert {names[id(p)] for p in plain["params"]} == {
+    assert {names[id(p)] for p in undecayed["params"]} == {
         "queries",
         "cls_token",
         "scale",
@@ -78,7 +78,7 @@ def test_parameter_groups_decay_matrices_only():
         "attention.in_proj_bias",
         "attention.out_proj.bias",
     }
-    torch.optim.AdamW([decayed, plain])
+    torch.optim.AdamW([decayed, undecayed])
 
 
 def test_parameter_groups_without_empty_ones():
@@ -124,7 +124,7 @@ def test_ema_of_half_precision_keeps_small_changes():
     assert average(ema) == pytest.approx(1.0001, abs=1e-6)
 
 
-def test_ema_without_decay_is_the_model():
+def test_ema_without_decay_equals_the_model():
     model = one_weight()
     ema = EMA(model, 0).to("cpu")
     set_weight(model, 0.1)
@@ -137,7 +137,7 @@ def test_ema_leaves_frozen_parameters_alone():
     assert sorted(EMA(model, 0.9).state_dict()) == ["average.0.weight", "updates"]
 
 
-def test_swapped_gives_the_weights_back():
+def test_swapped_restores_the_weights():
     model = one_weight()
     ema = EMA(model, 0.5)
     set_weight(model, 0.1)
@@ -155,7 +155,7 @@ def test_swapped_gives_the_weights_back():
     ema.update(model)
 
 
-def test_ema_resumes_to_the_bit():
+def test_ema_resumes_bit_for_bit():
     model = one_weight()
     ema = EMA(model, 0.999)
     values = [0.3, 0.7, -0.2, 0.9]
@@ -184,9 +184,9 @@ def test_ema_errors():
     with pytest.raises(ValueError, match="model: expected a parameter named weight, got none"):
         ema.update(nn.Sequential(one_weight()))
     state = ema.state_dict()
-    with pytest.raises(ValueError, match=r"1 are missing, such as updates"):
+    with pytest.raises(ValueError, match=r"got a state with 1 missing ones, such as updates"):
         ema.load_state_dict({"average.weight": state["average.weight"]})
-    with pytest.raises(ValueError, match=r"1 are unknown, such as average\.other"):
+    with pytest.raises(ValueError, match=r"with 1 unknown ones, such as average\.other"):
         ema.load_state_dict(state | {"average.other": torch.zeros(1)})
     with pytest.raises(
         ValueError, match=r"state: expected average.weight of shape \(1, 1\), got \(2,\)"

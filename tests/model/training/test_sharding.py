@@ -18,7 +18,7 @@ from setokim.training.state import TrainingState
 from setokim.training.trainer import Trainer
 
 SETTINGS = ("steps=5", "accumulation=2", "losses.adversarial=0", "every.checkpoint=3", "keep=9")
-# Parameters of no dimensions learn as well.
+# Parameters without dimensions are trained too.
 SETTINGS += ("every.evaluation=2", "every.pictures=4", "model.learnable=[bandwidth, temperature]")
 
 
@@ -29,7 +29,7 @@ def _one_thread(threads):
 
 @pytest.fixture
 def gloo():
-    """This process is all there are."""
+    """Process group of this process only."""
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     yield
     distributed.destroy_process_group()
@@ -47,7 +47,7 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    """A language model with tied embeddings, a block of ours, a scalar, and a buffer."""
+    """Language model with tied embeddings, a block of this file, a scalar and a buffer."""
 
     def __init__(self):
         super().__init__()
@@ -103,7 +103,7 @@ def test_gathered_is_a_plain_module_with_the_averages(gloo):
             for parameter in module.parameters():
                 parameter.mul_(3)
             module.mean.add_(1)
-    # The first update takes 1 / 10 of the average, whatever the decay.
+    # The first update has a decay of 1 / 10 at most.
     ema.update(model)
     with torch.no_grad():
         for parameter, first in zip(plain.parameters(), make().parameters(), strict=True):
@@ -125,23 +125,23 @@ def test_gathered_is_a_plain_module_with_the_averages(gloo):
 def test_half_precision_within_blocks_of_hugging_face(gloo):
     model = make()
     Sharded(model, "bf16")
-    seen = {}
+    dtypes = {}
 
-    def note(name):
+    def record(name):
         def hook(module, arguments, output):
-            seen[name] = module.weight.dtype, arguments[0].dtype
+            dtypes[name] = module.weight.dtype, arguments[0].dtype
 
         return hook
 
     layer = model.llm.model.layers[0].mlp.gate_proj
-    layer.register_forward_hook(note("theirs"))
-    model.block.linear.register_forward_hook(note("ours"))
+    layer.register_forward_hook(record("transformers"))
+    model.block.linear.register_forward_hook(record("this file"))
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(IDS).float().square().mean()
     loss.backward()
-    assert seen == {
-        "theirs": (torch.bfloat16, torch.bfloat16),
-        "ours": (torch.float32, torch.float32),
+    assert dtypes == {
+        "transformers": (torch.bfloat16, torch.bfloat16),
+        "this file": (torch.float32, torch.float32),
     }
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert layer.weight.grad.dtype == torch.float32 and layer.weight.grad.full_tensor().any()
@@ -150,8 +150,8 @@ def test_half_precision_within_blocks_of_hugging_face(gloo):
     assert loss.item() == pytest.approx(reference.item(), rel=0.03)
 
 
-def test_a_state_comes_back(tmp_path, gloo):
-    """With moments and averages, into a module that is spread and one that is not."""
+def test_a_state_is_restored(tmp_path, gloo):
+    """Moments and averages included, into a sharded and an unsharded module."""
 
     class Nothing:
         def state_dict(self):
@@ -197,10 +197,10 @@ def test_a_state_comes_back(tmp_path, gloo):
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_and_go_on_as_one(tmp_path):
+def test_two_processes_match_one_and_resume_as_one(tmp_path):
     two, one = tmp_path / "two", tmp_path / "one"
-    spread = (*SETTINGS, "batch_size=2", "parallel=fsdp")
-    done = run_in_processes(tmp_path, two, *spread, world=2)
+    sharded = (*SETTINGS, "batch_size=2", "parallel=fsdp")
+    done = run_in_processes(tmp_path, two, *sharded, world=2)
     assert done.returncode == 0, done.stderr
     assert "process 1, data: all 20 samples tried could be read" in done.stdout
     alone = Trainer(tiny_settings(tmp_path, *SETTINGS, "batch_size=4"), one)
@@ -211,9 +211,9 @@ def test_two_processes_are_one_and_go_on_as_one(tmp_path):
             assert x == pytest.approx(y, rel=1e-5)
 
     assert_alike(two, one, 5)
-    figures = [json.loads((out / "metrics.json").read_text()) for out in (two, one)]
+    metrics = [json.loads((out / "metrics.json").read_text()) for out in (two, one)]
     for name in ("psnr", "sharpness", "fg_ari", "recall_at_1"):
-        assert figures[0][name] == pytest.approx(figures[1][name], rel=1e-4)
+        assert metrics[0][name] == pytest.approx(metrics[1][name], rel=1e-4)
     assert (two / "pictures" / "step-00000004.png").exists()
     averages = load_checkpoint(two / "checkpoint-00000005")[0]
     exported = {f"setok.{n}": t for n, t in load_file(two / "model/model.safetensors").items()}
@@ -221,7 +221,7 @@ def test_two_processes_are_one_and_go_on_as_one(tmp_path):
     for name, value in exported.items():
         assert torch.equal(value, averages[f"ema.average.{name}"]), name
 
-    # Each has written about half of weights, moments and averages, and nothing else is there.
+    # Each process has written about half of weights, moments and averages, and no other files.
     files = sorted((two / "checkpoint-00000003").iterdir())
     assert [f.name for f in files[:2]] == ["SHA256SUMS", "state.json"]
     assert [f.name for f in files[2:]] == [f"tensors-0000{i}-of-00002.safetensors" for i in (0, 1)]
@@ -232,11 +232,11 @@ def test_two_processes_are_one_and_go_on_as_one(tmp_path):
         n for n in b if not n.startswith("processes")
     }
 
-    # On one process from the shares of two, and on two from what one has written.
+    # One process resumes from the shards of two, and two resume from the file of one.
     settings = {"one-from-two": two, "two-from-one": one}
     for name, source in settings.items():
         shutil.copytree(source / "checkpoint-00000003", tmp_path / name / "checkpoint-00000003")
-        # The number of processes has changed, and so the batch of each.
+        # With the number of processes the batch of each changes.
         batch_size = 4 if name == "one-from-two" else 2
         change_settings(tmp_path / name / "checkpoint-00000003", batch_size=batch_size)
     resumed = Trainer(
@@ -247,7 +247,7 @@ def test_two_processes_are_one_and_go_on_as_one(tmp_path):
     assert resumed.step == 3 and resumed.sharded is None
     resumed.train()
     assert_alike(tmp_path / "one-from-two", one, 2)
-    done = run_in_processes(tmp_path, tmp_path / "two-from-one", *spread, world=2, resume=True)
+    done = run_in_processes(tmp_path, tmp_path / "two-from-one", *sharded, world=2, resume=True)
     assert done.returncode == 0, done.stderr
     assert_alike(tmp_path / "two-from-one", one, 2)
     assert math.isfinite(losses_of(tmp_path / "two-from-one")[-1]["gradient_norm"])

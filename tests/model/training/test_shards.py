@@ -17,7 +17,7 @@ from setokim.training.checkpoint import (
     save_checkpoint,
     verify_checkpoint,
 )
-from setokim.training.shards import Shards, StoredTensor, rows_of, share
+from setokim.training.shards import Shards, StoredTensor, row_range, rows_of
 
 WHOLE = torch.arange(21).reshape(7, 3)
 PARTS = {0: (0, 3), 1: (3, 6), 2: (6, 7)}
@@ -25,22 +25,22 @@ PARTS = {0: (0, 3), 1: (3, 6), 2: (6, 7)}
 
 @pytest.fixture
 def gloo():
-    """This process is all there are."""
+    """Process group of this process only."""
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     yield init_device_mesh("cpu", (1,))
     distributed.destroy_process_group()
 
 
 def save_in_three(folder, errors=None, **options):
-    """A checkpoint of step 4 by three threads in place of processes; their errors in `errors`."""
-    barrier, told = threading.Barrier(3), {}
+    """Write a checkpoint of step 4 in three threads, which stand for processes; collect errors."""
+    barrier, gathered = threading.Barrier(3), {}
     expects_errors, errors = errors is not None, {} if errors is None else errors
 
     def gather_of(process):
         def gather(value):
-            told[process] = value
+            gathered[process] = value
             barrier.wait()
-            values = [told[i] for i in range(3)]
+            values = [gathered[i] for i in range(3)]
             barrier.wait()
             return values
 
@@ -48,14 +48,14 @@ def save_in_three(folder, errors=None, **options):
 
     def save(process):
         start, stop = PARTS[process]
-        tensors = {"spread": WHOLE[start:stop]}
+        tensors = {"sharded": WHOLE[start:stop]}
         if process == 0:
             tensors |= {"scalar": torch.tensor(2.5), "plain": torch.ones(2)}
-        shards = Shards(process, 3, {"spread": (start, 7)}, gather_of(process))
+        shards = Shards(process, 3, {"sharded": (start, 7)}, gather_of(process))
         try:
             save_checkpoint(folder, 4, tensors, {"step": 4}, shards=shards, **options)
         except (OSError, ValueError) as error:
-            # All have one.
+            # If one fails, all fail.
             errors[process] = error
         except BaseException:
             barrier.abort()
@@ -76,29 +76,32 @@ def test_each_process_writes_its_rows_and_any_can_be_read(tmp_path):
     assert sorted(p.name for p in path.iterdir()) == ["SHA256SUMS", "state.json", *names]
     for (start, stop), name in zip(PARTS.values(), names, strict=True):
         with safe_open(path / name, "pt") as file:
-            assert torch.equal(file.get_tensor("spread"), WHOLE[start:stop])
-            assert json.loads(file.metadata()["rows"]) == {"spread": [start, 7]}
-            assert ("scalar" in file.keys()) == (start == 0)  # noqa: SIM118, it is no dict
+            assert torch.equal(file.get_tensor("sharded"), WHOLE[start:stop])
+            assert json.loads(file.metadata()["rows"]) == {"sharded": [start, 7]}
+            assert ("scalar" in file.keys()) == (start == 0)  # noqa: SIM118, not a dict
     tensors, state = load_checkpoint(path)
-    assert state == {"step": 4} and tensors.keys() == {"spread", "scalar", "plain"}
-    assert torch.equal(tensors["spread"], WHOLE) and tensors["scalar"] == 2.5
+    assert state == {"step": 4} and tensors.keys() == {"sharded", "scalar", "plain"}
+    assert torch.equal(tensors["sharded"], WHOLE) and tensors["scalar"] == 2.5
     stored, _ = open_checkpoint(path)
-    assert len(stored) == 3 and stored.shape("spread") == (7, 3) and stored.shape("scalar") == ()
+    assert len(stored) == 3 and stored.shape("sharded") == (7, 3) and stored.shape("scalar") == ()
     for start in range(8):
         for stop in range(start, 8):
-            assert torch.equal(stored.rows("spread", start, stop), WHOLE[start:stop]), (start, stop)
+            assert torch.equal(stored.rows("sharded", start, stop), WHOLE[start:stop]), (
+                start,
+                stop,
+            )
     assert torch.equal(stored.rows("plain", 1, 2), torch.ones(1))
     assert stored.rows("plain", 1, 1).shape == (0,)
 
 
-def test_one_file_reads_alike(tmp_path):
+def test_one_file_is_read_likewise(tmp_path):
     stored, _ = open_checkpoint(save_checkpoint(tmp_path, 1, {"x": WHOLE}, {}))
     assert torch.equal(stored.rows("x", 2, 5), WHOLE[2:5])
     assert stored.rows("x", 7, 7).shape == (0, 3) and torch.equal(stored["x"], WHOLE)
 
 
 @pytest.mark.parametrize("gone", range(3))
-def test_without_all_files_it_is_no_checkpoint(tmp_path, gone):
+def test_a_checkpoint_without_a_file_is_incomplete(tmp_path, gone):
     older = save_checkpoint(tmp_path, 3, {"x": WHOLE}, {})
     path = save_in_three(tmp_path)
     assert latest_checkpoint(tmp_path) == path
@@ -115,11 +118,11 @@ def test_without_all_files_it_is_no_checkpoint(tmp_path, gone):
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 4, 7])
-def test_each_process_verifies_its_share(tmp_path, processes):
+def test_each_process_verifies_a_part_of_the_files(tmp_path, processes):
     path = save_in_three(tmp_path)
     for name in ("state.json", *(f"tensors-{i:05d}-of-00003.safetensors" for i in range(3))):
         content = (path / name).read_bytes()
-        # Nothing but the checksum shows it.
+        # Only the checksum shows this damage.
         damaged = content.replace(b"4", b"5") if name == "state.json" else content[:-1] + b"\xff"
         (path / name).write_bytes(damaged)
         found = []
@@ -133,7 +136,7 @@ def test_each_process_verifies_its_share(tmp_path, processes):
 
 
 @pytest.mark.parametrize("broken", range(3))
-def test_a_failure_of_one_process_is_one_of_all(tmp_path, broken, monkeypatch):
+def test_if_one_process_fails_all_fail(tmp_path, broken, monkeypatch):
     older = save_checkpoint(tmp_path, 3, {"x": WHOLE}, {})
 
     def write(tensors, file, metadata):
@@ -152,14 +155,14 @@ def test_a_failure_of_one_process_is_one_of_all(tmp_path, broken, monkeypatch):
     assert list(tmp_path.iterdir()) == [older]
 
 
-def test_missing_rows_are_noticed(tmp_path):
+def test_missing_rows_are_found(tmp_path):
     shards = Shards(0, 1, {"x": (0, 9)})
     path = save_checkpoint(tmp_path, 1, {"x": WHOLE}, {}, shards=shards)
     with pytest.raises(ValueError, match="expected 9 rows of x, got 7"):
         load_checkpoint(path)
 
 
-def test_older_checkpoints_give_way(tmp_path):
+def test_older_checkpoints_are_removed(tmp_path):
     for step in (1, 2, 3):
         save_checkpoint(tmp_path, step, {"x": WHOLE}, {}, keep=9)
     (tmp_path / ".unfinished-4").mkdir()
@@ -170,24 +173,24 @@ def test_older_checkpoints_give_way(tmp_path):
 
 @pytest.mark.parametrize("length", [0, 1, 2, 5, 6, 7, 8, 9])
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])
-def test_shares_are_those_of_chunk(length, processes):
+def test_row_ranges_match_chunk(length, processes):
     chunks = torch.arange(length).chunk(processes) if length else ()
     for process in range(processes):
-        start, stop = share(length, process, processes)
+        start, stop = row_range(length, process, processes)
         chunk = chunks[process] if process < len(chunks) else torch.arange(0)
         assert torch.arange(length)[start:stop].tolist() == chunk.tolist()
 
 
-def test_spread_tensors_take_their_rows(tmp_path, gloo):
+def test_sharded_tensors_read_their_rows(tmp_path, gloo):
     stored, _ = open_checkpoint(save_in_three(tmp_path))
     like = distribute_tensor(torch.zeros(7, 3), gloo, [Shard(0)])
     assert rows_of(like) == (0, 7)
-    found = StoredTensor(stored, "spread").read(like)
+    found = StoredTensor(stored, "sharded").read(like)
     assert found.placements == like.placements and torch.equal(found.to_local(), WHOLE)
-    # Of another shape than its parameter: the number of an optimizer's steps.
+    # A scalar, such as an optimizer's number of steps, is read whole.
     assert StoredTensor(stored, "scalar").read(like).item() == 2.5
-    assert torch.equal(StoredTensor(stored, "spread").read(torch.zeros(7, 3)), WHOLE)
-    with pytest.raises(ValueError, match="x: expected a tensor spread by rows, got "):
+    assert torch.equal(StoredTensor(stored, "sharded").read(torch.zeros(7, 3)), WHOLE)
+    with pytest.raises(ValueError, match="x: expected a tensor sharded by rows, got "):
         rows_of(distribute_tensor(torch.zeros(7, 3), gloo, [Replicate()]))
 
 

@@ -10,17 +10,18 @@ from setokim.training import latest_checkpoint, load_checkpoint
 from setokim.training import trainer as trainer_module
 from setokim.training.base_settings import OptimizerSettings
 from setokim.training.settings import InstructSettings
-from setokim.training.stage import Stage, build_stage, to_device
+from setokim.training.stage import Stage, StageOutput, to_device
 from setokim.training.stage1.stage import Stage1, Stage1Collator
+from setokim.training.stages import build_stage
 from setokim.training.trainer import Trainer
 
 
 class Line(Stage):
-    """Fits one number of each sample; a part is visual, a part is frozen."""
+    """Stage that fits one number of each sample, with a visual and a frozen part."""
 
     def __init__(self, settings=None):
         super().__init__()
-        self.words = nn.Linear(2, 1)
+        self.text = nn.Linear(2, 1)
         self.visual = nn.Linear(2, 1)
         self.frozen = nn.Linear(2, 1).requires_grad_(False)
         self.register_buffer("mean", torch.zeros(()))
@@ -30,7 +31,8 @@ class Line(Stage):
     def forward(self, batch):
         assert self.training and batch["names"] == [f"shapes {i}" for i in batch["numbers"]]
         x = batch["x"] - self.mean
-        return {"line": (self.words(x) + self.visual(x) + self.frozen(x)).square().mean()}
+        loss = (self.text(x) + self.visual(x) + self.frozen(x)).square().mean()
+        return StageOutput({"line": loss})
 
     def collator(self):
         return collate
@@ -47,10 +49,10 @@ class Line(Stage):
         assert not self.training and isinstance(held_out[0], Sample)
         return {"mean": self.mean.item(), "nothing": None, "size": batch_size}
 
-    def draw(self, collate, held_out, path):
+    def write_samples(self, collate, held_out, path):
         assert not self.training
         path.parent.mkdir(exist_ok=True)
-        path.write_text("drawn")
+        path.write_text("sheet")
 
     def export(self, folder):
         assert not self.training
@@ -65,7 +67,7 @@ def collate(samples):
 
 @pytest.fixture
 def build(tmp_path, threads, monkeypatch):
-    """Makes a trainer of `Line` that writes into the folder of that name."""
+    """Function that builds a trainer of `Line` with an output folder of a name."""
     threads(1)
     monkeypatch.setattr(trainer_module, "build_stage", Line)
 
@@ -85,17 +87,17 @@ def test_groups_have_their_rates():
     stage = Line()
     one = names_of(stage, stage.parameter_groups(OptimizerSettings(lr=0.1, weight_decay=0.2)))
     assert one == [
-        ({"words.weight", "visual.weight"}, 0.1, 0.2),
-        ({"words.bias", "visual.bias"}, 0.1, 0.0),
+        ({"text.weight", "visual.weight"}, 0.1, 0.2),
+        ({"text.bias", "visual.bias"}, 0.1, 0.0),
     ]
     settings = OptimizerSettings(lr=0.1, weight_decay=0.2, visual_lr=0.01)
     assert names_of(stage, stage.parameter_groups(settings)) == [
-        ({"words.weight"}, 0.1, 0.2),
+        ({"text.weight"}, 0.1, 0.2),
         ({"visual.weight"}, 0.01, 0.2),
-        ({"words.bias"}, 0.1, 0.0),
+        ({"text.bias"}, 0.1, 0.0),
         ({"visual.bias"}, 0.01, 0.0),
     ]
-    stage.words.requires_grad_(False)
+    stage.text.requires_grad_(False)
     assert [rate for _, rate, _ in names_of(stage, stage.parameter_groups(settings))] == [0.01] * 2
     stage.visual.requires_grad_(False)
     with pytest.raises(ValueError, match="module: expected at least one parameter with gradient"):
@@ -111,37 +113,37 @@ def test_the_cosine_multiplies_each_rate(build, monkeypatch):
     trainer = build("out", "every.checkpoint=2")
     rates, step = [], trainer.optimizer.step
 
-    def noting():
+    def recording():
         rates.append([group["lr"] for group in trainer.optimizer.param_groups])
         step()
 
-    trainer.optimizer.step = noting
+    trainer.optimizer.step = recording
     trainer.train()
     # Two steps up, then half a cosine down over two.
     for factor, found in zip((0.5, 1, 1, 0.5), rates, strict=True):
         assert found == pytest.approx([settings.lr * factor, 0.01 * factor] * 2)
-    # Rates that a checkpoint brings back are not the ones that count.
+    # Rates from a checkpoint do not replace those of the settings.
     resumed = build("out", "every.checkpoint=2", resume=True)
     assert resumed._rates == pytest.approx([settings.lr, 0.01] * 2)
 
 
-def test_the_trainer_asks_a_stage(tmp_path, build):
+def test_the_trainer_uses_the_methods_of_a_stage(tmp_path, build):
     trainer = build("out", "every.checkpoint=2", "every.pictures=4", "every.evaluation=2")
     stage = trainer.unwrapped
-    assert stage.prepared == 1 and stage.mean == 7 and trainer.adversary is None
+    assert stage.prepared == 1 and stage.mean == 7 and trainer._others == {}
     # Frozen parameters have no average.
-    learning = {"words.weight", "words.bias", "visual.weight", "visual.bias"}
-    assert trainer.ema.averages.keys() == learning
+    trained = {"text.weight", "text.bias", "visual.weight", "visual.bias"}
+    assert trainer.ema.averages.keys() == trained
     metrics = trainer.train()
     assert (metrics["mean"], metrics["nothing"], metrics["size"]) == (7.0, None, 4)
     assert set(losses_of(tmp_path / "out")[0]) == {"step", "line", "loss", "gradient_norm"}
-    assert (tmp_path / "out" / "pictures" / "step-00000004.png").read_text() == "drawn"
+    assert (tmp_path / "out" / "pictures" / "step-00000004.png").read_text() == "sheet"
     assert (tmp_path / "out" / "model" / "model.txt").read_text() == "7.0"
     tensors, _ = load_checkpoint(latest_checkpoint(tmp_path / "out"))
     assert {n for n in tensors if n.startswith("ema.average")} == {
-        f"ema.average.{name}" for name in learning
+        f"ema.average.{name}" for name in trained
     }
-    # A run that goes on takes what was prepared from its checkpoint.
+    # A resumed run restores the fitted statistics from its checkpoint.
     resumed = build("out", "every.checkpoint=2", resume=True).unwrapped
     assert resumed.prepared == 0 and resumed.mean == 7
 
@@ -151,13 +153,13 @@ def test_stages_by_number(tmp_path, monkeypatch):
     stage = build_stage(settings)
     assert type(stage) is Stage1 and stage.setok.config.width == TINY["model"]["width"]
     assert isinstance(stage.collator(), Stage1Collator)
-    seen = []
-    module = type("module", (), {"Instruct": seen.append})
+    built = []
+    module = type("module", (), {"Instruct": built.append})
     monkeypatch.setitem(sys.modules, "setokim.training.stage2.stage", module)
     for number in (2, 3):
         settings = InstructSettings(stage=number, start="folder")
         build_stage(settings)
-        assert seen.pop() is settings
+        assert built.pop() is settings
 
 
 def test_plain_values_stay():

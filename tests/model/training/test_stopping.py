@@ -1,4 +1,4 @@
-"""Signals to real processes: the step in which they arrive is finished and saved."""
+"""Stopping real processes by signals: the current step is finished and saved."""
 
 import os
 import pty
@@ -22,7 +22,7 @@ from setokim.training import latest_checkpoint
 from setokim.training.stopping import stop_requests
 
 CPU = torch.device("cpu")
-# Two batches a step; nothing is due at the step that is stopped.
+# Two batches a step; no output is due at the step of the signal.
 SETTINGS = ("steps=7", "accumulation=2", "every.checkpoint=5", "every.evaluation=2")
 STEP = 3
 
@@ -30,15 +30,15 @@ STEP = 3
 def assert_stopped(folder, out):
     assert [line["step"] for line in losses_of(out)] == list(range(1, STEP + 1))
     assert latest_checkpoint(out).name == f"checkpoint-{STEP:08d}"
-    said = (folder / "stderr.txt").read_text()
-    assert f": step {STEP} is saved; --resume goes on from it\n" in said
+    text = (folder / "stderr.txt").read_text()
+    assert f": step {STEP} is saved; --resume continues from it\n" in text
     assert not (out / "model").exists()
-    return said
+    return text
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Folder of a run that nothing has stopped."""
+    """Folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     done = run_in_processes(folder, folder / "out", *SETTINGS)
     assert done.returncode == 0, done.stderr
@@ -47,26 +47,24 @@ def whole(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_signal_ends_the_run_after_its_step_and_it_goes_on_as_if_it_had_not(
-    tmp_path, whole, name
-):
-    """Sent to all processes of the run, as terminals and batch systems do; one loads the data."""
+def test_a_signal_ends_the_run_after_its_step_and_it_resumes_exactly(tmp_path, whole, name):
+    """The signal goes to all processes of the run, a data loading process included."""
     number = getattr(signal, name)
     out = tmp_path / "out"
     process = start_in_processes(tmp_path, out, *SETTINGS, "workers=1", wait_at=STEP)
     wait_for(tmp_path / "waiting-0", process)
     os.killpg(process.pid, number)
     assert process.wait() == 128 + number
-    said = assert_stopped(tmp_path, out)
-    assert said.count(f"{name}: step") == 1 and "Traceback" not in said
+    text = assert_stopped(tmp_path, out)
+    assert text.count(f"{name}: step") == 1 and "Traceback" not in text
     done = run_in_processes(tmp_path, out, *SETTINGS, "workers=1", resume=True)
     assert done.returncode == 0, done.stderr
     assert_same_run(whole, out)
 
 
 @pytest.mark.slow
-def test_a_terminal_that_is_closed_takes_nothing_with_it(tmp_path):
-    """The system sends SIGHUP then, and whatever the run still writes to it fails."""
+def test_a_closed_terminal_does_not_break_the_run(tmp_path):
+    """The system sends SIGHUP, and further writes to the terminal fail."""
     config, out = tiny_stage1.tiny_file(tmp_path), tmp_path / "out"
     child, terminal = pty.fork()
     if child == 0:
@@ -76,7 +74,7 @@ def test_a_terminal_that_is_closed_takes_nothing_with_it(tmp_path):
         os.execvpe(command[0], command, os.environ | {"ACCELERATE_USE_CPU": "true"})
     while not (tmp_path / "waiting-0").exists():
         assert os.waitpid(child, os.WNOHANG) == (0, 0)
-        # A terminal that nobody reads takes no more after some pages.
+        # An unread terminal blocks after some pages.
         if select.select([terminal], [], [], 0.01)[0]:
             os.read(terminal, 1 << 16)
     os.close(terminal)
@@ -93,7 +91,7 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path):
     process.send_signal(signal.SIGTERM)
     wait_for(tmp_path / "noted", process)
     process.send_signal(signal.SIGTERM)
-    # What the signal does to any process.
+    # The default effect of the signal.
     assert process.wait() == -signal.SIGTERM
     assert latest_checkpoint(tmp_path / "out") is None
     assert [line["step"] for line in losses_of(tmp_path / "out")] == [1, 2]
@@ -102,15 +100,15 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["one", "launcher"])
 def test_all_processes_stop_after_the_same_step(tmp_path, to):
-    """Whether one of them alone got the signal, or torchrun, which hands it on."""
+    """The signal goes to one process, or to torchrun, which forwards it to all."""
     out, settings = tmp_path / "out", (*SETTINGS, "batch_size=2")
     process = start_in_processes(tmp_path, out, *settings, world=2, wait_at=STEP)
     ranks = [int(wait_for(tmp_path / f"waiting-{i}", process).read_text()) for i in range(2)]
     os.kill(ranks[1] if to == "one" else process.pid, signal.SIGTERM)
-    # torchrun has a code and a traceback of its own.
+    # torchrun has its own exit code and traceback.
     assert process.wait() != 0
-    said = assert_stopped(tmp_path, out)
-    assert said.count("SIGTERM: step") == 1
+    text = assert_stopped(tmp_path, out)
+    assert text.count("SIGTERM: step") == 1
     done = run_in_processes(tmp_path, out, *settings, world=2, resume=True)
     assert done.returncode == 0, done.stderr
     assert [line["step"] for line in losses_of(out)] == list(range(1, 8))
@@ -119,27 +117,27 @@ def test_all_processes_stop_after_the_same_step(tmp_path, to):
     assert_same_run(other, out)
 
 
-def test_the_first_signal_counts_and_handlers_come_back():
-    heard = []
-    before = {n: signal.signal(n, lambda n, _: heard.append(n)) for n in (2, 15, 1)}
+def test_the_first_signal_counts_and_handlers_are_restored():
+    received = []
+    before = {n: signal.signal(n, lambda n, _: received.append(n)) for n in (2, 15, 1)}
     try:
-        mine = {n: signal.getsignal(n) for n in before}
+        installed = {n: signal.getsignal(n) for n in before}
         with stop_requests() as request:
             assert request.agreed(CPU) == 0
             for number in (signal.SIGHUP, signal.SIGHUP):
                 os.kill(os.getpid(), number)
-            # A terminal that is closed sends two of them.
-            assert heard == [] and request.agreed(CPU) == signal.SIGHUP
+            # A closing terminal sends two of them.
+            assert received == [] and request.agreed(CPU) == signal.SIGHUP
             os.kill(os.getpid(), signal.SIGTERM)
-            assert heard == [signal.SIGTERM] and request.agreed(CPU) == signal.SIGHUP
-        assert {n: signal.getsignal(n) for n in before} == mine
+            assert received == [signal.SIGTERM] and request.agreed(CPU) == signal.SIGHUP
+        assert {n: signal.getsignal(n) for n in before} == installed
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def test_a_signal_that_is_ignored_stays_ignored():
-    """As under nohup."""
+def test_an_ignored_signal_stays_ignored():
+    """nohup ignores SIGHUP."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with stop_requests() as request:

@@ -21,11 +21,11 @@ def test_words_are_hashed_by_their_letters_and_digits():
     )
     assert ids.dtype == torch.int64
     assert ids.tolist() == [[[red, cat, two], [0, 0, 0]], [[summer, 0, 0], [0, 0, 0]]]
-    # Written down, so that a checkpoint keeps its words.
+    # Fixed values: the words of a checkpoint must keep their rows.
     assert (red, cat) == (456, 833)
 
 
-def test_ids_have_a_place_even_for_nothing():
+def test_ids_of_empty_input_have_one_position():
     model = encoder()
     for phrases, shape in [([], (0, 1, 1)), ([[]], (1, 1, 1)), ([[], [""]], (2, 1, 1))]:
         ids = model.tokenize(phrases)
@@ -37,7 +37,7 @@ def test_ids_have_a_place_even_for_nothing():
     assert concepts.shape == (2, 0, 6) and present.shape == (2, 0)
 
 
-def test_concepts_do_not_depend_on_their_company():
+def test_concepts_do_not_depend_on_the_batch():
     model = encoder(layers=2)
     concepts, present = model(model.tokenize(PHRASES))
     assert concepts.shape == (3, 3, 6) and concepts.dtype == torch.float32
@@ -56,7 +56,7 @@ def test_order_and_words_matter_case_does_not():
     assert_same_but_for_rounding(same, first)
 
 
-def test_gradients_reach_the_words_and_nothing_else():
+def test_only_the_rows_of_used_words_have_gradients():
     model = encoder(buckets=100)
     ids = model.tokenize(PHRASES)
     model(ids)[0].square().sum().backward()
@@ -146,8 +146,8 @@ def test_hugging_face_text_encoders(name, tmp_path):
     assert (concepts[~present] == 0).all()
     for t, tokens in ((0, [0, 4, 5, 6, 1]), (2, [0, *[7] * 6, 1])):
         with torch.no_grad():
-            states = model(input_ids=torch.tensor([tokens])).last_hidden_state  # (1, L, 16)
-        torch.testing.assert_close(concepts[t, 0], ours.project(states[0].mean(0)))
+            hidden_states = model(input_ids=torch.tensor([tokens])).last_hidden_state  # (1, L, 16)
+        torch.testing.assert_close(concepts[t, 0], ours.project(hidden_states[0].mean(0)))
 
     concepts.sum().backward()
     assert ours.project.weight.grad is not None
@@ -176,10 +176,10 @@ def test_hugging_face_errors(tmp_path):
         build_text_encoder(str(tmp_path / "nothing"), 6)
     for name in ("vit", "t5"):
         folder, _ = make_folder(name, tmp_path / name)
-        with pytest.raises(ValueError, match=r"text encoder: expected a model that turns tokens"):
+        with pytest.raises(ValueError, match=r"text encoder: expected a model that encodes"):
             build_text_encoder(folder, 6)
     folder, _ = make_folder("bert", tmp_path / "bare", with_tokenizer=False)
-    with pytest.raises(ValueError, match=r"text encoder: expected a tokenizer with words"):
+    with pytest.raises(ValueError, match=r"text encoder: expected a tokenizer with a vocab"):
         build_text_encoder(folder, 6)
 
 
@@ -192,6 +192,6 @@ def test_hugging_face_missing_weights(tmp_path):
     for name in ("pooler.dense.weight", "encoder.layer.1.output.dense.weight"):
         del tensors[name]
     save_file(tensors, path, metadata={"format": "pt"})
-    message = r"lacks 1 of its weights, such as encoder\.layer\.1\.output\.dense\.weight"
+    message = r"without 1 of them, such as encoder\.layer\.1\.output\.dense\.weight"
     with pytest.raises(ValueError, match=message):
         build_text_encoder(folder, 6)

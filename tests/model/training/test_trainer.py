@@ -26,7 +26,7 @@ from setokim.training.state import changed_settings
 from setokim.training.trainer import Trainer
 
 ALL_LOSSES = ["pixel", "perceptual", "contrastive", "adversarial", "discriminator"]
-# Two batches a step, and something due at steps that do not coincide.
+# Two batches a step; checkpoints and evaluations are due at different steps.
 WHOLE = ("steps=7", "accumulation=2", "every.checkpoint=3", "every.evaluation=2")
 
 
@@ -37,7 +37,7 @@ def _one_thread(threads):
 
 @pytest.fixture
 def build(tmp_path):
-    """Makes a trainer that writes into the folder of that name."""
+    """Function that builds a trainer with an output folder of a name."""
 
     def make(out, *overrides, resume=False):
         return Trainer(tiny_settings(tmp_path, *overrides), tmp_path / out, resume)
@@ -47,7 +47,7 @@ def build(tmp_path):
 
 @pytest.fixture
 def train(build):
-    """Trains; returns the trainer."""
+    """Function that trains a run and returns its trainer."""
 
     def run(out, *overrides, resume=False):
         trainer = build(out, *overrides, resume=resume)
@@ -62,7 +62,7 @@ class StopError(Exception):
 
 
 def stop_at(trainer, step):
-    """The step of that number does not take place."""
+    """Train until just before a step."""
     take_step = trainer._take_step
 
     def stopping(batches):
@@ -76,24 +76,24 @@ def stop_at(trainer, step):
 
 
 def with_noise(trainer):
-    """Draws random numbers in every pass, as dropout would; returns the trainer."""
+    """Add random noise to each forward pass, like dropout; return the trainer."""
 
-    def shake(module, arguments, output):
+    def add_noise(module, arguments, output):
         tokens, occupied = output
         return tokens + 0.1 * torch.randn_like(tokens), occupied
 
-    trainer.unwrapped.setok.merger.register_forward_hook(shake)
+    trainer.unwrapped.setok.merger.register_forward_hook(add_noise)
     return trainer
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["workers=0", "workers=1"])
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, train, workers):
+def test_a_killed_run_resumes_exactly(tmp_path, train, workers):
     train("whole", *WHOLE, workers)
     killed = run_in_processes(tmp_path, tmp_path / "killed", *WHOLE, workers, die_at=6)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    # Two steps were made after the last checkpoint.
-    # Losses are written when something is due: an evaluation at step 4, nothing at step 5.
+    # Two steps follow the last checkpoint. Losses are written when an output is due: an evaluation
+    # at step 4, none at step 5.
     assert [line["step"] for line in losses_of(tmp_path / "killed")] == [1, 2, 3, 4]
     assert latest_checkpoint(tmp_path / "killed").name == "checkpoint-00000003"
     assert not (tmp_path / "killed" / "model").exists()
@@ -101,7 +101,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, train, worker
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path, build):
+def test_a_stopped_run_resumes_exactly(tmp_path, build):
     whole = with_noise(build("whole", *WHOLE))
     whole.train()
     assert set(losses_of(tmp_path / "whole")[0]) == {"step", "loss", "gradient_norm", *ALL_LOSSES}
@@ -114,7 +114,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path, build):
         assert torch.equal(resumed.unwrapped.state_dict()[name], value)
 
 
-def test_a_finished_run_that_resumes_changes_nothing(tmp_path, train):
+def test_resuming_a_finished_run_changes_no_file(tmp_path, train):
     train("out", *WHOLE)
     files = [p for p in (tmp_path / "out").rglob("*") if p.is_file() and p.name != "metrics.json"]
     before = {path: path.read_bytes() for path in files}
@@ -134,7 +134,7 @@ def test_resume_without_a_checkpoint_is_refused(tmp_path, build):
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_with_twice_the_batch(tmp_path, train):
+def test_two_processes_match_one_with_twice_the_batch(tmp_path, train):
     settings = ("steps=5", "accumulation=2")
     done = run_in_processes(tmp_path, tmp_path / "two", *settings, "batch_size=2", world=2)
     assert done.returncode == 0, done.stderr
@@ -158,10 +158,10 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path, train):
         together.append(stage(batch).losses["contrastive"].item())
     two = losses_of(tmp_path / "two")[0]["contrastive"]
     assert two == pytest.approx(np.mean(together), rel=1e-5)
-    # Of half as many candidates the right one is found more easily: log 2 against log 4.
+    # Half as many candidates make the task easier: log 2 against log 4.
     assert two - np.mean(apart) > 0.5
 
-    # Each process has its own record of samples, and takes it back.
+    # Each process saves and restores its own record of samples.
     checkpoint = latest_checkpoint(tmp_path / "two")
     tensors, state = load_checkpoint(checkpoint)
     processes = unflatten_state(tensors, state["structure"])["processes"]
@@ -177,9 +177,9 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path, train):
     assert not torch.equal(processes[0]["rng"]["cpu"], processes[1]["rng"]["cpu"])
 
 
-def test_accumulated_batches_are_one_large_batch(tmp_path, train):
-    # These losses are means over samples; the contrastive one compares within a batch, and the
-    # balance of the adversarial one is found in each batch.
+def test_accumulated_batches_match_one_large_batch(tmp_path, train):
+    # The remaining losses are means over samples. The contrastive one compares within a batch, and
+    # the adaptive weight of the adversarial one is computed for each batch.
     settings = ("losses.contrastive=0", "losses.adversarial=0", "optimizer.weight_decay=0")
     two = train("two", *settings, "batch_size=2", "accumulation=2")
     one = train("one", *settings, "batch_size=4")
@@ -195,44 +195,44 @@ def test_learning_rates_go_up_and_down(build):
     rates = []
     take_step = trainer._take_step
 
-    def noting(batches):
+    def recording(batches):
         losses = take_step(batches)
         optimizers = (trainer.optimizer, trainer.unwrapped.adversary.optimizer)
         rates.append([{group["lr"] for group in o.param_groups} for o in optimizers])
         return losses
 
-    trainer._take_step = noting
+    trainer._take_step = recording
     trainer.train()
     eighth = math.sqrt(0.5)
     factors = [0.5, 1, 1, 0.6 + 0.4 * eighth, 0.6, 0.6 - 0.4 * eighth]
-    own, judge = zip(*rates, strict=True)
-    assert [rate for (rate,) in own] == pytest.approx([1e-3 * f for f in factors])
+    model, other = zip(*rates, strict=True)
+    assert [rate for (rate,) in model] == pytest.approx([1e-3 * f for f in factors])
     sixths = [1, math.sqrt(0.75), 0.5, 0, -0.5, -math.sqrt(0.75)]
-    assert [rate for (rate,) in judge] == pytest.approx([1e-3 * (1 + c) / 2 for c in sixths])
+    assert [rate for (rate,) in other] == pytest.approx([1e-3 * (1 + c) / 2 for c in sixths])
 
 
 def test_the_discriminators_rates_and_clip_are_its_own(build):
-    """Its schedule begins where it does, and its gradients have its own limit."""
+    """Its schedule starts with its training, and its gradients have their own maximum norm."""
     own = ("discriminator.clip=2e-4", "discriminator.lr=3e-3", "discriminator.warmup=2")
     trainer = build("out", "steps=6", "losses.adversarial_start=2", "optimizer.clip=1e-4", *own)
     seen = {"model": [], "discriminator": []}
 
-    def note(name, optimizer):
+    def record(name, optimizer):
         step = optimizer.step
 
-        def noting():
+        def recording():
             gradients = [p.grad for g in optimizer.param_groups for p in g["params"]]
             norm = torch.stack([g.norm() for g in gradients if g is not None]).norm().item()
             seen[name].append((optimizer.param_groups[0]["lr"], norm))
             step()
 
-        optimizer.step = noting
+        optimizer.step = recording
 
-    note("model", trainer.optimizer)
-    note("discriminator", trainer.unwrapped.adversary.optimizer)
+    record("model", trainer.optimizer)
+    record("discriminator", trainer.unwrapped.adversary.optimizer)
     trainer.train()
     rates, norms = zip(*seen["discriminator"], strict=True)
-    # Of the four steps from its first on, two up and two down: half of them, all, all, half.
+    # Its four steps, two up and two down, have the factors 1/2, 1, 1 and 1/2.
     assert rates == pytest.approx([1.5e-3, 3e-3, 3e-3, 1.5e-3])
     assert norms == pytest.approx([2e-4] * 4, rel=0.02)
     assert [norm for _, norm in seen["model"]] == pytest.approx([1e-4] * 6, rel=0.02)
@@ -244,10 +244,10 @@ def test_averages_follow_the_weights_from_the_first_step_on(build):
     take_step, seen = trainer._take_step, [weight.detach().clone()]
     expected = seen[0].double()
 
-    def noting(batches):
+    def recording(batches):
         nonlocal expected
         losses = take_step(batches)
-        # (1 + n) / (10 + n) until that is more than 0.15, which it is at n = 1.
+        # (1 + n) / (10 + n), until it is above 0.15 at n = 1.
         keep = 0.1 if len(seen) == 1 else 0.15
         seen.append(weight.detach().clone())
         expected = keep * expected + (1 - keep) * seen[-1].double()
@@ -255,13 +255,13 @@ def test_averages_follow_the_weights_from_the_first_step_on(build):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
         return losses
 
-    trainer._take_step = noting
+    trainer._take_step = recording
     trainer.train()
     assert len(seen) == 4 and not torch.equal(seen[0], seen[1])
 
 
 @pytest.mark.parametrize(
-    ("off", "absent", "frozen", "moving"),
+    ("off", "absent", "frozen", "trained"),
     [
         (["adversarial"], {"adversarial", "discriminator"}, (), "setok.detokenizer."),
         (["perceptual"], {"perceptual"}, (), "setok.detokenizer."),
@@ -280,9 +280,9 @@ def test_averages_follow_the_weights_from_the_first_step_on(build):
         ),
     ],
 )
-def test_weight_0_switches_a_loss_off(tmp_path, build, monkeypatch, off, absent, frozen, moving):
+def test_weight_0_switches_a_loss_off(tmp_path, build, monkeypatch, off, absent, frozen, trained):
     def refuse(*arguments, **named):
-        raise AssertionError("nothing should ask for this")
+        raise AssertionError("called for a loss of weight 0")
 
     computed_by = {
         "adversarial": ["adversary.PatchDiscriminator", "adversary.adaptive_weight"],
@@ -305,12 +305,12 @@ def test_weight_0_switches_a_loss_off(tmp_path, build, monkeypatch, off, absent,
     after = dict(trainer.unwrapped.named_parameters())
     kept = {name for name, value in before.items() if torch.equal(after[name], value)}
     assert {name for name in before if name.startswith(frozen)} <= kept
-    assert not any(name.startswith(moving) for name in kept)
+    assert not any(name.startswith(trained) for name in kept)
 
 
-def test_the_adversary_starts_at_its_step(tmp_path, build):
+def test_adversarial_training_starts_at_its_step(tmp_path, build):
     trainer = build("out", "losses.adversarial_start=2")
-    # A bias may stay: where no margin is reached, real and drawn pictures pull alike.
+    # A bias may stay: below both margins, the gradients of real and generated images cancel.
     matrices = [p for p in trainer.unwrapped.adversary.module.parameters() if p.dim() > 1]
     before = [p.detach().clone() for p in matrices]
     stop_at(trainer, 3)
@@ -318,26 +318,26 @@ def test_the_adversary_starts_at_its_step(tmp_path, build):
     del trainer._take_step
     trainer.train()
     assert not any(map(torch.equal, matrices, before))
-    has_adversary = ["adversarial" in line for line in losses_of(tmp_path / "out")]
-    assert has_adversary == [False, False, True, True]
+    adversarial = ["adversarial" in line for line in losses_of(tmp_path / "out")]
+    assert adversarial == [False, False, True, True]
 
 
-def test_the_generator_leaves_the_discriminator_alone(build):
+def test_the_generator_loss_does_not_change_the_discriminator(build):
     trainer = build("out")
     batch, _ = next(iter(trainer._loader()))
     output = trainer.stage(batch)
-    found, picture = output.losses, output.images
+    found, images = output.losses, output.images
     last_layer = trainer.unwrapped.setok.detokenizer.last_layer
-    loss = trainer.unwrapped.adversary.generator_loss(found, picture, last_layer)
+    loss = trainer.unwrapped.adversary.generator_loss(found, images, last_layer)
     loss.backward(retain_graph=True)
     parameters = list(trainer.unwrapped.adversary.module.parameters())
     assert all(p.grad is None and p.requires_grad for p in parameters)
-    # Balanced: weight 0.5 times as strong as the reconstruction, up to the eps of the balance.
+    # The balanced gradient is 0.5 times that of the reconstruction, except for eps.
     adversarial = last_layer.grad.norm().clone()
     reconstruction = found["pixel"] + found["perceptual"]
     (own,) = torch.autograd.grad(reconstruction, last_layer)
     assert adversarial.item() == pytest.approx(0.5 * own.norm().item(), rel=0.02)
-    trainer.unwrapped.adversary.accumulate(batch["target"], picture.detach())
+    trainer.unwrapped.adversary.accumulate(batch["target"], images.detach())
     assert all(p.grad is not None for p in parameters)
     assert torch.equal(last_layer.grad.norm(), adversarial)
 
@@ -349,7 +349,7 @@ def test_averaged_weights_are_evaluated_and_written(tmp_path, build):
     samples = [ShapesWorld(seed=1, size=32)[i] for i in range(6)]
     batch = trainer.collate(samples)
     with torch.no_grad():
-        visual, picture = model(batch["pixels"])
+        visual, images = model(batch["pixels"])
         own, _ = trainer.unwrapped.setok(batch["pixels"])
         with trainer.ema.swapped(trainer.unwrapped) as stage:
             averaged, _ = stage.setok(batch["pixels"])
@@ -358,44 +358,44 @@ def test_averaged_weights_are_evaluated_and_written(tmp_path, build):
     assert_same_but_for_rounding(visual.tokens, averaged.tokens)
     with pytest.raises(AssertionError):
         assert_same_but_for_rounding(visual.tokens, own.tokens)
-    error = (picture.clamp(0, 1) - batch["target"]).double().square().mean((1, 2, 3))
+    error = (images.clamp(0, 1) - batch["target"]).double().square().mean((1, 2, 3))
     assert metrics["psnr"] == pytest.approx((-10 * error.log10()).mean().item(), rel=1e-6)
 
 
-def folder_of_pictures(path, count, broken):
+def image_folder(path, count, broken):
     path.mkdir()
     noise = np.random.default_rng(0)
     for i in range(count):
         file = path / f"{i:03}.png"
         if i in broken:
-            file.write_text("no picture")
+            file.write_text("not an image")
         else:
             Image.fromarray(noise.integers(0, 256, (8, 8, 3), np.uint8)).save(file)
 
 
-def test_a_broken_picture_is_skipped_and_named_also_after_resuming(tmp_path, build, train, capsys):
-    # Met in the first batch, so that the run that resumes knows of it from the checkpoint only.
+def test_a_broken_image_is_skipped_and_named_also_after_resuming(tmp_path, build, train, capsys):
+    # It is in the first batch, so that a resumed run has it from the checkpoint only.
     index = next(iter(Order(120, 20)))[3]
-    folder_of_pictures(tmp_path / "pictures", 120, {index})
-    data = f"data={{kind: folder, path: {tmp_path / 'pictures'}}}"
+    image_folder(tmp_path / "images", 120, {index})
+    data = f"data={{kind: folder, path: {tmp_path / 'images'}}}"
     settings = ("steps=6", "batch_size=20", "every.checkpoint=2", data)
     stop_at(build("out", *settings), 4)
     assert "could not be read" not in capsys.readouterr().out
     train("out", *settings, resume=True)
-    name = tmp_path / "pictures" / f"{index:03}.png"
+    name = tmp_path / "images" / f"{index:03}.png"
     assert (
         f"process 0, data: 1 of 120 samples could not be read: {name}: not a picture of a known "
         "format\n"
     ) in capsys.readouterr().out
-    # Without captions there is nothing to tell the pictures apart by.
+    # Without captions all similarities are equal.
     contrastive = [line["contrastive"] for line in losses_of(tmp_path / "out")]
     assert contrastive == pytest.approx([math.log(20)] * 6)
 
 
-def test_too_many_broken_pictures_stop_the_run(tmp_path, build):
+def test_too_many_broken_images_stop_the_run(tmp_path, build):
     broken = {7, 50, 93}
-    folder_of_pictures(tmp_path / "pictures", 120, broken)
-    data = f"data={{kind: folder, path: {tmp_path / 'pictures'}}}"
+    image_folder(tmp_path / "images", 120, broken)
+    data = f"data={{kind: folder, path: {tmp_path / 'images'}}}"
     trainer = build("out", "steps=20", "batch_size=20", data)
     with pytest.raises(TooManyBrokenError, match=r"more than 0\.01 of the samples") as e:
         trainer.train()
@@ -403,7 +403,7 @@ def test_too_many_broken_pictures_stop_the_run(tmp_path, build):
     assert not (tmp_path / "out" / "model").exists()
 
 
-def test_resume_has_to_be_asked_for(tmp_path, train, build):
+def test_a_folder_with_checkpoints_needs_resume(tmp_path, train, build):
     train("out", "every.checkpoint=2")
     with pytest.raises(ValueError, match=f"out: expected a folder without .*{tmp_path / 'out'}"):
         build("out", "every.checkpoint=2")
@@ -411,7 +411,7 @@ def test_resume_has_to_be_asked_for(tmp_path, train, build):
 
 def test_resume_refuses_other_settings_and_names_them(train, build):
     train("out")
-    with pytest.raises(ValueError, match=r"got others of model\.width, optimizer\.lr, seed$"):
+    with pytest.raises(ValueError, match=r"got other values of model\.width, optimizer\.lr, seed$"):
         build("out", "seed=1", "optimizer.lr=2e-3", "model.width=32", resume=True)
     logging = ("every.log=5", "every.checkpoint=2", "every.evaluation=1", "every.pictures=3")
     resumed = build("out", *logging, "workers=1", "keep=9", resume=True)
@@ -443,7 +443,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, build, value):
 
 def test_workers_load_the_same_batches(build):
     alone, helped = build("alone", "accumulation=3"), build("helped", "accumulation=3", "workers=2")
-    # In the middle of a run: batch 6 is next, with samples 24 to 27.
+    # In the middle of a run, before batch 6 with samples 24 to 27.
     alone.step = helped.step = 2
     readings = []
     for _, (batch, reading), (other, other_reading) in zip(
@@ -456,7 +456,7 @@ def test_workers_load_the_same_batches(build):
     assert readings == list(range(24, 44))
 
 
-def test_loading_draws_nothing_from_the_random_state(build):
+def test_loading_does_not_change_the_random_state(build):
     trainer = build("out")
     before = rng_state()["cpu"]
     next(iter(trainer._loader()))
@@ -469,12 +469,14 @@ def test_bfloat16_trains_and_resumes(tmp_path, build, train):
     try:
         trainer = train("whole", *WHOLE, "precision=bf16")
         batch, _ = next(iter(trainer._loader()))
-        seen = []
+        flags = []
         layer = trainer.unwrapped.setok.merger
-        hook = layer.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+        hook = layer.register_forward_hook(
+            lambda *_: flags.append(torch.is_autocast_enabled("cpu"))
+        )
         assert trainer.stage(batch).losses["pixel"].dtype == torch.float32
         hook.remove()
-        assert seen == [True]
+        assert flags == [True]
         stop_at(build("stopped", *WHOLE, "precision=bf16"), 6)
         train("stopped", *WHOLE, "precision=bf16", resume=True)
     finally:
@@ -482,8 +484,8 @@ def test_bfloat16_trains_and_resumes(tmp_path, build, train):
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
-def test_what_would_fail_late_fails_early(build):
-    with pytest.raises(ValueError, match=r"held_out.samples: expected a number, as there is no"):
+def test_late_failures_are_found_early(build):
+    with pytest.raises(ValueError, match=r"held_out.samples: expected a number for an endless"):
         build("out", "held_out.samples=null")
     with pytest.raises(
         ValueError, match=r"^model: expected sides of at least 24 pixels .*, got \(16, 16\)$"
@@ -502,13 +504,13 @@ def test_a_run_without_a_commit(monkeypatch):
 
 
 def test_metrics_and_evaluations_are_json(tmp_path, build):
-    # All scenes have two objects, so their number correlates with nothing.
+    # All scenes have two objects, so that the correlation is undefined.
     two = "held_out.options={objects: [2, 2]}"
     trainer = build("out", two, "every.evaluation=2")
     assert trainer.train()["token_object_correlation"] is None
 
     def refuse(name):
-        raise AssertionError(f"{name} is no JSON")
+        raise AssertionError(f"{name} is not JSON")
 
     lines = (tmp_path / "out" / "evaluations.jsonl").read_text().splitlines()
     texts = [*lines, (tmp_path / "out" / "metrics.json").read_text()]

@@ -20,7 +20,7 @@ from setokim.training.stage1.stage import (
 
 @pytest.fixture
 def build(tmp_path):
-    """Makes a module with weights of seed 0."""
+    """Function that builds a stage with weights of random seed 0."""
 
     def make(*overrides):
         torch.manual_seed(0)
@@ -69,17 +69,17 @@ def test_losses_are_weighted(build):
     plain = build()
     batch = batch_of(plain)
     output = plain(batch)
-    found, picture = output.losses, output.images
+    found, images = output.losses, output.images
     assert found.keys() == {"pixel", "perceptual", "contrastive"}
     assert all(loss.dim() == 0 and loss.dtype == torch.float32 for loss in found.values())
-    difference = (picture.detach() - batch["target"]).double().numpy()
+    difference = (images.detach() - batch["target"]).double().numpy()
     l1, l2 = np.abs(difference).mean(), (difference**2).mean()
     assert found["pixel"].item() == pytest.approx(l1 + l2, rel=1e-5)
 
     weights = ("losses.l1=3", "losses.l2=7", "losses.perceptual=5", "losses.contrastive=11")
     output = build(*weights)(batch)
     weighted = output.losses
-    assert torch.equal(output.images, picture)
+    assert torch.equal(output.images, images)
     assert weighted["pixel"].item() == pytest.approx(3 * l1 + 7 * l2, rel=1e-5)
     for name, weight in (("perceptual", 5), ("contrastive", 11)):
         assert weighted[name].item() == pytest.approx(weight * found[name].item(), rel=1e-6)
@@ -102,7 +102,7 @@ def test_contrastive_loss_from_similarities(build):
     assert loss == pytest.approx((rows.mean() + columns.mean()) / 2, rel=1e-5)
 
 
-def test_the_temperature_has_a_limit_and_can_come_back(build):
+def test_the_temperature_is_clipped_and_keeps_its_gradient(build):
     stage = build()
     batch = batch_of(stage)
     stage.log_scale.data.fill_(9.0)
@@ -112,7 +112,7 @@ def test_the_temperature_has_a_limit_and_can_come_back(build):
 
 
 def test_every_trained_parameter_has_a_gradient(build):
-    # Otherwise distributed training waits for those that have none.
+    # Otherwise distributed training waits for the missing gradients.
     combinations = [
         (),
         ("losses.contrastive=0",),
@@ -129,16 +129,16 @@ def test_every_trained_parameter_has_a_gradient(build):
         assert trained == graded, overrides
 
 
-def test_what_nothing_trains_is_frozen(build):
+def test_untrained_parts_are_frozen(build):
     def frozen(*overrides):
         names = [name for name, p in build(*overrides).named_parameters() if not p.requires_grad]
         return {name.removeprefix("setok.").partition(".")[0] for name in names}
 
     assert frozen() == set()
     assert frozen("losses.contrastive=0") == {"to_concept", "text", "log_scale"}
-    pictures = ("losses.l1=0", "losses.l2=0", "losses.perceptual=0")
-    assert frozen(*pictures) == set()
-    assert frozen(*pictures, "losses.adversarial=0") == {"detokenizer"}
+    image_losses = ("losses.l1=0", "losses.l2=0", "losses.perceptual=0")
+    assert frozen(*image_losses) == set()
+    assert frozen(*image_losses, "losses.adversarial=0") == {"detokenizer"}
 
 
 def test_the_perceptual_network_is_a_setting(build, tmp_path):
@@ -148,10 +148,10 @@ def test_the_perceptual_network_is_a_setting(build, tmp_path):
         build_perceptual(LossSettings(perceptual_network=str(tmp_path / "none")), model)
     pyramid = build_perceptual(LossSettings(), model)
     own = build_perceptual(LossSettings(perceptual_network="encoder"), model)
-    picture, target = torch.rand(2, 1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    assert own(picture, target) > 0 and own(target, target) == 0
-    assert own(picture, target) != pyramid(picture, target)
-    # A copy: training the model's encoder does not move the yardstick.
+    image, target = torch.rand(2, 1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert own(image, target) > 0 and own(target, target) == 0
+    assert own(image, target) != pyramid(image, target)
+    # A copy: training the model's encoder does not change the perceptual loss.
     shared = {id(m) for m in model.encoder.modules()} & {id(m) for m in own.modules()}
     assert not shared
 
@@ -167,9 +167,9 @@ def test_exported_files_read_back(build, tmp_path):
     model = SetokModel.from_pretrained(tmp_path / "model")
     for name, value in stage.setok.state_dict().items():
         assert torch.equal(model.state_dict()[name], value)
-    picture = ShapesWorld(seed=0, size=50)[0].image
-    pixels = SetokProcessor.from_pretrained(tmp_path / "model")(picture)["pixel_values"]
-    assert torch.equal(pixels, stage.setok.preprocess([picture]))
+    image = ShapesWorld(seed=0, size=50)[0].image
+    pixels = SetokProcessor.from_pretrained(tmp_path / "model")(image)["pixel_values"]
+    assert torch.equal(pixels, stage.setok.preprocess([image]))
     assert not torch.equal(other.log_scale, stage.log_scale)
     other.load_text_side(tmp_path / "model")
     assert torch.equal(other.log_scale, stage.log_scale)
@@ -192,20 +192,20 @@ def test_models_from_settings():
 
 class TestTokenNoise:
     @pytest.fixture
-    def drawn(self, build):
-        """A stage with noise, and what draws pictures of a batch that is always the same."""
+    def noisy(self, build):
+        """Stage with noise, and a function that reconstructs the images of a fixed batch."""
         stage = build("token_noise=0.5", "losses.adversarial=0")
         batch = batch_of(stage)
         return stage, lambda: stage(batch).images
 
-    def test_only_in_training(self, drawn):
-        stage, draw = drawn
-        assert not torch.equal(draw(), draw())
+    def test_only_in_training(self, noisy):
+        stage, reconstruct = noisy
+        assert not torch.equal(reconstruct(), reconstruct())
         stage.eval()
-        assert torch.equal(draw(), draw())
+        assert torch.equal(reconstruct(), reconstruct())
 
-    def test_levels_and_units(self, drawn):
-        stage, _ = drawn
+    def test_levels_and_units(self, noisy):
+        stage, _ = noisy
         visual = stage.setok.tokenize(torch.rand(64, 3, 24, 24))
         noise = (stage._noisy(visual) - visual.tokens).detach()[..., :16]
         scale = visual.tokens[visual.occupied][:, :16]
@@ -213,14 +213,14 @@ class TestTokenNoise:
         level = (noise / scale).square().mean((1, 2)).sqrt()
         assert level.max() < 0.6 and level.min() < 0.1 and 0.2 < level.mean() < 0.3
 
-    def test_shapes_keep_their_length(self, drawn):
-        stage, _ = drawn
+    def test_shapes_keep_their_length(self, noisy):
+        stage, _ = noisy
         visual = stage.setok.tokenize(torch.rand(4, 3, 24, 24))
         length = stage._noisy(visual)[visual.occupied][:, -5:].norm(dim=-1)
         torch.testing.assert_close(length, torch.ones_like(length))
 
-    def test_without_a_token(self, drawn):
-        stage, _ = drawn
+    def test_without_a_token(self, noisy):
+        stage, _ = noisy
         visual = stage.setok.tokenize(torch.rand(0, 3, 24, 24))
         assert stage._noisy(visual).shape == visual.tokens.shape
 

@@ -13,7 +13,7 @@ from setokim.evaluation import asking
 from setokim.evaluation.settings import GenerationSettings
 from setokim.training.stage2 import evaluation
 from setokim.training.stage2.held_out_losses import held_out_losses
-from setokim.training.stage2.samples import draw_answers
+from setokim.training.stage2.samples import write_samples
 from setokim.vlm.generation import Answer
 from setokim.vlm.losses import LOSSES
 
@@ -32,10 +32,10 @@ def samples():
 
 
 class Oracle:
-    """Knows what the assistant says to each text of the samples, and nothing without a picture."""
+    """Model with the right answer to each text of the samples, and none without its image."""
 
     def __init__(self, samples, processor):
-        self.asked, self.changes, self._known = [], {}, {}
+        self.prompts, self.changes, self._known = [], {}, {}
         self._tokenizer = processor.tokenizer
         for sample in samples:
             masks = iter(sample.masks)
@@ -45,7 +45,7 @@ class Oracle:
                 self._known[id(text)] = (sample.task, reply["content"][0], own)
 
     def __call__(self, model, processor, prompts, settings, mask_size=(64, 64), start=0):
-        self.asked.append(prompts)
+        self.prompts.append(prompts)
         return [self._answer(prompt[-1]["content"][-1]) for prompt in prompts]
 
     def _answer(self, text):
@@ -58,8 +58,8 @@ class Oracle:
             pixels = torch.from_numpy(np.asarray(part["image"], np.float32) / 255)
             return Answer(images=[pixels.permute(2, 0, 1)])
         masks = [] if mask is None else [torch.from_numpy(mask).float() - 0.5]
-        said = part.get("text", "")
-        return Answer(self._tokenizer.encode(said, add_special_tokens=False), masks=masks)
+        text = part.get("text", "")
+        return Answer(self._tokenizer.encode(text, add_special_tokens=False), masks=masks)
 
 
 @pytest.fixture
@@ -69,9 +69,9 @@ def oracle(samples, built, monkeypatch):
     return oracle
 
 
-def test_who_knows_everything_has_all_points(oracle, samples, built):
+def test_right_answers_have_full_scores(oracle, samples, built):
     found = evaluation.evaluate(*built, samples, SETTINGS)
-    points = (
+    scores = (
         "vqa_accuracy",
         "caption_accuracy",
         "locate_accuracy",
@@ -79,23 +79,23 @@ def test_who_knows_everything_has_all_points(oracle, samples, built):
         "edit_success",
     )
     assert {
-        name: found[name] for name in (*points, "ciou", "giou", "text_accuracy")
-    } == dict.fromkeys((*points, "ciou", "giou", "text_accuracy"), 1.0)
-    # Without the picture it knows nothing.
+        name: found[name] for name in (*scores, "ciou", "giou", "text_accuracy")
+    } == dict.fromkeys((*scores, "ciou", "giou", "text_accuracy"), 1.0)
+    # Without the image there is no right answer.
     assert found["vqa_language_only"] == 0 < found["vqa_chance"] < 1
     assert found["generation_extra"] == found["caption_extra"] == found["edit_extra"] == 0
 
 
-def test_every_question_is_asked_by_itself_with_its_picture(oracle, samples, built):
+def test_every_question_is_answered_separately_with_its_image(oracle, samples, built):
     evaluation.evaluate(*built, [s for s in samples if s.task == "vqa"], SETTINGS)
     blind, seen = (
-        [p for asked in oracle.asked for p in asked if len(p[0]["content"]) == n] for n in (1, 2)
+        [p for batch in oracle.prompts for p in batch if len(p[0]["content"]) == n] for n in (1, 2)
     )
     number = sum(len(s.facts["answers"]) for s in samples if s.task == "vqa")
     assert len(seen) == len(blind) == number
-    for asked, expected in ((seen, ["image", "text"]), (blind, ["text"])):
-        assert all(len(prompt) == 1 for prompt in asked)
-        assert all([p["type"] for p in prompt[0]["content"]] == expected for prompt in asked)
+    for prompts, expected in ((seen, ["image", "text"]), (blind, ["text"])):
+        assert all(len(prompt) == 1 for prompt in prompts)
+        assert all([p["type"] for p in prompt[0]["content"]] == expected for prompt in prompts)
 
 
 @pytest.mark.parametrize(
@@ -119,22 +119,22 @@ def test_every_question_is_asked_by_itself_with_its_picture(oracle, samples, bui
         ("edit", lambda part, _: ({"type": "text", "text": "no"}, None), ["edit_success"]),
     ],
 )
-def test_who_is_wrong_has_none(oracle, samples, built, task, change, names):
+def test_wrong_answers_score_zero(oracle, samples, built, task, change, names):
     oracle.changes[task] = change
     found = evaluation.evaluate(*built, samples, SETTINGS)
     assert [found[name] for name in names] == [0] * len(names)
 
 
-def test_an_edit_that_changes_nothing_fails(oracle, samples, built, monkeypatch):
+def test_an_edit_without_a_change_fails(oracle, samples, built, monkeypatch):
     before = {id(s.messages[1]["content"][0]): s.messages[0]["content"][0] for s in samples}
     oracle.changes["edit"] = lambda part, _: (before[id(part)], None)
     assert evaluation.evaluate(*built, samples, SETTINGS)["edit_success"] == 0
 
 
-def test_as_many_as_the_settings_say(oracle, samples, built):
+def test_the_number_of_conversations_is_a_setting(oracle, samples, built):
     evaluation.evaluate(*built, samples, GenerationSettings(samples=1))
-    assert {prompt[-1]["role"] for asked in oracle.asked for prompt in asked} == {"user"}
-    assert sum(map(len, oracle.asked)) <= 2 * len(samples[0].messages)
+    assert {prompt[-1]["role"] for batch in oracle.prompts for prompt in batch} == {"user"}
+    assert sum(map(len, oracle.prompts)) <= 2 * len(samples[0].messages)
 
 
 def test_noise_of_a_prompt_does_not_depend_on_its_batch(built, monkeypatch):
@@ -153,30 +153,30 @@ def test_noise_of_a_prompt_does_not_depend_on_its_batch(built, monkeypatch):
     assert seeds == [0, 1, 2]
 
 
-def test_pictures_come_back_to_the_level():
+def test_images_are_converted_exactly():
     levels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    picture = torch.from_numpy(levels / np.float32(255)).permute(2, 0, 1)
-    assert (np.asarray(to_image(picture)) == levels).all()
-    assert np.asarray(to_image(picture + 2)).min() == 255
+    image = torch.from_numpy(levels / np.float32(255)).permute(2, 0, 1)
+    assert (np.asarray(to_image(image)) == levels).all()
+    assert np.asarray(to_image(image + 2)).min() == 255
 
 
 def test_a_sheet_of_answers(samples, built, tmp_path, monkeypatch):
     oracle = Oracle(samples, built[1])
     monkeypatch.setattr("setokim.training.stage2.samples.answers", oracle)
-    draw_answers(*built, samples, SETTINGS, tmp_path / "sheet" / "a.png")
+    write_samples(*built, samples, SETTINGS, tmp_path / "sheet" / "a.png")
     sheet = np.asarray(Image.open(tmp_path / "sheet" / "a.png"))
-    # Wanted and drawn are the same picture, side by side.
+    # The target and the generated image are equal, side by side.
     assert (sheet[4:68, 4:68] == sheet[4:68, 72:136]).all() and sheet[4:68, 4:68].std() > 0
     lines = (tmp_path / "sheet" / "a.txt").read_text().splitlines()
     assert lines[0].startswith("generate 1: draw a ")
 
 
 def real_conversations():
-    """What readers of published data sets give: other facts, and images of different sizes."""
+    """Conversations as of published data sets: other facts, and images of different sizes."""
     wide, tall = (Image.new("RGB", size, (200, 0, 0)) for size in ((60, 20), (500, 1000)))
     mask = np.zeros((1000, 500), bool)
     mask[:500] = True
-    given = {
+    conversations = {
         "vqa": ([wide, "what is it?"], ["a dog"], {"question_id": 1, "answers": ["a dog"] * 10}),
         "caption": ([tall, "describe the picture."], ["a red circle."], {"answers": ["a"]}),
         "generate": (["draw a dog"], [wide], {"caption": "a dog"}),
@@ -187,11 +187,11 @@ def real_conversations():
     return [
         Conversation(
             task,
-            (message("user", *asked), message("assistant", *reply)),
+            (message("user", *request), message("assistant", *reply)),
             (mask,) if task == "segment" else (),
             facts=facts,
         )
-        for task, (asked, reply, facts) in given.items()
+        for task, (request, reply, facts) in conversations.items()
     ]
 
 
@@ -199,7 +199,7 @@ def test_real_conversations_have_losses_and_no_questions(oracle, built):
     found = evaluation.evaluate(*built, real_conversations(), SETTINGS)
     tasks = ("vqa", "caption", "generate", "edit", "segment", "text")
     assert found.keys() == {"text_loss", *(f"{task}_text_loss" for task in tasks)}
-    assert oracle.asked == []
+    assert oracle.prompts == []
     json.dumps(found, allow_nan=False)
 
 
@@ -229,7 +229,7 @@ def test_losses_are_means_of_tokens(built, samples, batch_size):
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_losses_draw_no_random_numbers(built):
+def test_losses_use_no_random_numbers(built):
     before = torch.random.get_rng_state()
     held_out_losses(*built, real_conversations(), 4, 256)
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -242,13 +242,12 @@ def test_long_rows_are_cut_as_in_training(built):
     assert found == other
 
 
-def test_no_finite_loss_is_none(built, monkeypatch):
+def test_a_loss_that_is_not_finite_is_none(built, monkeypatch):
     model, processor = built
     monkeypatch.setitem(LOSSES._found, "text", lambda context: torch.tensor(torch.nan))
     found = held_out_losses(model, processor, real_conversations()[:1], 4, 256)
     assert found == {"text_loss": None, "vqa_text_loss": None}
-    nothing = held_out_losses(model, processor, [], 4, 256)
-    assert nothing == {}
+    assert held_out_losses(model, processor, [], 4, 256) == {}
 
 
 def test_a_sheet_of_images_of_any_size(built, tmp_path, monkeypatch):
@@ -258,25 +257,25 @@ def test_a_sheet_of_images_of_any_size(built, tmp_path, monkeypatch):
     def reply(model, processor, prompts, settings):
         (prompt,) = prompts
         image = torch.full((3, 32, 32), 0.5)
-        wanted = "segment" if "segment" in prompt[0]["content"][-1]["text"] else "image"
+        task = "segment" if "segment" in prompt[0]["content"][-1]["text"] else "image"
         mask = torch.ones(64, 64)
         mask[32:] = -1
-        return [Answer(masks=[mask]) if wanted == "segment" else Answer(images=[image])]
+        return [Answer(masks=[mask]) if task == "segment" else Answer(images=[image])]
 
     monkeypatch.setattr("setokim.training.stage2.samples.answers", reply)
-    draw_answers(*built, conversations, SETTINGS, tmp_path / "a.png")
+    write_samples(*built, conversations, SETTINGS, tmp_path / "a.png")
     sheet = Image.open(tmp_path / "a.png")
-    # Cells of the widest and the highest image: two of generation, three of editing, two of masks.
+    # Cells of the maximum width and height: two of generation, three of editing, two of masks.
     width, height = 192, 384
     assert sheet.size == (7 * (width + 4) + 4 * 4, height + 4 + 4)
     columns = [4, 200, 400, 596, 792, 992, 1188]
-    # Target, then answer in the same size; the source in the size of the target.
+    # The answer and the source have the size of the target.
     assert sheet.getpixel((4, 4)) == sheet.getpixel((4 + 59, 4 + 19)) == red
     assert sheet.getpixel((4 + 60, 4)) == sheet.getpixel((4, 4 + 20)) == (255, 255, 255)
     assert sheet.getpixel((200 + 59, 4 + 19)) == (128, 128, 128)
     for left, colour in zip(columns[2:5], (red, red, (128, 128, 128)), strict=True):
         assert sheet.getpixel((left + width - 1, 4 + height - 1)) == colour
-    # The upper halves are tinted, of the target and of the answer at a lower resolution.
+    # The upper halves of both masks are tinted; that of the answer has a lower resolution.
     for left in columns[5:]:
         assert sheet.getpixel((left + 9, 4 + 9)) == (227, 0, 127)
         assert sheet.getpixel((left + 9, 4 + height - 9)) == red
@@ -287,11 +286,11 @@ def test_a_sheet_of_images_of_any_size(built, tmp_path, monkeypatch):
         "segment 1: segment the dog.",
     ]
     monkeypatch.setattr("setokim.training.stage2.samples.answers", lambda *arguments: [Answer()])
-    draw_answers(*built, conversations[2:3], SETTINGS, tmp_path / "none.png")
+    write_samples(*built, conversations[2:3], SETTINGS, tmp_path / "none.png")
     sheet = Image.open(tmp_path / "none.png")
     assert sheet.getpixel((4, 4)) == red and sheet.getpixel((68 + 9, 4 + 9)) == black
 
 
 def test_no_sheet_without_images_to_show(built, tmp_path):
-    draw_answers(*built, real_conversations()[:2], SETTINGS, tmp_path / "a.png")
+    write_samples(*built, real_conversations()[:2], SETTINGS, tmp_path / "a.png")
     assert not list(tmp_path.iterdir())

@@ -80,20 +80,20 @@ def batch_of():
         ({"generate": 1.0}, {"mask": 0.0}),
     ],
 )
-def test_losses_of_tasks_that_are_not_there_are_zero(settings, batch_of, tasks, expected):
+def test_losses_of_absent_tasks_are_zero(settings, batch_of, tasks, expected):
     torch.manual_seed(0)
     stage = build_stage(settings())
-    batch_of(stage)  # gives the head its units
+    batch_of(stage)  # fits the head's channel statistics
     found = stage(batch_of(stage, tasks=tasks)).losses
     assert set(found) == {"text", "diffusion", "mask"}
     for name, value in found.items():
         assert (float(value) == 0) == (name in expected), name
-    # Every part that learns is reached, so that no process waits for another.
+    # Each trainable parameter has a gradient, so that no process waits for another.
     sum(found.values()).backward()
     assert all(p.grad is not None for p in stage.parameters() if p.requires_grad)
 
 
-def test_reconstruction_without_a_picture_is_zero(settings, batch_of):
+def test_reconstruction_without_an_image_is_zero(settings, batch_of):
     torch.manual_seed(0)
     stage = build_stage(settings("train=[tokenizer, detokenizer]", "losses.reconstruction=1"))
     batch_of(stage)
@@ -105,23 +105,23 @@ def test_reconstruction_without_a_picture_is_zero(settings, batch_of):
     assert not [name for name, p in detokenizer.named_parameters() if p.grad is None]
 
 
-def test_only_rows_that_draw_lose_their_prompt(settings, batch_of, monkeypatch):
+def test_only_rows_that_generate_images_lose_their_prompt(settings, batch_of, monkeypatch):
     stage = build_stage(settings("condition_dropout=1"))
     batch = batch_of(stage, tasks={"generate": 1.0, "caption": 1.0})
-    seen, forward = [], stage.model.forward
+    dropped, forward = [], stage.model.forward
 
     def spied(*arguments, **named):
-        seen.append(named["unconditional"])
+        dropped.append(named["unconditional"])
         return forward(*arguments, **named)
 
     monkeypatch.setattr(stage.model, "forward", spied)
     stage(batch)
-    draws = (batch["labels"] == stage.model.config.image_token_id).any(1)
-    assert draws.any() and not draws.all()
-    assert seen[0].tolist() == draws.tolist()
+    generates = (batch["labels"] == stage.model.config.image_token_id).any(1)
+    assert generates.any() and not generates.all()
+    assert dropped[0].tolist() == generates.tolist()
 
 
-def test_pictures_are_tokenized_once(settings, batch_of, monkeypatch):
+def test_images_are_tokenized_once(settings, batch_of, monkeypatch):
     tasks = {"generate": 1.0, "segment": 1.0, "caption": 1.0, "edit": 1.0, "text": 1.0}
 
     def losses(stage):
@@ -133,33 +133,33 @@ def test_pictures_are_tokenized_once(settings, batch_of, monkeypatch):
     batch = batch_of(stage, tasks=tasks)
     expected = losses(stage)
     stage._store = store = TokenStore(2)
-    seen, tokenize = [], stage.model.setok.tokenize
+    sizes, tokenize = [], stage.model.setok.tokenize
     monkeypatch.setattr(
-        stage.model.setok, "tokenize", lambda pixels: seen.append(len(pixels)) or tokenize(pixels)
+        stage.model.setok, "tokenize", lambda pixels: sizes.append(len(pixels)) or tokenize(pixels)
     )
     number = len(batch["pixel_values"])
     assert number > 2
     for _ in range(2):
         assert losses(stage) == pytest.approx(expected, rel=1e-5)
-    # The first two are kept, the others are made again.
-    assert seen == [number, number - 2] and len(store) == 2
+    # The first two are cached, the others are tokenized again.
+    assert sizes == [number, number - 2] and len(store) == 2
 
 
-def test_equal_pictures_and_none_in_a_store(setok):
+def test_equal_images_and_no_images_in_a_store(setok):
     model = SetokModel.from_pretrained(setok)
     store = TokenStore(9)
     one, other = torch.rand(2, 3, *model.processor().size)
     found = store.tokenize(model, torch.stack([one, other, one]))
     assert len(store) == 2
     expected = model.tokenize(torch.stack([one, other, one]))
-    # The store makes the tokens of two pictures, and not those of three, at once.
+    # The store tokenizes two images in a batch instead of three.
     assert_same_but_for_rounding(found.tokens, expected.tokens)
     assert_same_but_for_rounding(found.features, expected.features)
     assert torch.equal(found.labels, expected.labels) and found.grid == expected.grid
     assert len(store.tokenize(model, one[None][:0]).tokens) == 0
 
 
-def test_masks_that_are_cut_off_do_not_count(settings, batch_of):
+def test_masks_that_are_cut_off_have_no_loss(settings, batch_of):
     torch.manual_seed(0)
     stage = build_stage(settings("losses.text=0", "losses.diffusion=0"))
     batch = batch_of(stage, tasks={"segment": 1.0})
@@ -167,13 +167,13 @@ def test_masks_that_are_cut_off_do_not_count(settings, batch_of):
         **{n: batch[n] for n in ("input_ids", "attention_mask", "pixel_values")},
         labels=batch["labels"],
     )
-    rows, places = (output.spliced.segment >= 0).nonzero().unbind(1)
-    # Before the second mask of the first row that has two.
+    rows, positions = (output.spliced.segment >= 0).nonzero().unbind(1)
+    # The rows end before the second mask of the first row with two.
     row = int(rows[:-1][rows[:-1] == rows[1:]][0])
-    most = int(places[rows == row][1])
-    assert ((rows == row) & (places < most)).sum() == 1
-    stage.settings = settings("losses.text=0", "losses.diffusion=0", f"max_length={most}")
-    kept = places < most
+    length = int(positions[rows == row][1])
+    assert ((rows == row) & (positions < length)).sum() == 1
+    stage.settings = settings("losses.text=0", "losses.diffusion=0", f"max_length={length}")
+    kept = positions < length
     expected = stage(batch).losses["mask"]
     other = batch["masks"].clone()
     other[~kept] ^= True
@@ -182,14 +182,14 @@ def test_masks_that_are_cut_off_do_not_count(settings, batch_of):
     assert stage(batch | {"masks": other}).losses["mask"] != expected
 
 
-def test_what_learns(settings):
+def test_trained_parts(settings):
     stage = build_stage(settings("train=[]"))
-    learning = {name.split(".")[1] for name, p in stage.named_parameters() if p.requires_grad}
-    assert learning == {"project_in", "special_in", "special_out", "head", "segmentation"}
+    trained = {name.split(".")[1] for name, p in stage.named_parameters() if p.requires_grad}
+    assert trained == {"project_in", "special_in", "special_out", "head", "segmentation"}
     stage = build_stage(settings("train=[llm, tokenizer]", "losses.diffusion=0"))
-    learning = {".".join(n.split(".")[1:3]) for n, p in stage.named_parameters() if p.requires_grad}
-    assert {"llm.model", "llm.lm_head", "setok.merger"} <= learning
-    assert not any(name.startswith(("head", "setok.detok", "setok.to_con")) for name in learning)
+    trained = {".".join(n.split(".")[1:3]) for n, p in stage.named_parameters() if p.requires_grad}
+    assert {"llm.model", "llm.lm_head", "setok.merger"} <= trained
+    assert not any(name.startswith(("head", "setok.detok", "setok.to_con")) for name in trained)
 
 
 def test_visual_parts_have_their_own_rate(settings):
@@ -201,7 +201,7 @@ def test_visual_parts_have_their_own_rate(settings):
     assert rate[id(next(stage.model.llm.parameters()))] == 1e-3
 
 
-def test_what_looks_back_learns_with_the_head(settings):
+def test_the_pointer_head_is_trained_with_the_diffusion_head(settings):
     stage = build_stage(settings("model.recall_width=4"))
     groups = stage.parameter_groups(settings().optimizer)
     rate = {id(p): group["lr"] for group in groups for p in group["params"]}
@@ -210,7 +210,7 @@ def test_what_looks_back_learns_with_the_head(settings):
     assert not any(p.requires_grad for p in frozen.model.recall.parameters())
 
 
-def test_muon_moves_hidden_matrices(settings):
+def test_muon_trains_hidden_matrices(settings):
     chosen = settings("optimizer.kind=muon", "optimizer.weight_decay=0")
     stage = build_stage(chosen)
     groups = stage.parameter_groups(chosen.optimizer)
@@ -247,7 +247,7 @@ def test_a_missing_or_damaged_model_is_named(settings, setok, tmp_path, setting,
     folder = tmp_path / "model"
     if setting == "setok":
         if name in ("preprocessor_config.json", "tokenizer.json"):
-            # Of the model alone the weights say how pictures are prepared.
+            # The tokenizer alone reads neither: its configuration has the image sizes.
             return
         if name is not None:
             shutil.copytree(setok, folder)
@@ -262,7 +262,7 @@ def test_a_missing_or_damaged_model_is_named(settings, setok, tmp_path, setting,
     elif name is not None:
         (folder / name).unlink()
     with pytest.raises(
-        ValueError, match=f"^{setting}: expected a whole model, got {folder}: "
+        ValueError, match=f"^{setting}: expected a complete model, got {folder}: "
     ) as e:
         build_stage(chosen)
     assert len(str(e.value).splitlines()) == 1
@@ -272,8 +272,8 @@ def test_a_missing_or_damaged_model_is_named(settings, setok, tmp_path, setting,
 def test_stages_two_and_three_in_a_row(settings, tmp_path):
     two, three = tmp_path / "two", tmp_path / "three"
     metrics = Trainer(settings("every.pictures=3"), two).train()
-    wanted = {"vqa_accuracy", "vqa_chance", "vqa_language_only", "caption_accuracy", "seconds"}
-    assert wanted <= set(metrics) and all(v is not None for v in metrics.values())
+    expected = {"vqa_accuracy", "vqa_chance", "vqa_language_only", "caption_accuracy", "seconds"}
+    assert expected <= set(metrics) and all(v is not None for v in metrics.values())
     assert [line["step"] for line in losses_of(two)] == [1, 2, 3]
     assert list((two / "pictures").glob("*.png"))
     follow = settings("stage=3", f"start={two / 'model'}", "llm=null", "setok=null", "model={}")
@@ -289,18 +289,18 @@ def test_stages_two_and_three_in_a_row(settings, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", ["null", "{rank: 2, targets: [q_proj, v_proj]}"])
-def test_two_sharded_processes_are_one(settings, tmp_path, threads, lora):
-    """And one process goes on from what they wrote. The diffusion, whose noise each process draws
-    for itself, is left out."""
+def test_two_sharded_processes_match_one(settings, tmp_path, threads, lora):
+    """One process resumes from their checkpoint too. The diffusion loss is off, because its noise
+    differs between processes."""
     threads(1)
     common = ("steps=4", "accumulation=2", "losses.diffusion=0", "every.checkpoint=2", "keep=9")
     common += ("losses.reconstruction=0.5", "train=[llm, tokenizer, detokenizer]", f"lora={lora}")
     common += ("activation_checkpointing=true", "condition_dropout=0", "held_out.samples=4")
     alone = Trainer(settings(*common, "batch_size=4"), tmp_path / "one")
     alone.train()
-    spread = (*common, "batch_size=2", "parallel=fsdp")
+    sharded = (*common, "batch_size=2", "parallel=fsdp")
     config = tmp_path / "stage2.yaml"
-    done = run_in_processes(tmp_path, tmp_path / "two", *spread, world=2, config=config)
+    done = run_in_processes(tmp_path, tmp_path / "two", *sharded, world=2, config=config)
     assert done.returncode == 0, done.stderr
     one, two = (losses_of(tmp_path / name) for name in ("one", "two"))
     assert [line["step"] for line in two] == [1, 2, 3, 4]
@@ -324,8 +324,8 @@ def test_two_sharded_processes_are_one(settings, tmp_path, threads, lora):
 
 
 @pytest.mark.slow
-def test_what_two_processes_draw_is_the_same_sharded(settings, tmp_path):
-    """Noise and dropout included, as each process draws its own in both cases."""
+def test_sharding_does_not_change_the_random_numbers(settings, tmp_path):
+    """Noise and dropout included: each process has its own generator in both cases."""
     common = ("steps=3", "batch_size=3", "condition_dropout=0.5", "held_out.samples=4")
     settings()
     config = tmp_path / "stage2.yaml"
@@ -337,8 +337,8 @@ def test_what_two_processes_draw_is_the_same_sharded(settings, tmp_path):
         assert x["diffusion"] > 0 and y == pytest.approx(x, rel=1e-4)
 
 
-def test_what_generates_needs_its_package_from_the_start(settings, monkeypatch):
-    """And what only reads does without."""
+def test_generation_needs_its_package_from_the_start(settings, monkeypatch):
+    """Without generation the package is not needed."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "diffusers"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "diffusers", None)
