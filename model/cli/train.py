@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         from setokim.data import TooManyBrokenError
         from setokim.training.settings import load_settings
         from setokim.training.trainer import NotFiniteError, Trainer
-        from setokim.utils.distributed import ElsewhereError
+        from setokim.utils.distributed import OtherRankError
         from setokim.utils.folder_lock import FolderInUseError
 
         settings = load_settings(arguments.config, overrides_of(arguments))
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     except (
         OSError,
         FolderInUseError,
-        ElsewhereError,
+        OtherRankError,
         NotFiniteError,
         TooManyBrokenError,
     ) as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from setokim.utils.distributed import own_part
+from setokim.utils.distributed import local_shard
 
 
 def flatten_state(state: Any) -> tuple[dict[str, Tensor], Any]:
@@ -91,7 +91,7 @@ def unflatten_state(tensors: Mapping[str, Tensor], structure: Any) -> Any:
 def _identity(tensor: Tensor) -> tuple:
     """Equal for two tensors that are the same elements of the same memory."""
     # A part of a distributed tensor has an address, the whole has none.
-    tensor = own_part(tensor)
+    tensor = local_shard(tensor)
     if not tensor.numel():
         return (id(tensor),)
     place = (tensor.device, tensor.data_ptr(), tensor.dtype)

@@ -12,7 +12,7 @@ from setokim.training.base_settings import Settings
 from setokim.training.checkpoint import checkpoints, verify_checkpoint
 from setokim.training.logs import kept_length, open_log, sync_log, write_line
 from setokim.training.state import TrainingState
-from setokim.utils.distributed import gather_objects, rank, together, world_size
+from setokim.utils.distributed import gather_objects, rank, run_on_all_ranks, world_size
 from setokim.utils.folder_lock import FolderInUseError, locked
 
 LOSSES = "losses.jsonl"
@@ -48,7 +48,7 @@ class RunFolder:
             OSError: it cannot be written.
         """
         with contextlib.ExitStack() as stack:
-            together(lambda: stack.enter_context(locked(self.out)) if rank() == 0 else None)
+            run_on_all_ranks(lambda: stack.enter_context(locked(self.out)) if rank() == 0 else None)
             found = self._find()
             if found != self._names:
                 expected = f"the checkpoints that were there, {self._names}"
@@ -96,7 +96,7 @@ class RunFolder:
                 kept_length(self.out / LOSSES, step, gapless=True)
                 kept_length(self.out / EVALUATIONS, step)
 
-        together(check)
+        run_on_all_ranks(check)
 
     def losses_log(self, step: int) -> contextlib.AbstractContextManager[BinaryIO | None]:
         """Opens the losses to write on after a step; the first process alone has the file."""
@@ -125,13 +125,15 @@ class RunFolder:
         Raises:
             OSError: the disk is full, for one; older checkpoints stay.
         """
-        together(lambda: None if log is None else sync_log(log))
+        run_on_all_ranks(lambda: None if log is None else sync_log(log))
         state.save(self.out, step, settings)
         self._names = self._find()
 
     def _find(self) -> list[str]:
         """Names of checkpoints, whole or damaged, by step, as the first process sees them."""
-        found = together(lambda: [p.name for p in checkpoints(self.out)] if rank() == 0 else [])
+        found = run_on_all_ranks(
+            lambda: [p.name for p in checkpoints(self.out)] if rank() == 0 else []
+        )
         return found[0]
 
 
