@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         from setokim.utils.folder_lock import FolderInUseError
 
         settings = load_settings(arguments.config, overrides_of(arguments))
-        # A stage imports what it alone needs.
+        # Each stage imports its own packages.
         trainer = Trainer(settings, arguments.out, arguments.resume)
     except ImportError as error:
         raise missing_package(error, "cli,model,train") from error
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         with print_to_stderr(arguments.json):
             metrics = trainer.train()
     except ImportError as error:
-        # Such as that of a data set's reader.
+        # Such as the package of a reader.
         raise missing_package(error) from error
     except (
         OSError,
