@@ -244,9 +244,7 @@ def test_options_that_cannot_be_used(picture, tmp_path, capsys, options, message
     assert not out.exists()
 
 
-def test_the_reason_of_an_unusable_backend_is_shown(
-    picture, tmp_path, capsys, monkeypatch
-):
+def test_the_reason_of_an_unusable_backend_is_shown(picture, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     unable = [name for name, reason in sk.backends().items() if reason is not None]
     if not unable:
