@@ -288,8 +288,8 @@ def _add_masks(
     if not segments:
         return
     rows = torch.tensor([row for row, _ in segments], device=last_image.device)
-    states = torch.stack([state for _, state in segments])
-    predicted = model.masks(states, visual, last_image[rows], size)
+    hidden = torch.stack([state for _, state in segments])
+    predicted = model.masks(hidden, visual, last_image[rows], size)
     for (row, _), mask in zip(segments, predicted.fine.float(), strict=True):
         answers[row].masks.append(mask)
 
