@@ -31,7 +31,7 @@ def loop_over_clusters(
         (S, token_dim), the tokens of all images one after the other.
     """
     from setokim.tokenizer.pos_embed import grid_positions, sincos_encoding
-    from setokim.tokenizer.shapelets import outlines_of
+    from setokim.tokenizer.shapelets import encode_shapelets
 
     places = grid_positions(*grid, features.device)
     position = sincos_encoding(places, merger.width)
@@ -50,7 +50,7 @@ def loop_over_clusters(
             weight = weight / weight.sum()
             mean = weight @ merger.norm_mean(own[0])
             share = weight.new_zeros(labels.shape).masked_scatter(member, weight)
-            outlines.append(outlines_of(share[None, None], grid, merger.outline_dim)[0, 0])
+            outlines.append(encode_shapelets(share[None, None], grid, merger.outline_dim)[0, 0])
             area = (member.sum() / labels.shape[0]).log()
             rows.append(merger.project_mean(torch.cat([mean, outlines[-1], area[None]])))
         t = torch.stack(rows)[None]

@@ -1,4 +1,4 @@
-"""Image files of the commands: reading what a user names, writing results as a whole."""
+"""Reading of images given on the command line, and writing of result images."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def save_mask(mask: np.ndarray, path: Path) -> None:
 
 
 def save_image(image: Image.Image, path: Path) -> None:
-    """Write an image as a whole, in place of an earlier file.
+    """Write an image atomically, in place of an earlier file.
 
     Args:
         image: image.

@@ -1,4 +1,4 @@
-"""A trained model for the commands that run one: its options, loading it, and its answers."""
+"""Options, loading and answers of a trained model, shared by the commands that run one."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from setokim.vlm.modeling_setokim import SetokimModel
     from setokim.vlm.processing_setokim import SetokimProcessor
 
-# Of each option of SetokimGenerationConfig: how argparse reads it, its default, what --help says.
-# The defaults stand here once more, because those of the class come with torch, for which `--help`
-# does not wait; tests/model/cli/test_inference.py holds both together.
+# Type, default and help text of each option of SetokimGenerationConfig. The defaults are repeated
+# here, since importing the class imports torch, for which `--help` must not wait.
+# tests/model/cli/test_inference.py compares both.
 _NUMBER, _COUNT = (float, "NUMBER"), (int, "COUNT")
 GENERATION_OPTIONS: dict[str, tuple[tuple[type, str], Any, str]] = {
     "max_new_tokens": (_COUNT, 256, "max length of an answer in tokens, visual tokens included"),
@@ -49,7 +49,7 @@ GENERATION_OPTIONS: dict[str, tuple[tuple[type, str], Any, str]] = {
         "max number of tokens of a generated image; none: as many as the visual tokenizer makes",
     ),
 }
-# Where an option has another name than its field, or an earlier one.
+# Options with another name than their field, or with an earlier one.
 _FLAGS = {"sampling_steps": ("--steps", "--sampling-steps")}
 
 
@@ -71,7 +71,7 @@ def add_generation_options(
             dest=name,
             type=kind,
             metavar=metavar,
-            # Absent unless given, so that what a benchmark sets is not overruled.
+            # Absent unless given, so that the options of a benchmark are not overridden.
             default=argparse.SUPPRESS,
             help=f"{text} (default: {shown})",
         )
@@ -200,9 +200,9 @@ def load_model(
     """Load a model in evaluation mode, and its processor.
 
     Args:
-        folder: folder that `setok train` wrote.
+        folder: folder of a model, as written by `setok train`.
         device: name of the device of the model.
-        trust_remote_code: whether Python code in the folder may run, for its tokenizer.
+        trust_remote_code: permission to run Python code in the folder, for its tokenizer.
 
     Raises:
         UsageError: the model is absent, damaged or of another kind, or a package is missing.

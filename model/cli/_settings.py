@@ -55,7 +55,7 @@ def overrides_of(arguments: argparse.Namespace) -> list[str]:
 
 
 class _Alone(argparse.Action):
-    """A switch beside which some required options may be absent."""
+    """Switch with which some required options may be absent."""
 
     def __init__(self, *args, others: Sequence[argparse.Action], **kwargs):
         super().__init__(*args, **kwargs)

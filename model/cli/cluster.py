@@ -185,7 +185,7 @@ def make_method(
         config: options of the clustering.
         backend: backend of the clustering.
         device_name: name of the device of encoder and clustering.
-        trust_remote_code: whether Python code in the encoder's folder may run.
+        trust_remote_code: permission to run Python code in the encoder's folder.
 
     Raises:
         UsageError: one of them cannot be used.

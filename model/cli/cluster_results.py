@@ -54,7 +54,7 @@ def process_files(
 
 
 def write_results(result: ImageClusters, out: Path, method: Method) -> None:
-    """Write the JSON and the PNG of an image, each as a whole.
+    """Write the JSON and the PNG of an image, each atomically.
 
     The JSON comes first: it names the image, should the second file never be written.
 

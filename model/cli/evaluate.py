@@ -21,14 +21,14 @@ from setokim.cli._inference import (
 if TYPE_CHECKING:
     from setokim.data import Dataset
     from setokim.evaluation.benchmarks import Benchmark
-    from setokim.evaluation.image_networks import PictureNetworks
+    from setokim.evaluation.image_networks import ImageNetworks
     from setokim.vlm.generation_config import SetokimGenerationConfig
 
-# In place of those of SetokimGenerationConfig.
+# Defaults that replace those of SetokimGenerationConfig.
 _DEFAULTS = {"max_new_tokens": 64}
-# What run.json of a folder has always had; other options are in it where they are not the default.
+# Options that run.json always has; others are in it only if they differ from the default.
 _ALWAYS_KEPT = ("max_new_tokens", "guidance", "sampling_steps", "image_temperature")
-# The benchmark with descriptions of two kinds.
+# Benchmark with two kinds of descriptions.
 _DESCRIBED = "magicbrush"
 
 
@@ -91,7 +91,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Score a model; return 1 where some of several benchmarks failed, else 0.
+    """Score a model; return 1 if one of several benchmarks failed, else 0.
 
     Raises:
         UsageError: an argument does not fit, or a package is not installed.
@@ -130,7 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
         except UsageError as error:
             if not arguments.all:
                 raise
-            # The others take hours of their own.
+            # The other benchmarks take hours, and still run.
             failed.append(name)
             print(f"setok eval: {error}", file=sys.stderr)
     if arguments.json:
@@ -149,7 +149,7 @@ def _score(
     model: Any,
     processor: Any,
     identity: dict[str, Any],
-    networks: PictureNetworks,
+    networks: ImageNetworks,
     arguments: argparse.Namespace,
 ) -> dict[str, float]:
     from setokim.data import TooManyBrokenError
@@ -225,13 +225,13 @@ def _usage_errors(name: str, *kinds: type[Exception], hint: str = "") -> Iterato
         raise UsageError(f"{name}: {error}{hint}") from error
 
 
-def _networks(arguments: argparse.Namespace) -> PictureNetworks:
-    from setokim.evaluation.image_networks import PictureNetworks
+def _networks(arguments: argparse.Namespace) -> ImageNetworks:
+    from setokim.evaluation.image_networks import ImageNetworks
 
     names = ("clip", "dino", "inception", "lpips")
     paths = {name: getattr(arguments, name) for name in names}
     try:
-        return PictureNetworks.load(**paths, device=arguments.device)
+        return ImageNetworks.load(**paths, device=arguments.device)
     except ValueError as error:
         raise UsageError(f"--{error}") from error
 
@@ -260,7 +260,7 @@ def _config(
 
 
 def _kept(samples: int | None, config: SetokimGenerationConfig) -> dict[str, Any]:
-    """Return what the answers of a folder depend on, with the same keys as folders of before."""
+    """Return the settings that the answers depend on, with the same keys as in older folders."""
     usual = type(config)().options
     kept = {
         name: value

@@ -115,7 +115,7 @@ def run_generate(arguments: argparse.Namespace) -> int:
 
     answer = assistant.answer_once(arguments.text, images)
     if not answer.images:
-        _report(command, f"the model generated no image; it said: {assistant.text_of(answer)}")
+        _report(command, f"the model generated no image; its text: {assistant.text_of(answer)}")
         return 1
     save_image(to_image(answer.images[0]), arguments.out)
     print(f"Image of {len(answer.tokens[0])} visual tokens is in {arguments.out}")
@@ -136,13 +136,13 @@ def run_segment(arguments: argparse.Namespace) -> int:
     assistant = make_assistant(arguments)
     answer = assistant.answer_once(arguments.text, [image])
     if not answer.masks:
-        _report("segment", f"the model gave no mask; it said: {assistant.text_of(answer)}")
+        _report("segment", f"the model predicted no mask; its text: {assistant.text_of(answer)}")
         return 1
     mask = binary_mask(answer.masks[0])
     save_mask(mask, arguments.out)
     print(f"Mask of {mask.mean():.1%} of the pixels is in {arguments.out}")
     if len(answer.masks) > 1:
-        _report("segment", f"the model gave {len(answer.masks)} masks, this is the first")
+        _report("segment", f"the model predicted {len(answer.masks)} masks, this is the first")
     return 0
 
 
@@ -195,13 +195,13 @@ class Chat:
         """
         from setokim.data.image_processing import to_image
 
-        asked = user_message(text, self._pending)
+        question = user_message(text, self._pending)
         printer = Printer(self._assistant, self._images, self._masks)
-        answer = self._assistant.answer([*self._messages, asked], printer)
+        answer = self._assistant.answer([*self._messages, question], printer)
         self._pending = ()
         images = [to_image(image) for image in answer.images]
         self._keep(answer, images)
-        self._messages += [asked, answer_message(self._assistant, answer, images)]
+        self._messages += [question, answer_message(self._assistant, answer, images)]
         if not answer.finished:
             _report("chat", "cut off by --max-new-tokens")
 

@@ -1,4 +1,4 @@
-"""Clusters of images on the host, and how they are computed: encoder, then token clustering."""
+"""Clusters of images on the host, computed by an encoder and the token clustering."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     gpus = parser.add_argument(
         "--gpus",
         required=True,
-        # What follows --gpus may be an override.
+        # A word after --gpus may be an override.
         type=_gpus_or_override,
         nargs="+",
         metavar="COUNT",

@@ -45,11 +45,11 @@ def run(arguments: argparse.Namespace) -> int:
         from setokim.data import TooManyBrokenError
         from setokim.training.settings import load_settings
         from setokim.training.trainer import NotFiniteError, Trainer
-        from setokim.utils.distributed import ElsewhereError
+        from setokim.utils.distributed import OtherRankError
         from setokim.utils.folder_lock import FolderInUseError
 
         settings = load_settings(arguments.config, overrides_of(arguments))
-        # A stage imports what it alone needs.
+        # Each stage imports its own packages.
         trainer = Trainer(settings, arguments.out, arguments.resume)
     except ImportError as error:
         raise missing_package(error, "cli,model,train") from error
@@ -59,12 +59,12 @@ def run(arguments: argparse.Namespace) -> int:
         with print_to_stderr(arguments.json):
             metrics = trainer.train()
     except ImportError as error:
-        # Such as that of a data set's reader.
+        # Such as the package of a reader.
         raise missing_package(error) from error
     except (
         OSError,
         FolderInUseError,
-        ElsewhereError,
+        OtherRankError,
         NotFiniteError,
         TooManyBrokenError,
     ) as error:

@@ -1,4 +1,4 @@
-"""Log of answers on disk, one line of JSON each, from which a killed run continues."""
+"""Log of answers on disk, one line of JSON each, from which a killed run resumes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from setokim.data.records import parse_json, read_json
 from setokim.data.rle import decode_rle, encode_rle
-from setokim.evaluation.asking import Answered, Asked
+from setokim.evaluation.prompting import Prompt, Response
 from setokim.utils.files import replacing, sync, write_file
 
 FILE = "predictions.jsonl"
@@ -31,7 +31,7 @@ class AnswerLogError(ValueError):
 
 
 class AnswerLog:
-    """Answers of a run in a folder.
+    """Log of the responses of a run in a folder.
 
     FOLDER/predictions.jsonl has a line for each answer, with its question and the facts for the
     metrics, and for each broken sample a line with "broken", the reason. Masks are COCO's run
@@ -51,19 +51,19 @@ class AnswerLog:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._path = self._folder / FILE
         self._check_run(dict(run))
-        self.rows: list[Answered] = []
+        self.rows: list[Response] = []
         self.broken: dict[int, str] = {}
         # Row and text of each answered question.
         self._done: dict[_Key, tuple[int, str]] = {}
         self._answered: set[int] = set()
         self._read()
 
-    def __contains__(self, asked: Asked) -> bool:
+    def __contains__(self, prompt: Prompt) -> bool:
         """Return whether the question has an answer."""
-        return _key(asked) in self._done
+        return _key(prompt) in self._done
 
-    def recall(self, asked: Asked) -> bool:
-        """Return whether the question has an answer; if so, update its facts from `asked`.
+    def recall(self, prompt: Prompt) -> bool:
+        """Return whether the question has an answer; if so, update its facts from `prompt`.
 
         The facts of a data set may have been corrected since the answer; the question itself must
         be the same.
@@ -71,17 +71,17 @@ class AnswerLog:
         Raises:
             AnswerLogError: the answer is to another question.
         """
-        if asked not in self:
+        if prompt not in self:
             return False
-        index, text = self._done[_key(asked)]
-        if text != asked.text:
-            expected = f"{asked.source}: expected the question that {self._path} answers, {text!r}"
-            raise AnswerLogError(f"{expected}, got {asked.text!r}; use another folder")
-        self.rows[index] = dataclasses.replace(self.rows[index], asked=_without_prompt(asked))
+        index, text = self._done[_key(prompt)]
+        if text != prompt.text:
+            expected = f"{prompt.source}: expected the question that {self._path} answers, {text!r}"
+            raise AnswerLogError(f"{expected}, got {prompt.text!r}; use another folder")
+        self.rows[index] = dataclasses.replace(self.rows[index], prompt=_without_messages(prompt))
         return True
 
-    def add(self, rows: Sequence[Answered]) -> None:
-        """Write answers; once this returns they are on disk.
+    def add(self, rows: Sequence[Response]) -> None:
+        """Write responses; after the return they are on disk.
 
         Raises:
             OSError: the folder cannot be written, or the disk is full.
@@ -89,14 +89,14 @@ class AnswerLog:
         lines = []
         for index, row in enumerate(rows := list(rows)):
             line = _to_plain(row)
-            if row.drawn is not None:
+            if row.generated is not None:
                 line["picture"] = self._save(row)
                 # Keep the path only: thousands of images do not fit into memory.
-                rows[index] = dataclasses.replace(row, drawn=self._folder / line["picture"])
+                rows[index] = dataclasses.replace(row, generated=self._folder / line["picture"])
             lines.append(to_json(line) + "\n")
         self._append("".join(lines))
         for row in rows:
-            self._keep(row, row.asked.text)
+            self._keep(row, row.prompt.text)
 
     def add_broken(self, number: int, source: str, reason: str) -> None:
         """Log a sample that could not be read, once each, and not if it has answers."""
@@ -153,16 +153,16 @@ class AnswerLog:
                 self.broken[line["number"]] = f"{line['source']}: {line['broken']}"
             return
         row = self._from_plain(line)
-        if row.asked in self:
-            raise ValueError(f"a second answer to question {_key(row.asked)}")
+        if row.prompt in self:
+            raise ValueError(f"a second answer to question {_key(row.prompt)}")
         self._keep(row, line["asked"])
 
-    def _keep(self, row: Answered, text: str) -> None:
-        self._done[_key(row.asked)] = len(self.rows), text
-        self._answered.add(row.asked.number)
+    def _keep(self, row: Response, text: str) -> None:
+        self._done[_key(row.prompt)] = len(self.rows), text
+        self._answered.add(row.prompt.number)
         # The sample has become readable.
-        self.broken.pop(row.asked.number, None)
-        self.rows.append(dataclasses.replace(row, asked=_without_prompt(row.asked)))
+        self.broken.pop(row.prompt.number, None)
+        self.rows.append(dataclasses.replace(row, prompt=_without_messages(row.prompt)))
 
     def _append(self, text: str) -> None:
         is_new = not self._path.exists()
@@ -173,23 +173,23 @@ class AnswerLog:
         if is_new:
             sync(self._folder)
 
-    def _save(self, row: Answered) -> str:
-        asked = row.asked
-        name = f"{_IMAGE_FOLDER}/{asked.part}-{asked.number:08d}-{asked.turn}.png"
+    def _save(self, row: Response) -> str:
+        prompt = row.prompt
+        name = f"{_IMAGE_FOLDER}/{prompt.part}-{prompt.number:08d}-{prompt.turn}.png"
         path = self._folder / name
         path.parent.mkdir(exist_ok=True)
         with replacing(path) as beside:
-            row.picture.save(beside)
+            row.image.save(beside)
         return name
 
-    def _from_plain(self, line: dict[str, Any]) -> Answered:
+    def _from_plain(self, line: dict[str, Any]) -> Response:
         for name, kind in {"said": str, "asked": str, "facts": dict}.items():
             if not isinstance(line[name], kind):
                 raise ValueError(f"{name}: expected {kind.__name__}, got {line[name]!r:.80}")
         names = ("part", "number", "turn", "source", "facts")
-        asked = Asked(*(line[name] for name in names), (), _mask(line["target"]))
-        drawn = None if line["picture"] is None else self._folder / line["picture"]
-        return Answered(asked, line["said"], drawn, _mask(line["mask"]))
+        prompt = Prompt(*(line[name] for name in names), (), _mask(line["target"]))
+        generated = None if line["picture"] is None else self._folder / line["picture"]
+        return Response(prompt, line["said"], generated, _mask(line["mask"]))
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -204,19 +204,19 @@ def to_json(value: Any, indent: int | None = None) -> str:
     return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def _to_plain(row: Answered) -> dict[str, Any]:
-    asked = row.asked
+def _to_plain(row: Response) -> dict[str, Any]:
+    prompt = row.prompt
     return {
-        "part": asked.part,
-        "number": asked.number,
-        "turn": asked.turn,
-        "source": asked.source,
-        "asked": asked.text,
-        "said": row.said,
+        "part": prompt.part,
+        "number": prompt.number,
+        "turn": prompt.turn,
+        "source": prompt.source,
+        "asked": prompt.text,
+        "said": row.text,
         "picture": None,
         "mask": None if row.mask is None else encode_rle(row.mask),
-        "target": None if asked.target is None else encode_rle(asked.target),
-        "facts": asked.facts,
+        "target": None if prompt.target is None else encode_rle(prompt.target),
+        "facts": prompt.facts,
     }
 
 
@@ -224,10 +224,10 @@ def _mask(code: dict[str, Any] | None) -> np.ndarray | None:
     return None if code is None else decode_rle(code)
 
 
-def _key(asked: Asked) -> _Key:
-    return asked.part, asked.number, asked.turn
+def _key(prompt: Prompt) -> _Key:
+    return prompt.part, prompt.number, prompt.turn
 
 
-def _without_prompt(asked: Asked) -> Asked:
-    """Return the question without its images, thousands of which do not fit into memory."""
-    return dataclasses.replace(asked, prompt=())
+def _without_messages(prompt: Prompt) -> Prompt:
+    """Return the prompt without its images, thousands of which do not fit into memory."""
+    return dataclasses.replace(prompt, messages=())

@@ -1,4 +1,4 @@
-"""The benchmarks by name: where their questions come from, and what their figures are."""
+"""Registry of the benchmarks: data set, metrics and submission of each."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from setokim.data import Dataset
 from setokim.data.readers import READERS
 from setokim.data.rle import decode_rle
 from setokim.data.settings import DataSettings
-from setokim.evaluation.asking import Answered
 from setokim.evaluation.cider import cider
-from setokim.evaluation.image_scores import PictureFigures, drawing_figures, pair_figures
+from setokim.evaluation.image_scores import ImageMetrics, edit_metrics, generation_metrics
+from setokim.evaluation.prompting import Response
 from setokim.evaluation.segmentation_scores import SegmentationScore
 from setokim.evaluation.settings import GenerationSettings
-from setokim.evaluation.shapes_world import shapes_figures
+from setokim.evaluation.shapes_world import shapes_metrics
 from setokim.evaluation.vqa_answers import choice_of, soft_accuracy
 from setokim.evaluation.yes_no import MmeRecord, mme_scores, pope_scores
 from setokim.utils.parsing import from_plain, import_modules, read_yaml
@@ -28,119 +28,124 @@ from setokim.utils.parsing import from_plain, import_modules, read_yaml
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """A benchmark.
+    """Data set, metrics and submission of one benchmark.
 
     Attributes:
-        open: a folder and, where there are several, the name of a split to samples.
-        figures: of all answers; None where a judge outside, or what was drawn, has to give them.
-        split: that figures are published of; None where there is one alone.
-        submission: what its server takes, from all answers; None where there is no server.
-        clusters: whether the clusters of pictures are judged, and nothing is asked.
-        blind: whether questions are asked once more without their picture.
-        answers: the fact that a sample without a public answer lacks; None where all have one.
-        generation: how to generate with the data in a folder, where it is not as usual.
-        pictures: of what was drawn beside what was wanted; None where nothing is drawn.
+        open: function from a folder and, if there are several, the name of a split to the data set.
+        metrics: function from all responses to their metrics; None for an external judge and for
+            benchmarks of images or clusters.
+        split: split of the published metrics; None for a data set without splits.
+        submission: function from all responses to the upload for the benchmark's server; None for
+            a benchmark without a server.
+        clusters: evaluation of the clusters of images in place of responses.
+        blind: addition of each question of "vqa" without its image.
+        answers: name of the fact that is empty without a public answer; None if all samples have
+            one.
+        generation: function from the data's folder to its own options of generation.
+        image_metrics: function from generated images and their references to metrics; None for
+            benchmarks of text, masks or clusters.
     """
 
     open: Callable[..., Dataset]
-    figures: Callable[[Sequence[Answered]], dict[str, float]] | None
+    metrics: Callable[[Sequence[Response]], dict[str, float]] | None
     split: str | None = None
-    submission: Callable[[Sequence[Answered]], Any] | None = None
+    submission: Callable[[Sequence[Response]], Any] | None = None
     clusters: bool = False
     blind: bool = False
     answers: str | None = None
     generation: Callable[[Path], dict[str, Any]] = lambda path: {}
-    pictures: PictureFigures | None = None
+    image_metrics: ImageMetrics | None = None
 
-    def has_answers(self, rows: Sequence[Answered]) -> bool:
-        """Whether there is something to judge by: a public answer, and figures of our own."""
-        if self.figures is None:
+    def has_answers(self, rows: Sequence[Response]) -> bool:
+        """Return whether metrics can be computed here: they exist and an answer is public."""
+        if self.metrics is None:
             return False
         return self.answers is None or any(_known(row, self.answers) for row in rows)
 
 
-def _soft(rows: Sequence[Answered]) -> dict[str, float]:
-    """VQAv2 and OK-VQA, in percent; rows without answers do not count."""
+def _soft(rows: Sequence[Response]) -> dict[str, float]:
+    """Compute the accuracy of VQAv2 and OK-VQA in percent; rows without answers do not count."""
     judged = [row for row in rows if _known(row, "answers")]
-    scores = [100 * soft_accuracy(row.said, row.asked.facts["answers"]) for row in judged]
+    scores = [100 * soft_accuracy(row.text, row.prompt.facts["answers"]) for row in judged]
     kinds: dict[str, list[float]] = {}
     for row, score in zip(judged, scores, strict=True):
-        if "answer_type" in row.asked.facts:
-            kinds.setdefault(f"accuracy/{row.asked.facts['answer_type']}", []).append(score)
+        if "answer_type" in row.prompt.facts:
+            kinds.setdefault(f"accuracy/{row.prompt.facts['answer_type']}", []).append(score)
     return {"accuracy": fmean(scores)} | {name: fmean(own) for name, own in sorted(kinds.items())}
 
 
-def _exact(rows: Sequence[Answered]) -> dict[str, float]:
-    """GQA: percent of answers that are the right one, letter by letter."""
+def _exact(rows: Sequence[Response]) -> dict[str, float]:
+    """Compute the accuracy of GQA, the percentage of exact matches."""
     judged = [row for row in rows if _known(row, "answers")]
-    right = (_bare(row.said) == row.asked.facts["answers"][0] for row in judged)
+    right = (_bare(row.text) == row.prompt.facts["answers"][0] for row in judged)
     return {"accuracy": 100 * fmean(right)}
 
 
-def _direct(rows: Sequence[Answered]) -> dict[str, float]:
-    """A-OKVQA's free answers, in percent: letter by letter what three of ten people said.
+def _direct(rows: Sequence[Response]) -> dict[str, float]:
+    """Compute the accuracy of A-OKVQA's direct answers in percent.
 
     D. Schwenk et al., "A-OKVQA: A Benchmark for Visual Question Answering using World Knowledge",
-    2022; unlike VQAv2, no one of the ten is left out in turn. Questions that the authors mark as
-    too hard to answer without choices do not count: `left_out` is their number.
+    2022: an answer has the full score if three of the ten annotators gave the same. Unlike in
+    VQAv2, no annotator is left out in turn. Questions marked as too hard without choices do not
+    count; `left_out` is their number.
     """
     known = [row for row in rows if _known(row, "answers")]
-    judged = [row for row in known if not row.asked.facts["difficult_direct_answer"]]
-    scores = [min(1, row.asked.facts["answers"].count(_bare(row.said)) / 3) for row in judged]
-    figures = {"accuracy": 100 * fmean(scores)} if scores else {}
-    return figures | {"left_out": len(known) - len(judged)}
+    judged = [row for row in known if not row.prompt.facts["difficult_direct_answer"]]
+    scores = [min(1, row.prompt.facts["answers"].count(_bare(row.text)) / 3) for row in judged]
+    metrics = {"accuracy": 100 * fmean(scores)} if scores else {}
+    return metrics | {"left_out": len(known) - len(judged)}
 
 
-def _chosen(rows: Sequence[Answered]) -> dict[str, float]:
-    """A-OKVQA by choice, in percent."""
+def _chosen(rows: Sequence[Response]) -> dict[str, float]:
+    """Compute the accuracy of A-OKVQA's multiple choice in percent."""
     judged = [row for row in rows if _known(row, "correct")]
     right = (
-        choice_of(row.said, row.asked.facts["choices"]) == row.asked.facts["correct"]
+        choice_of(row.text, row.prompt.facts["choices"]) == row.prompt.facts["correct"]
         for row in judged
     )
     return {"accuracy": 100 * fmean(right)}
 
 
-def _captions(rows: Sequence[Answered]) -> dict[str, float]:
-    """CIDEr in percent, as published."""
-    said = {str(row.asked.facts["image_id"]): row.said for row in rows}
-    references = {str(row.asked.facts["image_id"]): row.asked.facts["answers"] for row in rows}
-    return {"cider": 100 * cider(said, references)[0]}
+def _captions(rows: Sequence[Response]) -> dict[str, float]:
+    """Compute CIDEr in percent, as published."""
+    captions = {str(row.prompt.facts["image_id"]): row.text for row in rows}
+    references = {str(row.prompt.facts["image_id"]): row.prompt.facts["answers"] for row in rows}
+    return {"cider": 100 * cider(captions, references)[0]}
 
 
-def _pope(rows: Sequence[Answered]) -> dict[str, float]:
-    return pope_scores([row.said for row in rows], [row.asked.facts["label"] for row in rows])
+def _pope(rows: Sequence[Response]) -> dict[str, float]:
+    return pope_scores([row.text for row in rows], [row.prompt.facts["label"] for row in rows])
 
 
-def _mme(rows: Sequence[Answered]) -> dict[str, float]:
+def _mme(rows: Sequence[Response]) -> dict[str, float]:
     return mme_scores(
-        MmeRecord(*(row.asked.facts[name] for name in ("task", "image", "label")), row.said)
+        MmeRecord(*(row.prompt.facts[name] for name in ("task", "image", "label")), row.text)
         for row in rows
     )
 
 
 def mm_vet_scores(
-    rows: Sequence[Answered], judge: Callable[[str, str, str], float]
+    rows: Sequence[Response], judge: Callable[[str, str, str], float]
 ) -> dict[str, float]:
-    """MM-Vet by a judge of one's own, in percent.
+    """Compute the scores of MM-Vet with a custom judge, in percent.
 
     W. Yu et al., "MM-Vet: Evaluating large multimodal models for integrated capabilities", 2023.
     The official judge is a language model behind the server that takes the submission.
 
     Args:
-        rows: answers to MM-Vet's questions, at least one.
-        judge: question, right answer and answer of the model to a score in [0, 1].
+        rows: responses to the questions of MM-Vet, at least one.
+        judge: function from question, right answer and answer of the model to a score in [0, 1].
 
     Returns:
-        `total`, and for each capability the mean of the questions that want it.
+        `total`, and for each capability the mean over the questions that need it.
 
     Raises:
         ValueError: a score is out of range.
     """
     scores: dict[str, list[float]] = {}
     for row in rows:
-        facts = row.asked.facts
-        score = judge(facts["question"], facts["answers"][0], row.said)
+        facts = row.prompt.facts
+        score = judge(facts["question"], facts["answers"][0], row.text)
         if not 0 <= score <= 1:
             raise ValueError(f"judge: expected a score in [0, 1], got {score}")
         for name in ("total", *facts["capabilities"]):
@@ -148,48 +153,48 @@ def mm_vet_scores(
     return {name: fmean(own) for name, own in scores.items()}
 
 
-def _masks(rows: Sequence[Answered]) -> dict[str, float]:
-    """Of all phrases; what does not count either way is left out of both masks."""
+def _masks(rows: Sequence[Response]) -> dict[str, float]:
+    """Compute the IoU metrics of all phrases; ignored pixels are removed from predicted masks."""
     score = SegmentationScore()
     for row in rows:
-        target = row.asked.target
+        target = row.prompt.target
         mask = np.zeros_like(target) if row.mask is None else row.mask
-        if "ignored" in row.asked.facts:
-            mask = mask & ~decode_rle(row.asked.facts["ignored"])
+        if "ignored" in row.prompt.facts:
+            mask = mask & ~decode_rle(row.prompt.facts["ignored"])
         score.add(mask, target)
     return score.summary()
 
 
-def _answers_by_number(rows: Sequence[Answered]) -> list[dict[str, Any]]:
-    return [{"question_id": row.asked.facts["question_id"], "answer": row.said} for row in rows]
+def _answers_by_number(rows: Sequence[Response]) -> list[dict[str, Any]]:
+    return [{"question_id": row.prompt.facts["question_id"], "answer": row.text} for row in rows]
 
 
-def _mm_vet_submission(rows: Sequence[Answered]) -> dict[str, str]:
-    return {row.asked.facts["question_id"]: row.said for row in rows}
+def _mm_vet_submission(rows: Sequence[Response]) -> dict[str, str]:
+    return {row.prompt.facts["question_id"]: row.text for row in rows}
 
 
-def _gqa_submission(rows: Sequence[Answered]) -> list[dict[str, Any]]:
+def _gqa_submission(rows: Sequence[Response]) -> list[dict[str, Any]]:
     return [
-        {"questionId": row.asked.facts["question_id"], "prediction": _bare(row.said)}
+        {"questionId": row.prompt.facts["question_id"], "prediction": _bare(row.text)}
         for row in rows
     ]
 
 
-def _aokvqa_submission(rows: Sequence[Answered]) -> dict[str, dict[str, str]]:
-    return {row.asked.facts["question_id"]: {"direct_answer": _bare(row.said)} for row in rows}
+def _aokvqa_submission(rows: Sequence[Response]) -> dict[str, dict[str, str]]:
+    return {row.prompt.facts["question_id"]: {"direct_answer": _bare(row.text)} for row in rows}
 
 
-def _choice_submission(rows: Sequence[Answered]) -> dict[str, dict[str, str]]:
+def _choice_submission(rows: Sequence[Response]) -> dict[str, dict[str, str]]:
     found = {}
     for row in rows:
-        number = choice_of(row.said, row.asked.facts["choices"])
-        choice = row.said if number is None else row.asked.facts["choices"][number]
-        found[row.asked.facts["question_id"]] = {"multiple_choice": choice}
+        number = choice_of(row.text, row.prompt.facts["choices"])
+        choice = row.text if number is None else row.prompt.facts["choices"][number]
+        found[row.prompt.facts["question_id"]] = {"multiple_choice": choice}
     return found
 
 
 def _shapes(path: str | Path, split: str | None = None) -> Dataset:
-    """The held-out conversations of a run, from its YAML file."""
+    """Return the held-out conversations of a run from its YAML file."""
     path = Path(path)
     values = read_yaml(path)
     import_modules(values.get("imports", []), path.parent)
@@ -202,16 +207,17 @@ def _shapes_generation(path: Path) -> dict[str, Any]:
     return dataclasses.asdict(from_plain(GenerationSettings, generation, "generation."))
 
 
-def _bare(said: str) -> str:
-    """An answer as the scorers expect it that compare letters: no sentence, in small letters."""
-    return said.strip().removesuffix(".").lower()
+def _bare(text: str) -> str:
+    """Return an answer for exact matching: in lower case, without a final full stop."""
+    return text.strip().removesuffix(".").lower()
 
 
-def _known(row: Answered, name: str) -> bool:
-    return row.asked.facts[name] not in (None, [])
+def _known(row: Response, name: str) -> bool:
+    return row.prompt.facts[name] not in (None, [])
 
 
 _ANSWERS = {"answers": "answers"}
+_EDITS = {"image_metrics": edit_metrics}
 BENCHMARKS: dict[str, Benchmark] = {
     "vqav2": Benchmark(READERS["vqav2"], _soft, "val2014", _answers_by_number, **_ANSWERS),
     "okvqa": Benchmark(READERS["okvqa"], _soft, "val2014", _answers_by_number, **_ANSWERS),
@@ -236,11 +242,14 @@ BENCHMARKS: dict[str, Benchmark] = {
     "refcocog": Benchmark(READERS["refcocog"], _masks, "val"),
     "reasonseg": Benchmark(READERS["reasonseg"], _masks),
     "coco-generation": Benchmark(
-        partial(READERS["coco-captions"], draw=True), None, "val2014", pictures=drawing_figures
+        partial(READERS["coco-captions"], draw=True),
+        None,
+        "val2014",
+        image_metrics=generation_metrics,
     ),
-    "instructpix2pix": Benchmark(READERS["instructpix2pix"], None, "train", pictures=pair_figures),
-    "magicbrush": Benchmark(READERS["magicbrush"], None, "test", pictures=pair_figures),
-    "evr": Benchmark(READERS["evr"], None, "test", pictures=pair_figures),
-    "ma5k": Benchmark(READERS["ma5k"], None, "test", pictures=pair_figures),
-    "shapes-world": Benchmark(_shapes, shapes_figures, blind=True, generation=_shapes_generation),
+    "instructpix2pix": Benchmark(READERS["instructpix2pix"], None, "train", **_EDITS),
+    "magicbrush": Benchmark(READERS["magicbrush"], None, "test", **_EDITS),
+    "evr": Benchmark(READERS["evr"], None, "test", **_EDITS),
+    "ma5k": Benchmark(READERS["ma5k"], None, "test", **_EDITS),
+    "shapes-world": Benchmark(_shapes, shapes_metrics, blind=True, generation=_shapes_generation),
 }

@@ -16,7 +16,7 @@ _BATCH_SIZE = 16
 
 
 @torch.no_grad()
-def cluster_figures(
+def cluster_metrics(
     setok: SetokModel,
     dataset: Dataset,
     number: int,

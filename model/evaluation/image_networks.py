@@ -28,7 +28,7 @@ Embedder = Callable[[Image.Image], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureNetworks:
+class ImageNetworks:
     """Networks that judge images; None for missing ones.
 
     Attributes:
@@ -53,7 +53,7 @@ class PictureNetworks:
         inception: str | Path | None = None,
         lpips: str | Path | None = None,
         device: str | torch.device = "cpu",
-    ) -> PictureNetworks:
+    ) -> ImageNetworks:
         """Load the networks.
 
         Args:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from setok_kernels.extras import from_extra
 from setokim.evaluation.frechet import FeatureStatistics, frechet_distance
-from setokim.evaluation.image_networks import PictureNetworks
+from setokim.evaluation.image_networks import ImageNetworks
 
 # Side of the Gaussian window of SSIM, in pixels.
 _SSIM_WINDOW = 11
@@ -78,8 +78,8 @@ def similarity(one: Tensor, other: Tensor) -> float:
     return float(F.cosine_similarity(one.double(), other.double(), dim=0))
 
 
-def pair_figures(
-    pairs: Iterable[tuple[Image.Image, Image.Image, str | None]], networks: PictureNetworks
+def edit_metrics(
+    pairs: Iterable[tuple[Image.Image, Image.Image, str | None]], networks: ImageNetworks
 ) -> dict[str, float]:
     """Compute the metrics of edits: the similarity of generated images to their targets.
 
@@ -116,13 +116,13 @@ def pair_figures(
     return metrics | ({"ssim_left_out": too_small} if too_small else {})
 
 
-def drawing_figures(
-    pairs: Iterable[tuple[Image.Image, Image.Image, str | None]], networks: PictureNetworks
+def generation_metrics(
+    pairs: Iterable[tuple[Image.Image, Image.Image, str | None]], networks: ImageNetworks
 ) -> dict[str, float]:
     """Compute the metrics of images generated from text.
 
     Args:
-        pairs: generated image, target image and text, as in `pair_figures`; the centre of a target
+        pairs: generated image, target image and text, as in `edit_metrics`; the centre of a target
             is cropped to the size of the generated image, as is usual for COCO.
         networks: networks of the metrics; a missing one leaves out its metric.
 
@@ -149,8 +149,8 @@ def drawing_figures(
     return metrics
 
 
-PictureFigures = Callable[
-    [Iterable[tuple[Image.Image, Image.Image, str | None]], PictureNetworks], dict[str, float]
+ImageMetrics = Callable[
+    [Iterable[tuple[Image.Image, Image.Image, str | None]], ImageNetworks], dict[str, float]
 ]
 
 

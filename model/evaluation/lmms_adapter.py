@@ -1,4 +1,4 @@
-"""SeTokim as a model of lmms-eval, which finds it by its entry point: see docs/data.md."""
+"""Adapter that lets lmms-eval run SeTokim by its entry point; see docs/data.md."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 
 from setokim.data.conversations import message
-from setokim.evaluation.asking import answers
+from setokim.evaluation.prompting import generate_answers
 from setokim.utils.pretrained import load_whole
 from setokim.vlm.generation_config import SetokimGenerationConfig
 from setokim.vlm.modeling_setokim import SetokimModel
@@ -24,16 +24,17 @@ _LONGEST = 64
 
 
 class Setokim(lmms):
-    """A trained SeTokim that answers the questions of lmms-eval by greedy decoding.
+    """Model of lmms-eval with a trained SeTokim, which decodes greedily.
 
     Args:
-        pretrained: folder that `setok train` wrote.
-        device: device of the model, by default a GPU if there is one; one for each process.
+        pretrained: folder of a model, as written by `setok train`.
+        device: device of the model; None for a GPU if there is one, one for each process.
         batch_size: number of questions in a batch.
-        max_batch_size: None, as the batch size is not searched for.
+        max_batch_size: None only, since the batch size is not searched for.
 
     Raises:
-        OSError, ValueError: the folder has no such model, or a size is no number.
+        OSError: the model cannot be read.
+        ValueError: the folder has no such model, or a batch size is not a positive number.
     """
 
     is_simple = True
@@ -58,7 +59,7 @@ class Setokim(lmms):
             f"cuda:{self._rank}" if self._world_size > 1 and device == "cuda" else device
         )
         self.batch_size = int(batch_size)
-        # A folder that is not there must not be taken for a name on the hub.
+        # A missing folder must not be taken for a name on the hub.
         self.model = load_whole(SetokimModel, pretrained).to(self._device).eval()
         self.processor = SetokimProcessor.from_pretrained(pretrained)
 
@@ -66,32 +67,32 @@ class Setokim(lmms):
         """Return the answer to each request, in order.
 
         Raises:
-            ValueError: a request needs sampling or beams, or has something other than images.
+            ValueError: a request needs sampling or beam search, or has something other than images.
         """
-        said: dict[int, str] = {}
+        texts: dict[int, str] = {}
         for config, numbers in self._batches(requests):
             prompts = [self._prompt(requests[number]) for number in numbers]
-            found = answers(self.model, self.processor, prompts, config)
+            found = generate_answers(self.model, self.processor, prompts, config)
             for number, answer in zip(numbers, found, strict=True):
                 text = self.processor.decode(answer.ids)
-                said[number] = _until(text, requests[number].args[1].get("until"))
-        return [said[number] for number in range(len(requests))]
+                texts[number] = _until(text, requests[number].args[1].get("until"))
+        return [texts[number] for number in range(len(requests))]
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
-        """Not supported.
+        """Raise an error: tasks of several rounds are not supported.
 
         Raises:
             NotImplementedError: always.
         """
-        raise NotImplementedError("setokim: expected tasks of one round, got one of several")
+        raise NotImplementedError("setokim: expected a task of one round, got one of several")
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """Not supported: tasks that rank given answers.
+        """Raise an error: tasks that rank given answers are not supported.
 
         Raises:
             NotImplementedError: always.
         """
-        raise NotImplementedError("setokim: expected tasks that generate, got one that ranks")
+        raise NotImplementedError("setokim: expected a task that generates, got one that ranks")
 
     def _batches(
         self, requests: Sequence[Instance]
@@ -124,7 +125,7 @@ def _longest(options: dict[str, Any]) -> int:
     """Return the max length of an answer from a task's options.
 
     Raises:
-        ValueError: the options ask for sampling or beams.
+        ValueError: the options need sampling or beam search.
     """
     beams, temperature = options.get("num_beams"), options.get("temperature")
     if beams not in (1, None):
@@ -136,8 +137,8 @@ def _longest(options: dict[str, Any]) -> int:
     return options.get("max_new_tokens", _LONGEST)
 
 
-def _images(shown: Any) -> Iterable[Image.Image]:
-    for one in shown or ():
+def _images(visuals: Any) -> Iterable[Image.Image]:
+    for one in visuals or ():
         if not isinstance(one, Image.Image):
             raise ValueError(f"doc_to_visual: expected images, got {type(one).__name__}")
         yield one.convert("RGB")

@@ -1,4 +1,4 @@
-"""Settings of generation in evaluations, as a YAML file has them."""
+"""Settings of generation in evaluations, as in a YAML file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from setokim.vlm.generation_config import SetokimGenerationConfig
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """The options of generation that a YAML file of stages 2 and 3 may set, for evaluations.
+    """Options of generation in evaluations that a YAML file of stages 2 and 3 may set.
 
     Attributes:
         samples: number of held-out samples; None for all.

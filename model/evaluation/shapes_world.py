@@ -7,7 +7,7 @@ from statistics import fmean
 
 import numpy as np
 
-from setokim.evaluation.asking import BLIND, Answered
+from setokim.evaluation.prompting import BLIND, Response
 from setokim.evaluation.segmentation_scores import SegmentationScore
 from setokim.shapes_world.parser import parse
 from setokim.shapes_world.questions import Question, chance
@@ -22,7 +22,7 @@ from setokim.shapes_world.scores import (
 )
 
 
-def shapes_figures(rows: Iterable[Answered]) -> dict[str, float]:
+def shapes_metrics(rows: Iterable[Response]) -> dict[str, float]:
     """Compute the metrics of answers about ShapesWorld scenes.
 
     Each task with answers has its own:
@@ -40,9 +40,9 @@ def shapes_figures(rows: Iterable[Answered]) -> dict[str, float]:
     Args:
         rows: answers with the facts of `ShapesTasks`.
     """
-    by_part: dict[str, list[Answered]] = {}
+    by_part: dict[str, list[Response]] = {}
     for row in rows:
-        by_part.setdefault(row.asked.part, []).append(row)
+        by_part.setdefault(row.prompt.part, []).append(row)
     metrics: dict[str, float] = {}
     for part, score in _METRICS.items():
         if part in by_part:
@@ -50,10 +50,10 @@ def shapes_figures(rows: Iterable[Answered]) -> dict[str, float]:
     return metrics
 
 
-def _questions(rows: Sequence[Answered]) -> dict[str, float]:
+def _questions(rows: Sequence[Response]) -> dict[str, float]:
     kinds = [_of_turn(row, "kinds") for row in rows]
     wanted = [_of_turn(row, "answers") for row in rows]
-    scores = answer_accuracy([row.said for row in rows], wanted, kinds)
+    scores = answer_accuracy([row.text for row in rows], wanted, kinds)
     questions = [Question(kind, "", answer, ()) for kind, answer in zip(kinds, wanted, strict=True)]
     return {
         "vqa_accuracy": scores.pop("overall"),
@@ -62,46 +62,46 @@ def _questions(rows: Sequence[Answered]) -> dict[str, float]:
     }
 
 
-def _blind(rows: Sequence[Answered]) -> dict[str, float]:
+def _blind(rows: Sequence[Response]) -> dict[str, float]:
     kinds = [_of_turn(row, "kinds") for row in rows]
     wanted = [_of_turn(row, "answers") for row in rows]
-    answers = [row.said for row in rows]
+    answers = [row.text for row in rows]
     return {"vqa_language_only": answer_accuracy(answers, wanted, kinds)["overall"]}
 
 
-def _sums(rows: Sequence[Answered]) -> dict[str, float]:
-    return {"text_accuracy": fmean(row.said == _of_turn(row, "answers") for row in rows)}
+def _sums(rows: Sequence[Response]) -> dict[str, float]:
+    return {"text_accuracy": fmean(row.text == _of_turn(row, "answers") for row in rows)}
 
 
-def _captions(rows: Sequence[Answered]) -> dict[str, float]:
-    return _means("caption", [caption_scores(row.said, _scene(row, "scene")) for row in rows])
+def _captions(rows: Sequence[Response]) -> dict[str, float]:
+    return _means("caption", [caption_scores(row.text, _scene(row, "scene")) for row in rows])
 
 
-def _positions(rows: Sequence[Answered]) -> dict[str, float]:
-    return _means("locate", [locating_scores(row.said, _scene(row, "scene")) for row in rows])
+def _positions(rows: Sequence[Response]) -> dict[str, float]:
+    return _means("locate", [locating_scores(row.text, _scene(row, "scene")) for row in rows])
 
 
-def _generated(rows: Sequence[Answered]) -> dict[str, float]:
+def _generated(rows: Sequence[Response]) -> dict[str, float]:
     scores = [generation_scores(_seen(row), _scene(row, "wanted")) for row in rows]
     return _means("generation", scores)
 
 
-def _edits(rows: Sequence[Answered]) -> dict[str, float]:
+def _edits(rows: Sequence[Response]) -> dict[str, float]:
     scenes = [(_seen(row), _scene(row, "scene"), _scene(row, "wanted")) for row in rows]
     success = fmean(edit_success(*three) for three in scenes)
     return {"edit_success": success, **_means("edit", [edit_scores(*three) for three in scenes])}
 
 
-def _masks(rows: Sequence[Answered]) -> dict[str, float]:
+def _masks(rows: Sequence[Response]) -> dict[str, float]:
     score = SegmentationScore()
     for row in rows:
-        target = row.asked.target
+        target = row.prompt.target
         # An answer without a mask counts as an empty mask.
         score.add(np.zeros_like(target) if row.mask is None else row.mask, target)
     return {"ciou": score.ciou, "giou": score.giou}
 
 
-_METRICS: dict[str, Callable[[Sequence[Answered]], dict[str, float]]] = {
+_METRICS: dict[str, Callable[[Sequence[Response]], dict[str, float]]] = {
     "vqa": _questions,
     BLIND: _blind,
     "caption": _captions,
@@ -113,16 +113,16 @@ _METRICS: dict[str, Callable[[Sequence[Answered]], dict[str, float]]] = {
 }
 
 
-def _of_turn(row: Answered, name: str) -> str:
-    return row.asked.facts[name][row.asked.turn]
+def _of_turn(row: Response, name: str) -> str:
+    return row.prompt.facts[name][row.prompt.turn]
 
 
-def _seen(row: Answered):
-    return () if row.picture is None else parse(row.picture)
+def _seen(row: Response):
+    return () if row.image is None else parse(row.image)
 
 
-def _scene(row: Answered, name: str) -> Scene:
-    return Scene.from_dict(row.asked.facts[name])
+def _scene(row: Response, name: str) -> Scene:
+    return Scene.from_dict(row.prompt.facts[name])
 
 
 def _means(task: str, scores: list[dict[str, float]]) -> dict[str, float]:

@@ -15,13 +15,13 @@ from setokim.tokenizer.encoders import (
 )
 from setokim.tokenizer.merger import PatchMerger, QueryMerger, TokenMerger
 from setokim.tokenizer.token_grouping import (
-    ClusterPartition,
-    GridPartition,
-    PatchPartition,
-    QueryPartition,
+    ClusterGrouping,
+    GridGrouping,
+    PatchGrouping,
+    QueryGrouping,
 )
 
-# Patches to parts (features, grid), and parts to tokens (features, parts, grid).
+# Grouping of patches (features, grid) and merger of groups into tokens (features, groups, grid).
 Tokenizer = tuple[nn.Module, nn.Module]
 
 
@@ -40,8 +40,8 @@ def tokenizer_from_config(config: SetokConfig, feature_dim: int) -> Tokenizer:
     return GROUPINGS[config.tokens](config, feature_dim)
 
 
-def merges(config: SetokConfig, feature_dim: int) -> TokenMerger:
-    """Build the merger of a grouping whose parts are sets of patches.
+def build_merger(config: SetokConfig, feature_dim: int) -> TokenMerger:
+    """Build the merger of a grouping whose groups are sets of patches.
 
     Args:
         config: configuration of the tokenizer.
@@ -74,23 +74,23 @@ def _hugging_face(config: SetokConfig) -> nn.Module:
 @GROUPINGS.register("clusters")
 def _clusters(config: SetokConfig, feature_dim: int) -> Tokenizer:
     learnable = tuple(config.learnable)
-    grouping = ClusterPartition(config.cluster_config(), learnable, config.position_weight)
-    return grouping, merges(config, feature_dim)
+    grouping = ClusterGrouping(config.cluster_config(), learnable, config.position_weight)
+    return grouping, build_merger(config, feature_dim)
 
 
 @GROUPINGS.register("grid")
 def _grid(config: SetokConfig, feature_dim: int) -> Tokenizer:
-    return GridPartition(*config.token_grid), merges(config, feature_dim)
+    return GridGrouping(*config.token_grid), build_merger(config, feature_dim)
 
 
 @GROUPINGS.register("queries")
 def _queries(config: SetokConfig, feature_dim: int) -> Tokenizer:
-    reading = (config.width, config.heads, config.intra_layers, config.mlp_ratio)
-    grouping = QueryPartition(feature_dim, config.num_queries, *reading)
+    dims = (config.width, config.heads, config.intra_layers, config.mlp_ratio)
+    grouping = QueryGrouping(feature_dim, config.num_queries, *dims)
     return grouping, QueryMerger(*_ends(config), config.inter_layers, config.mlp_ratio)
 
 
 @GROUPINGS.register("patches")
 def _patches(config: SetokConfig, feature_dim: int) -> Tokenizer:
     merger = PatchMerger(feature_dim, *_ends(config), config.inter_layers, config.mlp_ratio)
-    return PatchPartition(), merger
+    return PatchGrouping(), merger

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from setok_kernels import Clusters
 from setokim.tokenizer.attention import Block, SetsBySize, same_cluster
 from setokim.tokenizer.pos_embed import grid_positions, sincos_encoding
-from setokim.tokenizer.shapelets import outlines_of
-from setokim.tokenizer.token_grouping import Parts, Readings
+from setokim.tokenizer.shapelets import encode_shapelets
+from setokim.tokenizer.token_grouping import QueryGroups, TokenGroups
 
 
 class _Merger(nn.Module):
@@ -100,13 +100,13 @@ class TokenMerger(_Merger):
         self._add_ending(width, token_dim, outline_dim, heads, inter_layers, mlp_ratio)
 
     def forward(
-        self, features: Tensor, clusters: Clusters | Parts, grid: tuple[int, int]
+        self, features: Tensor, clusters: Clusters | TokenGroups, grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
         """Merge the patches of each cluster into a token.
 
         Args:
             features: (B, N, feature_dim).
-            clusters: clusters of these N patches in padded layout, or other parts.
+            clusters: clusters of these N patches in padded layout, or other groups.
             grid: (H, W) with H · W = N.
 
         Returns:
@@ -119,11 +119,11 @@ class TokenMerger(_Merger):
         x = self._within(x, clusters, by_size=x.device.type == "cpu")
         weights = self.membership(clusters)  # (B, R, N)
         mean = weights.to(x.dtype) @ self.norm_mean(x)  # (B, R, width)
-        shapelets = outlines_of(weights, grid, self.outline_dim)
+        shapelets = encode_shapelets(weights, grid, self.outline_dim)
         area = clusters.sizes()[..., None].to(x.dtype) / x.shape[1]
         return self._end(mean, shapelets, area, clusters.occupied())
 
-    def _within(self, x: Tensor, clusters: Clusters | Parts, by_size: bool) -> Tensor:
+    def _within(self, x: Tensor, clusters: Clusters | TokenGroups, by_size: bool) -> Tensor:
         """Return patches (B, N, width) after the layers within clusters."""
         if not by_size:
             together = same_cluster(clusters.labels)
@@ -137,7 +137,7 @@ class TokenMerger(_Merger):
         return sets.take_back(x)
 
     @staticmethod
-    def membership(clusters: Clusters | Parts) -> Tensor:
+    def membership(clusters: Clusters | TokenGroups) -> Tensor:
         """Return the weight (B, R, N) of each patch in its row's mean; occupied rows sum to 1."""
         rows = clusters.num_rows
         member = F.one_hot(clusters.labels.clamp(min=0), rows).mT  # (B, R, N)
@@ -147,7 +147,7 @@ class TokenMerger(_Merger):
 
 
 class PatchMerger(_Merger):
-    """Merger of single patches, which have no attention within parts.
+    """Merger of single patches, which have no attention within groups.
 
     Args:
         feature_dim: number of the encoder's features.
@@ -174,19 +174,19 @@ class PatchMerger(_Merger):
         self._add_ending(width, token_dim, outline_dim, heads, inter_layers, mlp_ratio)
 
     def forward(
-        self, features: Tensor, parts: Parts, grid: tuple[int, int]
+        self, features: Tensor, groups: TokenGroups, grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
         """Turn features (B, N, feature_dim) into tokens (B, N, token_dim), all rows occupied."""
         positions = grid_positions(*grid, features.device)  # (N, 2)
         x = self._begin(features, positions)
         each = torch.eye(x.shape[1], device=x.device)[None]
-        shapelets = outlines_of(each, grid, self.outline_dim).expand(x.shape[0], -1, -1)
+        shapelets = encode_shapelets(each, grid, self.outline_dim).expand(x.shape[0], -1, -1)
         area = x.new_full((*x.shape[:2], 1), 1 / x.shape[1])
-        return self._end(self.norm_mean(x), shapelets, area, parts.occupied())
+        return self._end(self.norm_mean(x), shapelets, area, groups.occupied())
 
 
 class QueryMerger(_Merger):
-    """Merger of query readings, which only attend to each other.
+    """Merger of the groups of learned queries, which only attend to each other.
 
     Args:
         width: width of the queries and of the transformer.
@@ -211,10 +211,10 @@ class QueryMerger(_Merger):
         self._add_ending(width, token_dim, outline_dim, heads, inter_layers, mlp_ratio)
 
     def forward(
-        self, features: Tensor, parts: Readings, grid: tuple[int, int]
+        self, features: Tensor, groups: QueryGroups, grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Turn the readings into tokens (B, R, token_dim), all rows occupied."""
-        mean = self.norm_mean(parts.hidden_states)
-        shapelets = outlines_of(parts.attention, grid, self.outline_dim)
-        area = parts.masks.mean(-1, keepdim=True).to(mean.dtype)
-        return self._end(mean, shapelets, area, parts.occupied())
+        """Turn the groups into tokens (B, R, token_dim), all rows occupied."""
+        mean = self.norm_mean(groups.hidden_states)
+        shapelets = encode_shapelets(groups.attention, grid, self.outline_dim)
+        area = groups.masks.mean(-1, keepdim=True).to(mean.dtype)
+        return self._end(mean, shapelets, area, groups.occupied())

@@ -19,7 +19,7 @@ from setokim.tokenizer.detokenizer import Detokenizer, initial_emphasis
 from setokim.tokenizer.encoders import HFVisionEncoder, VisionEncoder
 from setokim.tokenizer.factory import encoder_from_config, tokenizer_from_config
 from setokim.tokenizer.processing_setok import SetokProcessor
-from setokim.tokenizer.token_grouping import ClusterPartition, Parts, QueryPartition
+from setokim.tokenizer.token_grouping import ClusterGrouping, QueryGrouping, TokenGroups
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,14 +30,14 @@ class VisualTokens:
         tokens: (B, R, token_dim); 0 in unoccupied rows. R is max_clusters + 1, or the number of
             cells, queries or patches.
         occupied: (B, R) bool, the rows that hold a token.
-        parts: clustering of the patches, or their division into other parts.
+        parts: clustering of the patches, or another grouping of them.
         grid: rows and columns of the patches.
         features: (B, N, D), encoder features of the patches; None for tokens without an encoder.
     """
 
     tokens: Tensor
     occupied: Tensor
-    parts: Clusters | Parts
+    parts: Clusters | TokenGroups
     grid: tuple[int, int]
     features: Tensor | None = None
 
@@ -54,7 +54,7 @@ class VisualTokens:
     @property
     def clusters(self) -> Clusters | None:
         """Clustering behind the tokens; None for other kinds of tokens."""
-        return None if isinstance(self.parts, Parts) else self.parts
+        return None if isinstance(self.parts, TokenGroups) else self.parts
 
     def pack(self, order: Literal["seed", "raster", "size"] = "seed") -> Packed:
         """Pack the tokens as a ragged batch with `cu_seqlens`; waits for the device.
@@ -95,8 +95,8 @@ class SetokModel(PreTrainedModel):
     """Vision encoder, clustering and merger (the tokenizer), and the detokenizer.
 
     `clustering` groups the patches: it turns features (B, N, D) and their grid into `Clusters`, or
-    into `Parts` for other kinds of tokens. `merger` turns features, groups and grid into tokens
-    (B, R, token_dim) and their occupied rows (B, R).
+    into `TokenGroups` for other kinds of tokens. `merger` turns features, groups and grid into
+    tokens (B, R, token_dim) and their occupied rows (B, R).
 
     Args:
         config: configuration of the model; the weights are random.
@@ -216,9 +216,9 @@ class SetokModel(PreTrainedModel):
         if isinstance(module, Detokenizer):
             module.queries.normal_(std=0.02)
             module.emphasis.copy_(initial_emphasis(module.outline_dim))
-        elif isinstance(module, QueryPartition):
+        elif isinstance(module, QueryGrouping):
             module.queries.normal_()
-        elif isinstance(module, (nn.Linear, nn.LayerNorm, ClusterPartition)):
+        elif isinstance(module, (nn.Linear, nn.LayerNorm, ClusterGrouping)):
             module.reset_parameters()
 
 

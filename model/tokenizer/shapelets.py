@@ -27,7 +27,7 @@ _GAIN = 2 * _UNITS * math.pi**0.5
 _TINY = 1e-6
 
 
-def outlines_of(weights: Tensor, grid: tuple[int, int], width: int) -> Tensor:
+def encode_shapelets(weights: Tensor, grid: tuple[int, int], width: int) -> Tensor:
     """Encode parts of images as shapelets.
 
     Args:

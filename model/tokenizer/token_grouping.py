@@ -16,8 +16,8 @@ from setokim.tokenizer.pos_embed import grid_positions, sincos_encoding
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts(Rows):
-    """Parts of images that are no clusters; every row is occupied, with or without a label.
+class TokenGroups(Rows):
+    """Groups of patches other than clusters; every row is occupied, with or without a label.
 
     Attributes:
         masks: (B, R, N) in [0, 1], float32; the rows of a patch sum to 1.
@@ -66,8 +66,8 @@ class Parts(Rows):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Readings(Parts):
-    """Results of learned queries that attend to the patches.
+class QueryGroups(TokenGroups):
+    """Groups of patches by the attention of learned queries.
 
     Attributes:
         hidden_states: (B, R, width), the queries after the last layer.
@@ -78,7 +78,7 @@ class Readings(Parts):
     attention: Tensor
 
 
-class ClusterPartition(TokenClustering):
+class ClusterGrouping(TokenClustering):
     """Clustering of the patches by features and positions.
 
     Args:
@@ -110,7 +110,7 @@ class ClusterPartition(TokenClustering):
         return torch.cat([features, (scale[:, None, None] * positions).to(features.dtype)], -1)
 
 
-class GridPartition(nn.Module):
+class GridGrouping(nn.Module):
     """Cells of a grid, the same in every image; a patch belongs to the cell that holds its centre.
 
     Args:
@@ -122,7 +122,7 @@ class GridPartition(nn.Module):
         super().__init__()
         self.rows, self.columns = rows, columns
 
-    def forward(self, features: Tensor, grid: tuple[int, int]) -> Parts:
+    def forward(self, features: Tensor, grid: tuple[int, int]) -> TokenGroups:
         """Return cells, in raster order, of features (B, N, D) on a grid (H, W) with H · W = N.
 
         Raises:
@@ -139,24 +139,24 @@ class GridPartition(nn.Module):
         labels = (y[:, None] * self.columns + x).flatten()  # (N,)
         masks = F.one_hot(labels, cells).T.float()
         batch = features.shape[0]
-        return Parts(
+        return TokenGroups(
             masks=masks.expand(batch, -1, -1), labels=labels.expand(batch, -1), grid=tuple(grid)
         )
 
 
-class PatchPartition(nn.Module):
-    """Parts of one patch each."""
+class PatchGrouping(nn.Module):
+    """Groups of one patch each."""
 
-    def forward(self, features: Tensor, grid: tuple[int, int]) -> Parts:
-        """Return one part for each of the features (B, N, D) on a grid (H, W) with H · W = N."""
+    def forward(self, features: Tensor, grid: tuple[int, int]) -> TokenGroups:
+        """Return one group for each of the features (B, N, D) on a grid (H, W) with H · W = N."""
         batch, number = features.shape[:2]
         # Views of one image's mask, whose N rows for every image would be the largest tensor.
         masks = torch.eye(number, device=features.device).expand(batch, -1, -1)
         labels = torch.arange(number, device=features.device).expand(batch, -1)
-        return Parts(masks=masks, labels=labels, grid=tuple(grid))
+        return TokenGroups(masks=masks, labels=labels, grid=tuple(grid))
 
 
-class QueryPartition(nn.Module):
+class QueryGrouping(nn.Module):
     """Learned queries that attend to the patches, as in a Q-Former.
 
     A patch belongs to the queries in proportion to their attention weights for it in the last
@@ -190,7 +190,7 @@ class QueryPartition(nn.Module):
             Block(width, heads, mlp_ratio, context_width=width) for _ in range(layers)
         )
 
-    def forward(self, features: Tensor, grid: tuple[int, int]) -> Readings:
+    def forward(self, features: Tensor, grid: tuple[int, int]) -> QueryGroups:
         """Attend to features (B, N, D) on a grid (H, W) with H · W = N."""
         position = sincos_encoding(grid_positions(*grid, features.device), self.width)
         dtype = self.project_in.weight.dtype
@@ -204,7 +204,7 @@ class QueryPartition(nn.Module):
         attention = weights.mean(1)  # (B, R, N)
         tiny = torch.finfo(attention.dtype).tiny
         masks = attention / attention.sum(1, keepdim=True).clamp(min=tiny)
-        return Readings(
+        return QueryGroups(
             masks=masks,
             labels=masks.argmax(1),
             grid=tuple(grid),

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from setokim.training.checksums import SUMS, checksum, format_sums, read_sums
 from setokim.training.shards import Shards, StoredTensors, tensor_files
-from setokim.utils.distributed import together
+from setokim.utils.distributed import run_on_all_ranks
 from setokim.utils.files import UNFINISHED, naming, sync
 
 _STATE = "state.json"
@@ -89,9 +89,9 @@ def save_checkpoint(
             _finish(unfinished, final, keep)
 
     try:
-        together(begin, shards.gather)
-        found = together(lambda: _write_tensors(unfinished, tensors, shards), shards.gather)
-        together(lambda: finish(dict(found)), shards.gather)
+        run_on_all_ranks(begin, shards.gather)
+        found = run_on_all_ranks(lambda: _write_tensors(unfinished, tensors, shards), shards.gather)
+        run_on_all_ranks(lambda: finish(dict(found)), shards.gather)
     except Exception:
         if first:
             # A leftover would take space on a full disk.

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from setokim.utils.distributed import own_part
+from setokim.utils.distributed import local_shard
 
 
 def flatten_state(state: Any) -> tuple[dict[str, Tensor], Any]:
@@ -91,7 +91,7 @@ def unflatten_state(tensors: Mapping[str, Tensor], structure: Any) -> Any:
 def _identity(tensor: Tensor) -> tuple:
     """Return a key that is equal for tensors with the same elements in the same memory."""
     # Only the local part of a distributed tensor has an address.
-    tensor = own_part(tensor)
+    tensor = local_shard(tensor)
     if not tensor.numel():
         return (id(tensor),)
     memory = (tensor.device, tensor.data_ptr(), tensor.dtype)

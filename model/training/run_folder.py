@@ -12,7 +12,7 @@ from setokim.training.base_settings import Settings
 from setokim.training.checkpoint import checkpoints, verify_checkpoint
 from setokim.training.logs import kept_length, open_log, sync_log, write_line
 from setokim.training.state import TrainingState
-from setokim.utils.distributed import gather_objects, rank, together, world_size
+from setokim.utils.distributed import gather_objects, rank, run_on_all_ranks, world_size
 from setokim.utils.folder_lock import FolderInUseError, locked
 
 LOSSES = "losses.jsonl"
@@ -50,7 +50,7 @@ class RunFolder:
             OSError: the folder cannot be written.
         """
         with contextlib.ExitStack() as stack:
-            together(lambda: stack.enter_context(locked(self.out)) if rank() == 0 else None)
+            run_on_all_ranks(lambda: stack.enter_context(locked(self.out)) if rank() == 0 else None)
             found = self._find()
             if found != self._names:
                 expected = f"the same checkpoints as at the start, {self._names}"
@@ -98,7 +98,7 @@ class RunFolder:
                 kept_length(self.out / LOSSES, step, gapless=True)
                 kept_length(self.out / EVALUATIONS, step)
 
-        together(check)
+        run_on_all_ranks(check)
 
     def losses_log(self, step: int) -> contextlib.AbstractContextManager[BinaryIO | None]:
         """Open the log of losses to append after a step; None except in the first process."""
@@ -127,13 +127,15 @@ class RunFolder:
         Raises:
             OSError: writing failed, such as on a full disk; older checkpoints stay.
         """
-        together(lambda: None if log is None else sync_log(log))
+        run_on_all_ranks(lambda: None if log is None else sync_log(log))
         state.save(self.out, step, settings)
         self._names = self._find()
 
     def _find(self) -> list[str]:
         """Return the names of all checkpoints by step, as listed by the first process."""
-        found = together(lambda: [p.name for p in checkpoints(self.out)] if rank() == 0 else [])
+        found = run_on_all_ranks(
+            lambda: [p.name for p in checkpoints(self.out)] if rank() == 0 else []
+        )
         return found[0]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from setokim.utils.distributed import own_part
+from setokim.utils.distributed import local_shard
 
 # Names, in any module, of parameters that are biases, position embeddings or tokens.
 _UNDECAYED_NAMES = ("bias", "queries", "query", "embedding", "embeddings", "token", "tokens")
@@ -136,7 +136,7 @@ class EMA:
         parameters = self._parameters(model)
         decay = min(self.decay, (1 + self._updates) / (10 + self._updates))
         for name, average in self._averages.items():
-            own_part(average).lerp_(own_part(parameters[name]).to(average.dtype), 1 - decay)
+            local_shard(average).lerp_(local_shard(parameters[name]).to(average.dtype), 1 - decay)
         self._updates += 1
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from setokim.utils.distributed import mean_over_ranks, whole, world_size
+from setokim.utils.distributed import full_tensor, mean_over_ranks, world_size
 
 
 class Sharded:
@@ -66,7 +66,7 @@ class Sharded:
         for name, parameter in self._module.named_parameters(remove_duplicate=False):
             # Tied parameters stay tied.
             if id(parameter) not in parameters:
-                value = whole(averages.get(name, parameter)).detach().to(parameter.dtype)
+                value = full_tensor(averages.get(name, parameter)).detach().to(parameter.dtype)
                 parameters[id(parameter)] = nn.Parameter(value, parameter.requires_grad)
             state[name] = parameters[id(parameter)]
         plain = copy.deepcopy(self._empty)

@@ -19,7 +19,7 @@ from setokim.training.checkpoint import open_checkpoint, rng_state, save_checkpo
 from setokim.training.nested import flatten_state, unflatten_state
 from setokim.training.schedule import EMA
 from setokim.training.shards import Shards, StoredTensor, rows_of
-from setokim.utils.distributed import gather_objects, own_part, together
+from setokim.utils.distributed import gather_objects, local_shard, run_on_all_ranks
 from setokim.utils.parsing import from_plain
 
 # Settings that do not influence the weights.
@@ -68,7 +68,7 @@ class TrainingState:
         else:
             # Weights and optimizer states are equal in all processes.
             main, keep = self.accelerator.is_main_process, settings.keep
-            together(lambda: main and save_checkpoint(out, step, tensors, state, keep))
+            run_on_all_ranks(lambda: main and save_checkpoint(out, step, tensors, state, keep))
 
     def _save_shards(self, out: Path, step: int, tensors: dict, state: dict, sharded: dict) -> None:
         """Write the rows of this process; the first process also writes the unsharded tensors."""
@@ -77,7 +77,7 @@ class TrainingState:
         }
         if not self.accelerator.is_main_process:
             tensors = {name: tensors[name] for name in rows}
-        own = {n: own_part(t) for n, t in tensors.items() if n in rows or n not in sharded}
+        own = {n: local_shard(t) for n, t in tensors.items() if n in rows or n not in sharded}
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         shards = Shards(process, processes, rows, gather_objects)
         save_checkpoint(out, step, own, state, keep=state["settings"]["keep"], shards=shards)

@@ -35,7 +35,7 @@ from setokim.training.stages import build_stage
 from setokim.training.state import TrainingState
 from setokim.training.step_losses import NotFiniteError, PendingLosses, StepLosses
 from setokim.training.stopping import leave_signals_to_parent, stop_after, stop_requests
-from setokim.utils.distributed import whole
+from setokim.utils.distributed import full_tensor
 from setokim.utils.files import filling, write_file
 
 # Maximum number of steps whose losses stay on the device.
@@ -205,7 +205,7 @@ class Trainer:
         )
         stage.update(self.engine, self.step)
         self.ema.update(stage)
-        return losses, whole(norm)
+        return losses, full_tensor(norm)
 
     def _write_losses(self, file, show, logged: bool = False) -> None:
         """Write the losses of all steps since the last call.

@@ -59,13 +59,13 @@ def mean_over_ranks(x: Tensor) -> Tensor:
     return total
 
 
-def own_part(x: Tensor) -> Tensor:
+def local_shard(x: Tensor) -> Tensor:
     """Return this rank's shard of a distributed tensor, sharing its memory, or `x` itself."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 
 @torch.no_grad()
-def whole(x: Tensor) -> Tensor:
+def full_tensor(x: Tensor) -> Tensor:
     """Gather all shards of a distributed tensor, on all ranks together; others are returned as is.
 
     Returns:
@@ -88,7 +88,7 @@ def sizes_over_ranks(sizes: Sequence[int], device: torch.device) -> list[tuple[i
     return [tuple(row) for row in gather_with_gradient(own).tolist()]
 
 
-class ElsewhereError(ValueError):
+class OtherRankError(ValueError):
     """Failure on another rank, with the message of its error."""
 
 
@@ -100,7 +100,7 @@ def gather_objects(value: Any) -> list[Any]:
     return found
 
 
-def together(
+def run_on_all_ranks(
     work: Callable[[], _T], gather: Callable[[Any], list[Any]] = gather_objects
 ) -> list[_T]:
     """Run a function on all ranks; a failure on one rank is raised on all.
@@ -116,7 +116,7 @@ def together(
         The results in the order of the ranks.
 
     Raises:
-        ElsewhereError: the work failed on another rank; this rank's own error is raised as it is.
+        OtherRankError: the work failed on another rank; this rank's own error is raised as it is.
     """
     try:
         found, own = work(), None
@@ -127,7 +127,7 @@ def together(
         raise own
     for number, (_, message) in enumerate(outcomes):
         if message is not None:
-            raise ElsewhereError(f"process {number}: {message}")
+            raise OtherRankError(f"process {number}: {message}")
     return [result for result, _ in outcomes]
 
 

@@ -55,14 +55,14 @@ class Streamer(Protocol):
 
 @dataclass
 class Answer:
-    """The answer to one conversation.
+    """Generated text, images and masks of one conversation.
 
     Attributes:
-        ids: token ids of the text; each image is `<img>`, one `<image>`, `</img>`.
-        tokens: (n, token_dim) visual tokens of each image, in order.
-        images: (3, h, w) in [0, 1], the images.
-        masks: (h, w) logits of each `[SEG]`, for the last image of the prompt.
-        finished: whether the model ended the answer; False where `max_new_tokens` did.
+        ids: token ids of the text; each image is `<img>`, a single `<image>`, `</img>`.
+        tokens: visual tokens of each image, (n, token_dim), in order.
+        images: reconstructed images, (3, h, w) in [0, 1].
+        masks: logits of each `[SEG]` for the last image of the prompt, (h, w).
+        finished: True after an end token of the model, False after `max_new_tokens`.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -86,17 +86,17 @@ def generate(
 ) -> list[Answer]:
     """Generate text, images and masks.
 
-    Rows are independent: with one generator each, a row of a batch is what it would be alone.
+    Rows are independent: with one generator each, a row has the same result in any batch.
 
     Args:
-        model: model, in whichever of training and evaluation mode it is.
+        model: model, whose training or evaluation mode is kept.
         input_ids: (B, L) token ids of `SetokimProcessor` with `add_generation_prompt`.
         attention_mask: (B, L), 0 for padding.
-        pixel_values: (M, 3, H, W), all images of the prompts.
+        pixel_values: (M, 3, H, W), images of the prompts in order.
         generation_config: options; None for the defaults.
-        generators: random generators of the rows, on the CPU; None for torch's own.
-        streamer: receiver of the prompt's ids and each new token of a single row.
-        **options: options of `SetokimGenerationConfig`, in place of those of `generation_config`.
+        generators: random generator of each row, on the CPU; None for torch's own.
+        streamer: receiver of the ids of the prompt and of each new token; for a single row only.
+        **options: options of `SetokimGenerationConfig` that replace those of `generation_config`.
 
     Raises:
         TypeError: an option has the wrong type.
@@ -112,10 +112,10 @@ def generate(
     embeddings = model.embed(spliced.ids, spliced.visual, packed.tokens)
     seen = spliced.attention_mask
     if guided:
-        # The second half sees only the last position of the prompt, as in training.
-        alone = torch.zeros_like(seen)
-        alone[:, -1] = 1
-        embeddings, seen = torch.cat([embeddings, embeddings]), torch.cat([seen, alone])
+        # The unconditional half attends only to the last position of the prompt, as in training.
+        last = torch.zeros_like(seen)
+        last[:, -1] = 1
+        embeddings, seen = torch.cat([embeddings, embeddings]), torch.cat([seen, last])
     reader = Reader(model, wanted.use_cache)
     hidden = reader.read(embeddings, seen, spliced.ids, spliced.visual, packed.tokens)
     # hidden: (B or 2 B, hidden)
@@ -125,7 +125,7 @@ def generate(
     rows = [_Row(config, max_tokens, has_image=i >= 0) for i in spliced.image[:, -1].tolist()]
     if streamer is not None:
         streamer.put(input_ids)
-    segments: list[tuple[int, Tensor]] = []  # row and (hidden,) state of each [SEG]
+    segments: list[tuple[int, Tensor]] = []  # row and hidden state (hidden,) of each [SEG]
     for _ in range(wanted.max_new_tokens):
         logits = model.logits(hidden[:batch])  # (B, V)
         for row, scores in zip(rows, logits, strict=True):
@@ -135,10 +135,10 @@ def generate(
         running = [not row.finished for row in rows]
         visual_rows = [i for i in range(batch) if running[i] and chosen[i] == config.image_token_id]
         tokens = packed.tokens[:0]
-        places = torch.full_like(following, -1)
+        indices = torch.full_like(following, -1)  # of the visual tokens
         if visual_rows:
             index = torch.tensor(visual_rows, device=hidden.device)
-            places[index] = torch.arange(len(visual_rows), device=hidden.device)
+            indices[index] = torch.arange(len(visual_rows), device=hidden.device)
             noise = _noise(visual_rows, tokens.shape[1], generators).to(hidden.device)
             condition, base = reader.conditions(hidden, index)
             unconditional = reader.conditions(hidden, index + batch) if guided else (None, None)
@@ -155,16 +155,16 @@ def generate(
             tokens = unit_shapes(tokens.to(packed.tokens.dtype), model.setok.config.outline_dim)
         for i in range(batch):
             if running[i]:
-                rows[i].add(chosen[i], tokens[places[i]] if i in visual_rows else None)
+                rows[i].add(chosen[i], tokens[indices[i]] if i in visual_rows else None)
         if streamer is not None and running[0]:
             streamer.put(following.cpu())
         if all(row.finished for row in rows):
             break
-        embeddings = model.embed(following[:, None], places[:, None], tokens)
+        embeddings = model.embed(following[:, None], indices[:, None], tokens)
         seen = torch.tensor([[not row.finished] for row in rows], device=hidden.device).long()
         if guided:
             embeddings, seen = torch.cat([embeddings, embeddings]), torch.cat([seen, seen])
-        hidden = reader.read(embeddings, seen, following[:, None], places[:, None], tokens)
+        hidden = reader.read(embeddings, seen, following[:, None], indices[:, None], tokens)
         segments += [
             (i, hidden[i]) for i in range(batch) if running[i] and chosen[i] == config.segment_id
         ]
@@ -177,21 +177,22 @@ def generate(
 
 
 class _Row:
-    """The answer of one row so far, and which tokens may follow.
+    """Unfinished answer of one row, with the constraints on its next token.
 
     Args:
         config: configuration of the model.
         max_tokens: max number of visual tokens of an image.
-        has_image: whether the prompt has an image.
+        has_image: presence of an image in the prompt, without which `[SEG]` cannot follow.
     """
 
     def __init__(self, config: SetokimConfig, max_tokens: int, has_image: bool):
         self._config, self._max_tokens, self._has_image = config, max_tokens, has_image
-        self._open_image: list[Tensor] | None = None  # visual tokens of an image without its end
+        self._open_image: list[Tensor] | None = None  # visual tokens of an unfinished image
         self._answer = Answer()
 
     @property
     def finished(self) -> bool:
+        """Whether the answer has ended."""
         return self._answer.finished
 
     def restrict(self, logits: Tensor) -> None:
@@ -211,6 +212,7 @@ class _Row:
         logits[[config.image_token_id, config.image_end_id]] = only
 
     def add(self, token: int, visual: Tensor | None) -> None:
+        """Append a token; `visual` is its visual token (token_dim,), None for text."""
         config = self._config
         if token == config.eos_token_id:
             self._answer.finished = True
@@ -226,7 +228,7 @@ class _Row:
         self._answer.ids.append(token)
 
     def close(self) -> Answer:
-        """Return the answer; an image that was cut off keeps the tokens it has."""
+        """Return the answer; an unfinished image keeps its tokens."""
         if self._open_image:
             self._answer.ids.append(self._config.image_end_id)
             self._end_image()
@@ -238,12 +240,12 @@ class _Row:
 
 
 def _choose(logits: Tensor, temperature: float, top_p: float, generators) -> Tensor:
-    """Return (B,) token ids chosen from (B, V) logits."""
+    """Sample (B,) token ids from (B, V) logits; temperature 0 takes the most probable."""
     if temperature == 0:
         return logits.argmax(-1)
     probabilities = (logits / temperature).softmax(-1)
     ranked, order = probabilities.sort(-1, descending=True)
-    # The first is always among them.
+    # The most probable token always stays.
     beyond = ranked.cumsum(-1) - ranked >= top_p
     ranked = ranked.masked_fill(beyond, 0).cpu()
     sampled = [
@@ -254,7 +256,7 @@ def _choose(logits: Tensor, temperature: float, top_p: float, generators) -> Ten
 
 
 def _noise(rows: list[int], width: int, generators) -> Tensor:
-    """Return (len(rows), width) float32 noise samples, each row's from its own generator."""
+    """Sample noise (len(rows), width) in float32, each row from its own generator."""
     own = [None if generators is None else generators[i] for i in rows]
     return torch.stack([torch.randn(width, generator=generator) for generator in own])
 
@@ -286,8 +288,8 @@ def _add_masks(
     if not segments:
         return
     rows = torch.tensor([row for row, _ in segments], device=last_image.device)
-    states = torch.stack([state for _, state in segments])
-    predicted = model.masks(states, visual, last_image[rows], size)
+    hidden = torch.stack([state for _, state in segments])
+    predicted = model.masks(hidden, visual, last_image[rows], size)
     for (row, _), mask in zip(segments, predicted.fine.float(), strict=True):
         answers[row].masks.append(mask)
 
@@ -298,7 +300,7 @@ def _merge(config: SetokimGenerationConfig | None, options: dict) -> SetokimGene
     if not isinstance(config, SetokimGenerationConfig):
         got = type(config).__name__
         raise TypeError(f"generation_config: expected SetokimGenerationConfig, got {got}")
-    # A copy, which is checked again: an attribute may have been set since.
+    # Checked again, since an attribute may have been set after the construction.
     config.validate()
     return config.replace(**options)
 

@@ -1,4 +1,4 @@
-"""State of the language model while it generates: its cache, and what the diffusion head sees."""
+"""Incremental decoding: cache of the language model and conditions of the diffusion head."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class LanguageModel(Protocol):
 
 
 class Reader:
-    """Feeds the language model step by step.
+    """Step-by-step input to the language model, with its cache and memory.
 
     Args:
         model: language model.
-        use_cache: whether keys and values are kept; without, each step reads the whole sequence.
+        use_cache: caching of keys and values; without it, each step reads the whole sequence.
     """
 
     def __init__(self, model: LanguageModel, use_cache: bool):
@@ -45,11 +45,11 @@ class Reader:
     def read(
         self, embeddings: Tensor, seen: Tensor, ids: Tensor, visual: Tensor, tokens: Tensor
     ) -> Tensor:
-        """Append positions and return the hidden states of the last one.
+        """Append positions and return the hidden state of the last one.
 
         Args:
-            embeddings: (B, n, hidden), or (2 B, n, hidden) with guidance.
-            seen: (B, n) or (2 B, n), 0 for masked positions.
+            embeddings: (B, n, hidden) input embeddings, or (2 B, n, hidden) with guidance.
+            seen: (B, n) or (2 B, n) attention mask, 0 for masked positions.
             ids: (B, n) token of each position.
             visual: (B, n) index of the visual token of each position, -1 for none.
             tokens: (S, token_dim) visual tokens.
@@ -73,17 +73,17 @@ class Reader:
             use_cache=self._cache is not None,
         )
         hidden = output.last_hidden_state
-        # Without a cache the earlier positions were computed again, with the same result.
+        # Without a cache, earlier positions are recomputed with the same result.
         memory = self._model.memory(hidden[:, -new.shape[1] :], ids, visual, tokens, new)
         self._memory = memory if self._memory is None else self._memory.then(memory)
         return hidden[:, -1]
 
     def conditions(self, hidden: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return conditions and bases of the diffusion head for the next token of some rows.
+        """Return the conditions and bases of the diffusion head for the next token of some rows.
 
         Args:
             hidden: result of `read`.
-            rows: (S,) int64, ascending.
+            rows: (S,) int64 indices of the rows, ascending.
         """
         last = torch.full_like(rows, self._seen.shape[1] - 1)
         return self._model.conditions(hidden[rows], rows, last, self._memory)

@@ -34,7 +34,7 @@ _OWN = {"doctor": doctor.add_parser, "completion": completion.add_parser}
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add all commands; one that cannot be imported is listed and says why when it runs.
+    """Add all commands; one that cannot be imported is listed and raises the reason when it runs.
 
     Args:
         commands: subparsers of `setok`.
@@ -67,7 +67,7 @@ def _find_entries() -> dict[str, EntryPoint]:
 def _add_entry(commands: argparse._SubParsersAction, entry: EntryPoint) -> None:
     try:
         add_parser = entry.load()
-    # Whatever a module raises, the other commands work.
+    # With any error in a module, the other commands still work.
     except Exception as error:
         reason = f"cannot be imported: {type(error).__name__}: {one_line(error)}"
         _add_unusable(commands, entry.name, f"{reason}; {_remedy(_origin(entry))}")
@@ -81,7 +81,7 @@ def _add_unusable(commands: argparse._SubParsersAction, name: str, reason: str) 
         name,
         help=f"unusable in this installation, as `setok {name}` explains",
         add_help=False,
-        # No argument begins with it, so that none is an option.
+        # No argument begins with it, so that none is parsed as an option.
         prefix_chars="\0",
     )
     parser.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
@@ -97,7 +97,7 @@ def _origin(entry: EntryPoint) -> str:
 
 
 def _remedy(name: str) -> str:
-    """Return how to install a distribution again from where it came."""
+    """Return the command that installs a distribution again from its origin."""
     import json
 
     try:

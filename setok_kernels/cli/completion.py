@@ -39,12 +39,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def answer_shell(parser: argparse.ArgumentParser) -> None:
-    """Answer the shell and exit where it asks for completions; no command runs then."""
+    """Print completions and exit if the shell requests them; no command runs then."""
     if "_ARGCOMPLETE" not in os.environ:
         return
     try:
         import argcomplete
     except ImportError as error:
-        # The script of another environment asks.
+        # The request comes from the script of another environment.
         sys.exit(f"setok: {missing_package(error, 'completion')}")
     argcomplete.autocomplete(parser)

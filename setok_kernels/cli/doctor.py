@@ -132,7 +132,7 @@ def _accelerators(
 
     Args:
         devices: CUDA devices.
-        verify: whether the kernels are compared anew.
+        verify: request to compare the kernels again.
         write: function that takes each line of the same as text.
     """
     write("\naccelerators")
@@ -225,7 +225,7 @@ def _verdict(device: torch.device, verify: bool, write: Callable[[str], None]) -
 
     Args:
         device: CUDA device.
-        verify: whether the kernels are compared anew; else an earlier result is looked up.
+        verify: request to compare the kernels again; without it, an earlier result is looked up.
         write: function that takes a line of text for each case.
     """
     from setok_kernels.verification import trust
@@ -249,7 +249,7 @@ def _verdict(device: torch.device, verify: bool, write: Callable[[str], None]) -
     return {
         "verification": text,
         "state": None if verdict is None else verdict.state,
-        # An earlier result, which was not asked for, is no failure of the command.
+        # An earlier result is no failure of this command.
         "failed": verify and verdict.state != "passed",
     }
 

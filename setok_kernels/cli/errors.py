@@ -20,7 +20,7 @@ def missing_package(error: ImportError, extras: str | None = None, subject: str 
     """
     name = (error.name or "").partition(".")[0]
     if not name or not isinstance(error, ModuleNotFoundError):
-        # The package is there but too old or broken, or the message itself names the remedy.
+        # The package is installed but too old or broken, or the message itself names the remedy.
         return UsageError(f"{subject}cannot import what it needs: {one_line(error)}")
     extras = getattr(error, "extra", None) or extras
     remedy = f'"setok-kernels[{extras}]"' if extras else name
@@ -38,13 +38,13 @@ def machine_failure(error: BaseException) -> str | None:
     """
     if isinstance(error, OSError):
         return one_line(error)
-    said = one_line(error)
+    message = one_line(error)
     if isinstance(error, MemoryError):
-        return f"out of memory: {said}" if said else "out of memory"
+        return f"out of memory: {message}" if message else "out of memory"
     # torch has a class for accelerators, and raises a plain RuntimeError on the CPU.
     if type(error).__name__ == "OutOfMemoryError":
-        return f"out of memory: {said}"
-    found = re.search(r"can't allocate memory: you tried to allocate (\d+) bytes", said)
+        return f"out of memory: {message}"
+    found = re.search(r"can't allocate memory: you tried to allocate (\d+) bytes", message)
     return f"out of memory: {int(found[1]) / 2**30:,.1f} GiB in one piece" if found else None
 
 

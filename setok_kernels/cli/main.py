@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 class _ShowVersion(argparse.Action):
-    """The action of argparse, with the version looked up only when it is printed."""
+    """Version action of argparse that looks the version up only when it is printed."""
 
     def __call__(self, parser, *_):
         from importlib.metadata import version
@@ -76,7 +76,7 @@ def _run(arguments: argparse.Namespace) -> tuple[int, str | None]:
         sys.stdout.flush()
         return code, None
     except BrokenPipeError:
-        # `setok doctor | head`: the reader has gone.
+        # `setok doctor | head`: the reader has ended.
         return 0, None
     except UsageError as error:
         return 2, str(error)

@@ -92,7 +92,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--preset", choices=PRESETS, default="default", help="default: %(default)s")
     for name, (keywords, default, text) in FIELD_OPTIONS.items():
-        # A field that was not given stays absent, or it would overrule the preset.
+        # A field that was not given stays absent, or it would override the preset.
         group.add_argument(
             f"--{name.replace('_', '-')}",
             dest=name,
@@ -107,7 +107,7 @@ def add_device_option(parser: argparse.ArgumentParser, subject: str) -> None:
 
     Args:
         parser: parser of the command.
-        subject: what runs on the device, for `--help`.
+        subject: name in `--help` of the part that runs on the device.
     """
     parser.add_argument(
         "--device",

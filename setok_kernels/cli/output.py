@@ -25,10 +25,10 @@ def print_json(document: Any) -> None:
 
 
 def print_to_stderr(enabled: bool) -> contextlib.AbstractContextManager:
-    """Send what is printed within the block to standard error.
+    """Redirect the standard output within the block to standard error.
 
     Args:
-        enabled: whether it does; False changes nothing.
+        enabled: switch of the redirection; False changes nothing.
     """
     return contextlib.redirect_stdout(sys.stderr) if enabled else contextlib.nullcontext()
 
@@ -38,7 +38,7 @@ def _finite(value: Any) -> Any:
         return {key: _finite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(entry) for entry in value]
-    # NaN alone differs from itself.
+    # Only NaN differs from itself.
     if isinstance(value, float) and (value != value or abs(value) == float("inf")):
         return None
     return value

@@ -1,4 +1,4 @@
-"""Which commands there are: by entry points, in a fixed order, whatever is installed."""
+"""Commands by entry points, in a fixed order, with any set of installed packages."""
 
 import importlib.metadata
 import json
@@ -15,14 +15,14 @@ from setok_cli.main import build_parser, main
 
 def entry(name, value, origin="other-package"):
     found = EntryPoint(name, value, commands.GROUP)
-    # As importlib.metadata does it for those of a distribution.
+    # As importlib.metadata does for the entry points of a distribution.
     vars(found)["dist"] = SimpleNamespace(name=origin)
     return found
 
 
 @pytest.fixture
 def registered(monkeypatch):
-    """Sets what the installed packages register."""
+    """Return a function that replaces the registered entry points."""
 
     def register(*entries):
         monkeypatch.setattr(commands, "entry_points", lambda group: list(entries))
@@ -86,7 +86,7 @@ def test_a_command_that_cannot_be_imported(registered, capsys, value, reason, ar
     assert main(["train", *arguments]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"setok train: cannot be imported: {reason}")
-    # This very environment, again.
+    # An installation into the same environment.
     assert "; pip install --force-reinstall --no-deps " in line
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
@@ -95,7 +95,7 @@ def test_a_command_that_cannot_be_imported(registered, capsys, value, reason, ar
 
 
 def test_metadata_that_is_older_than_the_code(registered, capsys):
-    """As that of an editable installation of before there were entry points."""
+    """As in an editable installation that predates the entry points."""
     registered()
     assert names_of(build_parser()) == list(commands.ORDER)
     assert main(["plan", "--gpus", "8"]) == 2
@@ -120,7 +120,7 @@ def test_metadata_that_is_older_than_the_code(registered, capsys):
     ],
     ids=["index", "editable", "repository"],
 )
-def test_the_remedy_is_where_the_package_came_from(monkeypatch, origin, expected):
+def test_the_remedy_names_the_origin_of_the_package(monkeypatch, origin, expected):
     text = None if origin is None else json.dumps(origin)
     found = SimpleNamespace(read_text=lambda name: text)
     monkeypatch.setattr(commands, "distribution", lambda name: found)

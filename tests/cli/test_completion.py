@@ -1,4 +1,4 @@
-"""Completion in a shell, as argcomplete's scripts ask for it."""
+"""Completion in a shell, as requested by the scripts of argcomplete."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ PROGRAM = "from setok_cli.main import main; import sys; sys.exit(main())"
 
 
 def complete(line, tmp_path, code=PROGRAM):
-    """What a shell offers after a line."""
+    """Return the completions of a line in a shell."""
     answers = tmp_path / "answers"
     environment = os.environ | {
         "_ARGCOMPLETE": "1",

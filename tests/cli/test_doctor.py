@@ -40,7 +40,7 @@ def test_the_report_as_json(capsys):
     assert report["accelerators"] == []
 
 
-def test_what_is_missing_is_null_in_json(capsys, monkeypatch):
+def test_missing_packages_are_null_in_json(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "_PACKAGES", ("no-such-package",))
     monkeypatch.setattr(doctor, "_try_backend", lambda name: f"should run but fails: {name}")
     assert main(["doctor", "--json"]) == 1
@@ -71,7 +71,7 @@ def test_a_wrong_reference_is_a_failure(capsys, monkeypatch):
     assert "puts two pairs of tokens into [0, 1, 0, 1]" in capsys.readouterr().out
 
 
-def test_what_is_missing_comes_with_the_remedy(capsys, monkeypatch):
+def test_missing_packages_come_with_the_remedy(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "_PACKAGES", ("no-such-package",))
     monkeypatch.setitem(doctor._EXTRAS, "no-such-package", "some")
     monkeypatch.setattr(_native, "why_missing", lambda: "was never built; build it")
@@ -81,7 +81,7 @@ def test_what_is_missing_comes_with_the_remedy(capsys, monkeypatch):
     assert "was never built; build it" in said
 
 
-def test_remedies_bring_what_is_missing():
+def test_remedies_name_the_missing_packages():
     brought = all_extras()
     assert not [name for name, extra in doctor._EXTRAS.items() if name not in brought[extra]]
     assert set(doctor._EXTRAS) <= set(doctor._PACKAGES)
@@ -113,7 +113,7 @@ def test_an_instruction_set_that_the_processor_lacks_is_reported(capsys, monkeyp
 
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
-    """A device whose verdict a test makes up; yields what verifies it."""
+    """Fake device with a verdict of the test; yields the verifier."""
 
     class Properties:
         name, major, minor, total_memory, uuid = "Some GPU", 9, 0, 80 * 2**30, "GPU-1"
@@ -169,7 +169,7 @@ def test_wrong_kernels_are_a_failure(gpu, capsys):
     assert main(["doctor", "--verify"]) == 1
     said = capsys.readouterr().out
     assert "knn[0]: got 1" in said and "send the report" in said and "Traceback" not in said
-    # What is remembered is shown; nothing was asked for that could fail.
+    # The stored verdict is shown; nothing was run that could fail.
     assert main(["doctor"]) == 0
     assert "are not right on cuda:0 (Some GPU)" in capsys.readouterr().out
 
@@ -189,18 +189,18 @@ def test_verdicts_as_json(gpu, capsys):
     code, [found] = devices("--verify")
     assert code == 1 and found["state"] == "failed" and found["failed"]
     assert "send the report" in found["verification"]
-    # Remembered, and not asked for.
+    # A stored verdict without a new verification.
     code, [found] = devices()
     assert code == 0 and found["state"] == "failed" and not found["failed"]
 
 
-def test_a_verification_that_is_not_asked_for_is_named(gpu, capsys, monkeypatch):
+def test_an_absent_verification_is_named(gpu, capsys, monkeypatch):
     monkeypatch.setenv("SETOK_VERIFY", "0")
     main(["doctor"])
     assert "SETOK_VERIFY=0 takes the kernels whatever comes of it" in capsys.readouterr().out
 
 
-def test_what_cannot_be_verified(capsys, monkeypatch):
+def test_devices_that_cannot_be_verified(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["doctor", "--verify"]) == 2
     assert "--verify: expected a CUDA device" in capsys.readouterr().err
@@ -230,7 +230,7 @@ def test_a_command_is_required(capsys):
     assert sk.__version__ in capsys.readouterr().out
 
 
-def test_a_reader_that_has_seen_enough():
+def test_a_reader_that_closes_the_pipe():
     code = "import sys; from setok_cli.main import main; sys.exit(main(['doctor']))"
     command = [sys.executable, "-c", code]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

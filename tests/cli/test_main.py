@@ -1,4 +1,4 @@
-"""What every command does alike: signals, failures of the machine, standard streams."""
+"""Common behaviour of all commands: signals, failures of the machine, standard streams."""
 
 import errno
 import io
@@ -20,7 +20,7 @@ from setok_cli.signals import STOP_SIGNALS, stops_as_interrupts
 
 
 def stop_with(number):
-    """A command that gets a signal while it runs, and would run on."""
+    """Register a command that receives a signal while it runs."""
 
     def run(_):
         os.kill(os.getpid(), number)
@@ -93,11 +93,11 @@ def test_only_a_missing_package_has_a_package_as_its_remedy():
     absent = ModuleNotFoundError("No module named 'PIL.Image'", name="PIL.Image")
     assert said(absent, "cli") == 'needs PIL: pip install "setok-kernels[cli]"'
     assert said(absent, None, "--model x ") == "--model x needs PIL: pip install PIL"
-    # What transformers raises for sentencepiece has no name, and says itself what to do.
+    # The error of transformers for sentencepiece has no name, and its message has the remedy.
     assert said(ImportError("This needs\nsentencepiece")) == (
         "cannot import what it needs: This needs sentencepiece"
     )
-    # The package is there but has no such name.
+    # The package is installed but has no such name.
     other = ImportError("cannot import name 'a' from 'b'", name="b")
     assert said(other, "cli") == "cannot import what it needs: cannot import name 'a' from 'b'"
 
@@ -126,7 +126,7 @@ def test_failures_of_the_machine_are_one_line(error, expected, monkeypatch, caps
     assert line.startswith(f"setok doctor: {expected}")
 
 
-def test_what_torch_says_when_it_cannot_allocate(monkeypatch, capsys):
+def test_the_message_of_torch_for_a_failed_allocation(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "run", lambda _: torch.empty(2**59, dtype=torch.uint8))
     assert main(["doctor"]) == 1
     [line] = capsys.readouterr().err.splitlines()
@@ -140,7 +140,7 @@ def test_errors_of_the_program_keep_their_traceback(monkeypatch):
 
 
 def shell(command, **variables):
-    """Runs a shell command with `setok` as the program of this environment."""
+    """Run a shell command with `setok` as the program of this environment."""
     program = "from setok_cli.main import main; import sys; sys.exit(main())"
     setok = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)}"
     return subprocess.run(
@@ -160,14 +160,14 @@ def shell(command, **variables):
     ],
     ids=["closed", "full"],
 )
-def test_an_output_that_takes_nothing(command, said):
+def test_an_output_that_cannot_be_written(command, said):
     run = shell(command)
     assert (run.returncode, run.stderr) == (1, said)
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_a_closed_output_is_not_the_next_file(tmp_path, closed):
-    """Python leaves its number to the first file that is opened, which prints would reach."""
+    """Python gives its descriptor to the next file, where prints would then go."""
     code = (
         "import os; from setok_cli.streams import writable_streams\n"
         "with writable_streams():\n"

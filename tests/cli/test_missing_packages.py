@@ -1,4 +1,4 @@
-"""Commands where only some extras are installed: what they need, and what they say without it."""
+"""Commands with only some extras installed: their requirements and error messages."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ TESTS = Path(__file__).parents[1]
 
 
 def setok(*arguments, extras=(), missing=(), says=None, model=None):
-    """Runs a command in a Python that has the packages of these extras, and not the missing ones.
+    """Run a command in a Python with the packages of these extras, without the missing ones.
 
     Args:
         says: what a model says whose folder is `model`.
@@ -40,7 +40,7 @@ def setok(*arguments, extras=(), missing=(), says=None, model=None):
 
 
 def one_line(run, command):
-    """What a command says that cannot run."""
+    """Return the message of a command that cannot run."""
     lines = [line for line in run.stderr.splitlines() if line.startswith(f"setok {command}: ")]
     assert run.returncode == 2 and "Traceback" not in run.stderr, run.stderr
     [line] = lines
@@ -86,7 +86,7 @@ def test_train(tmp_path):
     run = setok(*arguments, "every.log=1", extras=extras, missing=["tensorboard"])
     assert one_line(run, "train") == 'needs tensorboard: pip install "setok-kernels[train]"'
     assert not (tmp_path / "out").exists()
-    # Without a log nothing of it is needed, and nothing of the other stages.
+    # Without a log, neither its package nor those of the other stages are needed.
     missing = ["tensorboard", "diffusers", "peft"]
     run = setok(*arguments, "every.log=0", "steps=2", extras=extras, missing=missing)
     assert run.returncode == 0 and (tmp_path / "out" / "metrics.json").exists(), run.stderr

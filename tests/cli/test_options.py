@@ -1,4 +1,4 @@
-"""What --help says without setok_kernels is what setok_kernels has."""
+"""The options of --help, listed without setok_kernels, against those of setok_kernels."""
 
 import argparse
 import dataclasses

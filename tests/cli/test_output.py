@@ -1,4 +1,4 @@
-"""What `--json` prints."""
+"""Output of `--json`."""
 
 import json
 import sys

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator
 
 from setokim.data import Dataset
-from setokim.evaluation.asking import Asked, ask, batches_of, questions_of
+from setokim.evaluation.prompting import Prompt, batches_of, generate_responses, prompts_of
 from setokim.evaluation.settings import GenerationSettings
-from setokim.evaluation.shapes_world import shapes_figures
+from setokim.evaluation.shapes_world import shapes_metrics
 from setokim.training.stage2.held_out_losses import held_out_losses
 from setokim.vlm.modeling_setokim import SetokimModel
 from setokim.vlm.processing_setokim import SetokimProcessor
@@ -39,22 +39,22 @@ def evaluate(
         max_length: maximum length of a row in such a pass, visual tokens included.
 
     Returns:
-        Metrics of `held_out_losses` and `shapes_figures` by name; None for one that is not finite,
+        Metrics of `held_out_losses` and `shapes_metrics` by name; None for one that is not finite,
         which JSON cannot store.
     """
     number = len(held_out) if settings.samples is None else min(settings.samples, len(held_out))
-    metrics = shapes_figures(
+    metrics = shapes_metrics(
         row
         for start, batch in batches_of(_questions(held_out, number))
-        for row in ask(model, processor, batch, settings.config(), start)
+        for row in generate_responses(model, processor, batch, settings.config(), start)
     )
     finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
     return finite | held_out_losses(model, processor, held_out, batch_size, max_length)
 
 
-def _questions(held_out: Dataset, number: int) -> Iterator[Asked]:
+def _questions(held_out: Dataset, number: int) -> Iterator[Prompt]:
     """Yield the questions of ShapesWorld among the first conversations."""
     for index in range(number):
         sample = held_out[index]
         if not _SHAPES_FACTS.isdisjoint(sample.facts):
-            yield from questions_of(index, sample, blind=True)
+            yield from prompts_of(index, sample, blind=True)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from setokim.data import Conversation, Dataset
 from setokim.data.image_processing import to_image
-from setokim.evaluation.asking import answers
+from setokim.evaluation.prompting import generate_answers
 from setokim.evaluation.settings import GenerationSettings
 from setokim.vlm.generation import Answer
 from setokim.vlm.modeling_setokim import SetokimModel
@@ -54,7 +54,7 @@ def write_samples(
         if not samples:
             continue
         prompts = [sample.messages[:1] for sample in samples]
-        found = answers(model, processor, prompts, settings.config())
+        found = generate_answers(model, processor, prompts, settings.config())
         columns.append(
             [_row(sample, answer) for sample, answer in zip(samples, found, strict=True)]
         )

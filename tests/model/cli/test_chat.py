@@ -25,7 +25,7 @@ def chat(speaker_folder):  # noqa: F811
 
 @pytest.fixture
 def prompt_ids(speaker_folder, monkeypatch):  # noqa: F811
-    """Ids of each prompt that the model was given, and its tokenizer."""
+    """Ids of each prompt of the model, and its tokenizer."""
     given, generate = [], SetokimModel.generate
 
     def spied(self, input_ids, **options):
@@ -99,17 +99,17 @@ def test_a_conversation_is_kept(tmp_path, chat, says, prompts, photo, capsys, mo
         ["no"],
         ["draw a square"],
     ]
-    # The picture that goes on being talked about is the one that was shown.
+    # Later turns refer to the image of the first message.
     kept = Image.open(out / "answer-001.png")
     assert list(prompts[-1][1]["content"][0]["image"].getdata()) == list(kept.getdata())
 
 
-def test_what_was_said_is_read_as_it_was_said(chat, says, prompt_ids, photo, monkeypatch):  # noqa: F811
+def test_earlier_answers_keep_their_token_ids(chat, says, prompt_ids, photo, monkeypatch):  # noqa: F811
     says("<img> <image> <image> </img> yes [SEG] a [SEG] </s>", "no</s>")
     monkeypatch.setattr(sys, "stdin", io.StringIO("draw a circle\nis the circle red?\n"))
     assert chat("--image", photo) == 0
     [first, second], tokenizer = prompt_ids
-    # A picture has one place, however many tokens it has.
+    # An image has one position, whatever its number of tokens.
     said = tokenizer.encode("<img> <image> </img> yes [SEG] a [SEG] </s>", add_special_tokens=False)
     assert second[: len(first) + len(said)] == first + said
 
@@ -129,13 +129,13 @@ def test_a_text_makes_no_special_tokens(chat, says, prompt_ids, photo, monkeypat
     assert specials(name) == specials("red")
 
 
-def test_bytes_that_are_no_text(chat, says, prompts, capsys, monkeypatch):  # noqa: F811
+def test_bytes_that_are_not_text(chat, says, prompts, capsys, monkeypatch):  # noqa: F811
     says("yes</s>", "no</s>")
     stdin = io.TextIOWrapper(io.BytesIO(b"is \xff red?\n"), encoding="utf-8")
     monkeypatch.setattr(sys, "stdin", stdin)
     assert chat() == 0
     assert texts(prompts[0][0]) == ["is \ufffd red?"]
-    # As an argument of the command line.
+    # As an argument on the command line.
     assert chat(os.fsdecode(b"is \xff red?")) == 0
     assert capsys.readouterr().out == "yes\nno\n"
 
@@ -147,7 +147,7 @@ def test_end_of_input_ends(chat, says, capsys, monkeypatch):  # noqa: F811
     assert capsys.readouterr().out == "yes\n"
 
 
-def test_what_is_not_kept_and_what_is_cut_off_is_said(chat, says, capsys):  # noqa: F811
+def test_dropped_images_and_cut_answers_are_reported(chat, says, capsys):  # noqa: F811
     says("<img> <image> <image> <image>")
     assert chat("--max-new-tokens", 3, "draw a circle") == 0
     printed = capsys.readouterr()
@@ -158,21 +158,21 @@ def test_what_is_not_kept_and_what_is_cut_off_is_said(chat, says, capsys):  # no
     ]
 
 
-def test_a_seed_makes_it_repeatable(chat, says, monkeypatch):  # noqa: F811
-    drawn = []
+def test_a_random_seed_makes_answers_repeatable(chat, says, monkeypatch):  # noqa: F811
+    samples = []
     before = SetokimModel.generate
 
     def spied(self, **options):
         answers = before(self, **options)
-        drawn.append(answers[0].tokens[0])  # (2, 24)
+        samples.append(answers[0].tokens[0])  # (2, 24)
         return answers
 
     monkeypatch.setattr(SetokimModel, "generate", spied)
     for seed in (1, 1, 2):
         says("<img> <image> <image> </img> </s>")
         assert chat("--seed", seed, "draw a circle") == 0
-    assert_same_but_for_rounding(drawn[0], drawn[1])
-    assert not torch.allclose(drawn[0], drawn[2])
+    assert_same_but_for_rounding(samples[0], samples[1])
+    assert not torch.allclose(samples[0], samples[2])
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def copy_of(folder, tmp_path):
         ("preprocessor_config.json", None),
     ],
 )
-def test_a_model_that_is_damaged(speaker_folder, tmp_path, capsys, file, content):  # noqa: F811
+def test_a_damaged_model(speaker_folder, tmp_path, capsys, file, content):  # noqa: F811
     folder = copy_of(speaker_folder, tmp_path)
     if content is None:
         (folder / file).unlink()
@@ -245,7 +245,7 @@ def test_a_model_that_is_damaged(speaker_folder, tmp_path, capsys, file, content
 
 @pytest.mark.slow
 def test_code_of_a_model_is_not_run(speaker_folder, tmp_path):  # noqa: F811
-    """Whatever the standard input says."""
+    """Not even after a "yes" on the standard input."""
     folder, mark = copy_of(speaker_folder, tmp_path), tmp_path / "it-ran"
     (folder / "code.py").write_text(f"open({str(mark)!r}, 'w')\nclass Words: pass\n")
     path = folder / "tokenizer_config.json"
@@ -269,7 +269,7 @@ def test_a_closed_standard_input(chat, capsys, monkeypatch):
     assert "expected a message or an open standard input" in capsys.readouterr().err
 
 
-def test_a_line_that_is_no_utf8(chat, says, prompts, monkeypatch):  # noqa: F811
+def test_a_line_that_is_not_utf_8(chat, says, prompts, monkeypatch):  # noqa: F811
     says("no</s>")
     lines = io.TextIOWrapper(io.BytesIO(b"is it r\xe9d?\nexit\n"), encoding="utf-8")
     monkeypatch.setattr(sys, "stdin", lines)

@@ -203,7 +203,7 @@ def test_every_field_of_the_configuration_is_an_option(picture, tmp_path, option
 
 
 def test_every_field_is_changed():
-    """In the case above of that name."""
+    """By the case of that name above."""
     default, changed = sk.ClusterConfig().to_dict(), EVERY_FIELD_CHANGED.to_dict()
     assert [name for name in default if default[name] == changed[name]] == []
 
@@ -244,7 +244,7 @@ def test_options_that_cannot_be_used(picture, tmp_path, capsys, options, message
     assert not out.exists()
 
 
-def test_a_backend_that_cannot_run_says_why(picture, tmp_path, capsys, monkeypatch):
+def test_the_reason_of_an_unusable_backend_is_shown(picture, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     unable = [name for name, reason in sk.backends().items() if reason is not None]
     if not unable:
@@ -326,7 +326,7 @@ def test_colours_are_distinct():
     colours = palette(64).astype(int)
     apart = np.abs(colours[:, None] - colours[None]).max(-1)
     assert apart[~np.eye(64, dtype=bool)].min() >= 8
-    # Clusters that follow each other are often neighbours.
+    # Consecutive clusters are often neighbours.
     assert apart[np.arange(63), np.arange(1, 64)].min() > 60
     assert palette(0).shape == (0, 3)
 

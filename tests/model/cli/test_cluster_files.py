@@ -1,4 +1,4 @@
-"""`setok cluster` with files of any name and kind, and with what ends a run."""
+"""`setok cluster` with files of any name and kind, and with interrupted runs."""
 
 import errno
 import json
@@ -46,7 +46,7 @@ def test_files_of_any_name(picture, tmp_path, capsys, name):
         assert main(["cluster", str(file), "--out", str(out), *GRID]) == 0
     record, drawn = (out / name for name in listing(out))
     assert drawn.suffix == ".png" and Image.open(drawn).width > 1280
-    # As it is, and a file of UTF-8.
+    # Unchanged, in a UTF-8 file.
     assert os.fsencode(read(record)["image"]) == os.fsencode(file)
     shown = printable_name(record.name.removesuffix(".clusters.json"))
     folded = "".join(line[2:].split(" │ ")[0] for line in capsys.readouterr().out.splitlines())
@@ -66,7 +66,7 @@ def test_files_of_any_name_in_the_c_locale(picture, tmp_path):
     )
     assert run.returncode == 0, run.stderr
     records = [path for path in (tmp_path / "out").iterdir() if path.suffix == ".json"]
-    # Text where the name is UTF-8, which this locale does not know.
+    # A UTF-8 name is text, although the locale lacks its characters.
     assert {read(path)["image"] for path in records} == {
         f"in/{name.decode('utf-8', 'surrogateescape')}" for name in ODD_NAMES
     }
@@ -101,7 +101,7 @@ def test_a_second_run_keeps_the_results_of_another_image(tmp_path):
         file.parent.mkdir(exist_ok=True)
         two_halves(10 + i, 10).save(file)
         assert main(["cluster", str(file), "--out", str(out), *GRID]) == 0
-    # The last one was the first image again, changed.
+    # The last image was the first one, changed.
     assert [read(out / f"{n}.clusters.json")["width"] for n in ("cat", "cat-2")] == [12, 11]
     assert len(listing(out)) == 4
 
@@ -118,7 +118,7 @@ def test_results_replace_links_and_do_not_follow_them(picture, tmp_path):
     assert not (out / "halves.clusters.png").is_symlink()
 
 
-def test_what_cannot_be_read_in_a_folder_is_named(picture, tmp_path, capsys, monkeypatch):
+def test_unreadable_entries_of_a_folder_are_named(picture, tmp_path, capsys, monkeypatch):
     source = tmp_path / "in"
     source.mkdir()
     (source / "good.png").write_bytes(picture.read_bytes())
@@ -143,7 +143,7 @@ def test_what_cannot_be_read_in_a_folder_is_named(picture, tmp_path, capsys, mon
 
 
 @pytest.mark.parametrize("name", ["pipe.png", "link.png", "/dev/zero", "nul\0.png"])
-def test_files_that_are_none(tmp_path, capsys, name):
+def test_paths_that_are_not_files(tmp_path, capsys, name):
     path = tmp_path / name
     if name == "pipe.png":
         os.mkfifo(path)
@@ -154,7 +154,7 @@ def test_files_that_are_none(tmp_path, capsys, name):
     assert line.startswith(f"setok cluster: cannot read {printable_name(path)}: ")
 
 
-def test_a_signal_keeps_what_is_done(tmp_path, capsys, monkeypatch):
+def test_a_signal_keeps_finished_results(tmp_path, capsys, monkeypatch):
     for name in "abc":
         two_halves().save(tmp_path / f"{name}.png")
     before = cluster_results.draw_figure
@@ -170,7 +170,7 @@ def test_a_signal_keeps_what_is_done(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr()
     assert printed.err.splitlines()[-1] == "setok cluster: stopped by SIGTERM"
     assert f"Results are in {out}" in printed.out
-    # The JSON of b came first; nothing unfinished lies about.
+    # The JSON of b came first; no unfinished file is left.
     names = ["a.clusters.json", "a.clusters.png", "b.clusters.json"]
     assert listing(out) == names
     monkeypatch.undo()
@@ -190,7 +190,7 @@ def test_a_full_disk(picture, tmp_path, capsys, monkeypatch):
     assert listing(out) == []
 
 
-def test_a_folder_that_another_process_writes_into(picture, tmp_path, capsys):
+def test_a_folder_in_use_by_another_process(picture, tmp_path, capsys):
     out = tmp_path / "out"
     with locked(out):
         assert main(["cluster", str(picture), "--out", str(out), *GRID]) == 2
@@ -200,7 +200,7 @@ def test_a_folder_that_another_process_writes_into(picture, tmp_path, capsys):
 
 
 def test_a_grid_that_does_not_fit_into_memory(picture, tmp_path, capsys, monkeypatch):
-    """3 · (2000 · 14)² numbers of one image, each 4 bytes, and 17 more while it is scaled."""
+    """3 · (2000 · 14)² values of one image, each 4 bytes, and 17 more while it is scaled."""
     monkeypatch.setattr("setokim.utils.host_memory.free_memory", lambda: 40 * 2**30)
     command = ["cluster", str(picture), "--out", str(tmp_path / "out"), "--grid", "2000x2000"]
     assert main(command) == 2

@@ -1,4 +1,4 @@
-"""`setok eval` where it is stopped, or has other weights, a damaged file, or company."""
+"""`setok eval` with interrupted runs, other weights, damaged files or a second process."""
 
 import dataclasses
 import json
@@ -24,16 +24,16 @@ import sys, time
 from setok_cli.main import main
 from setokim.evaluation import run
 
-ask, asked = run.ask, []
+generate_responses, batches = run.generate_responses, []
 
 def stops(*arguments):
-    asked.append(1)
-    if len(asked) == 3:
+    batches.append(1)
+    if len(batches) == 3:
         print("waits", flush=True)
         time.sleep(600)
-    return ask(*arguments)
+    return generate_responses(*arguments)
 
-run.ask = stops
+run.generate_responses = stops
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -53,7 +53,7 @@ def model(saved, tmp_path):
 
 @pytest.fixture
 def command(model, tmp_path):
-    """The command line that scores a benchmark on its files."""
+    """Return the command line that scores a benchmark on its files."""
 
     def of(name, *options):
         data = tmp_path / "data"
@@ -71,7 +71,7 @@ def figures_of(folder):
 
 
 def train_on(model):
-    """Changes one weight: neither the file's name nor its size tells."""
+    """Change one weight; the name and size of the file stay the same."""
     path = model / "model.safetensors"
     weights = load_file(path)
     name = max(weights, key=lambda one: weights[one].numel())
@@ -90,7 +90,7 @@ def test_answers_of_other_weights_are_refused(model, command, tmp_path, capsys):
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
 
 
-def test_what_answers_depend_on_is_in_the_fingerprint(model):
+def test_files_that_answers_depend_on_are_in_the_fingerprint(model):
     first = fingerprint(model)
     for name in ("metrics.json", "README.md", "losses.jsonl"):
         (model / name).write_text("{}")
@@ -116,7 +116,7 @@ def test_what_answers_depend_on_is_in_the_fingerprint(model):
     assert len(seen) == 7 and fingerprint(model) not in seen
 
 
-def test_a_folder_that_another_process_writes_into(command, tmp_path, capsys):
+def test_a_folder_in_use_by_another_process(command, tmp_path, capsys):
     with locked(tmp_path / "out"):
         assert main(command("gqa")) == 2
     said = capsys.readouterr().err
@@ -158,14 +158,14 @@ def test_metrics_that_fail_lose_no_answer(command, tmp_path, capsys, monkeypatch
         raise KeyError("label")
 
     benchmark = benchmarks.BENCHMARKS["gqa"]
-    broken = dataclasses.replace(benchmark, figures=fails)
+    broken = dataclasses.replace(benchmark, metrics=fails)
     monkeypatch.setitem(benchmarks.BENCHMARKS, "gqa", broken)
     out = tmp_path / "out"
     assert main(command("gqa")) == 2
     assert "predictions.jsonl has all answers, no metrics: KeyError: 'label'" in (
         capsys.readouterr().err
     )
-    # What goes to the server needs no metrics.
+    # The submission needs no metrics.
     assert len(json.loads((out / "submission.json").read_text())) == 3
     assert not (out / "metrics.json").exists()
     lines = (out / "predictions.jsonl").read_bytes()
@@ -207,7 +207,7 @@ def test_metrics_as_json(model, command, tmp_path, capsys):
     assert "setok eval: gqa: " in printed.err
 
 
-def test_mme_that_is_not_whole(command, tmp_path):
+def test_incomplete_mme(command, tmp_path):
     # "existence" comes after "OCR", and "eval_tool" is no subtask.
     line = command("mme")
     save(tmp_path / "data" / "eval_tool" / "1.jpg", 1)
@@ -219,7 +219,7 @@ def test_mme_that_is_not_whole(command, tmp_path):
     line[line.index("--out") + 1] = str(tmp_path / "other")
     assert main([*line, "--allow-missing"]) == 0
     found = figures_of(tmp_path / "other")
-    # Both of the stray folder, and what is left of the picture with a damaged line.
+    # Both questions of the stray folder, and the readable one of the image with a damaged line.
     assert (found["samples"], found["broken"], found["left_out"]) == (5, 1, 3)
     assert "OCR/acc" in found and "existence/acc" not in found
 
@@ -252,7 +252,7 @@ def drop_weight(model):
     save_file(weights, model / "model.safetensors", {"format": "pt"})
 
 
-def test_an_out_that_cannot_be_used(command, tmp_path, capsys):
+def test_an_unusable_out(command, tmp_path, capsys):
     line, out = command("gqa"), tmp_path / "out"
     out.write_text("")
     assert main(line) == 2
@@ -266,6 +266,6 @@ def test_an_out_that_cannot_be_used(command, tmp_path, capsys):
     )
 
 
-def test_descriptions_are_those_of_one_benchmark(command, capsys):
+def test_only_one_benchmark_has_descriptions(command, capsys):
     assert main(command("gqa", "--descriptions", "global")) == 2
     assert "--descriptions: expected the benchmark magicbrush, got gqa" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from setokim.vlm.modeling_setokim import SetokimModel
 
 @pytest.fixture
 def run(speaker_folder, tmp_path):  # noqa: F811
-    """Runs a command that writes into out.png, or another file."""
+    """Run a command that writes out.png or another file."""
 
     def run(command, *arguments, out="new/out.png"):
         options = ["--model", str(speaker_folder), "--out", str(tmp_path / out)]
@@ -27,7 +27,7 @@ def test_generate(tmp_path, run, says, prompts, capsys):  # noqa: F811
     out = tmp_path / "new" / "out.png"
     assert Image.open(out).size == (32, 32)
     assert capsys.readouterr().out == f"Image of 2 visual tokens is in {out}\n"
-    # As it is, and nothing else.
+    # The text unchanged, and nothing else.
     assert prompts == [
         [{"role": "user", "content": [{"type": "text", "text": "draw a red circle."}]}]
     ]
@@ -67,8 +67,8 @@ def test_an_answer_without_an_image(tmp_path, run, says, photo, capsys, command)
     says("no circle</s>")
     image = [] if command == "generate" else ["--image", photo]
     assert run(command, *image, "draw a circle") == 1
-    came = "gave no mask" if command == "segment" else "generated no image"
-    assert f"setok {command}: the model {came}; it said: no circle\n" in capsys.readouterr().err
+    failure = "predicted no mask" if command == "segment" else "generated no image"
+    assert f"setok {command}: the model {failure}; its text: no circle\n" in capsys.readouterr().err
     assert not (tmp_path / "new" / "out.png").exists()
 
 

@@ -35,7 +35,7 @@ def test_the_defaults_are_those_of_the_configuration():
     assert {name: repr(value) for name, value in defaults.items()} == {
         name: repr(usual[name]) for name in defaults
     }
-    # What is left has no meaning for a command: it follows from the images.
+    # The other fields follow from the images, so no command has them.
     assert usual.keys() - defaults.keys() == {"image_size", "mask_size", "use_cache"}
     assert {"max_new_tokens": GenerationSettings().max_new_tokens} == evaluate._DEFAULTS
 
@@ -46,7 +46,7 @@ def test_every_command_has_the_same_options(command):
     arguments = build_parser().parse_args([*COMMANDS[command], *words])
     assert given_options(arguments) == READ and arguments.device == "cpu"
     assert SetokimGenerationConfig(**READ).options.items() >= READ.items()
-    # As eval had it.
+    # The earlier name in `setok eval`.
     older = build_parser().parse_args([*COMMANDS[command], "--sampling-steps", "4"])
     assert given_options(older) == {"sampling_steps": 4}
     assert given_options(build_parser().parse_args(COMMANDS[command])) == {}
@@ -64,8 +64,8 @@ def test_help_shows_the_defaults_of_the_command(capsys):
     assert "no guidance (default: 3.0)" in " ".join(parser.format_help().split())
 
 
-def test_what_the_answers_of_a_folder_depend_on():
-    """Folders of before have these keys, and go on."""
+def test_the_settings_that_answers_depend_on():
+    """Older folders have the same keys and can be resumed."""
     arguments = build_parser().parse_args(COMMANDS["eval"])
     samples, config = evaluate._config({}, arguments)
     assert evaluate._kept(samples, config) == {

@@ -40,7 +40,7 @@ def test_the_same_name_given_from_another_folder_is_another_image(tmp_path, monk
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"source": 3}', "[" * 100_000, None])
-def test_what_does_not_say_its_image_is_kept(tmp_path, text):
+def test_results_without_the_name_of_their_image_are_kept(tmp_path, text):
     record = tmp_path / "X.clusters.json"
     if text is None:
         os.mkfifo(record)

@@ -17,7 +17,7 @@ def plan(*arguments, config="stage2_paper.yaml", gpus=("8", "64")):
 
 
 def table(text):
-    """Rows by section: parameters, and GiB."""
+    """Return the rows by section: parameters and GiB."""
     sections = text.split("\n\n")
     return [
         {line[:14].strip(): line[14:].split() for line in section.splitlines()[1:]}
@@ -26,7 +26,7 @@ def table(text):
 
 
 @pytest.mark.parametrize("config", ["stage2_paper.yaml", "stage3_paper.yaml"])
-def test_the_papers_runs(capsys, config):
+def test_the_runs_of_the_paper(capsys, config):
     assert plan(*SHAPES, config=config) == 0
     printed = capsys.readouterr().out
     assert "GiB per GPU             8 GPUs         64 GPUs\n" in printed
@@ -101,8 +101,8 @@ def test_table_9():
         ("none.yaml", SHAPES, "none.yaml"),
     ],
 )
-def test_what_is_missing_is_named(tmp_path, monkeypatch, capsys, config, arguments, message):
-    # The settings' folders are relative ones.
+def test_missing_arguments_are_named(tmp_path, monkeypatch, capsys, config, arguments, message):
+    # The folders of the settings are relative.
     monkeypatch.chdir(tmp_path)
     assert plan(*arguments, config=config) == 2
     printed = capsys.readouterr().err

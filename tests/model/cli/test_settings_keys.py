@@ -54,7 +54,7 @@ def keys_of(lines):
 
 
 def nested(values, prefix=""):
-    """Names of all keys of settings; what is within a dict is not theirs."""
+    """Return the names of all keys of settings, without those inside a dict."""
     for name, value in values.items():
         yield f"{prefix}{name}"
         if isinstance(value, dict) and name not in ("model", "options"):
@@ -78,7 +78,7 @@ def test_every_key_is_listed_with_its_meaning(settings, config):
     fields = config().to_dict().keys() - PretrainedConfig().to_dict().keys() - {"model_type"}
     fields -= {"setok", "llm", "lora", *(name for name in fields if name.endswith("_id"))}
     assert of_the_model == {f"model.{name}" for name in fields}
-    # A line of text below each.
+    # A line of text follows each key.
     for number, line in enumerate(lines):
         assert not re.match(r"  \S+: ", line) or lines[number + 1].startswith(" " * 6)
 
@@ -92,7 +92,7 @@ def test_types_and_defaults():
         '  lora.targets: tuple[str, ...] = ["q_proj", "k_proj", "v_proj", "o_proj"]',
         "  data: group",
         "  data.samples: int or null = null",
-        # Not that of the class.
+        # Not the default of the class.
         "  held_out.samples: int or null = 256",
         '  model.prediction: str = "v_prediction"',
     ):
@@ -105,7 +105,7 @@ def test_the_list_needs_no_other_option(command, capsys):
     said = capsys.readouterr().out
     assert ("Keys of stage 1:\n" in said) == (command == "train")
     assert "Keys of stages 2 and 3:\n  stage: int = 2\n" in said
-    # Without it they are required as ever.
+    # Without it, they are required.
     with pytest.raises(SystemExit, match="2"):
         main([command])
     wanted = f"{REQUIRED[command][0]}, --config"

@@ -28,7 +28,7 @@ FIGURES += ["recall_at_1", "recall_at_1_chance"]
 
 @pytest.fixture
 def train(tmp_path):
-    """Runs `setok train`; returns the exit code."""
+    """Run `setok train` and return the exit code."""
 
     def run(*arguments):
         config = str(tiny_file(tmp_path))
@@ -63,7 +63,7 @@ def test_from_settings_to_a_model(tmp_path, train, capsys, threads):
     assert "process 0, data: all 16 samples tried could be read\n" in printed.out
     assert "contrastive" in printed.err
 
-    # What was written is what was evaluated.
+    # The saved model is the evaluated one.
     model = SetokModel.from_pretrained(out / "model")
     processor = SetokProcessor.from_pretrained(out / "model")
     held_out = [ShapesWorld(seed=1, size=32)[i] for i in range(6)]
@@ -143,7 +143,7 @@ def test_a_missing_package_of_a_stage_is_named(train, capsys, monkeypatch):
 
 
 def one_line(error):
-    """What the command says, which is all on stderr."""
+    """Return the output of the command, all of it on stderr."""
     (line,) = [line for line in error.splitlines() if line.startswith("setok train:")]
     assert error.rstrip().endswith(line) and "Traceback" not in error
     return line
@@ -157,14 +157,14 @@ def test_metrics_as_json(tmp_path, train, capsys):
     assert "process 0, data: " in printed.err
 
 
-def test_resume_where_nothing_is_to_be_resumed(tmp_path, train, capsys):
+def test_resume_without_a_checkpoint(tmp_path, train, capsys):
     assert train("--resume") == 2
     expected = "setok train: out: expected a folder with a checkpoint to resume from, got "
     assert one_line(capsys.readouterr().err) == f"{expected}{tmp_path / 'out'}"
     assert not (tmp_path / "out").exists()
 
 
-def test_damages_are_named_in_one_line_and_nothing_is_lost(tmp_path, train, capsys):
+def test_damaged_files_are_named_in_one_line_and_nothing_is_lost(tmp_path, train, capsys):
     out = tmp_path / "out"
     assert train("keep=1") == 0
     checkpoint = out / "checkpoint-00000004"
@@ -253,7 +253,7 @@ def test_a_full_disk_ends_the_run_in_one_line(tmp_path, limit, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_saves_and_has_its_exit_code(tmp_path, name):
-    """Whenever it comes after the first step: the run has far more of them to do."""
+    """At any time after the first step; the run has far more steps."""
     number, out = getattr(signal, name), tmp_path / "out"
     command = [sys.executable, "-m", "setok_cli.main", "train", "--out", str(out)]
     command += ["--config", str(tiny_file(tmp_path)), "steps=1000000"]

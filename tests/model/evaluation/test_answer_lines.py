@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from setokim.evaluation.answer_log import FILE, AnswerLog
-from setokim.evaluation.asking import Answered, Asked
+from setokim.evaluation.prompting import Prompt, Response
 
 SAID = ["a\u2028b", "c\u2029d", "e\x85f", "g\x0b\x0c\x1ch", "two\nlines\r\n", "\\ud800", ""]
 
@@ -12,8 +12,8 @@ SAID = ["a\u2028b", "c\u2029d", "e\x85f", "g\x0b\x0c\x1ch", "two\nlines\r\n", "\
 def answers():
     target = np.zeros((3, 2), bool)
     return [
-        Answered(
-            Asked("", number, 0, f"a.json:{number}", {"n": number}, (), target), text, None, None
+        Response(
+            Prompt("", number, 0, f"a.json:{number}", {"n": number}, (), target), text, None, None
         )
         for number, text in enumerate(SAID)
     ]
@@ -24,7 +24,7 @@ def test_answers_come_back_unchanged(tmp_path):
     log.add(answers())
     log.add_broken(9, "b\u2028.json", "no\x85 JSON")
     again = AnswerLog(tmp_path, {"model": "a"})
-    assert [row.said for row in again.rows] == SAID
+    assert [row.text for row in again.rows] == SAID
     assert again.broken == {9: "b\u2028.json: no\x85 JSON"}
 
 

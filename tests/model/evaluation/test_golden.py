@@ -9,14 +9,14 @@ from sklearn.metrics import precision_recall_fscore_support
 from helpers.published import PUBLISHED, SIZE
 from helpers.tiny_setokim import build
 from setok_cli.main import main
-from setokim.evaluation.asking import Answered, Asked
 from setokim.evaluation.benchmarks import BENCHMARKS, mm_vet_scores
 from setokim.evaluation.metrics import best_overlap_iou
+from setokim.evaluation.prompting import Prompt, Response
 
 
 def rows_of(said, facts):
     return [
-        Answered(Asked("vqa", i, 0, "", one, ()), text)
+        Response(Prompt("vqa", i, 0, "", one, ()), text)
         for i, (text, one) in enumerate(zip(said, facts, strict=True))
     ]
 
@@ -25,7 +25,7 @@ def rows_of(said, facts):
     ("said", "answers", "expected"),
     [
         (["yes", "no"], ["yes", "yes"], 50.0),
-        # A model speaks in sentences; the rest is letter by letter.
+        # A model answers in sentences; otherwise the match is exact.
         ([" Yes. "], ["yes"], 100.0),
         (["the dog"], ["dog"], 0.0),
         (["dogs"], ["dog"], 0.0),
@@ -35,7 +35,7 @@ def rows_of(said, facts):
 )
 def test_gqa(said, answers, expected):
     rows = rows_of(said, [{"answers": [answer]} for answer in answers])
-    assert BENCHMARKS["gqa"].figures(rows)["accuracy"] == pytest.approx(expected)
+    assert BENCHMARKS["gqa"].metrics(rows)["accuracy"] == pytest.approx(expected)
 
 
 def free_answers(same, difficult=False):
@@ -54,21 +54,21 @@ def free_answers(same, difficult=False):
         ("a dog", 1, 100 / 3),
         ("a dog", 2, 200 / 3),
         ("A dog.", 3, 100.0),
-        # No one is left out in turn, as VQAv2 would.
+        # No annotator is left out in turn, unlike in VQAv2.
         ("a dog", 10, 100.0),
         ("dog", 10, 0.0),
         ("", 0, 0.0),
     ],
 )
 def test_aokvqa(said, same, expected):
-    found = BENCHMARKS["aokvqa"].figures(rows_of([said], [free_answers(same)]))
+    found = BENCHMARKS["aokvqa"].metrics(rows_of([said], [free_answers(same)]))
     assert found == {"accuracy": pytest.approx(expected), "left_out": 0}
 
 
 @pytest.mark.parametrize(
     ("said", "difficult", "expected"),
     [
-        # The difficult one is wrong, right, and all that there is.
+        # The difficult question is wrong, right, and the only one.
         (["a dog", "tree"], [False, True], {"accuracy": 100.0, "left_out": 1}),
         (["tree", "a dog"], [False, True], {"accuracy": 0.0, "left_out": 1}),
         (["tree", "a dog"], [False, False], {"accuracy": 50.0, "left_out": 0}),
@@ -77,8 +77,8 @@ def test_aokvqa(said, same, expected):
 )
 def test_difficult_questions_of_aokvqa_count_with_choices_alone(said, difficult, expected):
     facts = [free_answers(10, one) for one in difficult]
-    assert BENCHMARKS["aokvqa"].figures(rows_of(said, facts)) == pytest.approx(expected)
-    assert BENCHMARKS["aokvqa-choice"].figures(rows_of(said, facts)) == pytest.approx(
+    assert BENCHMARKS["aokvqa"].metrics(rows_of(said, facts)) == pytest.approx(expected)
+    assert BENCHMARKS["aokvqa-choice"].metrics(rows_of(said, facts)) == pytest.approx(
         {"accuracy": 100 * said.count("a dog") / len(said)}
     )
 
@@ -97,7 +97,7 @@ def test_difficult_questions_of_aokvqa_count_with_choices_alone(said, difficult,
 def test_pope_as_by_scikit_learn(said, labels):
     words = {"y": "yes", "n": "no"}
     facts = [{"label": words[letter]} for letter in labels]
-    found = BENCHMARKS["pope-random"].figures(rows_of([words[s] for s in said], facts))
+    found = BENCHMARKS["pope-random"].metrics(rows_of([words[s] for s in said], facts))
     expected = precision_recall_fscore_support(
         list(labels), list(said), pos_label="y", average="binary", zero_division=0
     )
@@ -109,7 +109,7 @@ def test_pope_as_by_scikit_learn(said, labels):
 @pytest.mark.parametrize(
     ("task", "said", "accuracy", "both"),
     [
-        # Two questions an image, the first of which wants a yes.
+        # Two questions per image; the first needs a yes.
         ("existence", ["yes", "no"], 100.0, 100.0),
         ("count", ["yes", "yes"], 50.0, 0.0),
         ("OCR", ["yes", "no", "no", "yes"], 50.0, 50.0),
@@ -123,7 +123,7 @@ def test_mme(task, said, accuracy, both):
         {"task": task, "image": str(i // 2), "label": "no" if i % 2 else "yes"}
         for i in range(len(said))
     ]
-    found = BENCHMARKS["mme"].figures(rows_of(said, facts))
+    found = BENCHMARKS["mme"].metrics(rows_of(said, facts))
     assert (found[f"{task}/acc"], found[f"{task}/acc_plus"]) == (accuracy, both)
     kind = "cognition" if task in ("code_reasoning", "text_translation") else "perception"
     assert found[kind] == found["total"] == found[task] == accuracy + both
@@ -154,10 +154,10 @@ def test_masks_as_by_pycocotools(seed):
     masks[0, 0] = masks[1, 0]
     masks[0, 1] = False
     rows = [
-        Answered(Asked("segment", i, 0, "", {}, (), target), "", None, mask if i != 1 else None)
+        Response(Prompt("segment", i, 0, "", {}, (), target), "", None, mask if i != 1 else None)
         for i, (mask, target) in enumerate(zip(*masks, strict=True))
     ]
-    found = BENCHMARKS["refcocog"].figures(rows)
+    found = BENCHMARKS["refcocog"].metrics(rows)
     codes = [[coco.encode(np.asfortranarray(m.astype(np.uint8))) for m in side] for side in masks]
     ious = [coco.iou([a], [b], [0])[0, 0] for a, b in zip(*codes, strict=True)]
     both = [coco.area(coco.merge([a, b], intersect=True)) for a, b in zip(*codes, strict=True)]
@@ -184,11 +184,11 @@ def test_overlap_of_clusters_and_objects(clusters, objects, expected):
     assert best_overlap_iou(labels, truth).item() == pytest.approx(expected)
 
 
-def test_two_files_of_reasonseg_that_are_none(tmp_path):
+def test_two_unreadable_files_of_reasonseg(tmp_path):
     data, model = tmp_path / "data", tmp_path / "model"
     data.mkdir()
     PUBLISHED["reasonseg"][0](data)
-    # As in the published archive: bytes of another alphabet, and half of a file.
+    # As in the published archive: another encoding, and a truncated file.
     (data / "1.json").write_bytes('{"text": ["é"]'.encode("cp1252"))
     (data / "2.json").write_text('{"text": ')
     for part in build():
@@ -196,7 +196,7 @@ def test_two_files_of_reasonseg_that_are_none(tmp_path):
     command = ["eval", "--benchmark", "reasonseg", "--data", str(data), "--model", str(model)]
     out = tmp_path / "out"
     assert main([*command, "--out", str(out), "--max-new-tokens", "2", "--allow-missing"]) == 0
-    figures = (out / "metrics.json").read_text()
-    assert '"samples": 1' in figures and '"broken": 2' in figures
+    metrics = (out / "metrics.json").read_text()
+    assert '"samples": 1' in metrics and '"broken": 2' in metrics
     with Image.open(data / "3.jpg") as opened:
         assert opened.size == SIZE

@@ -28,18 +28,18 @@ from setokim.data import Conversation
 from setokim.data.conversations import message
 from setokim.evaluation import run
 from setokim.evaluation.answer_log import AnswerLog
-from setokim.evaluation.asking import Answered
 from setokim.evaluation.benchmarks import BENCHMARKS
-from setokim.evaluation.image_networks import PictureNetworks
+from setokim.evaluation.image_networks import ImageNetworks
 from setokim.evaluation.image_scores import (
-    drawing_figures,
+    edit_metrics,
+    generation_metrics,
     l1,
     l2,
-    pair_figures,
     similarity,
     ssim,
 )
 from setokim.evaluation.perceptual import PerceptualLoss
+from setokim.evaluation.prompting import Response
 from setokim.vlm.generation_config import SetokimGenerationConfig
 
 BLACK, WHITE, GREY = ((level,) * 3 for level in (0, 255, 51))  # 51 is a fifth of 255
@@ -111,8 +111,8 @@ def test_ssim_of_small_images():
         ssim(flat(BLACK), flat(BLACK, (24, 10)))
     # Among other pairs it is left out of that metric, and of no other.
     small, whole = (flat(BLACK, (24, 10)),) * 2, (flat(BLACK), flat(WHITE))
-    found = pair_figures([(*small, None), (*whole, None)], PictureNetworks())
-    assert found == pair_figures([(*whole, None)], PictureNetworks()) | {
+    found = edit_metrics([(*small, None), (*whole, None)], ImageNetworks())
+    assert found == edit_metrics([(*whole, None)], ImageNetworks()) | {
         "l1": 0.5,
         "l2": 0.5,
         "ssim_left_out": 1,
@@ -149,7 +149,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def networks(files):
-    return PictureNetworks.load(**files)
+    return ImageNetworks.load(**files)
 
 
 def prepared(image):
@@ -189,7 +189,7 @@ def test_dino_is_that_of_transformers(seed, files, networks):
 
 def test_metrics_of_pairs(networks, files):
     pairs = [(picture(i), picture(i + 1), None if i == 2 else f"it is {i}") for i in range(3)]
-    found = pair_figures(iter(pairs), networks)
+    found = edit_metrics(iter(pairs), networks)
     embed, words = networks.clip_image, networks.clip_text
     lpips = PerceptualLoss.lpips(files["lpips"])
     tensors = [
@@ -208,8 +208,8 @@ def test_metrics_of_pairs(networks, files):
     }
     assert found.keys() == expected.keys()
     assert all(math.isclose(found[name], expected[name], rel_tol=1e-5) for name in found)
-    assert pair_figures(pairs, PictureNetworks()).keys() == {"l1", "l2", "ssim"}
-    assert pair_figures([], networks) == {}
+    assert edit_metrics(pairs, ImageNetworks()).keys() == {"l1", "l2", "ssim"}
+    assert edit_metrics([], networks) == {}
 
 
 def test_metrics_of_generated_images(networks):
@@ -218,7 +218,7 @@ def test_metrics_of_generated_images(networks):
     wanted = [halves(tuple(c), BLACK).resize((48, 32)) for c in colours[0]]
     drawn = [flat(tuple(c), (16, 16)) for c in colours[1]]
     pairs = [(a, b, f"it is {i % 9}") for i, (a, b) in enumerate(zip(drawn, wanted, strict=True))]
-    found = drawing_figures(pairs, networks)
+    found = generation_metrics(pairs, networks)
     cut = [w.crop((8, 0, 40, 32)).resize((16, 16), Image.Resampling.BICUBIC) for w in wanted]
     network = FakeInception()
     one, other = (
@@ -237,11 +237,11 @@ def test_metrics_of_generated_images(networks):
     assert math.isclose(found["fid"], expected, rel_tol=1e-6)
     alike = [similarity(networks.clip_image(a), networks.clip_text(t)) for a, _, t in pairs]
     assert math.isclose(found["clip_t"], np.mean(alike), rel_tol=1e-6)
-    assert drawing_figures(pairs, PictureNetworks()) == {}
-    assert drawing_figures(pairs[:1], networks).keys() == {"clip_t"}
+    assert generation_metrics(pairs, ImageNetworks()) == {}
+    assert generation_metrics(pairs[:1], networks).keys() == {"clip_t"}
 
 
-def test_files_that_are_no_networks(files, tmp_path):
+def test_files_that_are_not_networks(files, tmp_path):
     (tmp_path / "no.pt").write_bytes(b"no script")
     save_file({"x": torch.zeros(1)}, tmp_path / "no.safetensors")
     for name, path, reason in (
@@ -251,18 +251,18 @@ def test_files_that_are_no_networks(files, tmp_path):
         ("inception", tmp_path / "no.pt", "expected a TorchScript file, got "),
     ):
         with pytest.raises(ValueError, match=rf"^{name}: {reason}"):
-            PictureNetworks.load(**{name: path})
+            ImageNetworks.load(**{name: path})
     cut = shutil.copytree(files["clip"], tmp_path / "cut")
     os.truncate(cut / "model.safetensors", 1000)
     with pytest.raises(ValueError, match=r"^clip: expected whole weights, got a damaged file"):
-        PictureNetworks.load(clip=cut)
+        ImageNetworks.load(clip=cut)
     with pytest.raises(ValueError, match=r"^lpips: .*tensors of LPIPS"):
-        PictureNetworks.load(lpips=tmp_path / "no.safetensors")
+        ImageNetworks.load(lpips=tmp_path / "no.safetensors")
     with pytest.raises(ValueError, match=r"^clip: expected a model of type 'clip' .*'vit'$"):
-        PictureNetworks.load(clip=files["dino"])
+        ImageNetworks.load(clip=files["dino"])
     (files["dino"] / "preprocessor_config.json").rename(tmp_path / "moved.json")
     with pytest.raises(ValueError, match=r"^dino: .*preprocessor_config\.json"):
-        PictureNetworks.load(dino=files["dino"])
+        ImageNetworks.load(dino=files["dino"])
     (tmp_path / "moved.json").rename(files["dino"] / "preprocessor_config.json")
 
 
@@ -280,15 +280,15 @@ def test_generated_images_are_compared_with_their_targets(tmp_path, monkeypatch)
         seen.extend(pairs)
         return {}
 
-    def ask(model, processor, batch, settings, start):
+    def generate_responses(model, processor, batch, settings, start):
         # Nothing for the second turn, and nothing for the second sample.
-        return [Answered(q, "", None if q.turn or q.number else picture(5)) for q in batch]
+        return [Response(q, "", None if q.turn or q.number else picture(5)) for q in batch]
 
-    monkeypatch.setattr(run, "ask", ask)
-    benchmark = dataclasses.replace(BENCHMARKS["evr"], pictures=judge)
+    monkeypatch.setattr(run, "generate_responses", generate_responses)
+    benchmark = dataclasses.replace(BENCHMARKS["evr"], image_metrics=judge)
     log, config = AnswerLog(tmp_path, {}), SetokimGenerationConfig()
-    figures = run.run_benchmark(benchmark, [sample] * 2, None, None, config, log, tmp_path)
-    assert figures == {"undrawn": 3, "samples": 2, "broken": 0}
+    metrics = run.run_benchmark(benchmark, [sample] * 2, None, None, config, log, tmp_path)
+    assert metrics == {"undrawn": 3, "samples": 2, "broken": 0}
     (first, wanted, words), (second, other, _), *_ = seen
     assert words == "it" and first.tobytes() == picture(5).tobytes()
     assert wanted.tobytes() == picture(1).tobytes() and other.size == second.size == (30, 20)
@@ -323,16 +323,16 @@ def test_metrics_of_a_command(name, expected, files, tmp_path, capsys):
     # Networks may come later: no image is generated again.
     given = [word for key, path in files.items() for word in (f"--{key}", str(path))]
     assert main([*command, *given]) == 0
-    figures = json.loads((out / "metrics.json").read_text())
-    assert figures.keys() == expected | counts and figures["samples"] == 3
-    assert all(math.isfinite(value) for value in figures.values())
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics.keys() == expected | counts and metrics["samples"] == 3
+    assert all(math.isfinite(value) for value in metrics.values())
     assert (out / "predictions.jsonl").read_text() == lines
-    assert all(figures[key] == before[key] for key in before)
+    assert all(metrics[key] == before[key] for key in before)
     if name == "magicbrush":
         # The other texts, of the same images.
         assert main([*command, *given, "--descriptions", "global"]) == 0
         other = json.loads((out / "metrics.json").read_text())
-        assert {key for key in other if other[key] != figures[key]} == {"clip_t"}
+        assert {key for key in other if other[key] != metrics[key]} == {"clip_t"}
         assert (out / "predictions.jsonl").read_text() == lines
     assert main([*command, "--clip", str(tmp_path / "none")]) == 2
     assert "--clip: expected the folder of a model" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 
 from helpers.tiny_setokim import build, picture
 from setokim.data.conversations import message
-from setokim.evaluation.asking import answers
+from setokim.evaluation.prompting import generate_answers
 from setokim.vlm.generation_config import SetokimGenerationConfig
 
 DOCS = [{"image": picture(i)} for i in range(3)]
@@ -85,10 +85,10 @@ def test_answers_in_order(model, built):
     for (text, number, options), found in zip(asked, said, strict=True):
         prompt = [message("user", DOCS[number]["image"], text.removeprefix("<image>\n"))]
         config = SetokimGenerationConfig(max_new_tokens=options["max_new_tokens"])
-        (alone,) = answers(*built, [prompt], config)
+        (alone,) = generate_answers(*built, [prompt], config)
         assert found == built[1].decode(alone.ids).split("\n\n")[0].strip()
     assert len(set(said)) > 1
-    # As many names are positions of images as there are images.
+    # One `<image>` per image is a position; further ones are text.
     (tagged,) = model._prompt(request_of("<image>\n<image>?", 0, SHORT))
     assert tagged == message("user", DOCS[0]["image"], "<image>?")
     # Without an image, and with two.
@@ -106,7 +106,7 @@ def test_answers_in_order(model, built):
         {"temperature": None, "num_beams": None},
     ],
 )
-def test_options_that_want_the_likeliest(adapter, options):
+def test_options_for_greedy_decoding(adapter, options):
     assert adapter._longest(SHORT | options) == 3 and adapter._longest(options) == 64
 
 

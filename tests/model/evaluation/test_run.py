@@ -16,10 +16,10 @@ from setokim.data import (
     TooManyBrokenError,
     build_dataset,
 )
-from setokim.evaluation import asking, clusters, run
+from setokim.evaluation import clusters, prompting, run
 from setokim.evaluation.answer_log import AnswerLog
-from setokim.evaluation.asking import Answered, Asked, batches_of
 from setokim.evaluation.benchmarks import BENCHMARKS, mm_vet_scores
+from setokim.evaluation.prompting import Prompt, Response, batches_of
 from setokim.evaluation.settings import GenerationSettings
 from setokim.training.stage2.evaluation import evaluate
 from setokim.vlm.generation_config import SetokimGenerationConfig
@@ -63,7 +63,7 @@ def lines_of(folder):
     return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
-def figures_of(folder):
+def metrics_of(folder):
     return json.loads((folder / "metrics.json").read_text())
 
 
@@ -73,7 +73,7 @@ def figures_of(folder):
     [
         name
         for name in BENCHMARKS
-        if name not in ("shapes-world", "pope-popular") and BENCHMARKS[name].pictures is None
+        if name not in ("shapes-world", "pope-popular") and BENCHMARKS[name].image_metrics is None
     ],
 )
 def test_each_benchmark_on_its_fixture(name, model, tmp_path, capsys):
@@ -87,17 +87,17 @@ def test_each_benchmark_on_its_fixture(name, model, tmp_path, capsys):
         (data / "coco_pope_random.json").rename(data / "coco_pope_adversarial.json")
     where = ["--data", str(data), "--model", str(model), "--out", str(out)]
     assert main(["eval", "--benchmark", name, *where, *options]) == 0
-    figures, number = figures_of(out), 4 if name == "mme" else 3
-    assert figures["samples"] == number and figures["broken"] == 0
+    metrics, number = metrics_of(out), 4 if name == "mme" else 3
+    assert metrics["samples"] == number and metrics["broken"] == 0
     if name == "coco-panoptic":
-        assert 0 < figures["miou"] < 1 and figures["tokens"] > 1
+        assert 0 < metrics["miou"] < 1 and metrics["tokens"] > 1
         return
     assert len(lines_of(out)) == number
     if name == "mm-vet":
         # An external judge computes the metrics.
-        assert set(figures) == {"samples", "broken"}
+        assert set(metrics) == {"samples", "broken"}
     else:
-        assert set(figures) & {"accuracy", "cider", "ciou", "total"}
+        assert set(metrics) & {"accuracy", "cider", "ciou", "total"}
     assert name in capsys.readouterr().out
     if BENCHMARKS[name].submission is not None:
         assert len(json.loads((out / "submission.json").read_text())) == number
@@ -113,7 +113,7 @@ def test_names_of_special_tokens_in_questions(model, tmp_path):
         path.write_text(text)
     where = ["--data", str(data), "--model", str(model), "--out", str(out)]
     assert main(["eval", "--benchmark", "vqav2", *where, "--max-new-tokens", "4"]) == 0
-    assert figures_of(out)["samples"] == 3 and figures_of(out)["broken"] == 0
+    assert metrics_of(out)["samples"] == 3 and metrics_of(out)["broken"] == 0
     assert names in (out / "predictions.jsonl").read_text(encoding="utf-8")
 
 
@@ -125,46 +125,48 @@ def test_shapes_world_equals_the_training_run(built, model, world, tmp_path):
     out = tmp_path / "out"
     where = ["--data", str(world), "--model", str(model), "--out", str(out)]
     assert main(["eval", "--benchmark", "shapes-world", *where]) == 0
-    found = figures_of(out)
+    found = metrics_of(out)
     assert found.pop("samples") == 30 and found.pop("broken") == 0
     assert found == expected and {"vqa_language_only", "edit_success", "ciou"} <= found.keys()
 
 
-def test_a_killed_run_goes_on(built, model, world, tmp_path, monkeypatch):
-    monkeypatch.setattr(asking, "AT_ONCE", 3)
+def test_a_killed_run_resumes(built, model, world, tmp_path, monkeypatch):
+    monkeypatch.setattr(prompting, "BATCH_SIZE", 3)
     arguments = ["eval", "--benchmark", "shapes-world", "--data", str(world)]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert main([*arguments, "--model", str(model), "--out", str(whole)]) == 0
-    asked, ask = [], run.ask
+    sizes, generate_responses = [], run.generate_responses
 
     def counted(model, processor, batch, config, start):
-        if len(asked) == 4:
+        if len(sizes) == 4:
             raise KeyboardInterrupt
-        asked.append(len(batch))
-        return ask(model, processor, batch, config, start)
+        sizes.append(len(batch))
+        return generate_responses(model, processor, batch, config, start)
 
-    monkeypatch.setattr(run, "ask", counted)
+    monkeypatch.setattr(run, "generate_responses", counted)
     assert main([*arguments, "--model", str(model), "--out", str(cut)]) == 130
-    # As if it had been killed while it wrote.
+    # As after a kill during a write.
     path = cut / "predictions.jsonl"
     data = path.read_bytes()
     path.write_bytes(data[:-20])
     kept = data[:-20].count(b"\n")
-    assert 0 < kept < sum(asked)
-    asked.clear()
-    monkeypatch.setattr(run, "ask", lambda *a: asked.append(len(a[2])) or ask(*a))
+    assert 0 < kept < sum(sizes)
+    sizes.clear()
+    monkeypatch.setattr(
+        run, "generate_responses", lambda *a: sizes.append(len(a[2])) or generate_responses(*a)
+    )
     assert main([*arguments, "--model", str(model), "--out", str(cut)]) == 0
-    assert sum(asked) + kept == len(lines_of(whole))
-    assert figures_of(cut) == figures_of(whole)
+    assert sum(sizes) + kept == len(lines_of(whole))
+    assert metrics_of(cut) == metrics_of(whole)
 
     def by_key(folder):
         return {(line["part"], line["number"], line["turn"]): line for line in lines_of(folder)}
 
     assert by_key(cut) == by_key(whole) and len(by_key(cut)) == len(lines_of(cut))
-    # Once more: no question is asked.
-    asked.clear()
+    # Once more: nothing is generated.
+    sizes.clear()
     assert main([*arguments, "--model", str(model), "--out", str(cut)]) == 0
-    assert not asked and figures_of(cut) == figures_of(whole)
+    assert not sizes and metrics_of(cut) == metrics_of(whole)
     assert main([*arguments, "--model", str(model), "--out", str(cut), "--guidance", "2"]) == 2
 
 
@@ -179,7 +181,7 @@ def test_settings_reach_the_model(built):
     options = {"guidance": 2.5, "sampling_steps": 7, "image_temperature": 0.3, "temperature": 0.7}
     config = SetokimGenerationConfig(max_new_tokens=9, **options)
     sample, model = ShapesTasks(0, length=1, size=16, tasks={"generate": 1})[0], Model()
-    asking.answers(model, built[1], [sample.messages[:1]], config, start=4)
+    prompting.generate_answers(model, built[1], [sample.messages[:1]], config, start=4)
     assert model.options["generation_config"] == config
     (generator,) = model.options["generators"]
     assert generator.initial_seed() == 4
@@ -189,16 +191,16 @@ def test_the_rest_of_a_batch_keeps_its_noise(built, tmp_path, monkeypatch):
     dataset = ShapesTasks(0, length=5, size=16, tasks={"generate": 1})
     log, seen = AnswerLog(tmp_path, {}), []
 
-    def ask(model, processor, batch, config, start):
+    def generate_responses(model, processor, batch, config, start):
         seen.append((start, [one.number for one in batch]))
-        return [Answered(one, "") for one in batch]
+        return [Response(one, "") for one in batch]
 
-    monkeypatch.setattr(run, "ask", ask)
-    log.add([Answered(q, "") for i in range(2) for q in asking.questions_of(i, dataset[i])])
-    monkeypatch.setattr(asking, "AT_ONCE", 3)
-    benchmark = dataclasses.replace(BENCHMARKS["shapes-world"], figures=lambda rows: {})
+    monkeypatch.setattr(run, "generate_responses", generate_responses)
+    log.add([Response(q, "") for i in range(2) for q in prompting.prompts_of(i, dataset[i])])
+    monkeypatch.setattr(prompting, "BATCH_SIZE", 3)
+    benchmark = dataclasses.replace(BENCHMARKS["shapes-world"], metrics=lambda rows: {})
     run.run_benchmark(benchmark, dataset, *built, SetokimGenerationConfig(), log, tmp_path)
-    # Question i has the noise of i, whatever was answered before.
+    # Prompt i has the noise of i, whatever the log has.
     assert seen == [(2, [2]), (3, [3, 4])]
 
 
@@ -212,19 +214,19 @@ def test_broken_samples_are_counted(model, tmp_path, capsys):
     assert main(command) == 2
     said = capsys.readouterr().err
     assert "1 of 3 samples could not be read" in said and "--allow-missing goes on" in said
-    # Two answers, and nothing that looks like a result.
+    # Two answers, and no metrics.
     assert len(lines_of(out)) == 3 and not (out / "metrics.json").exists()
     assert not (out / "submission.json").exists()
     for _ in range(2):
         assert main([*command, "--allow-missing"]) == 0
-        assert figures_of(out)["samples"] == 2 and figures_of(out)["broken"] == 1
+        assert metrics_of(out)["samples"] == 2 and metrics_of(out)["broken"] == 1
         (line,) = (line for line in lines_of(out) if "broken" in line)
         assert line["number"] == 1 and "No such file" in line["broken"]
         assert "vqav2: 1 of 3 samples could not be judged, the first: " in capsys.readouterr().err
     # The image comes back.
     save(data / "val2014" / "COCO_val2014_000000000002.jpg", 2)
     assert main(command) == 0
-    assert figures_of(out)["samples"] == 3 and figures_of(out)["broken"] == 0
+    assert metrics_of(out)["samples"] == 3 and metrics_of(out)["broken"] == 0
 
 
 @pytest.mark.parametrize("name", ["vqav2", "coco-panoptic", "evr"])
@@ -241,15 +243,17 @@ def test_without_a_readable_sample_there_is_no_result(name, model, tmp_path, cap
         assert not (out / "metrics.json").exists() and not (out / "submission.json").exists()
 
 
-def test_a_data_set_without_images_is_left_early(built, tmp_path, monkeypatch):
+def test_too_many_broken_samples_end_a_run_early(built, tmp_path, monkeypatch):
     class Missing(ShapesTasks):
         def __getitem__(self, index):
             if index % 50 == 49:
                 raise BrokenSampleError(f"{index}", "gone")
             return super().__getitem__(index)
 
-    read, benchmark = [], dataclasses.replace(BENCHMARKS["shapes-world"], figures=lambda rows: {})
-    monkeypatch.setattr(run, "ask", lambda m, p, batch, *rest: [Answered(q, "") for q in batch])
+    read, benchmark = [], dataclasses.replace(BENCHMARKS["shapes-world"], metrics=lambda rows: {})
+    monkeypatch.setattr(
+        run, "generate_responses", lambda m, p, batch, *rest: [Response(q, "") for q in batch]
+    )
 
     def go(**options):
         log, show = AnswerLog(tmp_path / str(options), {}), read.append
@@ -273,20 +277,20 @@ def test_a_split_without_answers_has_a_submission(model, tmp_path):
     where = ["--data", str(data), "--model", str(model), "--out", str(out)]
     split = ["--split", "test-dev2015", "--max-new-tokens", "2"]
     assert main(["eval", "--benchmark", "vqav2", *where, *split]) == 0
-    assert figures_of(out) == {"samples": 2, "broken": 0}
+    assert metrics_of(out) == {"samples": 2, "broken": 0}
     submitted = json.loads((out / "submission.json").read_text())
     assert [one["question_id"] for one in submitted] == [1, 2]
     assert all(isinstance(one["answer"], str) for one in submitted)
 
 
-def test_all_that_there_is(model, tmp_path, capsys):
+def test_all_benchmarks_of_a_folder(model, tmp_path, capsys):
     for name in ("gqa", "flickr30k"):
         (tmp_path / "data" / name).mkdir(parents=True)
         PUBLISHED[name][0](tmp_path / "data" / name)
     where = ["--data", str(tmp_path / "data"), "--model", str(model), "--out", str(tmp_path / "o")]
     assert main(["eval", "--all", *where, "--max-new-tokens", "2", "--samples", "2"]) == 0
     for name in ("gqa", "flickr30k"):
-        assert figures_of(tmp_path / "o" / name)["samples"] == 2
+        assert metrics_of(tmp_path / "o" / name)["samples"] == 2
     assert main(["eval", "--all", *where[2:], "--data", str(tmp_path / "o" / "gqa")]) == 2
     assert "expected folders of benchmarks" in capsys.readouterr().err
 
@@ -308,11 +312,11 @@ def test_metrics_by_hand(name, said, expected, tmp_path):
     benchmark = BENCHMARKS[name]
     dataset = benchmark.open(tmp_path)
     rows = [
-        Answered(question, said)
+        Response(question, said)
         for index in range(len(dataset))
-        for question in asking.questions_of(index, dataset[index])
+        for question in prompting.prompts_of(index, dataset[index])
     ]
-    found = benchmark.figures(rows)
+    found = benchmark.metrics(rows)
     assert {key: found[key] for key in expected} == pytest.approx(expected)
 
 
@@ -342,20 +346,20 @@ def test_clusters_against_masks(built, monkeypatch):
     nothing, small = np.zeros((24, 24), np.int64), np.ones((2, 24), np.int64)
     dataset = Masked([right, None, right, nothing, small])
     shown = []
-    found = clusters.cluster_figures(setok, dataset, 5, shown.append)
+    found = clusters.cluster_metrics(setok, dataset, 5, shown.append)
     assert (found["samples"], found["broken"]) == (3, 2) and shown == [1, 2, 3, 4, 5]
-    alone = clusters.cluster_figures(setok, Masked([right]), 1)
+    alone = clusters.cluster_metrics(setok, Masked([right]), 1)
     # Images without an object do not count, and equal ones count the same.
     assert found["miou"] == pytest.approx(alone["miou"]) and 0.5 < alone["miou"] <= 1
-    assert clusters.cluster_figures(setok, Masked([None]), 1) == {"samples": 0, "broken": 1}
+    assert clusters.cluster_metrics(setok, Masked([None]), 1) == {"samples": 0, "broken": 1}
 
 
-def test_a_judge_of_mm_vet(tmp_path):
+def test_a_custom_judge_of_mm_vet(tmp_path):
     PUBLISHED["mm-vet"][0](tmp_path)
     dataset = BENCHMARKS["mm-vet"].open(tmp_path)
-    questions = [q for i in range(3) for q in asking.questions_of(i, dataset[i])]
+    questions = [q for i in range(3) for q in prompting.prompts_of(i, dataset[i])]
     said = ("a dog", "a cat", "a tree")
-    rows = [Answered(question, text) for question, text in zip(questions, said, strict=True)]
+    rows = [Response(question, text) for question, text in zip(questions, said, strict=True)]
     seen = []
 
     def judge(question, answer, prediction):
@@ -372,20 +376,20 @@ def test_masks_leave_out_ignored_pixels(tmp_path):
     PUBLISHED["reasonseg"][0](tmp_path)
     benchmark = BENCHMARKS["reasonseg"]
     dataset = benchmark.open(tmp_path)
-    questions = [q for i in range(3) for q in asking.questions_of(i, dataset[i])]
-    # Right where it counts, and everything that does not.
+    questions = [q for i in range(3) for q in prompting.prompts_of(i, dataset[i])]
+    # The target, and all ignored pixels.
     square = questions[0].target.copy()
     square[4:7, 4:7] = True
-    found = benchmark.figures([Answered(question, "", None, square) for question in questions])
+    found = benchmark.metrics([Response(question, "", None, square) for question in questions])
     assert found == {"ciou": 1.0, "giou": 1.0, "p_at_50": 1.0}
-    nothing = benchmark.figures([Answered(question, "") for question in questions])
+    nothing = benchmark.metrics([Response(question, "") for question in questions])
     assert nothing == {"ciou": 0.0, "giou": 0.0, "p_at_50": 0.0}
 
 
 def test_batches_are_of_one_part_and_size():
     def asked(part, number, size=None):
         target = None if size is None else np.zeros(size, bool)
-        return Asked(part, number, 0, "", {}, (), target)
+        return Prompt(part, number, 0, "", {}, (), target)
 
     questions = [asked("vqa", i) for i in range(130)]
     questions[5:5] = [asked("segment", 0, (2, 3)), asked("segment", 1, (3, 2))]

@@ -13,7 +13,7 @@ from helpers.rounding import assert_same_but_for_rounding, assert_same_weights
 from setokim import ImageProcessor, SetokConfig, SetokModel, SetokProcessor
 from setokim.tokenizer.detokenizer import Detokenizer
 from setokim.tokenizer.pos_embed import grid_positions
-from setokim.tokenizer.shapelets import outlines_of
+from setokim.tokenizer.shapelets import encode_shapelets
 
 SMALL = dict(
     grid=(8, 8),
@@ -230,7 +230,7 @@ class TestDetokenizer:
         places = grid_positions(8, 8)
         halves = torch.stack([places[:, 1] < 0.5, places[:, 1] > 0.5]) / 32
         tokens = torch.zeros(1, 2, 40)
-        tokens[..., -31:] = outlines_of(halves[None], (8, 8), 31)
+        tokens[..., -31:] = encode_shapelets(halves[None], (8, 8), 31)
         tokens[0, 1, 0] = 1.0
         with torch.no_grad():
             drawing.to_pixels.weight.zero_()

@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from setokim.tokenizer.pos_embed import grid_positions
-from setokim.tokenizer.shapelets import POSE, decode_shapelets, outlines_of, taper, unit_shapes
+from setokim.tokenizer.shapelets import POSE, decode_shapelets, encode_shapelets, taper, unit_shapes
 
 WIDTH = POSE + 120
 
@@ -39,14 +39,14 @@ def test_pose_by_hand():
     # 1/(12·16); across: the patch's own.
     inside = torch.zeros(4, 4)
     inside[1:3, 2] = 1
-    outline = outlines_of(share_of(inside), (4, 4), 9)[0, 0]
+    outline = encode_shapelets(share_of(inside), (4, 4), 9)[0, 0]
     squared = (1 / 64 + 2 / (12 * 16)) / 2
     assert_close(outline[:POSE], torch.tensor([0.5, 0.625, 0.5 * math.log(squared)]))
 
 
 def test_shape_by_hand():
     """Of one patch: the products of Hermite functions at 0, where the odd ones vanish."""
-    outline = outlines_of(torch.ones(1, 1, 1), (1, 1), POSE + 6)[0, 0]
+    outline = encode_shapelets(torch.ones(1, 1, 1), (1, 1), POSE + 6)[0, 0]
     zeroth, second = math.pi**-0.25, -(math.pi**-0.25) / math.sqrt(2)
     # Orders (0,0), (1,0), (0,1), (2,0), (1,1), (0,2).
     shape = zeroth * torch.tensor([zeroth, 0, 0, second, 0, second])
@@ -69,14 +69,14 @@ def test_functions_are_orthonormal():
 
 @pytest.mark.parametrize("inside", [angular(32), disc(32, 0.5, 0.5, 0.2), disc(32, 0.3, 0.7, 0.1)])
 def test_shapelets_are_decoded_to_their_part(inside):
-    outline = outlines_of(share_of(inside), (32, 32), WIDTH)
+    outline = encode_shapelets(share_of(inside), (32, 32), WIDTH)
     drawn = decode_shapelets(outline, 32, 32, torch.ones(120))[0, 0]
     best = drawn.topk(int(inside.sum())).indices
     assert inside.flatten()[best].float().mean() > 0.93
 
 
 def test_a_disc_is_decoded_as_about_1():
-    outline = outlines_of(share_of(disc(64, 0.5, 0.5, 0.2)), (64, 64), WIDTH)
+    outline = encode_shapelets(share_of(disc(64, 0.5, 0.5, 0.2)), (64, 64), WIDTH)
     drawn = decode_shapelets(outline, 64, 64, torch.ones(120)).view(64, 64)
     assert 0.85 < drawn[disc(64, 0.5, 0.5, 0.15)].mean() < 1.15
     assert drawn[~disc(64, 0.5, 0.5, 0.3)].abs().max() < 0.1
@@ -87,7 +87,9 @@ def test_moved_and_larger_it_has_the_same_shape():
     large = small.repeat_interleave(2, 0).repeat_interleave(2, 1)
     here, there = torch.zeros(2, 128, 128)
     here[:48, :48], there[20:116, 30:126] = small, large
-    here, there = (outlines_of(share_of(one), (128, 128), WIDTH)[0, 0] for one in (here, there))
+    here, there = (
+        encode_shapelets(share_of(one), (128, 128), WIDTH)[0, 0] for one in (here, there)
+    )
     assert_close(there[POSE:], here[POSE:], atol=2e-3, rtol=0)
     moved = 2 * here[:2] + torch.tensor([20, 30]) / 128
     assert_close(there[:2], moved, atol=1e-5, rtol=0)
@@ -96,7 +98,7 @@ def test_moved_and_larger_it_has_the_same_shape():
 
 def test_a_finer_grid_decodes_the_same():
     """A position between others is decoded as nearly their mean."""
-    outline = outlines_of(share_of(disc(32, 0.5, 0.4, 0.2)), (32, 32), WIDTH)
+    outline = encode_shapelets(share_of(disc(32, 0.5, 0.4, 0.2)), (32, 32), WIDTH)
     coarse, fine = (decode_shapelets(outline, n, n, taper(WIDTH)).view(n, n) for n in (32, 96))
     assert_close(fine.view(32, 3, 32, 3).mean((1, 3)), coarse, atol=0.1, rtol=0)
 
@@ -104,7 +106,7 @@ def test_a_finer_grid_decodes_the_same():
 def test_rows_and_columns_are_not_mixed_up():
     inside = torch.zeros(6, 10)
     inside[0:2, 5:10] = 1
-    outline = outlines_of(share_of(inside), (6, 10), WIDTH)
+    outline = encode_shapelets(share_of(inside), (6, 10), WIDTH)
     assert_close(outline[0, 0, :2], torch.tensor([1 / 6, 0.75]))
     drawn = decode_shapelets(outline, 6, 10, taper(WIDTH)).view(6, 10)
     assert inside.flatten()[drawn.flatten().topk(10).indices].sum() >= 9
@@ -114,7 +116,7 @@ def test_parts_that_are_nowhere_are_finite_with_gradient():
     share = torch.zeros(1, 2, 16)
     share[0, 0, 3] = 1
     share.requires_grad_()
-    outlines = outlines_of(share, (4, 4), 20)
+    outlines = encode_shapelets(share, (4, 4), 20)
     outlines[:, 0].sum().backward()
     assert outlines.isfinite().all() and share.grad.isfinite().all()
     assert not share.grad[0, 1].any()
@@ -125,7 +127,7 @@ def test_gradient():
     share = (share / share.sum(-1, keepdim=True)).requires_grad_()
     # float32 within: differences are as coarse as that.
     torch.autograd.gradcheck(
-        lambda s: outlines_of(s, (3, 4), 9), share, eps=1e-3, atol=2e-2, rtol=2e-2
+        lambda s: encode_shapelets(s, (3, 4), 9), share, eps=1e-3, atol=2e-2, rtol=2e-2
     )
 
 
@@ -140,10 +142,10 @@ def test_any_pose_decodes_finite_numbers():
 
 def test_autocast_moves_nothing():
     """A small part would be moved by a part of its size."""
-    outline = outlines_of(share_of(disc(32, 0.3, 0.7, 0.06)), (32, 32), WIDTH)
+    outline = encode_shapelets(share_of(disc(32, 0.3, 0.7, 0.06)), (32, 32), WIDTH)
     exact = decode_shapelets(outline, 64, 64, torch.ones(120))
     with torch.autocast("cpu", torch.bfloat16):
-        again = outlines_of(share_of(disc(32, 0.3, 0.7, 0.06)), (32, 32), WIDTH)
+        again = encode_shapelets(share_of(disc(32, 0.3, 0.7, 0.06)), (32, 32), WIDTH)
         drawn = decode_shapelets(outline, 64, 64, torch.ones(120))
     assert torch.equal(again, outline) and torch.equal(drawn, exact)
 
@@ -163,6 +165,6 @@ def test_unit_shapes():
 @pytest.mark.parametrize("width", [0, POSE])
 def test_width(width):
     with pytest.raises(ValueError, match=f"width: expected more than 3, got {width}"):
-        outlines_of(torch.ones(1, 1, 1), (1, 1), width)
+        encode_shapelets(torch.ones(1, 1, 1), (1, 1), width)
     with pytest.raises(ValueError, match=f"width: expected more than 3, got {width}"):
         taper(width)

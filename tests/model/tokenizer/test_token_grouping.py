@@ -15,13 +15,13 @@ from setok_bench.merger import loop_over_clusters
 from setokim import SetokConfig, SetokModel
 from setokim.tokenizer.configuration_setok import TOKENS
 from setokim.tokenizer.merger import PatchMerger, QueryMerger, TokenMerger
-from setokim.tokenizer.shapelets import outlines_of
+from setokim.tokenizer.shapelets import encode_shapelets
 from setokim.tokenizer.token_grouping import (
-    GridPartition,
-    Parts,
-    PatchPartition,
-    QueryPartition,
-    Readings,
+    GridGrouping,
+    PatchGrouping,
+    QueryGrouping,
+    QueryGroups,
+    TokenGroups,
 )
 
 GRID = (6, 8)
@@ -150,7 +150,7 @@ class TestEveryKind:
         made = build(kind)
         exact = made.tokenize(pixels)
         with torch.autocast("cpu", torch.bfloat16):
-            # With the same parts: rounded features may give other clusters.
+            # With the same groups: rounded features may give other clusters.
             tokens, occupied = made.merger(exact.features, exact.parts, GRID)
             assert made.tokenize(pixels).masks.dtype == torch.float32
         assert torch.equal(occupied, exact.occupied)
@@ -174,12 +174,12 @@ def test_weights_of_clusters_keep_their_names(models):
     """Folders written before there were other kinds load."""
     config = SetokConfig(**FIELDS, learnable=("beta", "bandwidth"))
     names = {n for n, _ in SetokModel(config).named_parameters() if n.split(".")[0] != "encoder"}
-    parts = {n.removesuffix(".weight").removesuffix(".bias") for n in names}
-    assert {n for n in parts if n.startswith("clustering")} == {
+    modules = {n.removesuffix(".weight").removesuffix(".bias") for n in names}
+    assert {n for n in modules if n.startswith("clustering")} == {
         "clustering.beta",
         "clustering.log_bandwidth",
     }
-    merger = {n.removeprefix("merger.") for n in parts if n.startswith("merger")}
+    merger = {n.removeprefix("merger.") for n in modules if n.startswith("merger")}
     ends = {"norm_in", "project_in", "norm_mean", "project_mean", "norm_out", "project_out"}
     assert {n for n in merger if "." not in n} == ends
     assert {n.split(".")[0] for n in merger - ends} == {"intra", "inter"}
@@ -203,15 +203,15 @@ class TestGrid:
         ],
     )
     def test_cells_by_hand(self, features, cells, rows, columns):
-        parts = GridPartition(*cells)(features, GRID)
+        groups = GridGrouping(*cells)(features, GRID)
         expected = [y * cells[1] + x for y in rows for x in columns]
-        assert parts.labels.tolist() == [expected, expected]
-        assert torch.equal(parts.masks.argmax(1), parts.labels)
-        assert (parts.sizes() > 0).all() and parts.num_rows == cells[0] * cells[1]
+        assert groups.labels.tolist() == [expected, expected]
+        assert torch.equal(groups.masks.argmax(1), groups.labels)
+        assert (groups.sizes() > 0).all() and groups.num_rows == cells[0] * cells[1]
 
     def test_means_are_those_of_average_pooling(self, features):
-        parts = GridPartition(3, 4)(features, GRID)
-        share = TokenMerger.membership(parts)
+        groups = GridGrouping(3, 4)(features, GRID)
+        share = TokenMerger.membership(groups)
         maps = features.mT.unflatten(-1, GRID)  # (B, D, H, W)
         expected = F.adaptive_avg_pool2d(maps, (3, 4)).flatten(2).mT
         torch.testing.assert_close(share @ features, expected)
@@ -219,15 +219,15 @@ class TestGrid:
     def test_tokens_equal_a_loop_over_cells(self, features):
         torch.manual_seed(0)
         merger = TokenMerger(12, 16, 10, 6, 4, 2, 1)
-        parts = GridPartition(2, 3)(features, GRID)
-        tokens, _ = merger(features, parts, GRID)
-        expected = loop_over_clusters(merger, features, parts, GRID)
+        groups = GridGrouping(2, 3)(features, GRID)
+        tokens, _ = merger(features, groups, GRID)
+        expected = loop_over_clusters(merger, features, groups, GRID)
         torch.testing.assert_close(tokens.flatten(0, 1), expected, atol=1e-5, rtol=0)
 
     def test_more_cells_than_patches(self, features):
         message = "token_grid: expected at most the 6 × 8 patches of the encoder, got 7 × 2"
         with pytest.raises(ValueError, match=message):
-            GridPartition(7, 2)(features, GRID)
+            GridGrouping(7, 2)(features, GRID)
 
 
 def test_patches_equal_a_loop_over_clusters_of_one(features):
@@ -235,28 +235,28 @@ def test_patches_equal_a_loop_over_clusters_of_one(features):
     merger = PatchMerger(12, 16, 10, 6, 4, 1)
     plain = TokenMerger(12, 16, 10, 6, 4, 0, 1)
     plain.load_state_dict(merger.state_dict())
-    parts = PatchPartition()(features, GRID)
-    tokens, occupied = merger(features, parts, GRID)
-    expected = loop_over_clusters(plain, features, parts, GRID)
+    groups = PatchGrouping()(features, GRID)
+    tokens, occupied = merger(features, groups, GRID)
+    expected = loop_over_clusters(plain, features, groups, GRID)
     torch.testing.assert_close(tokens.flatten(0, 1), expected, atol=1e-5, rtol=0)
     assert occupied.all()
     # No mask of all patches for each image.
-    assert parts.masks.untyped_storage().nbytes() == 48 * 48 * 4
+    assert groups.masks.untyped_storage().nbytes() == 48 * 48 * 4
 
 
 class TestQueries:
     @pytest.fixture
-    def partition(self):
+    def grouping(self):
         torch.manual_seed(0)
-        return QueryPartition(12, 5, 16, 4, 2)
+        return QueryGrouping(12, 5, 16, 4, 2)
 
-    def test_attention_is_that_of_the_last_layer(self, partition, features):
-        read = partition(features, GRID)
-        assert isinstance(read, Readings) and read.hidden_states.shape == (2, 5, 16)
+    def test_attention_is_that_of_the_last_layer(self, grouping, features):
+        read = grouping(features, GRID)
+        assert isinstance(read, QueryGroups) and read.hidden_states.shape == (2, 5, 16)
         seen = {}
-        last = partition.layers[-1]
+        last = grouping.layers[-1]
         last.register_forward_pre_hook(lambda _, given: seen.update(x=given[0], context=given[2]))
-        partition(features, GRID)
+        grouping(features, GRID)
         query = last.attend_cross.query(last.norm_cross(seen["x"]))
         key = last.attend_cross.key_value(seen["context"])[..., :16]
         heads = [
@@ -267,11 +267,11 @@ class TestQueries:
         torch.testing.assert_close(read.attention, share)
         torch.testing.assert_close(read.masks, share / share.sum(1, keepdim=True))
 
-    def test_shapelets_encode_the_attention(self, partition, features):
-        read = partition(features, GRID)
+    def test_shapelets_encode_the_attention(self, grouping, features):
+        read = grouping(features, GRID)
         merger = QueryMerger(16, 14, 8, 4, 1)
         tokens, occupied = merger(features, read, GRID)
-        torch.testing.assert_close(tokens[..., -8:], outlines_of(read.attention, GRID, 8))
+        torch.testing.assert_close(tokens[..., -8:], encode_shapelets(read.attention, GRID, 8))
         assert occupied.all()
 
     def test_the_area_is_the_fraction_of_the_image(self, features):
@@ -286,7 +286,7 @@ class TestQueries:
             merger.norm_out = torch.nn.Identity()
         share = torch.tensor([[[0.5, 0.5, 0, 0], [0, 0.5, 0.25, 0.25]]])
         masks = torch.tensor([[[1, 0.5, 0, 0], [0, 0.5, 1, 1]]])
-        read = Readings(
+        read = QueryGroups(
             masks=masks,
             labels=masks.argmax(1),
             grid=(2, 2),
@@ -297,22 +297,22 @@ class TestQueries:
         expected = torch.tensor([1.5 / 4, 2.5 / 4]).log()
         torch.testing.assert_close(tokens[0, :, 0], expected)
 
-    def test_a_query_trains_its_attention(self, partition, features):
-        read = partition(features, GRID)
+    def test_a_query_trains_its_attention(self, grouping, features):
+        read = grouping(features, GRID)
         (read.masks[:, 0, :8].sum()).backward()
-        assert all(p.grad is not None for p in partition.layers[-1].attend_cross.query.parameters())
-        assert partition.queries.grad.any() and partition.project_in.weight.grad.any()
+        assert all(p.grad is not None for p in grouping.layers[-1].attend_cross.query.parameters())
+        assert grouping.queries.grad.any() and grouping.project_in.weight.grad.any()
 
     def test_every_query_is_packed(self):
         """Also for a row that is no patch's label."""
         masks = torch.tensor([[[0.6, 0.6, 0.1], [0.3, 0.2, 0.2], [0.1, 0.2, 0.7]]])
-        parts = Parts(masks=masks, labels=masks.argmax(1), grid=(1, 3))
-        packed = parts.pack(torch.arange(3.0)[None, :, None])
+        groups = TokenGroups(masks=masks, labels=masks.argmax(1), grid=(1, 3))
+        packed = groups.pack(torch.arange(3.0)[None, :, None])
         assert packed.rows.tolist() == [0, 1, 2] and packed.sizes.tolist() == [2, 0, 1]
         # The second lies where it is looked at most.
         assert packed.seeds.tolist() == [0, 0, 2]
         assert packed.centroids.tolist() == [[0, 0.5], [0, 0], [0, 2]]
-        assert parts.pack(packed.unpack(), drop_empty=True).rows.tolist() == [0, 2]
+        assert groups.pack(packed.unpack(), drop_empty=True).rows.tolist() == [0, 2]
 
 
 class TestSelect:

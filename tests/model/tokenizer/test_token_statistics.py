@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from setokim.tokenizer.shapelets import outlines_of
+from setokim.tokenizer.shapelets import encode_shapelets
 from setokim.tokenizer.token_statistics import channel_units, token_blocks
 
 
@@ -11,7 +11,7 @@ def test_blocks_of_a_token():
     share = torch.zeros(1, 2, 16)
     share[0, 0, 5] = 1  # row 1, column 1
     share[0, 1] = 1 / 16
-    one, all_of_it = outlines_of(share, (4, 4), 10)[0]
+    one, all_of_it = encode_shapelets(share, (4, 4), 10)[0]
     _, centre, scale, shape = torch.cat([torch.zeros(10), one]).split(token_blocks(20, 10))
     assert centre.tolist() == pytest.approx([0.375, 0.375])
     assert scale < all_of_it[2]

@@ -219,7 +219,7 @@ def test_a_second_run_is_refused_in_all_of_its_processes(tmp_path, world):
         assert done.stderr.count("FolderInUseError: out: expected a folder that no process") == 1
         assert f"held by process {process.pid} on " in done.stderr
         if world == 2:
-            assert done.stderr.count("ElsewhereError: process 0: out: expected a folder") == 1
+            assert done.stderr.count("OtherRankError: process 0: out: expected a folder") == 1
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()

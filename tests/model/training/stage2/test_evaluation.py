@@ -9,7 +9,7 @@ from helpers.tiny_setokim import build
 from setokim.data import Conversation, ShapesTasks
 from setokim.data.conversations import MASK, message
 from setokim.data.image_processing import to_image
-from setokim.evaluation import asking
+from setokim.evaluation import prompting
 from setokim.evaluation.settings import GenerationSettings
 from setokim.training.stage2 import evaluation
 from setokim.training.stage2.held_out_losses import held_out_losses
@@ -65,7 +65,7 @@ class Oracle:
 @pytest.fixture
 def oracle(samples, built, monkeypatch):
     oracle = Oracle(samples, built[1])
-    monkeypatch.setattr(asking, "answers", oracle)
+    monkeypatch.setattr(prompting, "generate_answers", oracle)
     return oracle
 
 
@@ -138,8 +138,10 @@ def test_the_number_of_conversations_is_a_setting(oracle, samples, built):
 
 
 def test_noise_of_a_prompt_does_not_depend_on_its_batch(built, monkeypatch):
-    prompts = [[message("user", f"draw a {colour} circle.")] for colour in ("red", "blue", "pink")]
-    questions = [asking.Asked("generate", i, 0, "", {}, prompt) for i, prompt in enumerate(prompts)]
+    chats = [[message("user", f"draw a {colour} circle.")] for colour in ("red", "blue", "pink")]
+    prompts = [
+        prompting.Prompt("generate", i, 0, "", {}, messages) for i, messages in enumerate(chats)
+    ]
     seeds = []
 
     def generate(**options):
@@ -147,9 +149,9 @@ def test_noise_of_a_prompt_does_not_depend_on_its_batch(built, monkeypatch):
         return [Answer() for _ in options["generators"]]
 
     monkeypatch.setattr(built[0], "generate", generate)
-    monkeypatch.setattr(asking, "AT_ONCE", 2)
-    for start, batch in asking.batches_of(questions):
-        asking.ask(*built, batch, SETTINGS.config(), start)
+    monkeypatch.setattr(prompting, "BATCH_SIZE", 2)
+    for start, batch in prompting.batches_of(prompts):
+        prompting.generate_responses(*built, batch, SETTINGS.config(), start)
     assert seeds == [0, 1, 2]
 
 
@@ -162,7 +164,7 @@ def test_images_are_converted_exactly():
 
 def test_a_sheet_of_answers(samples, built, tmp_path, monkeypatch):
     oracle = Oracle(samples, built[1])
-    monkeypatch.setattr("setokim.training.stage2.samples.answers", oracle)
+    monkeypatch.setattr("setokim.training.stage2.samples.generate_answers", oracle)
     write_samples(*built, samples, SETTINGS, tmp_path / "sheet" / "a.png")
     sheet = np.asarray(Image.open(tmp_path / "sheet" / "a.png"))
     # The target and the generated image are equal, side by side.
@@ -262,7 +264,7 @@ def test_a_sheet_of_images_of_any_size(built, tmp_path, monkeypatch):
         mask[32:] = -1
         return [Answer(masks=[mask]) if task == "segment" else Answer(images=[image])]
 
-    monkeypatch.setattr("setokim.training.stage2.samples.answers", reply)
+    monkeypatch.setattr("setokim.training.stage2.samples.generate_answers", reply)
     write_samples(*built, conversations, SETTINGS, tmp_path / "a.png")
     sheet = Image.open(tmp_path / "a.png")
     # Cells of the maximum width and height: two of generation, three of editing, two of masks.
@@ -285,7 +287,9 @@ def test_a_sheet_of_images_of_any_size(built, tmp_path, monkeypatch):
         "edit 1: make it red",
         "segment 1: segment the dog.",
     ]
-    monkeypatch.setattr("setokim.training.stage2.samples.answers", lambda *arguments: [Answer()])
+    monkeypatch.setattr(
+        "setokim.training.stage2.samples.generate_answers", lambda *arguments: [Answer()]
+    )
     write_samples(*built, conversations[2:3], SETTINGS, tmp_path / "none.png")
     sheet = Image.open(tmp_path / "none.png")
     assert sheet.getpixel((4, 4)) == red and sheet.getpixel((68 + 9, 4 + 9)) == black

@@ -1,4 +1,4 @@
-"""Asks SeTokim the questions of a data set; its answers can be stored and scored."""
+"""Prompts of a data set, and the responses of a SeTokim model to them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from setokim.vlm.generation_config import SetokimGenerationConfig
 from setokim.vlm.modeling_setokim import SetokimModel
 from setokim.vlm.processing_setokim import SetokimProcessor
 
-# A constant: the rounding of a row depends on the size of its batch.
-AT_ONCE = 64
-# The part of questions that are asked without their image.
+# Constant, since the rounding of a row depends on the size of its batch.
+BATCH_SIZE = 64
+# Part of the prompts of "vqa" without their image.
 BLIND = "vqa-blind"
 _MASK_SIZE = (64, 64)
 
@@ -29,16 +29,16 @@ Messages = Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
-    """A question with its prompt and the facts it is scored by.
+class Prompt:
+    """One question of a sample as messages to the model, with the facts for its metrics.
 
     Attributes:
         part: task of the question, or `BLIND`.
-        number: index of its sample in the data set.
-        turn: index of the question among those of the sample.
+        number: index of the sample in the data set.
+        turn: index of the question within the sample.
         source: origin of the sample.
         facts: facts of the sample.
-        prompt: messages the model is given.
+        messages: conversation that ends with the question.
         target: (h, w) bool, the reference mask; None for none.
     """
 
@@ -47,45 +47,45 @@ class Asked:
     turn: int
     source: str
     facts: dict[str, Any]
-    prompt: Messages
+    messages: Messages
     target: np.ndarray | None = None
 
     @property
     def text(self) -> str:
-        """The texts of the prompt, one below the other."""
-        parts = (part for message in self.prompt for part in message["content"])
+        """Texts of the messages, one below the other."""
+        parts = (part for message in self.messages for part in message["content"])
         return "\n".join(part["text"] for part in parts if part["type"] == "text")
 
 
 @dataclass(frozen=True, eq=False)
-class Answered:
-    """A question and the model's answer.
+class Response:
+    """Response of the model to a prompt.
 
     Attributes:
-        asked: question.
-        said: text without special tokens.
-        drawn: first generated image, or the file that holds it; None for none.
+        prompt: prompt of the response.
+        text: text without special tokens.
+        generated: first generated image, or path of its file; None for none.
         mask: (h, w) bool, first mask; None for none.
     """
 
-    asked: Asked
-    said: str
-    drawn: Image.Image | Path | None = None
+    prompt: Prompt
+    text: str
+    generated: Image.Image | Path | None = None
     mask: np.ndarray | None = None
 
     @property
-    def picture(self) -> Image.Image | None:
+    def image(self) -> Image.Image | None:
         """First generated image, read from its file each time; None for none."""
-        return load_image(self.drawn) if isinstance(self.drawn, Path) else self.drawn
+        return load_image(self.generated) if isinstance(self.generated, Path) else self.generated
 
 
-def questions_of(number: int, sample: Conversation, blind: bool = False) -> list[Asked]:
-    """Return the questions of a sample, each with the image of the first turn.
+def prompts_of(number: int, sample: Conversation, blind: bool = False) -> list[Prompt]:
+    """Return the prompts of a sample, each with the image of the first turn.
 
     Args:
         number: index of the sample.
         sample: conversation of at least one turn.
-        blind: whether the questions of "vqa" come a second time without the image.
+        blind: inclusion of a second prompt, without the image, for each question of "vqa".
     """
     image = [part for part in sample.messages[0]["content"] if part["type"] == "image"]
     masks = iter(sample.masks)
@@ -94,61 +94,61 @@ def questions_of(number: int, sample: Conversation, blind: bool = False) -> list
         texts = [part for part in one["content"] if part["type"] == "text"]
         target = next(masks) if sample.task == "segment" else None
         known = (number, turn, sample.source, sample.facts)
-        prompts = {sample.task: [{"role": "user", "content": image + texts}]}
+        parts = {sample.task: [{"role": "user", "content": image + texts}]}
         if blind and sample.task == "vqa":
-            prompts[BLIND] = [message("user", *(part["text"] for part in texts))]
-        found += [Asked(part, *known, prompt, target) for part, prompt in prompts.items()]
+            parts[BLIND] = [message("user", *(part["text"] for part in texts))]
+        found += [Prompt(part, *known, messages, target) for part, messages in parts.items()]
     return found
 
 
-def batches_of(asked: Iterable[Asked]) -> Iterator[tuple[int, list[Asked]]]:
-    """Yield batches of one part and one mask size as soon as they are full, the rest at the end.
+def batches_of(prompts: Iterable[Prompt]) -> Iterator[tuple[int, list[Prompt]]]:
+    """Yield each batch of one part and one mask size as soon as it is full, the rest at the end.
 
     Args:
-        asked: questions in order.
+        prompts: prompts in order.
 
     Yields:
-        The number of earlier questions of that part and size, and up to `AT_ONCE` questions.
+        The number of earlier prompts of that part and size, and up to `BATCH_SIZE` prompts.
     """
-    waiting: dict[tuple, list[Asked]] = {}
+    waiting: dict[tuple, list[Prompt]] = {}
     before: dict[tuple, int] = {}
 
-    def take(key: tuple) -> tuple[int, list[Asked]]:
+    def take(key: tuple) -> tuple[int, list[Prompt]]:
         batch = waiting.pop(key)
         start = before.get(key, 0)
         before[key] = start + len(batch)
         return start, batch
 
-    for one in asked:
+    for one in prompts:
         key = one.part, None if one.target is None else one.target.shape
         waiting.setdefault(key, []).append(one)
-        if len(waiting[key]) == AT_ONCE:
+        if len(waiting[key]) == BATCH_SIZE:
             yield take(key)
     for key in list(waiting):
         yield take(key)
 
 
-def ask(
+def generate_responses(
     model: SetokimModel,
     processor: SetokimProcessor,
-    batch: Sequence[Asked],
+    batch: Sequence[Prompt],
     config: SetokimGenerationConfig,
     start: int = 0,
-) -> list[Answered]:
-    """Return the answers to a batch of `batches_of`.
+) -> list[Response]:
+    """Generate the responses to a batch of `batches_of`.
 
     Args:
-        model: model, in whichever of training and evaluation mode it is.
+        model: model, whose training or evaluation mode is kept.
         processor: tokenizer and image processor of the model.
-        batch: at least one question.
+        batch: prompts, at least one.
         config: options of generation.
-        start: index of the first question; the noise of question i depends on `start` + i alone.
+        start: index of the first prompt; the noise of prompt i depends on `start` + i alone.
     """
     target = batch[0].target
     size = _MASK_SIZE if target is None else target.shape
-    found = answers(model, processor, [one.prompt for one in batch], config, size, start)
+    found = generate_answers(model, processor, [one.messages for one in batch], config, size, start)
     return [
-        Answered(
+        Response(
             one,
             processor.decode(answer.ids),
             to_image(answer.images[0]) if answer.images else None,
@@ -158,7 +158,7 @@ def ask(
     ]
 
 
-def answers(
+def generate_answers(
     model: SetokimModel,
     processor: SetokimProcessor,
     prompts: Sequence[Messages],
@@ -166,12 +166,12 @@ def answers(
     mask_size: tuple[int, int] = _MASK_SIZE,
     start: int = 0,
 ) -> list[Answer]:
-    """Return the model's answers to prompts, generated as one batch.
+    """Generate the answers to conversations as one batch.
 
     Args:
-        model: model, in whichever of training and evaluation mode it is.
+        model: model, whose training or evaluation mode is kept.
         processor: tokenizer and image processor of the model.
-        prompts: conversations that end with the user.
+        prompts: conversations that end with a message of the user.
         config: options of generation.
         mask_size: height and width of the masks.
         start: index of the first prompt; the noise of prompt i depends on `start` + i alone.
