@@ -11,9 +11,10 @@ from setok_kernels import testing
 from setok_kernels.compiled import Compiled
 from setok_kernels.ops import SCHEMAS
 
-pytestmark = pytest.mark.skipif(
-    sk.backends()["cpp"] is not None, reason="the compiled module is not there"
-)
+pytestmark = [
+    pytest.mark.skipif(sk.backends()["cpp"] is not None, reason="the compiled module is not there"),
+    pytest.mark.backends("reference", "cpp"),
+]
 
 CONFIG = sk.ClusterConfig(k=3, max_clusters=5, temperature=0.4, stop_residual=0.0)
 LAYOUTS = ["padded", "masked", "packed"]
