@@ -11,6 +11,8 @@ import pytest
 
 pytest.importorskip("triton", exc_type=ImportError)
 
+from setok_bench import compile_report
+
 # Prints what the launches of each case depend on: (tokens, D, K, images, clusters).
 KEYS = """
 import json, sys
@@ -41,6 +43,16 @@ DOTS = {
 WALKS = {"neighbours_fwd_kernel", "parents_fwd_kernel"}
 # Bytes that one program may have on an H100, and on the smallest GPUs with its instructions.
 MOST_SHARED = 227 * 1024
+
+
+def test_a_report_has_one_row_a_line():
+    """Reviews and merges go by lines; the committed report is written like this."""
+    text = (REPORT.parent / "results/triton-compile.json").read_text()
+    rows = json.loads(text)
+    assert len(rows) > 300 and len(text.splitlines()) == len(rows) + 2
+    assert [json.loads(line.rstrip(",")) for line in text.splitlines()[1:-1]] == rows
+    assert compile_report.format_rows(rows) == text
+    assert json.loads(compile_report.format_rows(rows[:1])) == rows[:1]
 
 
 @pytest.fixture(scope="module")
