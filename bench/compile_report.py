@@ -208,6 +208,11 @@ def tensor_cores(ptx: str) -> str | None:
     return next((kind for kind, text in kinds.items() if text in ptx), None)
 
 
+def format_rows(rows: list[dict]) -> str:
+    """Return the text of a report: a JSON list with one row on each line."""
+    return "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"
+
+
 def main() -> None:
     """Compiles, prints a table and writes the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -248,7 +253,7 @@ def main() -> None:
         )
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(rows, indent=1) + "\n")
+        args.out.write_text(format_rows(rows))
 
 
 if __name__ == "__main__":

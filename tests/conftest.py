@@ -1,5 +1,6 @@
 """Fixtures and settings shared by all tests."""
 
+import importlib.util
 import os
 import pathlib
 import signal
@@ -14,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import setok_kernels as sk
+from setok_kernels import compiled
 
 # Shells start what runs in the background without an interrupt, and nohup without a hang-up. The
 # children of tests would inherit that, and those that such a signal is sent to wait for ever.
@@ -53,10 +55,19 @@ LONG_FILES = [
 FOLDER = pathlib.Path(__file__).parent
 
 
-def pytest_collection_modifyitems(items):
-    """Long files first."""
+def pytest_collection_modifyitems(config, items):
+    """Long files first; interpreted kernels without coverage, which takes as long again."""
+    left_out = [item for item in items if not is_asked_for(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if is_asked_for(item)]
     ranks = {FOLDER / name: rank for rank, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+    for item in items:
+        if hasattr(item, "callspec") and item.callspec.params.get("backend") == "triton":
+            item.add_marker(pytest.mark.no_cover)
+            # NumPy warns of what the kernels mask away.
+            item.add_marker(pytest.mark.filterwarnings("ignore::RuntimeWarning"))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -67,14 +78,43 @@ def _poison():
     torch.use_deterministic_algorithms(False)
 
 
-CPU_BACKENDS = [
-    name for name, reason in sk.backends().items() if reason is None and name != "triton"
-]
+def can_interpret():
+    """Whether Triton's kernels run here, on the CPU."""
+    if os.environ["TRITON_INTERPRET"] != "1" or importlib.util.find_spec("triton") is None:
+        return False
+    from helpers import interpreter
+
+    interpreter.repair()
+    return True
 
 
-@pytest.fixture(params=CPU_BACKENDS, scope="session")
+# Every backend that runs on this machine's CPU.
+BACKENDS = [name for name, reason in sk.backends().items() if reason is None and name != "triton"]
+if can_interpret():
+    BACKENDS.append("triton")
+
+
+@pytest.fixture(params=BACKENDS, scope="session")
 def backend(request):
-    """Every backend that runs on this machine's CPU."""
+    """Each backend in turn, or those that the marker `backends` names."""
+    return request.param
+
+
+def is_asked_for(item):
+    """Whether the backend of a test is one of its marker's; Triton's kernels take no float64."""
+    values = item.callspec.params if hasattr(item, "callspec") else {}
+    marker = item.get_closest_marker("backends")
+    if marker is not None and values.get("backend", marker.args[0]) not in marker.args:
+        return False
+    return values.get("backend") != "triton" or torch.float64 not in values.values()
+
+
+@pytest.fixture(params=["dense", "streaming"])
+def regime(request, monkeypatch):
+    """Rows of distances are kept, or made again: in the compiled backends."""
+    if request.param == "streaming":
+        for name in compiled.DENSE_LIMITS:
+            monkeypatch.setitem(compiled.DENSE_LIMITS, name, 0)
     return request.param
 
 

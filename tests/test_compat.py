@@ -12,6 +12,9 @@ from helpers.fake_gpu import fake_gpu
 from setok_kernels import testing
 from setok_kernels.compat import chatunivi, divt, setok, tcformer
 
+# Their cases are many, and none is about what an interpreted kernel does.
+pytestmark = pytest.mark.backends("reference", "cpp")
+
 DATA = numpy.load(Path(__file__).parent / "data/peers.npz")
 ABOUT = json.loads(str(DATA["about"]))
 TOKEN_DICT = {"tcformer": tcformer, "chatunivi": chatunivi}

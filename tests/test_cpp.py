@@ -7,12 +7,14 @@ import pytest
 import torch
 
 import setok_kernels as sk
+from helpers.pairwise import pairwise
 from setok_kernels import compiled, dispatch, testing
 
 pytestmark = pytest.mark.skipif(
     sk.backends()["cpp"] is not None, reason="the compiled module is not there"
 )
 
+REGIMES = ["dense", "streaming"]
 CONFIGS = {
     "default": sk.ClusterConfig(max_clusters=16),
     "paper": sk.ClusterConfig.paper(max_clusters=9),
@@ -29,13 +31,6 @@ def config(request):
     return CONFIGS[request.param]
 
 
-@pytest.fixture(params=["dense", "streaming"])
-def regime(request, monkeypatch):
-    if request.param == "streaming":
-        monkeypatch.setitem(compiled.DENSE_LIMITS, "cpp", 0)
-    return request.param
-
-
 def cluster(x, config, **kwargs):
     return sk.cluster_tokens(x, config, backend="cpp", **kwargs)
 
@@ -47,17 +42,33 @@ def assert_bit_equal(a, b):
         assert torch.equal(getattr(a.decisions, name), getattr(b.decisions, name)), name
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("tokens, dim", [(300, 64), (729, 96), (1100, 37), (120, 800)])
-def test_many_tokens(regime, config, dtype, tokens, dim):
+@pytest.mark.parametrize(
+    "regime, config, dtype, shape",
+    pairwise(
+        regime=REGIMES,
+        config=CONFIGS.values(),
+        dtype=[torch.float64, torch.float32, torch.bfloat16, torch.float16],
+        shape=[(300, 64), (729, 96), (1100, 37), (120, 800)],
+    ),
+    indirect=["regime"],
+)
+def test_many_tokens(regime, config, dtype, shape):
     """Several panels, tiles and blocks of features, the last ragged; a replay changes no bit."""
-    x = testing.planted_clusters(2, tokens, dim, 9, noise=0.3, dtype=dtype)[0]
+    x = testing.planted_clusters(2, *shape, 9, noise=0.3, dtype=dtype)[0]
     out = testing.check_backend("cpp", x, config)
     assert_bit_equal(cluster(x, config, decisions=out.decisions), out)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("kind", ["integers", "duplicates", "one hot", "equal"])
+@pytest.mark.parametrize(
+    "regime, config, kind, masked",
+    pairwise(
+        regime=REGIMES,
+        config=CONFIGS.values(),
+        kind=["integers", "duplicates", "one hot", "equal"],
+        masked=[False, True],
+    ),
+    indirect=["regime"],
+)
 def test_many_exact_tokens(regime, config, kind, masked):
     x = {
         "integers": lambda: testing.integer_tokens(2, 600, 30, high=2),

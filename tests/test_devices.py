@@ -11,6 +11,9 @@ import setok_kernels as sk
 from setok_kernels import testing
 from setok_kernels.compat import chatunivi, divt, setok
 
+# Their cases are many, and none is about what an interpreted kernel does.
+pytestmark = pytest.mark.backends("reference", "cpp")
+
 CONFIGS = [
     sk.ClusterConfig(max_clusters=5),
     sk.ClusterConfig.paper(max_clusters=5),

@@ -1,9 +1,12 @@
 """Empty, degenerate, non-finite and oddly laid out input."""
 
+import itertools
+
 import pytest
 import torch
 
 import setok_kernels as sk
+from helpers.pairwise import pairwise
 from setok_kernels import testing
 
 CONFIGS = [
@@ -18,32 +21,36 @@ def config(request):
     return request.param
 
 
-@pytest.mark.parametrize("shape", [(2, 0, 3), (0, 4, 3), (0, 0, 3), (0, 2, 3, 3), (2, 0, 3, 3)])
-def test_empty(backend, config, shape):
-    out = sk.cluster_tokens(torch.zeros(shape), config, backend=backend)
-    batch, tokens = shape[0], shape[1:-1].count(0) == 0 and torch.Size(shape[1:-1]).numel()
-    assert out.masks.shape == (batch, 6, tokens)
-    assert out.labels.shape == (batch, tokens) and out.decisions.knn.shape == (
-        batch,
-        tokens,
-        config.k,
-    )
-    assert out.decisions.seeds.eq(-1).all() and out.counts.eq(0).all()
-    again = sk.cluster_tokens(torch.zeros(shape), config, decisions=out.decisions, backend=backend)
-    assert torch.equal(again.masks, out.masks)
-    merged = sk.merge_tokens(torch.zeros(shape), out, backend=backend)
-    assert merged.shape == (batch, 6, 3)
-    assert out.pack(merged).tokens.shape == (0, 3)
-    assert sk.unmerge_tokens(merged, out, backend=backend).shape == shape
+EMPTY = [(2, 0, 3), (0, 4, 3), (0, 0, 3), (0, 2, 3, 3), (2, 0, 3, 3)]
 
 
-@pytest.mark.parametrize("lengths", [[], [0], [0, 0], [0, 3, 0]])
-def test_empty_packed(backend, config, lengths):
-    packed, cu_seqlens, _, _ = testing.ragged_batch(lengths, 3, exact=True)
-    out = testing.check_backend(backend, packed, config, cu_seqlens=cu_seqlens, exact=True)
-    merged = sk.merge_tokens(packed, out, backend=backend)
-    assert merged.shape == (len(lengths), 6, 3)
-    assert sk.unmerge_tokens(merged, out, backend=backend).shape == packed.shape
+def test_empty(backend, regime):
+    for shape, config in zip(EMPTY, itertools.cycle(CONFIGS), strict=False):
+        x = torch.zeros(shape)
+        out = sk.cluster_tokens(x, config, backend=backend)
+        batch, tokens = shape[0], torch.Size(shape[1:-1]).numel()
+        assert out.masks.shape == (batch, 6, tokens)
+        assert out.labels.shape == (batch, tokens)
+        assert out.decisions.knn.shape == (batch, tokens, config.k)
+        assert out.decisions.seeds.eq(-1).all() and out.counts.eq(0).all()
+        again = sk.cluster_tokens(x, config, decisions=out.decisions, backend=backend)
+        assert torch.equal(again.masks, out.masks)
+        for mode in ("hard", "soft"):
+            merged = sk.merge_tokens(x, out, mode, backend=backend)
+            assert torch.equal(merged, torch.zeros(batch, 6, 3))
+            assert sk.unmerge_tokens(merged, out, mode, backend=backend).shape == shape
+        assert out.pack(merged).tokens.shape == (0, 3)
+
+
+def test_empty_packed(backend, regime):
+    for lengths, config in zip(
+        ([], [0], [0, 0], [0, 3, 0]), itertools.cycle(CONFIGS), strict=False
+    ):
+        packed, cu_seqlens, _, _ = testing.ragged_batch(lengths, 3, exact=True)
+        out = testing.check_backend(backend, packed, config, cu_seqlens=cu_seqlens, exact=True)
+        merged = sk.merge_tokens(packed, out, backend=backend)
+        assert merged.shape == (len(lengths), 6, 3)
+        assert sk.unmerge_tokens(merged, out, backend=backend).shape == packed.shape
 
 
 def test_one_token(backend, config):
@@ -120,8 +127,14 @@ def test_all_masked(backend, config):
     assert out.pack(merged).cu_seqlens[1] == 0
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "config, bad, dtype",
+    pairwise(
+        config=CONFIGS,
+        bad=[torch.nan, torch.inf, -torch.inf],
+        dtype=[torch.float32, torch.bfloat16],
+    ),
+)
 def test_non_finite_tokens_are_residual_and_harm_nobody(backend, config, bad, dtype):
     x = testing.integer_tokens(2, 12, 3, dtype=dtype)
     broken = x.clone()
@@ -155,8 +168,10 @@ def test_only_non_finite_tokens(backend, config):
     assert out.counts.tolist() == [0] and out.labels.tolist() == [[0, 0, 0]]
 
 
-@pytest.mark.parametrize("magnitude", [1e-30, 1e15])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "config, magnitude, dtype",
+    pairwise(config=CONFIGS, magnitude=[1e-30, 1e15], dtype=[torch.float32, torch.float64]),
+)
 def test_extreme_magnitudes(backend, config, magnitude, dtype):
     x = testing.planted_clusters(2, 20, 6, 3, dtype=dtype)[0] * magnitude
     learnable = {
@@ -212,7 +227,9 @@ def test_ties_go_to_the_lowest_index(backend):
     assert out.decisions.seeds[0].tolist() == [0, 3]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    "config, dtype", list(zip(CONFIGS, [torch.float32, torch.float16, torch.float32], strict=True))
+)
 def test_strides_do_not_matter(backend, config, dtype):
     x = testing.integer_tokens(2, 10, 6, dtype=dtype)
     expected = sk.cluster_tokens(x, config, backend=backend)
@@ -252,6 +269,7 @@ def test_masked_tokens_have_no_say_in_the_range(backend):
     assert torch.equal(sk.cluster_tokens(tiny, token_mask=mask, backend=backend).masks, out.masks)
 
 
+@pytest.mark.backends("reference", "cpp")
 @pytest.mark.parametrize("exponent", [-300, 250])
 def test_range_of_float64(backend, exponent):
     x = testing.planted_clusters(1, 20, 6, 3, dtype=torch.float64)[0]
@@ -278,6 +296,7 @@ def test_subnormal_scores_stay_raw(backend):
     assert torch.equal(out.score, out.density * out.delta)
 
 
+@pytest.mark.backends("reference", "cpp")
 def test_thresholds_are_inclusive(backend):
     """A mass of exactly min_mass is enough, a mean scope of exactly stop_residual stops."""
     one = torch.ones(1, 1, 2, dtype=torch.float64)
@@ -316,7 +335,7 @@ def next_to(value, direction):
     return torch.nextafter(value, torch.tensor(direction)).item()
 
 
-def check_boundaries(backend):
+def test_the_loop_stops_at_its_boundaries(backend, regime):
     """`stop_residual` is reached by what equals it, `min_mass` is missed by what is less."""
     x = torch.tensor([[[0.0, 0.0], [1.0, 1.0]]])
     left, mass = ((1 - CLAMPED) + 0.5) / 2, CLAMPED + 0.5
@@ -334,11 +353,7 @@ def check_boundaries(backend):
             assert torch.equal(out.masks[0, 0], torch.tensor([CLAMPED, 0.5]))
 
 
-def test_the_loop_stops_at_its_boundaries(backend):
-    check_boundaries(backend)
-
-
-def check_longer_images_than_there_are(backend):
+def test_a_larger_max_seqlen_gives_the_same(backend, regime):
     """Grids and rows are made for `max_seqlen` tokens: what is behind an image changes nothing."""
     lengths = [5, 0, 11, 1]
     packed, cu_seqlens, _, _ = testing.ragged_batch(lengths, 4, exact=True)
@@ -379,7 +394,3 @@ def check_longer_images_than_there_are(backend):
                 # Products of longer rows may sum in another order.
                 close = dict(rtol=1e-5, atol=1e-5) if value.is_floating_point() else {}
                 torch.testing.assert_close(other[name], value, **close, msg=name)
-
-
-def test_a_larger_max_seqlen_gives_the_same(backend):
-    check_longer_images_than_there_are(backend)

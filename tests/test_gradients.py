@@ -12,6 +12,9 @@ from helpers.strategies import configs, real_tokens
 from setok_kernels import testing
 from setok_kernels.config import LEARNABLE
 
+# Their cases are many, and none is about what an interpreted kernel does.
+pytestmark = pytest.mark.backends("reference", "cpp")
+
 KERNELS = ["gaussian", "laplacian", "epanechnikov"]
 
 

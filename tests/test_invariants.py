@@ -12,6 +12,9 @@ import setok_kernels as sk
 from helpers.strategies import configs, exact_tokens, real_tokens
 from setok_kernels import testing
 
+# Their cases are many, and none is about what an interpreted kernel does.
+pytestmark = pytest.mark.backends("reference", "cpp")
+
 VALUES = ("masks", "counts", "labels", "density", "delta", "score")
 DECISIONS = ("knn", "parent", "seeds", "counts")
 

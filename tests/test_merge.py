@@ -6,6 +6,9 @@ import torch
 import setok_kernels as sk
 from setok_kernels import testing
 
+# Their cases are many, and none is about what an interpreted kernel does.
+pytestmark = pytest.mark.backends("reference", "cpp")
+
 
 @pytest.fixture(params=[torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def case(request, backend):

@@ -11,6 +11,9 @@ import torch
 import setok_kernels as sk
 from setok_kernels.config import LEARNABLE
 
+# Their cases are many, and none is about what an interpreted kernel does.
+pytestmark = pytest.mark.backends("reference", "cpp")
+
 
 @pytest.fixture
 def default_dtype():

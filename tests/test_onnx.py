@@ -10,6 +10,9 @@ from setok_kernels import layout, selection, testing
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+# An export is a minute of traced Python.
+pytestmark = pytest.mark.no_cover
+
 
 class Tokenizer(torch.nn.Module):
     """Labels, counts and merged tokens, as one would serve them."""
@@ -36,15 +39,8 @@ def run(session, x):
     return session.run(None, {name: x.numpy()})
 
 
-@pytest.fixture(scope="module")
-def default(tmp_path_factory):
-    """Model and session of the defaults, for tokens of 21 channels.
-
-    Every step of the selection is in the graph: fewer of them export sooner.
-    """
-    model = Tokenizer(sk.ClusterConfig(max_clusters=8)).eval()
-    path = tmp_path_factory.mktemp("default") / "tokenizer.onnx"
-    return model, export(model, testing.integer_tokens(3, 40, 21), path)
+# Every step of the selection is in the graph: fewer of them export sooner.
+FEW = dict(k=3, max_clusters=3)
 
 
 def assert_the_same_labels(model, session, channels):
@@ -59,19 +55,18 @@ def assert_the_same_labels(model, session, channels):
 
 
 @pytest.mark.slow
-def test_onnxruntime_finds_the_same_labels(default):
-    assert_the_same_labels(*default, 21)
-
-
-@pytest.mark.slow
 def test_onnxruntime_finds_the_same_labels_by_the_paper(tmp_path):
-    model = Tokenizer(sk.ClusterConfig.paper(max_clusters=5, kernel="laplacian")).eval()
+    model = Tokenizer(sk.ClusterConfig.paper(**FEW, kernel="laplacian")).eval()
     session = export(model, testing.integer_tokens(3, 40, 5), tmp_path / "tokenizer.onnx")
     assert_the_same_labels(model, session, 5)
 
 
 @pytest.mark.slow
-def test_onnxruntime_on_photographs(default):
+def test_onnxruntime_finds_the_same_labels(tmp_path):
+    """Of integers, whose ties are ties, and of photographs; one export serves both."""
+    model = Tokenizer(sk.ClusterConfig(**FEW)).eval()
+    session = export(model, testing.integer_tokens(3, 40, 21), tmp_path / "tokenizer.onnx")
+    assert_the_same_labels(model, session, 21)
     data = pytest.importorskip("skimage.data")
     image = pytest.importorskip("PIL.Image")
     from setokim.tokenizer.encoders import build_encoder
@@ -89,7 +84,6 @@ def test_onnxruntime_on_photographs(default):
     pictures = [image.fromarray(getattr(data, name)()).convert("RGB") for name in names]
     encoder = build_encoder("patch-statistics")
     x = torch.cat([encoder([picture]).flatten(1, -2) for picture in pictures])
-    model, session = default
     for batch in (x[:1], x):
         with torch.no_grad():
             labels, counts, _ = model(batch)
@@ -98,27 +92,21 @@ def test_onnxruntime_on_photographs(default):
 
 
 class Peaks(torch.nn.Module):
-    """A hard clustering, ranked by score or by token."""
-
-    def __init__(self, **options):
-        super().__init__()
-        self.options = options
+    """A hard clustering, ranked by token; those of packed images below are ranked by score."""
 
     def forward(self, x):
-        out = sk.dpc_knn(x, 7, k=3, **self.options, backend="reference")
+        options = dict(threshold=0.2, order="index", cap="eccentricity")
+        out = sk.dpc_knn(x, 7, k=3, **options, backend="reference")
         merged = sk.merge_tokens(x, out, backend="reference")
         return out.labels, out.centres, out.counts, out.score, merged, out.occupied()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "options", [{}, dict(threshold=0.2, order="index", cap="eccentricity")], ids=["score", "index"]
-)
-def test_onnxruntime_finds_the_same_centres(options, tmp_path):
+def test_onnxruntime_finds_the_same_centres(tmp_path):
     """Scores of duplicates tie: the lowest token comes first there too."""
     shapes = ((3, 40), (1, 33), (6, 60))
     cases = [testing.duplicate_tokens(*shape, 5, distinct=9) for shape in shapes]
-    model = Peaks(**options)
+    model = Peaks()
     session = export(model, cases[0], tmp_path / "peaks.onnx")
     for x in cases:
         for got, want in zip(run(session, x), model(x), strict=True):
@@ -134,7 +122,7 @@ class PackedImages(torch.nn.Module):
         self.cluster = cluster
 
     def forward(self, x, cu_seqlens):
-        out = self.cluster(x, cu_seqlens=cu_seqlens, max_seqlen=20, backend="reference")
+        out = self.cluster(x, cu_seqlens=cu_seqlens, max_seqlen=8, backend="reference")
         merged = sk.merge_tokens(x, out, backend="reference")
         spread = sk.unmerge_tokens(merged, out, backend="reference")
         return out.labels, out.counts, out.centres, out.sizes(), merged, spread
@@ -143,9 +131,9 @@ class PackedImages(torch.nn.Module):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cluster_tokens", "dpc_knn", "threshold_greedy"])
 def test_onnxruntime_reads_packed_images(name, tmp_path):
-    option = {"cluster_tokens": sk.ClusterConfig(max_clusters=4), "dpc_knn": 4}.get(name, 0.5)
+    option = {"cluster_tokens": sk.ClusterConfig(**FEW), "dpc_knn": 4}.get(name, 0.5)
     model = PackedImages(lambda x, **images: getattr(sk, name)(x, option, **images))
-    lengths = ([20, 7], [3, 0, 11, 12], [20])
+    lengths = ([8, 7], [3, 0, 5, 6], [8])
     cases = [testing.ragged_batch(tokens, 5, exact=True)[:2] for tokens in lengths]
     dynamic = {
         "x": {0: torch.export.Dim("total", min=2)},

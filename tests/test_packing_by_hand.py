@@ -9,6 +9,9 @@ import torch
 import setok_kernels as sk
 from setok_kernels import testing
 
+# Their cases are many, and none is about what an interpreted kernel does.
+pytestmark = pytest.mark.backends("reference", "cpp")
+
 
 def test_a_small_picture_by_hand():
     # Image 0 is 0 0 1 above 2 1 1, image 1 is a column of two.

@@ -9,17 +9,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import setok_kernels as sk
 from setok_kernels import testing
 
-# The interpreter's kernels read CPU tensors, where a wrong index would be another's memory.
-BACKENDS = [name for name, why in sk.backends().items() if why is None or name == "triton"]
-if not torch.cuda.is_available():
-    pytest.importorskip("triton")
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request):
-    return request.param
-
-
 LABELS = torch.tensor([[0, 0, 1, -1, 1], [2, 2, 2, 2, 0]])
 COUNTS = torch.tensor([2, 3])
 CENTRES = torch.tensor([[0, 2, -1], [4, 1, 0]])

@@ -10,6 +10,9 @@ from helpers import hard_oracle
 from helpers.strategies import exact_directions, real_tokens, thresholds, token_masks
 from setok_kernels import testing
 
+# Their cases are many, and none is about what an interpreted kernel does.
+pytestmark = pytest.mark.backends("reference", "cpp")
+
 
 def judge(backend, x, threshold, exact=False, token_mask=None, cu_seqlens=None):
     """Runs `backend`, and every comparison that fits."""

@@ -9,6 +9,9 @@ from torch.autograd import forward_ad
 import setok_kernels as sk
 from setok_kernels import testing
 
+# Their cases are many, and none is about what an interpreted kernel does.
+pytestmark = pytest.mark.backends("reference", "cpp")
+
 CONFIG = sk.ClusterConfig(k=3, max_clusters=4, temperature=0.4, stop_residual=0.0)
 CONFIGS = {
     "default": CONFIG,

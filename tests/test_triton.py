@@ -12,12 +12,13 @@ if os.environ["TRITON_INTERPRET"] != "1":
 
 import setok_kernels as sk
 from helpers import interpreter
-from setok_kernels import compiled, testing
+from helpers.pairwise import pairwise
+from setok_kernels import testing
 from setok_triton import configs
 
 interpreter.repair()
 # NumPy warns of what the kernels mask away.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.no_cover, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 CONFIGS = {
     "default": sk.ClusterConfig(max_clusters=6),
@@ -29,21 +30,10 @@ CONFIGS = {
         max_clusters=5, k=20, kernel="epanechnikov", min_mass=0.5, distance_scale=2.0
     ),
 }
+REGIMES = ["dense", "streaming"]
 OPS = torch.ops.setok_interpreted
 # Every precision of a float32 product is exact in the interpreter.
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-@pytest.fixture(params=CONFIGS)
-def config(request):
-    return CONFIGS[request.param]
-
-
-@pytest.fixture(params=["dense", "streaming"])
-def regime(request, monkeypatch):
-    if request.param == "streaming":
-        monkeypatch.setitem(compiled.DENSE_LIMITS, "triton", 0)
-    return request.param
 
 
 def cluster(x, config, **kwargs):
@@ -55,8 +45,12 @@ def assert_bit_equal(a, b):
         assert torch.equal(getattr(a, name), getattr(b, name)), name
 
 
-@pytest.mark.parametrize("kind", ["integers", "duplicates", "one hot", "equal"])
-def test_exact_tokens(regime, config, kind):
+@pytest.mark.parametrize(
+    "regime, name, kind",
+    pairwise(regime=REGIMES, name=CONFIGS, kind=["integers", "duplicates", "one hot", "equal"]),
+    indirect=["regime"],
+)
+def test_exact_tokens(regime, name, kind):
     """Two tiles of rows and columns, ragged at the end: the reference's decisions, bit for bit."""
     x = {
         "integers": lambda: testing.integer_tokens(2, 70, 5),
@@ -66,13 +60,17 @@ def test_exact_tokens(regime, config, kind):
     }[kind]()
     mask = torch.rand(x.shape[:2], generator=torch.Generator().manual_seed(0)) > 0.2
     mask[0] = True
-    testing.check_backend("triton", x, config, token_mask=mask, exact=True)
+    testing.check_backend("triton", x, CONFIGS[name], token_mask=mask, exact=True)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("images, tokens, dim", [(1, 37, 130), (1, 140, 17), (8, 5, 64)])
-def test_real_tokens(regime, dtype, images, tokens, dim):
-    x = testing.vit_like_tokens(images, tokens, dim).to(dtype)
+@pytest.mark.parametrize(
+    "regime, dtype, shape",
+    pairwise(regime=REGIMES, dtype=DTYPES, shape=[(1, 37, 130), (1, 140, 17), (4, 5, 64)]),
+    ids=str,
+    indirect=["regime"],
+)
+def test_real_tokens(regime, dtype, shape):
+    x = testing.vit_like_tokens(*shape).to(dtype)
     out = testing.check_backend("triton", x, CONFIGS["default"])
     assert_bit_equal(cluster(x, CONFIGS["default"], decisions=out.decisions), out)
 
@@ -88,7 +86,9 @@ def test_precisions_of_float32(precision):
         torch.set_float32_matmul_precision(before)
 
 
-def test_ragged_batches(regime, config):
+@pytest.mark.parametrize("name", CONFIGS)
+def test_ragged_batches(regime, name):
+    config = CONFIGS[name]
     packed, cu_seqlens, padded, mask = testing.ragged_batch([3, 0, 1, 35], 9, exact=True)
     out = testing.check_backend("triton", packed, config, cu_seqlens=cu_seqlens, exact=True)
     same = cluster(padded, config, token_mask=mask)
@@ -150,14 +150,6 @@ def test_strides(view):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (0, 0, 3), (1, 1, 1)], ids=str)
-def test_few_tokens_or_none(regime, shape):
-    out = testing.check_backend("triton", torch.zeros(shape), CONFIGS["default"])
-    assert out.masks.shape == (shape[0], 7, shape[1])
-    packed, cu_seqlens = torch.zeros(0, 3), torch.zeros(4, dtype=torch.int32)
-    testing.check_backend("triton", packed, CONFIGS["default"], cu_seqlens=cu_seqlens)
-
-
 def test_replayed_decisions_that_no_clustering_makes(regime):
     """Absent seeds in the middle, seeds behind the residual: as the reference has it."""
     x = testing.planted_clusters(1, 40, 6, 3, noise=0.3)[0]
@@ -210,15 +202,19 @@ def test_gradients_follow_the_decisions_of_the_forward():
     assert (x.grad != 0).any() and beta.grad != 0
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-# Hard, each cluster is a program: no tile of them to cross.
 @pytest.mark.parametrize(
-    "mode, dim, clusters",
-    [("soft", 1, 3), ("soft", 150, 70), ("hard", 1, 3), ("hard", 150, 9)],
+    "case, dtype, weighted",
+    pairwise(
+        # Hard, each cluster is a program: no tile of them to cross.
+        case=[("soft", 1, 3), ("soft", 150, 70), ("hard", 1, 3), ("hard", 150, 9)],
+        dtype=DTYPES,
+        weighted=[False, True],
+    ),
+    ids=str,
 )
-def test_merging(mode, dim, clusters, dtype, weighted):
+def test_merging(case, dtype, weighted):
     """Several tiles of tokens, features and rows, ragged at every end; a NaN in one token."""
+    mode, dim, clusters = case
     packed, cu_seqlens, padded, mask = testing.ragged_batch([70, 0, 1, 40], dim)
     packed, padded = packed.to(dtype), padded.to(dtype)
     padded[0, 7] = packed[7] = torch.nan
@@ -245,15 +241,6 @@ def test_merging_integers_is_exact():
     assert torch.equal(
         sk.unmerge_tokens(merged, out, backend="triton"), sk.unmerge_tokens(merged, out)
     )
-
-
-@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3)], ids=str)
-@pytest.mark.parametrize("mode", ["soft", "hard"])
-def test_merging_few_tokens_or_none(mode, shape):
-    out = cluster(torch.zeros(shape), CONFIGS["default"])
-    merged = sk.merge_tokens(torch.zeros(shape), out, mode, backend="triton")
-    assert torch.equal(merged, torch.zeros(shape[0], 7, 3))
-    assert sk.unmerge_tokens(merged, out, mode, backend="triton").shape == shape
 
 
 def test_merging_other_strides():

@@ -13,13 +13,14 @@ if os.environ["TRITON_INTERPRET"] != "1":
 
 import setok_kernels as sk
 from helpers import interpreter
+from helpers.pairwise import pairwise
 from setok_kernels import testing
 from setok_kernels.compiled import mask_options
 from setok_kernels.config import LEARNABLE
 
 interpreter.repair()
 # NumPy warns of what the kernels mask away.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.no_cover, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 OPS = torch.ops.setok_interpreted
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -106,9 +107,14 @@ def check(x, config, wanted=VALUES, out=None, **layout):
     return got
 
 
-@pytest.mark.parametrize("kernel", ["gaussian", "laplacian", "epanechnikov"])
-@pytest.mark.parametrize("alpha", ["sigmoid", "kernel"])
-@pytest.mark.parametrize("norm", ["max", None])
+@pytest.mark.parametrize(
+    "kernel, alpha, norm",
+    pairwise(
+        kernel=["gaussian", "laplacian", "epanechnikov"],
+        alpha=["sigmoid", "kernel"],
+        norm=["max", None],
+    ),
+)
 def test_curves(kernel, alpha, norm):
     x = testing.planted_clusters(1, 70, 37, 4, noise=0.4)[0]
     config = sk.ClusterConfig(
@@ -360,9 +366,11 @@ def layouts():
     return found
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("mode", ["soft", "hard"])
+@pytest.mark.parametrize(
+    "mode, dtype, weighted",
+    pairwise(mode=["soft", "hard"], dtype=DTYPES, weighted=[False, True]),
+    ids=str,
+)
 def test_merging(layouts, mode, dtype, weighted):
     for x, out in layouts:
         x = x.to(dtype)
@@ -404,11 +412,10 @@ def test_unmerging(layouts, mode, dtype):
 
 @pytest.mark.parametrize(
     "kernel, scale, dtype",
-    # Every two of them together.
     [
-        (kernel, ("variance", "dim")[(i + j) % 2], dtype)
-        for i, kernel in enumerate(("gaussian", "laplacian", "epanechnikov"))
-        for j, dtype in enumerate(DTYPES)
+        ("gaussian", "variance", torch.float32),
+        ("laplacian", "dim", torch.bfloat16),
+        ("epanechnikov", "variance", torch.float16),
     ],
     ids=str,
 )

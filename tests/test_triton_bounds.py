@@ -12,9 +12,6 @@ pytest.importorskip("triton", exc_type=ImportError)
 if os.environ["TRITON_INTERPRET"] != "1":
     pytest.skip("these run in the interpreter", allow_module_level=True)
 
-import test_dpc_knn
-import test_edge_cases
-
 import setok_kernels as sk
 import setok_triton
 from helpers import interpreter
@@ -23,17 +20,10 @@ from setok_triton import backend
 
 interpreter.repair()
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.no_cover, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 OPS = torch.ops.setok_interpreted
 CONFIG = sk.ClusterConfig(k=3, max_clusters=4, stop_residual=0.0)
-
-
-@pytest.fixture(params=["dense", "streaming"])
-def regime(request, monkeypatch):
-    if request.param == "streaming":
-        monkeypatch.setitem(compiled.DENSE_LIMITS, "triton", 0)
-    return request.param
 
 
 @pytest.mark.parametrize("name", ops.SCHEMAS)
@@ -174,15 +164,3 @@ def test_a_max_seqlen_too_small_reads_nothing_out_of_bounds(regime, monkeypatch)
             for t, o in ((x, whole), (x[kept].contiguous(), short))
         )
         assert torch.equal(got[0][kept], want[0]) and torch.equal(got[1], want[1])
-
-
-def test_the_loop_stops_at_its_boundaries(regime):
-    test_edge_cases.check_boundaries("triton")
-
-
-def test_a_larger_max_seqlen_gives_the_same(regime):
-    test_edge_cases.check_longer_images_than_there_are("triton")
-
-
-def test_the_cap_of_tokens_without_order(regime):
-    test_dpc_knn.check_the_cap_of_tokens_without_order("triton")

@@ -12,12 +12,13 @@ if os.environ["TRITON_INTERPRET"] != "1":
 
 import setok_kernels as sk
 from helpers import interpreter
-from setok_kernels import compiled, testing
+from helpers.pairwise import pairwise
+from setok_kernels import testing
 from setok_triton import configs, threshold_greedy
 
 interpreter.repair()
 # NumPy warns of what the kernels mask away.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.no_cover, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 OPS = torch.ops.setok_interpreted
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -26,13 +27,6 @@ OPTIONS = {
     "count": dict(num_clusters=7),
     "threshold": dict(threshold=1.2, k=3, order="index", cap="eccentricity"),
 }
-
-
-@pytest.fixture(params=["dense", "streaming"])
-def regime(request, monkeypatch):
-    if request.param == "streaming":
-        monkeypatch.setitem(compiled.DENSE_LIMITS, "triton", 0)
-    return request.param
 
 
 def sign_tokens(images, tokens, dim, seed=0, dtype=torch.float32):
@@ -74,9 +68,16 @@ def some_masked(x):
     return mask
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("kind", ["integers", "duplicates", "one hot", "equal"])
-def test_peaks_of_exact_tokens(regime, options, kind):
+@pytest.mark.parametrize(
+    "regime, name, kind",
+    pairwise(
+        regime=["dense", "streaming"],
+        name=OPTIONS,
+        kind=["integers", "duplicates", "one hot", "equal"],
+    ),
+    indirect=["regime"],
+)
+def test_peaks_of_exact_tokens(regime, name, kind):
     """Several tiles of rows and columns, ragged at the end; one image with a mask."""
     x = {
         "integers": lambda: testing.integer_tokens(2, 70, 5),
@@ -84,7 +85,7 @@ def test_peaks_of_exact_tokens(regime, options, kind):
         "one hot": lambda: testing.one_hot_tokens(2, 20, 12),
         "equal": lambda: torch.full((2, 20, 3), 0.1),
     }[kind]()
-    check_dpc(x, token_mask=some_masked(x), **options)
+    check_dpc(x, token_mask=some_masked(x), **OPTIONS[name])
 
 
 @pytest.mark.parametrize(
@@ -274,24 +275,6 @@ def test_strides(view, limit):
         OPS.threshold_greedy(x, *rest), OPS.threshold_greedy(plain, *rest), strict=True
     ):
         assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (0, 0, 3), (1, 1, 1)], ids=str)
-def test_few_tokens_or_none(regime, shape):
-    for options in OPTIONS.values():
-        check_dpc(torch.zeros(shape), **options)
-    check_greedy(torch.zeros(shape), 0.5)
-    packed = dict(cu_seqlens=torch.zeros(4, dtype=torch.int32), max_seqlen=0)
-    check_dpc(torch.zeros(0, 3), num_clusters=2, **packed)
-    check_greedy(torch.zeros(0, 3), 0.5, **packed)
-
-
-def test_all_masked(regime):
-    x, mask = testing.integer_tokens(2, 20, 4), torch.zeros(2, 20, dtype=torch.bool)
-    for options in OPTIONS.values():
-        out = check_dpc(x, token_mask=mask, **options)
-        assert (out.labels == -1).all() and (out.counts == 0).all()
-    assert (check_greedy(x, 0.5, token_mask=mask).labels == -1).all()
 
 
 def test_operations_pass_opcheck():

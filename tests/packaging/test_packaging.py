@@ -201,25 +201,26 @@ def assert_all_resolve(found, ours):
 
 
 @needs_compiler
-@pytest.mark.parametrize(
-    ("place", "runner"),
-    [
-        ("root", "python"),
-        ("root", "pytest"),
-        ("root", "python -m pytest"),  # unlike bare pytest it puts the root first on sys.path
-        ("elsewhere", "python"),
-        ("elsewhere", "pytest"),
-    ],
-)
 class TestImports:
     pytestmark = slow
 
+    @pytest.mark.parametrize(
+        ("place", "runner"), [("root", "python"), ("root", "pytest"), ("elsewhere", "pytest")]
+    )
     def test_editable(self, editable, source, place, runner, tmp_path):
         scratch = source / "tests" / "packaging" if place == "root" else tmp_path
         found = probe(editable, runner, source if place == "root" else tmp_path, scratch)
         assert_all_resolve(found, source)
         assert found["built"]["cxx_standard"] >= 201703 and found["built"]["compiler"] != "unknown"
 
+    @pytest.mark.parametrize(
+        ("place", "runner"),
+        [
+            ("root", "python -m pytest"),  # unlike bare pytest it puts the root first on sys.path
+            ("root", "pytest"),
+            ("elsewhere", "python"),
+        ],
+    )
     def test_wheel(self, wheel, place, runner, tmp_path):
         python, clone = wheel
         if place == "root":
