@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from setok_kernels.compiled import TRITON_DTYPES
-from setok_kernels.config import ALPHAS, KERNELS
-from setok_kernels.ops import SCALES
+from setok_kernels.config import ALPHAS, KERNELS, SCALES, TRITON_DTYPES
 from setok_triton import dpc_knn as peaks
 from setok_triton import merge as merging
 from setok_triton import merge_backward as merging_backward
@@ -269,6 +267,6 @@ def _check_dtype(*tensors: Tensor | None) -> None:
     for tensor in tensors:
         if tensor is not None and tensor.dtype not in TRITON_DTYPES:
             raise RuntimeError(
-                "backend='triton' cannot run: takes float32, bfloat16 and float16, "
+                "backend='triton' cannot run: expected float32, bfloat16 or float16, "
                 f"got {tensor.dtype}; use backend='reference'"
             )
