@@ -1,4 +1,4 @@
-"""Dynamic token clustering (Algorithm 1 of SeTok, ICLR 2025) as one exact, batched operation."""
+"""Dynamic token clustering (SeTok, ICLR 2025, Algorithm 1) as one exact, batched operation."""
 
 from typing import TYPE_CHECKING
 
@@ -40,12 +40,12 @@ __all__ = [
     "unmerge_tokens",
 ]
 
-# Before torch asks for triton, which it does when it compiles.
+# Must run before torch imports triton, which happens in the first compilation.
 _triton_package.hide_folder()
 
 
 def __getattr__(name: str):
-    # Who tests a backend loads what judges it.
+    # Loaded on first use: only tests of a backend need it.
     if name == "testing":
         import importlib
 
