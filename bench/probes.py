@@ -68,10 +68,10 @@ def read_again(source: Tensor, sums: Tensor, turns: int) -> None:
 class _Vary(ast.NodeTransformer):
     """Takes stores out of kernels: none of minima, and none of rows of distances that happens.
 
-    What goes where is followed from the arguments `p_least` and `p_distance` on.
+    What goes where is followed from the arguments `p_minima` and `p_distance` on.
     """
 
-    _ENDS = MappingProxyType({"minima": r"(p_)?least", "rows": r"(p_)?distances?"})
+    _ENDS = MappingProxyType({"minima": r"(p_)?minima", "rows": r"(p_)?distances?"})
 
     def __init__(self, minima: bool, rows: bool):
         self.keeps = {"minima": minima, "rows": rows}
