@@ -1,6 +1,6 @@
-"""Command line of the benchmarks, shared by `setok bench` and `python bench/run.py`.
+"""Command-line options of `setok bench` and `python bench/run.py`.
 
-Imports nothing heavy, so that `setok --help` stays quick.
+Imports nothing heavy, so that `setok --help` stays fast.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from pathlib import Path
 
 SUITE_HELP = {
     "quick": "a minute or less",
-    "cpu": "every figure of docs/performance.md for a CPU",
-    "gpu": "what a GPU is asked first, and every figure for it, in ten minutes; goes on where an "
-    "earlier run into the same file stopped",
+    "cpu": "all CPU measurements of docs/performance.md",
+    "gpu": "first checks of a GPU and all its measurements, in ten minutes; resumes an earlier run "
+    "into the same file",
     "pipeline": "encoder, clustering and language model",
 }
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds all options."""
+    """Add all options."""
     suites = "; ".join(f"{name}: {text}" for name, text in SUITE_HELP.items())
     parser.add_argument("--suite", choices=SUITE_HELP, default="quick", help=suites)
     parser.add_argument("--device", default="", help="cpu or cuda (default: cuda if there is one)")
@@ -27,25 +27,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--only", nargs="+", default=[], metavar="OP", help="operations or parts to measure"
     )
     parser.add_argument(
-        "--shapes", nargs="+", default=[], metavar="BxNxD", help="in place of those of the suite"
+        "--shapes", nargs="+", default=[], metavar="BxNxD", help="shapes in place of the suite's"
     )
-    parser.add_argument("--dtype", choices=DTYPES, help="in place of that of the suite")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype in place of the suite's")
     parser.add_argument(
         "--peer-root",
         type=Path,
         metavar="DIR",
-        help="a folder with clones of TCFormer, Chat-UniVi, SeTok and DiVT, to time them too",
+        help="folder with clones of TCFormer, Chat-UniVi, SeTok and DiVT, to time them too",
     )
-    parser.add_argument("--rounds", type=_positive, default=101, help="most samples of a call")
-    parser.add_argument("--seconds", type=float, help="of timing for each row")
+    parser.add_argument(
+        "--rounds", type=_positive, default=101, help="maximum number of samples of a call"
+    )
+    parser.add_argument("--seconds", type=float, help="seconds of timing for each row")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file for the result")
     parser.add_argument(
         "--plan",
         nargs="*",
         type=Path,
         metavar="RESULT",
-        help="print the GPU-hours of the paper's training from measured results, and measure "
-        "nothing; without RESULT from estimates",
+        help="print the GPU-hours of the paper's training from measured results, or without RESULT "
+        "from estimates; measure nothing",
     )
 
 

@@ -1,7 +1,7 @@
-"""How many GPU-hours the paper's training takes, from measured costs.
+"""Estimate of the GPU-hours of the paper's training, from measured costs.
 
-Flops of a model over the rate at which it was measured to make them; clustering from its own
-measured time. What was not measured is estimated, and the plan says so.
+The time of a model is its flops over its measured rate; the time of clustering is measured. Missing
+measurements are estimated, and the plan marks them.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ IMAGES = 28_000_000
 GPUS, PER_GPU, ACCUMULATION = 64, 16, 8
 BATCH = GPUS * PER_GPU * ACCUMULATION
 SEQUENCE = 2048
-# A backward pass makes twice the products of its forward pass.
+# Cost of training over a forward pass: the backward pass has twice its products.
 TRAINING = 3
-# Share of the products' peak that trained transformers reach; for devices that were not measured.
+# Fraction of the peak rate that transformers reach in training, for devices without measurement.
 UTILISATION = 0.4
 TOKENS, WIDTH, LLM_WIDTH = 729, 1152, 4096
 # Layers, width, MLP of the detokenizer: a ViT-L, as the paper says "a ViT decoder".
@@ -33,13 +33,13 @@ DECODER = (24, 1024, 4096)
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of training.
+    """A training stage.
 
     Attributes:
-        name: of the stage.
-        warmup: steps of the paper's table.
-        steps: in all, which the table does not give: ten times the warm-up is assumed.
-        language_model: whether it is trained, on sequences of `SEQUENCE`.
+        name: name of the stage.
+        warmup: warm-up steps of the paper's table.
+        steps: total steps; the table has none, so ten times the warm-up is assumed.
+        language_model: flag: train the language model, on sequences of `SEQUENCE` tokens.
     """
 
     name: str
@@ -60,15 +60,15 @@ STAGES = (
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one device.
+    """Costs on one device.
 
     Attributes:
-        name: of the device, or of the result.
+        name: name of the device or of the result.
         encoder_rate: flop/s of the vision encoder.
         llm_rate: flop/s of the language model.
-        cluster_s: seconds of clustering an image.
-        cluster_training_s: likewise with the gradient.
-        sources: where each comes from.
+        cluster_s: seconds of clustering per image.
+        cluster_training_s: seconds of clustering per image with the gradient.
+        sources: origin of each number.
     """
 
     name: str
@@ -80,25 +80,25 @@ class Costs:
 
 
 def encoder_flops() -> int:
-    """Of one image through SigLIP-so400m."""
+    """Return the flops of one image through SigLIP-so400m."""
     size = ENCODERS[WIDTH]
     return work.transformer(TOKENS, 1, size.layers, WIDTH, size.hidden, gated=False, causal=False)
 
 
 def llm_flops(tokens: int) -> int:
-    """Of one sequence through LLaMA-7B."""
+    """Return the flops of one sequence through LLaMA-7B."""
     size = LANGUAGE_MODELS[LLM_WIDTH]
     return work.transformer(tokens, 1, size.layers, LLM_WIDTH, size.hidden, gated=True, causal=True)
 
 
 def decoder_flops() -> int:
-    """Of one image through the detokenizer."""
+    """Return the flops of one image through the detokenizer."""
     layers, width, hidden = DECODER
     return work.transformer(TOKENS, 1, layers, width, hidden, gated=False, causal=False)
 
 
 def estimated_costs(device: str = "H100") -> Costs:
-    """From the rates of the roofline alone."""
+    """Return the costs from the roofline alone."""
     machine = MACHINES[device]
     cluster = roofline.total(roofline.forward(Shape(64, TOKENS, WIDTH), machine)) / 64
     rate = UTILISATION * machine.matmul
@@ -110,37 +110,37 @@ def estimated_costs(device: str = "H100") -> Costs:
         TRAINING * cluster,
         (
             f"models at {UTILISATION:.0%} of {machine.matmul / 1e12:.0f} TFLOP/s (assumed)",
-            "clustering as bench/roofline.py expects it, three times that with the gradient",
+            "clustering as estimated by bench/roofline.py, three times that with the gradient",
         ),
     )
 
 
 def measured_costs(result: dict) -> Costs:
-    """From a result of the suites `gpu` or `pipeline`.
+    """Return the costs from a result of the suites `gpu` or `pipeline`.
 
     Raises:
-        ValueError: it has not measured an encoder and a language model.
+        ValueError: the result has no encoder or no language model.
     """
-    encoder_rate, encoder_said, _ = _rate(result, "encode", "encoder")
-    llm_rate, llm_said, _ = _rate(result, "prefill", "all_patches")
-    sources = [encoder_said, llm_said]
-    cluster, said = _per_image(result, "cluster_tokens")
+    encoder_rate, encoder_source, _ = _rate(result, "encode", "encoder")
+    llm_rate, llm_source, _ = _rate(result, "prefill", "all_patches")
+    sources = [encoder_source, llm_source]
+    cluster, source = _per_image(result, "cluster_tokens")
     if cluster is None:
         _, _, row = _rate(result, "encode", "clusters")
         cluster = timed(row)["clusters"]["p50_s"] / row["shape"]["images"]
-        said = (
+        source = (
             f"clustering measured at {shape_text(row['shape'])}, not the paper's {WIDTH} features"
         )
-    training, training_said = _per_image(result, "cluster_backward")
+    training, training_source = _per_image(result, "cluster_backward")
     if training is None:
-        training, training_said = TRAINING * cluster, "its gradient assumed at twice that"
-    sources += [said, training_said]
+        training, training_source = TRAINING * cluster, "its gradient assumed to take twice as long"
+    sources += [source, training_source]
     device = result["device"]["name"]
     return Costs(device, encoder_rate, llm_rate, cluster, training, tuple(sources))
 
 
 def device_hours(costs: Costs) -> list[tuple[str, float, str]]:
-    """Name, hours of one device, and the size of the job, for every part of the plan."""
+    """Return name, hours of one device, and size of each part of the plan."""
     encode = encoder_flops() / costs.encoder_rate
     rows = [
         (
@@ -155,7 +155,7 @@ def device_hours(costs: Costs) -> list[tuple[str, float, str]]:
         if stage.language_model:
             seconds += TRAINING * llm_flops(SEQUENCE) / costs.llm_rate
         else:
-            # The perceptual loss: features of the reconstruction, and their gradient of the pixels.
+            # Perceptual loss: features of the reconstruction, and the gradient of its pixels.
             seconds += TRAINING * decoder_flops() / costs.encoder_rate + 2 * encode
         hours = stage.steps * BATCH * seconds / 3600
         rows.append((stage.name, hours, f"{stage.steps} steps of {BATCH} images"))
@@ -163,7 +163,7 @@ def device_hours(costs: Costs) -> list[tuple[str, float, str]]:
 
 
 def print_plan(results: list[dict], console: Console) -> None:
-    """A table for each device with results, or for estimates where there is none."""
+    """Print a table for each device with results, or of estimates without results."""
     devices: dict[str, dict] = {}
     for result in results:
         known = devices.setdefault(result["device"]["name"], {**result, "rows": []})
@@ -182,29 +182,29 @@ def print_plan(results: list[dict], console: Console) -> None:
 
 
 def assumptions() -> tuple[str, ...]:
-    """What the numbers rest on."""
+    """Return the assumptions of the plan."""
     layers, width, hidden = DECODER
     return (
         f"models of SigLIP-so400m's and LLaMA-7B's shape, {TOKENS} patches, {SEQUENCE} tokens a "
         "sample in stages 2 and 3, one image each",
-        f"batch {PER_GPU} x accumulation {ACCUMULATION} x {GPUS} devices, no time lost between",
+        f"batch {PER_GPU} x accumulation {ACCUMULATION} x {GPUS} devices, no communication cost",
         "ten times the warm-up of the paper's table as steps (assumed: the table has no total)",
-        "all weights trained: three times the flops of a forward pass, nothing computed twice",
+        "all weights trained: three times the flops of a forward pass, no recomputation",
         f"detokenizer of {layers} layers, {width} features, MLP {hidden} (assumed); perceptual "
         "loss by one more encoder; the discriminator and the losses themselves left out",
     )
 
 
-def _rate(result: dict, op: str, contender: str) -> tuple[float, str, dict]:
-    rows = [row for row in result["rows"] if row["op"] == op and contender in timed(row)]
+def _rate(result: dict, op: str, implementation: str) -> tuple[float, str, dict]:
+    rows = [row for row in result["rows"] if row["op"] == op and implementation in timed(row)]
     if not rows:
         raise ValueError(
             f"plan: expected a result of the suites gpu or pipeline, got one without {op!r}"
         )
     row = max(rows, key=lambda r: (r["shape"]["features"], r["shape"]["images"]))
-    rate = row["work"]["flops"] / timed(row)[contender]["p50_s"]
-    said = f"{contender} measured at {rate / 1e12:.3g} TFLOP/s, {shape_text(row['shape'])}"
-    return rate, said, row
+    rate = row["work"]["flops"] / timed(row)[implementation]["p50_s"]
+    source = f"{implementation} measured at {rate / 1e12:.3g} TFLOP/s, {shape_text(row['shape'])}"
+    return rate, source, row
 
 
 def _per_image(result: dict, op: str) -> tuple[float | None, str]:

@@ -1,4 +1,4 @@
-"""What a result says, as tables of text: for the terminal, reports and the documentation."""
+"""Text tables of a result for the terminal, reports and the documentation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from setok_bench.timing import fit_exponent, paired_ratio
 
 @dataclass(frozen=True)
 class Table:
-    """Lines of cells below a header; notes are sentences to stand below them."""
+    """Header and lines of cells, with notes below them."""
 
     title: str
     header: tuple[str, ...]
@@ -21,7 +21,7 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def markdown(self) -> str:
-        """In Markdown, numbers to the right."""
+        """Return the table as Markdown, with right-aligned numbers."""
         rule = ("---", *("---:" for _ in self.header[1:]))
         rows = [f"| {' | '.join(cells)} |" for cells in (self.header, rule, *self.lines)]
         notes = "".join(f"\n{note}\n" for note in self.notes)
@@ -29,7 +29,7 @@ class Table:
 
 
 def all_tables(result: dict) -> Iterator[Table]:
-    """Every table of a result that has lines."""
+    """Yield every table of a result that has lines."""
     groups = dict.fromkeys((row["op"], row["group"]) for row in result["rows"])
     tables = [parts_table(result), *(row_table(result, op, group) for op, group in groups)]
     tables += [exponent_table(result), memory_table(result), largest_table(result)]
@@ -38,12 +38,12 @@ def all_tables(result: dict) -> Iterator[Table]:
 
 
 def parts_table(result: dict) -> Table:
-    """What was asked first, and the answers."""
+    """Return the table of the parts and their measurements."""
     lines = []
     for part in result.get("parts", []):
         answers = [*_flat(part["values"])]
-        said = [(part["status"], part["reason"] or "")] if part["status"] != "done" else answers
-        lines += [(part["name"], key, value) for key, value in said]
+        cells = [(part["status"], part["reason"] or "")] if part["status"] != "done" else answers
+        lines += [(part["name"], key, value) for key, value in cells]
     return Table("parts", ("part", "", "answer"), lines)
 
 
@@ -59,7 +59,7 @@ def _flat(values: dict, before: str = "") -> Iterator[tuple[str, str]]:
 
 
 def conditions(result: dict) -> str:
-    """Device, versions, commit and date in one line."""
+    """Return device, versions, commit and date in one line."""
     device, versions = result["device"], result["versions"]
     if device["type"] == "cuda":
         where = f"{device['name']}, driver {device['driver']}, CUDA {device['cuda']}"
@@ -76,7 +76,7 @@ def conditions(result: dict) -> str:
 
 
 def row_table(result: dict, op: str, group: str) -> Table:
-    """Every contender of an operation at every shape."""
+    """Return the table of all implementations of an operation at all shapes."""
     lines, notes = [], {}
     for row in result["rows"]:
         if (row["op"], row["group"]) != (op, group):
@@ -103,14 +103,14 @@ def row_table(result: dict, op: str, group: str) -> Table:
                 )
             )
     yard = next(r["yardstick"] for r in result["rows"] if (r["op"], r["group"]) == (op, group))
-    header = ("B x N x D", "contender", "median", "p20 – p80", f"over {yard or 'yardstick'}")
+    header = ("B x N x D", "implementation", "median", "p20 – p80", f"over {yard or 'yardstick'}")
     header += ("over floor", "images/s", "tokens/s")
     title = op if group == "main" else f"{op}, {group}"
     return Table(title, header, lines, tuple(notes))
 
 
 def summary_table(result: dict) -> Table:
-    """Forward and backward of ours at every shape, over what they are compared with."""
+    """Return the table of our forward and backward at all shapes, over their yardsticks."""
     rows = {
         (row["op"], shape_text(row["shape"])): row
         for row in result["rows"]
@@ -141,7 +141,7 @@ def summary_table(result: dict) -> Table:
 
 
 def peer_table(result: dict) -> Table:
-    """How many times as long as ours the others take."""
+    """Return the table of other projects' times over ours."""
     lines = []
     for row in result["rows"]:
         times = timed(row)
@@ -162,7 +162,7 @@ def _over(times: dict, above: str, below: str) -> str:
 
 
 def exponent_table(result: dict) -> Table:
-    """How the time grows with the number of images and of tokens, by a fit to each sweep."""
+    """Return the table of growth exponents with images and tokens, fitted to each sweep."""
     lines = []
     for op, group in dict.fromkeys(
         (row["op"], row["group"]) for row in result["rows"] if row["group"] in SWEEPS
@@ -180,7 +180,7 @@ def exponent_table(result: dict) -> Table:
 
 
 def memory_table(result: dict) -> Table:
-    """Peak memory of single calls."""
+    """Return the table of the peak memory of single calls."""
     lines = [
         (
             f"{m['op']}, {m['contender']}",
@@ -197,20 +197,20 @@ def memory_table(result: dict) -> Table:
 
 
 def largest_table(result: dict) -> Table:
-    """The largest inputs that fit."""
+    """Return the table of the largest inputs within a limit."""
     lines = []
     for found in result["largest"]:
-        most = found["points"][-1]
-        measured = f"{most['tokens']} in {most['bytes'] / 1e9:.2f} GB"
+        last = found["points"][-1]
+        measured = f"{last['tokens']} in {last['bytes'] / 1e9:.2f} GB"
         tokens = f"{found['tokens']}" + (" (line)" if found["how"] == "extrapolated" else "")
         limit = f"{found['limit_bytes'] / 1e9:.0f} GB"
         lines.append((found["contender"], limit, str(found["features"]), tokens, measured))
-    header = ("", "limit", "features", "most tokens", "largest measured")
-    return Table("the most tokens of one image within a limit", header, lines)
+    header = ("", "limit", "features", "max tokens", "largest measured")
+    return Table("maximum number of tokens of one image within a limit", header, lines)
 
 
 def saving_table(result: dict) -> Table:
-    """From pixels to the end of the prompt, with all patches and with clusters."""
+    """Return the table of times from pixels to the end of the prompt, without and with clusters."""
     rows = {
         (r["op"], r["shape"]["images"], r["shape"]["features"]): timed(r) for r in result["rows"]
     }
@@ -218,7 +218,7 @@ def saving_table(result: dict) -> Table:
     prefills = [(key, t) for key, t in rows.items() if key[0] == "prefill" and "all_patches" in t]
     lines = []
     for (_, images, features), prefill in prefills:
-        # The encoder's largest batch: how pictures are encoded where many wait.
+        # The encoder's largest batch, as in a busy server.
         (_, batch, width), encode = max(encoders, key=lambda e: e[0][1], default=((0, 1, 0), None))
         if encode is None or "encoder_and_clusters" not in encode:
             continue
@@ -243,26 +243,26 @@ def saving_table(result: dict) -> Table:
 
 
 def goal_table(result: dict) -> Table:
-    """The goals for this device, and what became of them."""
+    """Return the table of the goals for this device and their values."""
     lines = []
     for goal in GOALS:
         if goal.device != result["device"]["type"]:
             continue
         value = goal.value(result)
         if value is not None:
-            said = "met" if goal.met(value) else "MISSED"
+            verdict = "met" if goal.met(value) else "MISSED"
             bound = f"{'at most' if goal.at_most else 'at least'} {goal.bound:g}"
-            lines.append((goal.text, bound, f"{value:.3g}", said))
+            lines.append((goal.text, bound, f"{value:.3g}", verdict))
     return Table("goals", ("measure", "goal", "here", ""), lines)
 
 
 def shape_text(shape: dict) -> str:
-    """B x N x D."""
+    """Return "B x N x D"."""
     return f"{shape['images']} x {shape['tokens']} x {shape['features']}"
 
 
 def duration(seconds: float) -> str:
-    """With three figures and a fitting unit."""
+    """Format a duration with three significant digits and a suitable unit."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
             return f"{_three(seconds / size)} {unit}"
@@ -270,7 +270,7 @@ def duration(seconds: float) -> str:
 
 
 def mebibytes(size: int) -> str:
-    """In MiB, without the unit."""
+    """Format a size in MiB, without the unit."""
     return f"{size / 2**20:.1f}"
 
 
