@@ -63,7 +63,7 @@ def test_a_compiler_that_says_nothing_is_named(build, ninja, monkeypatch, tmp_pa
 
 def test_a_compiler_that_is_not_there_is_named(build, monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "/nonexistent/c++ -m64")
-    with pytest.raises(build.BuildError, match=r"CXX: expected a C\+\+ compiler on PATH, got /nonexistent"):
+    with pytest.raises(build.BuildError, match=r"^CXX: expected .* got /nonexistent/c\+\+$"):
         build.Build(tmp_path)
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", str(tmp_path))
