@@ -2,12 +2,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO_INSTALLED := .venv/.installed-demo
-# What users can install, and the tools.
+# Extras of the package, with the development tools.
 EXTRAS := triton,cli,model,generate,lora,train,eval,completion,bench,report,photographs,peers,onnx,docs,dev
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
 EMULATOR_SOURCES := $(wildcard tests/ptxemu/core/*.h tests/ptxemu/core/*.cpp)
 
-# What the compiled kernels run through.
+# Tests that run the compiled kernels.
 NATIVE_TESTS := $(addprefix tests/test_,cpp.py cpp_backward.py dpc_knn_cpp.py edge_cases.py \
 	error_table.py errors.py invariants.py merge.py oracle.py threshold_greedy_cpp.py)
 PTX_ARCHS := 80 90
@@ -15,8 +15,8 @@ ptx_env := PYTHONPATH=tests PTXEMU_CACHE=build OMP_NUM_THREADS=1
 INSTRUCTION_SETS := avx512 avx2 baseline
 sanitized_flags := -g -fno-omit-frame-pointer -fsanitize=address,undefined \
 	-fno-sanitize-recover=undefined
-# Python itself knows nothing of the sanitizers, and leaks on purpose.
-# An allocation that is too large is an error there, not the end of the process.
+# Python is not built with the sanitizers, and leaks on purpose.
+# A too large allocation must fail with an error, not end the process.
 sanitized_env := ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)"
 
@@ -26,7 +26,7 @@ demo: $(DEMO_INSTALLED)
 	$(BIN)/python bench/demo.py --out demo_out
 	$(BIN)/setok bench --out demo_out/bench.json
 
-# A worker per core, each with one thread: two threads each would wait for one another.
+# One worker per core with one thread each; more threads would only wait for each other.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not gpu" --cov=setok_kernels --cov-fail-under=95 \
 		--numprocesses=auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
@@ -57,13 +57,13 @@ format: $(INSTALLED)
 stage1: $(INSTALLED)
 	$(BIN)/setok train --config model/configs/stage1_tiny.yaml --out runs/tiny
 
-# Stages 1 to 3 at small scale, each from the model of the one before, and their figures.
+# Stages 1 to 3 at small scale, each from the previous model, and their metrics.
 small-world: $(INSTALLED)
 	$(BIN)/setok train --config model/configs/stage1_small_world.yaml --out runs/small-world/stage1
 	$(BIN)/setok train --config model/configs/stage2_tiny.yaml --out runs/small-world/stage2
 	$(BIN)/setok train --config model/configs/stage3_tiny.yaml --out runs/small-world/stage3
 
-# As many tokens of each kind, but for `patches`, which are all; see docs/small-world.md.
+# Equal numbers of tokens of each kind, except `patches` (all patches); see docs/small-world.md.
 SWAPPED := clusters grid queries patches
 grid_tokens := "model.token_grid=[3, 3]"
 queries_tokens := model.num_queries=9
@@ -77,7 +77,7 @@ $(SWAPPED:%=token-swap-%): token-swap-%: $(INSTALLED)
 	$(BIN)/setok train --config model/configs/token_swap.yaml --out runs/token-swap/$*/stage2 \
 		setok=runs/token-swap/$*/stage1/model
 
-# Clones of the peers below PEER_ROOT are measured too: make bench PEER_ROOT=clones
+# Also measures other projects cloned into PEER_ROOT: make bench PEER_ROOT=clones
 bench: $(INSTALLED)
 	$(BIN)/python bench/run.py --suite cpu --out bench_out/cpu.json \
 		$(if $(PEER_ROOT),--peer-root $(PEER_ROOT))
@@ -87,7 +87,7 @@ bench: $(INSTALLED)
 bench-docs: $(INSTALLED)
 	$(BIN)/python bench/report.py --docs
 
-# The native part once more, with other flags and beside the installed one.
+# A second build of the native part, with sanitizers, beside the installed one.
 build-sanitized: $(INSTALLED)
 	mkdir -p build
 	CXXFLAGS="$(sanitized_flags)" LDFLAGS="$(filter -fsanitize%,$(sanitized_flags))" \
@@ -98,14 +98,14 @@ build-sanitized: $(INSTALLED)
 test-sanitized: build-sanitized
 	PYTHONPATH=$$(echo build/sanitized/lib.*) $(sanitized_env) $(BIN)/pytest -q $(NATIVE_TESTS)
 
-# The installed kernels, limited to one of the instruction sets that it has kernels for.
+# Tests of the installed kernels, limited to one instruction set.
 $(INSTRUCTION_SETS:%=test-%): test-%: $(INSTALLED)
 	SETOK_CPU_CAPABILITY=$* $(BIN)/python -c "\
 	import setok_kernels._internals as c; print(i := c.build_info()); assert i['isa'] == '$*'"
 	SETOK_CPU_CAPABILITY=$* $(BIN)/pytest -q $(NATIVE_TESTS)
 
-# N random calls, valid and invalid, under the sanitizers; SEED is that of the first one. One call
-# again: make fuzz N=1 SEED=...
+# N random calls, valid and invalid, under the sanitizers, from random seed SEED on. To repeat one
+# call: make fuzz N=1 SEED=...
 N ?= 20000
 SEED ?= 0
 fuzz: build-sanitized
@@ -115,7 +115,7 @@ fuzz: build-sanitized
 test-threads: $(INSTALLED)
 	for threads in 1 2 4; do OMP_NUM_THREADS=$$threads $(BIN)/pytest -q $(NATIVE_TESTS) || exit 1; done
 
-# All Triton kernels as compiled code, executed by tests/ptxemu for both architectures; half an hour.
+# Compiled code of all Triton kernels in tests/ptxemu, for both architectures; takes half an hour.
 # `make test` runs a part of it.
 test-ptx: $(PTX_ARCHS:%=test-ptx-%)
 
@@ -126,15 +126,15 @@ $(PTX_ARCHS:%=test-ptx-%): test-ptx-%: $(INSTALLED)
 compile-report: $(INSTALLED)
 	$(BIN)/python bench/compile_report.py --out bench_out/triton-compile.json
 
-# What the kernels of a forward pass execute, and all that is compared with it or made of it; after
-# a change of the kernels. Minutes on one core.
+# Counts of the forward kernels, with the reports and documentation made from them. Run it after a
+# change of the kernels; takes minutes on one core.
 kernel-counts: $(INSTALLED)
 	$(BIN)/python bench/kernel_counts.py --out bench/results/triton-counts.json
 	$(BIN)/python bench/compile_report.py --out bench/results/triton-compile.json
 	$(BIN)/python bench/report.py --docs
 
-# A wheel for every Python and every torch from 2.11 on, on Linux of this machine, or of MACHINE with
-# a compiler for it: make wheels MACHINE=aarch64 CXX=aarch64-linux-gnu-g++
+# One Linux wheel for every Python and every torch from 2.11 on, for this machine or for MACHINE with
+# a cross compiler: make wheels MACHINE=aarch64 CXX=aarch64-linux-gnu-g++
 MACHINE ?= $(shell uname -m)
 MANYLINUX := $(if $(filter $(shell uname -m),$(MACHINE)),manylinux_2_28_$(MACHINE),auto)
 wheels: $(INSTALLED)
@@ -147,14 +147,14 @@ wheels: $(INSTALLED)
 	$(BIN)/python -m zipfile -e dist/*_$(MACHINE).whl build/wheels/unpacked
 	$(BIN)/torch-abi-audit --check torch --site-packages build/wheels/unpacked
 
-# The wheel in dist/ under other versions: make test-wheel PYTHON=python3.10 TORCH=2.11.0
+# Tests of the wheel in dist/ with other versions: make test-wheel PYTHON=python3.10 TORCH=2.11.0
 TORCH ?= 2.13.0
 test-wheel:
 	rm -rf build/test-wheel && $(PYTHON) -m venv build/test-wheel
 	build/test-wheel/bin/pip install --quiet torch==$(TORCH) pytest hypothesis dist/*_$(shell uname -m).whl
 	build/test-wheel/bin/pytest -q -p no:cacheprovider $(NATIVE_TESTS)
 
-# What kernels.get_local_kernel loads, and what kernel-builder reads.
+# Repository for kernels.get_local_kernel and for kernel-builder.
 kernel-hub: $(INSTALLED)
 	$(BIN)/python csrc/kernel_hub.py --out build/kernel-hub
 
@@ -163,14 +163,14 @@ mutants: $(INSTALLED)
 	$(BIN)/mutmut run
 	$(BIN)/mutmut results
 
-# Built without isolation, so that the build tools too are those of constraints.txt.
+# No build isolation, so that the build tools are also those of constraints.txt.
 $(DEMO_INSTALLED): pyproject.toml setup.py csrc/build.py constraints.txt $(CXX_SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt setuptools wheel pybind11 ninja
 	$(BIN)/pip install --quiet --no-build-isolation -c constraints.txt -e ".[cli,bench,photographs]"
 	touch $@
 
-# The rest of the packages; ours is there already, and is not built again.
+# Installs the other packages; ours is already installed and not built again.
 $(INSTALLED): $(DEMO_INSTALLED)
 	$(BIN)/pip install --quiet -c constraints.txt "setok-kernels[$(EXTRAS)]"
 	touch $@

@@ -1,7 +1,7 @@
-"""Maps the source folders onto their import names and builds the native part, csrc/build.py.
+"""Map the source folders to their import names, and build the native part (csrc/build.py).
 
-Everything else is declared in pyproject.toml. Nothing here needs torch. Without a compiler the
-package is installed with the reference backend alone, as a wheel for any platform, and says so.
+Everything else is in pyproject.toml. The build does not need torch. Without a compiler the package
+is installed with the reference backend alone, as a wheel for any platform, with a warning.
 """
 
 import importlib.util
@@ -15,10 +15,10 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
-# Shipped in place of the library when it could not be built, since pip hides what a build prints.
-# setok_kernels/_native.py reads it, so that a warning and `setok doctor` can still say why.
+# File with the reason, installed in place of a library that could not be built, because pip hides
+# build output. setok_kernels/_native.py reads it for the warning and for `setok doctor`.
 FAILURE_NOTE = "_build_failed.txt"
-# A wheel for every Python has no module for one of them: SETOK_INTERNALS=0 leaves it out.
+# SETOK_INTERNALS=0 leaves out the module, which is for one Python version only.
 WITH_INTERNALS = os.environ.get("SETOK_INTERNALS", "1") != "0"
 
 PACKAGES = [
@@ -27,14 +27,14 @@ PACKAGES = [
     "setokim",
     *(f"setokim.{name}" for name in find_packages("model")),
     "setok_bench",
-    # A package of its own, because importing setok_kernels imports torch, and `setok --help` must
-    # not wait for that.
+    # A separate package, because importing setok_kernels imports torch, which would slow down
+    # `setok --help`.
     "setok_cli",
 ]
 
 
 def load_build():
-    # By its path: the folder is no package, and not on sys.path in an isolated build.
+    # Loaded by path: the folder is not a package, and not on sys.path in an isolated build.
     spec = importlib.util.spec_from_file_location("setok_build", "csrc/build.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -46,7 +46,7 @@ native = load_build()
 
 
 class CleanBuild(build):
-    """Begins with nothing, or files of earlier versions would get into the wheel."""
+    """Build from an empty folder, so that no files of earlier versions get into the wheel."""
 
     def run(self):
         shutil.rmtree(self.build_lib, ignore_errors=True)
@@ -54,14 +54,14 @@ class CleanBuild(build):
 
 
 class BuildNative(build_ext):
-    """Builds the operator library and the optional module, or says durably why it could not."""
+    """Build of the operator library and the optional module; a failure leaves a note."""
 
     made: tuple = ()
 
     def run(self):
         folder = Path("." if self.inplace else self.build_lib, "setok_kernels")
         folder.mkdir(parents=True, exist_ok=True)
-        # What an earlier build left does not match these sources any more.
+        # Files of an earlier build do not match these sources.
         for name in (f"{native.LIBRARY}.*", f"{native.MODULE}.*", FAILURE_NOTE):
             for old in folder.glob(name):
                 old.unlink()
@@ -93,7 +93,7 @@ class BuildNative(build_ext):
 
 
 class TaggedWheel(bdist_wheel):
-    """Names a wheel after what is in it: never a platform without its binary."""
+    """Wheel with a platform tag only if it contains a binary."""
 
     def run(self):
         self.run_command("build")
@@ -108,7 +108,7 @@ class TaggedWheel(bdist_wheel):
         machine = native.target_named(self.get_finalized_command("build_ext").plat_name).machine
         platform = platform.replace("universal2", machine)
         if len(self.get_finalized_command("build_ext").made) == 1:
-            # The operators alone serve every Python.
+            # The operators alone work with every Python.
             return "py3", "none", platform
         return python, abi, platform
 
@@ -126,7 +126,7 @@ setup(
         "setok_bench": ["schema.json", "results/triton-counts.json"],
         "setokim": ["configs/*.yaml", "py.typed"],
     },
-    # Says that there is something to build; csrc/build.py knows what.
+    # Placeholder, so that build_ext runs; csrc/build.py has the sources.
     ext_modules=[Extension(f"setok_kernels.{native.MODULE}", sources=[], optional=True)],
     cmdclass={"build": CleanBuild, "build_ext": BuildNative, "bdist_wheel": TaggedWheel},
 )

@@ -1,1 +1,1 @@
-"""Benchmarks: throughput sweeps, peers, the physical floor, and results with provenance."""
+"""Benchmarks: throughput, other implementations, the roofline floor, results with provenance."""

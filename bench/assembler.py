@@ -1,19 +1,19 @@
-"""The assembler that comes with Triton: how it is called, what it says, what fits beside what."""
+"""Calls of Triton's assembler and disassembler, kernel resources and occupancy."""
 
 import re
 import subprocess
 import tempfile
 from pathlib import Path
 
-# Registers of 32 bits and bytes of shared memory of a multiprocessor, and threads it holds.
+# 32-bit registers, bytes of shared memory and maximum threads of a multiprocessor.
 MULTIPROCESSOR = {80: (65536, 167936, 2048), 90: (65536, 233472, 2048), 100: (65536, 233472, 2048)}
 
 
 def run_tool(name: str, *arguments) -> str:
-    """What a tool in Triton's folder prints.
+    """Run a tool from Triton's folder and return its output.
 
     Raises:
-        RuntimeError: it is not there, or refuses.
+        RuntimeError: the tool is missing or fails.
     """
     import triton
 
@@ -23,12 +23,12 @@ def run_tool(name: str, *arguments) -> str:
     done = subprocess.run([tool, *arguments], text=True, capture_output=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{name}: {done.stderr.strip()}")
-    # ptxas speaks on one of them; nvdisasm only warns there.
+    # ptxas prints to stderr; nvdisasm prints to stdout and warns on stderr.
     return done.stdout or done.stderr
 
 
 def run_ptxas(ptx: str, capability: int, out: Path | str = "/dev/null", *options: str) -> str:
-    """What `ptxas -v` says of a kernel, whose machine code goes to `out`."""
+    """Assemble a kernel into `out` and return the output of `ptxas -v`."""
     suffix = "a" if capability >= 90 else ""
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
@@ -39,7 +39,7 @@ def run_ptxas(ptx: str, capability: int, out: Path | str = "/dev/null", *options
 
 
 def resources(said: str) -> dict[str, int]:
-    """Registers of a thread, bytes of its stack and bytes that it spills, of what ptxas said."""
+    """Parse the registers, stack bytes and spilled bytes of a thread from the output of ptxas."""
 
     def number(pattern):
         found = re.search(pattern, said)
@@ -53,8 +53,8 @@ def resources(said: str) -> dict[str, int]:
 
 
 def occupancy(capability: int, threads: int, registers: int, shared: int) -> int:
-    """Programs that fit on a multiprocessor at once."""
+    """Return the number of programs that a multiprocessor holds at once."""
     all_registers, all_shared, all_threads = MULTIPROCESSOR[capability]
-    # Registers are handed out in groups of 8 to each thread; 1 KB of shared memory is the system's.
+    # Registers are allocated in groups of 8 per thread; the system reserves 1 KB of shared memory.
     by_registers = all_registers // (max(8, -(-registers // 8) * 8) * threads)
     return min(by_registers, all_shared // (shared + 1024), all_threads // threads)

@@ -1,6 +1,6 @@
-"""Is a result right? Asked of every contender before it is timed; `AssertionError` says no.
+"""Checks of each implementation's result before timing; they raise `AssertionError`.
 
-The first and the last image of a result are judged by `setok_kernels.testing`.
+`setok_kernels.testing` judges the first and the last image of a result.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from setok_kernels.testing.intervals import squared_distance_bounds
 from setok_kernels.testing.peaks import judge_neighbours
 from setok_kernels.testing.values import assert_error, feature_orders
 
-# Judging takes float64 matrices of all pairs. Results for longer images are judged on an input of
-# this length, which is also beyond where rows of distances are kept.
+# Checks need float64 matrices of all pairs. Longer images are checked on an input of this length,
+# which is also above the limit of kept distance rows.
 CHECK_TOKENS = 3584
 
 Result = TypeVar("Result")
 
 
 def small_enough(case: Case) -> Case:
-    """The case itself, or one image of `CHECK_TOKENS` tokens."""
+    """Return the case itself, or one image of `CHECK_TOKENS` tokens if it is longer."""
     if case.shape.tokens <= CHECK_TOKENS:
         return case
     shape = dataclasses.replace(case.shape, images=1, tokens=CHECK_TOKENS)
@@ -35,7 +35,7 @@ def small_enough(case: Case) -> Case:
 
 
 def one_image(out: Result, index: int) -> Result:
-    """A padded result with one of its images."""
+    """Return a padded result with only one of its images."""
     parts = {}
     for f in dataclasses.fields(out):
         value = getattr(out, f.name)
@@ -47,12 +47,12 @@ def one_image(out: Result, index: int) -> Result:
 
 
 def judged(case: Case) -> list[int]:
-    """Numbers of the images that are judged."""
+    """Return the indices of the images to check."""
     return sorted({0, case.shape.images - 1})
 
 
 def check_clusters(case: Case, out: sk.Clusters) -> None:
-    """Of `cluster_tokens`: invariants, decisions, and values with the decisions replayed."""
+    """Check `cluster_tokens`: invariants, decisions, and values with the decisions replayed."""
     x = case.tokens()
     for b in judged(case):
         image, part = x[b : b + 1], one_image(out, b)
@@ -62,7 +62,7 @@ def check_clusters(case: Case, out: sk.Clusters) -> None:
 
 
 def check_gradients(case: Case, result: tuple[sk.Clusters, tuple[Tensor, ...]]) -> None:
-    """Of the masks' gradient: valid decisions, and at most twice plain PyTorch's error."""
+    """Check the masks' gradient: valid decisions, and at most twice plain PyTorch's error."""
     out, grads = result
     x, weight = case.tokens(), mask_gradient(case)
     for b in judged(case):
@@ -78,25 +78,25 @@ def check_gradients(case: Case, result: tuple[sk.Clusters, tuple[Tensor, ...]]) 
 
         truth, plain = replay(image.double()), []
         for order in feature_orders(x):
-            of_x, *others = replay(image[..., order].float())
-            plain.append([of_x[..., order.argsort()], *others])
-        # What the hyper-parameters get is summed over the images.
-        alone = len(truth) if case.shape.images == 1 else 1
-        for i in range(alone):
+            grad_x, *others = replay(image[..., order].float())
+            plain.append([grad_x[..., order.argsort()], *others])
+        # Gradients of the hyper-parameters are sums over the images.
+        checked = len(truth) if case.shape.images == 1 else 1
+        for i in range(checked):
             got = grads[i][b : b + 1] if i == 0 else grads[i]
             measured = torch.stack([p[i] for p in plain])
             assert_error(f"gradient {i}", got, truth[i], measured, truth[i], 1)
 
 
 def mask_gradient(case: Case) -> Tensor:
-    """(B, C + 1, N) float32, the gradient of the masks that backward passes start from."""
+    """Return the fixed gradient of the masks, (B, C + 1, N) float32."""
     s, generator = case.shape, torch.Generator().manual_seed(1)
     grad = torch.randn(s.images, s.clusters + 1, s.tokens, generator=generator)
     return grad.to(case.device)
 
 
 def check_peaks(case: Case, out: sk.DensityPeaks) -> None:
-    """Of `dpc_knn`."""
+    """Check `dpc_knn`."""
     x, s = case.groups(), case.shape
     for b in judged(case):
         part = one_image(out, b)
@@ -104,7 +104,7 @@ def check_peaks(case: Case, out: sk.DensityPeaks) -> None:
 
 
 def check_greedy(threshold: float):
-    """A check of `threshold_greedy`."""
+    """Return a check of `threshold_greedy`."""
 
     def check(case: Case, out: sk.HardClusters) -> None:
         x = case.groups()
@@ -116,23 +116,23 @@ def check_greedy(threshold: float):
 
 
 def check_neighbours(case: Case, knn: Tensor) -> None:
-    """(B, N, K) nearest other tokens by ascending distance, within the rounding error bound."""
+    """Check (B, N, K) nearest other tokens by ascending distance, within the error bound."""
     x, s = case.tokens(), case.shape
     expected = (s.images, s.tokens, s.k)
     assert tuple(knn.shape) == expected, f"neighbours: {tuple(knn.shape)}, expected {expected}"
     wide = torch.finfo(torch.promote_types(s.dtype, torch.float32))
     for b in judged(case):
         features = x[b].double()
-        everyone = torch.ones(s.tokens, dtype=torch.bool, device=x.device)
+        ok = torch.ones(s.tokens, dtype=torch.bool, device=x.device)
         position = torch.arange(s.tokens, device=x.device)
-        image = Image(b, b, features, everyone, position, wide.eps / 2, wide.tiny)
+        image = Image(b, b, features, ok, position, wide.eps / 2, wide.tiny)
         distance = squared_distance_bounds(features, image.roundoff, 0.0)
         found = image.compact("neighbours", knn[b].long())
         judge_neighbours(image, distance, found, include_self=False)
 
 
 def check_product(case: Case, product: Tensor) -> None:
-    """Of `torch.bmm(x, x.mT)`: some rows against float64, within the error of a dot product."""
+    """Check `torch.bmm(x, x.mT)`: some rows against float64, within a dot product's error."""
     x = case.tokens()
     rows = slice(None, None, max(1, case.shape.tokens // 16))
     for b in judged(case):
@@ -141,10 +141,10 @@ def check_product(case: Case, product: Tensor) -> None:
         steps = (case.shape.features + 1) * torch.finfo(torch.float32).eps
         rounding = torch.finfo(product.dtype).eps
         error = (product[b, rows].double() - some @ image.T).abs()
-        assert (error <= (steps + rounding) * norms).all(), "product: beyond its rounding error"
+        assert (error <= (steps + rounding) * norms).all(), "product: error above its bound"
 
 
 def check_merged(case: Case, merged: Tensor, expected) -> None:
-    """Merged or unmerged tokens against `expected(dtype)`, the reference's in a dtype."""
+    """Check merged or unmerged tokens against `expected(dtype)`, the reference in a dtype."""
     truth, plain = expected(torch.float64), expected(case.shape.dtype)
     assert_error("tokens", merged, truth, plain, truth, 1)

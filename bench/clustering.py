@@ -1,4 +1,4 @@
-"""Entries of the clustering itself, of its gradient and of merging."""
+"""Entries of the clustering, of its gradient and of merging."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 
 import setok_kernels as sk
 from setok_bench import checks, work
-from setok_bench.registry import Case, Contender, Entry, Unavailable
+from setok_bench.registry import Case, Entry, Implementation, Unavailable
 from setok_bench.timing import Call
 from setok_kernels.dispatch import select_backend
 
-# The kind of device that each backend of ours is for.
+# Device types of each backend.
 BACKENDS = {"cpp": ("cpu",), "triton": ("cuda",), "reference": ("cpu", "cuda")}
-# The kernels of ours on each kind of device. "auto" would leave out those in Triton.
+# Compiled backend of each device type. "auto" would not choose unverified Triton kernels.
 OURS = {"cpu": "cpp", "cuda": "triton"}
 
 
-def backend_contender(name: str, make, check) -> Contender:
-    """A backend of ours; `make(case, backend)` makes its call."""
+def backend_implementation(name: str, make, check) -> Implementation:
+    """Return the implementation of a backend; `make(case, backend)` returns its call."""
 
     def checked_make(case: Case) -> Call:
         try:
@@ -30,31 +30,31 @@ def backend_contender(name: str, make, check) -> Contender:
         return make(case, name)
 
     role = "reference" if name == "reference" else "ours"
-    return Contender(name, checked_make, check, role, BACKENDS[name])
+    return Implementation(name, checked_make, check, role, BACKENDS[name])
 
 
-def backend_contenders(make, check) -> tuple[Contender, ...]:
-    """All backends of ours."""
-    return tuple(backend_contender(name, make, check) for name in BACKENDS)
+def backend_implementations(make, check) -> tuple[Implementation, ...]:
+    """Return the implementations of all backends."""
+    return tuple(backend_implementation(name, make, check) for name in BACKENDS)
 
 
 def make_product(case: Case) -> Call:
-    """The yardstick: all pairs of tokens, by one product of the library."""
+    """Return the yardstick call: the products of all pairs by the library."""
     x = case.tokens()
     return lambda: torch.bmm(x, x.mT)
 
 
-BMM = Contender("bmm", make_product, checks.check_product, "yardstick", work=work.product)
+BMM = Implementation("bmm", make_product, checks.check_product, "yardstick", work=work.product)
 
 
 def make_cluster(case: Case, backend: str) -> Call:
-    """The whole forward pass."""
+    """Return a call of the whole forward pass."""
     x, config = case.tokens(), case.config
     return lambda: sk.cluster_tokens(x, config, backend=backend)
 
 
 def make_compiled(case: Case) -> Call:
-    """The reference through torch.compile: all its steps unrolled into one graph."""
+    """Return a call of the reference through torch.compile, with all steps in one graph."""
     x, config = case.tokens(), case.config
     torch.compiler.reset()
     cluster = torch.compile(
@@ -64,7 +64,7 @@ def make_compiled(case: Case) -> Call:
 
 
 def make_backward(case: Case, backend: str) -> Call:
-    """Forward, and from a gradient of the masks back to tokens and hyper-parameters."""
+    """Return a call of forward and backward, to tokens and hyper-parameters."""
     x = case.tokens().requires_grad_()
     module = sk.TokenClustering(case.config, backend=backend).to(x.device)
     leaves, grad = [x, *module.parameters()], checks.mask_gradient(case)
@@ -80,20 +80,20 @@ CLUSTER_TOKENS = Entry(
     "cluster_tokens",
     work.cluster_tokens,
     (
-        *backend_contenders(make_cluster, checks.check_clusters),
-        Contender("compiled_reference", make_compiled, checks.check_clusters, "reference"),
+        *backend_implementations(make_cluster, checks.check_clusters),
+        Implementation("compiled_reference", make_compiled, checks.check_clusters, "reference"),
         BMM,
     ),
     yardstick="bmm",
 )
 
-# The forward pass alone is the yardstick: what a gradient costs on top.
+# The forward pass alone is the yardstick, so the ratio has the cost of the gradient.
 CLUSTER_BACKWARD = Entry(
     "cluster_backward",
     work.cluster_backward,
     (
-        *backend_contenders(make_backward, checks.check_gradients),
-        Contender(
+        *backend_implementations(make_backward, checks.check_gradients),
+        Implementation(
             "forward",
             lambda case: make_cluster(case, OURS[case.device.type]),
             checks.check_clusters,
@@ -106,13 +106,13 @@ CLUSTER_BACKWARD = Entry(
 
 
 def merge_entry(soft: bool, back: bool) -> Entry:
-    """Merging, or the way back, in one of both modes."""
+    """Return the entry of merge or (`back`) unmerge, soft or hard."""
     mode = "soft" if soft else "hard"
 
     @functools.lru_cache(maxsize=1)
     def inputs(case: Case):
         x = case.tokens()
-        # One clustering for all contenders and the check.
+        # One clustering for all implementations and for the check.
         out = sk.cluster_tokens(x, case.config)
         merged = sk.merge_tokens(x, out, mode, backend="reference")
         return x, out, merged
@@ -120,7 +120,7 @@ def merge_entry(soft: bool, back: bool) -> Entry:
     def carry_out(case: Case, backend: str, dtype: torch.dtype):
         x, out, merged = inputs(case)
         if dtype == torch.float64:
-            # Soft shares are masks, in whose precision the sums are made.
+            # Soft sums are computed in the dtype of the masks.
             out = dataclasses.replace(out, masks=out.masks.double())
         if back:
             return sk.unmerge_tokens(merged.to(dtype), out, mode, backend=backend)
@@ -134,19 +134,21 @@ def merge_entry(soft: bool, back: bool) -> Entry:
 
     def make_bmm(case: Case) -> Call:
         x, out, merged = inputs(case)
-        shares = out.masks.to(x.dtype)
+        masks = out.masks.to(x.dtype)
         if back:
-            return lambda: torch.bmm(shares.mT, merged)
-        return lambda: torch.bmm(shares, x)
+            return lambda: torch.bmm(masks.mT, merged)
+        return lambda: torch.bmm(masks, x)
 
-    contenders = backend_contenders(make, check)
+    implementations = backend_implementations(make, check)
     if soft:
         # The product alone, without the division by the mass.
-        contenders += (Contender("bmm", make_bmm, lambda case, result: None, "yardstick"),)
+        implementations += (
+            Implementation("bmm", make_bmm, lambda case, result: None, "yardstick"),
+        )
     return Entry(
         f"{'unmerge' if back else 'merge'}_{mode}",
         lambda shape: work.merge(shape, soft),
-        contenders,
+        implementations,
         yardstick="bmm" if soft else None,
     )
 

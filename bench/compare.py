@@ -1,11 +1,11 @@
-"""Compares two results of one suite, and fails on a regression that is more than noise.
+"""Compare two results of one suite, and fail on a regression larger than the noise.
 
     python bench/compare.py OLD.json NEW.json
 
-Each time is taken over the yardstick of its row and round, so that a slower clock or a busy machine
-meets both. Its median has an interval by bootstrap. A contender has regressed when its median ratio
-grew by more than the tolerance and more than both intervals together; what is new, gone, or gives a
-wrong result now is named too, and the last two of these count as regressions.
+Times are divided by the yardstick of the same row and round, so that a slower clock or a busy
+machine affects both. Medians have bootstrap intervals. An implementation has regressed if its
+median ratio grew by more than the tolerance and by more than both intervals together. A missing or
+wrong result also counts as a regression.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from setok_bench.tables import duration, shape_text
 
 TOLERANCE = 0.10
 _RESAMPLES = 400
-# Of the bootstrapped medians on either side: an interval of 99 %.
+# Fraction of the bootstrapped medians outside on either side: a 99 % interval.
 _TAIL = 0.005
 
 
 @dataclass(frozen=True)
 class Change:
-    """Of one contender of one row.
+    """Change of one implementation of one row.
 
     Attributes:
-        name: of row and contender.
-        ratio: new over old, of times over the yardstick where the row has one.
+        name: name of row and implementation.
+        ratio: new over old median, of times over the yardstick if the row has one.
         noise: relative half-width of both intervals together.
-        regressed: whether it is slower by more than noise and tolerance.
-        text: the medians themselves.
+        regressed: flag: slower by more than noise and tolerance.
+        text: both medians as text.
     """
 
     name: str
@@ -48,10 +48,10 @@ class Change:
 
 
 def compare(old: dict, new: dict, tolerance: float = TOLERANCE) -> tuple[list[Change], list[str]]:
-    """Changes of contenders of ours, and what is missing or wrong in the new result.
+    """Return the changes of our implementations, and lines for missing or wrong results.
 
     Raises:
-        ValueError: the results are of other devices or have no row in common.
+        ValueError: the results have different devices or no common row.
     """
     names = [result["device"]["name"] for result in (old, new)]
     if names[0] != names[1]:
@@ -84,7 +84,7 @@ def _change(title: str, before: dict, after: dict, name: str, tolerance: float) 
 
 
 def relative_samples(row: dict, name: str) -> list[float]:
-    """Samples of a contender, over those of the yardstick of the same round where there is one."""
+    """Return the samples of an implementation, divided by the yardstick's of the same round."""
     times = timed(row)
     samples = times[name]["samples_s"]
     if row["yardstick"] not in times:
@@ -93,17 +93,17 @@ def relative_samples(row: dict, name: str) -> list[float]:
 
 
 def half_width(samples: Sequence[float]) -> float:
-    """Half of the interval of the median, relative to it, by bootstrap."""
-    draw = random.Random(0)
+    """Return half of the median's bootstrap interval, relative to the median."""
+    generator = random.Random(0)
     medians = sorted(
-        statistics.median(draw.choices(samples, k=len(samples))) for _ in range(_RESAMPLES)
+        statistics.median(generator.choices(samples, k=len(samples))) for _ in range(_RESAMPLES)
     )
     low, high = medians[int(_TAIL * _RESAMPLES)], medians[-1 - int(_TAIL * _RESAMPLES)]
     return (high - low) / 2 / statistics.median(samples)
 
 
 def main() -> int:
-    """Prints every change; returns 1 on a regression."""
+    """Print every change, and return 1 on a regression."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("old", type=Path, metavar="OLD")
     parser.add_argument("new", type=Path, metavar="NEW")

@@ -1,12 +1,11 @@
-"""Compares the drop-ins of `setok_kernels.compat` with the functions they stand for.
+"""Compare the drop-ins of `setok_kernels.compat` with the original functions.
 
-The other projects' sources are not part of this one: clone those that are to be compared into one
-folder. Only the functions named in `peers.py` are executed. Cases are drawn at random; both sides
-get the same tokens and the same noise. Where float32 results differ, both sides run again in
-float64: equal there means that a tie at rounding level parted them. The report says which side kept
-the float64 result, and ours is judged: every decision must be optimal within the rounding error
-bound of its distances. Then 16-bit labels are compared with float32 ones. How long both sides take
-is what `run.py --peer-root` measures.
+Clone the other projects into one folder; their sources are not part of this repository. Only the
+functions listed in `peers.py` are executed. Cases are random; both sides get the same tokens and
+noise. If float32 results differ, both sides run again in float64: equal results there mean a tie at
+rounding level. The report has the side that kept the float64 result. Our decisions must be optimal
+within the rounding error bound of their distances. Finally 16-bit labels are compared with float32
+labels. `run.py --peer-root` measures the times of both sides.
 
     python bench/compare_peers.py --peer-root peers --out bench_out/peers.json
 """
@@ -33,27 +32,27 @@ from setok_bench.provenance import provenance
 from setok_kernels import compat, testing
 
 
-def draw_case(seed: int, batch: int, threshold: tuple[float, float], masked: bool) -> PeerCase:
-    """B up to `batch`, N 16 to 729, C 8 to 1152, k 1 to 16; normal tokens or groups of them.
+def sample_case(seed: int, batch: int, threshold: tuple[float, float], masked: bool) -> PeerCase:
+    """Sample B up to `batch`, N 16 to 729, C 8 to 1152, k 1 to 16; normal tokens or groups.
 
-    A mask leaves at least as many tokens as k and as clusters: with fewer the peers take padding.
+    A mask leaves at least k and `clusters` tokens: with fewer, the originals use padding.
     """
     g = torch.Generator().manual_seed(seed)
 
-    def draw(low, high):
+    def sample(low, high):
         return int(torch.randint(low, high + 1, (), generator=g))
 
-    batch, tokens, features, k = draw(1, batch), draw(16, 729), draw(8, 1152), draw(1, 16)
-    clusters = draw(1, max(1, tokens // 4))
+    batch, tokens, features, k = sample(1, batch), sample(16, 729), sample(8, 1152), sample(1, 16)
+    clusters = sample(1, max(1, tokens // 4))
     x = torch.randn(batch, tokens, features, generator=g)
-    if draw(0, 1):
+    if sample(0, 1):
         centres = torch.randn(batch, 12, features, generator=g)
         group = torch.randint(12, (batch, tokens, 1), generator=g)
         x = 0.3 * x + centres.gather(1, group.expand_as(x))
     mask = None
-    if masked and draw(0, 1):
-        least = max(k, clusters)
-        length = torch.randint(least, tokens + 1, (batch, 1), generator=g)
+    if masked and sample(0, 1):
+        shortest = max(k, clusters)
+        length = torch.randint(shortest, tokens + 1, (batch, 1), generator=g)
         mask = (torch.arange(tokens) < length).float()
     low, high = threshold
     threshold = low + (high - low) * float(torch.rand((), generator=g))
@@ -61,14 +60,14 @@ def draw_case(seed: int, batch: int, threshold: tuple[float, float], masked: boo
 
 
 def same(a: tuple, b: tuple) -> bool:
-    """All tensors of two results are equal, shapes included."""
+    """Return True if all tensors of two results are equal, shapes included."""
     return all(x.shape == y.shape and torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def within_rounding(name: str, case: PeerCase) -> bool:
-    """Whether every decision of ours in float32 is one that exact numbers leave open.
+    """Assert that our float32 decisions are optimal within their rounding error bound; return True.
 
-    Judged in float64: each is optimal within the rounding error bound of its own distances.
+    The bound is that of the distances, in float64.
     """
     x = case.x[:1] if name == "setok" else case.x
     options = dict(k=case.k, noise=uniform_noise(case, x.shape[:2], torch.float32))
@@ -83,14 +82,14 @@ def within_rounding(name: str, case: PeerCase) -> bool:
 
 
 def compare(name: str, functions: dict, exact_functions: dict, cases: int) -> dict:
-    """Counts of equal results, and every mismatch with what float64 says of it."""
+    """Return the counts of equal results, and each mismatch with its float64 results."""
     make, ours, batch, threshold = PAIRS[name]
     peer, mine = make(functions, ours)
     exact_peer, _ = make(exact_functions, ours)
     masked = make is token_dict_pair
     equal, masks, mismatches = 0, 0, []
     for seed in range(cases):
-        case = draw_case(seed, batch, threshold, masked)
+        case = sample_case(seed, batch, threshold, masked)
         masks += case.mask is not None
         theirs, own = peer(case, torch.float32), mine(case, torch.float32)
         if same(theirs, own):
@@ -115,37 +114,37 @@ def compare(name: str, functions: dict, exact_functions: dict, cases: int) -> di
 
 
 def agreement_in_bfloat16(functions: dict) -> dict:
-    """Pairs of tokens on which bfloat16 and float32 labels agree, for both sides of TCFormer.
+    """Return the fraction of token pairs on which bfloat16 and float32 labels agree, for TCFormer.
 
-    Planted groups of 20 x 36 tokens; the least and the mean over 20 draws.
+    Minimum and mean of both sides, over 20 samples of 20 planted groups of 36 tokens.
     """
     peer, mine = token_dict_pair(functions, compat.tcformer.cluster_dpc_knn)
-    shares = {"peer": [], "ours": []}
+    agreements = {"peer": [], "ours": []}
     for seed in range(20):
         x, _ = testing.planted_clusters(1, 720, 256, 20, seed=seed, noise=0.3)
         case = PeerCase(x.bfloat16(), 8, 20, 0.0, None, seed)
         for side, call in (("peer", peer), ("ours", mine)):
             low, high = (call(case, dtype)[0] for dtype in (torch.bfloat16, torch.float32))
-            shares[side].append(float(testing.pair_agreement(low, high)))
+            agreements[side].append(float(testing.pair_agreement(low, high)))
     return {
         side: {"least": min(values), "mean": statistics.mean(values)}
-        for side, values in shares.items()
+        for side, values in agreements.items()
     }
 
 
 def write_fixtures(path: Path, functions: dict[str, dict], exact: dict[str, dict]) -> None:
-    """Small cases and what the peers answer, for tests that need no copy of their code.
+    """Write small cases with the originals' results, for tests without their code.
 
-    Tokens are eighths in int8, so that they are the same numbers everywhere; cases whose answer
-    float64 changes are left out, as no implementation could be held to them.
+    Tokens are eighths stored as int8, so that they are identical everywhere. Cases whose result
+    differs in float64 are left out, because no implementation can be required to match them.
     """
-    arrays, said = {}, {}
+    arrays, arguments = {}, {}
     for name, (make, ours, batch, threshold) in PAIRS.items():
         peer, _ = make(functions[name], ours)
         exact_peer, _ = make(exact[name], ours)
         kept = 0
         for seed in range(1000, 1100):
-            case = draw_case(seed, batch, threshold, make is token_dict_pair)
+            case = sample_case(seed, batch, threshold, make is token_dict_pair)
             tokens, features = min(case.x.shape[1], 24 + seed % 40), min(case.x.shape[2], 12)
             k, clusters = max(2, min(case.k, 8)), max(1, min(case.clusters, tokens // 4))
             x = (case.x[:, :tokens, :features] * 8).round().clamp(-127, 127)
@@ -162,7 +161,11 @@ def write_fixtures(path: Path, functions: dict[str, dict], exact: dict[str, dict
             if mask is not None:
                 entry["mask"] = mask.to(torch.int8)
             arrays |= {f"{name}/{kept}/{key}": value.numpy() for key, value in entry.items()}
-            said[f"{name}/{kept}"] = {"k": k, "clusters": clusters, "threshold": case.threshold}
+            arguments[f"{name}/{kept}"] = {
+                "k": k,
+                "clusters": clusters,
+                "threshold": case.threshold,
+            }
             kept += 1
     source = {
         name: {"file": f"{peer.repository}: {peer.file}", "commit": peer.commit}
@@ -170,12 +173,12 @@ def write_fixtures(path: Path, functions: dict[str, dict], exact: dict[str, dict
     }
     versions = provenance(torch.device("cpu"))["versions"]
     about = {"made_by": "bench/compare_peers.py", "from": source, "versions": versions}
-    arrays["about"] = numpy.array(json.dumps(about | {"cases": said}))
+    arrays["about"] = numpy.array(json.dumps(about | {"cases": arguments}))
     numpy.savez_compressed(path, **arrays)
 
 
 def main() -> None:
-    """Compares every project whose source is given, prints the counts and writes the report."""
+    """Compare every project with a clone, print the counts and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer-root", type=Path, required=True, help="folder of the clones")
     parser.add_argument("--cases", type=int, default=200)

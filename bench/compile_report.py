@@ -1,7 +1,7 @@
-"""Compiles every Triton kernel, as it would be launched, on a machine without a GPU.
+"""Compile every Triton kernel as it would be launched, without a GPU, and report its resources.
 
-The launchers run on fake tensors, so nothing may depend on data; each launch is recorded instead of
-made, compiled for the named targets, and ptxas says what it needs.
+The launchers run on fake tensors, so no launch may depend on data. Each launch is recorded, not
+executed, compiled for the targets, and assembled by ptxas for its resources.
 
     python bench/compile_report.py --targets 80 90 --out bench_out/compile.json
 """
@@ -33,16 +33,16 @@ from setok_kernels.config import DPCOptions
 
 @dataclass(frozen=True)
 class Launch:
-    """What one launch compiles to: the same key, the same machine code.
+    """Specialisation of a launch; equal launches compile to the same machine code.
 
     Attributes:
-        kernel: to be compiled.
-        name: of the kernel.
+        kernel: kernel to compile.
+        name: name of the kernel.
         signature: types by parameter; those of a bundle are a bundle of types.
         constants: values by name, as in ("BLOCK_N", 128) and ("x.stride_d", 1).
-        constant_paths: where each of them is: the parameter, and the place in a bundle.
-        multiples_of_16: where numbers and addresses are known to be.
-        options: of the compiler, as in ("num_warps", 4).
+        constant_paths: path of each constant: the parameter, and the index in a bundle.
+        multiples_of_16: paths of integers and addresses divisible by 16.
+        options: compiler options, as in ("num_warps", 4).
     """
 
     kernel: JITFunction = field(compare=False)
@@ -55,23 +55,23 @@ class Launch:
 
     @property
     def num_warps(self) -> int:
-        """Warps of a program."""
+        """Number of warps of a program."""
         return dict(self.options)["num_warps"]
 
 
 class Pointer:
-    """Stands for a tensor without memory, which begins where its storage is aligned like it."""
+    """Stand-in for a tensor without memory; its address has the alignment of the tensor."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.dtype, self.offset = tensor.dtype, tensor.storage_offset() * tensor.itemsize
 
     def data_ptr(self) -> int:
-        """The address, relative to the storage."""
+        """Return the address relative to the storage."""
         return self.offset
 
 
 def pointers(value):
-    """The argument of a launch with a `Pointer` for each tensor."""
+    """Return an argument of a launch with a `Pointer` for each tensor."""
     if isinstance(value, torch.Tensor):
         return Pointer(value)
     if isinstance(value, TensorDescriptor):
@@ -83,8 +83,8 @@ def pointers(value):
 
 
 def describe(kernel: JITFunction, args: tuple, kwargs: dict) -> Launch:
-    """The specialisation that Triton's launcher would choose."""
-    # Which GPU it is decides nothing here.
+    """Return the specialisation that Triton's launcher would choose."""
+    # The specialisation does not depend on the GPU.
     backend = make_backend(GPUTarget("cuda", 90, 32))
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, options = bind(*pointers(args), **kwargs)
@@ -95,9 +95,9 @@ def describe(kernel: JITFunction, args: tuple, kwargs: dict) -> Launch:
     def name(path):
         first, *rest = path
         names, types = [kernel.arg_names[first]], signature[kernel.arg_names[first]]
-        for place in rest:
-            names.append(types._fields[place])
-            types = types[place]
+        for index in rest:
+            names.append(types._fields[index])
+            types = types[index]
         return ".".join(names)
 
     return Launch(
@@ -112,7 +112,7 @@ def describe(kernel: JITFunction, args: tuple, kwargs: dict) -> Launch:
 
 
 def record_launches(call) -> list[Launch]:
-    """The launches that `call` makes, none of them carried out."""
+    """Record the launches of `call` without executing them."""
     seen = {}
 
     def run(self, *args, grid, warmup, **kwargs):
@@ -130,7 +130,7 @@ def record_launches(call) -> list[Launch]:
 
 
 class Kernels(Compiled):
-    """The Triton kernels themselves, behind no operation: fake tensors would stop there."""
+    """Triton kernels without their operations, whose fake kernels would catch fake tensors."""
 
     @property
     def _ops(self):
@@ -142,7 +142,7 @@ class Kernels(Compiled):
 def launches(
     dtype: torch.dtype, tokens: int, dim: int, k: int = 8, images: int = 4, clusters: int = 64
 ) -> list[Launch]:
-    """Launches of every operation on a padded, masked batch; `tokens` decides the regime."""
+    """Return the launches of every operation on a padded, masked batch of `tokens` tokens."""
     triton_ops = Kernels("triton")
     with FakeTensorMode():
         x = torch.empty(images, tokens, dim, dtype=dtype)
@@ -153,19 +153,19 @@ def launches(
 
         def call():
             out = triton_ops.cluster(x, mask, None, None, config, None)
-            d, ops, place = out.decisions, triton_ops._ops, (None, tokens)
+            d, ops, lengths = out.decisions, triton_ops._ops, (None, tokens)
             values = (out.masks, out.density, out.delta, out.score)
             ops.cluster_backward(
-                *(x, mask, *place, d.knn, d.parent, d.seeds, d.counts, *values, *values),
+                *(x, mask, *lengths, d.knn, d.parent, d.seeds, d.counts, *values, *values),
                 *(None, 0, 0, 0.5, 0.1, 0.1, 0.5, 0, 0.0, True),
             )
             for mode in ("hard", "soft"):
                 merged = triton_ops.merge(x, out, mode, weights, 1e-6)
                 triton_ops.unmerge(merged, out, mode)
                 soft = mode == "soft"
-                shares = (out.masks if soft else None, out.labels, out.counts)
-                ops.merge_backward(merged, x, *shares, weights, *place, 1e-6, soft)
-                ops.unmerge_backward(x, merged, *shares, *place, soft)
+                assignment = (out.masks if soft else None, out.labels, out.counts)
+                ops.merge_backward(merged, x, *assignment, weights, *lengths, 1e-6, soft)
+                ops.unmerge_backward(x, merged, *assignment, *lengths, soft)
             for given, cap in ((None, "diameter"), (noise, "eccentricity")):
                 options = DPCOptions(k, num_clusters=20, cap=cap)
                 triton_ops.dpc_knn(x, mask, None, None, given, options)
@@ -175,7 +175,7 @@ def launches(
 
 
 def compile_launch(launch: Launch, capability: int) -> dict:
-    """Resources and instructions of one launch on one target."""
+    """Compile one launch for one target, and return its resources and instructions."""
     kernel = launch.kernel
     values = [value for _, value in launch.constants]
     source = ASTSource(
@@ -203,7 +203,7 @@ def compile_launch(launch: Launch, capability: int) -> dict:
 
 
 def tensor_cores(ptx: str) -> str | None:
-    """The kind of tensor-core instruction in the code."""
+    """Return the kind of tensor-core instruction in the code, if any."""
     kinds = {"wgmma": "wgmma.mma_async", "tcgen05": "tcgen05.mma", "mma": "mma.sync"}
     return next((kind for kind, text in kinds.items() if text in ptx), None)
 
@@ -214,7 +214,7 @@ def format_rows(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    """Compiles, prints a table and writes the report."""
+    """Compile, print a table and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--targets", nargs="+", type=int, default=[80, 90])
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float16", "float32"])

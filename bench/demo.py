@@ -1,9 +1,9 @@
-"""Clusters photographs that ship with scikit-image, and lays them out on a contact sheet.
+"""Cluster photographs from scikit-image, and draw them on a contact sheet.
 
 python bench/demo.py --out demo_out
 
-Nothing is downloaded. The photographs are public domain or CC0 (see `skimage.data`); each goes
-through the same code as `setok cluster`.
+Nothing is downloaded. The photographs are public domain or CC0 (see `skimage.data`). The code is
+that of `setok cluster`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from setokim.cli.cluster_results import process_files
 
 
 def save_photographs(folder: Path) -> list[Path]:
-    """Writes the photographs as PNG files into `folder`."""
+    """Write the photographs as PNG files into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name in PHOTOGRAPHS:
@@ -34,14 +34,14 @@ def save_photographs(folder: Path) -> list[Path]:
 
 
 def main() -> None:
-    """Clusters the photographs one by one, so that the time of each is its own."""
+    """Cluster the photographs one by one, so that each has its own time."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     out: Path = parser.parse_args().out
 
     files = save_photographs(out / "photographs")
     method = make_method("patch-statistics", None, ClusterConfig())
-    # The first call pays for starting threads and loading libraries, which is no picture's time.
+    # The first call starts threads and loads libraries, which must not count for an image.
     method.encoder([Image.new("RGB", (64, 64))])
     console = Console()
     results = process_files(files, out, method, batch_size=1)

@@ -1,4 +1,4 @@
-"""What the package sets out to reach, as ratios within one run."""
+"""Performance goals, as ratios within one run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from setok_bench.timing import paired_ratio
 
 @dataclass(frozen=True)
 class Ratio:
-    """Median ratio of two contenders of one row, or of any of several to one: the least of them."""
+    """Goal for the median ratio of implementations of one row; of several, the minimum counts."""
 
     text: str
     device: str
@@ -23,7 +23,7 @@ class Ratio:
     group: str = "main"
 
     def value(self, result: dict) -> float | None:
-        """None where it was not measured."""
+        """Return the value in a result, or None if it was not measured."""
         for row in result["rows"]:
             sizes = tuple(row["shape"][name] for name in ("images", "tokens", "features"))
             times = timed(row)
@@ -36,39 +36,39 @@ class Ratio:
         return None
 
     def met(self, value: float) -> bool:
-        """Whether it reaches the bound."""
+        """Return True if the value reaches the bound."""
         return value <= self.bound if self.at_most else value >= self.bound
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak beyond input and result, over one float32 buffer of all pairs of tokens."""
+    """Goal for the peak beyond input and result, over one float32 N x N buffer."""
 
     text: str
     device: str
     op: str
-    contender: str
+    implementation: str
     tokens: int
     bound: float
     at_most: bool = True
 
     def value(self, result: dict) -> float | None:
-        """None where it was not measured."""
+        """Return the value in a result, or None if it was not measured."""
         for m in result["memory"]:
             named = (m["op"], m["contender"], m["shape"]["tokens"])
-            if named == (self.op, self.contender, self.tokens):
+            if named == (self.op, self.implementation, self.tokens):
                 pairs = 4 * m["shape"]["images"] * self.tokens**2
                 return max(0, m["peak_bytes"] - m["result_bytes"]) / pairs
         return None
 
     def met(self, value: float) -> bool:
-        """Whether it reaches the bound."""
+        """Return True if the value reaches the bound."""
         return value <= self.bound
 
 
 _HARD = "hard clustering: TCFormer's or Chat-UniVi's / ours"
 _BOTH = "forward and backward / forward"
-# A twentieth of all pairs is room for several times K + C numbers a token, and for nothing N x N.
+# A twentieth of N x N allows several times K + C numbers per token, but no N x N buffer.
 _NO_PAIRS = "memory beyond input and result / N x N buffer, 16384 tokens"
 
 

@@ -1,7 +1,7 @@
-"""The first minutes on a GPU, in the order of what they decide; part of the suite `gpu`.
+"""Parts of the suite `gpu`: the first minutes on a GPU, in order of importance.
 
-Each part gives numbers, or says why it cannot. A part that needs a tool of the CUDA toolkit runs it
-in a process of its own, for as long as the part may take.
+Each part returns measurements, or the reason why there are none. Tools of the CUDA toolkit run in a
+child process with the time limit of the part.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from setok_bench.work import Shape
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests" / "test_gpu.py"
-# The tests of one image size that is odd in every tile, small enough for a tool that slows them.
+# Keyword of the tests of one small odd image size, fast enough under the sanitizers.
 SMALL_TESTS = "small"
 _ROUNDS = 21
 _LARGE = Shape(64, 729, 1152)
@@ -33,12 +33,12 @@ _LARGE = Shape(64, 729, 1152)
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and on what a part measures.
+    """Device and input sizes of the measurements.
 
     Attributes:
-        device: to measure.
-        shape: of the large batch.
-        batches: numbers of images of the whole forward.
+        device: device to measure.
+        shape: shape of the large batch.
+        batches: batch sizes of the whole forward pass.
     """
 
     device: torch.device
@@ -46,7 +46,7 @@ class Bench:
     batches: tuple[int, ...] = (1, 8, 64)
 
     def case(self, images: int | None = None, tokens: int | None = None) -> Case:
-        """Input of another number of images or tokens."""
+        """Return the input, optionally with another number of images or tokens."""
         s = self.shape
         shape = Shape(
             images or s.images, tokens or s.tokens, s.features, s.k, s.clusters, dtype=s.dtype
@@ -56,13 +56,13 @@ class Bench:
 
 @dataclass(frozen=True)
 class Part:
-    """One question to the device.
+    """A measurement on the device.
 
     Attributes:
-        name: unique.
-        question: what it answers.
-        seconds: that it may take.
-        run: gives the numbers; raises `Unavailable` where it cannot.
+        name: unique name.
+        question: question that the measurement answers.
+        seconds: time limit in seconds.
+        run: function that returns the measurements, or raises `Unavailable`.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Part:
 
 
 def measure_part(part: Part, bench: Bench) -> dict:
-    """What becomes of a part: its numbers, or why there are none."""
+    """Run a part, and return its measurements, or the reason why there are none."""
     started = time.monotonic()
     found = {"name": part.name, "question": part.question, "status": "done", "reason": None}
     values: dict = {}
@@ -81,25 +81,25 @@ def measure_part(part: Part, bench: Bench) -> dict:
     except Unavailable as error:
         found |= {"status": "unavailable", "reason": str(error)}
     except (AssertionError, RuntimeError, subprocess.TimeoutExpired) as error:
-        # The next question is another one.
+        # A failed part must not stop the others.
         text = str(error).strip() or type(error).__name__
         found |= {"status": "failed", "reason": text[-2000:]}
     return found | {"values": values, "seconds": round(time.monotonic() - started, 3)}
 
 
 def replayed(call: Call, device: torch.device) -> Call:
-    """The call as a CUDA graph; itself on other devices."""
+    """Return the call as a CUDA graph, or itself on other devices."""
     return as_graph(call) if device.type == "cuda" else call
 
 
 def medians(calls: dict[str, Call], device: torch.device, seconds: float) -> dict[str, float]:
-    """Median seconds of each call, taken in turns."""
+    """Return the median seconds of each call, timed in turns."""
     samples = time_in_turns(calls, make_clock(device), 2, _ROUNDS, seconds)
     return {name: percentiles(found)["p50_s"] for name, found in samples.items()}
 
 
 def products(bench: Bench, seconds: float) -> dict:
-    """`torch.bmm(x, x.mT)` by graph replay, at the tokens of the shape and at a multiple of 16."""
+    """Time `torch.bmm(x, x.mT)` by graph replay, at N tokens and at the next multiple of 16."""
     calls = {}
     for tokens in (bench.shape.tokens, -(-bench.shape.tokens // 16) * 16):
         x = bench.case(tokens=tokens).tokens()
@@ -109,7 +109,7 @@ def products(bench: Bench, seconds: float) -> dict:
 
 
 def l2_rate(bench: Bench, seconds: float) -> dict:
-    """Bytes per second that all multiprocessors together read from L2."""
+    """Measure the bytes per second that all multiprocessors together read from L2."""
     from setok_bench.probes import read_again
 
     size, turns = (16 << 20, 16) if bench.device.type == "cuda" else (1 << 12, 2)
@@ -129,22 +129,22 @@ def l2_rate(bench: Bench, seconds: float) -> dict:
 
 
 def all_tests(bench: Bench, seconds: float) -> dict:
-    """`pytest -m gpu`."""
+    """Run `pytest -m gpu`."""
     return _tests([], seconds, [])
 
 
 def small_tests(bench: Bench, seconds: float) -> dict:
-    """Of them those of small images."""
+    """Run the GPU tests of small images."""
     return _tests([], seconds, ["-k", SMALL_TESTS])
 
 
 def sanitized(tool: str) -> Callable[[Bench, float], dict]:
-    """The small tests under a tool of compute-sanitizer."""
+    """Return a run of the small tests under a tool of compute-sanitizer."""
 
     def run(bench: Bench, seconds: float) -> dict:
         program = shutil.which("compute-sanitizer")
         if program is None:
-            raise Unavailable("compute-sanitizer, of the CUDA toolkit, is not on PATH")
+            raise Unavailable("compute-sanitizer: expected it on PATH; install the CUDA toolkit")
         command = [program, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all"]
         return _tests(command, seconds, ["-k", SMALL_TESTS])
 
@@ -153,9 +153,9 @@ def sanitized(tool: str) -> Callable[[Bench, float], dict]:
 
 def _tests(before: list[str], seconds: float, options: list[str]) -> dict:
     if not TESTS.exists():
-        raise Unavailable(f"the tests are part of a checkout, and {TESTS} is not there")
+        raise Unavailable(f"tests: expected a checkout with {TESTS}, got no such file")
     command = [*before, sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(TESTS), *options]
-    # Memory that torch keeps for later would hide what is read behind a tensor.
+    # torch's caching allocator would hide out-of-bounds reads from the sanitizers.
     given = {"TRITON_INTERPRET": "0", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1" if before else "0"}
     done = subprocess.run(
         command,
@@ -173,13 +173,13 @@ def _tests(before: list[str], seconds: float, options: list[str]) -> dict:
 
 
 def kernel_times(bench: Bench, seconds: float) -> dict:
-    """Seconds of each kernel of a forward pass, by torch's profiler, and what the model expects."""
+    """Measure the seconds of each kernel of a forward pass, beside the roofline's."""
     measured = profile(_forward(bench.case()))
     return {"kernels": beside_the_model(measured, bench.shape)}
 
 
 def beside_the_model(measured: dict[str, float], shape: Shape) -> dict[str, dict]:
-    """Measured and expected seconds by kernel; None where either is missing."""
+    """Return the measured and expected seconds by kernel, None for a missing one."""
     from setok_bench import machine, roofline
 
     try:
@@ -192,10 +192,10 @@ def beside_the_model(measured: dict[str, float], shape: Shape) -> dict[str, dict
 
 
 def profile(call: Call, turns: int = 5) -> dict[str, float]:
-    """Seconds of each of our kernels in one call, and of all others as "torch".
+    """Return the seconds of each of our kernels in one call, and of all others as "torch".
 
     Raises:
-        Unavailable: the profiler sees no device.
+        Unavailable: the profiler recorded nothing on the device.
     """
     call()
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -218,12 +218,12 @@ def profile(call: Call, turns: int = 5) -> dict[str, float]:
 
 
 def counters(bench: Bench, seconds: float) -> dict:
-    """Counters of each kernel under ncu."""
+    """Read the counters of each kernel under ncu."""
     from setok_bench.probes import NCU_METRICS, ncu_rows
 
     program = shutil.which("ncu")
     if program is None:
-        raise Unavailable("ncu, of the CUDA toolkit, is not on PATH")
+        raise Unavailable("ncu: expected it on PATH; install the CUDA toolkit")
     probe = [sys.executable, "-m", "setok_bench.probes", str(bench.shape)]
     command = [program, "--csv", "--print-units", "base", "--metrics", ",".join(NCU_METRICS)]
     command += ["--kernel-name", "regex:.*_fwd_kernel", *probe]
@@ -236,7 +236,7 @@ def counters(bench: Bench, seconds: float) -> dict:
 
 
 def tile_parts(bench: Bench, seconds: float) -> dict:
-    """The kernel of the distances as it is, without minima, and without storing rows too."""
+    """Time the distance kernels as they are, without minima, and without stores of rows."""
     from setok_bench.probes import tile_variants
 
     calls = tile_variants(bench.case().tokens(), bench.case().config)
@@ -245,7 +245,7 @@ def tile_parts(bench: Bench, seconds: float) -> dict:
 
 
 def scope_steps(bench: Bench, seconds: float) -> dict:
-    """Seconds and clocks of a step of the scope loop, with rows in L2 and in memory."""
+    """Measure the seconds and clocks of a scope-loop step, with rows in L2 and in memory."""
     from setok_bench.probes import clock
 
     few, many, found = bench.shape.clusters // 2, bench.shape.clusters, {"clock_hz": clock()}
@@ -258,7 +258,7 @@ def scope_steps(bench: Bench, seconds: float) -> dict:
 
 
 def whole_forward(bench: Bench, seconds: float) -> dict:
-    """The forward pass, eager and by graph, and the matrix product it is compared with."""
+    """Time the forward pass, eager and as a graph, and the matrix product as yardstick."""
     found: dict[str, float] = {}
     for images in bench.batches:
         case = bench.case(images=images)
@@ -278,14 +278,14 @@ def _forward(case: Case, **changes) -> Call:
 
 
 PARTS = (
-    Part("bmm", "the yardstick, and whether an odd number of tokens slows it", 15, products),
+    Part("bmm", "yardstick, with an odd number of tokens and a multiple of 16", 15, products),
     Part("l2", "bytes per second from L2 to all multiprocessors", 15, l2_rate),
     Part("small_tests", "pytest -m gpu, images of 150 tokens", 60, small_tests),
     Part("racecheck", "the same under compute-sanitizer racecheck", 80, sanitized("racecheck")),
     Part("memcheck", "the same under compute-sanitizer memcheck", 80, sanitized("memcheck")),
     Part("kernels", "seconds of each kernel beside the model's", 20, kernel_times),
     Part("ncu", "counters of each kernel", 60, counters),
-    Part("tiles", "what minima and stores cost the kernel of the distances", 30, tile_parts),
+    Part("tiles", "cost of minima and stores in the distance kernels", 30, tile_parts),
     Part("scope", "clocks of a step of the scope loop, rows hot and cold", 30, scope_steps),
     Part("forward", "the whole forward, eager and by graph", 40, whole_forward),
     Part("all_tests", "pytest -m gpu", 120, all_tests),

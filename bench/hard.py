@@ -1,4 +1,4 @@
-"""Entries of the hard clusterings, against the functions that people paste today."""
+"""Entries of the hard clusterings, against the functions of other projects."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from torch import Tensor
 
 import setok_kernels as sk
 from setok_bench import checks, work
-from setok_bench.clustering import BMM, backend_contenders
+from setok_bench.clustering import BMM, backend_implementations
 from setok_bench.peers import PAIRS, PEERS, PeerCase, find_peer, load_functions
-from setok_bench.registry import Case, Contender, Entry, Unavailable
+from setok_bench.registry import Case, Entry, Implementation, Unavailable
 from setok_bench.timing import Call
 from setok_kernels.testing.intervals import squared_distance_bounds
 
 THRESHOLD = 0.5
-# Lloyd's iterations given to k-means, whose result has no exact end.
+# Lloyd's iterations of k-means, which has no exact end.
 KMEANS_ITERATIONS = 10
 
 
-def peer_contender(name: str) -> Contender:
-    """A function of another project, from the copy of its source below `peer_root`.
+def peer_implementation(name: str) -> Implementation:
+    """Return the function of another project, from the clone in `peer_root`.
 
-    It is held to our drop-in for it: in float64, with the same noise, both give the same answer.
+    Its check compares it with our drop-in: in float64, with the same noise, both must be equal.
     """
-    make_pair, drop_in, most_images, _ = PAIRS[name]
+    make_pair, drop_in, max_images, _ = PAIRS[name]
 
     def parts(case: Case) -> list[PeerCase]:
         x, s = case.groups(), case.shape
         # SeTok's code takes one image.
-        images = x.split(1) if most_images == 1 else [x]
+        images = x.split(1) if max_images == 1 else [x]
         return [PeerCase(part, s.k, s.clusters, THRESHOLD, None, 0) for part in images]
 
     def functions(case: Case, double: bool) -> dict:
         if case.peer_root is None:
             raise Unavailable(
-                f"--peer-root DIR: a folder with a copy of {PEERS[name].repository} is needed"
+                f"--peer-root DIR: expected a folder with a clone of {PEERS[name].repository}"
             )
         try:
             return load_functions(name, find_peer(case.peer_root, name), double)
@@ -50,50 +50,50 @@ def peer_contender(name: str) -> Contender:
         peer, ours = make_pair(functions(case, double=True), drop_in)
         part = parts(case)[0]
         pairs = zip(peer(part, torch.float64), ours(part, torch.float64), strict=True)
-        assert all(torch.equal(a, b) for a, b in pairs), f"{name}: not what our drop-in answers"
+        assert all(torch.equal(a, b) for a, b in pairs), f"{name}: differs from our drop-in"
 
-    return Contender(name, make, check, "peer")
+    return Implementation(name, make, check, "peer")
 
 
 def make_dpc_knn(case: Case, backend: str) -> Call:
-    """As many centres as there may be clusters."""
+    """Return a call of `dpc_knn` with `clusters` centres."""
     x, s = case.groups(), case.shape
     return lambda: sk.dpc_knn(x, s.clusters, k=s.k, backend=backend)
 
 
 def make_threshold_greedy(case: Case, backend: str) -> Call:
-    """At the threshold that the peer gets."""
+    """Return a call of `threshold_greedy` at the threshold of the original."""
     x = case.groups()
     return lambda: sk.threshold_greedy(x, THRESHOLD, backend=backend)
 
 
 def setok_options(case: Case) -> dict:
-    """With which `compat.setok.cluster_dpc_knn` calls `dpc_knn`."""
+    """Return the options with which `compat.setok.cluster_dpc_knn` calls `dpc_knn`."""
     options = dict(threshold=THRESHOLD, min_clusters=64, order="index", cap="eccentricity")
     return options | dict(k=case.shape.k)
 
 
 def make_setok(case: Case, backend: str) -> Call:
-    """The drop-in for SeTok's code, for a whole batch at once."""
+    """Return a call equal to the drop-in for SeTok's code, for a whole batch at once."""
     x, options = case.groups(), setok_options(case)
     return lambda: sk.dpc_knn(x, **options, backend=backend)
 
 
 def check_setok(case: Case, out: sk.DensityPeaks) -> None:
-    """Of `make_setok`."""
+    """Check the result of `make_setok`."""
     x, options = case.groups(), setok_options(case)
     for b in checks.judged(case):
         sk.testing.assert_valid_density_peaks(x[b : b + 1], checks.one_image(out, b), **options)
 
 
 def make_kmeans(case: Case) -> Call:
-    """flash-kmeans: as many means as clusters, started from the first tokens."""
+    """Return a call of flash-kmeans with `clusters` means, initialised by the first tokens."""
     run = _kmeans(case)
     return lambda: run(KMEANS_ITERATIONS)
 
 
 def check_kmeans(case: Case, result) -> None:
-    """After one iteration every token has the nearest of the means it started from."""
+    """Check that after one iteration every token has the nearest initial mean."""
     x, s = case.groups(), case.shape
     labels: Tensor = _kmeans(case)(1)[0]
     for b in checks.judged(case):
@@ -113,7 +113,7 @@ def _kmeans(case: Case):
     first = x[:, :clusters].clone()
 
     def run(iterations: int):
-        # A negative tolerance: every iteration is run.
+        # A negative tolerance runs every iteration.
         return batch_kmeans_Euclid(
             x, clusters, max_iters=iterations, tol=-1.0, init_centroids=first.clone()
         )
@@ -125,10 +125,10 @@ DPC_KNN = Entry(
     "dpc_knn",
     work.dpc_knn,
     (
-        *backend_contenders(make_dpc_knn, checks.check_peaks),
-        peer_contender("tcformer"),
-        peer_contender("chatunivi"),
-        Contender("flash_kmeans", make_kmeans, check_kmeans, devices=("cuda",)),
+        *backend_implementations(make_dpc_knn, checks.check_peaks),
+        peer_implementation("tcformer"),
+        peer_implementation("chatunivi"),
+        Implementation("flash_kmeans", make_kmeans, check_kmeans, devices=("cuda",)),
         BMM,
     ),
     yardstick="bmm",
@@ -136,15 +136,15 @@ DPC_KNN = Entry(
 DPC_KNN_THRESHOLD = Entry(
     "dpc_knn_threshold",
     work.dpc_knn,
-    (*backend_contenders(make_setok, check_setok), peer_contender("setok"), BMM),
+    (*backend_implementations(make_setok, check_setok), peer_implementation("setok"), BMM),
     yardstick="bmm",
 )
 THRESHOLD_GREEDY = Entry(
     "threshold_greedy",
     work.threshold_greedy,
     (
-        *backend_contenders(make_threshold_greedy, checks.check_greedy(THRESHOLD)),
-        peer_contender("divt"),
+        *backend_implementations(make_threshold_greedy, checks.check_greedy(THRESHOLD)),
+        peer_implementation("divt"),
         BMM,
     ),
     yardstick="bmm",

@@ -1,8 +1,8 @@
-"""Counts what the Triton kernels of a forward pass execute, without a GPU.
+"""Count instructions and memory accesses of the forward pass's Triton kernels without a GPU.
 
-Triton compiles every launch for Hopper; the emulator of tests/ptxemu runs the PTX and counts its
-lines; the assembler says what machine code they are (`sass.py`). Counts are of one image: kernels
-do the same for each. A process that counts can run no kernel in Triton's interpreter.
+Triton compiles every launch for Hopper. The emulator of tests/ptxemu runs the PTX and counts its
+lines. The assembler gives the machine code of each line (`sass.py`). Counts are for one image,
+because kernels do the same for each. Such a process cannot use Triton's interpreter.
 
     python bench/kernel_counts.py --out bench/results/triton-counts.json
     python bench/kernel_counts.py --checkout ../earlier --shapes 729x1152 --dtypes bfloat16
@@ -29,12 +29,12 @@ SCHEMA = 1
 ARCH = 90
 K, CLUSTERS = 8, 64
 EMULATOR = Path(__file__).resolve().parent.parent / "tests"
-# Compared with what is committed by the tests: seconds, not minutes.
+# Shape that the tests compare with the committed counts: takes seconds, not minutes.
 GATE = (160, 64)
 SHAPES = ((256, 1152), (576, 1152), (729, 1152), (2048, 1152))
 _WIDTH = re.compile(r"ld\.global\S*?(?:\.v(?P<vector>\d))?\.[a-z](?P<bits>\d+)\b")
 _PRODUCT = re.compile(r"\.m(\d+)n(\d+)k(\d+)")
-# Numbers of a kernel that grow with its work. The rest describe the build.
+# Counts of a kernel that grow with its work. The other fields describe the build.
 GROWING = (
     "launches",
     "programs",
@@ -56,32 +56,32 @@ GROWING = (
 
 @dataclass
 class KernelCount:
-    """What one kernel does for an image, over all its launches in a forward pass.
+    """Counts of one kernel for an image, over all its launches in a forward pass.
 
     Attributes:
-        launches: of the kernel.
-        programs: of all launches.
-        num_warps: of a program.
-        registers: of a thread.
-        spills: bytes spilled or on the stack, of a thread.
+        launches: number of launches.
+        programs: number of programs of all launches.
+        num_warps: warps of a program.
+        registers: registers of a thread.
+        spills: bytes spilled or on the stack, per thread.
         shared: bytes of shared memory of a program.
-        fit: programs that a multiprocessor holds at once.
-        issue: machine instructions of warps, which take an issue slot each.
-        ptx: instructions of PTX of warps, as emulated.
-        shuffle: of the machine instructions, shuffles and reductions within a warp.
-        special: likewise exp2, reciprocal and the like.
-        barrier: likewise barriers.
-        fp64: likewise float64.
-        shared_bytes: that pass through shared memory and L1, which are one, with bank conflicts and
-            what tensor cores read.
-        read_bytes: read from L2.
-        written_bytes: likewise written.
-        reached_bytes: of all tensors that were passed.
-        flops: on tensor cores.
-        chain_l2: clocks that a program's warp needs for itself alone, loads from L2.
-        chain_memory: likewise, loads from memory.
-        loops: the loops that matter, each with place, turns of a warp, and instructions, shuffles
-            and barriers of a turn, in PTX.
+        fit: number of programs that a multiprocessor holds at once.
+        issue: warp machine instructions, one issue slot each.
+        ptx: warp PTX instructions, as emulated.
+        shuffle: machine instructions that are shuffles or warp reductions.
+        special: machine instructions such as exp2 and reciprocal.
+        barrier: machine instructions that are barriers.
+        fp64: machine instructions on float64.
+        shared_bytes: bytes through shared memory and L1 (one unit), with bank conflicts and the
+            reads of tensor cores.
+        read_bytes: bytes read from L2.
+        written_bytes: bytes written to L2.
+        reached_bytes: bytes of all tensors that were passed.
+        flops: flops on tensor cores.
+        chain_l2: clocks of one warp alone, with loads from L2.
+        chain_memory: clocks of one warp alone, with loads from memory.
+        loops: main loops, each with source line, turns of a warp, and PTX instructions, shuffles
+            and barriers of a turn.
     """
 
     launches: float = 0
@@ -108,15 +108,15 @@ class KernelCount:
 
 
 def find_emulator() -> None:
-    """Makes `ptxemu` importable, and Triton compile for it.
+    """Make `ptxemu` importable, and make Triton compile for it.
 
     Raises:
-        RuntimeError: it is not there, or Triton was imported before.
+        RuntimeError: the emulator is missing, or Triton was imported before.
     """
     if sys.modules.get("triton") is not None:
         raise RuntimeError("kernel counts: expected a process without triton, got one that has it")
     if str(EMULATOR) not in sys.path:
-        # At the end: other folders of the tests are called like installed packages.
+        # Appended, because other folders of the tests have names of installed packages.
         sys.path.append(str(EMULATOR))
     try:
         driver = importlib.import_module("ptxemu.driver")
@@ -130,18 +130,18 @@ def find_emulator() -> None:
 def count_forward(
     tokens: int, dim: int, dtype: torch.dtype, images: int = 1, streaming: bool = False
 ) -> dict:
-    """Counts of `cluster_tokens` on ViT-like features, all steps of the scope loop.
+    """Count `cluster_tokens` on ViT-like features, with all steps of the scope loop.
 
     Args:
-        tokens: of an image.
-        dim: features of a token.
-        dtype: of the features.
-        images: of the batch; the counts are of one.
-        streaming: no rows of distances are kept, however few the tokens are.
+        tokens: number of tokens of an image.
+        dim: number of features of a token.
+        dtype: dtype of the features.
+        images: number of images of the batch; the counts are per image.
+        streaming: flag: keep no distance rows, whatever the number of tokens.
 
     Returns:
-        "kernels", a `KernelCount` as a dictionary by name, and "torch_kernels", the launches that
-        torch itself would make.
+        dict with "kernels", a `KernelCount` as a dictionary by name, and "torch_kernels", the
+        number of launches of torch itself.
 
     Raises:
         RuntimeError: the emulator found a fault.
@@ -175,7 +175,7 @@ def count_forward(
         add_launch(kernels[record.kernel.removesuffix("_kernel")], record, ptx, size)
     for found in kernels.values():
         for name in GROWING:
-            # A launch is shared by all images; its programs' own chain is not shared at all.
+            # Launches do not scale with the images, and a warp's chain does not depend on them.
             if name not in ("launches", "chain_l2", "chain_memory"):
                 setattr(found, name, getattr(found, name) / images)
     return {
@@ -185,7 +185,7 @@ def count_forward(
 
 
 class TorchKernels(torch.utils._python_dispatch.TorchDispatchMode):
-    """Counts operations of torch that launch a kernel where tensors are on a GPU."""
+    """Counter of torch operations that launch a kernel on a GPU."""
 
     _NONE = ("empty", "view", "reshape", "slice", "select", "detach", "alias", "as_strided")
     _NONE += ("unsqueeze", "squeeze", "expand", "transpose", "permute", "unbind", "split", "t.")
@@ -196,7 +196,7 @@ class TorchKernels(torch.utils._python_dispatch.TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = str(function).removeprefix("aten.").lstrip("_")
-        # An operation of ours is made of others, which `counting_torch` counts.
+        # `counting_torch` counts the operations inside ours.
         ours = str(function).startswith("setok")
         self.launches += not ours and not name.startswith(("new_empty", *self._NONE))
         return function(*args, **(kwargs or {}))
@@ -204,9 +204,9 @@ class TorchKernels(torch.utils._python_dispatch.TorchDispatchMode):
 
 @contextlib.contextmanager
 def counting_torch():
-    """A `TorchKernels` that also sees what the operations of ours are made of.
+    """Enter a `TorchKernels` that also counts inside our operations.
 
-    A mode is off while it handles an operation, so another one is entered inside.
+    A dispatch mode is off while it handles an operation, so a second one is entered inside.
     """
     from setok_triton import backend
 
@@ -232,7 +232,7 @@ def _union(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def add_launch(found: KernelCount, record, ptx: str, reached: int) -> None:
-    """Adds one launch of the emulator to the counts of its kernel."""
+    """Add one launch of the emulator to the counts of its kernel."""
     from setok_bench.assembler import occupancy
     from setok_bench.machine import H200
     from setok_bench.sass import assemble, block_counts, chain, class_counts, latency_of
@@ -276,18 +276,18 @@ _ASSEMBLED: dict[str, object] = {}
 
 
 def assemble_once(ptx: str, assemble):
-    """The machine code, made once for each kernel."""
+    """Return the machine code, assembled once for each kernel."""
     if ptx not in _ASSEMBLED:
         _ASSEMBLED[ptx] = assemble(ptx, ARCH)
     return _ASSEMBLED[ptx]
 
 
 def memory_traffic(program, run) -> Counter:
-    """Bytes "read" and "written" through L2, bytes through L1 or "shared" memory, and "flops".
+    """Return bytes "read" and "written" through L2, bytes through L1 or "shared", and "flops".
 
-    Lanes that ask for parts of a sector in one load after the other find it in L1 from the second
-    on, so plain loads read no more from L2 than their lanes take. Flops are those of 16-bit
-    products that take as long on tensor cores; tf32 has half their rate.
+    Consecutive loads of parts of a sector hit L1 from the second on, so plain loads read no more
+    from L2 than their lanes take. Flops are in units of 16-bit products: tf32, at half their rate,
+    counts twice.
     """
     from ptxemu.build import opcodes
     from setok_bench.machine import SECTOR
@@ -311,24 +311,24 @@ def memory_traffic(program, run) -> Counter:
             found["shared"] += 128 * passes
         elif name in ("MMA", "WGMMA") and (sizes := _PRODUCT.search(text)):
             m, n, k = map(int, sizes.groups())
-            # Four warps make one wgmma together. It reads its operands from shared memory, the
-            # first of them only where it is not in registers; a row of either has 32 bytes.
-            share = 4 if name == "WGMMA" else 1
-            found["flops"] += (4 if "tf32" in text else 2) * m * n * k * count / share
+            # Four warps execute one wgmma. It reads its operands from shared memory, the first one
+            # unless it is in registers; a row of either has 32 bytes.
+            warps = 4 if name == "WGMMA" else 1
+            found["flops"] += (4 if "tf32" in text else 2) * m * n * k * count / warps
             if name == "WGMMA":
                 rows_read = n + (m if text.count("{") < 2 else 0)
-                found["shared"] += 32 * rows_read * count / share
+                found["shared"] += 32 * rows_read * count / warps
     return found
 
 
 def bytes_of(text: str) -> int:
-    """Bytes that a lane takes by a load of PTX."""
+    """Return the bytes of a lane in a PTX load."""
     found = _WIDTH.search(text)
     return int(found["bits"]) // 8 * int(found["vector"] or 1)
 
 
 def main_loops(record) -> list[dict]:
-    """Loops of a launch with at least two turns and a tenth of its instructions."""
+    """Return the loops of a launch with at least two turns and a tenth of its instructions."""
     from ptxemu.counts import loops
 
     total, found = int(record.run.executed.sum()), []
@@ -349,13 +349,13 @@ def main_loops(record) -> list[dict]:
     return found
 
 
-# What may not grow unseen, and by how much of what was committed.
+# Counts that the tests guard, and their tolerated relative growth over the committed counts.
 WATCHED = ("launches", "issue", "shuffle", "barrier", "read_bytes", "written_bytes")
 TOLERATED = 0.1
 
 
 def grown(counted: dict, committed: dict) -> list[str]:
-    """A line for each kernel and number of `WATCHED` that grew by more than `TOLERATED`."""
+    """Return a line for each kernel and count of `WATCHED` that grew by more than `TOLERATED`."""
     lines = []
     for name, found in counted["kernels"].items():
         before = committed["kernels"].get(name)
@@ -375,14 +375,14 @@ def grown(counted: dict, committed: dict) -> list[str]:
 
 
 def count_case(tokens: int, dim: int, dtype: torch.dtype, images: int = 1) -> dict:
-    """A case of the committed counts: its shape, how it was got, and the counts."""
+    """Return a case of the committed counts: its shape, its origin, and the counts."""
     name = str(dtype).removeprefix("torch.")
     shape = {"tokens": tokens, "features": dim, "k": K, "clusters": CLUSTERS, "dtype": name}
     return {"shape": shape, "how": "counted", **count_forward(tokens, dim, dtype, images)}
 
 
 def rounded(value):
-    """With six figures, for a file that is compared by eye."""
+    """Round to six significant digits, for readable diffs of the file."""
     if isinstance(value, dict):
         return {k: rounded(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -394,7 +394,7 @@ def rounded(value):
 
 
 def main() -> int:
-    """Counts, and writes or prints the result."""
+    """Count, and write or print the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", metavar="NxD", help="in place of the usual ones")
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
@@ -403,9 +403,9 @@ def main() -> int:
         type=Path,
         default=EMULATOR.parent,
         metavar="DIR",
-        help="whose kernels are counted, such as a worktree of an earlier commit",
+        help="checkout with the kernels to count, e.g. a worktree of an earlier commit",
     )
-    parser.add_argument("--gate", action="store_true", help="only what the tests compare")
+    parser.add_argument("--gate", action="store_true", help="count only the case of the tests")
     parser.add_argument("--out", type=Path, metavar="FILE", help="in place of the terminal")
     args = parser.parse_args()
     os.environ.pop("TRITON_INTERPRET", None)

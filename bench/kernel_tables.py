@@ -1,4 +1,4 @@
-"""What the kernels of the forward pass execute and should take, as tables of the documentation."""
+"""Tables of the documentation: counts and expected times of the forward kernels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BEFORE = roofline.COUNTS.with_name("triton-counts-before.json")
 
 
 def kernel_tables(counts: dict, before: dict, machine: Machine = H200) -> list[Table]:
-    """Counts and expected times of each kernel, earlier and now, and what bounds it."""
+    """Return the tables of counts and expected times, earlier and now, and of the bounds."""
     earlier = _counts_table("before", before, machine)
     now = _counts_table("now", counts, machine)
     return [earlier, now, bounds_table(counts, machine), shapes_table(counts, machine)]
@@ -25,7 +25,7 @@ def _counts_table(when: str, counts: dict, machine: Machine) -> Table:
     predicted = {p.kernel: p for p in roofline.forward(LARGE, machine, counts)}
     lines = []
     for name, c in case["kernels"].items():
-        # What the assembler moved behind a loop jumps back into it, as if one more were around it.
+        # Code that the assembler moved after a loop jumps back and looks like an outer loop.
         loop = max(
             c["loops"], key=lambda t: (round(t["turns"] * t["barriers"]), t["turns"]), default=None
         )
@@ -75,7 +75,7 @@ def _counts_table(when: str, counts: dict, machine: Machine) -> Table:
 
 
 def bounds_table(counts: dict, machine: Machine) -> Table:
-    """Microseconds of each kernel by what it takes, each alone."""
+    """Return the microseconds of each kernel by resource, each alone."""
     lines, names = [], None
     for images in (1, 64):
         shape = Shape(images, LARGE.tokens, LARGE.features)
@@ -90,7 +90,7 @@ def bounds_table(counts: dict, machine: Machine) -> Table:
 
 
 def shapes_table(counts: dict, machine: Machine) -> Table:
-    """Expected time of the whole forward at every shape, over the matrix product."""
+    """Return the expected times of the forward pass at all shapes, over the matrix product."""
     lines = []
     for dtype in (torch.bfloat16, torch.float32):
         for text in roofline.SHAPES:

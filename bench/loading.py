@@ -1,10 +1,10 @@
-"""How many conversations with photographs a second are read, squeezed and put into words' numbers.
+"""Measure the throughput of data loading: decoding, resizing and tokenizing conversations.
 
     python bench/loading.py --workers 1 2 --out bench_out/loading.json
 
-Photographs that ship with scikit-image become JPEG files of 640 x 480, in the layout of LLaVA's
-conversations; each row of the table does one thing more than the row before. The worker processes
-have one thread each.
+Photographs from scikit-image become JPEG files of 640 x 480, in the layout of LLaVA's
+conversations. Each row of the table adds a step to the previous row. Worker processes have one
+thread each.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from setokim.vlm.processing_setokim import SetokimProcessor
 from setokim.vlm.word_tokenizer import build_word_tokenizer
 
 _SIZE = (640, 480)
-# Of SigLIP-so400m-patch14-384.
+# Input side of SigLIP-so400m-patch14-384.
 _SIDE = 384
 _BATCH = 16
-_SAID = ("what does the picture show?", "a thing that a camera saw.")
+_TEXTS = ("what does the picture show?", "a thing that a camera saw.")
 
 
 @dataclass(frozen=True)
 class Rate:
-    """What was done, with how many worker processes, and pictures a second in each round."""
+    """Throughput of one step: its name, number of worker processes, images per second by round."""
 
     what: str
     workers: int
@@ -51,38 +51,38 @@ class Rate:
 
     @property
     def median(self) -> float:
-        """Pictures a second."""
+        """Median number of images per second."""
         return median(self.rates)
 
 
 class Batches:
-    """Conversations to what a model takes: pixels, and words as numbers.
+    """Collator of conversations into the model's pixels and token ids.
 
     Args:
-        processor: of the model.
+        processor: tokenizer and image processor of the model.
     """
 
     def __init__(self, processor: SetokimProcessor):
         self._processor = processor
 
     def __call__(self, samples: Sequence[Conversation]) -> dict[str, torch.Tensor]:
-        """A batch."""
+        """Return the batch of some samples."""
         # A worker inherits the threads of its parent.
         torch.set_num_threads(1)
         return self._processor([sample.messages for sample in samples])
 
 
 def write_conversations(folder: Path, number: int) -> Chats:
-    """A data set of `number` photographs and a question about each.
+    """Write a data set of `number` photographs with a question about each.
 
     Args:
-        folder: where its files go.
-        number: of conversations; photographs come again.
+        folder: folder of the files.
+        number: number of conversations; photographs repeat.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shots = [Image.fromarray(getattr(data, name)()).convert("RGB") for name in PHOTOGRAPHS]
-    asked, said = _SAID
-    turns = [{"from": "human", "value": f"<image>\n{asked}"}, {"from": "gpt", "value": said}]
+    question, answer = _TEXTS
+    turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
     records = []
     for index in range(number):
         name = f"{index:06d}.jpg"
@@ -93,16 +93,16 @@ def write_conversations(folder: Path, number: int) -> Chats:
 
 
 def measure(folder: Path, number: int, workers: Sequence[int], rounds: int) -> list[Rate]:
-    """Rates of reading alone, of more and more beside it, and with worker processes.
+    """Measure the rates of decoding, of further steps, and of loading with worker processes.
 
     Args:
-        folder: for the files.
-        number: of conversations in a round.
+        folder: folder of the files.
+        number: number of conversations in a round.
         workers: numbers of processes, each at least 1.
-        rounds: how often each is measured; all are measured in turns.
+        rounds: number of measurements of each step, in turns.
     """
     dataset = write_conversations(folder, number)
-    words = sorted({word.strip(".?") for text in _SAID for word in text.split()} | {".", "?"})
+    words = sorted({word.strip(".?") for text in _TEXTS for word in text.split()} | {".", "?"})
     pixels = SetokProcessor((_SIDE, _SIDE))
     collate = Batches(SetokimProcessor(build_word_tokenizer(words), pixels))
     paths = sorted(folder.glob("*.jpg"))
@@ -111,7 +111,7 @@ def measure(folder: Path, number: int, workers: Sequence[int], rounds: int) -> l
         for path in paths:
             load_image(path)
 
-    def squeeze() -> None:
+    def preprocess() -> None:
         for path in paths:
             pixels(load_image(path))
 
@@ -125,7 +125,7 @@ def measure(folder: Path, number: int, workers: Sequence[int], rounds: int) -> l
 
     jobs: dict[tuple[str, int], Callable[[], None]] = {
         ("decode", 0): decode,
-        ("decode, resize, normalise", 0): squeeze,
+        ("decode, resize, normalise", 0): preprocess,
         ("read a sample, all of it, batch", 0): lambda: load(0),
     }
     for processes in workers:
@@ -146,9 +146,9 @@ def measure(folder: Path, number: int, workers: Sequence[int], rounds: int) -> l
 
 
 def main() -> None:
-    """The script."""
+    """Measure, print a table and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--number", type=int, default=256, help="of conversations in a round")
+    parser.add_argument("--number", type=int, default=256, help="conversations of a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], metavar="COUNT")
     parser.add_argument("--out", type=Path, metavar="FILE", help="a JSON file")
@@ -157,7 +157,7 @@ def main() -> None:
         parser.error("--number, --rounds and --workers: expected at least 1")
     with tempfile.TemporaryDirectory() as folder:
         rates = measure(Path(folder), arguments.number, arguments.workers, rounds=arguments.rounds)
-    table = Table("what", "worker processes", "pictures a second (median)")
+    table = Table("what", "worker processes", "images per second (median)")
     for rate in rates:
         table.add_row(rate.what, str(rate.workers), f"{rate.median:.0f}")
     Console().print(table)

@@ -1,7 +1,7 @@
-"""Peak memory of one call, and the largest input that fits into a limit.
+"""Peak memory of one call, and the largest input within a memory limit.
 
-On a CPU the call is made in a process of its own: memory that an earlier call has given back to the
-allocator would hide what this one takes.
+On a CPU the call runs in a child process, because memory that an earlier call returned to the
+allocator would hide the peak.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from setok_bench.registry import Case, Unavailable
 from setok_bench.suites import ENTRIES, LargestJob
 from setok_bench.work import Shape, dtype_name
 
-# Tokens of the call that loads libraries and starts threads.
+# Number of tokens of the first call, which loads libraries and starts threads.
 _FIRST = 128
 _STEP = 128
 
 
 class MemoryFailure(Exception):
-    """The call could not be made."""
+    """Error: the call is not available here, or failed."""
 
 
 def measure_peak(
-    op: str, contender: str, shape: Shape, device: torch.device, peer_root: Path | None = None
+    op: str, implementation: str, shape: Shape, device: torch.device, peer_root: Path | None = None
 ) -> dict:
-    """What one call takes beside its input.
+    """Measure the memory of one call beyond its input.
 
     Returns:
-        `input_bytes`; `peak_bytes`, the most that was held beside the input at once; `result_bytes`
-        of it, which the result still holds; `seconds` of that one call.
+        `input_bytes`; `peak_bytes`, the peak beyond the input; `result_bytes`, the part of it that
+        the result holds; `seconds` of the call.
 
     Raises:
         MemoryFailure: the call is not available here, or failed.
     """
     if device.type == "cuda":
-        measured = _peak_on_gpu(op, contender, shape, device, peer_root)
+        measured = _peak_on_gpu(op, implementation, shape, device, peer_root)
     else:
-        measured = _peak_in_child(op, contender, shape, peer_root)
+        measured = _peak_in_child(op, implementation, shape, peer_root)
     return {
         "op": op,
-        "contender": contender,
+        "contender": implementation,
         "shape": shape.to_dict(),
         "input_bytes": shape.input_bytes,
         **measured,
@@ -59,19 +59,19 @@ def measure_peak(
 
 
 def largest_input(job: LargestJob, dtype: torch.dtype, device: torch.device) -> dict:
-    """The most tokens of one image that `cluster_tokens` takes within the limit.
+    """Find the maximum number of tokens of one image for `cluster_tokens` within the limit.
 
     Returns:
-        `tokens`, and whether that is "searched" (measured to within 128 tokens) or "extrapolated"
-        by a line through the measured `points`, where the limit was not reached; each point has
-        its tokens and bytes in all.
+        `tokens`, and `how`: "searched" (measured to within 128 tokens), or "extrapolated" by a line
+        through the measured `points` if the limit was not reached. Each point has its tokens and
+        total bytes.
     """
     points = {}
 
     def total(tokens: int) -> int:
         if tokens not in points:
             shape = Shape(1, tokens, job.features, dtype=dtype)
-            found = measure_peak("cluster_tokens", job.contender, shape, device)
+            found = measure_peak("cluster_tokens", job.implementation, shape, device)
             points[tokens] = found["input_bytes"] + found["peak_bytes"]
         return points[tokens]
 
@@ -94,7 +94,7 @@ def largest_input(job: LargestJob, dtype: torch.dtype, device: torch.device) -> 
             )
         tokens, how = fits, "searched"
     return {
-        "contender": job.contender,
+        "contender": job.implementation,
         "features": job.features,
         "limit_bytes": job.limit_bytes,
         "tokens": tokens,
@@ -104,7 +104,7 @@ def largest_input(job: LargestJob, dtype: torch.dtype, device: torch.device) -> 
 
 
 def held_bytes(value) -> int:
-    """Of the tensors in a result, each counted once."""
+    """Return the bytes of the tensors in a result, each counted once."""
     tensors = {t.data_ptr(): t.numel() * t.element_size() for t in _tensors(value)}
     return sum(tensors.values())
 
@@ -120,15 +120,15 @@ def _tensors(value):
             yield from _tensors(part)
 
 
-def _make(op: str, contender: str, shape: Shape, device: torch.device, peer_root: Path | None):
-    made = ENTRIES[op].only((contender,)).contenders[0]
+def _make(op: str, implementation: str, shape: Shape, device: torch.device, peer_root: Path | None):
+    made = ENTRIES[op].only((implementation,)).implementations[0]
     return made.make(Case(shape, device, peer_root))
 
 
-def _peak_on_gpu(op, contender, shape, device, peer_root) -> dict:
+def _peak_on_gpu(op, implementation, shape, device, peer_root) -> dict:
     try:
-        _make(op, contender, dataclasses.replace(shape, tokens=_FIRST), device, peer_root)()
-        call = _make(op, contender, shape, device, peer_root)
+        _make(op, implementation, dataclasses.replace(shape, tokens=_FIRST), device, peer_root)()
+        call = _make(op, implementation, shape, device, peer_root)
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before, start = torch.cuda.memory_allocated(), time.perf_counter()
@@ -141,22 +141,22 @@ def _peak_on_gpu(op, contender, shape, device, peer_root) -> dict:
     return {"peak_bytes": peak, "result_bytes": held_bytes(result), "seconds": seconds}
 
 
-def _peak_in_child(op, contender, shape, peer_root) -> dict:
-    command = [sys.executable, "-m", "setok_bench.memory", op, contender, str(shape)]
+def _peak_in_child(op, implementation, shape, peer_root) -> dict:
+    command = [sys.executable, "-m", "setok_bench.memory", op, implementation, str(shape)]
     command += [dtype_name(shape.dtype)]
     if peer_root is not None:
         command += ["--peer-root", str(peer_root)]
     child = subprocess.run(command, text=True, capture_output=True, check=False)
     if child.returncode != 0:
-        said = child.stderr.strip().splitlines()
-        raise MemoryFailure(said[-1] if said else f"exit code {child.returncode}")
+        lines = child.stderr.strip().splitlines()
+        raise MemoryFailure(lines[-1] if lines else f"exit code {child.returncode}")
     return json.loads(child.stdout.splitlines()[-1])
 
 
 def _resident(field: str) -> int:
-    """Bytes of this process: VmRSS now, VmHWM at most so far.
+    """Return the resident bytes of this process: VmRSS now, VmHWM at the peak.
 
-    `ru_maxrss` would be that of the parent too, where that was larger.
+    `ru_maxrss` may include the peak of the parent process.
     """
     status = Path("/proc/self/status")
     if not status.exists():
@@ -167,10 +167,10 @@ def _resident(field: str) -> int:
 
 
 def main() -> None:
-    """Makes one call on the CPU and prints what it took, as JSON."""
+    """Make one call on the CPU and print its memory and time as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("op")
-    parser.add_argument("contender")
+    parser.add_argument("implementation")
     parser.add_argument("shape")
     parser.add_argument("dtype")
     parser.add_argument("--peer-root", type=Path)
@@ -178,11 +178,11 @@ def main() -> None:
     shape = Shape.parse(args.shape, getattr(torch, args.dtype))
     where = (torch.device("cpu"), args.peer_root)
     first = dataclasses.replace(shape, tokens=min(shape.tokens, _FIRST))
-    _make(args.op, args.contender, first, *where)()
-    call = _make(args.op, args.contender, shape, *where)
+    _make(args.op, args.implementation, first, *where)()
+    call = _make(args.op, args.implementation, shape, *where)
     reset = Path("/proc/self/clear_refs")
     if reset.exists():
-        reset.write_text("5")  # VmHWM starts anew from VmRSS: making the input does not count
+        reset.write_text("5")  # resets VmHWM to VmRSS, to exclude the creation of the input
     before, start = _resident("VmHWM"), time.perf_counter()
     result = call()
     seconds = time.perf_counter() - start

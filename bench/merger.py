@@ -1,4 +1,4 @@
-"""Entry of the token merger: all clusters of all images in one call, against a loop over them."""
+"""Entry of the token merger: one call for all clusters of all images, against a loop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import setok_kernels as sk
 from setok_bench import work
-from setok_bench.registry import Case, Contender, Entry
+from setok_bench.registry import Case, Entry, Implementation
 from setok_bench.timing import Call
 from setok_bench.work import Shape, Work
 
@@ -19,22 +19,22 @@ WIDTH, HEADS, INTRA, INTER = 256, 4, 2, 1
 def loop_over_clusters(
     merger: nn.Module, features: Tensor, clusters: sk.Clusters, grid: tuple[int, int]
 ) -> Tensor:
-    """`TokenMerger` without masks: every cluster by itself, every image by itself.
+    """Run `TokenMerger` without attention masks, one cluster and one image at a time.
 
     Args:
-        merger: a `setokim.tokenizer.merger.TokenMerger`.
-        features: (B, N, D).
-        clusters: of them.
+        merger: `setokim.tokenizer.merger.TokenMerger` with the weights.
+        features: (B, N, D) features of the patches.
+        clusters: clustering of the features.
         grid: (H, W) with H · W = N.
 
     Returns:
-        (S, token_dim), the tokens of all images one after the other.
+        (S, token_dim) concatenated tokens of all images.
     """
     from setokim.tokenizer.pos_embed import grid_positions, sincos_encoding
     from setokim.tokenizer.shapelets import encode_shapelets
 
-    places = grid_positions(*grid, features.device)
-    position = sincos_encoding(places, merger.width)
+    positions = grid_positions(*grid, features.device)
+    position = sincos_encoding(positions, merger.width)
     tokens = []
     for b in range(features.shape[0]):
         x = merger.project_in(merger.norm_in(features[b])) + position
@@ -45,23 +45,23 @@ def loop_over_clusters(
                 continue
             own = x[member][None]
             for block in merger.intra:
-                own = block(own, _everything(own))
+                own = block(own, _full_mask(own))
             weight = clusters.masks[b, row, member]
             weight = weight / weight.sum()
             mean = weight @ merger.norm_mean(own[0])
-            share = weight.new_zeros(labels.shape).masked_scatter(member, weight)
-            outlines.append(encode_shapelets(share[None, None], grid, merger.outline_dim)[0, 0])
+            spread = weight.new_zeros(labels.shape).masked_scatter(member, weight)
+            outlines.append(encode_shapelets(spread[None, None], grid, merger.outline_dim)[0, 0])
             area = (member.sum() / labels.shape[0]).log()
             rows.append(merger.project_mean(torch.cat([mean, outlines[-1], area[None]])))
         t = torch.stack(rows)[None]
         for block in merger.inter:
-            t = block(t, _everything(t))
+            t = block(t, _full_mask(t))
         t = merger.project_out(merger.norm_out(t[0]))
         tokens.append(torch.cat([t, torch.stack(outlines)], -1))
     return torch.cat(tokens)
 
 
-def _everything(x: Tensor) -> Tensor:
+def _full_mask(x: Tensor) -> Tensor:
     return x.new_ones(1, 1, x.shape[1], dtype=torch.bool)
 
 
@@ -78,7 +78,7 @@ def _inputs(case: Case):
 
 
 def make_block_diagonal(case: Case) -> Call:
-    """One call, by a mask."""
+    """Return a single call with a block-diagonal attention mask."""
     merger, *inputs = _inputs(case)
 
     def call():
@@ -89,21 +89,21 @@ def make_block_diagonal(case: Case) -> Call:
 
 
 def make_loop(case: Case) -> Call:
-    """A loop over images and clusters."""
+    """Return a call of the loop over images and clusters."""
     inputs = _inputs(case)
     return lambda: loop_over_clusters(*inputs)
 
 
 def check_tokens(case: Case, tokens: Tensor) -> None:
-    """Both ways agree, to 1e-5 in float32."""
+    """Check that call and loop agree, to 1e-5 in float32."""
     expected = loop_over_clusters(*_inputs(case))
     tolerance = 1e-5 if case.shape.dtype == torch.float32 else 2e-2
     error = (tokens.float() - expected.float()).abs().max()
-    assert error <= tolerance, f"tokens: differ by {error:.3g} from those of a loop"
+    assert error <= tolerance, f"tokens: differ by {error:.3g} from the loop"
 
 
 def merger_work(shape: Shape) -> Work:
-    """Projections and MLPs of all patches; attention as if every cluster had the mean size."""
+    """Return the work of projections, MLPs and attention, for clusters of the mean size."""
     within = shape.tokens // shape.clusters
     flops = work.transformer(
         max(1, within),
@@ -123,8 +123,8 @@ MERGER = Entry(
     "merger",
     merger_work,
     (
-        Contender("block_diagonal", make_block_diagonal, check_tokens, "ours"),
-        Contender("loop", make_loop, check_tokens, "yardstick"),
+        Implementation("block_diagonal", make_block_diagonal, check_tokens, "ours"),
+        Implementation("loop", make_loop, check_tokens, "yardstick"),
     ),
     yardstick="loop",
 )

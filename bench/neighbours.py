@@ -1,4 +1,4 @@
-"""Entry of the search for the K nearest tokens, against libraries made for it."""
+"""Entry of the K nearest neighbours, against search libraries."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import torch
 
 import setok_kernels as sk
 from setok_bench import checks, work
-from setok_bench.clustering import BMM, backend_contender
-from setok_bench.registry import Case, Contender, Entry, Unavailable
+from setok_bench.clustering import BMM, backend_implementation
+from setok_bench.registry import Case, Entry, Implementation, Unavailable
 from setok_bench.timing import Call
 
 
 def make_ours(case: Case, backend: str) -> Call:
-    """Of one cluster: there is no smaller operation that returns the neighbours.
+    """Return a call of `cluster_tokens` with one cluster, which returns the neighbours.
 
-    It makes density, seed distance, score and one mask too.
+    No smaller operation does: this one also computes density, seed distance, score and one mask.
     """
     x, config = case.tokens(), sk.ClusterConfig(k=case.shape.k, max_clusters=1)
     return lambda: sk.cluster_tokens(x, config, backend=backend).decisions.knn
 
 
 def make_cdist(case: Case) -> Call:
-    """`torch.cdist` and `topk`."""
+    """Return a call of `torch.cdist` and `topk`."""
     x, k = case.tokens(), case.shape.k
 
     def call():
@@ -36,7 +36,7 @@ def make_cdist(case: Case) -> Call:
 
 
 def make_faiss(case: Case) -> Call:
-    """An exhaustive index per image; the first neighbour it finds is the token itself."""
+    """Return a call of one exhaustive index per image; its first neighbour is the token itself."""
     faiss = _require("faiss", "faiss-cpu", case)
     images, k = case.tokens().numpy(), case.shape.k
     faiss.omp_set_num_threads(torch.get_num_threads())
@@ -53,7 +53,7 @@ def make_faiss(case: Case) -> Call:
 
 
 def make_scikit_learn(case: Case) -> Call:
-    """Brute force, which its trees do not beat at these numbers of features."""
+    """Return a call of its brute-force search, faster than its trees at this many features."""
     neighbors = _require("sklearn.neighbors", "scikit-learn", case)
     images, k = case.tokens().numpy(), case.shape.k
 
@@ -69,7 +69,7 @@ def make_scikit_learn(case: Case) -> Call:
 
 def _require(module: str, package: str, case: Case):
     if case.shape.dtype != torch.float32:
-        raise Unavailable(f"{package} takes float32, got {case.shape.dtype}")
+        raise Unavailable(f"{package}: expected float32, got {case.shape.dtype}")
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -82,11 +82,13 @@ NEIGHBOURS = Entry(
     "neighbours",
     work.neighbours,
     (
-        backend_contender("cpp", make_ours, checks.check_neighbours),
-        backend_contender("triton", make_ours, checks.check_neighbours),
-        Contender("cdist_topk", make_cdist, checks.check_neighbours),
-        Contender("faiss", make_faiss, checks.check_neighbours, devices=("cpu",)),
-        Contender("scikit_learn", make_scikit_learn, checks.check_neighbours, devices=("cpu",)),
+        backend_implementation("cpp", make_ours, checks.check_neighbours),
+        backend_implementation("triton", make_ours, checks.check_neighbours),
+        Implementation("cdist_topk", make_cdist, checks.check_neighbours),
+        Implementation("faiss", make_faiss, checks.check_neighbours, devices=("cpu",)),
+        Implementation(
+            "scikit_learn", make_scikit_learn, checks.check_neighbours, devices=("cpu",)
+        ),
         BMM,
     ),
     yardstick="bmm",

@@ -1,6 +1,6 @@
-"""Command line of the benchmarks, shared by `setok bench` and `python bench/run.py`.
+"""Command-line options of `setok bench` and `python bench/run.py`.
 
-Imports nothing heavy, so that `setok --help` stays quick.
+Imports nothing heavy, so that `setok --help` stays fast.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=Path,
         metavar="RESULT",
-        help="print the GPU-hours of the paper's training from measured results, and measure "
-        "nothing; without RESULT from estimates",
+        help="print the GPU-hours of the paper's training from measured results, or without RESULT "
+        "from estimates; measure nothing",
     )
     add_json_option(parser)
 

@@ -1,4 +1,4 @@
-"""Functions of other projects, from copies of their sources, beside the drop-ins for them."""
+"""Functions of other projects, loaded from their sources, paired with our drop-ins."""
 
 import ast
 import math
@@ -16,13 +16,13 @@ from setok_kernels import compat
 
 @dataclass(frozen=True)
 class Peer:
-    """One project.
+    """Another project with a clustering function.
 
     Attributes:
-        repository: owner and name.
-        file: where that has the functions.
-        commit: of the repository at which they were compared.
-        functions: what is executed of that file, which imports much else.
+        repository: owner and name on GitHub.
+        file: path of the file with the functions.
+        commit: commit at which they were compared.
+        functions: names of the executed functions; the file's imports are skipped.
     """
 
     repository: str
@@ -60,22 +60,22 @@ PEERS = {
 
 
 def find_peer(root: Path, name: str) -> Path:
-    """The file of a peer below a folder in which its repository was cloned.
+    """Return the file of a project in a folder of clones.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: the file is missing.
     """
     peer = PEERS[name]
     path = root / peer.repository.partition("/")[2] / peer.file
     if not path.is_file():
-        raise FileNotFoundError(f"expected {path}, a file of {peer.repository}; it is not there")
+        raise FileNotFoundError(f"{path}: expected a file of {peer.repository}, got none")
     return path
 
 
 def load_functions(name: str, path: Path, double: bool = False) -> dict:
-    """The functions of a peer by name; methods come as plain functions of `self`.
+    """Load the functions of a project by name; methods become plain functions of `self`.
 
-    With `double` their casts to float32 are to float64.
+    `double` replaces their casts to float32 by casts to float64.
     """
     wanted = PEERS[name].functions
     tree = ast.parse(path.read_text())
@@ -106,13 +106,13 @@ class PeerCase:
 
 
 def uniform_noise(case: PeerCase, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """What the peers add to the density after `torch.manual_seed(case.seed)`, drawn in float32."""
+    """Return the originals' noise on the density for `case.seed`, sampled in float32."""
     generator = torch.Generator().manual_seed(case.seed)
     return torch.rand(shape, generator=generator).to(dtype) * 1e-6
 
 
 def token_dict_pair(functions: dict, ours: Callable) -> tuple[Callable, Callable]:
-    """Both sides of TCFormer or Chat-UniVi, as functions of a case and a dtype."""
+    """Return both sides of TCFormer or Chat-UniVi, as functions of a case and a dtype."""
 
     def peer(case, dtype):
         noise = uniform_noise(case, case.x.shape[:2], dtype)
@@ -132,7 +132,7 @@ def token_dict_pair(functions: dict, ours: Callable) -> tuple[Callable, Callable
 
 
 def setok_pair(functions: dict, _) -> tuple[Callable, Callable]:
-    """Both sides of SeTok's public code, which takes one image."""
+    """Return both sides of SeTok's public code, which takes one image."""
 
     def peer(case, dtype):
         x, owner = case.x[0].to(dtype), SimpleNamespace(min_cluster_num=min(64, case.x.shape[1]))
@@ -148,7 +148,7 @@ def setok_pair(functions: dict, _) -> tuple[Callable, Callable]:
 
 
 def divt_pair(functions: dict, _) -> tuple[Callable, Callable]:
-    """Both sides of DiVT."""
+    """Return both sides of DiVT."""
 
     def peer(case, dtype):
         x = case.x.to(dtype)
@@ -162,7 +162,7 @@ def divt_pair(functions: dict, _) -> tuple[Callable, Callable]:
 
 
 class patched_rand:
-    """`torch.rand` times 1e-6 is `noise` within: both sides must round the same numbers."""
+    """Context in which `torch.rand(...) * 1e-6` is `noise`, so that both sides round alike."""
 
     def __init__(self, noise: torch.Tensor):
         self.noise = noise
@@ -179,7 +179,7 @@ class patched_rand:
         torch.rand = self.rand
 
 
-# How the two sides are called, and the range of thresholds, from all tokens alone to one cluster.
+# Functions of both sides, maximum batch, and range of thresholds (from N clusters to one).
 PAIRS = {
     "tcformer": (token_dict_pair, compat.tcformer.cluster_dpc_knn, 4, (0.0, 0.0)),
     "chatunivi": (token_dict_pair, compat.chatunivi.cluster_dpc_knn, 4, (0.0, 0.0)),

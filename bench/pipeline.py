@@ -1,7 +1,7 @@
-"""Entries of the whole way from pixels to a language model: what clustering costs, what it saves.
+"""Entries of the pipeline from pixels to the language model: cost and savings of clustering.
 
-Models have the shapes of the paper's and random weights. Others of fewer layers have the same code
-on a CPU: the number of features chooses one.
+Models have the shapes of the paper's models and random weights. The number of features selects
+smaller models for a CPU.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import nn
 import setok_kernels as sk
 from setok_bench import work
 from setok_bench.clustering import OURS
-from setok_bench.registry import Case, Contender, Entry, Unavailable
+from setok_bench.registry import Case, Entry, Implementation, Unavailable
 from setok_bench.timing import Call
 from setok_bench.work import Shape, Work
 from setok_kernels import testing
 
 PATCH = 14
-# Of a question beside the picture.
+# Number of text tokens of a question about the image.
 TEXT_TOKENS = 64
-# Of skimage.data, public domain or CC0.
+# Photographs of skimage.data, public domain or CC0.
 PHOTOGRAPHS = (
     "astronaut",
     "camera",
@@ -39,7 +39,7 @@ PHOTOGRAPHS = (
 
 @dataclass(frozen=True)
 class Size:
-    """A transformer: layers, heads and width of the MLP."""
+    """Size of a transformer: layers, heads and width of the MLP."""
 
     name: str
     layers: int
@@ -47,7 +47,7 @@ class Size:
     hidden: int
 
 
-# By the number of features.
+# Sizes by the number of features.
 ENCODERS = {
     1152: Size("SigLIP-so400m-patch14-384", 27, 16, 4304),
     384: Size("a small one of SigLIP's kind", 6, 6, 1536),
@@ -104,7 +104,7 @@ def _model(
 
 
 def _encode(case: Case):
-    """A function of nothing to (B, N, D) features of the penultimate layer."""
+    """Return a function that computes the (B, N, D) features of the penultimate layer."""
     s = case.shape
     if math.isqrt(s.tokens) ** 2 != s.tokens:
         raise ValueError(f"tokens: expected a square number, got {s.tokens}")
@@ -126,12 +126,12 @@ def _cluster(case: Case):
 
 
 def make_encoder(case: Case) -> Call:
-    """The encoder alone."""
+    """Return a call of the encoder alone."""
     return _encode(case)
 
 
 def check_features(case: Case, features) -> None:
-    """Finite, one for each patch."""
+    """Check that the features are finite, one for each patch."""
     s = case.shape
     expected = (s.images, s.tokens, s.features)
     assert tuple(features.shape) == expected, f"features: {tuple(features.shape)}"
@@ -139,13 +139,13 @@ def check_features(case: Case, features) -> None:
 
 
 def make_clusters(case: Case) -> Call:
-    """The clustering of the encoder's features, without the encoder."""
+    """Return a call of the clustering of the encoder's features, without the encoder."""
     features, cluster = _encode(case)().clone(), _cluster(case)
     return lambda: (features, cluster(features))
 
 
 def make_encoder_and_clusters(case: Case) -> Call:
-    """Encoder and clustering, one after the other."""
+    """Return a call of encoder and clustering."""
     encode, cluster = _encode(case), _cluster(case)
 
     def call():
@@ -156,7 +156,7 @@ def make_encoder_and_clusters(case: Case) -> Call:
 
 
 def check_both(case: Case, result) -> None:
-    """Features, and the decisions made on them."""
+    """Check the features and the decisions."""
     features, out = result
     check_features(case, features)
     testing.assert_invariants(features, out, case.config)
@@ -165,7 +165,7 @@ def check_both(case: Case, result) -> None:
 
 @functools.lru_cache(maxsize=1)
 def tokens_of_photographs() -> tuple[int, ...]:
-    """Tokens that the clustering leaves of eight photographs, by the built-in encoder."""
+    """Return the numbers of clusters of eight photographs, with the built-in encoder."""
     try:
         from PIL import Image
         from skimage import data
@@ -180,7 +180,7 @@ def tokens_of_photographs() -> tuple[int, ...]:
 
 
 def visual_tokens(name: str, shape: Shape) -> int:
-    """How many visual tokens a way of making them leaves of a picture."""
+    """Return the number of visual tokens of an image for one implementation."""
     if name == "all_patches":
         return shape.tokens
     if name == "most_clusters":
@@ -190,7 +190,7 @@ def visual_tokens(name: str, shape: Shape) -> int:
 
 
 def make_prefill(name: str):
-    """The language model reads a question and a picture of so many tokens."""
+    """Return the prefill of the language model, with a question and that many visual tokens."""
 
     def make(case: Case) -> Call:
         s = case.shape
@@ -210,13 +210,13 @@ def make_prefill(name: str):
 
 
 def check_states(case: Case, states) -> None:
-    """Finite, one for each token."""
+    """Check that the hidden states are finite, one for each token."""
     assert states.shape[0] == case.shape.images and states.shape[2] == case.shape.features
-    assert states.isfinite().all(), "states: not finite"
+    assert states.isfinite().all(), "hidden states: not finite"
 
 
 def encoder_work(shape: Shape) -> Work:
-    """Of the encoder; its weights are read once."""
+    """Return the work of the encoder; its weights are read once."""
     size = _size(ENCODERS, shape.features)
     d, h = shape.features, size.hidden
     flops = work.transformer(
@@ -229,7 +229,7 @@ def encoder_work(shape: Shape) -> Work:
 
 
 def prefill_work(shape: Shape, visual: int | None = None) -> Work:
-    """Of the language model with so many visual tokens, or all patches."""
+    """Return the work of the language model with `visual` visual tokens, or all patches."""
     size = _size(LANGUAGE_MODELS, shape.features)
     visual = shape.tokens if visual is None else visual
     d, h, length = shape.features, size.hidden, visual + TEXT_TOKENS
@@ -242,15 +242,15 @@ ENCODE = Entry(
     "encode",
     encoder_work,
     (
-        Contender("encoder", make_encoder, check_features, "yardstick"),
-        Contender(
+        Implementation("encoder", make_encoder, check_features, "yardstick"),
+        Implementation(
             "encoder_and_clusters",
             make_encoder_and_clusters,
             check_both,
             "ours",
             work=lambda shape: encoder_work(shape) + work.cluster_tokens(shape),
         ),
-        Contender("clusters", make_clusters, check_both, "ours", work=work.cluster_tokens),
+        Implementation("clusters", make_clusters, check_both, "ours", work=work.cluster_tokens),
     ),
     yardstick="encoder",
 )
@@ -258,7 +258,7 @@ PREFILL = Entry(
     "prefill",
     prefill_work,
     tuple(
-        Contender(
+        Implementation(
             name,
             make_prefill(name),
             check_states,

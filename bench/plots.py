@@ -1,4 +1,4 @@
-"""Pictures of results: time against size, ratios to the floor and to peers."""
+"""Plots of results: time against size, ratios to the floor and to other implementations."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _COLOURS = {"ours": "#1b7f5c", "reference": "#7a5195", "yardstick": "#555555", "
 
 
 def draw(result: dict, folder: Path, stem: str) -> list[Path]:
-    """Writes the pictures for which the result has rows; returns their files."""
-    drawn = []
+    """Write the plots for which the result has rows, and return their files."""
+    files = []
     for name, make in (("growth", growth), ("floor", floor_ratios), ("peers", peer_ratios)):
         figure = make(result)
         if figure is not None:
             path = folder / f"{stem}-{name}.png"
             figure.savefig(path, dpi=110, bbox_inches="tight")
             plt.close(figure)
-            drawn.append(path)
-    return drawn
+            files.append(path)
+    return files
 
 
 def growth(result: dict):
-    """Median time against the number of tokens and of images, with the floor."""
+    """Plot the median time against the number of tokens and of images, with the floor."""
     groups = [g for g in reversed(SWEEPS) if any(row["group"] == g for row in result["rows"])]
     if not groups:
         return None
@@ -73,7 +73,7 @@ def growth(result: dict):
 
 
 def floor_ratios(result: dict):
-    """Time of ours over the floor, of every operation."""
+    """Plot our time over the floor, for every operation."""
     bars = [
         (f"{row['op']}  {shape_text(row['shape'])}  {name}", found["p50_s"] / found["floor_s"])
         for row in result["rows"]
@@ -84,7 +84,7 @@ def floor_ratios(result: dict):
 
 
 def peer_ratios(result: dict):
-    """Times of others over ours, in the rounds of one row."""
+    """Plot the times of other implementations over ours, in the rounds of one row."""
     bars = []
     for row in result["rows"]:
         times = timed(row)
@@ -108,8 +108,8 @@ def _bars(result: dict, bars: list[tuple[str, float]], title: str, line: float):
     axis.set(xscale="log", xlabel=title)
     axis.axvline(line, color="k", lw=1, ls="--")
     axis.set_xlim(min(0.8, *values) * 0.9, max(values) * 1.5)
-    for place, value in enumerate(values):
-        axis.text(value * 1.03, place, f"{value:.2f}", va="center", fontsize=8)
+    for position, value in enumerate(values):
+        axis.text(value * 1.03, position, f"{value:.2f}", va="center", fontsize=8)
     axis.set_title(result["device"]["name"], fontsize=10)
     axis.margins(y=0.01)
     return figure

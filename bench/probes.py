@@ -1,6 +1,6 @@
-"""Kernels that only measure, and how the counters of ncu are read.
+"""Measurement kernels, and parsing of ncu's counters.
 
-python -m setok_bench.probes 64x729x1152    # one forward pass, for ncu to look at
+python -m setok_bench.probes 64x729x1152    # one forward pass, to profile with ncu
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ NCU_METRICS = (
     "dram__bytes.sum",
     "launch__registers_per_thread",
 )
-# Folders of sources that were made; the compiler reads them as long as the process lives.
+# Folders of generated sources, which the compiler reads as long as the process lives.
 _MADE: list[tempfile.TemporaryDirectory] = []
 
 
 @triton.jit
 def read_again_kernel(p_source, p_sum, size, turns, BLOCK: tl.constexpr):
-    """Each program reads its part of the source, and in the next turn that of the program after."""
+    """Let each program read its part of the source, and in each turn the next program's part."""
     programs = tl.num_programs(0)
     part = size // programs
     b_sum = tl.zeros((BLOCK,), dtype=tl.float32)
@@ -49,29 +49,29 @@ def read_again_kernel(p_source, p_sum, size, turns, BLOCK: tl.constexpr):
         first = ((tl.program_id(0) + turn) % programs) * part
         for i in range(0, part, BLOCK):
             o = i + tl.arange(0, BLOCK)
-            # Not through L1, where the next turn could find it.
+            # Bypasses L1, which would serve the next turn. (BLOCK,)
             b_sum += tl.load(p_source + first + o, mask=o < part, other=0.0, cache_modifier=".cg")
     tl.store(p_sum + tl.program_id(0), tl.sum(b_sum, axis=0))
 
 
 def read_again(source: Tensor, sums: Tensor, turns: int) -> None:
-    """Reads a buffer so many times; the sum of what each program read goes to `sums`.
+    """Read a buffer `turns` times, and write each program's sum into `sums`.
 
     Args:
-        source: float32, of a multiple of the number of programs.
-        sums: written; one float32 for each program.
-        turns: how often all of it is read.
+        source: float32 vector, with a multiple of the number of programs as length.
+        sums: output, one float32 for each program.
+        turns: number of times to read the whole buffer.
     """
     read_again_kernel[(len(sums),)](source, sums, len(source), turns, BLOCK=1024, num_warps=8)
 
 
 class _Vary(ast.NodeTransformer):
-    """Takes stores out of kernels: none of minima, and none of rows of distances that happens.
+    """Transformer that removes stores from kernels: those of minima, and those of distance rows.
 
-    What goes where is followed from the arguments `p_least` and `p_distance` on.
+    The targets of the stores are tracked from the arguments `p_minima` and `p_distance`.
     """
 
-    _ENDS = MappingProxyType({"minima": r"(p_)?least", "rows": r"(p_)?distances?"})
+    _ENDS = MappingProxyType({"minima": r"(p_)?minima", "rows": r"(p_)?distances?"})
 
     def __init__(self, minima: bool, rows: bool):
         self.keeps = {"minima": minima, "rows": rows}
@@ -105,9 +105,9 @@ class _Vary(ast.NodeTransformer):
             return ast.Pass()
         if not self.has_size:
             raise ValueError(
-                "tile variants: expected L where rows are stored, got no such argument"
+                "tile variants: expected an argument L in a kernel that stores rows, got none"
             )
-        # Never, which the compiler does not know: the product must not go with its store.
+        # Never true, but unknown to the compiler, which would remove a product without its store.
         test = ast.Compare(ast.Name("L", ast.Load()), [ast.Lt()], [ast.Constant(0)])
         return ast.If(test, [node], [])
 
@@ -120,10 +120,10 @@ class _Vary(ast.NodeTransformer):
 
 
 def varied(module, minima: bool, rows: bool):
-    """A copy of a module of kernels without stores of minima, or of rows, or of either.
+    """Return a copy of a kernel module without stores of minima, of rows, or of both.
 
     Raises:
-        ValueError: there is nothing in it to leave out.
+        ValueError: the module has no such stores.
     """
     change = _Vary(minima, rows)
     tree = ast.fix_missing_locations(change.visit(ast.parse(Path(module.__file__).read_text())))
@@ -136,16 +136,16 @@ def varied(module, minima: bool, rows: bool):
     file.write_text(ast.unparse(tree))
     spec = importlib.util.spec_from_file_location(f"setok_bench.{name}", file)
     made = importlib.util.module_from_spec(spec)
-    # A dataclass looks its module up.
+    # Dataclasses look up their module in sys.modules.
     sys.modules[spec.name] = made
     spec.loader.exec_module(made)
     return made
 
 
 def tile_variants(x: Tensor, config: sk.ClusterConfig) -> dict[str, Call]:
-    """Calls of the kernel of the distances: "whole", "no_minima", and without rows "product".
+    """Return calls of the distance kernels: "whole", "no_minima", and without rows "product".
 
-    Each gives the `KeptRows` that it writes to.
+    Each returns the `KeptRows` that it writes.
     """
     from setok_triton import backend
     from setok_triton import distances as module
@@ -177,29 +177,29 @@ def tile_variants(x: Tensor, config: sk.ClusterConfig) -> dict[str, Call]:
     }
     calls = {name: variant(m) for name, m in made.items()}
     for call in calls.values():
-        # Compiled before anything is captured or timed.
+        # Compile before capture and timing.
         call()
     return calls
 
 
 def clock() -> float:
-    """Clocks per second that the device's multiprocessors may reach.
+    """Return the maximum clock rate of the multiprocessors in Hz.
 
     Raises:
-        Unavailable: the driver does not say.
+        Unavailable: nvidia-smi does not report it.
     """
     query = ("--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits")
-    said = output("nvidia-smi", *query)
-    if not said:
-        raise Unavailable("nvidia-smi does not say the clock")
-    return 1e6 * float(said.splitlines()[0])
+    text = output("nvidia-smi", *query)
+    if not text:
+        raise Unavailable("nvidia-smi does not report the clock rate")
+    return 1e6 * float(text.splitlines()[0])
 
 
 def ncu_rows(text: str) -> dict[str, dict[str, float]]:
-    """Counters by kernel of what `ncu --csv` printed, summed over its launches.
+    """Parse the counters of each kernel from `ncu --csv`, summed over its launches.
 
     Raises:
-        RuntimeError: it printed none.
+        RuntimeError: the output has no table.
     """
     lines = text.splitlines()
     begin = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
@@ -218,7 +218,7 @@ def ncu_rows(text: str) -> dict[str, dict[str, float]]:
 
 
 def main() -> int:
-    """One forward pass at the shape of the command line."""
+    """Run one forward pass at the shape of the command line."""
     case = Case(Shape.parse(sys.argv[1]), torch.device("cuda"))
     sk.cluster_tokens(case.tokens(), case.config, backend="triton")
     torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Where, with what and from which source numbers come, and what the device does at best."""
+"""Provenance of results (device, versions, commit), and measured peak rates of the device."""
 
 import importlib.metadata
 import os
@@ -22,19 +22,19 @@ _PACKAGES = (
     "scikit-learn",
     "flash-kmeans",
 )
-# Large enough for memory and not the caches to set the pace.
+# Large enough to measure memory and not the caches.
 _COPY_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}
 _SIDE = {"cpu": 2048, "cuda": 8192}
 _REPEATS = 9
 
 
 def provenance(device: torch.device) -> dict:
-    """Device, versions, commit and time, as results have them."""
+    """Return device, versions, commit and time for a result."""
     return {"device": describe_device(device), **source()}
 
 
 def source(checkout: Path = Path(__file__).parent) -> dict:
-    """Versions, commit of a checkout, and time."""
+    """Return versions, commit of a checkout, and time."""
     return {
         "versions": {"python": platform.python_version(), **_versions()},
         "commit": output("git", "-C", str(checkout), "rev-parse", "HEAD"),
@@ -44,7 +44,7 @@ def source(checkout: Path = Path(__file__).parent) -> dict:
 
 
 def describe_device(device: torch.device) -> dict:
-    """Its kind, name and size; for the CPU also the threads in use."""
+    """Return type, name, memory and threads of a device."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return {
@@ -66,9 +66,9 @@ def describe_device(device: torch.device) -> dict:
 
 
 def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
-    """Bytes copied and flops of a square product per second, the best of a few calls.
+    """Measure bytes copied and flops of a square product per second, the best of a few calls.
 
-    A copy moves its bytes twice, in and out.
+    A copy counts its bytes twice, read and written.
     """
     size, side = _COPY_BYTES[device.type], _SIDE[device.type]
     source = torch.ones(size, dtype=torch.int8, device=device)
@@ -83,7 +83,7 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
         name: min(samples)
         for name, samples in time_in_turns(calls, make_clock(device), 2, _REPEATS).items()
     }
-    # A turn of the scope loop on a GPU, an estimate: bench/roofline.py counts it.
+    # Seconds of a scope-loop step on a GPU, an estimate; bench/roofline.py has the counted value.
     step = 1.5e-6 if device.type == "cuda" else 0.0
     return Rates(2 * size / best["copy"], 2 * side**3 / best["matmul"], step)
 
@@ -106,7 +106,7 @@ def _processor_name() -> str:
 
 
 def output(*command: str) -> str | None:
-    """What a command prints; None where there is no such command, or it fails."""
+    """Return the output of a command, or None if it is missing or fails."""
     try:
         done = subprocess.run(command, text=True, capture_output=True)
     except OSError:

@@ -1,4 +1,4 @@
-"""What is measured: an entry for every operation, with the contenders that carry it out."""
+"""Data model of the benchmarks: entries (operations) and their implementations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Role = Literal["ours", "reference", "yardstick", "peer"]
 
 
 class Unavailable(Exception):
-    """Why a contender cannot run here, and what to do about it."""
+    """Error: an implementation cannot run here; the message has reason and remedy."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Case:
     """Input of one measurement.
 
     Attributes:
-        shape: its sizes.
-        device: where it is computed.
-        peer_root: a folder with copies of other projects' repositories, or None.
+        shape: sizes of the input.
+        device: device of the computation.
+        peer_root: folder with clones of other projects' repositories, or None.
     """
 
     shape: Shape
@@ -37,36 +37,36 @@ class Case:
     peer_root: Path | None = None
 
     def tokens(self) -> Tensor:
-        """(B, N, D) standard normal features: no groups, so that every step of the loop is run."""
+        """Return (B, N, D) standard normal features: without groups, every loop step runs."""
         s, generator = self.shape, torch.Generator().manual_seed(0)
         x = torch.randn(s.images, s.tokens, s.features, generator=generator)
         return x.to(self.device, s.dtype)
 
     def groups(self) -> Tensor:
-        """(B, N, D) features in as many groups as there may be clusters."""
+        """Return (B, N, D) features in as many groups as clusters."""
         s = self.shape
         x, _ = testing.planted_clusters(s.images, s.tokens, s.features, s.clusters, noise=0.5)
         return x.to(self.device, s.dtype)
 
     @property
     def config(self) -> sk.ClusterConfig:
-        """Runs all `clusters` steps: the slow case."""
+        """Options that run all `clusters` steps, the slow case."""
         return sk.ClusterConfig(k=self.shape.k, max_clusters=self.shape.clusters, stop_residual=0.0)
 
 
 @dataclass(frozen=True)
-class Contender:
-    """One way to carry out an operation.
+class Implementation:
+    """An implementation of an operation.
 
     Attributes:
-        name: unique within its entry.
-        make: makes the call to be timed; raises `Unavailable`.
-        check: raises `AssertionError` where the result of the call is wrong for the case. What
-            fails it is not timed.
-        devices: kinds of device it is for.
-        work: bytes and flops of what it does, where that is not what the entry's operation does.
-        role: of ours, "ours" and "reference"; a "yardstick" does something else that the time is
-            compared with; the rest are peers.
+        name: unique name within its entry.
+        make: function of a case that returns the call to time, or raises `Unavailable`.
+        check: function of a case and a result that raises `AssertionError` for a wrong result. A
+            failing implementation is not timed.
+        devices: supported device types.
+        work: bytes and flops, if they differ from those of the entry's operation.
+        role: "ours" and "reference" for our backends; "yardstick" for another computation that
+            times are compared with; "peer" for other projects.
     """
 
     name: str
@@ -79,33 +79,34 @@ class Contender:
 
 @dataclass(frozen=True)
 class Entry:
-    """One operation.
+    """An operation to measure.
 
     Attributes:
-        op: its name.
-        work: bytes and flops for a shape.
-        contenders: who carries it out.
-        yardstick: name of the contender that the others are compared with, if there is one.
+        op: name of the operation.
+        work: function of a shape that returns bytes and flops.
+        implementations: implementations of the operation.
+        yardstick: name of the implementation that the others are compared with, if any.
     """
 
     op: str
     work: Callable[[Shape], Work]
-    contenders: tuple[Contender, ...]
+    implementations: tuple[Implementation, ...]
     yardstick: str | None = None
 
     def only(self, names: tuple[str, ...]) -> Entry:
-        """With these contenders only.
+        """Return the entry with these implementations only.
 
         Raises:
-            ValueError: there is no such contender.
+            ValueError: a name is unknown.
         """
-        known = {contender.name: contender for contender in self.contenders}
+        known = {implementation.name: implementation for implementation in self.implementations}
         for name in names:
             if name not in known:
+                choices = ", ".join(known)
                 raise ValueError(
-                    f"contender: expected one of {', '.join(known)} for {self.op}, got {name!r}"
+                    f"implementation: expected one of {choices} for {self.op}, got {name!r}"
                 )
-        return replace(self, contenders=tuple(known[name] for name in names))
+        return replace(self, implementations=tuple(known[name] for name in names))
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,10 @@ class Job:
     """Shapes at which an entry is measured.
 
     Attributes:
-        entry: what.
-        shapes: at which sizes.
-        group: tells jobs of one entry apart. Those called "images" or "tokens" vary that size, to
-            fit how the time grows.
+        entry: entry to measure.
+        shapes: sizes of the inputs.
+        group: name of the job within its entry. The groups "images" and "tokens" vary that size, to
+            fit the growth of the time.
     """
 
     entry: Entry

@@ -1,4 +1,4 @@
-"""Results on disk: reading them, and checking them against `schema.json`."""
+"""Reading and writing of results, and their check against `schema.json`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SCHEMA_FILE = Path(__file__).with_name("schema.json")
 
 
 def load_result(path: Path) -> dict:
-    """Reads a result that `run.py --out` wrote.
+    """Read a result that `run.py --out` wrote.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no result; the message says where it goes wrong.
+        ValueError: the file is not a result; the message has the position of the error.
     """
     try:
         result = json.loads(path.read_text())
@@ -31,7 +31,7 @@ def load_result(path: Path) -> dict:
 
 
 def to_json(result: dict) -> str:
-    """For a file, with the samples of a contender in one line."""
+    """Return the result as JSON, with the samples of an implementation on one line."""
     text = json.dumps(result, indent=1)
     return re.sub(r"\[\s+([-+.\de,\s]+?)\s+\]", _on_one_line, text) + "\n"
 
@@ -41,11 +41,11 @@ def _on_one_line(found: re.Match) -> str:
 
 
 def validate(result) -> None:
-    """Checks a result against the schema.
+    """Check a result against the schema.
 
     Raises:
-        ValueError: names the place, what was expected and what came.
-        MissingExtraError: as of `checker`.
+        ValueError: the result does not fit; the message has position, expected and actual value.
+        MissingExtraError: jsonschema is not installed.
     """
     best_match, validator = checker()
     error = best_match(validator.iter_errors(result))
@@ -55,20 +55,20 @@ def validate(result) -> None:
 
 
 def row_key(row: dict) -> tuple:
-    """What makes a row the same in two results."""
+    """Return the key by which two results have the same row."""
     return (row["op"], row["group"], *row["shape"].values())
 
 
 def timed(row: dict) -> dict[str, dict]:
-    """The contenders of a row that were timed."""
+    """Return the implementations of a row that were timed."""
     return {name: c for name, c in row["contenders"].items() if c["status"] == "timed"}
 
 
 @functools.lru_cache(maxsize=1)
 def checker():
-    """What finds the worst of the errors, and the validator that lists them.
+    """Return the function that selects the most relevant error, and the validator.
 
-    Who is going to measure for minutes calls it first, so that a missing package is told before.
+    Long measurements call it first, so that a missing package is reported early.
 
     Raises:
         MissingExtraError: jsonschema is not installed.

@@ -1,8 +1,8 @@
-"""Floor, expected time and bottleneck of every Triton kernel, from what its compiled code executes.
+"""Floor, expected time and bottleneck of each Triton kernel, from the counts of its compiled code.
 
-The counts are those of `kernel_counts.py`, the device's numbers those of `machine.py`. A kernel
-takes as long as what it has least of: issue slots, shuffles, shared memory, L2, memory, tensor
-cores, or time while its warps wait. Nothing here was measured on a GPU.
+The counts come from `kernel_counts.py`, the rates of the device from `machine.py`. The time of a
+kernel is that of its scarcest resource (issue slots, shuffles, shared memory, L2, memory, tensor
+cores), or the wait of its warps. Nothing here was measured on a GPU.
 
     python bench/roofline.py --shapes 64x729x1152 1x729x1152 --dtype bfloat16 --device H200
 """
@@ -22,21 +22,21 @@ from setok_bench.machine import MACHINES, WARP, Machine
 from setok_bench.work import Shape, dtype_name
 
 COUNTS = Path(__file__).parent / "results" / "triton-counts.json"
-# Products of a tile of the library's matrix product.
+# Side of the output tiles of the library's matrix product.
 _LIBRARY_TILE = 128
 SHAPES = tuple(f"{b}x{n}x1152" for b in (1, 8, 64) for n in (256, 576, 729, 2048))
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one kernel, or of all launches of torch's own.
+    """Prediction for one kernel, or for all launches of torch itself.
 
     Attributes:
-        kernel: its name.
-        launches: in a forward pass.
-        floor: seconds at the device's best, all multiprocessors busy and nobody waiting.
-        parts: seconds by what is taken, each alone, as the programs divide over the device.
-        gap: seconds between its launches and those before.
+        kernel: name of the kernel.
+        launches: number of launches in a forward pass.
+        floor: seconds at peak rates, with all multiprocessors busy and no waits.
+        parts: seconds by resource, each alone, for the distribution of the programs.
+        gap: seconds between its launches and the previous ones.
     """
 
     kernel: str
@@ -47,32 +47,32 @@ class Prediction:
 
     @property
     def bound(self) -> str:
-        """What it has least of."""
+        """Name of the scarcest resource."""
         return max(self.parts, key=self.parts.get)
 
     @property
     def expected(self) -> float:
-        """Seconds with the gaps before its launches."""
+        """Expected seconds, including the gaps before the launches."""
         return self.parts[self.bound] + self.gap
 
 
 def load_counts(path: Path = COUNTS) -> dict:
-    """The result of `kernel_counts.py`.
+    """Read the result of `kernel_counts.py`.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     return json.loads(path.read_text())
 
 
 def predict(name: str, count: dict, images: int, machine: Machine) -> Prediction:
-    """The time of one kernel on a batch, from the counts of one image."""
+    """Predict the time of one kernel on a batch, from the counts of one image."""
     launches = count["launches"]
     programs = count["programs"] * images / launches
-    # Programs on the multiprocessor that has most of them.
+    # Maximum number of programs on a multiprocessor.
     busiest = math.ceil(programs / machine.multiprocessors)
     resident = min(count["fit"], busiest)
-    # A scheduler issues one instruction a clock, and has every fourth warp.
+    # Each of the four schedulers issues one instruction per clock for a quarter of the warps.
     rates = {
         "issue": min(machine.issue, resident * count["num_warps"]),
         "shuffle": machine.shuffle,
@@ -119,10 +119,10 @@ _FIELDS = {
 
 
 def forward(shape: Shape, machine: Machine, counts: dict | None = None) -> list[Prediction]:
-    """A prediction for each kernel of `cluster_tokens`, and one for what torch launches.
+    """Return a prediction for each kernel of `cluster_tokens`, and one for torch's launches.
 
     Raises:
-        ValueError: nothing was counted that says what the kernels do for such a shape.
+        ValueError: the counts do not cover such a shape.
     """
     case = find_case(shape, counts or load_counts())
     found = [predict(n, c, shape.images, machine) for n, c in case["kernels"].items()]
@@ -132,10 +132,10 @@ def forward(shape: Shape, machine: Machine, counts: dict | None = None) -> list[
 
 
 def find_case(shape: Shape, counts: dict) -> dict:
-    """The counts of an image of a shape, or those of a parabola through three other lengths.
+    """Return the counts of an image, or a parabola through three other numbers of tokens.
 
     Raises:
-        ValueError: there are no such counts.
+        ValueError: the counts do not cover such a shape.
     """
     wanted = {
         "features": shape.features,
@@ -177,12 +177,12 @@ def _parabola(cases: list[dict], sizes: list[int], size: int) -> dict:
 
 
 def product_seconds(shape: Shape, machine: Machine) -> float:
-    """`torch.bmm(x, x.mT)`: whole tiles of 128 x 128, at the best rate of the features' type."""
+    """Return the seconds of `torch.bmm(x, x.mT)`: whole tiles of 128 x 128, at the peak rate."""
     side = math.ceil(shape.tokens / _LIBRARY_TILE)
     busiest = math.ceil(shape.images * side**2 / machine.multiprocessors)
     flops = 2 * _LIBRARY_TILE**2 * shape.features
     if shape.dtype == torch.float32:
-        # Without tensor cores: a multiply-add of each lane in every issue slot.
+        # Without tensor cores: one multiply-add per lane in each issue slot.
         rate = 2 * WARP * machine.issue * machine.clock
     else:
         rate = machine.matmul / machine.multiprocessors
@@ -192,12 +192,12 @@ def product_seconds(shape: Shape, machine: Machine) -> float:
 
 
 def total(predictions: list[Prediction]) -> float:
-    """Seconds of all."""
+    """Return the expected seconds of all predictions."""
     return sum(p.expected for p in predictions)
 
 
 def print_shape(shape: Shape, machine: Machine, counts: dict) -> None:
-    """A line for each kernel, and the sum."""
+    """Print a line for each kernel, and the sum."""
     how = find_case(shape, counts)["how"]
     print(f"\n{shape}, {dtype_name(shape.dtype)}, {machine.name} ({how})")
     print(f"{'kernel':20} {'launches':>8} {'floor us':>9} {'expected us':>12}  bound by")
@@ -212,12 +212,12 @@ def print_shape(shape: Shape, machine: Machine, counts: dict) -> None:
 
 
 def main() -> int:
-    """Prints a table for every shape."""
+    """Print a table for each shape."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", default=SHAPES, metavar="BxNxD")
     parser.add_argument("--dtype", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--device", choices=MACHINES, default="H200")
-    parser.add_argument("--counts", type=Path, default=COUNTS, help="of kernel_counts.py")
+    parser.add_argument("--counts", type=Path, default=COUNTS, help="result of kernel_counts.py")
     args = parser.parse_args()
     machine = MACHINES[args.device]
     print(machine.described())

@@ -1,12 +1,12 @@
-"""Runs a suite of benchmarks, prints it and writes its result.
+"""Run a suite of benchmarks, print its tables and write its result.
 
     python bench/run.py                                        # the quick suite
     python bench/run.py --suite cpu --peer-root clones --out bench_out/cpu.json
     python bench/run.py --only cluster_tokens --shapes 4x1024x768 --dtype bfloat16
     python bench/run.py --plan bench/results/*.json
 
-The exit code is 1 when a backend of ours gave a wrong result. The suite `gpu` goes on where an
-earlier run into the same file stopped, if code, versions and device are still the same.
+The exit code is 1 if one of our backends gave a wrong result. The suite `gpu` resumes an earlier
+run into the same file if code, versions and device are the same.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from setok_cli.output import print_json, print_to_stderr
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Carry out a parsed command line.
+    """Execute a parsed command line.
 
     Raises:
-        ValueError: the options do not fit; the message names one.
+        ValueError: an option does not fit; the message has its name.
         OSError: a file cannot be read or written.
         MissingExtraError: a package is not installed.
     """
-    # Into a file or a pipe the tables go unbroken.
+    # Fixed width, so that tables in a file or a pipe do not wrap.
     console, errors = Console(), Console(stderr=True)
     if not console.is_terminal:
         console.width = 140
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         suite = replace(suite, seconds=arguments.seconds)
     before = None
     if arguments.out:
-        # Before minutes of measuring whose result could not be written.
+        # Fail before minutes of measurements that could not be written.
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         if suite.resumes and arguments.out.exists() and arguments.out.stat().st_size:
             before = load_result(arguments.out)
@@ -69,14 +69,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     def keep(result: dict) -> None:
         if arguments.out:
-            # Never half a file, even if the time is over.
+            # Replace atomically: the process may be stopped at any time.
             part = arguments.out.with_name(f"{arguments.out.name}.part")
             part.write_text(to_json(result))
             part.replace(arguments.out)
 
     settings = Settings(device, suite.seconds, arguments.rounds, peer_root=arguments.peer_root)
     result = _run_with_progress(arguments.suite, suite, settings, errors, before, keep)
-    # First: a result of minutes is kept even if it does not fit the schema.
+    # Write before validation, because the measurements took minutes.
     keep(result)
     validate(result)
     if arguments.json:
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """The script."""
+    """Run the script."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_options(parser)
     arguments = parser.parse_args()
@@ -110,14 +110,14 @@ def _device(name: str) -> torch.device:
         raise ValueError(f"device: expected cpu or cuda, got {name!r}")
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: expected one that is there, got {name!r} and no CUDA device")
+        raise ValueError(f"device: expected an available device, got {name!r} without CUDA")
     return device
 
 
 def _run_with_progress(name, suite, settings: Settings, console: Console, before, keep) -> dict:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("measuring what the device does at best", total=None)
+        task = bar.add_task("measuring the peak rates of the device", total=None)
 
         def show(title: str, done: int, of: int) -> None:
             bar.update(task, description=title, completed=done, total=of)
@@ -128,10 +128,10 @@ def _run_with_progress(name, suite, settings: Settings, console: Console, before
 def _print(result: dict, console: Console) -> None:
     console.print(tables.conditions(result), markup=False, highlight=False)
     for table in tables.all_tables(result):
-        drawn = Table(*table.header, title=table.title, title_justify="left", box=box.SIMPLE)
+        rich_table = Table(*table.header, title=table.title, title_justify="left", box=box.SIMPLE)
         for line in table.lines:
-            drawn.add_row(*line)
-        console.print(drawn)
+            rich_table.add_row(*line)
+        console.print(rich_table)
         for note in table.notes:
             console.print(f"  {note}", markup=False, highlight=False)
 

@@ -1,4 +1,4 @@
-"""Runs a suite and returns its result, as `schema.json` describes it."""
+"""Execution of a suite; the result has the format of `schema.json`."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from setok_bench.checks import CHECK_TOKENS, small_enough
 from setok_bench.gpu_parts import Bench, measure_part
 from setok_bench.memory import MemoryFailure, largest_input, measure_peak
 from setok_bench.provenance import measure_rates, provenance
-from setok_bench.registry import Case, Contender, Job, Unavailable
+from setok_bench.registry import Case, Implementation, Job, Unavailable
 from setok_bench.results import row_key
 from setok_bench.suites import Suite
 from setok_bench.timing import Call, as_graph, make_clock, percentiles, time_in_turns
 from setok_bench.work import Rates, Shape, dtype_name
 
 SCHEMA = 1
-# Below this a call is replayed as a CUDA graph: the launches of its kernels take as long.
+# Seconds below which a call is replayed as a CUDA graph, because its launches would dominate.
 GRAPH_BELOW = 2e-3
-# What two runs must share for one to go on where the other stopped.
+# Fields that must be equal to resume an earlier run.
 _SAME = ("schema", "suite", "device", "versions", "commit", "uncommitted_changes", "settings")
 _LISTS = ("parts", "rows", "memory", "largest")
 _RATES = ("copy_bytes_per_s", "matmul_flops_per_s", "step_s")
@@ -32,13 +32,13 @@ _RATE_NAMES = ("copy", "matmul", "step")
 
 @dataclass(frozen=True)
 class Settings:
-    """How a suite is run.
+    """Settings of a run.
 
     Attributes:
-        device: where.
-        seconds: of timing for each row.
-        rounds: most samples of each contender.
-        warmup: rounds before them.
+        device: device to measure.
+        seconds: seconds of timing for each row.
+        rounds: maximum number of samples of each implementation.
+        warmup: number of rounds before the samples.
         peer_root: folder with clones of other projects, or None.
     """
 
@@ -51,14 +51,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Step:
-    """One part, row, peak or search of a suite, to be carried out by `run`.
+    """One part, row, peak or search of a suite.
 
     Attributes:
-        title: for people.
-        kind: of list of a result that it adds to.
-        run: gives what is added.
-        key: by which a result that has it already is known, with `key_of`.
-        seconds: that it may take, where that is known.
+        title: title for the progress bar.
+        kind: name of the result's list that it extends.
+        run: function that returns the new entry.
+        key: key that identifies the entry, see `key_of`.
+        seconds: time limit in seconds, if known.
     """
 
     title: str
@@ -69,7 +69,7 @@ class Step:
 
 
 def key_of(kind: str, entry: dict) -> tuple:
-    """What makes an entry of a result the same in two results."""
+    """Return the key by which two results have the same entry."""
     if kind == "parts":
         return (entry["name"],)
     if kind == "rows":
@@ -80,7 +80,7 @@ def key_of(kind: str, entry: dict) -> tuple:
 
 
 def steps(suite: Suite, settings: Settings, rates: Rates) -> Iterator[Step]:
-    """What a suite is made of."""
+    """Yield the steps of a suite."""
     for part in suite.parts:
         yield Step(
             part.name,
@@ -99,19 +99,19 @@ def steps(suite: Suite, settings: Settings, rates: Rates) -> Iterator[Step]:
             )
     for job in suite.memory:
         yield Step(
-            f"memory of {job.op}, {job.contender} {job.shape}",
+            f"memory of {job.op}, {job.implementation} {job.shape}",
             "memory",
             lambda job=job: measure_peak(
-                job.op, job.contender, job.shape, settings.device, settings.peer_root
+                job.op, job.implementation, job.shape, settings.device, settings.peer_root
             ),
-            (job.op, job.contender, *job.shape.to_dict().values()),
+            (job.op, job.implementation, *job.shape.to_dict().values()),
         )
     for job in suite.largest:
         yield Step(
-            f"largest input, {job.contender}",
+            f"largest input, {job.implementation}",
             "largest",
             lambda job=job: largest_input(job, suite.dtype, settings.device),
-            (job.contender, job.features, job.limit_bytes),
+            (job.implementation, job.features, job.limit_bytes),
         )
 
 
@@ -123,24 +123,24 @@ def run_suite(
     before: dict | None = None,
     keep: Callable[[dict], None] = lambda result: None,
 ) -> dict:
-    """Measures everything that the budget has room for.
+    """Measure as much as the time budget allows.
 
     Args:
-        name: of the suite.
-        suite: what to measure.
-        settings: how.
-        progress: called with the title of each step before it, the number done and of all.
-        before: a result whose entries are taken over and not measured again, where it is of the
-            same suite, settings, device, versions and commit.
-        keep: called with the result after each step.
+        name: name of the suite.
+        suite: suite to measure.
+        settings: settings of the run.
+        progress: function called before each step with its title, the number done and the total.
+        before: earlier result whose entries are not measured again, if suite, settings, device,
+            versions and commit are the same.
+        keep: function called with the result after each step.
 
     Returns:
-        The result, ready for JSON.
+        Result, ready for JSON.
     """
     started = time.monotonic()
     result = _empty_result(name, suite, settings)
     earlier = 0.0
-    if before is not None and _goes_on(before, result):
+    if before is not None and _resumes(before, result):
         result |= {kind: before.get(kind, []) for kind in _LISTS}
         result["rates"], earlier = before["rates"], before["seconds"]
         rates = Rates(*(result["rates"][key] for key in _RATES))
@@ -168,7 +168,7 @@ def run_suite(
     return result
 
 
-def _goes_on(before: dict, result: dict) -> bool:
+def _resumes(before: dict, result: dict) -> bool:
     same = all(before[key] == result[key] for key in _SAME)
     return same and before["rates"]["dtype"] == result["rates"]["dtype"]
 
@@ -196,35 +196,35 @@ def _empty_result(name: str, suite: Suite, settings: Settings) -> dict:
 
 
 def measure_row(job: Job, shape: Shape, settings: Settings, rates: Rates) -> dict:
-    """All contenders of an entry at one shape: checked, then timed in turns."""
+    """Check all implementations of an entry at one shape, then time them in turns."""
     entry, case = job.entry, Case(shape, settings.device, settings.peer_root)
-    contenders, calls = {}, {}
-    for contender in entry.contenders:
-        if settings.device.type not in contender.devices:
+    implementations, calls = {}, {}
+    for implementation in entry.implementations:
+        if settings.device.type not in implementation.devices:
             continue
-        found = {"role": contender.role, "status": "timed", "reason": None}
+        found = {"role": implementation.role, "status": "timed", "reason": None}
         try:
-            calls[contender.name] = _checked_call(contender, case)
+            calls[implementation.name] = _checked_call(implementation, case)
         except Unavailable as error:
             found |= {"status": "unavailable", "reason": str(error)}
         except (AssertionError, RuntimeError) as error:
-            # A peer that fails must not take the rest of the run with it; the report shows it, and
-            # a failure of ours makes the command fail.
+            # A failing peer must not stop the run. The report shows it, and a failure of one of our
+            # backends makes the command fail.
             found |= {"status": "failed", "reason": _first_line(error)}
-        contenders[contender.name] = found
+        implementations[implementation.name] = found
     clock = make_clock(settings.device)
     for name, call in calls.items():
         call, mode, peak = _prepare(call, clock, settings.device)
         calls[name] = call
-        contenders[name] |= {"mode": mode, "peak_bytes": peak}
+        implementations[name] |= {"mode": mode, "peak_bytes": peak}
     if calls:
         samples = time_in_turns(calls, clock, settings.warmup, settings.rounds, settings.seconds)
         for name, seconds in samples.items():
-            contenders[name] |= summarise(seconds, shape)
-    for contender in entry.contenders:
-        if contender.name in calls:
-            floor = (contender.work or entry.work)(shape).floor(rates)
-            contenders[contender.name]["floor_s"] = floor
+            implementations[name] |= summarise(seconds, shape)
+    for implementation in entry.implementations:
+        if implementation.name in calls:
+            floor = (implementation.work or entry.work)(shape).floor(rates)
+            implementations[implementation.name]["floor_s"] = floor
     work = entry.work(shape)
     return {
         "op": entry.op,
@@ -237,12 +237,12 @@ def measure_row(job: Job, shape: Shape, settings: Settings, rates: Rates) -> dic
             "steps": work.steps,
             "floor_s": work.floor(rates),
         },
-        "contenders": contenders,
+        "contenders": implementations,
     }
 
 
 def summarise(seconds: list[float], shape: Shape) -> dict:
-    """Samples, their percentiles, and images and tokens per second at the median."""
+    """Return samples, percentiles, and images and tokens per second at the median."""
     found = percentiles(seconds)
     return found | {
         "images_per_s": shape.images / found["p50_s"],
@@ -252,7 +252,7 @@ def summarise(seconds: list[float], shape: Shape) -> dict:
 
 
 def failures(result: dict) -> list[str]:
-    """Parts that failed, and contenders of ours that gave a wrong result or none."""
+    """Return lines for failed parts and for failures of our implementations."""
     parts = [p for p in result.get("parts", []) if p["status"] == "failed"]
     return [f"{part['name']}: {part['reason']}" for part in parts] + [
         f"{row['op']} {name}: {found['reason']}"
@@ -262,17 +262,17 @@ def failures(result: dict) -> list[str]:
     ]
 
 
-def _checked_call(contender: Contender, case: Case) -> Call:
-    call, small = contender.make(case), small_enough(case)
+def _checked_call(implementation: Implementation, case: Case) -> Call:
+    call, small = implementation.make(case), small_enough(case)
     if small is case:
-        contender.check(case, call())
+        implementation.check(case, call())
     else:
-        contender.check(small, contender.make(small)())
+        implementation.check(small, implementation.make(small)())
     return call
 
 
 def _prepare(call: Call, clock, device: torch.device) -> tuple[Call, str, int | None]:
-    """The call to time, how it is made, and the peak of memory it takes on a GPU."""
+    """Return the call to time, its mode, and its peak memory on a GPU."""
     if device.type != "cuda":
         return call, "call", None
     torch.cuda.synchronize()
@@ -286,7 +286,7 @@ def _prepare(call: Call, clock, device: torch.device) -> tuple[Call, str, int | 
     try:
         return as_graph(call), "graph", peak
     except RuntimeError:
-        # It waits for the device somewhere, as eager code does; the mode in the row says so.
+        # The call waits for the device, as eager code may; the row's mode records that.
         torch.cuda.synchronize()
         return call, "call", peak
 

@@ -1,7 +1,7 @@
-"""Machine code of a kernel: how often each part of it runs, and how long a warp waits in it.
+"""Machine code of a kernel: execution counts of its blocks, and waiting time of a warp.
 
-The assembler notes the line of PTX behind each machine instruction. So counts of the lines of PTX
-that ran, which an emulator has, become counts of machine instructions.
+The assembler records the PTX line of each machine instruction. So the emulator's counts of PTX
+lines become counts of machine instructions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HIGH = re.compile(r"^\s+/\* 0x(\w{16}) \*/\s*$")
 _LABEL = re.compile(r"^(\.L_x_\d+|\$[\w$]+):")
 _GROUP = re.compile(r"SB0, 0x([0-9a-f]+)")
 
-# By the first part of the name of an instruction.
+# Classes by the first part of an instruction's name.
 CLASSES = {
     "SHFL": "shuffle",
     "REDUX": "shuffle",
@@ -37,21 +37,20 @@ CLASSES = {
     **dict.fromkeys(("HGMMA", "HMMA", "IGMMA", "QGMMA"), "tensor"),
     **dict.fromkeys(("DADD", "DMUL", "DFMA", "DSETP", "DMNMX"), "fp64"),
 }
-# One line of PTX makes one of these wherever it is copied to, so they say how often a block runs.
+# Each copy of a PTX line has exactly one of these instructions, so they give a block's count.
 _ANCHORS = ("shuffle", "barrier", "shared", "load", "store", "tensor")
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One machine instruction.
+    """A machine instruction.
 
     Attributes:
-        opcode: with its suffixes.
-        operands: as text.
-        line: of the PTX it comes from, None where there is none.
+        opcode: name with its suffixes.
+        operands: text of the operands.
+        line: line of PTX that it comes from, or None.
         stall: clocks until the next instruction of the warp may be issued.
-        sets: scoreboards that are free again when its result or its operands are, as
-            (number, whether of the result).
+        sets: scoreboards that it releases, as (number, True for result or False for operands).
         waits: scoreboards that must be free before it is issued.
     """
 
@@ -64,18 +63,17 @@ class Instruction:
 
     @property
     def kind(self) -> str:
-        """Its class, "other" where it only takes an issue slot."""
+        """Class of the instruction, "other" if it only takes an issue slot."""
         return CLASSES.get(self.opcode.partition(".")[0], "other")
 
 
 @dataclass
 class Block:
-    """Instructions that run one after the other.
+    """Basic block of instructions.
 
     Attributes:
-        instructions: of the block.
-        off_path: runs only in cases that the compiler provides for and that do not occur, such as
-            the slow path of a division.
+        instructions: instructions in order.
+        off_path: flag: the block never runs in practice, e.g. the slow path of a division.
     """
 
     instructions: list[Instruction] = field(default_factory=list)
@@ -84,11 +82,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Assembled:
-    """A kernel's machine code.
+    """Machine code of a kernel.
 
     Attributes:
-        blocks: in the order of their addresses.
-        resources: that it takes, by `assembler.resources`.
+        blocks: basic blocks in the order of their addresses.
+        resources: registers, stack and spills, see `assembler.resources`.
     """
 
     blocks: list[Block]
@@ -96,20 +94,20 @@ class Assembled:
 
 
 def assemble(ptx: str, capability: int) -> Assembled:
-    """Assembles a kernel and reads its machine code.
+    """Assemble a kernel and parse its machine code.
 
     Raises:
-        RuntimeError: a tool is missing or refuses.
+        RuntimeError: a tool is missing or fails.
     """
     with tempfile.TemporaryDirectory() as scratch:
         cubin = Path(scratch, "kernel.cubin")
-        said = run_ptxas(ptx, capability, cubin, "-lineinfo")
+        log = run_ptxas(ptx, capability, cubin, "-lineinfo")
         text = run_tool("nvdisasm", "-gp", "-c", "-hex", cubin)
-    return Assembled(parse(text), resources(said))
+    return Assembled(parse(text), resources(log))
 
 
 def parse(text: str) -> list[Block]:
-    """Blocks of the output of `nvdisasm -gp -c -hex`."""
+    """Parse the output of `nvdisasm -gp -c -hex` into blocks."""
     blocks, line, pending, routine = [Block()], None, None, False
     ended = False
     for row in text.splitlines():
@@ -131,7 +129,7 @@ def parse(text: str) -> list[Block]:
             name = made.opcode.partition(".")[0]
             ended = name in ("BRA", "EXIT", "RET", "CALL")
             if name == "WARPSYNC" and "COLLECTIVE" in made.opcode:
-                # A shuffle once more, for a warp whose lanes are apart.
+                # Duplicate of a shuffle, for a diverged warp.
                 blocks[-1].off_path = True
     return [b for b in blocks if any(i.opcode != "NOP" for i in b.instructions)]
 
@@ -145,10 +143,9 @@ def _instruction(found: re.Match, high: int, line: int | None) -> Instruction:
 
 
 def block_counts(blocks: list[Block], executed: dict[int, float]) -> list[float]:
-    """How often each block runs, from how often each line of PTX did.
+    """Return the execution count of each block, from the counts of the PTX lines.
 
-    A line that the assembler copied, as into the turns of an unrolled loop, counts in equal parts
-    for each of its copies.
+    The count of a line with several copies, e.g. in an unrolled loop, is divided equally.
     """
     copies = Counter(
         (i.line, i.opcode.partition(".")[0])
@@ -169,7 +166,7 @@ def block_counts(blocks: list[Block], executed: dict[int, float]) -> list[float]
 
 
 def class_counts(blocks: Iterable[Block], counts: Iterable[float]) -> Counter:
-    """Machine instructions that ran, by class, and "issue", all of them."""
+    """Return the executed machine instructions by class, and their total as "issue"."""
     found = Counter()
     for block, count in zip(blocks, counts, strict=True):
         for i in block.instructions:
@@ -179,12 +176,12 @@ def class_counts(blocks: Iterable[Block], counts: Iterable[float]) -> Counter:
 
 
 def chain(blocks: list[Block], counts: list[float], latency: Callable[[Instruction], int]) -> float:
-    """Clocks that one warp takes for its part of the counts while nobody else is in its way.
+    """Return the clocks of one warp alone on the device.
 
-    Instructions are issued in order, each after those it waits for, as the code itself says.
-    Blocks in a row that run equally often are the body of one loop. It is followed by itself, so
-    that what a loop asked for in the turn before is on its way. Copies by descriptors are taken to
-    be asked for early enough: no wait for a memory barrier counts.
+    Instructions are issued in order, each after its scoreboards, as encoded in the machine code.
+    Consecutive blocks with equal counts form one loop body. A body follows itself, so that loads of
+    the previous turn are in flight. Descriptor copies count as issued early enough: waits for
+    memory barriers are ignored.
     """
     return sum(
         count * (_clocks(body * 2, latency) - _clocks(body, latency))
@@ -193,7 +190,7 @@ def chain(blocks: list[Block], counts: list[float], latency: Callable[[Instructi
 
 
 def _bodies(blocks: list[Block], counts: list[float]) -> list[tuple[list[Instruction], float]]:
-    """Instructions of the blocks that ran, joined where they ran equally often, and how often."""
+    """Return the executed blocks with their counts, joined if consecutive counts are equal."""
     found: list[tuple[list[Instruction], float]] = []
     for block, count in zip(blocks, counts, strict=True):
         if not count:
@@ -216,7 +213,7 @@ def _clocks(instructions: list[Instruction], latency: Callable[[Instruction], in
         elif name == "LDGDEPBAR":
             copies.append(latest)
         elif name == "DEPBAR" and (found := _GROUP.search(i.operands)):
-            # So many of the groups of copies may still be on their way.
+            # The operand is the number of copy groups that may still be in flight.
             now = max([now, *copies[: len(copies) - int(found[1], 16)]])
         elif name == "HGMMA":
             products = now + latency(i)
@@ -225,14 +222,14 @@ def _clocks(instructions: list[Instruction], latency: Callable[[Instruction], in
         elif name == "BAR":
             now += latency(i)
         for number, of_result in i.sets:
-            # Operands are read long before the result is there.
+            # Operands are read long before the result is ready.
             free[number] = max(free[number], now + (latency(i) if of_result else 12))
         now += max(1, i.stall)
     return now
 
 
 def latency_of(table: dict[str, int], loads: str) -> Callable[[Instruction], int]:
-    """Clocks of instructions by a `Machine.latency`; `loads` come from "l2" or "memory"."""
+    """Return the latency function of a `Machine.latency`; `loads` come from "l2" or "memory"."""
     kinds = {"load": loads, "store": loads}
 
     def latency(i: Instruction) -> int:

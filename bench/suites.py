@@ -1,4 +1,4 @@
-"""Which entries are measured at which sizes."""
+"""Suites: the entries and sizes that are measured together."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ ENTRIES: dict[str, Entry] = {
 
 @dataclass(frozen=True)
 class MemoryJob:
-    """Peak memory of one call, of `contender` for `op`."""
+    """Measurement of the peak memory of one call, of `implementation` for `op`."""
 
     op: str
-    contender: str
+    implementation: str
     shape: Shape
 
 
 @dataclass(frozen=True)
 class LargestJob:
-    """The most tokens of one image whose clustering fits into `limit_bytes`, input included.
+    """Search for the maximum number of tokens of one image within a memory limit.
 
     Attributes:
-        contender: of `cluster_tokens`.
-        features: of a token.
-        limit_bytes: of input, result and everything in between.
-        tokens: sizes to measure. The answer is sought between the last two where the last is too
-            large, and extrapolated by a line where memory grows like one.
+        implementation: name of the implementation of `cluster_tokens`.
+        features: number of features of a token.
+        limit_bytes: limit in bytes of input, result and temporaries.
+        tokens: numbers of tokens to measure. If the last is too large, the search goes on between
+            the last two; otherwise a line extrapolates.
     """
 
-    contender: str
+    implementation: str
     features: int
     limit_bytes: int
     tokens: tuple[int, ...]
@@ -61,18 +61,18 @@ class LargestJob:
 
 @dataclass(frozen=True)
 class Suite:
-    """Jobs in the order of their importance, and how much time they have.
+    """Jobs in order of importance, with their time budget.
 
     Attributes:
-        jobs: what is timed.
-        seconds: of timing for each row.
-        dtype: of the features.
-        memory: whose peak is measured.
-        largest: whose largest input is sought.
-        parts: what is asked first, in this order.
-        resumes: whether a run goes on where the one before it, into the same file, stopped.
-        device: "cpu", "cuda", or None for either.
-        budget: seconds for everything; what is left then is reported as left out.
+        jobs: timings.
+        seconds: seconds of timing for each row.
+        dtype: dtype of the features.
+        memory: measurements of peak memory.
+        largest: searches for the largest input.
+        parts: first measurements on a GPU, in this order.
+        resumes: flag: a run resumes an earlier one into the same file.
+        device: device type "cpu" or "cuda", or None for either.
+        budget: seconds for the whole suite; the rest is reported as left out.
     """
 
     jobs: tuple[Job, ...]
@@ -187,7 +187,7 @@ GPU = Suite(
     parts=PARTS,
     resumes=True,
     device="cuda",
-    # Ten minutes, less the longest row.
+    # Ten minutes minus the longest row.
     budget=570.0,
 )
 
@@ -195,10 +195,10 @@ SUITES = ("quick", "cpu", "gpu", "pipeline")
 
 
 def get_suite(name: str, device: torch.device) -> Suite:
-    """The suite of this name for this device.
+    """Return the suite of this name for this device.
 
     Raises:
-        ValueError: there is none, or it is for another device.
+        ValueError: the name is unknown, or the suite is for another device.
     """
     pipeline = Suite(PIPELINE[device.type], 10.0, _FP32 if device.type == "cpu" else _BF16)
     suites = {"quick": QUICK, "cpu": CPU, "gpu": GPU, "pipeline": pipeline}
@@ -216,17 +216,17 @@ def select(
     shapes: tuple[str, ...] = (),
     dtype: torch.dtype | None = None,
 ) -> Suite:
-    """Part of a suite.
+    """Select a part of a suite.
 
     Args:
-        suite: the whole.
-        only: operations and parts to keep; all when empty.
-        shapes: "BxNxD" to measure in place of those of the suite, whose parts, sweeps, peaks and
-            largest inputs are left out then.
-        dtype: of the features in place of the suite's.
+        suite: complete suite.
+        only: operations and parts to keep; all if empty.
+        shapes: shapes "BxNxD" in place of the suite's; parts, sweeps, peaks and largest inputs are
+            then left out.
+        dtype: dtype of the features in place of the suite's.
 
     Raises:
-        ValueError: there is no such operation in the suite, or a shape is malformed.
+        ValueError: the suite has no such operation, or a shape is malformed.
     """
     ops = dict.fromkeys([*(job.entry.op for job in suite.jobs), *(p.name for p in suite.parts)])
     for name in only:

@@ -1,7 +1,7 @@
-"""Timing several calls against one another, and what the samples say.
+"""Timing of several calls in turns, and statistics of the samples.
 
-All calls of a comparison are timed in turns within one run, so that a change of clock or load meets
-all of them, and sample i of each belongs to the same round.
+All calls of a comparison are timed in turns within one run, so that a change of clock or load
+affects all of them. Sample i of each call belongs to the same round.
 """
 
 import math
@@ -16,19 +16,19 @@ import torch
 Call = Callable[[], object]
 
 MIN_ROUNDS = 5
-# Twice the L2 cache of an H100 and H200, and more than that of any GPU before them.
+# Twice the L2 cache of an H100 or H200, and more than that of any earlier GPU.
 _FLUSH_BYTES = 128 << 20
 
 
 class Clock(Protocol):
-    """Times one call."""
+    """Protocol of a clock that times one call."""
 
     def sample(self, call: Call) -> float:
-        """Seconds until the result of `call` is there."""
+        """Return the seconds until the result of `call` is ready."""
 
 
 class WallClock:
-    """Of the host, for devices that compute before they return."""
+    """Host clock, for devices that compute synchronously."""
 
     def sample(self, call: Call) -> float:
         start = time.perf_counter()
@@ -37,12 +37,12 @@ class WallClock:
 
 
 class CudaClock:
-    """Events on the device around a call.
+    """Clock with CUDA events around a call.
 
     Args:
-        device: a CUDA device.
-        cold: overwrite the L2 cache before each call, so that inputs come from memory as they do
-            in a model, whose other layers have used the cache since.
+        device: CUDA device.
+        cold: flag: overwrite the L2 cache before each call, so that inputs come from memory, as in
+            a model whose other layers use the cache.
     """
 
     def __init__(self, device: torch.device, cold: bool = True):
@@ -61,15 +61,15 @@ class CudaClock:
 
 
 def make_clock(device: torch.device, cold: bool = True) -> Clock:
-    """The clock for calls that compute on `device`."""
+    """Return the clock for calls that compute on `device`."""
     return CudaClock(device, cold) if device.type == "cuda" else WallClock()
 
 
 def as_graph(call: Call, warmup: int = 3) -> Call:
-    """`call` captured as a CUDA graph, whose replay leaves out what the host does for each launch.
+    """Capture `call` as a CUDA graph, whose replay excludes the host's work for each launch.
 
     Raises:
-        RuntimeError: the call cannot be captured, as when it waits for the device.
+        RuntimeError: the call cannot be captured, e.g. because it waits for the device.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -90,17 +90,17 @@ def time_in_turns(
     rounds: int = 31,
     seconds: float = math.inf,
 ) -> dict[str, list[float]]:
-    """Samples of each call in seconds, by its name; sample i of all is of one round.
+    """Return the samples of each call in seconds, by its name; sample i belongs to round i.
 
     Args:
-        calls: what to time.
-        clock: how.
-        warmup: rounds before the first that counts, at least 1.
-        rounds: most that count.
-        seconds: that all rounds may take together; they are fewer then, but never below 5.
+        calls: calls by name.
+        clock: clock of the device.
+        warmup: number of rounds before the first sample, at least 1.
+        rounds: maximum number of samples.
+        seconds: time limit of all rounds together, with a minimum of 5 rounds.
     """
     samples = {name: [] for name in calls}
-    # In a new order each time: what runs after a large neighbour finds its caches cold.
+    # Shuffled in each round: a call after a large one finds cold caches.
     order, shuffle = list(calls), random.Random(0).shuffle
     for left in range(warmup, 0, -1):
         shuffle(order)
@@ -117,7 +117,7 @@ def time_in_turns(
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """The 20th, 50th and 80th, interpolated."""
+    """Return the interpolated 20th, 50th and 80th percentiles."""
     if len(seconds) == 1:
         return dict.fromkeys(("p20_s", "p50_s", "p80_s"), seconds[0])
     deciles = statistics.quantiles(seconds, n=10, method="inclusive")
@@ -125,12 +125,12 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def paired_ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    """Median of the ratios within the rounds: what changed between rounds cancels."""
+    """Return the median of the ratios within the rounds; changes between rounds cancel."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 def fit_exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
-    """Exponent p of seconds ~ sizes**p, by least squares of the logarithms.
+    """Return the exponent p of seconds ~ sizes**p, by least squares of the logarithms.
 
     Raises:
         ValueError: fewer than two different sizes.

@@ -1,7 +1,7 @@
-"""Shapes, bytes and flops: what a computation cannot do without, and the least time it takes.
+"""Shapes, and the minimum bytes, flops and time of each computation.
 
-Bytes are those that must pass between memory and the chip: inputs read once, outputs written once.
-A multiply-add is two flops. Pairs of tokens are counted once, each with itself included.
+Bytes are the necessary memory traffic: inputs are read once, outputs written once. A multiply-add
+is two flops. Pairs of tokens are counted once, including each token with itself.
 """
 
 import dataclasses
@@ -10,19 +10,19 @@ from dataclasses import dataclass
 
 import torch
 
-# Of the masks, densities and other results, which are float32 for all features up to 32 bits.
+# Bytes of masks and other values (float32 for features of up to 32 bits), and of indices.
 _FLOAT = 4
 _INDEX = 8
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Without the module."""
+    """Return the name of a dtype without the module."""
     return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """B images of N tokens of D features; K neighbours, C clusters at most."""
+    """Sizes of an input: B images of N tokens of D features; K neighbours, at most C clusters."""
 
     images: int
     tokens: int
@@ -33,10 +33,10 @@ class Shape:
 
     @classmethod
     def parse(cls, text: str, dtype: torch.dtype = torch.bfloat16) -> "Shape":
-        """Reads "BxNxD".
+        """Parse "BxNxD".
 
         Raises:
-            ValueError: it is something else.
+            ValueError: the text has another format.
         """
         if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", text):
             raise ValueError(f"shape: expected BxNxD such as 8x729x1152, got {text!r}")
@@ -46,26 +46,26 @@ class Shape:
         return f"{self.images}x{self.tokens}x{self.features}"
 
     def to_dict(self) -> dict:
-        """For JSON."""
+        """Return the fields for JSON."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return fields | {"dtype": dtype_name(self.dtype)}
 
     @property
     def total(self) -> int:
-        """Tokens of all images."""
+        """Number of tokens of all images."""
         return self.images * self.tokens
 
     @property
     def input_bytes(self) -> int:
-        """Of the features."""
+        """Bytes of the features."""
         return self.total * self.features * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a device does at best: bytes/s copied, flop/s of matrix products, seconds of a step.
+    """Peak rates of a device: bytes/s copied, flop/s of matrix products, seconds of a step.
 
-    A step is one turn of a loop in which everything waits for the turn before.
+    A step is one turn of a loop whose turns depend on each other.
     """
 
     copy: float
@@ -76,39 +76,39 @@ class Rates:
 
 @dataclass(frozen=True)
 class Work:
-    """What one computation cannot do without."""
+    """Minimum work of a computation: bytes, flops and sequential steps."""
 
     bytes: int
     flops: int = 0
     steps: int = 0
 
     def __add__(self, other: "Work") -> "Work":
-        """Of one after the other."""
+        """Return the work of two computations in sequence."""
         return Work(self.bytes + other.bytes, self.flops + other.flops, self.steps + other.steps)
 
     def floor(self, rates: Rates) -> float:
-        """Seconds: the longest of the copy, the products, and the chain of steps."""
+        """Return the minimum seconds: the maximum of copy, products, and chain of steps."""
         return max(self.bytes / rates.copy, self.flops / rates.matmul, self.steps * rates.step)
 
 
 def pair_flops(shape: Shape) -> int:
-    """Inner products of all pairs of tokens of an image."""
+    """Return the flops of the inner products of all pairs of tokens of each image."""
     return shape.images * shape.tokens * (shape.tokens + 1) * shape.features
 
 
 def product(shape: Shape) -> Work:
-    """`torch.bmm(x, x.mT)`, all pairs twice over, which the whole forward is compared with."""
+    """Return the work of `torch.bmm(x, x.mT)`, the yardstick, which computes each pair twice."""
     out = shape.images * shape.tokens**2 * shape.dtype.itemsize
     return Work(shape.input_bytes + out, 2 * shape.images * shape.tokens**2 * shape.features)
 
 
 def neighbours(shape: Shape) -> Work:
-    """Indices of the K nearest tokens of each."""
+    """Return the work of the indices of each token's K nearest tokens."""
     return Work(shape.input_bytes + _INDEX * shape.k * shape.total, pair_flops(shape))
 
 
 def cluster_tokens(shape: Shape) -> Work:
-    """The forward pass with everything it returns."""
+    """Return the work of the forward pass with all its outputs."""
     per_token = (
         _FLOAT * (shape.clusters + 1)  # masks
         + 3 * _FLOAT  # density, delta, score
@@ -121,10 +121,10 @@ def cluster_tokens(shape: Shape) -> Work:
 
 
 def cluster_backward(shape: Shape) -> Work:
-    """Forward, and from a gradient of the masks back to the tokens."""
+    """Return the work of forward and backward, from a gradient of the masks."""
     forward = cluster_tokens(shape)
     masks = 2 * _FLOAT * (shape.clusters + 1) * shape.total  # the gradient and the masks, read
-    # A product with the seeds, its transpose and a mixture of rows; an edge moves both its ends.
+    # A product with the seeds, its transpose and a mixture of rows; an edge has two ends.
     flops = (6 * shape.clusters + 4 * (shape.k + 1)) * shape.total * shape.features
     return Work(
         forward.bytes + masks + 2 * shape.input_bytes, forward.flops + flops, 2 * shape.clusters
@@ -132,18 +132,18 @@ def cluster_backward(shape: Shape) -> Work:
 
 
 def dpc_knn(shape: Shape) -> Work:
-    """Hard one-shot clustering: density, delta, score, neighbours, parents and labels."""
+    """Return the work of `dpc_knn`: density, delta, score, neighbours, parents and labels."""
     per_token = 3 * _FLOAT + _INDEX * (shape.k + 2)
     return Work(shape.input_bytes + per_token * shape.total, pair_flops(shape))
 
 
 def threshold_greedy(shape: Shape) -> Work:
-    """Hard clustering by cosine similarity: labels and centres."""
+    """Return the work of `threshold_greedy`: labels and centres."""
     return Work(shape.input_bytes + 2 * _INDEX * shape.total, pair_flops(shape))
 
 
 def merge(shape: Shape, soft: bool) -> Work:
-    """Tokens to clusters, or back: the same bytes and flops."""
+    """Return the work of merge or unmerge, which have equal bytes and flops."""
     rows = shape.clusters + 1
     out = shape.images * rows * shape.features * shape.dtype.itemsize
     if soft:
@@ -155,16 +155,16 @@ def merge(shape: Shape, soft: bool) -> Work:
 def transformer(
     tokens: int, batch: int, layers: int, width: int, hidden: int, gated: bool, causal: bool
 ) -> int:
-    """Flops of the layers of a transformer for `batch` sequences of `tokens`.
+    """Return the flops of a transformer's layers for `batch` sequences of `tokens`.
 
     Args:
-        tokens: of one sequence.
+        tokens: number of tokens of a sequence.
         batch: number of sequences.
         layers: number of layers.
-        width: of the residual stream.
-        hidden: of the MLP.
-        gated: the MLP has three matrices in place of two.
-        causal: half of the attention is masked.
+        width: width of the residual stream.
+        hidden: width of the MLP.
+        gated: flag: the MLP has three matrices instead of two.
+        causal: flag: half of the attention is masked.
     """
     linear = 8 * width * width + (6 if gated else 4) * width * hidden
     attention = 4 * tokens * width // (2 if causal else 1)

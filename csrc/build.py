@@ -1,8 +1,8 @@
-"""Builds the operator library, and the optional module for tests, without torch.
+"""Build the operator library, and the optional module for tests, without torch.
 
-setup.py calls it; `python csrc/build.py --help` does without an installation, also for another
-platform. A C++17 compiler is needed, by way of ninja where it is installed. CXX, CXXFLAGS, CPPFLAGS
-and LDFLAGS in the environment count as usual.
+setup.py calls it. `python csrc/build.py` works without an installation, also for another platform.
+It needs a C++17 compiler, and uses ninja if installed. CXX, CXXFLAGS, CPPFLAGS and LDFLAGS in the
+environment have their usual meaning.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ SOURCES = Path(__file__).resolve().parent
 LIBRARY = "libsetok_kernels"
 MODULE = "_internals"
 
-# Threads are torch's own: OpenMP serves only to say which loops are vectors. Nobody reads errno or
-# the floating-point flags, which would keep square roots and selections from being vectorised.
+# Threads are torch's: OpenMP only marks loops to vectorise. The last two flags allow vectorised
+# square roots and selections; the code reads neither errno nor the floating-point flags.
 FLAGS = [
     *("-std=c++17", "-O3", "-fPIC", "-DNDEBUG", "-fvisibility=hidden"),
     *("-fvisibility-inlines-hidden", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"),
 ]
-# The kernels, compiled once for each instruction set; isa.cpp chooses among the same ones.
+# Source of the kernels, compiled once for each instruction set; isa.cpp has the same sets.
 KERNELS = SOURCES / "simd" / "table.cpp"
-# Feature by feature: GCC, clang and zig do not agree on how to spell x86-64-v3 and x86-64-v4.
+# Single features, because GCC, clang and zig spell x86-64-v3 and x86-64-v4 differently.
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-mmovbe", "-mpopcnt", "-mlzcnt", "-mbmi", "-mbmi2"]
 INSTRUCTION_SETS = {
     "avx512": [
         *AVX2_FLAGS,
         *(f"-mavx512{feature}" for feature in ("f", "bw", "cd", "dq", "vl")),
-        # clang takes half of a register otherwise.
+        # Otherwise clang uses 256-bit vectors.
         "-mprefer-vector-width=512",
     ],
     "avx2": AVX2_FLAGS,
@@ -46,7 +46,7 @@ INSTRUCTION_SETS = {
 
 
 class BuildError(Exception):
-    """The native part could not be built; the message says why in one line."""
+    """Error: the native part could not be built; the message has the reason in one line."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Target:
     """A platform to build for.
 
     Attributes:
-        system: "Linux", "Darwin" or "Windows".
-        machine: as `platform.machine` calls it.
+        system: operating system, "Linux", "Darwin" or "Windows".
+        machine: architecture, as in `platform.machine`.
     """
 
     system: str
@@ -68,19 +68,19 @@ class Target:
 
     @property
     def torch(self) -> str:
-        """File name of the library of torch that it is linked with."""
+        """File name of torch's library that it links with."""
         return {"Darwin": "libtorch_cpu.dylib", "Windows": "torch_cpu.dll"}.get(
             self.system, "libtorch_cpu.so"
         )
 
     @property
     def instruction_sets(self) -> tuple[str, ...]:
-        """Those that the kernels have a version for, the best first."""
+        """Instruction sets with kernels, best first."""
         x86 = self.machine.lower() in ("x86_64", "amd64") and self.system != "Darwin"
         return tuple(INSTRUCTION_SETS) if x86 else ("baseline",)
 
     def link(self, name: str) -> list[str]:
-        """Linker flags of a shared library that others find by `name`."""
+        """Return the linker flags of a shared library called `name`."""
         if self.system == "Darwin":
             return ["-dynamiclib", f"-Wl,-install_name,@rpath/{name}"]
         if self.system == "Windows":
@@ -89,9 +89,9 @@ class Target:
 
 
 def target_named(name: str) -> Target:
-    """The target of a name that sysconfig gives: linux-aarch64, macosx-14.0-arm64, win-amd64.
+    """Return the target of a sysconfig name: linux-aarch64, macosx-14.0-arm64, win-amd64.
 
-    A universal macOS build has binaries for several machines; ours is for this one.
+    A universal macOS build has binaries for several machines; ours is for this machine only.
     """
     system, _, machine = name.partition("-")
     machine = machine.rpartition("-")[2]
@@ -102,7 +102,7 @@ def target_named(name: str) -> Target:
 
 @dataclass(frozen=True)
 class Job:
-    """A source to compile, with flags of its own, into an object file."""
+    """Source file with its own flags and the name of its object file."""
 
     source: Path
     flags: tuple[str, ...]
@@ -110,12 +110,12 @@ class Job:
 
 
 class Build:
-    """Objects and libraries in one folder.
+    """Build of objects and libraries in one folder.
 
     Args:
-        folder: place for objects and libraries, made where it is missing.
-        target: the platform.
-        defines: more flags of the compiler.
+        folder: folder of objects and libraries, created if missing.
+        target: platform of the binaries; None means this machine.
+        defines: further flags of the compiler.
     """
 
     def __init__(self, folder: Path, target: Target | None = None, defines: tuple[str, ...] = ()):
@@ -129,13 +129,13 @@ class Build:
         ]
         self.link_extra = shlex.split(os.getenv("LDFLAGS", ""))
         if not any(flag.startswith("-g") for flag in self.extra):
-            # Ten times the size, for nobody who does not ask for it.
+            # Strip debug information, ten times the size, unless requested.
             self.link_extra.insert(0, "-Wl,-S" if self.target.system == "Darwin" else "-Wl,-s")
 
     def kernels(self) -> list[Job]:
-        """What there is to compile besides the registration of the operators."""
+        """Return the jobs of all sources except the registration of the operators."""
         once = [path for path in sorted(SOURCES.glob("*.cpp")) if path.name != "operators.cpp"]
-        # clang's handler of exceptions would be a weak symbol; the kernels throw none.
+        # clang's exception handler would be a weak symbol; the kernels throw no exceptions.
         versions = {
             name: (f"-DSETOK_ISA={name}", "-fno-exceptions", *INSTRUCTION_SETS[name])
             for name in self.target.instruction_sets
@@ -146,15 +146,15 @@ class Build:
         ]
 
     def library(self) -> Path:
-        """Builds the operator library and returns its path."""
+        """Build the operator library and return its path."""
         objects = self._compile([*self.kernels(), self._job(SOURCES / "operators.cpp")])
         return self._link(objects, self.target.library, self._torch())
 
     def module(self) -> Path:
-        """Builds the optional module for this Python, after the library.
+        """Build the optional module for this Python, after the library.
 
         Raises:
-            BuildError: pybind11 is not installed, or something is wrong with it.
+            BuildError: pybind11 is not installed, or the build fails.
         """
         try:
             import pybind11
@@ -171,7 +171,7 @@ class Build:
         return Job(source, flags, f"{source.stem if name is None else name}.o")
 
     def _torch(self) -> list[str]:
-        """What stands for torch's library at link time: its name and its functions."""
+        """Build the link-time stand-in for torch's library, with its name and functions."""
         stub = self._compile([self._job(SOURCES / "abi/stub.cpp")])
         name = self.target.torch
         flags = []
@@ -187,7 +187,7 @@ class Build:
         commands = {
             made: (job.source, [*flags, *job.flags, "-c"])
             for made, job in zip(objects, jobs, strict=True)
-            # The library and the module have most of them in common.
+            # The library and the module share most objects.
             if made not in self._objects
         }
         if ninja := find_ninja():
@@ -204,7 +204,7 @@ class Build:
         return objects
 
     def _compile_with(self, ninja: str, commands: dict) -> None:
-        """In parallel, and again only what has changed, headers included."""
+        """Compile with ninja: in parallel, and only changed files, headers included."""
 
         def escape(path):
             return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
@@ -225,13 +225,13 @@ class Build:
     def _link(self, objects: list[Path], name: str, with_: list[str], exports: str = "") -> Path:
         made = self.folder / name
         if self.target.system == "Linux":
-            # Templates of the C++ library are weak and visible whatever the flags say.
+            # Templates of the C++ library are weak and visible despite the flags.
             script = self.folder / f"{made.stem}.exports"
             script.write_text(
                 f"{{ global: {exports}; local: *; }};\n" if exports else "{ local: *; };\n"
             )
             with_ = [*with_, f"-Wl,--version-script,{script}"]
-        # What is loaded already must not change under the feet of its process.
+        # A new file, because a process may have loaded the old one.
         made.unlink(missing_ok=True)
         flags = [*self.target.link(name), *map(str, objects), *with_, *self.extra, *self.link_extra]
         run([*self.compiler, *flags, "-o", str(made)])
@@ -239,16 +239,16 @@ class Build:
 
 
 def find_compiler() -> list[str]:
-    """The command of a C++ compiler.
+    """Return the command of a C++ compiler.
 
     Raises:
-        BuildError: there is none.
+        BuildError: no compiler was found.
     """
     if chosen := shlex.split(os.getenv("CXX", "")):
         if shutil.which(chosen[0]) is None:
-            raise BuildError(f"CXX names {chosen[0]}, which is not there")
+            raise BuildError(f"CXX: expected a C++ compiler on PATH, got {chosen[0]}")
         return chosen
-    # Microsoft's knows no vector types.
+    # Microsoft's compiler has no vector types.
     names = ("clang++",) if sys.platform == "win32" else ("c++", "g++", "clang++")
     for name in names:
         if shutil.which(name) is not None:
@@ -257,17 +257,17 @@ def find_compiler() -> list[str]:
 
 
 def find_ninja() -> str | None:
-    """The path of ninja, None where it is not installed."""
-    # A virtual environment's ninja is not on PATH while the environment is not activated.
+    """Return the path of ninja, or None if it is not installed."""
+    # The ninja of a virtual environment that is not activated is not on PATH.
     scripts = sysconfig.get_path("scripts")
     return shutil.which("ninja", path=os.pathsep.join([scripts, os.environ.get("PATH", "")]))
 
 
 def run(command: list[str], compiler: str | None = None) -> None:
-    """Runs a compiler, or what runs the one that is named; what it prints goes to stderr.
+    """Run a compiler, or a tool that runs `compiler`; its output goes to stderr.
 
     Raises:
-        BuildError: it cannot be run or fails; with the first line that speaks of an error.
+        BuildError: the command fails; the message has the first line with an error.
     """
     try:
         done = subprocess.run(
@@ -277,18 +277,22 @@ def run(command: list[str], compiler: str | None = None) -> None:
         raise BuildError(f"{command[0]} cannot be run: {error}") from None
     print(done.stdout, file=sys.stderr, end="")
     if done.returncode != 0:
-        said = [line for line in done.stdout.splitlines() if "error" in line or "not found" in line]
+        errors = [
+            line for line in done.stdout.splitlines() if "error" in line or "not found" in line
+        ]
         raise BuildError(
-            " ".join(said[0].split()) if said else f"{compiler or command[0]} failed, silently"
+            " ".join(errors[0].split())
+            if errors
+            else f"{compiler or command[0]} failed without a message"
         )
 
 
 def main() -> None:
-    """Builds the operator library alone."""
+    """Build the operator library alone."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--out", type=Path, default=Path("build/native"), help="folder of it all")
+    parser.add_argument("--out", type=Path, default=Path("build/native"), help="output folder")
     parser.add_argument(
-        "--platform", default=sysconfig.get_platform(), help="such as linux-aarch64"
+        "--platform", default=sysconfig.get_platform(), help="platform, e.g. linux-aarch64"
     )
     given = parser.parse_args()
     try:

@@ -1,4 +1,4 @@
-// What this module was built with, and what it uses.
+// Build information of this module.
 
 #pragma once
 
@@ -11,8 +11,8 @@ struct BuildInfo {
   std::string compiler;           // name and version
   long cxx_standard;              // value of __cplusplus, e.g. 201703
   bool openmp;                    // compiled with OpenMP
-  std::vector<std::string> isas;  // instruction sets it has kernels for, the best first
-  std::string isa;                // the one in use
+  std::vector<std::string> isas;  // instruction sets with kernels, best first
+  std::string isa;                // instruction set in use
 };
 
 BuildInfo build_info();

@@ -24,7 +24,7 @@ std::string names_of(Dtypes dtypes) {
   return names;
 }
 
-// As Python writes a tuple.
+// Formats sizes like a Python tuple.
 std::string text_of(const Shape& shape) {
   std::string text = "(";
   for (size_t i = 0; i < shape.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
@@ -35,7 +35,7 @@ std::string between(int64_t low, int64_t high) {
   return "from " + std::to_string(low) + " to " + std::to_string(high);
 }
 
-// Sharded training frees the storage of a tensor and keeps its shape.
+// Sharded training may free the storage of a tensor but keep its shape.
 bool has_storage(const Tensor& tensor) {
   const int64_t last = tensor.storage_offset() + tensor.numel();
   return tensor.storage_size() >= last * tensor.element_size();
@@ -43,7 +43,7 @@ bool has_storage(const Tensor& tensor) {
 
 template <class T>
 void check_weights(const T* weight, const index_t* label, index_t count) {
-  // Of tokens without a label nobody reads the weight; NaN is in no range.
+  // Weights of tokens without a label are never read; NaN fails the comparison.
   const auto fits = [=](index_t i) {
     return label[i] < 0 || (weight[i] >= 0 && weight[i] <= std::numeric_limits<T>::max());
   };
@@ -51,7 +51,7 @@ void check_weights(const T* weight, const index_t* label, index_t count) {
     if (!fits(i)) refuse("weights", "finite values of at least 0", static_cast<double>(weight[i]));
 }
 
-// The images of tokens of the shape `leading`.
+// Image offsets of tokens of shape `leading`.
 Layout check_layout(const Shape& leading, const Tensor* cu_seqlens, int64_t max_seqlen) {
   if (cu_seqlens) {
     const Shape shape = shape_of(*cu_seqlens);
@@ -190,7 +190,7 @@ Layout check_members(const Members& members, ScalarType dtype) {
   check_tensor("weights", members.weights, {dtype}, leading);
   const auto* labels = values<index_t>(members.labels);
   check_indices("labels", labels, members.labels.numel(), -1, rows - 1);
-  // Masks have a row more, for the residual.
+  // Masks have one more row for the residual.
   check_indices("counts", values<index_t>(members.counts), layout.images(), 0,
                 members.masks ? rows - 1 : rows);
   if (members.weights)

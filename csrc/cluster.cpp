@@ -1,4 +1,4 @@
-// The operation `setok::cluster`: checks, results, and one image after the other or at once.
+// Operation `setok::cluster`: checks, results, and the loop over images.
 
 #include <algorithm>
 #include <vector>
@@ -50,8 +50,8 @@ void run(const Tensor& x, const Tensor* valid, const Layout& layout, const Optio
 
 }  // namespace
 
-// x (B, N, D), or (T, D) with cu_seqlens; contiguous, as are all others. The four decisions come
-// together or not at all; with them, the last four results are empty.
+// x (B, N, D), or (T, D) with cu_seqlens; all tensors are contiguous. Either all four decisions are
+// given or none; if given, the last four results are empty.
 std::array<Tensor, 9> cluster(const Tensor& x, const Tensor* valid, const Tensor* cu_seqlens,
                               int64_t max_seqlen, const Tensor* knn, const Tensor* parent,
                               const Tensor* seeds, const Tensor* counts, const Tensor* learnable,

@@ -1,4 +1,4 @@
-// The operation `setok::cluster_backward`: gradients of every image, and their sums.
+// Operation `setok::cluster_backward`: gradients of every image, and their sums.
 
 #include <vector>
 
@@ -20,8 +20,8 @@ ImageValues<T> values_of(const Tensor* const (&tensors)[4], const Layout& layout
 
 }  // namespace
 
-// x, decisions and values as `cluster` took and returned them, all contiguous; gradients are of
-// the dtype of the values, and zero where absent.
+// x, decisions and values are the inputs and outputs of `cluster`, all contiguous. Gradients have
+// the dtype of the values; an absent one is zero.
 std::array<Tensor, 2> cluster_backward(
     const Tensor& x, const Tensor* valid, const Tensor* cu_seqlens, int64_t max_seqlen,
     const Tensor& knn, const Tensor& parent, const Tensor& seeds, const Tensor& counts,

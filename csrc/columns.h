@@ -1,4 +1,4 @@
-// Columns of matrices and rows of tiles: operands and results of products over tokens or clusters.
+// Products over tokens or clusters, with operands packed into panels of columns.
 
 #pragma once
 
@@ -9,8 +9,8 @@
 
 namespace setok {
 
-// Columns [left, left + kPanel) of x (count, dim), zeros behind the last and where not
-// `usable`, unless that is null.
+// Packs columns [left, left + kPanel) of x (count, dim); zeros after the last column, and for rows
+// that are not `usable` unless that is null.
 template <class T>
 void copy_columns(const T* x, const bool* usable, index_t count, index_t dim, index_t left, T* to) {
   const index_t width = std::min(kPanel, dim - left);
@@ -21,25 +21,25 @@ void copy_columns(const T* x, const bool* usable, index_t count, index_t dim, in
   }
 }
 
-// Rows of a tile to columns [left, left + kPanel) of `to` (count, dim).
+// Copies rows of a tile to columns [left, left + kPanel) of `to` (count, dim).
 template <class T>
 void store_columns(const T* tile, index_t count, index_t left, T* to, index_t dim) {
   const index_t width = std::min(kPanel, dim - left);
   for (index_t r = 0; r < count; ++r) std::copy_n(tile + r * kPanel, width, to + r * dim + left);
 }
 
-// out (rows, dim) = sum_i share_ci x_i over the usable tokens, or all where `usable` is null, for
-// shares that lie in panels of rows: shares[(p * tokens + i) * kPanel + row].
+// out (rows, dim) = sum_i w_ci x_i over the usable tokens, or all if `usable` is null. The
+// coefficients w are in panels of rows: coefs[(p * tokens + i) * kPanel + row].
 template <class T>
-void multiply_shares(const T* shares, const T* x, const bool* usable, index_t tokens, index_t dim,
-                     index_t rows, T* out) {
+void multiply_coefficients(const T* coefs, const T* x, const bool* usable, index_t tokens,
+                           index_t dim, index_t rows, T* out) {
   parallel_tasks(panels_of(dim), [&](index_t q) {
     alignas(64) T tile[kPanel * kPanel];
     T* columns = Scratch::of_this_thread().get<T>(Scratch::tile, kPanel * tokens);
     copy_columns(x, usable, tokens, dim, q * kPanel, columns);
     for (index_t top = 0; top < rows; top += kPanel) {
       const index_t count = std::min(kPanel, rows - top);
-      kernels<T>().multiply_panels(shares + top * tokens, columns, tokens, tile, count);
+      kernels<T>().multiply_panels(coefs + top * tokens, columns, tokens, tile, count);
       store_columns(tile, count, q * kPanel, out + top * dim, dim);
     }
   });
@@ -58,23 +58,23 @@ void unmerge_masks(const T* clusters, const T* masks, index_t mask_stride, index
   });
   parallel_tasks(panels_of(tokens), [&](index_t p) {
     alignas(64) T tile[kPanel * kPanel];
-    T* shares = Scratch::of_this_thread().get<T>(Scratch::tile, kPanel * rows);
+    T* coefs = Scratch::of_this_thread().get<T>(Scratch::tile, kPanel * rows);
     const index_t top = p * kPanel, count = std::min(kPanel, tokens - top);
-    // The masks lie as a panel does already: kPanel tokens of every row.
+    // The masks already have the layout of a panel: kPanel tokens of every row.
     for (index_t row = 0; row < rows; ++row) {
-      T* to = shares + row * kPanel;
+      T* to = coefs + row * kPanel;
       std::copy_n(masks + row * mask_stride + top, count, to);
       std::fill(to + count, to + kPanel, T{0});
     }
     for (index_t q = 0; q < panels; ++q) {
-      kernels<T>().multiply_panels(shares, columns + q * kPanel * rows, rows, tile, count);
+      kernels<T>().multiply_panels(coefs, columns + q * kPanel * rows, rows, tile, count);
       store_columns(tile, count, q * kPanel, out + top * dim, dim);
     }
   });
 }
 
-// out (rows, tokens), rows `ld` apart: inner products of every row of a (rows, dim) with every
-// token of x (tokens, dim); 0 for those not usable, unless that is null.
+// out (rows, tokens), rows `ld` apart: inner products of the rows of a (rows, dim) with the tokens
+// of x (tokens, dim); 0 for tokens that are not usable, unless `usable` is null.
 template <class T>
 void row_products(const T* a, const T* x, const bool* usable, index_t rows, index_t tokens,
                   index_t dim, T* out, index_t ld) {

@@ -19,10 +19,10 @@ void parallel_tasks(index_t count, const std::function<void(index_t)>& f) {
     for (index_t i = 0; i < count; ++i) f(i);
     return;
   }
-  // Tasks are taken in turn: the first ones may be the largest.
+  // Tasks are interleaved over the threads, because the first ones may be the largest.
   std::atomic<index_t> next{0};
-  // torch's own loop would turn it into a RuntimeError, whatever it was; and std::exception_ptr
-  // asks for a newer library than old systems have.
+  // torch's own loop would turn any exception into a RuntimeError, and std::exception_ptr needs a
+  // newer C++ library than old systems have.
   std::atomic<bool> no_memory{false}, misfit{false};
   std::string failure;
   std::mutex guard;

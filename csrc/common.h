@@ -1,4 +1,4 @@
-// What all CPU kernels share: threads, scratch memory, options.
+// Threads, scratch memory and options of all CPU kernels.
 
 #pragma once
 
@@ -19,14 +19,13 @@ struct Options {
   Alpha alpha;
   double bandwidth, beta, temperature, offset;
   Scale scale;
-  double factor;  // of the squared distance where scale is fixed
+  double factor;  // scale of the squared distances, if fixed
   bool score_norm_max, distinct_seeds, include_self;
   double stop_residual, min_mass;
 };
 
-// Calls f(i) for i in [0, count) from torch's threads. Every call of f is independent of the
-// others, so results do not depend on how many threads there are. Inside another parallel region it
-// runs in line.
+// Calls f(i) for i in [0, count) from torch's threads. Calls of f are independent, so results do
+// not depend on the number of threads. Inside another parallel region it runs serially.
 void parallel_tasks(index_t count, const std::function<void(index_t)>& f);
 
 // parallel_tasks over blocks [begin, end) of at most `block` items.
@@ -41,15 +40,15 @@ void parallel_blocks(index_t count, index_t block, const F& f) {
 
 index_t num_threads();
 
-// Calls f(b) for every image: side by side, or with fewer images than threads one after the other,
-// so that the threads share the work of each.
+// Calls f(b) for every image: in parallel, or with fewer images than threads serially, so that the
+// threads share the work of each image.
 template <class F>
 void parallel_images(index_t images, const F& f) {
   if (images >= num_threads()) return parallel_tasks(images, f);
   for (index_t b = 0; b < images; ++b) f(b);
 }
 
-// Buffers of one thread, kept between calls: fresh memory costs a page fault for every 4 KB.
+// Buffers of one thread, kept between calls: new memory costs a page fault per 4 KB.
 class Scratch {
  public:
   enum Slot {

@@ -9,14 +9,14 @@
 namespace setok {
 namespace {
 
-// So few products are fewer still by the differences.
+// Up to this many features, differences need fewer operations than products.
 constexpr index_t kSmall = 1 << 17;
 
 }  // namespace
 
 template <class T>
 T local_density(T sum, index_t found, T sigma) {
-  // Scaling the sum, not the terms, keeps sums of small integers exact and their ties ties.
+  // Scaling the sum, not the terms, keeps sums of small integers exact, so ties stay ties.
   const T mean = sum / static_cast<T>(found > 0 ? found : 1), exponent = -sigma * mean;
   return static_cast<T>(std::exp(static_cast<double>(exponent)));
 }
@@ -103,7 +103,7 @@ template <class T>
 void nearest_in_row(const T* row, index_t n, index_t i, index_t k, bool include_self, index_t* knn,
                     int32_t* candidate) {
   const index_t width = padded(n), kept = std::min(k, n - (include_self ? 0 : 1));
-  // The token itself is at distance 0 and takes a place among the minima.
+  // The token itself has distance 0 and occupies one of the minima.
   const T bound = kernels<T>().bound_of_nearest(row, width, kept + (include_self ? 0 : 1));
   const index_t count = kernels<T>().select_within(row, width, bound, candidate);
   index_t some = 0;

@@ -1,5 +1,5 @@
-// The operation `setok::dpc_knn`: the tokens of highest score are centres, and every token goes to
-// the nearest.
+// Operation `setok::dpc_knn`: the tokens of highest score are centres, and each token goes to the
+// nearest centre.
 
 #include <algorithm>
 #include <cmath>
@@ -16,24 +16,24 @@
 namespace setok {
 namespace {
 
-// Tokens that one task gives labels to, and centres whose rows are computed at a time.
+// Number of tokens of a labelling task, and of centres whose rows are computed at a time.
 constexpr index_t kBlock = 256, kRows = 64;
 
 struct Choice {
-  index_t columns;  // of the centres
+  index_t columns;  // maximum number of centres
   double threshold;
   index_t min_clusters;
   bool by_index, capped;
 };
 
-// Places in the results of one image.
+// Pointers to the results of one image.
 template <class T>
 struct HardOutput {
   PeakOutput<T> peaks;
   index_t *labels, *centres, *count;
 };
 
-// Whether a comes before b by falling value, ties by index. NaN is where torch sorts it: first.
+// True if a comes before b by descending value, ties by index. NaN comes first, as in torch.sort.
 template <class T>
 bool ranks_before(const T* value, index_t a, index_t b) {
   const T first = value[a], second = value[b];
@@ -42,32 +42,31 @@ bool ranks_before(const T* value, index_t a, index_t b) {
   return first > second || (first == second && a < b);
 }
 
-// cap (n,): the least of `farthest` among the tokens that do not precede the token, itself
-// included.
+// cap (n,): minimum of `farthest` among the tokens that do not precede the token, itself included.
 template <class T>
 void find_eccentricity_cap(const T* density, const T* farthest, index_t n, T* cap) {
   std::vector<index_t> order(n);
   std::iota(order.begin(), order.end(), index_t{0});
   std::sort(order.begin(), order.end(),
             [=](index_t a, index_t b) { return ranks_before(density, a, b); });
-  // A token of density NaN precedes none and none precedes it.
+  // A token of density NaN precedes no token and is preceded by none.
   const auto ordered =
       std::find_if(order.begin(), order.end(), [=](index_t i) { return !std::isnan(density[i]); });
-  T least = std::numeric_limits<T>::infinity();
-  for (auto i = order.begin(); i != ordered; ++i) least = std::min(least, farthest[*i]);
+  T lowest = std::numeric_limits<T>::infinity();
+  for (auto i = order.begin(); i != ordered; ++i) lowest = std::min(lowest, farthest[*i]);
   for (auto i = order.end(); i != ordered;) {
     --i;
-    cap[*i] = least = std::min(least, farthest[*i]);
+    cap[*i] = lowest = std::min(lowest, farthest[*i]);
   }
-  for (auto i = order.begin(); i != ordered; ++i) cap[*i] = least;
+  for (auto i = order.begin(); i != ordered; ++i) cap[*i] = lowest;
 }
 
-// Adds the noise to the density, and fills in delta and score; `factor` is that of the distances.
+// Adds the noise to the density, and computes delta and score; `factor` scales the distances.
 template <class T>
 void find_score(const Peaks<T>& peaks, const T* noise, bool capped, T factor) {
   const index_t n = peaks.tokens.n;
   for (index_t i = 0; noise != nullptr && i < n; ++i)
-    peaks.density[i] += noise[peaks.tokens.place(i)];
+    peaks.density[i] += noise[peaks.tokens.position_of(i)];
   T *farthest = peaks.more, *cap = farthest + peaks.width;
   find_parents<T>(peaks, nullptr, farthest);
   if (capped)
@@ -76,8 +75,8 @@ void find_score(const Peaks<T>& peaks, const T* noise, bool capped, T factor) {
     std::fill_n(cap, n, *std::max_element(farthest, farthest + n));
   for (index_t i = 0; i < n; ++i) {
     const T bounded = peaks.parent[i] < 0 ? cap[i] : std::min(peaks.delta[i], cap[i]);
-    // The range comes back after the root: its square may not be representable where it is. An
-    // infinite delta at density 0 would make the score NaN.
+    // The range is restored after the root, because its square may overflow. An infinite delta at
+    // density 0 would make the score NaN.
     const T delta = std::ldexp(std::sqrt(factor * bounded), peaks.tokens.exponent);
     peaks.delta[i] = std::min(delta, std::numeric_limits<T>::max());
     peaks.score[i] = peaks.density[i] * peaks.delta[i];
@@ -86,10 +85,10 @@ void find_score(const Peaks<T>& peaks, const T* noise, bool capped, T factor) {
 
 template <class T>
 std::vector<index_t> choose_centres(const Peaks<T>& peaks, const Choice& choice) {
-  const index_t n = peaks.tokens.n, most = std::min(n, choice.columns);
+  const index_t n = peaks.tokens.n, limit = std::min(n, choice.columns);
   const T *score = peaks.score, threshold = static_cast<T>(choice.threshold);
   const index_t above = std::count_if(score, score + n, [=](T value) { return value > threshold; });
-  const index_t count = std::min(most, above > 0 ? above : choice.min_clusters);
+  const index_t count = std::min(limit, above > 0 ? above : choice.min_clusters);
   const auto before = [=](index_t a, index_t b) { return ranks_before(score, a, b); };
   std::vector<index_t> centres(n);
   std::iota(centres.begin(), centres.end(), index_t{0});
@@ -102,15 +101,15 @@ std::vector<index_t> choose_centres(const Peaks<T>& peaks, const Choice& choice)
   return centres;
 }
 
-// nearest (n,): the centre of each token, as a number of the same width as the distances.
+// nearest (n,): row of each token's centre, as a number of the same width as the distances.
 template <class T>
-void find_nearest(const Peaks<T>& peaks, const std::vector<index_t>& centres, T* least,
+void find_nearest(const Peaks<T>& peaks, const std::vector<index_t>& centres, T* distance,
                   T* nearest) {
   const Features<T>& tokens = peaks.tokens;
   const index_t count = static_cast<index_t>(centres.size()), ld = peaks.rows.ld;
   const index_t rows = peaks.dense() ? count : kRows;
   Scratch& scratch = Scratch::of_this_thread();
-  std::fill_n(least, tokens.n, std::numeric_limits<T>::infinity());
+  std::fill_n(distance, tokens.n, std::numeric_limits<T>::infinity());
   for (index_t first = 0; first < count; first += rows) {
     const index_t last = std::min(first + rows, count);
     T* computed = nullptr;
@@ -124,7 +123,7 @@ void find_nearest(const Peaks<T>& peaks, const std::vector<index_t>& centres, T*
     parallel_blocks(tokens.n, kBlock, [&](index_t begin, index_t end) {
       for (index_t c = first; c < last; ++c) {
         const T* row = peaks.dense() ? peaks.rows.row(centres[c]) : computed + (c - first) * ld;
-        kernels<T>().take_centre(row + begin, end - begin, c, least + begin, nearest + begin);
+        kernels<T>().take_centre(row + begin, end - begin, c, distance + begin, nearest + begin);
       }
     });
   }
@@ -142,21 +141,21 @@ void cluster_image(const ImageInput& image, const Options& options, const Choice
     find_density(peaks, options, nullptr, out.peaks.knn);
     find_score(peaks, noise, choice.capped, static_cast<T>(options.factor));
     const std::vector<index_t> centres = choose_centres(peaks, choice);
-    T *least = peaks.more, *nearest = least + peaks.width;
-    find_nearest(peaks, centres, least, nearest);
+    T *distance = peaks.more, *nearest = distance + peaks.width;
+    find_nearest(peaks, centres, distance, nearest);
     *out.count = static_cast<index_t>(centres.size());
     for (index_t i = 0; i < tokens.n && !centres.empty(); ++i)
-      out.labels[tokens.place(i)] = static_cast<index_t>(nearest[i]);
-    // A centre is its own, even where another one equals it.
+      out.labels[tokens.position_of(i)] = static_cast<index_t>(nearest[i]);
+    // A centre keeps its own row even if an equal token is a centre too.
     for (index_t c = 0; c < *out.count; ++c)
-      out.labels[out.centres[c] = tokens.place(centres[c])] = c;
+      out.labels[out.centres[c] = tokens.position_of(centres[c])] = c;
   }
   write_statistics(peaks, options.k, out.peaks);
 }
 
 }  // namespace
 
-// x (B, N, D), or (T, D) with cu_seqlens, and noise as `ops.py` says; all contiguous.
+// x (B, N, D), or (T, D) with cu_seqlens, and noise (B, N) or (T,); all contiguous.
 std::array<Tensor, 8> dpc_knn(const Tensor& x, const Tensor* valid, const Tensor* cu_seqlens,
                               int64_t max_seqlen, const Tensor* noise, int64_t k,
                               int64_t num_clusters, double threshold, int64_t min_clusters,
@@ -166,7 +165,7 @@ std::array<Tensor, 8> dpc_knn(const Tensor& x, const Tensor* valid, const Tensor
   const ScalarType wide = wide_of(x);
   check_tensor("noise", noise, {wide}, leading);
   check_count("k", k);
-  // Without a number there is one per token, and none at all where images are empty.
+  // Without num_clusters there is one column per token, and none if all images are empty.
   check_range("num_clusters", num_clusters, 0, kMostCount);
   check_count("min_clusters", min_clusters);
   if (std::isnan(threshold)) refuse("threshold", "a number", threshold);

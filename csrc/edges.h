@@ -1,4 +1,4 @@
-// Weighted pairs of tokens, as a list for each of the two: gradients of single distances.
+// Weighted pairs of tokens (gradients of distances), as an adjacency list of both ends.
 
 #pragma once
 
@@ -16,11 +16,10 @@ struct Edges {
   const T* weight;
 };
 
-// for_each(f) calls f(i, j, weight) for every pair, in the same order each time; the lists keep it.
+// for_each(f) must call f(i, j, weight) for every pair, always in the same order.
 template <class T, class F>
 Edges<T> collect_edges(index_t n, const F& for_each, Scratch& scratch) {
-  // While the lists grow, next[i + 1] is where that of token i goes on: in the end, where the next
-  // one starts.
+  // During insertion next[i + 1] is the end of list i; finally it is the start of the next list.
   auto* next = scratch.get<index_t>(Scratch::edges, n + 2);
   std::fill_n(next, n + 2, index_t{0});
   for_each([&](index_t i, index_t j, T) {

@@ -11,13 +11,13 @@ namespace {
 
 template <class T>
 struct Statistics {
-  T largest;        // magnitude; non-finite where a token is
+  T largest;        // maximum magnitude; non-finite if a token is
   double variance;  // around the mean, times the squared number of tokens
   bool* finite;     // (n,)
 };
 
-// Blocks of tokens are fixed by n alone, and their sums are added in order. In float64 sums of
-// small integers are exact, so the scale of those does not depend on the order at all.
+// Blocks of tokens depend on n alone, and their sums are added in order. Float64 sums of small
+// integers are exact, so their scale does not depend on the order.
 template <class T>
 Statistics<T> statistics(const T* x, index_t n, index_t dim, Scratch& scratch) {
   using U = typename Bits<T>::type;
@@ -54,7 +54,7 @@ Statistics<T> statistics(const T* x, index_t n, index_t dim, Scratch& scratch) {
   return result;
 }
 
-// Scale by 2**-exponent in two exact halves, either of which is in the range of T.
+// Scales by 2**-exponent in two exact factors, both in the range of T.
 template <class T>
 void scale_range(const T* from, T* to, index_t count, int exponent) {
   const int half = exponent / 2;
@@ -73,7 +73,7 @@ void gather_rows(const ImageInput& image, const index_t* position, index_t n, T*
   });
 }
 
-// sigma * 2**-exponent, which may be in range where sigma is not.
+// sigma * 2**-exponent, which may be in range even if sigma is not.
 template <class T>
 T slope_of(const Options& options, T sigma, int exponent) {
   const bool variance = options.scale == Scale::variance;
@@ -84,14 +84,14 @@ T slope_of(const Options& options, T sigma, int exponent) {
 
 template <class T>
 T scale_of(const Options& options, double variance, index_t n, int exponent) {
-  const T most = std::numeric_limits<T>::max();
+  const T max = std::numeric_limits<T>::max();
   if (options.scale == Scale::variance) {
     if (!(variance > 0)) return 0;
     const double count = static_cast<double>(n), sigma = 0.5 / (variance / (count * count));
-    return static_cast<T>(std::min(sigma, static_cast<double>(most)));
+    return static_cast<T>(std::min(sigma, static_cast<double>(max)));
   }
-  const T half = std::min<T>(std::ldexp(T{1}, exponent), most);
-  return std::min<T>(static_cast<T>(options.factor) * half * half, most);
+  const T half = std::min<T>(std::ldexp(T{1}, exponent), max);
+  return std::min<T>(static_cast<T>(options.factor) * half * half, max);
 }
 
 }  // namespace
@@ -139,8 +139,8 @@ Features<T> load_features(const ImageInput& image, const Options& options, Scrat
     found = statistics(out.x, n, dim, scratch);
   }
 
-  // Scaling by a power of two changes no bit of a result unless a square leaves the range, which
-  // it cannot for magnitudes like these.
+  // Scaling by a power of two only changes a result if a square leaves the range, which is
+  // impossible for these magnitudes.
   int exponent = 0;
   const T low = sizeof(T) == 8 ? T{0x1p-100} : T{0x1p-4}, high = T{0x1p+20};
   if (found.largest != 0 && !(found.largest >= low && found.largest <= high)) {

@@ -1,5 +1,4 @@
-// The tokens of one image that take part, as a dense matrix, and what depends on nothing else:
-// the scale of the distances.
+// Usable tokens of one image as a dense matrix, and the scale of their distances.
 
 #pragma once
 
@@ -12,30 +11,30 @@ inline size_t bytes_of(Dtype dtype) {
   return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2;
 }
 
-// One image of the input: `tokens` rows of `dim` contiguous numbers.
+// Image of the input: `tokens` rows of `dim` contiguous features.
 struct ImageInput {
   const void* x;
   Dtype dtype;
-  const bool* valid;  // (tokens,) or null where all are
+  const bool* valid;  // (tokens,) or null if all are valid
   index_t tokens, dim;
 };
 
-// (n, dim) finite tokens in range, T being float or double. Positions in the image are ascending,
-// so "lowest index" means the same in both numberings.
+// (n, dim) finite tokens in range; T is float or double. Positions in the image are ascending, so
+// "lowest index" means the same in both numberings.
 template <class T>
 struct Features {
   const T* x;
   index_t n, dim;
-  const index_t* position;  // (n,) place of each token in the image; null where it is the same
+  const index_t* position;  // (n,) position of each token in the image; null if identical
   T sigma;                  // scale of the squared distances
   int exponent;             // tokens of the image are x times 2**exponent
-  T slope;                  // of scaled distances: their gradient by the tokens of the image is
-                            // slope times that of the squared distances by these tokens
+  T slope;                  // gradient of scaled distances by the image's tokens, over that of
+                            // squared distances by these tokens
 
-  index_t place(index_t i) const { return position == nullptr ? i : position[i]; }
+  index_t position_of(index_t i) const { return position == nullptr ? i : position[i]; }
 };
 
-// Token `row` of the image, converted.
+// Loads token `row` of the image with conversion.
 template <class T>
 void load_row(const ImageInput& image, index_t row, T* to);
 

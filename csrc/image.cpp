@@ -16,7 +16,7 @@ struct Job {
   const Peaks<T>& peaks;
 };
 
-// Scales the seed distances; that of the top token is the largest of its row.
+// Scales the seed distances; that of the top token is the maximum of its row.
 template <class T>
 void find_delta(const Job<T>& job) {
   const Peaks<T>& peaks = job.peaks;
@@ -53,7 +53,7 @@ void write_mask(const Job<T>& job, index_t row, const T* mask) {
   for (index_t i = 0; i < job.peaks.tokens.n; ++i) to[job.peaks.tokens.position[i]] = mask[i];
 }
 
-// How many vectors a scope takes.
+// Number of vectors of a scope.
 constexpr index_t kScopeVectors = 7;
 
 template <class T>
@@ -71,29 +71,29 @@ ScopeState<T> initial_scope(const Job<T>& job) {
   return state;
 }
 
-// Chooses the seeds and writes their masks; returns how many there are.
+// Chooses the seeds and writes their masks; returns their count.
 template <class T>
 index_t choose_seeds(const Job<T>& job, ScopeState<T>& state) {
   const Options& options = job.options;
   index_t count = 0;
-  Priority<T> most = kernels<T>().largest_priority(state);
-  while (count < options.max_clusters && most.token >= 0) {
-    const index_t seed = most.token;
+  Priority<T> top = kernels<T>().largest_priority(state);
+  while (count < options.max_clusters && top.token >= 0) {
+    const index_t seed = top.token;
     const T mass =
         kernels<T>().scope_step(state, options.kernel, options.alpha, job.peaks.rows.row(seed));
     if (options.min_mass > 0 && !(mass >= static_cast<T>(options.min_mass))) break;
     write_mask(job, count, state.mask);
     commit(state, count);
-    job.out.seeds[count++] = job.peaks.tokens.place(seed);
+    job.out.seeds[count++] = job.peaks.tokens.position_of(seed);
     if (options.distinct_seeds) state.eligible[seed] = 0;
-    most = kernels<T>().largest_priority(state);
-    const T mean = most.scope / static_cast<T>(job.peaks.tokens.n);
+    top = kernels<T>().largest_priority(state);
+    const T mean = top.scope / static_cast<T>(job.peaks.tokens.n);
     if (!(mean > static_cast<T>(options.stop_residual))) break;
   }
   return count;
 }
 
-// Writes the masks of known seeds; an absent one takes nothing.
+// Writes the masks of given seeds; an absent seed has a zero mask.
 template <class T>
 void replay_seeds(const Job<T>& job, ScopeState<T>& state) {
   for (index_t row = 0; row < job.options.max_clusters; ++row) {
@@ -109,7 +109,7 @@ void replay_seeds(const Job<T>& job, ScopeState<T>& state) {
   }
 }
 
-// Row of the largest mask of every valid token, read from the masks.
+// Writes the row of the maximum mask of every valid token.
 template <class T>
 void labels_from_masks(const Job<T>& job) {
   for (index_t i = 0; i < job.peaks.image.tokens; ++i) {
@@ -122,7 +122,7 @@ void labels_from_masks(const Job<T>& job) {
   }
 }
 
-// Whether a token of the image is valid but takes no part, being non-finite.
+// True if a token of the image is valid but non-finite.
 template <class T>
 bool is_absent(const Job<T>& job, index_t i) {
   return (job.peaks.image.valid == nullptr || job.peaks.image.valid[i]) &&
@@ -144,7 +144,7 @@ void find_scope(const Job<T>& job) {
       std::fill_n(job.out.masks + row * job.out.mask_stride, job.peaks.image.tokens, T{0});
     *job.out.count = count;
   }
-  // What nobody took is the residual; a token that takes no part is all residual.
+  // The remaining scope is the residual; a non-finite token is all residual.
   write_mask(job, count, state.scope);
   if (replay) {
     if (count < rows - 1)
@@ -160,7 +160,7 @@ void find_scope(const Job<T>& job) {
     if (job.peaks.image.valid == nullptr || job.peaks.image.valid[i]) job.out.labels[i] = count;
   for (index_t i = 0; i < job.peaks.tokens.n; ++i)
     if (!(state.scope[i] > state.best[i]))
-      job.out.labels[job.peaks.tokens.place(i)] = static_cast<index_t>(state.label[i]);
+      job.out.labels[job.peaks.tokens.position_of(i)] = static_cast<index_t>(state.label[i]);
 }
 
 }  // namespace

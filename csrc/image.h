@@ -1,4 +1,4 @@
-// The clustering of one image: decisions, or known decisions replayed, and their values.
+// Clustering of one image: new or replayed decisions, and their values.
 
 #pragma once
 
@@ -7,7 +7,7 @@
 
 namespace setok {
 
-// Places in the results of one image. Masks have max_clusters + 1 rows `mask_stride` apart.
+// Pointers to the results of one image. Masks have max_clusters + 1 rows `mask_stride` apart.
 template <class T>
 struct ImageOutput {
   T* masks;
@@ -16,15 +16,15 @@ struct ImageOutput {
   index_t *labels, *seeds, *count;
 };
 
-// Known decisions of one image; knn is null where they are to be made.
+// Replayed decisions of one image; knn is null without a replay.
 struct KnownDecisions {
   const index_t *knn, *parent, *seeds, *count;
 
-  // Seed of a row, -1 where there is none: a count below the number of seeds cuts them short.
+  // Seed of a row, -1 for none: seeds after `count` are ignored.
   index_t seed(index_t row) const { return row < *count ? seeds[row] : -1; }
 };
 
-// Images of more tokens than `dense_limit` keep no matrix of distances.
+// Images with more tokens than `dense_limit` keep no distance matrix.
 template <class T>
 void cluster_image(const ImageInput& image, const Options& options, const KnownDecisions& known,
                    index_t dense_limit, const ImageOutput<T>& out);

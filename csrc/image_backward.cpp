@@ -25,13 +25,13 @@ struct Job {
   bool all_zero;
   Scratch& scratch;
 
-  index_t compact(index_t place) const {
-    return place < 0 || tokens.position == nullptr ? place : compact_of[place];
+  index_t compact(index_t position) const {
+    return position < 0 || tokens.position == nullptr ? position : compact_of[position];
   }
 
-  // Value of a token that may be absent altogether.
+  // Value of a token in an optional tensor, 0 if the tensor is absent.
   double at(const T* of, index_t i) const {
-    return of == nullptr ? 0 : static_cast<double>(of[tokens.place(i)]);
+    return of == nullptr ? 0 : static_cast<double>(of[tokens.position_of(i)]);
   }
 };
 
@@ -57,12 +57,13 @@ Seeds<T> find_seeds(const Job<T>& job) {
   return seeds;
 }
 
-// Turns the distances of the seeds into their gradients. Fills `pull` with the sums of the
-// gradients of the levels, and grad_learnable.
+// Turns the distances of the seeds into their gradients. Writes the sums of the gradients of the
+// levels into `level_grad`, and grad_learnable.
 template <class T>
-void scope_gradients(const Job<T>& job, const Seeds<T>& seeds, T* pull, double* grad_learnable) {
+void scope_gradients(const Job<T>& job, const Seeds<T>& seeds, T* level_grad,
+                     double* grad_learnable) {
   const index_t n = job.tokens.n;
-  std::fill_n(pull, seeds.ld, T{0});
+  std::fill_n(level_grad, seeds.ld, T{0});
   if (job.grad.masks == nullptr) return;
   const ScopeBackward<T> scope{job.options,
                                job.tokens.sigma,
@@ -78,7 +79,7 @@ void scope_gradients(const Job<T>& job, const Seeds<T>& seeds, T* pull, double* 
                                *job.decisions.count,
                                seeds.distance,
                                seeds.ld,
-                               pull};
+                               level_grad};
   std::vector<ScopeSums> parts((n + kScopeBlock - 1) / kScopeBlock);
   parallel_blocks(n, kScopeBlock, [&](index_t begin, index_t end) {
     parts[begin / kScopeBlock] = scope_backward(scope, begin, end);
@@ -98,14 +99,14 @@ void scope_gradients(const Job<T>& job, const Seeds<T>& seeds, T* pull, double* 
     grad_learnable[2] = sum.level * inverse * 0.6931471805599453;
     grad_learnable[3] = -sum.alone * inverse;
   }
-  // A token is at distance 0 from itself whatever it is.
+  // The distance of a token to itself is the constant 0.
   for (index_t c = 0; c < seeds.count(); ++c) seeds.distance[c * seeds.ld + seeds.token[c]] = 0;
 }
 
-// Twice the gradients of the distances that density and delta depend on, in units of the image.
+// Twice the gradients of the distances behind density and delta, in units of the image.
 template <class T>
 struct Slopes {
-  T *density, *delta;  // (n,) of each of the neighbours, and of the parent
+  T *density, *delta;  // (n,) gradient of each neighbour's distance, and of the parent's
   index_t* target;     // (n,) parent, or the farthest token
 };
 
@@ -117,13 +118,13 @@ index_t farthest_from(const Job<T>& job, index_t i) {
   return std::max_element(row, row + n) - row;
 }
 
-// Value of the largest score before it was divided, and its token; 1 and -1 where none was.
+// Maximum score before normalisation, and its token; 1 and -1 without normalisation.
 template <class T>
 std::pair<double, index_t> normaliser(const Job<T>& job) {
   if (!job.options.score_norm_max) return {1, -1};
   const auto raw = [&](index_t i) {
-    const index_t place = job.tokens.place(i);
-    return job.values.density[place] * job.values.delta[place];
+    const index_t position = job.tokens.position_of(i);
+    return job.values.density[position] * job.values.delta[position];
   };
   index_t top = job.compact(job.decisions.seed(0));
   if (top < 0) {
@@ -137,31 +138,32 @@ std::pair<double, index_t> normaliser(const Job<T>& job) {
 }
 
 template <class T>
-Slopes<T> statistics_gradients(const Job<T>& job, const T* pull) {
+Slopes<T> statistics_gradients(const Job<T>& job, const T* level_grad) {
   const index_t n = job.tokens.n, k = job.options.k;
   const double twice = 2 * static_cast<double>(job.tokens.slope);
   const double fall = -job.options.beta * inverse_temperature<T>(job.options);
   T* vectors = job.scratch.template get<T>(Scratch::products, 2 * n);
   Slopes<T> out{vectors, vectors + n, job.scratch.template get<index_t>(Scratch::candidate, n)};
   const auto of_score = [&](index_t i) {
-    return job.at(job.grad.score, i) + fall * static_cast<double>(pull[i]);
+    return job.at(job.grad.score, i) + fall * static_cast<double>(level_grad[i]);
   };
   const auto [largest, top] = normaliser(job);
-  double share = 0;
-  for (index_t i = 0; top >= 0 && i < n; ++i) share += of_score(i) * job.at(job.values.score, i);
+  double norm_grad = 0;
+  for (index_t i = 0; top >= 0 && i < n; ++i)
+    norm_grad += of_score(i) * job.at(job.values.score, i);
   for (index_t i = 0; i < n; ++i) {
-    const double g = of_score(i) - (i == top ? share : 0);
+    const double g = of_score(i) - (i == top ? norm_grad : 0);
     const double rho = job.at(job.values.density, i), delta = job.at(job.values.delta, i);
-    const index_t* knn = job.decisions.knn + job.tokens.place(i) * k;
+    const index_t* knn = job.decisions.knn + job.tokens.position_of(i) * k;
     index_t found = 0;
     for (index_t slot = 0; slot < k; ++slot) found += job.compact(knn[slot]) >= 0;
-    // rho times its gradient: raw scores may be beyond the range that the product is in.
+    // Gradient times rho: raw scores may leave the range although the product does not.
     const double own = g * job.at(job.values.score, i) + rho * job.at(job.grad.density, i);
     out.density[i] = found == 0 ? T{0} : static_cast<T>(-twice * own / static_cast<double>(found));
     const bool cut = delta >= static_cast<double>(std::numeric_limits<T>::max());
     const double slope = twice * (g * (rho / largest) + job.at(job.grad.delta, i));
     out.delta[i] = cut ? T{0} : static_cast<T>(slope);
-    out.target[i] = job.compact(job.decisions.parent[job.tokens.place(i)]);
+    out.target[i] = job.compact(job.decisions.parent[job.tokens.position_of(i)]);
     if (out.target[i] < 0 && out.delta[i] != 0) out.target[i] = farthest_from(job, i);
   }
   return out;
@@ -174,7 +176,7 @@ Edges<T> edges_of(const Job<T>& job, const Slopes<T>& slopes) {
       n,
       [&](const auto& add) {
         for (index_t i = 0; i < n; ++i) {
-          const index_t* knn = job.decisions.knn + job.tokens.place(i) * k;
+          const index_t* knn = job.decisions.knn + job.tokens.position_of(i) * k;
           for (index_t slot = 0; slopes.density[i] != 0 && slot < k; ++slot) {
             const index_t j = job.compact(knn[slot]);
             if (j >= 0 && j != i) add(i, j, slopes.density[i]);
@@ -208,10 +210,10 @@ void cluster_image_backward(const ImageInput& image, const Options& options,
   }
   const Job<T> job{image, options, decisions, values, grad, tokens, compact, all_zero, scratch};
   Seeds<T> seeds = find_seeds(job);
-  T* pull = scratch.get<T>(Scratch::vectors, ld);
-  scope_gradients(job, seeds, pull, grad_learnable);
+  T* level_grad = scratch.get<T>(Scratch::vectors, ld);
+  scope_gradients(job, seeds, level_grad, grad_learnable);
   if (all_zero) return;
-  const Slopes<T> slopes = statistics_gradients(job, pull);
+  const Slopes<T> slopes = statistics_gradients(job, level_grad);
   const Edges<T> edges = edges_of(job, slopes);
   token_gradients(image, tokens, seeds, edges, grad_x);
 }

@@ -1,4 +1,4 @@
-// Gradients of the clustering of one image by its tokens and by the options.
+// Gradients of the clustering of one image with respect to tokens and hyper-parameters.
 
 #pragma once
 
@@ -7,8 +7,8 @@
 
 namespace setok {
 
-// Values of one image, or their gradients, which may be absent (null). Rows of the masks are
-// `mask_stride` apart.
+// Values of one image, or their gradients, which may be null. Rows of the masks are `mask_stride`
+// apart.
 template <class T>
 struct ImageValues {
   const T* masks;

@@ -22,8 +22,8 @@ struct Set {
 };
 
 #ifdef SETOK_X86
-// Asked of the processor itself: the compilers' __builtin_cpu_supports needs their run-time
-// library, and zig's says no to everything.
+// Queries the processor directly: the compilers' __builtin_cpu_supports needs their run-time
+// library, and zig's always returns false.
 struct Processor {
   unsigned first = 0, seventh = 0, extended = 0, saved = 0;
 
@@ -32,7 +32,7 @@ struct Processor {
     if (__get_cpuid(1, &a, &b, &c, &d)) first = c;
     if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) seventh = b;
     if (__get_cpuid(0x80000001, &a, &b, &c, &d)) extended = c;
-    // Registers that the operating system keeps when it switches tasks.
+    // Registers that the operating system saves at a context switch.
     if (first & bit_OSXSAVE) __asm__("xgetbv" : "=a"(saved), "=d"(d) : "c"(0));
   }
 

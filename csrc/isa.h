@@ -1,4 +1,4 @@
-// The instruction sets that this file has kernels for, and which of them is in use.
+// Instruction sets with kernels in this library, and choice of the one in use.
 
 #pragma once
 
@@ -7,19 +7,18 @@
 
 namespace setok {
 
-// Names of the sets, the best first: avx512, avx2 and baseline, or baseline alone.
+// Names of the sets, best first: avx512, avx2 and baseline, or baseline alone.
 std::vector<std::string> isas();
 
-// The best of them that this processor supports.
+// Best set that this processor supports.
 std::string cpu_isa();
 
-// The set to use where `best` is the best that the processor supports: that one, or the one that
-// `limit` names, unless it is null or empty. Throws std::invalid_argument where the processor does
-// not support what it names, or there is no such set.
+// Set to use on a processor that supports `best`: `limit`, or `best` if that is null or empty.
+// Throws std::invalid_argument if `limit` is unknown or not supported by the processor.
 std::string choose_isa(const char* limit, const std::string& best);
 
-// The set in use, chosen at the first call of this function or of kernels(); the environment
-// variable SETOK_CPU_CAPABILITY limits the choice. Throws as choose_isa does.
+// Set in use, chosen at the first call of this function or of kernels(). The environment variable
+// SETOK_CPU_CAPABILITY limits the choice. Throws like choose_isa.
 std::string isa();
 
 }  // namespace setok

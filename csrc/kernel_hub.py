@@ -1,8 +1,8 @@
-"""Writes the operators as a repository that the `kernels` library loads: `make kernel-hub`.
+"""Write the operators as a repository for the `kernels` library: `make kernel-hub`.
 
-OUT/build/VARIANT holds the package for the CPU with its library, under an operator namespace of its
-own, so that it gets along with an installed setok_kernels; OUT/build.toml says the same to
-kernel-builder. `kernels.get_local_kernel(OUT)` loads it.
+OUT/build/VARIANT has the package for the CPU with its library. Its operators have a namespace of
+their own, so that it works beside an installed setok_kernels. OUT/build.toml configures
+kernel-builder. `kernels.get_local_kernel(OUT)` loads the repository.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from build import FLAGS, SOURCES, Build, BuildError, Target, target_named
 
 ROOT = SOURCES.parent
 PACKAGE = ROOT / "setok_kernels"
-# The oldest torch whose stable ABI the library asks for, as variants write it.
+# Oldest torch with the library's stable ABI.
 STABLE_ABI = "2.11"
 NAMESPACE = 'NAMESPACE = "setok"\n'
 IMPORT = re.compile(r"^(\s*)from setok_kernels((?:\.\w+)*) import ", re.MULTILINE)
@@ -54,9 +54,9 @@ src = {sources}
 
 
 def main() -> None:
-    """Writes the repository."""
+    """Write the repository."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--out", type=Path, default=Path("build/kernel-hub"), help="its folder")
+    parser.add_argument("--out", type=Path, default=Path("build/kernel-hub"), help="output folder")
     out = parser.parse_args().out
     shutil.rmtree(out, ignore_errors=True)
     identity = f"_setok_kernels_cpu_{digest_of(sources())[:7]}"
@@ -81,26 +81,26 @@ def main() -> None:
 
 
 def variant_of(target: Target) -> str:
-    """The name of the folder for a platform."""
+    """Return the folder name of a platform."""
     machine = {"arm64": "aarch64", "amd64": "x86_64"}.get(target.machine, target.machine)
     abi = STABLE_ABI.replace(".", "")
     return f"torch-stable-abi{abi}-cpu-{machine}-{target.system.lower()}"
 
 
 def python_files() -> list[Path]:
-    """What the library's users import; commands are for those who install it."""
+    """Return the Python files of the package without the commands."""
     found = sorted(PACKAGE.rglob("*.py"))
     return [path for path in found if path.relative_to(PACKAGE).parts[0] != "cli"]
 
 
 def sources() -> list[Path]:
-    """All that the repository is made of."""
+    """Return all source files of the repository."""
     native = [path for path in sorted(SOURCES.rglob("*")) if path.suffix in (".cpp", ".h")]
     return [*python_files(), *native]
 
 
 def digest_of(files: list[Path]) -> str:
-    """The same for the same contents."""
+    """Return a digest of the contents of the files."""
     whole = hashlib.sha256()
     for file in files:
         whole.update(file.read_bytes())
@@ -108,7 +108,7 @@ def digest_of(files: list[Path]) -> str:
 
 
 def relative(path: Path, text: str, identity: str) -> str:
-    """The text of a module with imports that need no name of the package, and its own operators."""
+    """Return the text of a module with relative imports and the namespace `identity`."""
     dots = "." * len(path.relative_to(PACKAGE).parts)
 
     def replace(match: re.Match) -> str:
@@ -122,7 +122,7 @@ def relative(path: Path, text: str, identity: str) -> str:
 
 
 def metadata(folder: Path, identity: str) -> dict:
-    """What `kernels` reads before it loads anything."""
+    """Return the metadata that `kernels` reads before it loads the package."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {
         "name": "setok-kernels",
@@ -144,7 +144,7 @@ def metadata(folder: Path, identity: str) -> dict:
 
 
 def build_toml(build: Build) -> str:
-    """The configuration of kernel-builder: one section for all sources of the same flags."""
+    """Return the configuration of kernel-builder, with one section per set of flags."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for job in build.kernels():
         groups.setdefault(job.flags, []).append(job.source.relative_to(ROOT).as_posix())

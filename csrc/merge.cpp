@@ -1,5 +1,5 @@
-// The operations `setok::merge` and `setok::unmerge`: weighted means of the tokens of each cluster,
-// and every token's clusters back.
+// Operations `setok::merge` and `setok::unmerge`: weighted means of the tokens of each cluster, and
+// the transpose.
 
 #include <algorithm>
 #include <cmath>
@@ -14,7 +14,7 @@
 namespace setok {
 namespace {
 
-// Members are added in ascending order, so the sum depends on nothing but them.
+// Members are added in ascending order, so the sum depends only on them.
 template <class T>
 void merge_members(const T* x, const index_t* labels, const T* weights, index_t tokens, index_t dim,
                    index_t rows, T* out) {
@@ -32,12 +32,12 @@ void merge_members(const T* x, const index_t* labels, const T* weights, index_t 
   }
 }
 
-// Shares of the tokens in each row as panels, packed[(p * tokens + i) * kPanel + row], and their
-// sums; `usable` tells which tokens may be read.
+// Coefficients of the tokens in each row as panels, packed[(p * tokens + i) * kPanel + row], and
+// their sums; only `usable` tokens may be read.
 template <class T>
-void pack_shares(const T* x, const T* masks, index_t mask_stride, const index_t* labels,
-                 const T* weights, index_t tokens, index_t dim, index_t rows, T* packed, T* mass,
-                 bool* usable) {
+void pack_coefficients(const T* x, const T* masks, index_t mask_stride, const index_t* labels,
+                       const T* weights, index_t tokens, index_t dim, index_t rows, T* packed,
+                       T* mass, bool* usable) {
   parallel_blocks(tokens, 64, [&](index_t begin, index_t end) {
     for (index_t i = begin; i < end; ++i)
       usable[i] = labels[i] >= 0 && kernels<T>().is_finite(x + i * dim, dim);
@@ -60,15 +60,15 @@ void merge_masks(const T* x, const T* masks, index_t mask_stride, const index_t*
                  const T* weights, index_t tokens, index_t dim, index_t rows, T eps, T* out) {
   Scratch& scratch = Scratch::of_this_thread();
   const index_t panels = panels_of(rows);
-  T* shares = scratch.get<T>(Scratch::packed, panels * kPanel * tokens);
+  T* coefs = scratch.get<T>(Scratch::packed, panels * kPanel * tokens);
   T* mass = scratch.get<T>(Scratch::row, panels * kPanel);
   bool* usable = scratch.get<bool>(Scratch::finite, tokens);
-  pack_shares(x, masks, mask_stride, labels, weights, tokens, dim, rows, shares, mass, usable);
-  // Rows behind the residual are empty, and mostly there are many.
+  pack_coefficients(x, masks, mask_stride, labels, weights, tokens, dim, rows, coefs, mass, usable);
+  // Rows after the residual are empty, and usually there are many.
   index_t used = rows;
   while (used > 0 && !(mass[used - 1] != 0)) --used;
   std::fill(out + used * dim, out + rows * dim, T{0});
-  multiply_shares(shares, x, usable, tokens, dim, used, out);
+  multiply_coefficients(coefs, x, usable, tokens, dim, used, out);
   for (index_t row = 0; row < used; ++row) {
     const T divisor = mass[row] + eps;
     for (index_t j = 0; j < dim; ++j) out[row * dim + j] /= divisor;
@@ -92,7 +92,7 @@ Tensor merge_hard(const Tensor& x, const Tensor& labels, const Tensor* weights,
   return out;
 }
 
-// As merge_hard, with masks (B, rows, N) or (rows, T) in the dtype of x.
+// Like merge_hard, with masks (B, rows, N) or (rows, T) in the dtype of x.
 Tensor merge_soft(const Tensor& x, const Tensor& masks, const Tensor& labels, const Tensor* weights,
                   const Layout& layout, double eps) {
   const index_t dim = x.size(-1), rows = masks.size(-2);
@@ -125,7 +125,7 @@ Tensor unmerge_soft(const Tensor& tokens, const Tensor& masks, const Tensor& lab
   return out;
 }
 
-// As unmerge_soft, without masks.
+// Like unmerge_soft, without masks.
 Tensor unmerge_hard(const Tensor& tokens, const Tensor& labels, const Layout& layout) {
   const index_t dim = tokens.size(-1);
   Tensor out = empty_cpu(feature_shape(labels, dim), tokens.scalar_type());
@@ -151,7 +151,7 @@ Tensor unmerge_hard(const Tensor& tokens, const Tensor& labels, const Layout& la
 
 }  // namespace
 
-// Soft where there are masks, else hard.
+// Soft if masks are given, else hard.
 Tensor merge(const Tensor& x, const Tensor* masks, const Tensor& labels, const Tensor& counts,
              const Tensor* weights, const Tensor* cu_seqlens, int64_t max_seqlen, int64_t rows,
              double eps) {

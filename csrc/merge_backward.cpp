@@ -1,4 +1,4 @@
-// The operations `setok::merge_backward` and `unmerge_backward`.
+// Operations `setok::merge_backward` and `setok::unmerge_backward`.
 
 #include <algorithm>
 #include <vector>
@@ -12,27 +12,27 @@
 namespace setok {
 namespace {
 
-// Tokens of one block of a sum over the rows.
+// Number of tokens of a block in a sum over the rows.
 constexpr index_t kBlock = 256;
 
-// One image; masks and their gradients have `rows` rows `mask_stride` apart.
+// Operands of one image; masks and their gradients have `rows` rows `mask_stride` apart.
 template <class T>
 struct Merge {
-  const T *grad, *x, *masks;  // masks are null where a token belongs to its label alone
+  const T *grad, *x, *masks;  // masks are null for a hard merge
   const index_t* labels;
-  const T* weights;  // null where all are 1
+  const T* weights;  // null if all are 1
   index_t tokens, dim, rows, mask_stride;
   T eps;
-  T *grad_x, *grad_masks, *grad_weights;  // null where not wanted, but for grad_x
+  T *grad_x, *grad_masks, *grad_weights;  // null if not needed, except grad_x
 };
 
-// Usable tokens, and the weight of each, which is 0 where it is not.
+// Finds the usable tokens, and the weight of each token, 0 if not usable.
 template <class T>
-void find_shares(const Merge<T>& m, bool* usable, T* share) {
+void find_token_weights(const Merge<T>& m, bool* usable, T* token_weight) {
   parallel_blocks(m.tokens, 64, [&](index_t begin, index_t end) {
     for (index_t i = begin; i < end; ++i) {
       usable[i] = m.labels[i] >= 0 && kernels<T>().is_finite(m.x + i * m.dim, m.dim);
-      share[i] = !usable[i] ? T{0} : m.weights == nullptr ? T{1} : m.weights[i];
+      token_weight[i] = !usable[i] ? T{0} : m.weights == nullptr ? T{1} : m.weights[i];
     }
   });
 }
@@ -42,22 +42,21 @@ void merge_masks_backward(const Merge<T>& m) {
   Scratch& scratch = Scratch::of_this_thread();
   const index_t tokens = m.tokens, dim = m.dim, rows = m.rows;
   bool* usable = scratch.get<bool>(Scratch::finite, tokens);
-  T* share = scratch.get<T>(Scratch::vectors, tokens);
-  find_shares(m, usable, share);
-  // The gradient of each row, divided as the row was.
+  T* token_weight = scratch.get<T>(Scratch::vectors, tokens);
+  find_token_weights(m, usable, token_weight);
+  // Gradient of each row, divided by its mass like the row.
   T* scaled = scratch.get<T>(Scratch::seeds, rows * dim);
   double* mass = scratch.get<double>(Scratch::totals, 2 * rows);
   double* shift = mass + rows;
   parallel_tasks(rows, [&](index_t row) {
-    mass[row] = kernels<T>().product(m.masks + row * m.mask_stride, share, tokens) +
+    mass[row] = kernels<T>().product(m.masks + row * m.mask_stride, token_weight, tokens) +
                 static_cast<double>(m.eps);
     for (index_t j = 0; j < dim; ++j)
       scaled[row * dim + j] = m.grad[row * dim + j] / static_cast<T>(mass[row]);
   });
   unmerge_masks(scaled, m.masks, m.mask_stride, tokens, dim, rows, m.grad_x);
-  // The gain of a token's weight over all rows, in one product: those of single rows may be so
-  // large, where there is hardly any mass but eps, that their rounding errors are more than the
-  // sum.
+  // Gradient of a token's weight over all rows, in one product. If the mass is hardly more than
+  // eps, the terms of single rows may be so large that their rounding errors exceed the sum.
   const bool masks_wanted = m.grad_masks != nullptr, weights_wanted = m.grad_weights != nullptr;
   double* of_weight = scratch.get<double>(Scratch::weights, tokens);
   parallel_blocks(tokens, kBlock, [&](index_t begin, index_t end) {
@@ -68,17 +67,17 @@ void merge_masks_backward(const Merge<T>& m) {
       if (!usable[i])
         std::fill_n(row, dim, T{0});
       else if (m.weights != nullptr)
-        for (index_t j = 0; j < dim; ++j) row[j] *= share[i];
+        for (index_t j = 0; j < dim; ++j) row[j] *= token_weight[i];
     }
   });
   if (!masks_wanted && !weights_wanted) return;
 
-  // What each row gains by a token in place of its mean.
+  // Product of each row's gradient with (token - mean of the row).
   T* gain = masks_wanted ? m.grad_masks : scratch.get<T>(Scratch::distances, rows * tokens);
   const index_t ld = masks_wanted ? m.mask_stride : tokens;
   row_products(scaled, m.x, usable, rows, tokens, dim, gain, ld);
   parallel_tasks(rows, [&](index_t row) {
-    shift[row] = kernels<T>().product_of_three(m.masks + row * m.mask_stride, share,
+    shift[row] = kernels<T>().product_of_three(m.masks + row * m.mask_stride, token_weight,
                                                gain + row * ld, tokens) /
                  mass[row];
   });
@@ -88,7 +87,7 @@ void merge_masks_backward(const Merge<T>& m) {
       T* to = gain + row * ld;
       for (index_t i = begin; i < end; ++i) {
         of_weight[i] -= static_cast<double>(mask[i]) * shift[row];
-        to[i] = (to[i] - mean) * share[i];
+        to[i] = (to[i] - mean) * token_weight[i];
       }
     }
     for (index_t i = begin; weights_wanted && i < end; ++i)
@@ -101,12 +100,12 @@ void merge_members_backward(const Merge<T>& m) {
   Scratch& scratch = Scratch::of_this_thread();
   const index_t tokens = m.tokens, dim = m.dim, rows = m.rows;
   bool* usable = scratch.get<bool>(Scratch::finite, tokens);
-  T* share = scratch.get<T>(Scratch::vectors, tokens);
-  find_shares(m, usable, share);
+  T* token_weight = scratch.get<T>(Scratch::vectors, tokens);
+  find_token_weights(m, usable, token_weight);
   std::vector<double> mass(rows, 0.0), mean(rows, 0.0);
   for (index_t i = 0; i < tokens; ++i)
-    if (usable[i]) mass[m.labels[i]] += static_cast<double>(share[i]);
-  // A row without mass was not divided.
+    if (usable[i]) mass[m.labels[i]] += static_cast<double>(token_weight[i]);
+  // A row without mass is not divided.
   const auto divisor = [&](index_t row) { return mass[row] > 0 ? mass[row] : 1.0; };
   parallel_blocks(tokens, kBlock, [&](index_t begin, index_t end) {
     for (index_t i = begin; i < end; ++i) {
@@ -115,7 +114,7 @@ void merge_members_backward(const Merge<T>& m) {
       if (usable[i])
         kernels<T>().accumulate(
             to, m.grad + m.labels[i] * dim,
-            static_cast<T>(static_cast<double>(share[i]) / divisor(m.labels[i])), dim);
+            static_cast<T>(static_cast<double>(token_weight[i]) / divisor(m.labels[i])), dim);
     }
   });
   if (m.grad_weights == nullptr) return;
@@ -127,7 +126,7 @@ void merge_members_backward(const Merge<T>& m) {
   });
   for (index_t i = 0; i < tokens; ++i)
     if (usable[i] && mass[m.labels[i]] > 0)
-      mean[m.labels[i]] += static_cast<double>(share[i]) * gain[i] / mass[m.labels[i]];
+      mean[m.labels[i]] += static_cast<double>(token_weight[i]) * gain[i] / mass[m.labels[i]];
   for (index_t i = 0; i < tokens; ++i) {
     const index_t row = usable[i] ? m.labels[i] : 0;
     m.grad_weights[i] = usable[i] ? static_cast<T>((gain[i] - mean[row]) / divisor(row)) : T{0};
@@ -137,7 +136,7 @@ void merge_members_backward(const Merge<T>& m) {
 }  // namespace
 
 // grad (B, rows, D), x (..., D), masks (B, rows, N) or (rows, T) and weights (...) in float32 or
-// float64; without masks the gradients of `merge_hard`. What is not wanted is empty.
+// float64; without masks the gradients of `merge_hard`. Gradients that are not needed are empty.
 std::array<Tensor, 3> merge_backward(const Tensor& grad, const Tensor& x, const Tensor* masks,
                                      const Tensor& labels, const Tensor& counts,
                                      const Tensor* weights, const Tensor* cu_seqlens,
@@ -182,7 +181,7 @@ std::array<Tensor, 3> merge_backward(const Tensor& grad, const Tensor& x, const 
 }
 
 // grad (..., D), tokens (B, rows, D) and masks in float32 or float64; without masks the gradient of
-// `unmerge_hard`. What is not wanted is empty.
+// `unmerge_hard`. Gradients that are not needed are empty.
 std::array<Tensor, 2> unmerge_backward(const Tensor& grad, const Tensor& tokens,
                                        const Tensor* masks, const Tensor& labels,
                                        const Tensor& counts, const Tensor* cu_seqlens,
@@ -209,12 +208,12 @@ std::array<Tensor, 2> unmerge_backward(const Tensor& grad, const Tensor& tokens,
       const index_t at = layout.mask_offset(b, rows), stride = layout.mask_stride(b);
       const T* mask = values<T>(*masks) + at;
       const bool* all = nullptr;
-      T* shares =
+      T* coefs =
           Scratch::of_this_thread().get<T>(Scratch::packed, panels_of(rows) * kPanel * count);
       for (index_t top = 0; top < rows; top += kPanel)
         kernels<T>().pack_panel(mask + top * stride, stride, std::min(kPanel, rows - top), count,
-                                shares + top * count);
-      multiply_shares(shares, g, all, count, dim, rows, out);
+                                coefs + top * count);
+      multiply_coefficients(coefs, g, all, count, dim, rows, out);
       if (need_masks)
         row_products(values<T>(tokens) + b * rows * dim, g, all, rows, count, dim,
                      data<T>(grad_masks) + at, stride);

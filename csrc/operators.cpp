@@ -2,7 +2,7 @@
 
 #include "abi/library.h"
 
-// Where several versions live in one process, each has a namespace of its own.
+// Several versions in one process have different namespaces.
 #define SETOK_TEXT_OF(name) #name
 #define SETOK_TEXT(name) SETOK_TEXT_OF(name)
 #ifdef TORCH_EXTENSION_NAME

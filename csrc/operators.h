@@ -1,6 +1,6 @@
-// The operators `torch.ops.setok.…` on the CPU; their schemas, shapes and gradients are in
-// setok_kernels/ops.py. Tensors are contiguous, an optional one is null where it is absent. What
-// does not fit raises, naming the argument.
+// Operators `torch.ops.setok.…` on the CPU; their schemas, shapes and gradients are in
+// setok_kernels/ops.py. Tensors are contiguous; an absent optional tensor is null. A misfit raises
+// an error with the name of the argument.
 
 #pragma once
 

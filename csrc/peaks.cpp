@@ -10,7 +10,7 @@
 namespace setok {
 namespace {
 
-// Rows of tokens for one task.
+// Number of rows of a task.
 constexpr index_t kBlock = 32;
 
 template <class T>
@@ -62,7 +62,7 @@ void find_density(const Peaks<T>& peaks, const Options& options, const index_t* 
     auto* candidate =
         Scratch::of_this_thread().get<int32_t>(Scratch::candidate, padded(tokens.n) + kLanes);
     for (index_t i = begin; i < end; ++i) {
-      const index_t* chosen = replay ? known + tokens.place(i) * k : knn + i * k;
+      const index_t* chosen = replay ? known + tokens.position_of(i) * k : knn + i * k;
       if (!replay && peaks.dense())
         nearest_in_row(peaks.rows.row(i), tokens.n, i, k, options.include_self, knn + i * k,
                        candidate);
@@ -84,14 +84,14 @@ void find_parents(const Peaks<T>& peaks, const index_t* known, T* farthest) {
   const Features<T>& tokens = peaks.tokens;
   const index_t n = tokens.n;
   const bool replay = known != nullptr;
-  // What precedes no token, however low its density.
+  // Padding: precedes no token, however low its density.
   std::fill(peaks.density + n, peaks.density + peaks.width, -std::numeric_limits<T>::infinity());
   if (!replay && !peaks.dense())
     stream_parents(tokens, peaks.rows.all_zero, peaks.density, peaks.parent, farthest);
   parallel_blocks(n, kBlock, [&](index_t begin, index_t end) {
     for (index_t i = begin; i < end; ++i) {
       if (replay) {
-        peaks.parent[i] = peaks.compact(known[tokens.place(i)]);
+        peaks.parent[i] = peaks.compact(known[tokens.position_of(i)]);
       } else if (peaks.dense()) {
         const T* row = peaks.rows.row(i);
         peaks.parent[i] = kernels<T>().nearest_higher(row, peaks.density, peaks.number, n, i);
@@ -106,24 +106,24 @@ template <class T>
 void write_statistics(const Peaks<T>& peaks, index_t k, const PeakOutput<T>& out) {
   const Features<T>& tokens = peaks.tokens;
   index_t next = tokens.n - 1;
-  // Backwards, so that rows may move within knn.
-  for (index_t place = peaks.image.tokens - 1; place >= 0; --place) {
-    const bool here = next >= 0 && tokens.place(next) == place;
-    out.density[place] = here ? peaks.density[next] : 0;
-    out.delta[place] = here ? peaks.delta[next] : 0;
-    out.score[place] = here ? peaks.score[next] : 0;
+  // Backwards, because rows move within knn.
+  for (index_t position = peaks.image.tokens - 1; position >= 0; --position) {
+    const bool here = next >= 0 && tokens.position_of(next) == position;
+    out.density[position] = here ? peaks.density[next] : 0;
+    out.delta[position] = here ? peaks.delta[next] : 0;
+    out.score[position] = here ? peaks.score[next] : 0;
     if (out.knn != nullptr) {
-      index_t* knn = out.knn + place * k;
+      index_t* knn = out.knn + position * k;
       if (here) {
         const index_t parent = peaks.parent[next];
-        out.parent[place] = parent < 0 ? -1 : tokens.place(parent);
+        out.parent[position] = parent < 0 ? -1 : tokens.position_of(parent);
         if (tokens.position != nullptr) {
           std::memmove(knn, out.knn + next * k, k * sizeof(index_t));
           for (index_t slot = 0; slot < k; ++slot)
             if (knn[slot] >= 0) knn[slot] = tokens.position[knn[slot]];
         }
       } else {
-        out.parent[place] = -1;
+        out.parent[position] = -1;
         std::fill_n(knn, k, index_t{-1});
       }
     }

@@ -1,5 +1,4 @@
-// Where both clusterings of an image start: its tokens and their distances, and from these
-// neighbours, densities and parents.
+// First steps of both clusterings of an image: tokens, distances, neighbours, densities, parents.
 
 #pragma once
 
@@ -9,14 +8,14 @@
 
 namespace setok {
 
-// Places in the results of one image; knn and parent are null where they are known.
+// Pointers to the results of one image; knn and parent are null in a replay.
 template <class T>
 struct PeakOutput {
   T *density, *delta, *score;
   index_t *knn, *parent;
 };
 
-// The tokens that take part, and vectors over them, padded to `width` with zeros.
+// Usable tokens, and vectors over them, padded to `width` with zeros.
 template <class T>
 struct Peaks {
   const ImageInput& image;
@@ -25,35 +24,35 @@ struct Peaks {
   DistanceRows<T> rows;
   T *density, *delta, *score;
   T* number;  // 0, 1, 2, ...
-  T* more;    // as many further vectors as were asked for, one after the other
+  T* more;    // further vectors on request, concatenated
   index_t *parent, *compact_of;
 
-  // Images of more tokens than `dense_limit` keep no matrix of distances.
+  // Images with more tokens than `dense_limit` keep no distance matrix.
   Peaks(const ImageInput& image, const Options& options, index_t dense_limit, index_t more);
-  // The rows refer to the tokens.
+  // Not copyable: the rows point to the tokens.
   Peaks(const Peaks&) = delete;
   Peaks& operator=(const Peaks&) = delete;
 
   bool dense() const { return rows.matrix != nullptr; }
 
-  // A token of the image in the compact numbering, -1 where it takes no part.
-  index_t compact(index_t place) const {
-    return place < 0 || tokens.position == nullptr ? place : compact_of[place];
+  // Index of an image's token among the usable ones, -1 if it is not usable.
+  index_t compact(index_t position) const {
+    return position < 0 || tokens.position == nullptr ? position : compact_of[position];
   }
 };
 
-// Neighbours into knn (n, k), in the compact numbering, and their density; `known` neighbours, in
-// that of the image, are taken as they are.
+// Writes the neighbours into knn (n, k), as indices of usable tokens, and the density. `known`
+// neighbours, as positions in the image, are replayed.
 template <class T>
 void find_density(const Peaks<T>& peaks, const Options& options, const index_t* known,
                   index_t* knn);
 
-// Parents, or the `known` ones, and as delta the distance to each, not scaled and 0 where there is
-// none. `farthest` (width,), unless null, is filled with the largest distance of each token.
+// Finds the parents, or replays the `known` ones, and the unscaled distance to each as delta, 0 for
+// none. `farthest` (width,), unless null, receives the maximum distance of each token.
 template <class T>
 void find_parents(const Peaks<T>& peaks, const index_t* known, T* farthest);
 
-// Spreads the results over the image; neighbours are at their places already, but compact.
+// Scatters the results over the image; neighbours are in place, as indices of usable tokens.
 template <class T>
 void write_statistics(const Peaks<T>& peaks, index_t k, const PeakOutput<T>& out);
 

@@ -1,4 +1,4 @@
-// Rows of distances of one image, read from a matrix or computed again.
+// Distance rows of one image, read from a matrix or recomputed.
 
 #pragma once
 
@@ -15,7 +15,7 @@ template <class T>
 struct DistanceRows {
   const Features<T>& tokens;
   bool all_zero;
-  const T* matrix;  // (n, ld), null where rows are computed
+  const T* matrix;  // (n, ld), null if rows are computed
   index_t ld;
   T* buffer;  // (padded(n),), without a matrix
 

@@ -14,7 +14,7 @@ void set_options(ScopeState<T>& state, const Options& options) {
   state.far = std::sqrt(std::numeric_limits<T>::max());
   state.bandwidth = static_cast<T>(options.bandwidth);
   state.beta = static_cast<T>(options.beta);
-  // A step of any steepness beyond this is as sharp, and its products stay finite.
+  // Steeper sigmoids give the same step, and with this bound products stay finite.
   state.steep = std::min(state.log2e / static_cast<T>(options.temperature), T(0x1p+100));
   const T offset = static_cast<T>(options.offset);
   for (index_t i = 0; i < state.width; ++i)

@@ -6,11 +6,11 @@
 
 namespace setok {
 
-// Fills in what follows from the options and the score.
+// Initialises the state from the options and the score.
 template <class T>
 void set_options(ScopeState<T>& state, const Options& options);
 
-// Takes the step: the next scope becomes the scope, and `row` the label where the mask is largest.
+// Accepts a step: `next` becomes the scope, and `row` the label where its mask is the maximum.
 template <class T>
 void commit(ScopeState<T>& state, index_t row);
 

@@ -17,18 +17,18 @@ T steepness(const Options& options) {
 template <class T>
 Curve<T> curve_of(const ScopeBackward<T>& image) {
   const Options& options = image.options;
-  const T bandwidth = static_cast<T>(options.bandwidth), most = std::numeric_limits<T>::max();
+  const T bandwidth = static_cast<T>(options.bandwidth), max = std::numeric_limits<T>::max();
   const double reach = -2 * static_cast<double>(image.slope) / static_cast<double>(bandwidth) *
                        inverse_temperature<T>(options);
   return {options.kernel,
           options.alpha,
           image.sigma,
-          std::sqrt(most),
+          std::sqrt(max),
           bandwidth,
           static_cast<T>(options.beta),
           steepness<T>(options),
           -T(1.4426950408889634) / bandwidth,
-          static_cast<T>(std::max(reach, -static_cast<double>(most)))};
+          static_cast<T>(std::max(reach, -static_cast<double>(max)))};
 }
 
 }  // namespace
@@ -61,7 +61,7 @@ ScopeSums scope_backward(const ScopeBackward<T>& image, index_t begin, index_t e
     load(image.grad_masks + image.row[c] * image.mask_stride, block.grad);
     kernels<T>().scope_step_back(curve, block, image.distance + c * image.ld + begin);
   }
-  std::copy_n(block.pull, block.width, image.pull + begin);
+  std::copy_n(block.level_grad, block.width, image.level_grad + begin);
   double total[4] = {};
   for (index_t sum = 0; sum < 4; ++sum)
     for (index_t lane = 0; lane < kLanes; ++lane) total[sum] += block.sums[sum][lane];

@@ -6,8 +6,8 @@
 
 namespace setok {
 
-// Sums over seeds and tokens of the gradient of the level, alone and times what it is multiplied
-// with in the gradients of the options.
+// Sums over seeds and tokens of the gradient of the level, alone and times the factors of the
+// hyper-parameters' gradients.
 struct ScopeSums {
   double alone, score, level, reach;
 };
@@ -15,22 +15,22 @@ struct ScopeSums {
 template <class T>
 struct ScopeBackward {
   const Options& options;
-  T sigma, slope;           // of the features
-  const index_t* position;  // of the tokens in the image; null where it is the same
+  T sigma, slope;           // see `Features`
+  const index_t* position;  // positions of the tokens in the image; null if identical
   index_t n, mask_stride;
-  const T *score, *masks, *grad_masks;  // of the image
+  const T *score, *masks, *grad_masks;  // values of the image
   const index_t* row;                   // (live,) rows of the masks that have a seed, below count
   index_t live, count;                  // `count` is the row of the residual
-  T* distance;                          // (live, ld) from the seeds; becomes twice its gradient
+  T* distance;                          // (live, ld) to the seeds; becomes twice its gradient
   index_t ld;
-  T* pull;  // (padded(n),) sum over the seeds of the gradient of the level
+  T* level_grad;  // (padded(n),) sum over the seeds of the gradient of the level
 };
 
-// Inverse of the temperature, or 1 where alpha is the kernel itself, which has none.
+// Inverse of the temperature, or 1 for alpha="kernel", which has no temperature.
 template <class T>
 double inverse_temperature(const Options& options);
 
-// Works on the tokens [begin, end) of a block of at most kScopeBlock.
+// Processes the tokens [begin, end) of a block of at most kScopeBlock.
 template <class T>
 ScopeSums scope_backward(const ScopeBackward<T>& image, index_t begin, index_t end);
 

@@ -10,10 +10,10 @@
 namespace setok {
 namespace {
 
-// Panels of tokens in a strip, and tokens: few enough to stay in an L2 cache.
+// Number of panels and of tokens of a strip, which fits into an L2 cache.
 constexpr index_t kPanels = 16, kStrip = kPanels * kPanel;
 
-// A strip of tokens packed into panels.
+// Strip of tokens, packed into panels.
 template <class T>
 struct Strip {
   T* packed;
@@ -33,7 +33,7 @@ struct Strip {
   T* panel(index_t p, index_t dim) const { return packed + p * kPanel * dim; }
 };
 
-// (strips * kStrip,) squared norms, kFar behind the last token.
+// Returns (strips * kStrip,) squared norms, kFar after the last token.
 template <class T>
 T* norms_of_tokens(const Features<T>& tokens, index_t strips) {
   const index_t n = tokens.n, dim = tokens.dim;
@@ -50,8 +50,8 @@ T* norms_of_tokens(const Features<T>& tokens, index_t strips) {
   return norm;
 }
 
-// Calls consume(worker, tile) for all panels against all strips from their own on. Each worker gets
-// its tiles in row-major order, so every token meets the others in ascending order.
+// Calls consume(worker, tile) for each panel and each strip from its own on. Each worker gets its
+// tiles in row-major order, so every token sees the others in ascending order.
 template <class T, class F>
 void walk(const Features<T>& tokens, bool include_self, const F& consume) {
   const index_t n = tokens.n, dim = tokens.dim, strips = (n + kStrip - 1) / kStrip;
@@ -101,7 +101,7 @@ struct OwnLists {
   Lists<T> view() { return {k, distance.data(), bound.data(), index.data(), found.data()}; }
 };
 
-// Nearest tokens of higher order that one worker has met.
+// Nearest tokens of higher order that one worker has seen.
 template <class T>
 struct OwnHigher {
   std::vector<T> distance, index;
@@ -132,7 +132,7 @@ void stream_neighbours(const Features<T>& tokens, bool all_zero, index_t k, bool
     const Lists<T> own = lists[worker].view();
     for (index_t r = 0; r < tile.rows; ++r) kernels<T>().take_row(own, tile, r);
   });
-  // Lists are ordered by distance and index, so it does not matter which worker met a neighbour.
+  // Lists are sorted by distance and index, so the result does not depend on the workers.
   const Lists<T> merged = lists[0].view();
   parallel_blocks(n, 1024, [&](index_t begin, index_t end) {
     for (index_t i = begin; i < end; ++i) {
@@ -156,19 +156,19 @@ void stream_parents(const Features<T>& tokens, bool all_zero, const T* density, 
     parent[0] = -1;
     return;
   }
-  // Columns behind the last token precede nothing.
+  // Columns after the last token precede no token.
   std::vector<T> order(n + kStrip, -std::numeric_limits<T>::infinity());
   std::copy_n(density, n, order.begin());
   std::vector<OwnHigher<T>> higher(num_threads(), OwnHigher<T>(n));
-  std::vector<std::vector<T>> most(farthest == nullptr ? 0 : num_threads(),
-                                   std::vector<T>(n + kStrip, T{0}));
+  std::vector<std::vector<T>> maxima(farthest == nullptr ? 0 : num_threads(),
+                                     std::vector<T>(n + kStrip, T{0}));
   walk(tokens, true, [&](index_t worker, const Tile<T>& tile) {
     const Higher<T> own = higher[worker].view();
     for (index_t r = 0; r < tile.rows; ++r) kernels<T>().take_parents(own, tile, order.data(), r);
-    for (index_t r = 0; r < tile.rows && !most.empty(); ++r)
-      kernels<T>().take_farthest(most[worker].data(), tile, r);
+    for (index_t r = 0; r < tile.rows && !maxima.empty(); ++r)
+      kernels<T>().take_farthest(maxima[worker].data(), tile, r);
   });
-  for (const std::vector<T>& met : most)
+  for (const std::vector<T>& met : maxima)
     for (index_t i = 0; i < n; ++i) farthest[i] = std::max(farthest[i], met[i]);
   for (index_t i = 0; i < n; ++i) {
     T distance = std::numeric_limits<T>::infinity();

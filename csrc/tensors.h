@@ -1,4 +1,4 @@
-// Tensors as plain pointers, and what operators share.
+// Conversion of tensors to plain pointers, and helpers of all operators.
 
 #pragma once
 
@@ -35,17 +35,17 @@ inline Shape shape_of(const Tensor& tensor) {
   return {tensor.sizes().begin(), tensor.sizes().end()};
 }
 
-// Without the features.
+// Shape without the features.
 inline Shape leading_of(const Tensor& x) { return {x.sizes().begin(), x.sizes().end() - 1}; }
 
-// With features: of one token for each label.
+// Shape with features, for one token per label.
 inline Shape feature_shape(const Tensor& labels, int64_t dim) {
   Shape shape = shape_of(labels);
   shape.push_back(dim);
   return shape;
 }
 
-// The dtype of what is computed from `x`.
+// Dtype of values computed from `x`.
 inline ScalarType wide_of(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
@@ -66,10 +66,10 @@ inline std::vector<index_t> offsets_of(const Tensor& cu_seqlens) {
   return offsets;
 }
 
-// How sigma is given to an operation; `factor` goes with the last.
+// Encoding of sigma in an operation; `factor` is read with the last value only.
 enum class GivenScale : int64_t { variance, dim, number };
 
-// The options that masks depend on. `learnable` (4,), where there is one, replaces the numbers.
+// Options of masks. `learnable` (4,), if given, replaces the numbers.
 struct MaskOptions {
   int64_t kernel, alpha;
   double bandwidth, beta, temperature, offset;
@@ -100,12 +100,12 @@ struct MaskOptions {
   }
 };
 
-// The images of a result: where each starts among all tokens, and how far apart its masks are.
+// Images of a result: start of each among all tokens, and strides of the masks.
 struct Layout {
   std::vector<index_t> start;
   bool packed;
 
-  // Of tokens (B, N), or (T,) with offsets.
+  // From tokens (B, N), or (T,) with offsets.
   Layout(const Shape& leading, const Tensor* cu_seqlens) : packed(cu_seqlens != nullptr) {
     if (packed) {
       start = offsets_of(*cu_seqlens);
@@ -117,7 +117,7 @@ struct Layout {
   index_t images() const { return static_cast<index_t>(start.size()) - 1; }
   index_t tokens(index_t b) const { return start[b + 1] - start[b]; }
   index_t mask_stride(index_t b) const { return packed ? start.back() : tokens(b); }
-  // Of masks (B, rows, N) or (rows, T).
+  // From masks (B, rows, N) or (rows, T).
   index_t mask_offset(index_t b, index_t rows) const { return packed ? start[b] : rows * start[b]; }
 };
 
@@ -130,7 +130,7 @@ inline ImageInput image_of(const Tensor& x, const Tensor* valid, const Layout& l
   return {from + start * dim * bytes_of(dtype), dtype, mask, layout.tokens(b), dim};
 }
 
-// f(double{}) or f(float{}), in whose type the results of `x` are.
+// Calls f(double{}) or f(float{}), with the type of the results of `x`.
 template <class F>
 void for_type_of(const Tensor& x, const F& f) {
   if (dtype_of(x) == Dtype::f64)

@@ -1,5 +1,5 @@
-// The operation `setok::threshold_greedy`: greedy clustering by a threshold of the cosine
-// similarity. Distances are negative similarities here.
+// Operation `setok::threshold_greedy`: greedy clustering by a threshold of the cosine similarity.
+// Distances are negative similarities here.
 
 #include <algorithm>
 #include <cmath>
@@ -14,26 +14,26 @@
 namespace setok {
 namespace {
 
-// Images of more tokens keep a bit per pair, but no distances.
+// Max tokens of an image whose distances are kept; longer images keep one bit per pair.
 constexpr index_t kDense = 3072;
-// Panels of a strip, two of which stay in an L2 cache, and of centres that are packed at a time.
+// Number of panels of a strip (two strips fit into an L2 cache), and of centres packed at a time.
 constexpr index_t kStrip = 4, kGroup = 8;
 
-// The tokens that take part, normalised and in panels, and which of them are near each other.
+// Usable tokens, normalised and packed into panels, and their neighbour bits.
 template <class T>
 struct Job {
   index_t n, dim, panels;
-  const index_t* position;  // (n,) place of each in the image
+  const index_t* position;  // (n,) position of each token in the image
   T* packed;
   Word* near;   // (n, panels)
-  T* distance;  // (panels * kPanel, panels * kPanel), null where none are kept
+  T* distance;  // (panels * kPanel, panels * kPanel), null if not kept
 
   T* panel(index_t p) const { return packed + p * kPanel * dim; }
   index_t ld() const { return panels * kPanel; }
   index_t tokens_of(index_t p) const { return std::min(kPanel, n - p * kPanel); }
 };
 
-// Places of the tokens that are valid and finite; returns how many there are.
+// Writes the positions of the valid and finite tokens; returns their count.
 template <class T>
 index_t find_usable(const ImageInput& image, index_t* position) {
   bool* usable = Scratch::of_this_thread().get<bool>(Scratch::finite, image.tokens);
@@ -74,10 +74,10 @@ void compare_panels(const Job<T>& job, T bound, index_t p, index_t q) {
   const index_t rows = job.tokens_of(p), columns = job.tokens_of(q);
   Word* of_rows = job.near + p * kPanel * job.panels + q;
   Word* of_columns = job.near + q * kPanel * job.panels + p;
-  // Behind the last token are zeros: neighbours of all tokens or of none, so no order changes.
+  // Padding is zero: it neighbours all tokens or none, so it does not change their order.
   for (index_t r = 0; r < rows; ++r)
     of_rows[r * job.panels] = row[r] | (p == q ? Word{1} << r : Word{0});
-  // Above the diagonal the rows are a whole panel.
+  // Above the diagonal the rows always fill a panel.
   for (index_t c = 0; p != q && c < columns; ++c) of_columns[c * job.panels] = column[c];
   if (job.distance == nullptr) return;
   T* to = job.distance + p * kPanel * job.ld() + q * kPanel;
@@ -86,7 +86,7 @@ void compare_panels(const Job<T>& job, T bound, index_t p, index_t q) {
     kernels<T>().transpose_tile(tile, job.distance + q * kPanel * job.ld() + p * kPanel, job.ld());
 }
 
-// Strip by strip of the upper triangle: panels are read again while they are in the cache.
+// Loops over the upper triangle strip by strip, so that panels are read again from the cache.
 template <class T>
 void compare_all(const Job<T>& job, T bound) {
   const index_t strips = (job.panels + kStrip - 1) / kStrip;
@@ -101,7 +101,7 @@ void compare_all(const Job<T>& job, T bound) {
   });
 }
 
-// The token with the most neighbours claims them, then again the one of those left.
+// Lets the unclaimed token with the most neighbours claim them, until none is left.
 template <class T>
 std::vector<index_t> claim(const Job<T>& job) {
   std::vector<index_t> neighbours(job.n), order(job.n), centres;
@@ -109,7 +109,7 @@ std::vector<index_t> claim(const Job<T>& job) {
     for (index_t i = begin; i < end; ++i)
       neighbours[i] = kernels<T>().count_bits(job.near + i * job.panels, job.panels);
   });
-  // Neighbours are counted once, so the tokens come in one order for all.
+  // Neighbours are counted once, so the order of the tokens is fixed.
   std::iota(order.begin(), order.end(), index_t{0});
   std::stable_sort(order.begin(), order.end(),
                    [&](index_t a, index_t b) { return neighbours[a] > neighbours[b]; });
@@ -140,13 +140,13 @@ T* pack_centres(const Job<T>& job, const std::vector<index_t>& centres, index_t 
   return packed;
 }
 
-// nearest (panels * kPanel,): the centre of each token, as a number of the width of the distances.
+// nearest (panels * kPanel,): row of each token's centre, in the type of the distances.
 template <class T>
-void find_nearest(const Job<T>& job, const std::vector<index_t>& centres, T* least, T* nearest) {
+void find_nearest(const Job<T>& job, const std::vector<index_t>& centres, T* distance, T* nearest) {
   const auto count = static_cast<index_t>(centres.size());
   const bool dense = job.distance != nullptr;
   const index_t group = dense ? count : kGroup * kPanel;
-  std::fill_n(least, job.ld(), std::numeric_limits<T>::infinity());
+  std::fill_n(distance, job.ld(), std::numeric_limits<T>::infinity());
   for (index_t first = 0; first < count; first += group) {
     const index_t last = std::min(first + group, count);
     const T* packed = dense ? nullptr : pack_centres(job, centres, first, last);
@@ -159,13 +159,13 @@ void find_nearest(const Job<T>& job, const std::vector<index_t>& centres, T* lea
           kernels<T>().multiply_panels(packed + (c - first) * job.dim, job.panel(p), job.dim, tile,
                                        std::min(kPanel, last - c));
         const T* row = dense ? job.distance + centres[c] * job.ld() + at : tile + r * kPanel;
-        kernels<T>().take_centre(row, kPanel, c, least + at, nearest + at);
+        kernels<T>().take_centre(row, kPanel, c, distance + at, nearest + at);
       }
     });
   }
 }
 
-// labels (tokens,), centres (columns,) with -1 behind the last; returns how many there are.
+// Writes labels (tokens,) and centres (columns,), -1 after the last; returns their count.
 template <class T>
 index_t cluster_image(const ImageInput& image, double threshold, index_t columns, index_t* labels,
                       index_t* centres) {
@@ -182,23 +182,23 @@ index_t cluster_image(const ImageInput& image, double threshold, index_t columns
                    scratch.get<Word>(Scratch::lists, n * panels),
                    n <= kDense ? scratch.get<T>(Scratch::distances, ld * ld) : nullptr};
   load_panels(image, job);
-  // Products of equal tokens may round to more than 1, and are not above a threshold of 1.
+  // Products of equal tokens may round above 1, but must not exceed a threshold of 1.
   compare_all(job,
               threshold < 1 ? static_cast<T>(-threshold) : -std::numeric_limits<T>::infinity());
   const std::vector<index_t> chosen = claim(job);
   const auto count = static_cast<index_t>(chosen.size());
-  T *least = scratch.get<T>(Scratch::vectors, 2 * ld), *nearest = least + ld;
-  if (count < n) find_nearest(job, chosen, least, nearest);
+  T *distance = scratch.get<T>(Scratch::vectors, 2 * ld), *nearest = distance + ld;
+  if (count < n) find_nearest(job, chosen, distance, nearest);
   for (index_t i = 0; count < n && i < n; ++i)
     labels[position[i]] = static_cast<index_t>(nearest[i]);
-  // A centre is its own, even where another one is as near.
+  // A centre keeps its own row even if another one is equally near.
   for (index_t c = 0; c < count; ++c) labels[centres[c] = position[chosen[c]]] = c;
   return count;
 }
 
 }  // namespace
 
-// x (B, N, D), or (T, D) with cu_seqlens; all contiguous. Labels, centres and counts.
+// x (B, N, D), or (T, D) with cu_seqlens; all contiguous. Returns labels, centres and counts.
 std::array<Tensor, 3> threshold_greedy(const Tensor& x, const Tensor* valid,
                                        const Tensor* cu_seqlens, int64_t max_seqlen,
                                        double threshold) {

@@ -8,7 +8,7 @@
 namespace setok {
 namespace {
 
-// sum_i G_ci y_i (count, dim) and sum_i G_ci (count,).
+// Computes sum_i G_ci y_i (count, dim) and sum_i G_ci (count,).
 template <class T>
 struct SeedSums {
   T *products, *totals;
@@ -32,27 +32,27 @@ SeedSums<T> sum_over_tokens(const Features<T>& tokens, const Seeds<T>& seeds) {
     }
   });
   const bool* all = nullptr;
-  multiply_shares(packed, tokens.x, all, n, dim, count, out.products);
+  multiply_coefficients(packed, tokens.x, all, n, dim, count, out.products);
   return out;
 }
 
-// Adds r_i y_i - sum_c G_ci y_c to the tokens of a panel, and to the seeds among them what the
-// other tokens give back.
+// Adds r_i y_i - sum_c G_ci y_c to the tokens of a panel, and to the seeds among them the
+// contributions of the other tokens.
 template <class T>
 void add_seed_gradients(const Features<T>& tokens, const Seeds<T>& seeds, const T* columns,
                         const SeedSums<T>& sums, index_t top, index_t rows, T* sum) {
   alignas(64) T tile[kPanel * kPanel];
   const index_t dim = tokens.dim, count = seeds.count();
-  T* shares = Scratch::of_this_thread().get<T>(Scratch::tile, kPanel * (count + dim));
-  T* products = shares + kPanel * count;
+  T* coefs = Scratch::of_this_thread().get<T>(Scratch::tile, kPanel * (count + dim));
+  T* products = coefs + kPanel * count;
   double total[kPanel] = {};
   for (index_t c = 0; c < count; ++c) {
     const T* from = seeds.distance + c * seeds.ld + top;
-    std::copy_n(from, kPanel, shares + c * kPanel);
+    std::copy_n(from, kPanel, coefs + c * kPanel);
     for (index_t r = 0; r < rows; ++r) total[r] += static_cast<double>(from[r]);
   }
   for (index_t left = 0; left < dim; left += kPanel) {
-    kernels<T>().multiply_panels(shares, columns + left * count, count, tile, rows);
+    kernels<T>().multiply_panels(coefs, columns + left * count, count, tile, rows);
     store_columns(tile, rows, left, products, dim);
   }
   for (index_t r = 0; r < rows; ++r)
@@ -66,11 +66,11 @@ void add_seed_gradients(const Features<T>& tokens, const Seeds<T>& seeds, const 
   }
 }
 
-// One token of the result, rounded to the dtype of the image.
+// Writes one token of the result, rounded to the dtype of the image.
 template <class T>
 void store_token(const ImageInput& image, const Features<T>& tokens, const T* from, index_t i,
                  void* grad_x) {
-  const index_t dim = tokens.dim, at = tokens.place(i) * dim;
+  const index_t dim = tokens.dim, at = tokens.position_of(i) * dim;
   if constexpr (sizeof(T) == 4) {
     if (image.dtype != Dtype::f32) {
       kernels<T>().narrow(from, image.dtype == Dtype::f16, static_cast<uint16_t*>(grad_x) + at,

@@ -1,4 +1,4 @@
-"""Dynamic token clustering (Algorithm 1 of SeTok, ICLR 2025) as one exact, batched operation."""
+"""Dynamic token clustering (SeTok, ICLR 2025, Algorithm 1) as one exact, batched operation."""
 
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,7 @@ __all__ = [
     "unmerge_tokens",
 ]
 
-# Before torch asks for triton, which it does when it compiles.
+# Must run before torch imports triton, which happens in the first compilation.
 _triton_package.hide_folder()
 
 

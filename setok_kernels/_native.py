@@ -1,8 +1,8 @@
-"""The compiled CPU kernels: loading them, and why they are missing where they are.
+"""Load the compiled CPU kernels, or report why they are missing.
 
-They are a plain shared library of operators, which serves every Python and every torch from 2.11
-on. Importing never builds anything. A failed load is remembered and every later `load` raises the
-same reason with the remedy.
+The kernels are one shared library of operators for every Python and every torch from 2.11 on.
+Importing never builds anything. A failed load is cached: each later `load` raises the same reason
+with the remedy.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ import torch
 
 _SUFFIXES = {"darwin": ".dylib", "win32": ".dll"}
 _LIBRARY = Path(__file__).with_name(f"libsetok_kernels{_SUFFIXES.get(sys.platform, '.so')}")
-# Left by setup.py when it installed the package without the library.
+# Written by setup.py when it installs the package without the library.
 _FAILURE_NOTE = Path(__file__).with_name("_build_failed.txt")
 
 
 def load() -> Path:
-    """Load the operators, once, and return the path of their library.
+    """Load the operators once and return the path of their library.
 
     Raises:
-        ImportError: It is not there or does not load; the message says why and what to do.
+        ImportError: the library is missing or does not load; the message has cause and remedy.
     """
     reason = why_missing()
     if reason is not None:
@@ -40,7 +40,7 @@ def load() -> Path:
 
 @functools.cache
 def why_missing() -> str | None:
-    """Return None when the operators are loaded, else the reason and the remedy in one line."""
+    """Return None if the operators are loaded, else the reason and the remedy in one line."""
     if not _LIBRARY.exists():
         if _FAILURE_NOTE.exists():
             note = " ".join(_FAILURE_NOTE.read_text().split())
@@ -58,7 +58,7 @@ def why_missing() -> str | None:
 
 
 def internals() -> ModuleType | None:
-    """Return the module of diagnostics and of the kernels' insides, None in a wheel without it."""
+    """Return the module of diagnostics and kernel internals, or None in a wheel without it."""
     try:
         return importlib.import_module("._internals", __package__)
     except ModuleNotFoundError:
@@ -66,7 +66,7 @@ def internals() -> ModuleType | None:
 
 
 def remedy() -> str:
-    """Return the command that installs the package again, from where it came, with its kernels."""
+    """Return the command that reinstalls the package with its kernels from the same source."""
     try:
         origin = importlib.metadata.distribution("setok-kernels").read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:
@@ -74,7 +74,7 @@ def remedy() -> str:
     source = {} if origin is None else json.loads(origin)
     url = source.get("url", "")
     if url.endswith(".whl"):
-        # Installed once more it would be the same.
+        # Reinstalling the same wheel would not add the kernels.
         again = f"build {shlex.quote(_local(url))} again where a C++17 compiler is on PATH"
     else:
         again = (
@@ -85,7 +85,7 @@ def remedy() -> str:
 
 
 def _requirement(source: dict) -> str:
-    """What pip takes for a `direct_url.json` (PEP 610), empty where an index was asked."""
+    """Return pip's requirement for a `direct_url.json` (PEP 610), which is empty for an index."""
     if not source:
         return "--no-binary setok-kernels setok-kernels"
     if version := source.get("vcs_info"):
@@ -95,5 +95,5 @@ def _requirement(source: dict) -> str:
 
 
 def _local(url: str) -> str:
-    """The path of a file's or folder's URL, any other as it is."""
+    """Return the path of a `file:` URL; return any other URL unchanged."""
     return url2pathname(urlsplit(url).path) if url.startswith("file:") else url

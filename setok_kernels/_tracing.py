@@ -1,4 +1,4 @@
-"""Tell torch.compile what it may take for constant."""
+"""Mark functions whose result torch.compile may treat as a constant."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -7,10 +7,10 @@ _Function = TypeVar("_Function", bound=Callable)
 
 
 def constant_in_graphs(function: _Function) -> _Function:
-    """Let torch.compile call the function while it traces, and keep the result in the graph.
+    """Make torch.compile call the function during tracing and store the result in the graph.
 
-    The same as `torch.compiler.assume_constant_result`, which imports torch._dynamo, and sympy and
-    triton with it, in order to set this attribute: 900 modules for everybody who imports us.
+    Equivalent to `torch.compiler.assume_constant_result`. That one imports torch._dynamo, sympy and
+    triton (900 modules) only to set this attribute.
     """
     vars(function)["_dynamo_marked_constant"] = True
     return function

@@ -1,8 +1,8 @@
-"""Tell the package triton from the folder triton/ of this repository.
+"""Distinguish the package triton from the folder triton/ of this repository.
 
-Python takes any folder on its path for a package without files of its own (a namespace package).
-Started in the root of the repository, a Python without triton would therefore find one there, and
-torch.compile would use it: "module 'triton' has no attribute 'language'".
+Python imports any folder on its path as a namespace package. In the root of the repository, a
+Python without triton would import our folder under that name, and torch.compile would fail with
+"module 'triton' has no attribute 'language'".
 """
 
 import importlib.util
@@ -11,15 +11,15 @@ from typing import Literal
 
 
 def is_installed() -> bool:
-    """Whether `import triton` gives the package."""
+    """Return True if `import triton` finds the package."""
     return _found() == "package"
 
 
 def hide_folder() -> None:
-    """Let `import triton` fail where it would give a folder, for torch and all others that ask.
+    """Make `import triton` fail in this process if it would find the folder.
 
-    None is Python's own way to say that a module is not there. torch asks when it compiles for the
-    first time, and remembers the answer.
+    None in `sys.modules` marks a missing module. torch looks for triton in its first compilation
+    and caches the result.
     """
     if _found() == "folder":
         # sys.modules takes None, though its type in typeshed does not say so.
@@ -30,7 +30,7 @@ def _found() -> Literal["package", "folder"] | None:
     try:
         spec = importlib.util.find_spec("triton")
     except ValueError:
-        # A module without a spec is one that somebody has put there on purpose.
+        # A module without a spec was placed in sys.modules on purpose.
         return "package"
     if spec is None:
         return None

@@ -1,4 +1,4 @@
-"""Validation of the arguments of the public functions."""
+"""Checks of the arguments of the public functions."""
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from setok_kernels.result import Clusters, Decisions, HardClusters
 
 
 def check_x(x, packed: bool) -> None:
-    """`x` is (B, N, D) or (B, H, W, D), or (T, D) when packed; D is at least 1."""
+    """Check that `x` is (B, N, D) or (B, H, W, D), or (T, D) when packed, with D at least 1."""
     check_float("x", x)
     expected = "(T, D) with cu_seqlens" if packed else "(B, N, D) or (B, H, W, D)"
     if x.dim() not in ((2,) if packed else (3, 4)):
@@ -31,13 +31,13 @@ def check_x(x, packed: bool) -> None:
 
 
 def check_config(config) -> None:
-    """`config` is a `ClusterConfig`."""
+    """Check that `config` is a `ClusterConfig`."""
     if not isinstance(config, ClusterConfig):
         raise TypeError(f"config: expected a ClusterConfig, got {type(config).__name__}")
 
 
 def check_mask(mask, x: Tensor) -> None:
-    """`token_mask` is bool with the shape of `x` without its features."""
+    """Check that `token_mask` is bool and has the shape of `x` without its features."""
     check_tensor("token_mask", mask)
     check_dtype("token_mask", mask, torch.bool)
     flat = (x.shape[0], x.shape[1:-1].numel())
@@ -47,13 +47,13 @@ def check_mask(mask, x: Tensor) -> None:
 
 
 def check_packing(x: Tensor, cu_seqlens, max_seqlen, token_mask) -> int:
-    """Validate packed offsets and return max_seqlen.
+    """Check packed offsets and return max_seqlen.
 
-    Values are read, and max_seqlen derived, only where that needs no wait for a device.
+    Values are read, and max_seqlen is derived, only if that does not wait for a device.
     """
     if token_mask is not None:
         raise ValueError(
-            "token_mask: expected None with cu_seqlens (leave the tokens out), got one"
+            "token_mask: expected None with cu_seqlens (drop the tokens instead), got a mask"
         )
     check_offsets("cu_seqlens", cu_seqlens)
     check_device("cu_seqlens", cu_seqlens, x.device)
@@ -76,14 +76,14 @@ def check_packing(x: Tensor, cu_seqlens, max_seqlen, token_mask) -> int:
 def check_decisions(
     decisions, tokens: tuple[int, ...], images: int, longest: int, config: ClusterConfig, device
 ) -> None:
-    """`decisions` fits the input: shapes, int64, device, and on the CPU the range of the values.
+    """Check that `decisions` fits the input: shapes, int64, device, and ranges on the CPU.
 
     Args:
-        decisions: what the user passed.
-        tokens: (B, N), or (T,) when packed.
-        images: B.
-        longest: most tokens of an image.
-        config: gives K and max_clusters.
+        decisions: user's argument of any type.
+        tokens: shape of the tokens, (B, N), or (T,) when packed.
+        images: number of images B.
+        longest: maximum number of tokens of an image.
+        config: options with K and max_clusters.
         device: device of x.
     """
     if not isinstance(decisions, Decisions):
@@ -104,7 +104,7 @@ def check_decisions(
 
 
 def check_finite_tokens(x: Tensor, valid: Tensor | None, cu_seqlens: Tensor | None) -> None:
-    """No valid token of `x`, (B, N, D) or (T, D), is non-finite. Waits for the device."""
+    """Check that all valid tokens of `x`, (B, N, D) or (T, D), are finite. Waits for the device."""
     bad = ~x.isfinite().all(-1)
     if valid is not None:
         bad = bad & valid
@@ -121,14 +121,14 @@ def check_finite_tokens(x: Tensor, valid: Tensor | None, cu_seqlens: Tensor | No
 
 
 def check_noise(noise, x: Tensor) -> None:
-    """`noise` is floating point with the shape of `x` without its features."""
+    """Check that `noise` is floating point and has the shape of `x` without its features."""
     check_float("noise", noise)
     check_shape("noise", noise, x.shape[:-1])
     check_device("noise", noise, x.device)
 
 
 def check_labels(name: str, labels: Tensor, rows: int) -> None:
-    """`labels` are int64 in [0, rows). A GPU finds out later, without waiting."""
+    """Check that `labels` are int64 in [0, rows); a GPU asserts it later, without waiting."""
     check_dtype(name, labels, torch.int64)
     check_values(name, labels, 0, rows - 1)
     if not readable(labels):
@@ -137,10 +137,10 @@ def check_labels(name: str, labels: Tensor, rows: int) -> None:
 
 
 def check_clusters(out, mode) -> Clusters | HardClusters:
-    """`out` is a whole result that knows `mode`: "hard", or "soft" where it has masks.
+    """Check that `out` is a complete result that supports `mode`: "soft" needs masks.
 
     Returns:
-        It with int64 indices and masks of at least 32 bits, as the backends take them.
+        `out` with int64 indices and masks of at least 32 bits, as the backends take them.
     """
     if not isinstance(out, Clusters | HardClusters):
         raise TypeError(

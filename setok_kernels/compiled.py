@@ -1,4 +1,4 @@
-"""The compiled backends, behind the functions that the reference has too."""
+"""Adapters that give the compiled backends the same functions as the reference."""
 
 import math
 from dataclasses import dataclass
@@ -6,25 +6,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from setok_kernels.config import ALPHAS, KERNELS, LEARNABLE, NAMESPACE, ClusterConfig, DPCOptions
-from setok_kernels.ops import SCALES, wide_dtype
+from setok_kernels.config import (
+    ALPHAS,
+    KERNELS,
+    LEARNABLE,
+    NAMESPACE,
+    SCALES,
+    ClusterConfig,
+    DPCOptions,
+)
+from setok_kernels.ops import wide_dtype
 from setok_kernels.records import check_members
 from setok_kernels.result import Clusters, Decisions, DensityPeaks, HardClusters, masks_of
 
-# Images of more tokens keep no rows of distances, but make the inner products twice.
+# Max tokens of an image whose distance rows are kept; longer images compute the products twice.
 DENSE_LIMITS = {"cpp": 3072, "triton": 2048}
-
-# The others take every dtype.
-TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """One of them.
+    """A compiled backend.
 
     Attributes:
-        backend: "cpp" or "triton".
-        namespace: of its operations.
+        backend: name of the backend, "cpp" or "triton".
+        namespace: namespace of its operations.
     """
 
     backend: str
@@ -69,22 +74,27 @@ class Compiled:
         weights: Tensor | None,
         eps: float,
     ) -> Tensor:
-        """Tokens to clusters; the arguments are those of `reference.merge`."""
-        share, dtype = self._shares(out, mode), x.dtype
-        wide = masks_of(out).dtype if mode == "soft" else wide_dtype(x)
+        """Merge tokens into clusters; the arguments are those of `reference.merge`."""
+        assignment, dtype = self._assignment(out, mode), x.dtype
+        wide = out.masks.dtype if mode == "soft" else wide_dtype(x)
         if weights is not None:
             weights = weights.to(wide).contiguous()
         self._check(out, weights)
         merged = self._ops.merge(
-            self._accumulated(x, wide), *share[:3], weights, *share[3:], out.num_rows, eps
+            self._accumulated(x, wide),
+            *assignment[:3],
+            weights,
+            *assignment[3:],
+            out.num_rows,
+            eps,
         )
         return merged.to(dtype)
 
     def unmerge(self, tokens: Tensor, out: Clusters | HardClusters, mode: str) -> Tensor:
-        """Clusters back to tokens; the arguments are those of `reference.unmerge`."""
-        wide = masks_of(out).dtype if mode == "soft" else wide_dtype(tokens)
+        """Spread clusters back to tokens; the arguments are those of `reference.unmerge`."""
+        wide = out.masks.dtype if mode == "soft" else wide_dtype(tokens)
         self._check(out)
-        spread = self._ops.unmerge(self._accumulated(tokens, wide), *self._shares(out, mode))
+        spread = self._ops.unmerge(self._accumulated(tokens, wide), *self._assignment(out, mode))
         return spread.to(tokens.dtype)
 
     def dpc_knn(
@@ -96,7 +106,7 @@ class Compiled:
         noise: Tensor | None,
         options: DPCOptions,
     ) -> DensityPeaks:
-        """Hard one-shot clustering; the arguments are those of `reference.dpc_knn`."""
+        """Cluster hard in one shot; the arguments are those of `reference.dpc_knn`."""
         longest = x.shape[1] if cu_seqlens is None else max_seqlen
         labels, centres, counts, density, delta, score, knn, parent = self._ops.dpc_knn(
             x.detach().contiguous(),
@@ -131,7 +141,7 @@ class Compiled:
         max_seqlen: int | None,
         threshold: float,
     ) -> HardClusters:
-        """Greedy clustering; the arguments are those of `reference.threshold_greedy`."""
+        """Cluster greedily; the arguments are those of `reference.threshold_greedy`."""
         labels, centres, counts = self._ops.threshold_greedy(
             x.detach().contiguous(),
             _contiguous(valid),
@@ -146,16 +156,16 @@ class Compiled:
         return getattr(torch.ops, self.namespace)
 
     def _check(self, out: Clusters | HardClusters, weights: Tensor | None = None) -> None:
-        # The C++ kernels look for themselves; those in Triton would have to wait for the device.
+        # The C++ kernels check the values themselves; Triton's would have to wait for the device.
         if self.backend != "cpp":
             check_members(out, weights)
 
     def _accumulated(self, x: Tensor, wide: torch.dtype) -> Tensor:
-        # The C++ kernels multiply in one dtype; those in Triton read 16 bits as they are.
+        # The C++ kernels multiply in one dtype; the Triton kernels read 16-bit tokens directly.
         return (x.to(wide) if self.backend == "cpp" else x).contiguous()
 
-    def _shares(self, out: Clusters | HardClusters, mode: str) -> tuple:
-        """Masks (None when hard), labels, counts, cu_seqlens and max_seqlen of the operations."""
+    def _assignment(self, out: Clusters | HardClusters, mode: str) -> tuple:
+        """Return masks (None when hard), labels, counts, cu_seqlens and max_seqlen."""
         packed = out.cu_seqlens is not None
         return (
             masks_of(out).contiguous() if mode == "soft" else None,
@@ -167,7 +177,7 @@ class Compiled:
 
 
 def mask_options(config: ClusterConfig, x: Tensor) -> tuple:
-    """The arguments of `setok::cluster` and its backward from `learnable` to `score_norm_max`."""
+    """Return the arguments `learnable` to `score_norm_max` of `setok::cluster` and its backward."""
     learnable = [getattr(config, name) for name in LEARNABLE]
     tensors, numbers = None, learnable
     if any(isinstance(v, Tensor) for v in learnable):
@@ -191,7 +201,7 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
 
 
 def _on_device(value, device: torch.device, dtype: torch.dtype) -> Tensor:
-    # A fill, not a copy from the host, which would wait for the device.
+    # A fill: a copy from the host would wait for the device.
     if isinstance(value, Tensor):
         return value.to(device, dtype)
     return torch.full((), value, device=device, dtype=dtype)

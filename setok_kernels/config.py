@@ -1,4 +1,4 @@
-"""Options of the clusterings: frozen records, validated when they are made."""
+"""Options of the clustering functions: frozen dataclasses, validated on construction."""
 
 import dataclasses
 import math
@@ -10,21 +10,26 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from setok_kernels.arguments import MOST, readable
+from setok_kernels.arguments import MAX_COUNT, readable
 
 KERNELS = ("gaussian", "laplacian", "epanechnikov")
 ALPHAS = ("sigmoid", "kernel")
 DISTANCE_SCALES = ("variance", "dim")
+# Values of the schemas' `scale`, by index; `factor` is read with "number" only.
+SCALES = (*DISTANCE_SCALES, "number")
 SCORE_NORMS = ("max", None)
 ORDERS = ("score", "index")
 CAPS = ("diameter", "eccentricity")
 
-# Of the operators, `torch.ops.setok.…`: a copy of the package beside an installed one has another.
+# Namespace of the operators, `torch.ops.setok.…`. The copy on the Kernel Hub has another one.
 NAMESPACE = "setok"
-# Of those that Triton's interpreter runs: they take CPU tensors, which in `setok` are C++'s.
+# Namespace of the operators in Triton's interpreter: in `setok`, CPU tensors go to C++.
 INTERPRETED = f"{NAMESPACE}_interpreted"
 
-# The hyper-parameters that may be tensors and receive a gradient.
+# Feature dtypes of the Triton kernels; the other backends take every floating-point dtype.
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# Hyper-parameters that may be tensors and then receive a gradient.
 LEARNABLE = ("bandwidth", "beta", "temperature", "offset")
 
 
@@ -32,30 +37,33 @@ LEARNABLE = ("bandwidth", "beta", "temperature", "offset")
 class ClusterConfig:
     """Options of `cluster_tokens` (SeTok, Eq. 1, Eq. 2 and Algorithm 1).
 
-    The defaults follow objects on natural images; `ClusterConfig.paper()` is the literal preset.
-    `bandwidth`, `beta`, `temperature` and `offset` may each be a float or a 0-dim floating-point
-    tensor, which then receives a gradient. NumPy's numbers become Python's. Two configs are equal
-    when all their options are; of tensors, those that are the same object.
+    The defaults make clusters that follow objects on natural images. `ClusterConfig.paper()` is
+    the algorithm as published. `bandwidth`, `beta`, `temperature` and `offset` may each be a float
+    or a 0-dim floating-point tensor, which then receives a gradient. NumPy scalars become Python
+    numbers. Two configs are equal if all options are equal; tensors are compared by identity.
 
     Attributes:
-        k: neighbours in the local density, at least 1. With fewer tokens, all there are count.
-        max_clusters: most seeds per image, at least 1; fixes the shape of the masks.
-        kernel: how the similarity to a seed falls with the distance d: "gaussian" exp(-d/h),
+        k: number of neighbours in the local density, at least 1. An image with fewer tokens uses
+            all of them.
+        max_clusters: maximum number of seeds per image, at least 1; fixes the shape of the masks.
+        kernel: similarity to a seed as a function of the distance d: "gaussian" exp(-d/h),
             "laplacian" exp(-sqrt(d)/h) or "epanechnikov" max(0, 1 - d/h).
         bandwidth: h of the kernel, > 0, in units of the scaled distance.
         beta: weight of the seed score in the alpha mask, finite.
         temperature: divisor inside the sigmoid, > 0; unused with alpha="kernel".
         offset: similarity at which alpha is one half (for score 0), finite; unused with
             alpha="kernel".
-        alpha: "sigmoid" is sigmoid((phi - offset - beta * s) / temperature); "kernel" is
-            clamp(phi - beta * s, 0.01, 0.99) with a straight-through gradient.
+        alpha: form of the alpha mask: "sigmoid" is sigmoid((phi - offset - beta * s) /
+            temperature); "kernel" is clamp(phi - beta * s, 0.01, 0.99) with a straight-through
+            gradient.
         distance_scale: factor of the squared distance: "variance" makes the mean pairwise
             distance of each image 1, "dim" is 1/D, a number > 0 is used as it is.
-        score_norm: "max" divides the scores by the image's largest one; None keeps them raw.
-        distinct_seeds: a token that was a seed once is never chosen again.
-        stop_residual: stop when the mean scope is at most this, in [0, 1].
-        min_mass: stop before a cluster whose mask sums to less than this, >= 0.
-        include_self: a token counts as one of its own k neighbours.
+        score_norm: normalisation of the scores: "max" divides by the image's maximum; None keeps
+            them raw.
+        distinct_seeds: flag: a token is chosen as a seed at most once.
+        stop_residual: mean scope in [0, 1] at or below which the loop stops.
+        min_mass: minimum sum of a mask, >= 0; the loop stops before a smaller cluster.
+        include_self: flag: a token counts as one of its own k neighbours.
 
     Raises:
         TypeError: a field has the wrong type.
@@ -80,7 +88,7 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         _make_plain(self)
         for name in ("k", "max_clusters"):
-            check_count(name, getattr(self, name), MOST)
+            check_count(name, getattr(self, name), MAX_COUNT)
         _check_choice("kernel", self.kernel, KERNELS)
         _check_choice("alpha", self.alpha, ALPHAS)
         _check_choice("score_norm", self.score_norm, SCORE_NORMS)
@@ -99,16 +107,16 @@ class ClusterConfig:
 
     @classmethod
     def paper(cls, **overrides: Any) -> "ClusterConfig":
-        """The literal algorithm: squared distance / D, raw scores, plain sigmoid, seeds may repeat.
+        """Return the published options: distance / D, raw scores, plain sigmoid, repeated seeds.
 
-        The bandwidth is 1 / (max_clusters * ln 2), as in GENESIS-V2's initialisation. Kept for
-        fidelity: on real features it collapses to one or two clusters (docs/algorithm.md).
+        The bandwidth is 1 / (max_clusters * ln 2), as GENESIS-V2 initialises it. The preset exists
+        for fidelity: on real features it collapses to one or two clusters (docs/algorithm.md).
 
         Args:
             **overrides: fields of `ClusterConfig` to set on top of the preset.
         """
         max_clusters = overrides.get("max_clusters", cls.max_clusters)
-        check_count("max_clusters", max_clusters, MOST)
+        check_count("max_clusters", max_clusters, MAX_COUNT)
         preset = dict(
             distance_scale="dim",
             score_norm=None,
@@ -126,30 +134,30 @@ class ClusterConfig:
         return hash(self._key())
 
     def _key(self) -> tuple:
-        # Values of tensors change, and reading them may wait for a device.
+        # Tensor values can change, and reading them may wait for a device.
         fields = (getattr(self, f.name) for f in dataclasses.fields(self))
         return tuple((Tensor, id(v)) if isinstance(v, Tensor) else v for v in fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain Python values (tensors become floats), ready for JSON."""
+        """Return the fields as plain Python values for JSON; tensors become floats."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {n: v.item() if isinstance(v, Tensor) else v for n, v in fields.items()}
 
 
 @dataclass(frozen=True)
 class DPCOptions:
-    """Options of `dpc_knn`; see there for what they mean.
+    """Options of `dpc_knn`, which documents them in full.
 
     Attributes:
-        k: neighbours in the density, the token itself included, at least 1.
-        num_clusters: most centres per image, at least 1; None for one per token.
-        threshold: a centre has a higher score than this; None for no threshold.
-        min_clusters: centres where no score is higher than the threshold, at least 1.
-        order: of the rows, "score" (descending) or "index" (ascending token).
-        cap: of the seed distance, "diameter" or "eccentricity".
+        k: number of neighbours in the density, the token itself included, at least 1.
+        num_clusters: maximum number of centres per image, at least 1; None for one per token.
+        threshold: score that a centre must exceed; None for no threshold.
+        min_clusters: number of centres if no score exceeds the threshold, at least 1.
+        order: order of the rows, "score" (descending) or "index" (ascending token).
+        cap: upper bound of the seed distance, "diameter" or "eccentricity".
 
     Raises:
-        TypeError, ValueError: as for `ClusterConfig`.
+        TypeError, ValueError: see `ClusterConfig`.
     """
 
     k: int = 5
@@ -165,7 +173,7 @@ class DPCOptions:
             raise ValueError("num_clusters: expected an int, or else a threshold, got neither")
         for name in ("k", "num_clusters", "min_clusters"):
             if name != "num_clusters" or self.num_clusters is not None:
-                check_count(name, getattr(self, name), MOST)
+                check_count(name, getattr(self, name), MAX_COUNT)
         if self.threshold is not None:
             check_number("threshold", self.threshold)
         _check_choice("order", self.order, ORDERS)
@@ -173,7 +181,7 @@ class DPCOptions:
 
 
 def _make_plain(options) -> None:
-    """NumPy's numbers among the fields become Python's, which JSON and operators take."""
+    """Convert NumPy scalars among the fields to Python numbers, which JSON and operators take."""
     if torch.compiler.is_compiling():
         return
     for field in dataclasses.fields(options):
@@ -187,7 +195,7 @@ def _message(name, expected, got) -> str:
 
 
 def check_count(name, value, most: int | None = None) -> None:
-    """`value` is an integer from 1 to `most`, if there is one."""
+    """Check that `value` is an integer from 1 to `most` (no upper bound if None)."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(_message(name, "an int", value))
     if value < 1:
@@ -203,10 +211,10 @@ def _check_choice(name, value, known):
 
 
 def check_number(name, value, *, above=None, least=None, most=None) -> None:
-    """`value` is a finite real number within the bounds."""
+    """Check that `value` is a finite real number within the bounds."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(_message(name, "a real number", value))
-    # Not math.isfinite: it takes no traced numbers, and fails on integers beyond all floats.
+    # Not math.isfinite: it rejects traced numbers and overflows on integers beyond float64.
     if not abs(value) <= sys.float_info.max:  # type: ignore[operator]  # nor Real
         raise ValueError(_message(name, "a finite number", value))
     if above is not None and not value > above:
@@ -220,7 +228,7 @@ def check_number(name, value, *, above=None, least=None, most=None) -> None:
 def _check_learnable(name, value, above):
     if not isinstance(value, Tensor):
         return check_number(name, value, above=above)
-    # The layout first: of a nested tensor there is no shape to print.
+    # Layout first: a nested tensor has no shape to print.
     if value.layout != torch.strided or value.is_nested:
         raise TypeError(f"{name}: expected a dense 0-dim tensor, got a sparse or nested one")
     if value.dim() != 0 or not value.dtype.is_floating_point:

@@ -1,4 +1,4 @@
-"""Which backend runs: one predicate per backend decides both the choice and the error message."""
+"""Selection of the backend: one predicate per backend makes the choice and the error message."""
 
 import functools
 import os
@@ -11,55 +11,55 @@ from torch.autograd import forward_ad
 
 from setok_kernels import _native, _triton_package, reference
 from setok_kernels._tracing import constant_in_graphs
-from setok_kernels.compiled import TRITON_DTYPES, Compiled
-from setok_kernels.config import INTERPRETED, NAMESPACE
+from setok_kernels.compiled import Compiled
+from setok_kernels.config import INTERPRETED, NAMESPACE, TRITON_DTYPES
 from setok_kernels.verification import trust
 
 
 def can_run_reference(
     device: torch.device, *dtypes: torch.dtype, raise_error: bool = False
 ) -> bool:
-    """Plain PyTorch runs on every device."""
+    """Return True: plain PyTorch runs on every device."""
     return True
 
 
 def can_run_cpp(device: torch.device, *dtypes: torch.dtype, raise_error: bool = False) -> bool:
-    """Whether the compiled CPU kernels can take tensors on `device`."""
+    """Return True if the compiled CPU kernels can run on `device`."""
     if device.type != "cpu":
-        reason: str | None = f"takes CPU tensors, got {device}; use backend='reference'"
+        reason: str | None = f"expected CPU tensors, got {device}; use backend='reference'"
     else:
         reason = _why_no_cpp()
     return _verdict("cpp", reason, raise_error)
 
 
 def can_run_triton(device: torch.device, *dtypes: torch.dtype, raise_error: bool = False) -> bool:
-    """Whether the Triton kernels can take tensors of these dtypes on `device`.
+    """Return True if the Triton kernels can run with these dtypes on `device`.
 
-    They take CPU tensors where Triton interprets them.
+    Triton's interpreter takes CPU tensors.
     """
     reason = _why_no_triton()
     if reason is None and not (device.type == "cpu" and _interpreted()):
         if device.type != "cuda":
-            reason = f"takes CUDA tensors, got {device}; use backend='reference'"
+            reason = f"expected CUDA tensors, got {device}; use backend='reference'"
         elif not torch.cuda.is_available():
-            reason = "needs a CUDA device and this torch sees none; use backend='reference'"
+            reason = "expected a CUDA device, but torch finds none; use backend='reference'"
     for dtype in dtypes:
         if reason is None and dtype not in TRITON_DTYPES:
-            reason = f"takes float32, bfloat16 and float16, got {dtype}; use backend='reference'"
+            reason = f"expected float32, bfloat16 or float16, got {dtype}; use backend='reference'"
     return _verdict("triton", reason, raise_error)
 
 
 def is_followed() -> bool:
-    """Whether forward-mode AD or torch.func may follow the operations: only the reference's can be.
+    """Return True if forward-mode AD or torch.func may be active; only the reference supports them.
 
-    A compiled call has no such state; there an operation that is followed says so itself.
+    In a compiled call this returns False: there the operations raise the error themselves.
     """
     if torch.compiler.is_compiling():
         return False
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
-# What follows does not change while a program runs, and a compiler need not look inside.
+# The results below are constant in a process, so torch.compile need not trace the functions.
 
 
 @constant_in_graphs
@@ -79,16 +79,16 @@ def _why_no_triton() -> str | None:
 
 @constant_in_graphs
 def _warn_of_reference() -> None:
-    """Says once a process that the CPU kernels are missing: nothing falls back silently."""
-    # Within, because torch.compile looks through the cache of a function that it may not follow.
+    """Warn once per process that the CPU kernels are missing: no fallback is silent."""
+    # A separate function, because torch.compile traces through `functools.cache`.
     _warn_once()
 
 
 @functools.cache
 def _warn_once() -> None:
     warnings.warn(
-        "setok_kernels runs on its reference backend, many times slower than its compiled CPU "
-        f"kernels: {_why_no_cpp()}",
+        "setok_kernels runs on its reference backend, which is many times slower than the compiled "
+        f"CPU kernels: {_why_no_cpp()}",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -114,7 +114,7 @@ def _always(device: torch.device) -> bool:
 
 
 def _triton_is_trusted(device: torch.device) -> bool:
-    """Whether "auto" may take the kernels: compiled ones, verified on this very device."""
+    """Return True if "auto" may use the kernels: compiled, and verified on this device."""
     if device.type != "cuda" or _interpreted():
         return False
     index = torch.cuda.current_device() if device.index is None else device.index
@@ -128,12 +128,12 @@ def _is_trusted(index: int) -> bool:
 
 @dataclass(frozen=True)
 class _Backend:
-    """One of them.
+    """A backend.
 
     Attributes:
-        can_run: whether it takes tensors of some dtypes on a device; raises why not.
-        make: what runs on a device.
-        is_trusted: whether "auto" may take it there; asked where it can run.
+        can_run: predicate of a device and dtypes; raises the reason on request.
+        make: constructor of the implementation for a device.
+        is_trusted: predicate of a device: "auto" may use the backend; called after `can_run`.
     """
 
     can_run: Callable[..., bool]
@@ -141,7 +141,7 @@ class _Backend:
     is_trusted: Callable[[torch.device], bool] = _always
 
 
-# In the order in which backend="auto" asks: fastest first.
+# In the order of preference of backend="auto": fastest first.
 _BACKENDS = {
     "cpp": _Backend(can_run_cpp, lambda device: Compiled("cpp")),
     "triton": _Backend(can_run_triton, _triton_on, _triton_is_trusted),
@@ -150,20 +150,20 @@ _BACKENDS = {
 
 
 def select_backend(name: str, device: torch.device, *dtypes: torch.dtype):
-    """The backend that runs, for `backend=name` and tensors on `device`.
+    """Return the backend for `backend=name` and tensors on `device`.
 
-    "auto" is the reference inside of torch.func's transforms and levels of forward-mode AD. On CUDA
-    it is the Triton kernels where they have been verified (`setok_kernels.verification`), which the
-    first call does.
+    "auto" is the reference inside torch.func transforms and forward-mode AD. On CUDA it is the
+    Triton kernels, once verified on the device (`setok_kernels.verification`). The first call
+    verifies them.
 
     Args:
-        name: of the backend, or "auto".
-        device: of the tensors.
-        dtypes: of those in which a backend computes.
+        name: name of the backend, or "auto".
+        device: device of the tensors.
+        dtypes: dtypes of the tensors that the backend computes with.
 
     Raises:
-        ValueError: no backend has this name, or `SETOK_VERIFY` has no meaning.
-        RuntimeError: the named backend cannot run here; says why and what to do.
+        ValueError: no backend has this name, or `SETOK_VERIFY` is invalid.
+        RuntimeError: the named backend cannot run here; the message has reason and remedy.
     """
     if name == "auto" and is_followed():
         return reference
@@ -184,8 +184,8 @@ def select_backend(name: str, device: torch.device, *dtypes: torch.dtype):
 
 
 def backends() -> dict[str, str | None]:
-    """Every backend by name: None if it can run on this machine, else the reason and the remedy."""
-    status: dict[str, str | None] = {}
+    """Map each backend to None if it can run on this machine, else to the reason and the remedy."""
+    status = {}
     for name, backend in _BACKENDS.items():
         device = torch.device("cuda" if name == "triton" else "cpu")
         try:

@@ -1,14 +1,14 @@
-"""Packages that only some users need: each is imported where it is used, and an extra brings it."""
+"""Errors for optional packages: each is imported on use and installed by an extra."""
 
 import contextlib
 from collections.abc import Iterator
 
 
 class MissingExtraError(ModuleNotFoundError):
-    """A package is not installed; the message says what to install.
+    """Error for a package that is not installed; the message has the pip command.
 
     Attributes:
-        extra: the extra of setok-kernels that brings the package.
+        extra: extra of setok-kernels that installs the package.
     """
 
     extra: str | None = None
@@ -16,16 +16,16 @@ class MissingExtraError(ModuleNotFoundError):
 
 @contextlib.contextmanager
 def from_extra(extra: str) -> Iterator[None]:
-    """Name the remedy where an import within the block finds no package.
+    """Add the pip command to the error if an import in the block fails.
 
         with from_extra("generate"):
             from diffusers import DDIMScheduler
 
     Args:
-        extra: an extra of setok-kernels that brings the package.
+        extra: extra of setok-kernels that installs the package.
 
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: the package is not installed.
     """
     try:
         yield
@@ -33,7 +33,7 @@ def from_extra(extra: str) -> Iterator[None]:
         if error.name is None:
             raise
         package = error.name.partition(".")[0]
-        said = f'needs {package}: pip install "setok-kernels[{extra}]"'
-        missing = MissingExtraError(said, name=error.name)
+        message = f'needs {package}: pip install "setok-kernels[{extra}]"'
+        missing = MissingExtraError(message, name=error.name)
         missing.extra = extra
         raise missing from error

@@ -1,4 +1,4 @@
-"""The public functions: validate, call a backend, wrap."""
+"""Public functions: check the arguments, call a backend, attach the layout to the result."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor
 from setok_kernels import checks
 from setok_kernels.config import ClusterConfig, DPCOptions, check_number
 from setok_kernels.dispatch import select_backend
-from setok_kernels.result import Clusters, Decisions, DensityPeaks, HardClusters, masks_of
+from setok_kernels.result import Clusters, Decisions, DensityPeaks, HardClusters
 
 
 def cluster_tokens(
@@ -26,31 +26,31 @@ def cluster_tokens(
 ) -> Clusters:
     """Group the tokens of each image into as many clusters as it needs (SeTok, Algorithm 1).
 
-    Deterministic: no noise breaks ties, the lowest index wins everywhere. Neighbours, parents,
-    seeds and counts are constants for autograd; masks, density, delta and score are
+    The result is deterministic: no noise breaks ties, the lowest index wins everywhere. Neighbours,
+    parents, seeds and counts are constants for autograd. Masks, density, delta and score are
     differentiable with respect to `x` and to tensor-valued options of `config`.
 
     Args:
-        x: (B, N, D) or (B, H, W, D), or (T, D) with `cu_seqlens`; float64, float32, bfloat16 or
-            float16 (accumulated in float32), any strides.
+        x: tokens, (B, N, D) or (B, H, W, D), or (T, D) with `cu_seqlens`; float64, float32,
+            bfloat16 or float16 (accumulated in float32), any strides.
         config: options; None means `ClusterConfig()`.
-        token_mask: (B, N) or (B, H, W) bool, True for tokens that exist; padded input only.
+        token_mask: (B, N) or (B, H, W) bool, True for valid tokens; padded input only.
         cu_seqlens: (B + 1,) int32 offsets of the images in packed input.
-        max_seqlen: most tokens of an image in packed input. Required on CUDA, where reading it
-            from `cu_seqlens` would synchronise; derived on the CPU when None.
-        decisions: choices of an earlier call to replay instead of making them. Counts may be
-            lowered: seeds behind them are ignored.
-        backend: "auto" (the fastest that can run; the Triton kernels on CUDA where they have been
-            verified, see docs/gpu.md), "reference", "cpp" or "triton".
-        check_finite: raise if a valid token has a non-finite feature (waits for the device).
-            Without it such a token is no seed, neighbour or parent and belongs to the residual.
+        max_seqlen: maximum number of tokens of an image in packed input. Required on CUDA, where
+            reading it from `cu_seqlens` would synchronise; derived on the CPU when None.
+        decisions: decisions of an earlier call, to replay. Its counts may be lowered: the seeds
+            after them are ignored.
+        backend: name of the backend: "auto" (the fastest that can run; on CUDA the Triton kernels
+            once verified, see docs/gpu.md), "reference", "cpp" or "triton".
+        check_finite: flag: raise if a valid token has a non-finite feature (waits for the device).
+            Otherwise such a token is no seed, neighbour or parent and belongs to the residual.
 
     Returns:
-        `Clusters`; see there for shapes.
+        `Clusters`, which documents its shapes.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
-        RuntimeError: the named backend cannot run here; the message says why.
+        RuntimeError: the named backend cannot run here; the message has the reason.
     """
     config = ClusterConfig() if config is None else config
     checks.check_config(config)
@@ -86,37 +86,37 @@ def dpc_knn(
 
     With d(i, j) = |x_i - x_j| / sqrt(D): density rho_i = exp(-mean of the k smallest d(i, j)^2, the
     token itself included), delta_i = distance to the nearest token of higher order (higher density,
-    or equal and lower index), score s_i = rho_i * delta_i. Tokens of high score are centres, every
-    token goes to the nearest one. Deterministic: ties go to the lowest index, or row.
+    or equal and lower index), score s_i = rho_i * delta_i. Tokens of high score are centres. Every
+    token goes to the nearest centre. Ties go to the lowest index or row, without noise.
 
     Args:
-        x: (B, N, D) or (B, H, W, D), or (T, D) with `cu_seqlens`; float64, float32, bfloat16 or
-            float16 (accumulated in float32), any strides.
-        num_clusters: most centres per image; those of highest score. An image has fewer where it
-            has fewer tokens.
-        threshold: centres have a higher score than this. With `num_clusters` both hold; without,
-            the result has as many rows as the longest image has tokens.
-        k: neighbours in the density, the token itself included.
-        token_mask: (B, N) or (B, H, W) bool, True for tokens that exist; padded input only.
-        noise: (B, N), (B, H, W) or (T,) added to the density, as other implementations do to break
-            ties; None for none.
-        backend: as in `cluster_tokens`.
+        x: tokens, (B, N, D) or (B, H, W, D), or (T, D) with `cu_seqlens`; float64, float32,
+            bfloat16 or float16 (accumulated in float32), any strides.
+        num_clusters: maximum number of centres per image; those of highest score. An image with
+            fewer tokens has fewer.
+        threshold: score that a centre must exceed. With `num_clusters` both conditions hold;
+            without, the result has as many rows as the longest image has tokens.
+        k: number of neighbours in the density, the token itself included.
+        token_mask: (B, N) or (B, H, W) bool, True for valid tokens; padded input only.
+        noise: (B, N), (B, H, W) or (T,) tensor added to the density, as other implementations do
+            to break ties; None for none.
+        backend: name of the backend, see `cluster_tokens`.
         cu_seqlens: (B + 1,) int32 offsets of the images in packed input.
-        max_seqlen: as in `cluster_tokens`.
-        min_clusters: centres of an image where no score exceeds `threshold`.
-        order: of the rows, "score" (descending) or "index" (ascending token).
-        cap: upper bound of delta, which the top token takes: "diameter", the largest distance of
-            the image, or "eccentricity", the least among the tokens of no higher order (the token
-            itself included) of their distance to the token farthest from them.
-        check_finite: as in `cluster_tokens`. Without it a non-finite token has label -1 and is no
-            neighbour, parent or centre.
+        max_seqlen: maximum number of tokens of an image, see `cluster_tokens`.
+        min_clusters: number of centres of an image if no score exceeds `threshold`.
+        order: order of the rows, "score" (descending) or "index" (ascending token).
+        cap: upper bound of delta, and its value at the top token: "diameter", the maximum distance
+            of the image, or "eccentricity", the minimum eccentricity (distance to the farthest
+            token) among the tokens of no higher order, the token itself included.
+        check_finite: flag, see `cluster_tokens`. Without it a non-finite token has label -1 and is
+            no neighbour, parent or centre.
 
     Returns:
-        `DensityPeaks`; see there for shapes. Nothing carries gradient: `merge_tokens` does.
+        `DensityPeaks`, which documents its shapes. It carries no gradient; use `merge_tokens`.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
-        RuntimeError: the named backend cannot run here; the message says why.
+        RuntimeError: the named backend cannot run here; the message has the reason.
     """
     options = DPCOptions(k, num_clusters, threshold, min_clusters, order, cap)
     batch = _Batch.of(x, token_mask, cu_seqlens, max_seqlen)
@@ -141,27 +141,27 @@ def threshold_greedy(
 ) -> HardClusters:
     """Greedy clustering by cosine similarity (DiVT, CVPR 2026).
 
-    Neighbours of a token are those whose similarity to it is above the threshold, and itself. The
-    token with the most neighbours is a centre and claims them; of the tokens left, the one that had
-    the most in the beginning is the next (ties lowest index), until none is left. Then every token
-    goes to the centre it is most similar to (ties lowest centre). Terminates for every input: a
-    token is always its own neighbour. The similarity of a zero vector to any other token is 0.
+    Two tokens are neighbours if their similarity is above the threshold; a token is always its own
+    neighbour. The token with the most neighbours becomes a centre and claims them. The next centre
+    is the unclaimed token with the most neighbours in the full image (ties lowest index), until
+    none is left. Then every token goes to the most similar centre (ties lowest centre). The loop
+    terminates for every input. A zero vector has similarity 0 to any other token.
 
     Args:
-        x: as in `dpc_knn`.
-        threshold: of the cosine similarity; from 1 on every token is a centre.
-        token_mask: as in `dpc_knn`.
-        backend: as in `cluster_tokens`.
-        cu_seqlens: as in `dpc_knn`.
-        max_seqlen: as in `cluster_tokens`.
-        check_finite: as in `dpc_knn`.
+        x: tokens, see `dpc_knn`.
+        threshold: threshold of the cosine similarity; from 1 on every token is a centre.
+        token_mask: mask of valid tokens, see `dpc_knn`.
+        backend: name of the backend, see `cluster_tokens`.
+        cu_seqlens: offsets of the images, see `dpc_knn`.
+        max_seqlen: maximum number of tokens of an image, see `cluster_tokens`.
+        check_finite: flag, see `dpc_knn`.
 
     Returns:
         `HardClusters` with one row per token of the longest image, centres in ascending order.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
-        RuntimeError: the named backend cannot run here; the message says why.
+        RuntimeError: the named backend cannot run here; the message has the reason.
     """
     check_number("threshold", threshold)
     batch = _Batch.of(x, token_mask, cu_seqlens, max_seqlen)
@@ -179,26 +179,25 @@ def merge_tokens(
     eps: float = 1e-6,
     backend: str = "auto",
 ) -> Tensor:
-    """One token per cluster: sum_i w_i A_ci x_i / sum_i w_i A_ci.
+    """Merge the tokens of each cluster into one: sum_i w_i A_ci x_i / sum_i w_i A_ci.
 
     Args:
-        x: the tokens that `out` came from, or others of the same layout with any feature
-            dimension.
-        out: result of `cluster_tokens`, `dpc_knn` or `threshold_greedy`, or one made by hand;
+        x: clustered tokens, or others of the same layout with any feature dimension.
+        out: result of `cluster_tokens`, `dpc_knn` or `threshold_greedy`, or one built by hand;
             int32 indices and 16-bit masks are widened.
-        mode: "hard" averages the members of each label (A_ci = 1 where label_i = c); "soft"
-            weighs every token by its mask (A = masks, of `cluster_tokens` only) and adds `eps` to
-            the denominator.
+        mode: assignment A: "hard" averages the members of each label (A_ci = 1 where label_i = c);
+            "soft" weighs every token by its mask (A = masks, `cluster_tokens` only) and adds `eps`
+            to the denominator.
         weights: weight of each token, (B, N), (B, H, W) or (T,), finite and at least 0; None means
-            1. On CUDA and in a compiled call of the reference the values are not read: a row with
-            a negative or non-finite weight is not a mean.
-        eps: see `mode`; at least 0.
-        backend: as in `cluster_tokens`.
+            1. On CUDA and in a compiled call of the reference the values are not checked: a row
+            with a negative or non-finite weight is not a mean.
+        eps: constant in the denominator when soft, at least 0.
+        backend: name of the backend, see `cluster_tokens`.
 
     Returns:
         (B, out.num_rows, D) in the dtype of `x`; rows without members (hard) or beyond the
         residual (soft) are 0. A non-finite token has weight 0. Differentiable with respect to
-        `x`, `weights` and, when soft, the masks. `out.pack` makes it ragged.
+        `x`, `weights` and, when soft, the masks. `out.pack` turns it into ragged tokens.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
@@ -226,13 +225,13 @@ def unmerge_tokens(
     mode: Literal["hard", "soft"] = "hard",
     backend: str = "auto",
 ) -> Tensor:
-    """Give every token its cluster's token back: y_i = sum_c A_ci t_c, the transpose of the merge.
+    """Spread the cluster tokens back to all tokens: y_i = sum_c A_ci t_c, the transposed merge.
 
     Args:
-        tokens: (B, out.num_rows, D), as `merge_tokens` returns them.
+        tokens: cluster tokens, (B, out.num_rows, D), as `merge_tokens` returns them.
         out: result of `cluster_tokens`, `dpc_knn` or `threshold_greedy`.
-        mode: "hard" takes the token of the label, "soft" mixes by the masks.
-        backend: as in `cluster_tokens`.
+        mode: assignment A: "hard" takes the token of the label, "soft" mixes by the masks.
+        backend: name of the backend, see `cluster_tokens`.
 
     Returns:
         (B, N, D), (B, H, W, D) or (T, D) like the clustered input, in the dtype of `tokens`;
@@ -252,12 +251,12 @@ def unmerge_tokens(
 
 
 def _dtypes(tokens: Tensor, out: Clusters | HardClusters, mode: str) -> tuple[torch.dtype, ...]:
-    """In which the merge computes."""
-    return (tokens.dtype, masks_of(out).dtype) if mode == "soft" else (tokens.dtype,)
+    """Return the dtypes that the merge computes with."""
+    return (tokens.dtype, out.masks.dtype) if mode == "soft" else (tokens.dtype,)
 
 
 def _leading_shape(out: Clusters | HardClusters, x: Tensor) -> tuple[int, ...]:
-    """Shape of `x` without features: that of the labels, or the grid where `x` has one."""
+    """Return the expected shape of `x` without features: the labels' shape, or the grid's."""
     if out.grid is not None and x.dim() == 4:
         return (out.labels.shape[0], *out.grid)
     return tuple(out.labels.shape)
@@ -268,10 +267,10 @@ class _Batch:
     """Checked tokens of several images, padded or packed.
 
     Attributes:
-        x: (B, N, D) or (T, D).
+        x: tokens, (B, N, D) or (T, D).
         valid: (B, N) bool or None.
-        images: B.
-        longest: most tokens of an image.
+        images: number of images B.
+        longest: maximum number of tokens of an image.
         layout: `grid`, `cu_seqlens` and `max_seqlen` of the result.
     """
 
@@ -283,7 +282,7 @@ class _Batch:
 
     @classmethod
     def of(cls, x, token_mask, cu_seqlens, max_seqlen) -> "_Batch":
-        """From the arguments of a public function."""
+        """Check the arguments of a public function and build the batch."""
         packed, grid, valid = cu_seqlens is not None, None, None
         checks.check_x(x, packed)
         if packed:
@@ -305,12 +304,13 @@ class _Batch:
         return cls(x, valid, images, longest, layout)
 
     def laid_out(self, out):
-        """The result with its layout; a copy takes microseconds, which (B, N, D) has no use for."""
+        """Return the result with its layout attached."""
+        # (B, N, D) has no layout; skipping the copy saves microseconds.
         if all(value is None for value in self.layout.values()):
             return out
         return dataclasses.replace(out, **self.layout)
 
     @property
     def arguments(self) -> tuple:
-        """The first four of every backend."""
+        """The first four arguments of every function of a backend."""
         return self.x, self.valid, self.layout["cu_seqlens"], self.layout["max_seqlen"]

@@ -1,11 +1,11 @@
-"""Packed input becomes padded input and back; the device decides nothing on the host."""
+"""Conversion between packed and padded tokens, without a host synchronisation."""
 
 import torch
 from torch import Tensor
 
 
 def pad(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int, fill=0) -> Tensor:
-    """(T, ...) to (B, max_seqlen, ...), `fill` behind the last token of each image."""
+    """Pad (T, ...) to (B, max_seqlen, ...) with `fill` after the last token of each image."""
     start, valid = _positions(cu_seqlens, max_seqlen)
     if packed.shape[0] == 0:
         return packed.new_full((*valid.shape, *packed.shape[1:]), fill)
@@ -17,7 +17,7 @@ def pad(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int, fill=0) -> Tensor:
 def pad_tokens(
     x: Tensor, valid: Tensor | None, cu_seqlens: Tensor | None, max_seqlen: int | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Tokens (B, N, D) and which exist (B, N), from padded ones as they are or packed ones."""
+    """Return padded tokens (B, N, D) and their validity (B, N), from padded or packed tokens."""
     if cu_seqlens is None:
         return x, valid
     assert max_seqlen is not None
@@ -25,12 +25,12 @@ def pad_tokens(
 
 
 def unpad(padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
-    """(B, L, ...) to (total, ...): the inverse of `pad`."""
+    """Pack (B, L, ...) to (total, ...), the inverse of `pad`."""
     return padded[token_positions(cu_seqlens, total)]
 
 
 def token_positions(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor]:
-    """(total,) image of each packed token, and its index there."""
+    """Return (total,) image of each packed token, and (total,) its index within the image."""
     offsets = cu_seqlens.long()
     token = torch.arange(total, device=offsets.device)
     if torch.compiler.is_exporting():
@@ -42,7 +42,7 @@ def token_positions(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor]:
 
 
 def valid_tokens(cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-    """(B, max_seqlen) bool: True where `pad` puts a token."""
+    """Return (B, max_seqlen) bool, True where `pad` puts a token."""
     return _positions(cu_seqlens, max_seqlen)[1]
 
 

@@ -1,4 +1,4 @@
-"""The clustering as a module whose hyper-parameters learn."""
+"""Clustering as an `nn.Module` with trainable hyper-parameters."""
 
 import dataclasses
 import math
@@ -11,25 +11,25 @@ from setok_kernels.config import LEARNABLE, ClusterConfig
 from setok_kernels.functional import cluster_tokens
 from setok_kernels.result import Clusters, Decisions
 
-# These must stay positive, so what is learnt is their logarithm.
+# Positive hyper-parameters: the logarithm is trained.
 _POSITIVE = ("bandwidth", "temperature")
 
 
 class TokenClustering(nn.Module):
     """`cluster_tokens` with learnable bandwidth, beta, temperature and offset (Algorithm 1).
 
-    Learnable ones are float32 parameters of shape (1,), which FSDP can shard, in the state dict as
-    `log_bandwidth`, `beta`, `log_temperature` and `offset`; the logarithm keeps the first and the
-    third positive. The others keep the value of `config`. State dicts of earlier versions, which
-    had 0-dim parameters, load too.
+    Learnable hyper-parameters are float32 parameters of shape (1,), which FSDP can shard. Their
+    names are `log_bandwidth`, `beta`, `log_temperature` and `offset`; the logarithm keeps bandwidth
+    and temperature positive. The others keep their value in `config`. State dicts of earlier
+    versions with 0-dim parameters also load.
 
     Args:
         config: options; None means `ClusterConfig()`. Tensors in it give the initial values.
-        learnable: which of the four learn.
-        backend: as in `cluster_tokens`.
+        learnable: names of the hyper-parameters to train.
+        backend: name of the backend, see `cluster_tokens`.
 
     Raises:
-        ValueError: `learnable` names something else.
+        ValueError: `learnable` has an unknown name.
     """
 
     def __init__(
@@ -55,19 +55,19 @@ class TokenClustering(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Give the learnable numbers the values of the config again."""
+        """Reset the learnable hyper-parameters to the values of the config."""
         for name in self.learnable:
             value = getattr(self.config, name)
             value = math.log(value) if name in _POSITIVE else value
             nn.init.constant_(getattr(self, _parameter_name(name)), value)
 
     def current_config(self) -> ClusterConfig:
-        """The config with the learnable numbers as tensors, which carry gradient."""
-        learnt = {}
+        """Return the config with the learnable hyper-parameters as tensors that carry gradient."""
+        trained = {}
         for name in self.learnable:
             value = getattr(self, _parameter_name(name)).squeeze(0)
-            learnt[name] = value.exp() if name in _POSITIVE else value
-        return dataclasses.replace(self.config, **learnt)
+            trained[name] = value.exp() if name in _POSITIVE else value
+        return dataclasses.replace(self.config, **trained)
 
     def forward(
         self,
@@ -96,7 +96,7 @@ class TokenClustering(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
-        """The options, and which of them learn."""
+        """Return the options and the names of the learnable ones."""
         options = [f"{name}={value!r}" for name, value in self.config.to_dict().items()]
         return ", ".join([*options, f"learnable={self.learnable!r}", f"backend={self.backend!r}"])
 

@@ -1,6 +1,6 @@
-"""Operands of the operations `setok::…` fit together: for kernels that are launched from Python.
+"""Checks of the operands of `setok::…` for kernels that Python launches; no value is read.
 
-Those in C++ check theirs in csrc/checks.cpp, and values too. Here no value is read.
+The C++ kernels check their operands, and their values too, in csrc/checks.cpp.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ _PER_TOKEN = (
 
 
 def check_operands(operands: dict) -> None:
-    """Shapes, dtypes and devices, by the names that the schema has.
+    """Check shapes, dtypes and devices of operands, keyed by their names in the schema.
 
     Raises:
         TypeError, ValueError: an operand does not fit; the message names it.
@@ -39,7 +39,7 @@ def check_operands(operands: dict) -> None:
             f"max_seqlen: expected at least {leading[1]}, got {operands['max_seqlen']}"
         )
     rows, dim = sizes["rows"], operands[main].shape[-1]
-    of_masks = (rows, *leading) if packed else (images, rows, leading[-1])
+    mask_shape = (rows, *leading) if packed else (images, rows, leading[-1])
     shapes = dict.fromkeys(_PER_TOKEN, leading) | {
         "x": (*leading, dim),
         "tokens": (images, rows, dim),
@@ -49,8 +49,8 @@ def check_operands(operands: dict) -> None:
         "seeds": (images, rows - 1),
         "counts": (images,),
         "learnable": (len(LEARNABLE),),
-        "masks": of_masks,
-        "grad_masks": of_masks,
+        "masks": mask_shape,
+        "grad_masks": mask_shape,
     }
     for name, value in operands.items():
         if isinstance(value, Tensor):
@@ -60,7 +60,7 @@ def check_operands(operands: dict) -> None:
 
 
 def _sizes(operands: dict, packed: bool) -> tuple[tuple[int, ...], dict]:
-    """Shape of the tokens, and `k` and `rows`."""
+    """Return the shape of the tokens, and a dict of `k` and `rows`."""
     merging = "labels" in operands
     tokens = operands["labels" if merging else "x"]
     expected = (1 if packed else 2) + (not merging)
@@ -69,18 +69,18 @@ def _sizes(operands: dict, packed: bool) -> tuple[tuple[int, ...], dict]:
         raise ValueError(f"{name}: expected {expected} axes, got shape {tuple(tokens.shape)}")
     if not merging:
         known: list[Any] = [operands.get(name) for name in ("knn", "parent", "seeds", "counts")]
-        there = sum(value is not None for value in known)
-        if there not in (0, 4):
+        given = sum(value is not None for value in known)
+        if given not in (0, 4):
             raise ValueError(
-                f"decisions: expected all of knn, parent, seeds and counts, or none, got {there}"
+                f"decisions: expected all of knn, parent, seeds and counts, or none, got {given}"
             )
-        k, most = operands.get("k"), operands.get("max_clusters")
-        if k is None and there:
-            k, most = _last(known[0]), _last(known[2])
-        for name, count in (("k", k), ("max_clusters", most)):
+        k, clusters = operands.get("k"), operands.get("max_clusters")
+        if k is None and given:
+            k, clusters = _last(known[0]), _last(known[2])
+        for name, count in (("k", k), ("max_clusters", clusters)):
             if count is not None:
                 check_count(name, count)
-        return tuple(tokens.shape[:-1]), dict(k=k, rows=(most or 0) + 1)
+        return tuple(tokens.shape[:-1]), dict(k=k, rows=(clusters or 0) + 1)
     name = "grad" if "x" in operands else "tokens"
     rows = operands.get("rows")
     if rows is None:

@@ -1,8 +1,7 @@
-"""The operations `setok::…`: schemas, shapes, autograd formulas, and the kernels of each device.
+"""Operations `setok::…`: schemas, output shapes, autograd formulas and the kernels of each device.
 
-CPU kernels are C++ (csrc/), CUDA kernels Triton; both forward and backward are functional. Autocast
-has nothing to cast: every kernel takes the dtype that its tensors have and accumulates in float32
-or wider, so the result is the same inside and outside.
+CPU kernels are C++ (csrc/), CUDA kernels are Triton. Forward and backward are functional. Autocast
+does not change a result: every kernel takes its tensors' dtype and accumulates in at least float32.
 """
 
 import os
@@ -15,9 +14,6 @@ from setok_kernels import _native
 from setok_kernels.arguments import check_device, check_tensor
 from setok_kernels.config import INTERPRETED, LEARNABLE, NAMESPACE
 from setok_kernels.operands import check_operands
-
-# What `scale` of the schemas counts; `factor` goes with the last.
-SCALES = ("variance", "dim", "number")
 
 _IMAGES = "Tensor? cu_seqlens, SymInt max_seqlen"
 _DECISIONS = "Tensor knn, Tensor parent, Tensor seeds, Tensor counts"
@@ -45,8 +41,8 @@ SCHEMAS = {
     "unmerge": f"(Tensor tokens, Tensor? masks, Tensor labels, Tensor counts, {_IMAGES}) -> Tensor",
     "unmerge_backward": "(Tensor grad, Tensor tokens, Tensor? masks, Tensor labels, Tensor counts, "
     f"{_IMAGES}, bool need_masks) -> (Tensor grad_tokens, Tensor grad_masks)",
-    # `threshold` is -inf for none; with `by_index` the rows are in the order of their tokens; with
-    # `capped` the eccentricity bounds delta, else the diameter.
+    # A `threshold` of -inf means no threshold. `by_index` sorts the rows by token. `capped` bounds
+    # delta by the eccentricity, otherwise the diameter does.
     "dpc_knn": f"(Tensor x, Tensor? valid, {_IMAGES}, Tensor? noise, int k, SymInt num_clusters, "
     "float threshold, int min_clusters, bool by_index, bool capped, int dense_limit) -> "
     "(Tensor labels, Tensor centres, Tensor counts, Tensor density, Tensor delta, Tensor score, "
@@ -57,11 +53,11 @@ SCHEMAS = {
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
-    """In which the kernels accumulate and return masks, density, delta and score."""
+    """Return the dtype of the accumulation and of masks, density, delta and score."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-# Shapes.
+# Output shapes (fake kernels).
 
 
 def _cluster_fake(x, valid, cu_seqlens, max_seqlen, knn, parent, seeds, counts, learnable, *rest):
@@ -130,9 +126,9 @@ def _threshold_greedy_fake(x, valid, cu_seqlens, max_seqlen, threshold):
 
 
 def _fake(name: str):
-    """The shapes of operation `name`, for tensors that lie on the device of the first one.
+    """Return the fake kernel of operation `name`; it checks that all tensors share a device.
 
-    A call of tensors on several devices comes here, not to a kernel, when one of them is "meta".
+    The dispatcher calls it in place of a real kernel as soon as one tensor is on device "meta".
     """
     named = _namer(name)
 
@@ -148,13 +144,16 @@ def _fake(name: str):
 
 
 def _namer(name: str):
-    """What puts the names of the schema to arguments, none of whose tensors may be undefined."""
-    words = [word.split() for word in SCHEMAS[name].strip("(").split(") ->")[0].split(",")]
+    """Return a function that maps argument values to their schema names.
+
+    It raises a `TypeError` for a required tensor that is None.
+    """
+    parameters = [part.split() for part in SCHEMAS[name].strip("(").split(") ->")[0].split(",")]
 
     def named(arguments) -> dict:
         operands = {}
-        for (kind, label), value in zip(words, arguments, strict=True):
-            # To the dispatcher None is a tensor that is not there.
+        for (kind, label), value in zip(parameters, arguments, strict=True):
+            # The dispatcher accepts None as an undefined tensor.
             if kind == "Tensor":
                 check_tensor(label, value)
             operands[label] = value
@@ -163,7 +162,7 @@ def _namer(name: str):
     return named
 
 
-# Autograd. Decisions are constants; x, the learnable numbers, masks, weights are differentiated.
+# Autograd. Decisions are constants; x, the hyper-parameters, masks and weights get gradients.
 
 
 def _cluster_setup(ctx, inputs, output):
@@ -207,7 +206,7 @@ def _merge_setup(ctx, inputs, output):
 
 def _merge_backward(ops):
     def backward(ctx, grad):
-        # The first input is the dispatcher's.
+        # Input 0 is the dispatcher's key set.
         need_masks = ctx.needs_input_grad[2]
         *tensors, cu_seqlens = ctx.saved_tensors
         grad_x, grad_masks, grad_weights = ops.merge_backward(
@@ -244,9 +243,7 @@ def _unmerge_backward(ops):
 
 def _once_differentiable(name):
     def backward(ctx, *grads):
-        raise RuntimeError(
-            f"{name}: second derivatives are not there; use backend='reference' for them"
-        )
+        raise RuntimeError(f"{name}: second derivatives are not supported; use backend='reference'")
 
     return backward
 
@@ -269,7 +266,7 @@ _FORMULAS = {
 
 
 def _define(namespace: str, triton_key: str) -> torch.library.Library:
-    """Registers everything under a namespace, the Triton kernels for one dispatch key."""
+    """Register all operations in a namespace, with the Triton kernels under `triton_key`."""
     library = torch.library.Library(namespace, "DEF")
     ops = getattr(torch.ops, namespace)
     for name, schema in SCHEMAS.items():
@@ -289,9 +286,10 @@ def _define(namespace: str, triton_key: str) -> torch.library.Library:
 
 
 def _autograd_kernel(op, backward, setup):
-    """What `torch.library.register_autograd` makes, without looking the schema up in every call.
+    """Return an autograd kernel like that of `torch.library.register_autograd`, but faster.
 
-    That takes 170 us for the 25 arguments of `setok::cluster`, five times the call itself.
+    torch's own looks up the schema in every call. That takes 170 us for the 25 arguments of
+    `setok::cluster`, five times as long as the call itself.
     """
 
     def below(keyset, arguments):
@@ -323,11 +321,11 @@ def _autograd_kernel(op, backward, setup):
     return kernel
 
 
-_REMEDY = "are not there; use backend='reference' for them, as backend='auto' does"
+_REMEDY = "are not supported; use backend='reference', which backend='auto' selects here"
 
 
 def _has_tangent(argument) -> bool:
-    """Whether forward-mode AD follows the argument."""
+    """Return True if the argument carries a forward-mode tangent."""
     return isinstance(argument, Tensor) and forward_ad.unpack_dual(argument).tangent is not None
 
 
@@ -336,18 +334,18 @@ def _triton_kernel(name: str):
 
     def kernel(*args):
         check_operands(named(args))
-        # Imported with the first call: triton is slow to import, and not everywhere.
+        # Imported in the first call: triton is slow to import and may be missing.
         from setok_triton import backend
 
-        # Triton launches on the current device, wherever the tensors lie.
+        # Triton launches on the current device, not on the device of the tensors.
         with torch.cuda.device_of(args[0]):
             return getattr(backend, name)(*args)
 
     return kernel
 
 
-# The C++ kernels register themselves when their library loads; where it does not, the CPU has none
-# and dispatch.py says why.
+# The C++ kernels register themselves when their library loads. Without it the CPU has no kernels,
+# and dispatch.py reports the reason.
 _native.why_missing()
 _LIBRARIES = [_define(NAMESPACE, "CUDA")]
 if os.environ.get("TRITON_INTERPRET") == "1":

@@ -1,4 +1,4 @@
-"""Ragged rows of a clustering: what a language model reads, and the way back."""
+"""Ragged rows of a clustering for a language model, and their inverse."""
 
 import abc
 from collections.abc import Iterator
@@ -17,26 +17,26 @@ ORDERS = ("seed", "raster", "size")
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """Rows of all images one after the other; what `pack` of every result returns.
+    """Concatenated rows of all images, as `pack` of every result returns them.
 
-    As a sequence it is the pair that attention over packed tokens reads:
+    It unpacks to the two tensors that attention over packed tokens reads:
     `tokens, cu_seqlens = out.pack(merged)`.
 
     S is the number of rows kept in all images. Only `tokens` carry gradient. Positions are in units
     of patches, y downwards and x to the right, both 0 at the centre of the first patch.
 
     Attributes:
-        tokens: (S, D).
+        tokens: (S, D) merged tokens.
         cu_seqlens: (B + 1,) int32 offsets of the images.
-        max_seqlen: most rows of an image.
+        max_seqlen: maximum number of rows of an image.
         images: (S,) int64 image of each row.
-        rows: (S,) int64 number of each row in its image.
-        sizes: (S,) int64 tokens with this label.
+        rows: (S,) int64 index of each row in its image.
+        sizes: (S,) int64 number of tokens with this label.
         seeds: (S,) int64 seed or centre of each row, local to its image; -1 for the residual.
         seed_positions: (S, 2) float32 (y, x) of the seed, (-1, -1) for the residual.
-        centroids: (S, 2) float32 mean (y, x) of the tokens with this label. Where there are none it
-            is the position of the seed.
-        num_rows: rows of every image before packing.
+        centroids: (S, 2) float32 mean (y, x) of the tokens with this label. A row without tokens
+            has the position of its seed.
+        num_rows: number of rows of each image before packing.
     """
 
     tokens: Tensor
@@ -51,7 +51,7 @@ class Packed:
     num_rows: int
 
     def __len__(self) -> int:
-        # Not every field: callers name these two, and further fields must not break them.
+        # Only two fields unpack, so that new fields do not break callers.
         return 2
 
     def __getitem__(self, index: int) -> Tensor:
@@ -61,10 +61,10 @@ class Packed:
         return iter((self.tokens, self.cu_seqlens))
 
     def unpack(self, tokens: Tensor | None = None) -> Tensor:
-        """Every row back in its place, as `unmerge_tokens` reads them: the inverse of `pack`.
+        """Restore the padded rows, as `unmerge_tokens` reads them: the inverse of `pack`.
 
         Args:
-            tokens: (S, ...) in the order of `tokens`, say a model's answers; None means `tokens`.
+            tokens: (S, ...) in the order of `tokens`, e.g. a model's output; None means `tokens`.
 
         Returns:
             (B, num_rows, ...), 0 in rows that were not packed; carries gradient.
@@ -79,14 +79,14 @@ class Packed:
         return spread.unflatten(0, (images, self.num_rows))
 
     def padded(self, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The rows of each image side by side, for models that cannot read `cu_seqlens`.
+        """Pad the rows of each image, for models that cannot read `cu_seqlens`.
 
         Args:
-            tokens: as in `unpack`.
+            tokens: (S, ...) in the order of `tokens`; None means `tokens`.
 
         Returns:
-            padded: (B, max_seqlen, ...), 0 behind the last row of an image; carries gradient.
-            mask: (B, max_seqlen) bool, True where there is a row; `padded[mask]` is the way back.
+            padded: (B, max_seqlen, ...), 0 after the last row of an image; carries gradient.
+            mask: (B, max_seqlen) bool, True for rows; `padded[mask]` is the inverse.
 
         Raises:
             TypeError, ValueError: `tokens` does not fit.
@@ -107,10 +107,10 @@ class Packed:
 
 
 class Rows(abc.ABC):
-    """What every result has: rows of clusters, of which each image uses its first ones.
+    """Base class of the results: rows of clusters, of which each image uses the first.
 
-    Classes that inherit have `labels`, `counts`, `centres`, `grid`, `cu_seqlens` and `max_seqlen`
-    as documented there, and the two properties.
+    Subclasses have the attributes `labels`, `counts`, `centres`, `grid`, `cu_seqlens` and
+    `max_seqlen`, and the two properties.
     """
 
     if TYPE_CHECKING:
@@ -131,15 +131,15 @@ class Rows(abc.ABC):
     @property
     @abc.abstractmethod
     def num_rows(self) -> int:
-        """Rows of every image, used or not."""
+        """Number of rows of each image, used or not."""
 
     @property
     @abc.abstractmethod
     def last_row(self) -> Tensor:
-        """(B,) last row in use, -1 where there is none."""
+        """(B,) last row in use, -1 for none."""
 
     def sizes(self) -> Tensor:
-        """(B, num_rows) int64 number of tokens whose label names the row.
+        """Return the number of tokens with each label, (B, num_rows) int64.
 
         Raises:
             TypeError, ValueError: a field of the result does not fit; the message names it.
@@ -150,7 +150,7 @@ class Rows(abc.ABC):
         return count[:-1].reshape(batch, rows)
 
     def occupied(self) -> Tensor:
-        """(B, num_rows) bool, True where some token's label names the row."""
+        """Return (B, num_rows) bool, True for rows that are the label of a token."""
         return self.sizes() > 0
 
     def pack(
@@ -160,26 +160,26 @@ class Rows(abc.ABC):
         order: Literal["seed", "raster", "size"] = "seed",
         grids: Tensor | list[tuple[int, int]] | None = None,
     ) -> Packed:
-        """Merged tokens of all images one after the other, as a language model reads them.
+        """Concatenate the merged tokens of all images, as a language model reads them.
 
-        The one function here that waits for the device: the number of tokens is data.
+        This is the only method that waits for the device, because the number of tokens is data.
 
         Args:
             tokens: (B, num_rows, D) from `merge_tokens`.
-            drop_empty: keep only rows that are some token's label; otherwise all up to `last_row`.
-            order: of the rows of an image, ties lowest row. "seed": as they are. "raster": line by
-                line, by the centroid's y, rounded (halves to even), then by its x. "size": most
-                members first. The residual has no place of its own.
-            grids: (B, 2) int64 (H, W) of each image, where they differ: token i of an image is at
+            drop_empty: flag: keep only rows that are the label of a token, not all to `last_row`.
+            order: order of the rows of an image, ties lowest row. "seed": unchanged. "raster": line
+                by line, by the centroid's y, rounded (halves to even), then by its x. "size": by
+                descending number of members. The residual is sorted like any other row.
+            grids: (B, 2) int64 (H, W) of each image, if they differ: token i of an image is at
                 (i // W, i % W). None means the result's own `grid`, or without one a single line.
 
         Returns:
-            `Packed`; see there for shapes.
+            `Packed`, which documents its shapes.
 
         Raises:
-            TypeError: an argument is of another type.
+            TypeError: an argument has the wrong type.
             ValueError: `tokens` or `grids` does not fit the result, its fields do not fit together,
-                or there is no such `order`.
+                or `order` is unknown.
         """
         record = check_record(self)
         if record is not self:
@@ -203,7 +203,7 @@ class Rows(abc.ABC):
         cu_seqlens = torch.zeros(batch + 1, dtype=torch.int32, device=tokens.device)
         cu_seqlens[1:] = lengths.cumsum(0)
 
-        # Stable sorts from the last key to the first; rows that are dropped end up behind all.
+        # Stable sorts from the last key to the first; dropped rows end up last.
         keys = [torch.where(keep, image, batch)]
         if order == "raster":
             keys = [centroids[:, :, 1], centroids[:, :, 0].round(), *keys]
@@ -232,9 +232,9 @@ class Rows(abc.ABC):
         )
 
     def _members(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of every label: its row among those of all images, its image, its token in that.
+        """Return for each label its row among all images, its image and its token there.
 
-        Masked tokens have the row B * num_rows, one behind the last.
+        Masked tokens get row B * num_rows, one past the last.
         """
         check_record(self)
         check_members(self)
@@ -245,22 +245,22 @@ class Rows(abc.ABC):
         else:
             image, token = layout.token_positions(self.cu_seqlens, labels.shape[0])
         labels = labels.flatten()
-        # What is no row must not count in another image, where no label can be read.
+        # On a GPU labels are unchecked: an invalid one must not count in another image.
         named = (labels >= 0) & (labels < self.num_rows)
         slot = torch.where(named, image * self.num_rows + labels, batch * self.num_rows)
         return slot, image, token
 
     def _lengths(self) -> Tensor:
-        """(B,) tokens of each image; of padded ones those up to the last that has a label."""
+        """Return the number of tokens of each image (B,); padded: up to the last with a label."""
         if self.cu_seqlens is not None:
             return self.cu_seqlens.diff()
         number = torch.arange(1, self.labels.shape[1] + 1, device=self.labels.device)
-        # The column in front is for images of no tokens at all.
+        # The extra first column covers images with N = 0.
         last = torch.nn.functional.pad(torch.where(self.labels < 0, 0, number), (1, 0))
         return last.amax(1)
 
     def _statistics(self, grids) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """`sizes`, `seeds`, `seed_positions` and `centroids` of all (B, num_rows) rows."""
+        """Return `sizes`, `seeds`, `seed_positions` and `centroids` of all (B, num_rows) rows."""
         batch, rows = self.counts.shape[0], self.num_rows
         slot, image, token = self._members()
         if grids is None:
@@ -281,7 +281,7 @@ class Rows(abc.ABC):
         sizes = sums[:, :, 0]
 
         seeds = torch.nn.functional.pad(self.centres, (0, rows - self.centres.shape[1]), value=-1)
-        # Decisions that were cut short for a replay still name the seeds behind the last.
+        # Decisions with lowered counts still have the seeds after the last.
         row = torch.arange(rows, device=seeds.device)
         seeds = torch.where(row < self.counts[:, None], seeds, -1)
         positions = torch.stack([seeds // width[:, None], seeds % width[:, None]], 2)
@@ -291,16 +291,16 @@ class Rows(abc.ABC):
 
 
 def _check_grids(grids, tokens: list[int], exact: bool) -> Tensor:
-    """(B, 2) int64 on the CPU: the side lengths of each image, which hold its tokens.
+    """Return the side lengths of each image, (B, 2) int64 on the CPU; check that its tokens fit.
 
     Args:
-        grids: what the user passed.
-        tokens: of each image, or where padding may follow them, up to the last that has a label.
-        exact: there is no padding.
+        grids: user's argument.
+        tokens: number of tokens of each image; if padding may follow, up to the last with a label.
+        exact: flag: there is no padding.
     """
     if not isinstance(grids, Tensor):
         try:
-            # Where they are read, whatever torch's default device is.
+            # On the CPU, where they are read, whatever torch's default device is.
             grids = torch.tensor(grids, dtype=None if len(grids) else torch.int64, device="cpu")
             grids = grids if len(grids) else grids.reshape(0, 2)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -313,10 +313,10 @@ def _check_grids(grids, tokens: list[int], exact: bool) -> Tensor:
         raise TypeError(f"grids: expected dtype torch.int64, got {grids.dtype}")
     grids = grids.to("cpu", torch.int64)
     for image, ((height, width), count) in enumerate(zip(grids.tolist(), tokens, strict=True)):
-        # An image without tokens is 0 patches wide, or high.
-        least = 1 if count else 0
-        if min(height, width) < least:
-            wanted = f"sides of at least {least}"
+        # An image without tokens may have a side of 0.
+        min_side = 1 if count else 0
+        if min(height, width) < min_side:
+            wanted = f"sides of at least {min_side}"
         elif exact and height * width != count:
             wanted = f"H * W = {count}"
         elif height * width < count:

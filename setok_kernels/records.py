@@ -1,4 +1,4 @@
-"""The fields of a result fit together, also where somebody built, cropped or cast it."""
+"""Checks that the fields of a result fit together, for results built, cropped or cast by hand."""
 
 import dataclasses
 import math
@@ -22,10 +22,10 @@ from setok_kernels.arguments import (
 
 
 def check_record(out):
-    """Shapes, dtypes and devices of a result agree; no label is read.
+    """Check that shapes, dtypes and devices of a result agree, without reading labels.
 
-    scikit-learn's labels are int32, and mixed-precision policies cast the masks to 16 bits: both
-    are widened, the values stay.
+    Int32 labels (scikit-learn) and 16-bit masks (mixed-precision policies) are widened; the values
+    do not change.
 
     Returns:
         `out` with int64 indices and masks of at least 32 bits.
@@ -76,12 +76,13 @@ def check_record(out):
 
 
 def check_members(out, weights=None) -> None:
-    """Every label names a row, and the weight of a labelled token is finite and not negative.
+    """Check that each label is a row, and that weights of labelled tokens are finite and >= 0.
 
-    Values are read only where that waits for no device. `setok::merge` on the CPU looks for itself.
+    Values are read only if that does not wait for a device. `setok::merge` on the CPU has checks of
+    its own.
 
     Raises:
-        ValueError: names the argument and the first value that does not fit.
+        ValueError: a value does not fit; the message has the argument and the first such value.
     """
     check_values("labels", out.labels, -1, out.num_rows - 1)
     if weights is not None and readable(weights) and readable(out.labels):
@@ -92,23 +93,23 @@ def check_members(out, weights=None) -> None:
 
 
 def check_choices(out) -> None:
-    """`counts` and `centres` name rows and tokens of `out`, which `check_record` has let pass."""
+    """Check the ranges of `counts` and `centres` of a result that passed `check_record`."""
     images, longest = out.counts.shape[0], out.max_seqlen
     if out.cu_seqlens is None:
         longest = out.labels.shape[1]
     if hasattr(out, "decisions"):
-        # The residual has the row behind the last seed's.
+        # The residual's row follows that of the last seed.
         seeds: Any = getattr(out.decisions, "seeds", None)
-        name, centres, most = "decisions.seeds", seeds, out.num_rows - 1
+        name, centres, max_centres = "decisions.seeds", seeds, out.num_rows - 1
     else:
-        name, centres, most = "centres", out.centres, out.num_rows
-    _check_index(name, centres, (images, most), out.labels)
-    check_values("counts", out.counts, 0, most)
+        name, centres, max_centres = "centres", out.centres, out.num_rows
+    _check_index(name, centres, (images, max_centres), out.labels)
+    check_values("counts", out.counts, 0, max_centres)
     check_values(name, centres, -1, longest - 1)
 
 
 def _check_offsets(out) -> int:
-    """B of a packed result, whose `cu_seqlens` and `max_seqlen` fit its labels."""
+    """Return B of a packed result; check that `cu_seqlens` and `max_seqlen` fit its labels."""
     check_offsets("cu_seqlens", out.cu_seqlens)
     check_device("cu_seqlens", out.cu_seqlens, out.labels.device, like="the labels")
     check_max_seqlen(out.max_seqlen, "the longest image's token count (an int)")

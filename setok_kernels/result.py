@@ -1,6 +1,6 @@
-"""What the functions return: labels or masks, statistics, and the decisions behind them.
+"""Results of the clustering functions: labels or masks, statistics and decisions.
 
-Results are equal only to themselves: tensors have no one answer to `==`.
+Results compare by identity, because `==` of tensors is elementwise.
 """
 
 import dataclasses
@@ -14,10 +14,10 @@ from setok_kernels.packing import Rows
 
 @dataclass(frozen=True, eq=False)
 class Decisions:
-    """The discrete choices of one clustering; pass them back as `decisions=` to replay it.
+    """Discrete choices of one clustering; `decisions=` replays them.
 
-    All are int64 and local to their image; -1 stands where there is none. Packed input has (T, K)
-    and (T,) in place of (B, N, K) and (B, N).
+    All are int64 and local to their image; -1 means none. Packed input has (T, K) and (T,) in place
+    of (B, N, K) and (B, N).
 
     Attributes:
         knn: (B, N, K) nearest neighbours by ascending distance, ties lowest index.
@@ -32,7 +32,7 @@ class Decisions:
     counts: Tensor
 
     def cut(self) -> "Decisions":
-        """The same without the seeds behind `counts`, which somebody may have lowered."""
+        """Return a copy with -1 in place of the seeds after `counts`, which may be lowered."""
         row = torch.arange(self.seeds.shape[1], device=self.seeds.device)
         return dataclasses.replace(self, seeds=self.seeds.where(row < self.counts[:, None], -1))
 
@@ -42,22 +42,22 @@ class Clusters(Rows):
     """Result of `cluster_tokens`. Packed input has (T,) in place of (B, N).
 
     `masks`, `density`, `delta` and `score` are float32 (float64 for float64 input) and carry
-    gradient; everything else is int64. A masked token has density, delta, score 0, label -1 and
-    zero masks. A non-finite token has density, delta, score 0 and belongs to the residual.
+    gradient. All other tensors are int64. A masked token has density, delta and score 0, label -1
+    and zero masks. A non-finite token has density, delta and score 0 and belongs to the residual.
 
     Attributes:
         masks: (B, max_clusters + 1, N) in [0, 1]; packed: (max_clusters + 1, T). Row c < counts
-            is the mask of seed c, row counts the residual, later rows are 0. The rows of a valid
-            token sum to 1.
+            is the mask of seed c, row counts is the residual, later rows are 0. The rows of a
+            valid token sum to 1.
         counts: (B,) number of seeds; the same tensor as `decisions.counts`.
         labels: (B, N) row of the largest mask, ties lowest row.
         density: (B, N) local density in (0, 1], Eq. 1.
         delta: (B, N) seed distance, Eq. 2, in units of the scaled distance.
         score: (B, N) density * delta, normalised by `score_norm`.
-        decisions: the discrete choices.
+        decisions: discrete choices.
         grid: (H, W) for input (B, H, W, D), else None; N = H * W in raster order.
         cu_seqlens: (B + 1,) offsets of the images for packed input, else None.
-        max_seqlen: longest image of packed input, else None.
+        max_seqlen: maximum number of tokens of an image for packed input, else None.
     """
 
     masks: Tensor
@@ -78,7 +78,7 @@ class Clusters(Rows):
 
     @property
     def centres(self) -> Tensor:
-        """(B, max_clusters) seed of each row, -1 where there is none: `decisions.seeds`."""
+        """(B, max_clusters) seed of each row, -1 for none: `decisions.seeds`."""
         return self.decisions.seeds
 
     @property
@@ -89,20 +89,19 @@ class Clusters(Rows):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class HardClusters(Rows):
-    """A clustering whose tokens belong to one centre each. All are int64, without gradient.
+    """Hard clustering: each token belongs to one centre. All tensors are int64, without gradient.
 
-    Packed input has (T,) in place of (B, N). C is `num_clusters`, or without it the most tokens of
-    an image.
+    Packed input has (T,) in place of (B, N). C is `num_clusters`, or without it the maximum number
+    of tokens of an image.
 
     Attributes:
         labels: (B, N) row of each token's centre; -1 for masked and non-finite tokens, and in
             images without a centre.
-        centres: (B, C) token that is the centre of each row, local to its image; -1 where there is
-            none.
+        centres: (B, C) centre token of each row, local to its image; -1 for none.
         counts: (B,) number of centres.
         grid: (H, W) for input (B, H, W, D), else None; N = H * W in raster order.
         cu_seqlens: (B + 1,) offsets of the images for packed input, else None.
-        max_seqlen: longest image of packed input, else None.
+        max_seqlen: maximum number of tokens of an image for packed input, else None.
     """
 
     labels: Tensor
@@ -114,12 +113,12 @@ class HardClusters(Rows):
 
     @property
     def num_rows(self) -> int:
-        """C."""
+        """Number of rows C."""
         return self.centres.shape[1]
 
     @property
     def last_row(self) -> Tensor:
-        """(B,) row of the last centre, -1 where there is none."""
+        """(B,) row of the last centre, -1 for none."""
         return self.counts - 1
 
 
@@ -127,11 +126,11 @@ class HardClusters(Rows):
 class DensityPeaks(HardClusters):
     """Result of `dpc_knn`. Values are float32 (float64 for float64 input), without gradient.
 
-    Tokens that take no part (masked or non-finite) have density, delta and score 0.
+    Excluded tokens (masked or non-finite) have density, delta and score 0.
 
     Attributes:
-        density: (B, N) exp(-mean squared distance to the k nearest, the token itself included), and
-            the noise where some was given.
+        density: (B, N) exp(-mean squared distance to the k nearest, the token itself included),
+            plus the noise if given.
         delta: (B, N) distance to the nearest token of higher order, at most the cap.
         score: (B, N) density * delta.
         knn: (B, N, k) nearest tokens by ascending distance, ties lowest index, -1 where absent.

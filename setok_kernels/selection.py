@@ -1,4 +1,4 @@
-"""Which tokens are centres, chosen from their scores in plain PyTorch: no value is read."""
+"""Selection of the centres from the scores, in plain PyTorch and without reading a value."""
 
 import torch
 from torch import Tensor
@@ -12,24 +12,24 @@ def choose_centres(
     min_clusters: int,
     by_index: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(B, columns) centres, -1 where absent, and (B,) how many.
+    """Return centres (B, columns), -1 for none, and their counts (B,).
 
-    The tokens of highest score, ties lowest index: those above the threshold, or where there are
-    none the first `min_clusters`.
+    Centres are the tokens of highest score, ties lowest index: those above the threshold, or if
+    there are none the first `min_clusters`.
 
     Args:
-        score: (B, N).
-        ok: (B, N) bool, tokens that take part.
-        columns: most centres of an image.
-        threshold: minus infinity for none.
-        min_clusters: at least 1.
-        by_index: centres by ascending token, not by falling score.
+        score: (B, N) seed scores.
+        ok: (B, N) bool, False for excluded tokens.
+        columns: maximum number of centres of an image.
+        threshold: score that a centre must exceed; minus infinity for none.
+        min_clusters: number of centres if no score exceeds the threshold, at least 1.
+        by_index: flag: sort the centres by ascending token, not by descending score.
     """
-    # Tokens that take no part come last.
+    # Excluded tokens come last.
     ranked = descending(torch.where(ok, score, -torch.inf))
-    most = ok.sum(1).clamp(max=columns)
-    passed = (ok & (score > threshold)).sum(1).minimum(most)
-    counts = torch.where(passed > 0, passed, most.clamp(max=min_clusters))
+    limit = ok.sum(1).clamp(max=columns)
+    passed = (ok & (score > threshold)).sum(1).minimum(limit)
+    counts = torch.where(passed > 0, passed, limit.clamp(max=min_clusters))
     order = torch.nn.functional.pad(ranked, (0, max(0, columns - score.shape[1])))
     rank = torch.arange(columns, device=score.device)
     centres = torch.where(rank < counts[:, None], order[:, :columns], -1)
@@ -37,10 +37,10 @@ def choose_centres(
 
 
 def descending(values: Tensor) -> Tensor:
-    """(B, N) positions of the values from the largest to the smallest, ties lowest first."""
+    """Return (B, N) positions that sort the values in descending order, ties lowest first."""
     if not torch.compiler.is_exporting():
         return values.sort(dim=1, descending=True, stable=True).indices
-    # ONNX has no stable sort. How many come before a value is its place.
+    # ONNX has no stable sort. The rank of a value is the number of values before it.
     own, other = values[:, :, None], values[:, None, :]
     index = torch.arange(values.shape[1], device=values.device)
     before = (other > own) | ((other == own) & (index[None, :] < index[:, None]))
@@ -50,6 +50,6 @@ def descending(values: Tensor) -> Tensor:
 
 
 def ascending(centres: Tensor, tokens: int) -> Tensor:
-    """(B, C) tokens below `tokens` in ascending order, -1 behind them as before."""
+    """Sort the tokens (B, C) of each row in ascending order; -1 entries stay at the end."""
     ranked = torch.where(centres < 0, tokens, centres).sort(dim=1).values
     return torch.where(ranked == tokens, -1, ranked)

@@ -57,13 +57,13 @@ def test_a_compiler_that_says_nothing_is_named(build, ninja, monkeypatch, tmp_pa
     monkeypatch.setenv("CXX", shutil.which("false"))
     (tmp_path / "one.cpp").write_text("")
     job = build.Job(tmp_path / "one.cpp", (), "one.o")
-    with pytest.raises(build.BuildError, match="false failed, silently"):
+    with pytest.raises(build.BuildError, match="false failed without a message"):
         build.Build(tmp_path)._compile([job])
 
 
 def test_a_compiler_that_is_not_there_is_named(build, monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "/nonexistent/c++ -m64")
-    with pytest.raises(build.BuildError, match=r"CXX names /nonexistent/c\+\+, which is not there"):
+    with pytest.raises(build.BuildError, match=r"^CXX: expected .* got /nonexistent/c\+\+$"):
         build.Build(tmp_path)
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -95,7 +95,7 @@ def test_wrong_parent(case):
         with fails(match):
             testing.assert_valid_decisions(x, changed(out, "parent", (0, i), value), CONFIG)
     swapped = changed(changed(out, "parent", (0, top), i), "parent", (0, i), -1)
-    with fails(rf"top token {i} has a denser one"):
+    with fails(rf"top token {i} is not the densest"):
         testing.assert_valid_decisions(x, swapped, CONFIG)
 
 
@@ -104,7 +104,7 @@ def test_cycle_of_parents():
     config = sk.ClusterConfig(k=1)
     out = sk.cluster_tokens(x, config)
     cycle = changed(out, "parent", (0,), torch.tensor([1, 0, -1]))
-    with fails("top token 2 has a denser one"):
+    with fails("top token 2 is not the densest"):
         testing.assert_valid_decisions(x, cycle, config)
     equal = torch.zeros(1, 3, 1)
     out = sk.cluster_tokens(equal, config)
@@ -142,7 +142,7 @@ def test_wrong_stop(case):
     late = out2.decisions.seeds.clone()
     full = sk.cluster_tokens(x2, dataclasses.replace(CONFIG, stop_residual=0.0)).decisions.seeds
     late[1, n] = full[1, n]
-    with fails(r"image 1: went on after seed \d+"):
+    with fails(r"image 1: continued after seed \d+"):
         testing.assert_valid_decisions(
             x2, with_counts(out2, [int(out2.counts[0]), n + 1], late),
             dataclasses.replace(CONFIG, stop_residual=0.5),
@@ -240,7 +240,7 @@ def test_invariants(case):
     if rows + 1 <= CONFIG.max_clusters:
         with fails(r"masks: not 0 beyond the residual"):
             testing.assert_invariants(x, dataclasses.replace(out, masks=masks), CONFIG)
-    with fails(r"density: not 0 where a token takes no part"):
+    with fails(r"density: not 0 on an excluded token"):
         testing.assert_invariants(x, out, CONFIG, mask)
     masked = sk.cluster_tokens(x, CONFIG, token_mask=mask)
     with fails(r"labels: not -1 on a masked token"):
@@ -263,10 +263,10 @@ def test_decisions_on_masked_tokens(case):
     out = sk.cluster_tokens(x, CONFIG, token_mask=mask)
     testing.assert_valid_decisions(x, out, CONFIG, mask)
     for name, index, value, match in [
-        ("knn", (0, 5, 0), 1, "a token that takes no part has neighbours"),
-        ("parent", (0, 5), 1, "a token that takes no part has a parent"),
-        ("knn", (0, 4, 2), 5, "knn names a token that takes no part"),
-        ("seeds", (0, 0), 5, "seeds names a token that takes no part"),
+        ("knn", (0, 5, 0), 1, "an excluded token has neighbours"),
+        ("parent", (0, 5), 1, "an excluded token has a parent"),
+        ("knn", (0, 4, 2), 5, "knn has an excluded token"),
+        ("seeds", (0, 0), 5, "seeds has an excluded token"),
         ("seeds", (0, 0), -1, "a seed below counts is -1"),
     ]:
         with fails(match):

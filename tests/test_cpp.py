@@ -197,5 +197,5 @@ def test_the_operations_too_ignore_seeds_behind_the_last():
 
 def test_only_cpu_tensors():
     assert not dispatch.can_run_cpp(torch.device("meta"))
-    with pytest.raises(RuntimeError, match="takes CPU tensors, got meta"):
+    with pytest.raises(RuntimeError, match="expected CPU tensors, got meta"):
         dispatch.can_run_cpp(torch.device("meta"), raise_error=True)

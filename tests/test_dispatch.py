@@ -115,7 +115,7 @@ def test_result_is_a_frozen_record():
 def test_triton_takes_cuda_tensors_unless_interpreted(monkeypatch):
     assert dispatch.can_run_triton(torch.device("cpu"))
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    with pytest.raises(RuntimeError, match="takes CUDA tensors, got cpu"):
+    with pytest.raises(RuntimeError, match="expected CUDA tensors, got cpu"):
         dispatch.can_run_triton(torch.device("cpu"), raise_error=True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "needs a CUDA device" in sk.backends()["triton"]
+    assert "expected a CUDA device" in sk.backends()["triton"]

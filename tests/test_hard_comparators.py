@@ -106,7 +106,7 @@ def test_wrong_centre(peaks):
     centres = out.centres.clone()
     replaced = int(centres[0, 3])
     centres[0, 3] = fifth
-    with fails(rf"image 0: centre {fifth} has a lower score than {replaced}, which is none"):
+    with fails(rf"centre {fifth} has a lower score than token {replaced}, which is no centre"):
         testing.assert_valid_density_peaks(x, relabelled(x, out, centres), **OPTIONS)
     with fails(r"centres\[0, 3\]: got \d+, expected \d+"):
         testing.assert_same_hard_clusters(relabelled(x, out, centres), out)
@@ -119,7 +119,7 @@ def test_swapped_rows(peaks, order):
     testing.assert_valid_density_peaks(x, out, **OPTIONS, order=order)
     centres = out.centres.clone()
     centres[1, [1, 2]] = centres[1, [2, 1]]
-    match = "comes before one of higher score" if order == "score" else "centres do not ascend"
+    match = "precedes a centre of higher score" if order == "score" else "centres do not ascend"
     with fails(rf"image 1: .*{match}"):
         testing.assert_valid_density_peaks(x, relabelled(x, out, centres), **OPTIONS, order=order)
 
@@ -214,7 +214,7 @@ def test_noise_is_part_of_the_density(peaks):
     assert (out.density < 0).any()
     testing.assert_valid_density_peaks(x, out, **OPTIONS, noise=noise)
     for result, given in ((out, None), (without, noise)):
-        with fails("has a denser one|is not of higher order|is not the nearest"):
+        with fails("is not the densest|is not of higher order|is not the nearest"):
             testing.assert_valid_density_peaks(x, result, **OPTIONS, noise=given)
 
 
@@ -282,12 +282,12 @@ def test_masked_token_as_centre(peaks, greedy):
         mask = torch.ones(2, 24, dtype=torch.bool)
         mask[0, i] = False
         judge(x, run(x, mask), mask)
-        with fails(r"image 0: centres names a token that takes no part"):
+        with fails(r"image 0: centres has an excluded token"):
             judge(x, free, mask)
         broken = x.clone()
         broken[0, i, 2] = torch.inf
         judge(broken, run(broken, None), None)
-        with fails(r"image 0: centres names a token that takes no part"):
+        with fails(r"image 0: centres has an excluded token"):
             judge(broken, free, None)
 
 
@@ -303,7 +303,7 @@ def test_unclaimed_token(greedy):
         out, centres=centres, labels=labels, counts=out.counts - torch.tensor([0, 1])
     )
     testing.assert_hard_invariants(x, wrong)
-    with fails(r"image 1: token \d+ is no centre, and none before it has it as a neighbour"):
+    with fails(r"image 1: token \d+ is no centre, and no earlier centre is its neighbour"):
         testing.assert_valid_threshold_greedy(x, wrong, THRESHOLD)
 
 
@@ -325,9 +325,9 @@ def test_wrong_order_of_claims():
     """Sets in which no token is unclaimed and no centre another's neighbour, but not greedy's."""
     x, out, threshold = two_groups()
     for centres, match in [
-        ([0, 3], r"token 1 is no centre, and none before it"),
-        ([1, 4], r"token 3 is no centre, and none before it"),
-        ([0, 2, 4], r"token 1 is no centre, and none before it"),
+        ([0, 3], r"token 1 is no centre, and no earlier centre is"),
+        ([1, 4], r"token 3 is no centre, and no earlier centre is"),
+        ([0, 2, 4], r"token 1 is no centre, and no earlier centre is"),
         ([1, 2, 3], r"centres 1 and 2 are neighbours"),
     ]:
         rows = torch.tensor([centres + [-1] * (5 - len(centres))])
@@ -378,19 +378,19 @@ def test_invariants(peaks):
         (dataclasses.replace(out, counts=out.counts[:1]), r"counts: shape \(1,\), expected \(2,\)"),
         (dataclasses.replace(out, delta=out.delta.double()), r"delta: dtype torch.float64"),
         (dataclasses.replace(out, score=out.score.clone().requires_grad_()), r"score: carries"),
-        (changed(out, "counts", 0, 5), r"image 0: counts is 5 with 24 tokens"),
-        (changed(out, "counts", 0, 0), r"image 0: counts is 0 with 24 tokens"),
-        (changed(out, "counts", 0, 3), r"image 0: centres behind the first 3 are not all -1"),
+        (changed(out, "counts", 0, 5), r"image 0: counts is 5 with 24 included tokens"),
+        (changed(out, "counts", 0, 0), r"image 0: counts is 0 with 24 included tokens"),
+        (changed(out, "counts", 0, 3), r"image 0: centres after the first 3 are not all -1"),
         (changed(out, "centres", (0, 1), -1), r"image 0: a centre below counts is -1"),
-        (changed(out, "centres", (0, 1), 24), r"image 0: centres names a token that is not there"),
+        (changed(out, "centres", (0, 1), 24), r"image 0: centres has a token outside the image"),
         (changed(out, "centres", (0, 1), centre), rf"image 0: token {centre}, centre of row 1"),
         (changed(out, "labels", (1, 3), 4), r"image 1: label of token 3 is not in \[0, 4\)"),
         (changed(out, "labels", (1, 3), -1), r"image 1: label of token 3 is not in \[0, 4\)"),
         (changed(out, "labels", (0, centre), 1), rf"image 0: token {centre}, centre of row 0"),
         (changed(out, "density", (1, 3), torch.nan), r"image 1: density: not finite"),
         (changed(out, "delta", (1, 3), -1.0), r"image 1: delta: negative"),
-        (changed(out, "knn", (1, 3, 0), 24), r"image 1: knn names a token that is not there"),
-        (changed(out, "parent", (1, 3), -2), r"image 1: parent names a token that is not there"),
+        (changed(out, "knn", (1, 3, 0), 24), r"image 1: knn has a token outside the image"),
+        (changed(out, "parent", (1, 3), -2), r"image 1: parent has a token outside the image"),
     ]:  # fmt: skip
         with fails(match):
             testing.assert_hard_invariants(x, wrong)
@@ -402,19 +402,19 @@ def test_invariants_of_tokens_that_take_no_part(peaks):
     out = sk.dpc_knn(x, **OPTIONS, token_mask=mask, backend="reference")
     testing.assert_hard_invariants(x, out, mask)
     for name, index, value, match in [
-        ("labels", (0, 5), 0, r"labels: not -1 where a token takes no part"),
-        ("density", (0, 5), 0.5, r"density: not 0 where a token takes no part"),
-        ("delta", (0, 5), 0.5, r"delta: not 0 where a token takes no part"),
-        ("knn", (0, 5, 0), 5, r"knn: not -1 where a token takes no part"),
-        ("parent", (0, 5), 1, r"parent: not -1 where a token takes no part"),
-        ("knn", (0, 4, 1), 5, r"knn names a token that takes no part"),
+        ("labels", (0, 5), 0, r"labels: not -1 on an excluded token"),
+        ("density", (0, 5), 0.5, r"density: not 0 on an excluded token"),
+        ("delta", (0, 5), 0.5, r"delta: not 0 on an excluded token"),
+        ("knn", (0, 5, 0), 5, r"knn: not -1 on an excluded token"),
+        ("parent", (0, 5), 1, r"parent: not -1 on an excluded token"),
+        ("knn", (0, 4, 1), 5, r"knn has an excluded token"),
     ]:
         with fails(rf"image 0: {match}"):
             testing.assert_hard_invariants(x, changed(out, name, index, value), mask)
     nothing = torch.zeros(2, 24, dtype=torch.bool)
     empty = sk.dpc_knn(x, **OPTIONS, token_mask=nothing, backend="reference")
     testing.assert_valid_density_peaks(x, empty, **OPTIONS, token_mask=nothing)
-    with fails(r"image 0: counts is 1 with 0 tokens"):
+    with fails(r"image 0: counts is 1 with 0 included tokens"):
         testing.assert_hard_invariants(x, changed(empty, "counts", 0, 1), nothing)
 
 

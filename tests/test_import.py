@@ -1,8 +1,10 @@
 """What `import setok_kernels` brings with it, in a process of its own."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,15 @@ def said_by(code):
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
+
+
+def test_triton_kernels_import_no_layer_above():
+    """`setok_kernels.ops` imports the kernels, so they must not import it back."""
+    package = Path(__file__).parents[1] / "triton/setok_triton"
+    text = "\n".join(path.read_text() for path in package.glob("*.py"))
+    imported = set(re.findall(r"^ *(?:from|import) (setok_kernels\S*)(?: import)?", text, re.M))
+    assert imported == {"setok_kernels", "setok_kernels.config", "setok_kernels.selection"}
+    assert set(re.findall(r"^ *from setok_kernels import (.*)", text, re.M)) == {"layout"}
 
 
 def test_nothing_heavy_is_imported():

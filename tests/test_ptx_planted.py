@@ -13,7 +13,7 @@ PEAKS = "cluster vit B,N,D,K=(1, 130, 100, 5) bfloat16 highest dense"
 FAULTS = {
     "a removed barrier": (
         "image.py",
-        "    # What one warp wrote, others read.\n    tl.debug_barrier()\n",
+        "    # Other warps read the stored indices.\n    tl.debug_barrier()\n",
         "",
         PEAKS,
         "race-in-global image_fwd_kernel",
@@ -27,8 +27,8 @@ FAULTS = {
     ),
     "a wrong tie": (
         "select.py",
-        "b_first = tl.min(tl.where(m_least, o_n, FAR_INDEX), axis=1)",
-        "b_first = tl.max(tl.where(m_least, o_n, -1), axis=1)",
+        "b_first = tl.min(tl.where(m_min, o_n, FAR_INDEX), axis=1)",
+        "b_first = tl.max(tl.where(m_min, o_n, -1), axis=1)",
         TIES,
         "AssertionError",
     ),

@@ -268,10 +268,10 @@ def test_offsets_beyond_31_bits(limit):
 
 
 def test_float64_says_what_to_do():
-    with pytest.raises(RuntimeError, match=r"takes float32, bfloat16 and float16.*reference"):
+    with pytest.raises(RuntimeError, match=r"expected float32, bfloat16 or float16.*reference"):
         cluster(torch.zeros(1, 4, 2, dtype=torch.float64), CONFIGS["default"])
     out = cluster(torch.zeros(1, 4, 2), CONFIGS["default"])
-    with pytest.raises(RuntimeError, match=r"takes float32, bfloat16 and float16.*reference"):
+    with pytest.raises(RuntimeError, match=r"expected float32, bfloat16 or float16.*reference"):
         sk.merge_tokens(torch.zeros(1, 4, 2, dtype=torch.float64), out, backend="triton")
 
 

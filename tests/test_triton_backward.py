@@ -308,7 +308,7 @@ def test_runs_repeat_bit_for_bit():
 def test_float64_says_what_to_do():
     x = torch.zeros(1, 4, 2)
     out = sk.cluster_tokens(x, backend="reference")
-    with pytest.raises(RuntimeError, match=r"takes float32, bfloat16 and float16.*reference"):
+    with pytest.raises(RuntimeError, match=r"expected float32, bfloat16 or float16.*reference"):
         triton_gradients(x.double(), sk.ClusterConfig(), out, [None] * 4)
 
 

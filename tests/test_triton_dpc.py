@@ -137,7 +137,7 @@ def test_noise_breaks_ties(regime, cap):
     x = testing.one_hot_tokens(2, 14, 4)
     mask = some_masked(x)
     noise = 1e-2 * torch.rand(2, 14, generator=torch.Generator().manual_seed(1)) - 5e-3
-    # A density below 0 is still above that of a token that takes no part.
+    # A density below 0 is still above that of an excluded token.
     noise[0, 3] = -2.0
     plain = check_dpc(x, num_clusters=5, token_mask=mask, cap=cap)
     noise[~mask] = torch.nan
@@ -291,5 +291,5 @@ def test_float64_says_what_to_do():
         lambda: sk.dpc_knn(x, 2, backend="triton"),
         lambda: sk.threshold_greedy(x, 0.5, backend="triton"),
     ):
-        with pytest.raises(RuntimeError, match=r"takes float32, bfloat16 and float16.*reference"):
+        with pytest.raises(RuntimeError, match=r"expected float32, bfloat16 or float16.*reference"):
             call()

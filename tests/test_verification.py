@@ -28,7 +28,7 @@ PASSED = Verdict(IDENTITY, (Outcome("a", "passed", 1.0), Outcome("b", "passed", 
 FAILED = dataclasses.replace(
     PASSED, outcomes=(Outcome("a", "passed", 1.0), Outcome("b", "failed", 2.0, "knn[0]: got 1\nat"))
 )
-UNKNOWN = dataclasses.replace(PASSED, outcomes=(), problem="a process could not begin: no memory")
+UNKNOWN = dataclasses.replace(PASSED, outcomes=(), problem="a process could not start: no memory")
 
 
 class Machine:
@@ -50,7 +50,7 @@ class Machine:
 def forget(monkeypatch):
     """As a new process would."""
     monkeypatch.setattr(trust, "_TRUSTED", {})
-    monkeypatch.setattr(verdict, "_SAID", set())
+    monkeypatch.setattr(verdict, "_WARNED", set())
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_the_first_call_verifies_and_later_processes_remember(machine, monkeypat
 
 def test_wrong_kernels_are_left_alone_with_a_warning_a_process(machine, monkeypatch):
     machine.verdict = FAILED
-    said = r"not right on cuda:0 \(Some GPU\): b: knn\[0\]: got 1\. .*send the report .*\.json"
+    said = r"wrong results on cuda:0 \(Some GPU\): b: knn\[0\]: got 1\. .*send the report .*\.json"
     with pytest.warns(VerificationWarning, match=said) as caught:
         assert auto() is auto() is reference
     assert len(caught) == 1 and str(machine.file) in str(caught[0].message)
@@ -110,7 +110,7 @@ def test_an_explicit_backend_is_not_second_guessed(machine):
 
 def test_float64_is_the_reference_s(machine):
     assert auto(torch.float64) is reference and machine.runs == 0
-    with pytest.raises(RuntimeError, match=r"float32, bfloat16 and float16, got torch\.float64"):
+    with pytest.raises(RuntimeError, match=r"float32, bfloat16 or float16, got torch\.float64"):
         dispatch.select_backend("triton", GPU, torch.float64)
 
 
@@ -357,7 +357,7 @@ def test_a_folder_that_cannot_be_written(where, machine, monkeypatch, tmp_path):
             raise RuntimeError("Could not determine home directory.")
 
         monkeypatch.setattr(verdict.Path, "expanduser", nowhere)
-    with pytest.warns(VerificationWarning, match="cannot remember .*SETOK_CACHE") as caught:
+    with pytest.warns(VerificationWarning, match="cannot cache .*SETOK_CACHE") as caught:
         assert auto() == TRITON
     assert len(caught) == 1
     # The report of a failure lies elsewhere then.
@@ -368,7 +368,7 @@ def test_a_folder_that_cannot_be_written(where, machine, monkeypatch, tmp_path):
         assert auto() is reference
     (report,) = tmp_path.glob("setok-verification-*/report.json")
     said = str(caught[-1].message)
-    assert "not right" in said and str(report) in said and machine.runs == 2
+    assert "wrong results" in said and str(report) in said and machine.runs == 2
 
 
 def test_where_verdicts_lie(monkeypatch, tmp_path):

@@ -67,7 +67,7 @@ def test_right_kernels_pass(name):
 
 @triton.jit
 def take_last_of_the_least(b_bits, o_n):
-    """`take_least` with the wrong rule for ties."""
+    """`take_min` with the wrong rule for ties."""
     b_least = tl.min(b_bits, axis=1)
     m_least = b_bits == b_least[:, None]
     b_last = tl.max(tl.where(m_least, o_n, -1), axis=1)
@@ -76,7 +76,7 @@ def take_last_of_the_least(b_bits, o_n):
 
 
 def test_a_wrong_rule_for_ties_is_found(monkeypatch):
-    monkeypatch.setattr(select, "take_least", take_last_of_the_least)
+    monkeypatch.setattr(select, "take_min", take_last_of_the_least)
     found = outcome("exact tokens, masked")
     assert found.state == "failed" and found.message.startswith("knn[")
     assert "Traceback" in found.message

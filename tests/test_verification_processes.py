@@ -64,15 +64,15 @@ DONE = "write(case=group); write(case=group, state='passed', seconds=0.1, messag
         (
             "print('CUDA error: busy', file=sys.stderr); sys.exit(3)",
             "unknown",
-            "^the process could not begin: CUDA error: busy$",
+            "^the process could not start: CUDA error: busy$",
         ),
         ("sys.exit(1)", "unknown", "^group first: .* exit status 1; group second: .*status 1$"),
-        ("pass", "unknown", "^0 of 2 cases were run$"),
+        ("pass", "unknown", "^only 0 of 2 cases ran$"),
         (DONE + "open(out, 'a').write('{\"case')", "passed", "^$"),
         (
             "write(case=group)\nif group == 'first': time.sleep(60)",
             "failed",
-            "^first: no end after 1 s$",
+            "^first: timed out after 1 s$",
         ),
     ],
 )
@@ -114,7 +114,7 @@ def test_a_process_that_has_another_device(tmp_path, capsys):
     arguments = ["--device", "cpu", "--key", IDENTITY.key, "--group", "hard"]
     with pytest.raises(SystemExit, match=str(child.COULD_NOT_BEGIN)):
         child.main([*arguments, str(tmp_path / "out")])
-    assert "cpu is another device, or has another driver" in capsys.readouterr().err
+    assert "cpu: expected the device, driver and versions of" in capsys.readouterr().err
 
 
 def test_signals_are_those_of_the_platform():

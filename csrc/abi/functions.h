@@ -1,13 +1,13 @@
-// The functions of torch's stable C interface that we call. Names and signatures are its documented
-// ABI, so nothing of torch is needed to compile, and one binary runs on torch 2.11 and every later
-// one. tests/native/test_abi.py compares them with torch's own headers.
+// Functions of torch's stable C interface that we call. Names and signatures are its documented
+// ABI, so torch is not needed to compile, and one binary runs on torch 2.11 and later versions.
+// tests/native/test_abi.py compares them with torch's headers.
 
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-// Called as in torch's headers, so that a file may include both.
+// Declared as in torch's headers, so that a file may include both.
 struct AtenTensorOpaque;
 using AtenTensorHandle = AtenTensorOpaque*;
 class TorchLibraryOpaque;
@@ -17,8 +17,8 @@ using StableIValue = uint64_t;
 typedef void (*ParallelFunc)(int64_t begin, int64_t end, void* ctx);
 using StableKernel = void (*)(StableIValue* stack, uint64_t arguments, uint64_t results);
 
-// F(result, name, (arguments)) for each; stub.cpp makes the library that stands for torch's at link
-// time from the same list.
+// F(result, name, (arguments)) for each function; stub.cpp generates the link-time stand-in for
+// torch's library from the same list.
 #define SETOK_TORCH_FUNCTIONS(F)                                                                 \
   F(int32_t, aoti_torch_device_type_cpu, ())                                                     \
   F(int32_t, aoti_torch_dtype_float64, ())                                                       \
@@ -59,7 +59,7 @@ using StableKernel = void (*)(StableIValue* stack, uint64_t arguments, uint64_t 
     (TorchLibraryHandle library, const char* name, StableKernel kernel, uint64_t build_version)) \
   F(AOTITorchError, aoti_torch_delete_library_object, (TorchLibraryHandle library))
 
-// They come from another library, whatever this one hides.
+// Visible although this library hides its symbols, because they come from another one.
 #ifdef _WIN32
 #define SETOK_VISIBLE
 #else

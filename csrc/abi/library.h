@@ -1,4 +1,5 @@
-// Functions as kernels of torch's operators: arguments and results lie on a stack of 64-bit words.
+// Registration of functions as kernels of torch's operators, with a stack of 64-bit words for
+// arguments and results.
 
 #pragma once
 
@@ -11,18 +12,18 @@
 
 #include "tensor.h"
 
-// What a kernel throws is caught in torch, which knows the exceptions of its own C++ library alone:
-// those of another one end the process.
+// torch catches exceptions of kernels, but only those of its own C++ library; those of another one
+// end the process.
 #if defined(__linux__) && defined(_LIBCPP_VERSION)
 #error "torch for Linux uses GCC's C++ library; use GCC, or clang with -stdlib=libstdc++"
 #endif
 
 namespace setok {
 
-// The version whose conventions this binary was built for: torch 2.11, the oldest that it runs on.
+// ABI version of this binary: torch 2.11, the oldest supported version.
 constexpr uint64_t kTorchVersion = (uint64_t{2} << 56) | (uint64_t{11} << 48);
 
-// Numbers lie in the low bytes of a word.
+// Numbers are in the low bytes of a word.
 template <class T>
 struct Boxing {
   static T take(StableIValue word) {
@@ -34,15 +35,15 @@ struct Boxing {
   static T pass(T value) { return value; }
 };
 
-// The kernel owns the tensors of its arguments, and gives those of its results away.
+// The kernel owns the tensors of its arguments and releases those of its results.
 template <>
 struct Boxing<Tensor> {
   static Tensor take(StableIValue word) { return Tensor(reinterpret_cast<AtenTensorHandle>(word)); }
   static const Tensor& pass(const Tensor& tensor) { return tensor; }
 };
 
-// An optional tensor, which a function takes as a pointer: a pointer to a word of its own, which is
-// the kernel's too; null for none.
+// Optional tensor, passed as a pointer: a pointer to a separate word that the kernel also owns;
+// null for none.
 template <>
 struct Boxing<const Tensor*> {
   static std::optional<Tensor> take(StableIValue word) {
@@ -57,8 +58,7 @@ struct Boxing<const Tensor*> {
   }
 };
 
-// The kernel of a function that takes tensors and numbers, and returns a tensor or an array of
-// them.
+// Kernel of a function that takes tensors and numbers, and returns a tensor or an array of tensors.
 template <auto function>
 struct Boxed;
 
@@ -89,7 +89,7 @@ struct Boxed<function> {
   }
 };
 
-// Kernels of a namespace's operators for one dispatch key, registered as long as this lives.
+// Kernels of a namespace's operators for one dispatch key, registered during its lifetime.
 class Library {
  public:
   struct Kernel {

@@ -1,5 +1,5 @@
-// Stands for torch's library when ours is linked, and is never loaded: in a process the name is
-// that of the torch already there.
+// Link-time stand-in for torch's library. It is never loaded: at run time the name resolves to the
+// torch of the process.
 
 #include <cstdlib>
 

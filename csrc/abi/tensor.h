@@ -1,4 +1,4 @@
-// Tensors of torch, owned, and torch's threads.
+// Owning handles of torch's tensors, and torch's threads.
 
 #pragma once
 
@@ -11,13 +11,13 @@
 
 namespace setok {
 
-// Raises where torch has failed; it has written the reason to stderr.
+// Throws if a torch call failed; torch has written the reason to stderr.
 inline void check_torch(AOTITorchError error, const char* function) {
   if (error != 0) throw std::runtime_error(std::string("torch: ") + function + " failed");
 }
 #define SETOK_TORCH(function, ...) ::setok::check_torch(function(__VA_ARGS__), #function)
 
-// The dtypes that we know, in the order of kDtypes.
+// Supported dtypes, in the order of kDtypes.
 enum class ScalarType {
   Double,
   Float,
@@ -36,7 +36,7 @@ enum class ScalarType {
 
 struct ScalarTypeInfo {
   const char* name;
-  int32_t code;  // torch's own number
+  int32_t code;  // torch's code
 };
 
 inline const ScalarTypeInfo* scalar_types() {
@@ -62,7 +62,7 @@ inline const char* name_of(ScalarType dtype) {
 
 using Shape = std::vector<int64_t>;
 
-// Sizes or strides, as long as their tensor lives.
+// Sizes or strides, valid during the lifetime of their tensor.
 struct Sizes {
   const int64_t* first;
   int64_t count;
@@ -71,7 +71,7 @@ struct Sizes {
   const int64_t* end() const { return first + count; }
 };
 
-// Owns its handle.
+// Tensor that owns its handle.
 class Tensor {
  public:
   explicit Tensor(AtenTensorHandle handle) : handle_(handle) {}
@@ -84,7 +84,7 @@ class Tensor {
     if (handle_ != nullptr) aoti_torch_delete_tensor_object(handle_);
   }
 
-  // Gives the handle away.
+  // Releases the handle.
   AtenTensorHandle release() { return std::exchange(handle_, nullptr); }
 
   ScalarType scalar_type() const {
@@ -113,13 +113,13 @@ class Tensor {
     return {number<int64_t*>(aoti_torch_get_strides, "aoti_torch_get_strides"), dim()};
   }
 
-  // Counted from the end where negative, as in Python.
+  // Negative axes count from the end, as in Python.
   int64_t size(int64_t at) const {
     const Sizes all = sizes();
     return all.first[at < 0 ? at + all.count : at];
   }
 
-  // In bytes.
+  // Size in bytes.
   int64_t element_size() const {
     const int32_t code = number<int32_t>(aoti_torch_get_dtype, "aoti_torch_get_dtype");
     return static_cast<int64_t>(aoti_torch_dtype_element_size(code));
@@ -150,7 +150,7 @@ class Tensor {
   AtenTensorHandle handle_;
 };
 
-// Contiguous, on the CPU, not initialised.
+// Contiguous uninitialised tensor on the CPU.
 inline Tensor empty_cpu(const Shape& shape, ScalarType dtype) {
   static const int32_t cpu = aoti_torch_device_type_cpu();
   Shape strides(shape.size());
@@ -169,7 +169,7 @@ inline uint32_t torch_threads() {
   return threads;
 }
 
-// f(begin, end) on torch's threads, for parts of [0, count).
+// Calls f(begin, end) on torch's threads, for parts of [0, count).
 template <class F>
 void torch_parallel(int64_t count, const F& f) {
   const auto call = [](int64_t begin, int64_t end, void* context) {

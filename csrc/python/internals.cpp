@@ -1,5 +1,5 @@
-// The optional module `setok_kernels._internals`: how the kernels were built, and those inside of
-// the operators, for tests and measurements of one of them. A wheel does without it.
+// Optional module `setok_kernels._internals`: build information, and single kernels for tests and
+// measurements. A wheel does not contain it.
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -28,7 +28,7 @@ using Floats = py::array_t<float, py::array::c_style>;
 
 constexpr size_t kAlignment = 64;
 
-// Kernels want their operands on whole vectors; numpy's memory need not be.
+// Kernels need aligned operands; numpy's memory may be unaligned.
 class Aligned {
  public:
   explicit Aligned(index_t count)

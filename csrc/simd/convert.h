@@ -1,4 +1,4 @@
-// 16-bit floating-point numbers to float and back.
+// Conversion between 16-bit floating-point numbers and float.
 
 #pragma once
 
@@ -17,7 +17,7 @@ SETOK_INLINE float from_half(uint16_t half) {
 }
 
 SETOK_INLINE uint16_t to_half(float x) {
-  // The additions round as the narrow number would; a magnitude beyond its range becomes infinite.
+  // The additions round like the narrow type; a magnitude above its range becomes infinite.
   const uint32_t w = bits_as<uint32_t>(x), twice = w + w, exponent = twice & 0xff000000u;
   const uint32_t bias = exponent < 0x71000000u ? 0x71000000u : exponent;
   const float scaled = (magnitude(x) * 0x1.0p+112f) * 0x1.0p-110f;

@@ -1,4 +1,4 @@
-// Nearest tokens of higher order (SeTok, Eq. 2), and largest distances.
+// Nearest tokens of higher order (SeTok, Eq. 2), and maximum distances.
 
 #pragma once
 
@@ -7,8 +7,8 @@
 namespace setok::SETOK_ISA {
 namespace {
 
-// j precedes i when its density is higher, or equal and j < i. Indices are compared as numbers of
-// the same width as the densities, so that one vector mask serves both.
+// Token j precedes i if its density is higher, or equal and j < i. Indices have the same width as
+// densities, so that one vector mask serves both.
 template <class T>
 SETOK_INLINE bool precedes(T other, T own, T j, T i) {
   return (other > own) | ((other == own) & (j < i));
@@ -19,18 +19,18 @@ index_t nearest_higher(const T* row, const T* density, const T* number, index_t 
   constexpr T none = std::numeric_limits<T>::infinity();
   const T own = density[i], me = number[i];
   const index_t width = padded(n);
-  T least[kLanes];
-  for (index_t lane = 0; lane < kLanes; ++lane) least[lane] = none;
+  T minima[kLanes];
+  for (index_t lane = 0; lane < kLanes; ++lane) minima[lane] = none;
   for (index_t block = 0; block < width; block += kLanes) {
 #pragma omp simd
     for (index_t lane = 0; lane < kLanes; ++lane) {
       const index_t j = block + lane;
       const T d = precedes(density[j], own, number[j], me) ? row[j] : none;
-      least[lane] = d < least[lane] ? d : least[lane];
+      minima[lane] = d < minima[lane] ? d : minima[lane];
     }
   }
   T best = none;
-  for (index_t lane = 0; lane < kLanes; ++lane) best = least[lane] < best ? least[lane] : best;
+  for (index_t lane = 0; lane < kLanes; ++lane) best = minima[lane] < best ? minima[lane] : best;
   if (best == none) return -1;
   for (index_t block = 0; block < width; block += kLanes) {
     int any = 0;
@@ -45,17 +45,17 @@ index_t nearest_higher(const T* row, const T* density, const T* number, index_t 
 
 template <class T>
 T largest_of(const T* row, index_t n) {
-  T most[kLanes] = {};
+  T maxima[kLanes] = {};
   const index_t whole = n / kLanes * kLanes;
   for (index_t block = 0; block < whole; block += kLanes) {
 #pragma omp simd
     for (index_t lane = 0; lane < kLanes; ++lane)
-      most[lane] = row[block + lane] > most[lane] ? row[block + lane] : most[lane];
+      maxima[lane] = row[block + lane] > maxima[lane] ? row[block + lane] : maxima[lane];
   }
-  for (index_t j = whole; j < n; ++j) most[0] = row[j] > most[0] ? row[j] : most[0];
+  for (index_t j = whole; j < n; ++j) maxima[0] = row[j] > maxima[0] ? row[j] : maxima[0];
   for (index_t lane = 1; lane < kLanes; ++lane)
-    most[0] = most[lane] > most[0] ? most[lane] : most[0];
-  return most[0];
+    maxima[0] = maxima[lane] > maxima[0] ? maxima[lane] : maxima[0];
+  return maxima[0];
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Distances from inner products, and the nearest neighbours in a row of them.
+// Distances from inner products, and nearest neighbours in a distance row.
 
 #pragma once
 
@@ -8,7 +8,7 @@
 namespace setok::SETOK_ISA {
 namespace {
 
-// A tile of inner products becomes distances, which go to rows of `to`.
+// Turns a tile of inner products into distances, and stores them to rows of `to`.
 template <class T>
 void finish_tile(T* tile, const T* row_norm, const T* column_norm, T* to, index_t ld) {
   for (index_t r = 0; r < kPanel; ++r) {
@@ -25,25 +25,26 @@ void finish_tile(T* tile, const T* row_norm, const T* column_norm, T* to, index_
 // Upper bound of the k-th smallest: the k-th smallest of the minima of `lanes` groups.
 template <class T, index_t lanes>
 SETOK_INLINE T bound_over_lanes(const T* row, index_t width, index_t k) {
-  T least[lanes], within[lanes];
-  for (index_t lane = 0; lane < lanes; ++lane) least[lane] = kFar<T>;
+  T minima[lanes], within[lanes];
+  for (index_t lane = 0; lane < lanes; ++lane) minima[lane] = kFar<T>;
   index_t j = 0;
   for (; j + lanes <= width; j += lanes) {
 #pragma omp simd
     for (index_t lane = 0; lane < lanes; ++lane)
-      least[lane] = row[j + lane] < least[lane] ? row[j + lane] : least[lane];
+      minima[lane] = row[j + lane] < minima[lane] ? row[j + lane] : minima[lane];
   }
-  for (; j < width; ++j) least[j % lanes] = least_of(least[j % lanes], row[j]);
-  // The smallest minimum that at least k of them are within; counted, not sorted: no branches.
+  for (; j < width; ++j) minima[j % lanes] = min_of(minima[j % lanes], row[j]);
+  // Smallest bound with at least k minima within; by counting, without branches.
   for (index_t lane = 0; lane < lanes; ++lane) within[lane] = 0;
   for (index_t other = 0; other < lanes; ++other) {
-    const T value = least[other];
+    const T value = minima[other];
 #pragma omp simd
-    for (index_t lane = 0; lane < lanes; ++lane) within[lane] += value <= least[lane] ? T{1} : T{0};
+    for (index_t lane = 0; lane < lanes; ++lane)
+      within[lane] += value <= minima[lane] ? T{1} : T{0};
   }
   T bound = kFar<T>;
   for (index_t lane = 0; lane < lanes; ++lane)
-    bound = within[lane] >= static_cast<T>(k) && least[lane] < bound ? least[lane] : bound;
+    bound = within[lane] >= static_cast<T>(k) && minima[lane] < bound ? minima[lane] : bound;
   return bound;
 }
 
@@ -53,8 +54,8 @@ T bound_of_nearest(const T* row, index_t width, index_t k) {
   return k <= 48 ? bound_over_lanes<T, 64>(row, width, k) : kFar<T>;
 }
 
-// The k nearest of at most `room` candidates in ascending order of index, by counting for each
-// how many come before it. Returns how many there are.
+// Selects the k nearest of at most `room` candidates in ascending order of index, by counting the
+// candidates before each. Returns their count.
 template <class T, index_t room>
 SETOK_INLINE index_t rank_within(const T* row, const int32_t* candidate, index_t count, index_t k,
                                  index_t* knn) {
@@ -65,17 +66,17 @@ SETOK_INLINE index_t rank_within(const T* row, const int32_t* candidate, index_t
     number[c] = static_cast<T>(c);
   }
   for (index_t other = 0; other < count; ++other) {
-    const T value = distance[other], place = number[other];
+    const T value = distance[other], index = number[other];
 #pragma omp simd
     for (index_t c = 0; c < room; ++c)
       before[c] +=
-          (value < distance[c]) | ((value == distance[c]) & (place < number[c])) ? T{1} : T{0};
+          (value < distance[c]) | ((value == distance[c]) & (index < number[c])) ? T{1} : T{0};
   }
   for (index_t c = 0; c < count; ++c) {
     const auto rank = static_cast<index_t>(before[c]);
     if (rank < k) knn[rank] = candidate[c];
   }
-  return least_of(count, k);
+  return min_of(count, k);
 }
 
 template <class T>

@@ -10,7 +10,7 @@ namespace {
 template <class T>
 void sum_differences(const T* x, index_t dim, index_t i, const index_t* partner, const T* weight,
                      index_t count, T* sum) {
-  // So many partners at a time: the sum is read and written once for all of them.
+  // Four partners at a time, so that the sum is read and written once for all of them.
   constexpr index_t kGroup = 4;
   const T* own = x + i * dim;
   for (index_t j = 0; j < dim; ++j) sum[j] = 0;

@@ -28,7 +28,7 @@ RowStatistics<T> row_statistics(const T* x, const T* origin, double* total, inde
   for (index_t j = whole; j < dim; ++j) step(j, j - whole);
   RowStatistics<T> row{0, 0};
   for (index_t lane = 0; lane < kLanes; ++lane) {
-    row.largest = most_of(row.largest, largest[lane]);
+    row.largest = max_of(row.largest, largest[lane]);
     row.squares += squares[lane];
   }
   return row;

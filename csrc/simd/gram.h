@@ -1,4 +1,4 @@
-// Panels of tokens and their inner products, and distances by the differences.
+// Panels of tokens, their inner products, and distances from differences.
 
 #pragma once
 
@@ -17,7 +17,7 @@ struct Vector {
   static constexpr index_t kWidth = SETOK_BYTES / sizeof(T);
 };
 
-// Blocks of `half` lanes of (a, b) change places; `lane` is 0, 1, 2, ...
+// Swaps blocks of `half` lanes of (a, b); `lane` is 0, 1, 2, ...
 template <class T, index_t half, index_t... lane>
 SETOK_INLINE void exchange_lanes(typename Vector<T>::type& a, typename Vector<T>::type& b,
                                  std::integer_sequence<index_t, lane...>) {
@@ -27,7 +27,7 @@ SETOK_INLINE void exchange_lanes(typename Vector<T>::type& a, typename Vector<T>
   a = __builtin_shufflevector(first, second, (lane & half ? lane - half + kWidth : lane)...);
   b = __builtin_shufflevector(first, second, (lane & half ? lane + kWidth : lane + half)...);
 #else
-  // GCC has the other one from version 12 on.
+  // GCC has __builtin_shufflevector only from version 12 on.
   using Integer = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
   typedef Integer Index __attribute__((vector_size(SETOK_BYTES)));
   a = __builtin_shuffle(first, second, Index{(lane & half ? lane - half + kWidth : lane)...});
@@ -107,8 +107,8 @@ void multiply_block(const T* a, const T* b, index_t depth, bool more, T* out) {
 
 template <class T>
 void multiply_panels(const T* a, const T* b, index_t dim, T* tile, index_t rows) {
-  // Sums of so many products are added up one by one: rounding errors grow with the depth of a
-  // block, not with dim. Deeper blocks are 3 % faster.
+  // Partial sums of kDepth products: rounding errors grow with the depth of a block, not with dim.
+  // Deeper blocks are 3 % faster.
   constexpr index_t kDepth = 128;
   for (index_t k = 0; k == 0 || k < dim; k += kDepth) {
     const index_t depth = dim - k < kDepth ? dim - k : kDepth;
@@ -118,7 +118,7 @@ void multiply_panels(const T* a, const T* b, index_t dim, T* tile, index_t rows)
   }
 }
 
-// ||a - b||^2 over fixed lanes: the same bits for the same numbers, whatever surrounds them.
+// ||a - b||^2 over fixed lanes: equal numbers give equal bits at every position.
 template <class T>
 SETOK_INLINE T lane_sum(const T* a, const T* b, index_t dim) {
   T sum[kLanes] = {};

@@ -1,5 +1,5 @@
-// Arithmetic for vectorised loops: the same instructions in every lane. The standard library's
-// functions for it are inline, which table.cpp may not have.
+// Branchless arithmetic for vectorised loops. The standard library's functions are inline, which
+// table.cpp must not use.
 
 #pragma once
 
@@ -27,12 +27,12 @@ SETOK_INLINE T power_of_two(int exponent) {
 }
 
 template <class T>
-SETOK_INLINE T least_of(T a, T b) {
+SETOK_INLINE T min_of(T a, T b) {
   return b < a ? b : a;
 }
 
 template <class T>
-SETOK_INLINE T most_of(T a, T b) {
+SETOK_INLINE T max_of(T a, T b) {
   return a < b ? b : a;
 }
 

@@ -9,7 +9,7 @@ namespace {
 
 template <class T>
 bool is_finite(const T* x, index_t dim) {
-  // 0 * x is not 0 exactly for the non-finite, and a sum of zeros keeps what is not.
+  // 0 * x is NaN exactly for non-finite x, and the sum of the zeros keeps it.
   T check[kLanes] = {};
   const index_t whole = dim / kLanes * kLanes;
   for (index_t j = 0; j < whole; j += kLanes) {

@@ -23,7 +23,7 @@ double product(const T* a, const T* b, index_t count) {
   return total;
 }
 
-// The same for three factors.
+// Sum of products of three factors.
 template <class T>
 double product_of_three(const T* a, const T* b, const T* c, index_t count) {
   double sum[kLanes] = {};

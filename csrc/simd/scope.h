@@ -1,4 +1,4 @@
-// The scope loop with its alpha masks (SeTok, Algorithm 1).
+// Scope loop with its alpha masks (SeTok, Algorithm 1).
 
 #pragma once
 
@@ -9,7 +9,7 @@
 namespace setok::SETOK_ISA {
 namespace {
 
-// Lanes are added in an order that depends on nothing.
+// Adds the lanes in a fixed order.
 template <class T>
 SETOK_INLINE T total(const T* lanes) {
   T sum[kLanes];
@@ -89,25 +89,26 @@ Priority<T> largest_priority(const ScopeState<T>& state) {
   const T* score = state.score;
   const T* eligible = state.eligible;
   const T* number = state.number;
-  T sum[kLanes] = {}, most[kLanes], token[kLanes];
-  for (index_t lane = 0; lane < kLanes; ++lane) most[lane] = token[lane] = -1;
+  T sum[kLanes] = {}, maxima[kLanes], token[kLanes];
+  for (index_t lane = 0; lane < kLanes; ++lane) maxima[lane] = token[lane] = -1;
   for (index_t block = 0; block < state.width; block += kLanes) {
 #pragma omp simd
     for (index_t lane = 0; lane < kLanes; ++lane) {
       const index_t i = block + lane;
       const T value = eligible[i] > 0 ? scope[i] * score[i] : T(-1);
-      const bool larger = value > most[lane];
+      const bool larger = value > maxima[lane];
       token[lane] = larger ? number[i] : token[lane];
-      most[lane] = larger ? value : most[lane];
+      maxima[lane] = larger ? value : maxima[lane];
       sum[lane] += scope[i];
     }
   }
-  // Each lane has its first; the lowest of them is the first of all.
+  // Each lane has its first token; the lowest of them is the first of all.
   T largest = -1, first = -1;
   for (index_t lane = 0; lane < kLanes; ++lane) {
-    const bool before = (most[lane] > largest) | ((most[lane] == largest) & (token[lane] < first));
+    const bool before =
+        (maxima[lane] > largest) | ((maxima[lane] == largest) & (token[lane] < first));
     first = before ? token[lane] : first;
-    largest = before ? most[lane] : largest;
+    largest = before ? maxima[lane] : largest;
   }
   return {static_cast<index_t>(first), total(sum)};
 }

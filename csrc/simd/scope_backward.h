@@ -26,7 +26,7 @@ SETOK_INLINE AlphaAt<T> alpha_at(const Curve<T>& curve, T d, T score, T threshol
     at.level = 0;
     at.rest = 1 - at.alpha;
   } else {
-    // Nothing is left to tell apart so far below, and products with it stay numbers.
+    // Smaller values make no difference, and with this bound products stay finite.
     const T lowest = -2 * kLevelLimit<T>, level = (threshold - at.phi) * curve.steep;
     at.level = level < lowest ? lowest : level;
     const T odds = vexp2(at.level > kLevelLimit<T> ? kLevelLimit<T> : at.level);
@@ -36,12 +36,12 @@ SETOK_INLINE AlphaAt<T> alpha_at(const Curve<T>& curve, T d, T score, T threshol
   return at;
 }
 
-// One seed, whose row of distances becomes that of their gradients.
+// Runs one seed backwards; its distance row becomes the row of their gradients.
 template <class T, Kernel kernel, Alpha form>
 SETOK_INLINE void step_back(const Curve<T>& curve, ScopeBlock<T>& block, T* row) {
   const T *score = block.score, *threshold = block.threshold;
   const T *mask = block.mask, *grad = block.grad;
-  T *later = block.later, *pull = block.pull;
+  T *later = block.later, *level_grad = block.level_grad;
   double *alone = block.sums[0], *by_score = block.sums[1];
   double *by_level = block.sums[2], *by_reach = block.sums[3];
   const T sigma = curve.sigma, far = curve.far, reach = curve.reach;
@@ -58,7 +58,7 @@ SETOK_INLINE void step_back(const Curve<T>& curve, ScopeBlock<T>& block, T* row)
       else
         g = at.level > kLevelLimit<T> ? T{0} : mask[i] * at.rest * apart;
       later[i] = at.alpha * grad[i] + at.rest * later[i];
-      pull[i] += g;
+      level_grad[i] += g;
       T fall;
       if constexpr (kernel == Kernel::epanechnikov)
         fall = d <= curve.bandwidth ? g : T{0};
@@ -68,7 +68,7 @@ SETOK_INLINE void step_back(const Curve<T>& curve, ScopeBlock<T>& block, T* row)
       by_score[lane] += static_cast<double>(g * score[i]);
       by_level[lane] += static_cast<double>(g * at.level);
       by_reach[lane] += static_cast<double>(fall * at.away);
-      // The root has no slope at 0.
+      // The subgradient of the root at 0 is 0.
       if constexpr (kernel == Kernel::laplacian) fall = d > 0 ? fall / (2 * at.away) : T{0};
       row[i] = scaled > far ? T{0} : reach * fall;
     }

@@ -1,4 +1,4 @@
-// What the scope loop and its gradient have in common.
+// Common constants and similarity of the scope loop and its gradient.
 
 #pragma once
 
@@ -8,11 +8,11 @@
 namespace setok::SETOK_ISA {
 namespace {
 
-// 0.9 log2(max), as in the reference: the exponential of the sigmoid stays in range.
+// 0.9 log2(max), as in the reference, keeps the exponential of the sigmoid in range.
 template <class T>
 constexpr T kLevelLimit = sizeof(T) == 8 ? T(921.6) : T(115.2);
 
-// `slope` is -log2(e) / bandwidth: one product in place of two and a division.
+// `slope` is -log2(e) / bandwidth, for one product instead of two and a division.
 template <class T, Kernel kernel>
 SETOK_INLINE T similarity(T distance, T bandwidth, T slope) {
   if constexpr (kernel == Kernel::gaussian) return vexp2(distance * slope);

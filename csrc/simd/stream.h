@@ -1,4 +1,4 @@
-// Rows of tiles of distances, each consumed by rows and by columns.
+// Consumption of tiles of distances by rows and by columns.
 
 #pragma once
 
@@ -9,7 +9,7 @@
 namespace setok::SETOK_ISA {
 namespace {
 
-// Whether any of the lanes is at most its bound.
+// True if any lane is at most its bound.
 template <class T>
 SETOK_INLINE bool any_within(const T* d, const T* bound) {
   int any = 0;
@@ -26,14 +26,14 @@ void take_row(const Lists<T>& lists, const Tile<T>& tile, index_t r) {
     T bound[kLanes];
     for (index_t lane = 0; lane < kLanes; ++lane) bound[lane] = lists.bound[i];
     if (any_within(d + block, bound)) {
-      const index_t end = least_of(block + kLanes, tile.columns);
+      const index_t end = min_of(block + kLanes, tile.columns);
       for (index_t c = block; c < end; ++c)
         if (d[c] <= lists.bound[i] && d[c] < kFar<T>) lists.insert(i, d[c], tile.left + c);
     }
     if (tile.diagonal) continue;
     const T* bounds = lists.bound + tile.left + block;
     if (any_within(d + block, bounds)) {
-      const index_t end = least_of(block + kLanes, tile.columns);
+      const index_t end = min_of(block + kLanes, tile.columns);
       for (index_t c = block; c < end; ++c)
         if (d[c] <= bounds[c - block]) lists.insert(tile.left + c, d[c], i);
     }
@@ -47,9 +47,9 @@ void take_parents(const Higher<T>& higher, const Tile<T>& tile, const T* density
   const T own = density[i], me = static_cast<T>(i);
   const T* d = tile.distance + r * tile.ld;
   const T* other = density + tile.left;
-  // Columns of the row's own strip may come before it; those of later strips do not.
-  T least[kLanes];
-  for (index_t lane = 0; lane < kLanes; ++lane) least[lane] = none;
+  // Only columns of the row's own strip may precede it by index.
+  T minima[kLanes];
+  for (index_t lane = 0; lane < kLanes; ++lane) minima[lane] = none;
   const index_t before = tile.diagonal ? i - tile.left : 0;
   for (index_t block = 0; block < width; block += kLanes) {
 #pragma omp simd
@@ -57,11 +57,11 @@ void take_parents(const Higher<T>& higher, const Tile<T>& tile, const T* density
       const index_t c = block + lane;
       const bool precedes = (other[c] > own) | ((other[c] == own) & (c < before));
       const T value = precedes ? d[c] : none;
-      least[lane] = value < least[lane] ? value : least[lane];
+      minima[lane] = value < minima[lane] ? value : minima[lane];
     }
   }
   T best = none;
-  for (index_t lane = 0; lane < kLanes; ++lane) best = least_of(best, least[lane]);
+  for (index_t lane = 0; lane < kLanes; ++lane) best = min_of(best, minima[lane]);
   if (best < higher.distance[i]) {
     index_t c = 0;
     while (d[c] != best || !(other[c] > own || (other[c] == own && c < before))) ++c;
@@ -83,7 +83,7 @@ template <class T>
 void take_farthest(T* farthest, const Tile<T>& tile, index_t r) {
   const T* d = tile.distance + r * tile.ld;
   T* own = farthest + tile.top + r;
-  *own = most_of(*own, largest_of(d, tile.columns));
+  *own = max_of(*own, largest_of(d, tile.columns));
   if (tile.diagonal) return;
   T* other = farthest + tile.left;
 #pragma omp simd

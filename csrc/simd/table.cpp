@@ -1,9 +1,9 @@
-// The kernels of one instruction set. build.py compiles this file once for each of them and gives
-// its name, SETOK_ISA, and its flags.
+// Kernels of one instruction set. build.py compiles this file once for each set, with its name
+// SETOK_ISA and its flags.
 //
-// No function here may be one that the linker could take for another object's, or others might run
-// it on a processor that lacks the set. So what is defined is local to the file, and what is shared
-// with others is always inlined (types.h); the standard library's inline functions are neither.
+// The linker must not merge a function of this object with another object's, or a processor without
+// the set might run it. So every definition is local to the file, and shared functions are always
+// inlined (types.h). Inline functions of the standard library are neither, and must not be used.
 
 #include "kernels.h"
 
@@ -74,7 +74,7 @@ constexpr Kernels<T> table() {
   SETOK_ENTER(normalise)
   SETOK_ENTER(find_near)
 #undef SETOK_ENTER
-  // One that is not entered would be null.
+  // A missing entry would be null.
   static_assert(sizeof(table) == 31 * sizeof(void (*)()));
   table.count_bits = count_bits;
   table.widen = widen;

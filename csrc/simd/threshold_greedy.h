@@ -1,4 +1,4 @@
-// Tokens of norm 1, and which are near each other.
+// Normalisation of tokens, and neighbour bits.
 
 #pragma once
 
@@ -10,18 +10,18 @@ namespace {
 
 template <class T>
 void normalise(T* x, index_t dim) {
-  T largest = 0, most[kLanes] = {};
+  T largest = 0, maxima[kLanes] = {};
   const index_t whole = dim / kLanes * kLanes;
   for (index_t block = 0; block < whole; block += kLanes) {
 #pragma omp simd
     for (index_t lane = 0; lane < kLanes; ++lane)
-      most[lane] = most_of(most[lane], magnitude(x[block + lane]));
+      maxima[lane] = max_of(maxima[lane], magnitude(x[block + lane]));
   }
-  for (index_t j = whole; j < dim; ++j) most[0] = most_of(most[0], magnitude(x[j]));
-  for (index_t lane = 0; lane < kLanes; ++lane) largest = most_of(largest, most[lane]);
+  for (index_t j = whole; j < dim; ++j) maxima[0] = max_of(maxima[0], magnitude(x[j]));
+  for (index_t lane = 0; lane < kLanes; ++lane) largest = max_of(largest, maxima[lane]);
   if (largest == 0) return;
   const int exponent = exponent_of(largest), half = exponent / 2;
-  // 2**-exponent may leave the range where its halves do not.
+  // 2**-exponent may leave the range although its two factors do not.
   const T a = power_of_two<T>(-half), b = power_of_two<T>(half - exponent);
   double squares[kLanes] = {};
   for (index_t block = 0; block < whole; block += kLanes) {

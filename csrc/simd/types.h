@@ -1,8 +1,7 @@
-// Sizes, options and operands that the kernels of every instruction set and their callers share.
+// Sizes, options and operands shared by the kernels of all instruction sets and their callers.
 //
-// table.cpp is compiled with instructions that not every processor has. Of equal inline functions
-// in several objects the linker keeps any one, for all callers, so every function here is always
-// inlined: none is left to keep.
+// table.cpp is compiled with instructions that not every processor has. The linker keeps one of
+// several equal inline functions for all callers, so every function here is always inlined.
 
 #pragma once
 
@@ -16,16 +15,16 @@ namespace setok {
 
 using index_t = int64_t;
 
-// Rows of distances and vectors over tokens are padded to whole groups of lanes, so that no loop
-// has a scalar tail: equal numbers give equal bits wherever they stand.
+// Distance rows and vectors over tokens are padded to whole groups of lanes, so that no loop has a
+// scalar tail: equal numbers give equal bits at every position.
 constexpr index_t kLanes = 16;
 SETOK_INLINE index_t padded(index_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
-// Tokens of a panel, which lie side by side: packed[k * kPanel + i] is feature k of token i.
+// Number of tokens of a panel; packed[k * kPanel + i] is feature k of token i.
 constexpr index_t kPanel = 32;
 SETOK_INLINE index_t panels_of(index_t n) { return (n + kPanel - 1) / kPanel; }
 
-// A bit for each token of a panel.
+// One bit for each token of a panel.
 using Word = uint32_t;
 static_assert(sizeof(Word) * 8 == kPanel);
 
@@ -40,7 +39,7 @@ SETOK_INLINE To bits_as(From from) {
   return to;
 }
 
-// The bits of a float order like its magnitude, and those of the non-finite come last.
+// The bits of a float order like its magnitude; non-finite floats come last.
 template <class T>
 struct Bits;
 template <>
@@ -56,26 +55,26 @@ struct Bits<double> {
 
 template <class T>
 struct RowStatistics {
-  typename Bits<T>::type largest;  // bits of the largest magnitude
-  double squares;                  // of the differences from the origin
+  typename Bits<T>::type largest;  // bits of the maximum magnitude
+  double squares;                  // sum of squared differences from the origin
 };
 
-// Stands in columns behind the last token: no neighbour is as far, and it is finite so that
+// Distance in columns after the last token: larger than any neighbour's, and finite, so that
 // products with 0 are 0.
 template <class T>
 constexpr T kFar = std::numeric_limits<T>::max();
 
-// Most candidates that are ranked by counting, not sorted.
+// Maximum number of candidates that are ranked by counting, not sorted.
 constexpr index_t kRanked = 32;
 
-// The k smallest of what it was given, ties lowest index; `distance` and `index` hold k each.
+// List of the k smallest distances so far, ties lowest index; `distance` and `index` hold k each.
 template <class T>
 struct Nearest {
   T* distance;
   index_t* index;
   index_t k, found;
 
-  // Candidates may come in any order: equal distances are told apart by index.
+  // Candidates may come in any order: equal distances are ordered by index.
   SETOK_INLINE void insert(T d, index_t i) {
     if (found == k && !before(d, i, distance[k - 1], index[k - 1])) return;
     index_t at = found < k ? found++ : k - 1;
@@ -97,14 +96,14 @@ template <class T>
 struct Tile {
   T* distance;
   index_t ld, top, left, rows, columns;
-  bool diagonal;  // whether the strip holds the rows' own tokens
+  bool diagonal;  // the strip contains the rows' own tokens
 };
 
 // Running lists of nearest tokens; n has room for whole strips in `bound`.
 template <class T>
 struct Lists {
   index_t k;
-  T *distance, *bound;     // (n, k); (n,) distance of the last of a full list, else kFar
+  T *distance, *bound;     // (n, k); (n,) last distance of a full list, else kFar
   index_t *index, *found;  // (n, k); (n,)
 
   SETOK_INLINE void insert(index_t token, T d, index_t other) const {
@@ -115,8 +114,8 @@ struct Lists {
   }
 };
 
-// Nearest tokens of higher order that were met so far, both (n,) for whole strips: indices are
-// numbers of the same width as the distances.
+// Nearest tokens of higher order so far, both (n,) for whole strips; indices have the same width as
+// the distances.
 template <class T>
 struct Higher {
   T *distance, *index;
@@ -131,12 +130,12 @@ struct ScopeState {
   const T* score;
   T* threshold;  // (offset + beta * score) * steep
   T* scope;      // z
-  T* next;       // z * (1 - alpha) of the step at hand
-  T* mask;       // z * alpha of the step at hand
-  T* eligible;   // 1 where the token may be a seed, else 0
-  T* best;       // largest mask so far, from -1 on
-  T* label;      // its row
-  T far = 0;     // where distances are cut off
+  T* next;       // z * (1 - alpha) of the current step
+  T* mask;       // z * alpha of the current step
+  T* eligible;   // 1 if the token may be a seed, else 0
+  T* best;       // maximum mask so far, initially -1
+  T* label;      // row of `best`
+  T far = 0;     // upper bound of distances
   T log2e = 0, bandwidth = 0, beta = 0;
   T steep = 0;  // log2(e) / temperature: the sigmoid is 1 / (1 + 2**(threshold - steep * phi))
 };
@@ -147,7 +146,7 @@ struct Priority {
   T scope;        // sum of the scope
 };
 
-// What alpha depends on besides the token.
+// Parameters of alpha.
 template <class T>
 struct Curve {
   Kernel kernel;
@@ -157,18 +156,18 @@ struct Curve {
   T reach;  // turns gradients of phi, times -bandwidth, into twice those of the squared distance
 };
 
-// Tokens of one task of the scope's gradients: what it sums is added up in the order of the blocks.
+// Number of tokens of a task of the scope's gradients; sums are added in the order of the blocks.
 constexpr index_t kScopeBlock = 256;
 
-// The tokens of such a block side by side, zeros behind the last.
+// Vectors over the tokens of such a block, zeros after the last.
 template <class T>
 struct ScopeBlock {
   alignas(64) T score[kScopeBlock], threshold[kScopeBlock];
   alignas(64) T mask[kScopeBlock], grad[kScopeBlock];
-  alignas(64) T later[kScopeBlock];  // gradient of the scope that is left
-  alignas(64) T pull[kScopeBlock];   // sum over the seeds of the gradient of the level
+  alignas(64) T later[kScopeBlock];       // gradient of the remaining scope
+  alignas(64) T level_grad[kScopeBlock];  // sum over the seeds of the gradient of the level
   index_t width;
-  double sums[4][kLanes];  // of the gradient of the level: alone, and times score, level and reach
+  double sums[4][kLanes];  // sums of the level's gradient: alone, and times score, level and reach
 };
 
 }  // namespace setok

@@ -1,7 +1,7 @@
-"""Drop-ins for the clustering functions of other projects, on the kernels of this one.
+"""Drop-in replacements for the clustering functions of other projects.
 
-Each module has the names, arguments, results and dtypes of one project: change the import, keep
-the rest (docs/migrate.md). What is different on purpose stands at each function.
+Each module has the names, arguments, results and dtypes of one project, so only the import changes
+(docs/migrate.md). Each function documents its intended differences.
 """
 
 from setok_kernels.compat import chatunivi, divt, setok, tcformer

@@ -1,4 +1,4 @@
-"""Chat-UniVi (CVPR 2024; `ChatUniVi/model/cluster.py`)."""
+"""Drop-in for Chat-UniVi (CVPR 2024; `ChatUniVi/model/cluster.py`)."""
 
 from typing import Any
 
@@ -20,17 +20,17 @@ def merge_tokens(
 ) -> dict[str, Any]:
     """Average the tokens of each cluster: x_c = sum_i w_i x_i / (sum_i w_i + 1e-6).
 
-    Different from the original on purpose: a weight of -inf, which its own `CTM` gives to padding,
-    counts as 0 where the original returns NaN, and so does a token with a non-finite feature. Sums
+    Intended differences from the original: a weight of -inf, which its `CTM` gives to padding,
+    counts as 0 (the original returns NaN). A token with a non-finite feature also counts as 0. Sums
     are deterministic on every device.
 
     Args:
-        token_dict: "x" (B, N, C), "idx_token" (B, N_init) int64 token of each initial place,
-            on any device, "agg_weight" (B, N_init, 1).
-        idx_cluster: (B, N) int64 in [0, cluster_num).
-        cluster_num: clusters of every image.
+        token_dict: dict with "x" (B, N, C), "idx_token" (B, N_init) int64 token of each initial
+            position, on any device, and "agg_weight" (B, N_init, 1).
+        idx_cluster: (B, N) int64 cluster of each token, in [0, cluster_num).
+        cluster_num: number of clusters of each image.
         token_weight: (B, N, 1) weight of each token; None means 1.
-        backend: as in `sk.cluster_tokens`.
+        backend: name of the backend, see `sk.cluster_tokens`.
 
     Returns:
         dict: "x" (B, cluster_num, C) in the dtype of x, 0 in clusters without members; "token_num"

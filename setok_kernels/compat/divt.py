@@ -1,4 +1,4 @@
-"""DiVT (CVPR 2026; `DiVT.clustering` of `llava/model/multimodal_projector/builder.py`)."""
+"""Drop-in for DiVT (CVPR 2026; `llava/model/multimodal_projector/builder.py::DiVT.clustering`)."""
 
 import torch
 from torch import Tensor
@@ -12,27 +12,28 @@ def threshold_greedy(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Cluster tokens by cosine similarity and take one query token per cluster.
 
-    Different from the original on purpose:
+    Intended differences from the original:
 
-    - It ends for every input. The original loops for ever on a zero vector with a threshold of 0 or
-      more, and on every input with one of 1 or more; here a token is always its own neighbour. The
-      similarity of a zero vector to any other token is 0.
-    - A token with a non-finite feature is attended to by nobody.
+    - It terminates for every input. The original loops forever on a zero vector with a threshold of
+      0 or more, and on every input with a threshold of 1 or more. Here a token is always its own
+      neighbour, and a zero vector has similarity 0 to any other token.
+    - No query attends to a token with a non-finite feature.
 
-    Waits for the device once: the number of queries is data. `sk.threshold_greedy` does not.
+    Waits for the device once, because the number of queries is data; `sk.threshold_greedy` does
+    not.
 
     Args:
         query: (B, N, D) features from which the queries are taken.
-        features: (B, N, F) features that are clustered; float64, float32, bfloat16 or float16.
-        threshold: of the cosine similarity.
-        backend: as in `sk.cluster_tokens`.
+        features: (B, N, F) features to cluster; float64, float32, bfloat16 or float16.
+        threshold: threshold of the cosine similarity.
+        backend: name of the backend, see `sk.cluster_tokens`.
 
     Returns:
-        query_tokens: (B, Q, D) those of the centres, ascending by token; Q is the most of an image,
-            and behind an image's last stands its token 0. Carries gradient to `query`.
-        num_queries: (B,) int64.
+        query_tokens: (B, Q, D) query tokens of the centres, ascending by token. Q is the maximum
+            over the images; token 0 of the image fills the rest. Carries gradient to `query`.
+        num_queries: (B,) int64 number of queries of each image.
         attn_mask: (B, Q, N) bool, False where a query attends: at the tokens of its cluster, and
-            everywhere behind an image's last query.
+            everywhere after an image's last query.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
@@ -46,9 +47,9 @@ def threshold_greedy(
         raise ValueError(f"query: expected shape {expected}, got {tuple(query.shape)}")
     checks.check_device("query", query, features.device)
     out = cluster(features, threshold, backend=backend)
-    most = int(out.counts.max()) if out.counts.numel() else 0
-    centres = out.centres[:, :most]
+    max_count = int(out.counts.max()) if out.counts.numel() else 0
+    centres = out.centres[:, :max_count]
     index = centres.clamp(min=0)[:, :, None].expand(-1, -1, query.shape[2])
-    row = torch.arange(most, device=features.device)[:, None]
+    row = torch.arange(max_count, device=features.device)[:, None]
     attn_mask = (out.labels[:, None] != row) & (centres >= 0)[:, :, None]
     return query.gather(1, index), out.counts, attn_mask

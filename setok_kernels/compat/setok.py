@@ -1,4 +1,4 @@
-"""The public code of SeTok (ICLR 2025; `SetokTokenizer.cluster_dpc_knn`)."""
+"""Drop-in for the public code of SeTok (ICLR 2025; `SetokTokenizer.cluster_dpc_knn`)."""
 
 from torch import Tensor
 
@@ -19,31 +19,32 @@ def cluster_dpc_knn(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Cluster the tokens of one image by density peaks above a score.
 
-    In the original the seed distance of a token is at most the least, over the tokens of no higher
-    density, of their distance to the token farthest from them (`cap="eccentricity"` of `dpc_knn`);
-    so it is here. Different on purpose:
+    As in the original, `cap="eccentricity"` of `dpc_knn` bounds the seed distance. Intended
+    differences:
 
-    - Deterministic. The original adds `1e-6 * torch.rand(N)` to the density in every call, and
-      five calls find five numbers of clusters; pass that very tensor as `noise` to get its result.
-    - A token that `token_mask` leaves out has no influence at all.
-    - Fewer tokens than `k` or `min_cluster_num` is no error.
+    - The result is deterministic. The original adds `1e-6 * torch.rand(N)` to the density in every
+      call, and five calls find five numbers of clusters. Pass that tensor as `noise` to reproduce
+      its result.
+    - A token outside `token_mask` has no influence.
+    - Fewer tokens than `k` or `min_cluster_num` are not an error.
 
-    Waits for the device: the number of clusters is data. `dpc_knn` does not.
+    Waits for the device, because the number of clusters is data; `dpc_knn` does not.
 
     Args:
-        x: (N, C); float64, float32, bfloat16 or float16 (clustered by sums in float32).
-        k: neighbours in the local density, the token itself included.
-        token_mask: (N,), above 0 where a token exists.
-        threshold: a centre has a higher score.
-        min_cluster_num: centres where no score is higher; an attribute of the original's module.
-        noise: (N,) added to the density; None for none.
-        backend: as in `sk.cluster_tokens`.
+        x: tokens, (N, C); float64, float32, bfloat16 or float16 (clustered by sums in float32).
+        k: number of neighbours in the local density, the token itself included.
+        token_mask: (N,) mask, above 0 for valid tokens.
+        threshold: score that a centre must exceed.
+        min_cluster_num: number of centres if no score exceeds the threshold; in the original an
+            attribute of the module.
+        noise: (N,) tensor added to the density; None for none.
+        backend: name of the backend, see `sk.cluster_tokens`.
 
     Returns:
         index_down: (M,) int64 centres, ascending.
         idx_cluster: (N,) int64 position in `index_down` of each token's centre; 0 for padding, as
             in the original.
-        score: (1, N) in the dtype of x, 0 for padding.
+        score: (1, N) seed scores in the dtype of x, 0 for padding.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.

@@ -1,4 +1,4 @@
-"""What the drop-ins for TCFormer and Chat-UniVi share: both take a `token_dict`."""
+"""Common code of the drop-ins for TCFormer and Chat-UniVi, which both take a `token_dict`."""
 
 from typing import Any
 
@@ -23,28 +23,28 @@ def cluster_dpc_knn(
 ) -> tuple[Tensor, int]:
     """Cluster tokens by density peaks; the cluster numbers follow descending score.
 
-    Different from the original on purpose:
+    Intended differences from the original:
 
-    - Deterministic. The original adds `1e-6 * torch.rand(B, N)` to the density in every call; pass
-      that very tensor as `noise` to get its result.
-    - Padding is never a centre, nor does it change the result: the original takes the largest
-      distance of the batch, padding and its features included, for padded tokens. Where an image
-      has fewer tokens than `cluster_num` its last clusters stay empty.
-    - Fewer tokens than `k` is no error: the density is the mean over those there are.
+    - The result is deterministic. The original adds `1e-6 * torch.rand(B, N)` to the density in
+      every call. Pass that tensor as `noise` to reproduce its result.
+    - Padding is never a centre and does not change the result. The original gives padded tokens the
+      maximum distance of the batch, padding and its features included. If an image has fewer tokens
+      than `cluster_num`, its last clusters stay empty.
+    - Fewer tokens than `k` are not an error: the density is the mean over the existing ones.
     - 16-bit tokens are clustered by sums in float32.
 
     Args:
-        token_dict: its "x" is (B, N, C); float64, float32, bfloat16 or float16.
-        cluster_num: clusters of every image, at least 1.
-        k: neighbours in the local density, the token itself included.
-        token_mask: (B, N), above 0 where a token exists.
-        noise: (B, N) added to the density; None for none.
-        backend: as in `sk.cluster_tokens`.
+        token_dict: dict with "x" (B, N, C); float64, float32, bfloat16 or float16.
+        cluster_num: number of clusters of each image, at least 1.
+        k: number of neighbours in the local density, the token itself included.
+        token_mask: (B, N) mask, above 0 for valid tokens.
+        noise: (B, N) tensor added to the density; None for none.
+        backend: name of the backend, see `sk.cluster_tokens`.
 
     Returns:
         idx_cluster: (B, N) int64 cluster of each token in [0, cluster_num); 0 for padding, as in
             the original.
-        cluster_num: as given.
+        cluster_num: the argument, unchanged.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
@@ -65,7 +65,7 @@ def merge_tokens(
     token_weight: Tensor | None,
     backend: str,
 ) -> dict[str, Any]:
-    """Entries "x", "token_num", "idx_token" and "agg_weight" of the merged tokens.
+    """Return the entries "x", "token_num", "idx_token" and "agg_weight" of the merged tokens.
 
     x_c = sum_i w_i x_i / (sum_i w_i + 1e-6) over the members i of cluster c. Differentiable with
     respect to x and `token_weight`.
@@ -83,7 +83,7 @@ def merge_tokens(
         token_weight = x.new_ones(batch, tokens, 1)
     checks.check_float("token_weight", token_weight)
     checks.check_shape("token_weight", token_weight, (batch, tokens, 1))
-    # Padding is often given a logit of -inf where a weight is meant.
+    # Callers often mark padding by a weight of -inf, as in logits.
     token_weight = token_weight.masked_fill(token_weight == -torch.inf, 0)
     out = HardClusters(
         labels=idx_cluster,
@@ -91,16 +91,17 @@ def merge_tokens(
         counts=idx_cluster.new_full((batch,), cluster_num),
     )
     mean = merge_rows(x, out, weights=token_weight[..., 0], backend=backend)
-    # Sums through means of members: they are deterministic on every device.
+    # Sums as means times sizes: the merge is deterministic on every device.
     mass = merge_rows(token_weight, out, backend=backend) * out.sizes()[..., None]
-    share = (token_weight / (mass + 1e-6).gather(1, idx_cluster[..., None])).to(token_weight.dtype)
-    # Chat-UniVi makes it on the CPU, wherever x is.
+    fraction = token_weight / (mass + 1e-6).gather(1, idx_cluster[..., None])
+    fraction = fraction.to(token_weight.dtype)
+    # Chat-UniVi creates it on the CPU, whatever the device of x.
     idx_token = token_dict["idx_token"].to(x.device, torch.int64)
     return {
         "x": (mean * (mass / (mass + 1e-6))).to(x.dtype),
         "token_num": cluster_num,
         "idx_token": idx_cluster.gather(1, idx_token),
-        "agg_weight": token_dict["agg_weight"] * share.gather(1, idx_token[..., None]),
+        "agg_weight": token_dict["agg_weight"] * fraction.gather(1, idx_token[..., None]),
     }
 
 

@@ -1,4 +1,4 @@
-"""The reference backend: plain PyTorch on any device, written to be read next to the paper."""
+"""Reference backend: plain PyTorch on any device, written to be read next to the paper."""
 
 from setok_kernels.reference.cluster import cluster
 from setok_kernels.reference.dpc_knn import dpc_knn

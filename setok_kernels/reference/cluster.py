@@ -1,4 +1,4 @@
-"""The whole clustering: decide without gradient, then evaluate the decisions with it."""
+"""Complete clustering: make the decisions without gradient, then evaluate them with gradient."""
 
 import torch
 from torch import Tensor
@@ -22,12 +22,12 @@ def cluster(
     """Cluster padded or packed tokens; the arguments are those of `cluster_tokens`, checked.
 
     Args:
-        x: (B, N, D), or (T, D) with `cu_seqlens`.
+        x: tokens, (B, N, D), or (T, D) with `cu_seqlens`.
         valid: (B, N) bool or None; padded input only.
-        cu_seqlens: (B + 1,) or None.
-        max_seqlen: longest image of packed input.
-        config: the options.
-        decisions: choices to replay, in the layout of `x`; None to make them.
+        cu_seqlens: (B + 1,) offsets or None.
+        max_seqlen: maximum number of tokens of an image in packed input.
+        config: options of the clustering.
+        decisions: decisions to replay, in the layout of `x`; None to make new ones.
     """
     if cu_seqlens is None:
         return _cluster_padded(x, valid, config, decisions)
@@ -63,7 +63,7 @@ def _cluster_padded(x, valid, config, decisions):
     if valid is None:
         valid = torch.ones(batch, tokens, dtype=torch.bool, device=x.device)
     if tokens == 0:
-        # Reductions have no answer for an empty row; one masked token gives them one.
+        # argmin and argmax fail on an empty row, so add one masked token.
         x, valid = x.new_zeros(batch, 1, dim), valid.new_zeros(batch, 1)
         if decisions is not None:
             knn = decisions.knn.new_full((batch, 1, config.k), -1)
@@ -76,16 +76,16 @@ def _cluster_padded(x, valid, config, decisions):
     distance = density.squared_distances(x)
     with torch.no_grad():
         if config.distance_scale == "variance":
-            # Forward-mode derivatives are those of constants behind `detach`, not in `no_grad`.
+            # Forward-mode AD stops at `detach`, not at `no_grad`.
             sigma = density.variance_scale(x.detach(), ok)
         else:
             factor = 1 / dim if config.distance_scale == "dim" else config.distance_scale
             sigma = density.fixed_scale(x, exponent, factor)
     if config.distance_scale == "variance":
-        # Equal tokens are equally far apart, whatever the matrix product rounded them to.
+        # Equal tokens have distance 0, whatever the matrix product rounded to.
         distance = torch.where(sigma[:, None, None] > 0, distance, 0)
 
-    # Each decision is made without gradient, then evaluated with it: a replay skips the making.
+    # Each decision is made without gradient, then evaluated with gradient. A replay skips step 1.
     known = decisions is not None
     if known:
         knn, parent = decisions.knn, decisions.parent
@@ -98,7 +98,7 @@ def _cluster_padded(x, valid, config, decisions):
         with torch.no_grad():
             parent = delta.nearest_higher(distance, rho, ok)
     dlt = delta.seed_distance(distance, parent, sigma, ok)
-    # The first seed is the token of the largest score, so the normaliser is a replayed decision.
+    # The first seed has the maximum score, so a replay also fixes the normaliser.
     score = scope.seed_score(rho, dlt, config.score_norm, seeds[:, 0] if known else None)
     if not known:
         with torch.no_grad():

@@ -1,13 +1,13 @@
-"""Order of the tokens and distance to the nearest token of higher order (SeTok, Eq. 2)."""
+"""Order of the tokens, and distance to the nearest token of higher order (SeTok, Eq. 2)."""
 
 import torch
 from torch import Tensor
 
 
 def nearest_higher(distance: Tensor, density: Tensor, ok: Tensor) -> Tensor:
-    """(B, N) parent: nearest token j that precedes i, ties lowest index; -1 for the top token.
+    """Return the parents (B, N): the nearest token that precedes each, -1 for the top token.
 
-    j precedes i when its density is higher, or equal and j < i.
+    Token j precedes i if its density is higher, or equal and j < i. Ties go to the lowest index.
     """
     own, other = density[:, :, None], density[:, None, :]
     index = torch.arange(density.shape[1], device=density.device)
@@ -18,13 +18,13 @@ def nearest_higher(distance: Tensor, density: Tensor, ok: Tensor) -> Tensor:
 
 
 def seed_distance(distance: Tensor, parent: Tensor, sigma: Tensor, ok: Tensor) -> Tensor:
-    """delta_i = d(i, parent_i); for the top token the largest distance of its row.
+    """Return delta_i = d(i, parent_i), and for the top token the maximum distance of its row.
 
     Args:
         distance: (B, N, N) unscaled squared distances.
-        parent: (B, N), -1 for the top token.
+        parent: (B, N) parents, -1 for the top token.
         sigma: (B,) scale of the distances.
-        ok: (B, N) bool; delta is 0 elsewhere.
+        ok: (B, N) bool, False for excluded tokens, whose delta is 0.
     """
     farthest = distance.detach().masked_fill(~ok[:, None, :], -1).argmax(2)
     target = torch.where(parent >= 0, parent, farthest)

@@ -1,4 +1,4 @@
-"""Hard one-shot clustering: the tokens of highest score are centres (DPC-KNN)."""
+"""Hard one-shot clustering with the tokens of highest score as centres (DPC-KNN)."""
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ def dpc_knn(
     options: DPCOptions,
 ) -> DensityPeaks:
     """Cluster padded or packed tokens; the arguments are those of `dpc_knn`, checked."""
-    # Forward-mode derivatives too: `no_grad` stops only the others.
+    # `no_grad` does not stop forward-mode AD; `detach` does.
     x, noise = x.detach(), None if noise is None else noise.detach()
     total = x.shape[0]
     x, valid = layout.pad_tokens(x, valid, cu_seqlens, max_seqlen)
@@ -65,7 +65,10 @@ def _dpc_knn_padded(x, valid, noise, options):
 
 
 def usable_tokens(x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(B, N, D) wide tokens, 0 where masked or not finite, and (B, N) bool which are neither."""
+    """Return widened tokens (B, N, D), 0 where excluded, and (B, N) bool, False where excluded.
+
+    A token is excluded if it is masked or has a non-finite feature.
+    """
     ok = x.isfinite().all(2)
     if valid is not None:
         ok = ok & valid
@@ -76,7 +79,7 @@ def usable_tokens(x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
 def noisy_density(
     squared: Tensor, knn: Tensor, sigma: Tensor, ok: Tensor, noise: Tensor | None
 ) -> Tensor:
-    """(B, N) local density and the noise (B, N), in the dtype of the distances."""
+    """Return the local density plus the noise (B, N), in the dtype of the distances."""
     rho = density.local_density(squared, knn, sigma, ok)
     return rho if noise is None else torch.where(ok, rho + noise.to(rho.dtype), 0)
 
@@ -90,23 +93,23 @@ def capped_distance(
     ok: Tensor,
     kind: str,
 ) -> Tensor:
-    """(B, N) delta: distance to the parent, at most the cap, which the top token takes.
+    """Return delta (B, N): the distance to the parent, at most the cap; at the top token the cap.
 
     Args:
         squared: (B, N, N) squared distances of the range-normalised tokens.
-        parent: (B, N), -1 for the top token.
+        parent: (B, N) parents, -1 for the top token.
         rho: (B, N) density, for the order of the tokens.
-        exponent: (B,) of the range of the tokens.
-        dim: features of a token.
-        ok: (B, N) bool; delta is 0 elsewhere.
-        kind: of the cap.
+        exponent: (B,) exponents from `normalise_range`.
+        dim: number of features of a token.
+        ok: (B, N) bool, False for excluded tokens, whose delta is 0.
+        kind: kind of the cap, "diameter" or "eccentricity".
     """
     near = squared.gather(2, parent.clamp(min=0)[:, :, None])[:, :, 0]
     near = torch.where(parent >= 0, near, torch.inf)
     capped = torch.minimum(near, _cap(squared, rho, ok, kind))
-    # The range comes back after the root: its square may not be representable where it is.
-    share = density.fixed_scale(squared, torch.zeros_like(exponent), 1 / dim)
-    dlt = (share[:, None] * capped).sqrt()
+    # The range is restored after the root, because its square may overflow.
+    scale = density.fixed_scale(squared, torch.zeros_like(exponent), 1 / dim)
+    dlt = (scale[:, None] * capped).sqrt()
     half = exponent // 2
     for part in (half, exponent - half):
         dlt = dlt * torch.exp2(part.to(dlt.dtype))[:, None]
@@ -115,10 +118,10 @@ def capped_distance(
 
 
 def _cap(squared: Tensor, rho: Tensor, ok: Tensor, kind: str) -> Tensor:
-    """(B, N) bound of the squared seed distance.
+    """Return the upper bound (B, N) of the squared seed distance.
 
-    "diameter" is the largest distance of the image. "eccentricity" is the least among tokens of no
-    higher order, the token itself included, of their distance to the token farthest from them.
+    "diameter" is the maximum distance of the image. "eccentricity" is the minimum eccentricity
+    (distance to the farthest token) among tokens of no higher order, the token itself included.
     """
     pair = ok[:, :, None] & ok[:, None, :]
     eccentricity = squared.masked_fill(~pair, 0).amax(2)
@@ -131,21 +134,21 @@ def _cap(squared: Tensor, rho: Tensor, ok: Tensor, kind: str) -> Tensor:
 
 
 def nearest_centre(distance: Tensor, ok: Tensor, centres: Tensor) -> Tensor:
-    """(B, N) number of the nearest centre, ties lowest number; a centre is its own.
+    """Return the row (B, N) of the nearest centre, ties lowest row; a centre has its own row.
 
-    -1 where not `ok`, and in images without a centre.
+    Excluded tokens and images without a centre have -1.
 
     Args:
-        distance: (B, N, N), of any kind.
-        ok: (B, N) bool.
-        centres: (B, C), -1 where there is none.
+        distance: (B, N, N) distances of any kind.
+        ok: (B, N) bool, False for excluded tokens.
+        centres: (B, C) centres, -1 for none.
     """
     live = centres >= 0
     if centres.shape[1] == 0:
         return torch.full_like(ok, -1, dtype=torch.int64)
     rows = centres.clamp(min=0)[:, :, None].expand(-1, -1, distance.shape[2])
     token = torch.arange(distance.shape[2], device=distance.device)
-    # Even where another centre equals it.
+    # A centre keeps its own row even if an equal token is a centre too.
     far = distance.gather(1, rows).masked_fill(centres[:, :, None] == token, -torch.inf)
     labels = far.masked_fill(~live[:, :, None], torch.inf).argmin(1)
     return torch.where(ok & live.any(1, keepdim=True), labels, -1)

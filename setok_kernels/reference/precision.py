@@ -1,4 +1,4 @@
-"""Autocast would run the products of the reference in 16 bits, and other tokens would be seeds."""
+"""Protection from autocast, which would run the products in 16 bits and change the decisions."""
 
 import functools
 
@@ -6,7 +6,7 @@ import torch
 
 
 def own_dtype(function):
-    """Runs `function(x, ...)` in the dtype of its tensors, whatever autocast wants."""
+    """Run `function(x, ...)` in the dtype of its tensors, with autocast off."""
 
     @functools.wraps(function)
     def call(x, *args):

@@ -1,4 +1,4 @@
-"""Seed score, and the scope loop with its alpha masks (SeTok, Algorithm 1)."""
+"""Seed score and scope loop with its alpha masks (SeTok, Algorithm 1)."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class _ClampStraightThrough(torch.autograd.Function):
-    """clamp(x, low, high) whose gradient is 1 everywhere (GENESIS-V2)."""
+    """Function clamp(x, low, high) with gradient 1 everywhere (GENESIS-V2)."""
 
     generate_vmap_rule = True
 
@@ -29,13 +29,13 @@ class _ClampStraightThrough(torch.autograd.Function):
 
 
 def seed_score(density: Tensor, delta: Tensor, norm: str | None, top: Tensor | None) -> Tensor:
-    """s_i = rho_i * delta_i, divided by the image's largest when `norm` is "max".
+    """Return s_i = rho_i * delta_i, divided by the image's maximum if `norm` is "max".
 
     Args:
-        density: (B, N).
-        delta: (B, N).
-        norm: "max" or None.
-        top: (B,) token of the largest score, -1 or None where it is to be found here.
+        density: (B, N) local densities.
+        delta: (B, N) seed distances.
+        norm: normalisation, "max" or None.
+        top: (B,) token of the maximum score; -1 or None to find it here.
     """
     score = density * delta
     if norm is None:
@@ -50,12 +50,12 @@ def seed_score(density: Tensor, delta: Tensor, norm: str | None, top: Tensor | N
 
 
 def alpha_mask(distance: Tensor, score: Tensor, config) -> Tensor:
-    """alpha_i from the distance to the seed and the token's own score; shapes broadcast."""
+    """Return alpha_i from the distance to the seed and the token's own score; shapes broadcast."""
     bandwidth, beta, temperature, offset = (
         torch.as_tensor(v, dtype=score.dtype, device=score.device)
         for v in (config.bandwidth, config.beta, config.temperature, config.offset)
     )
-    # Far beyond the reach of any kernel; keeps 0 * inf out of the gradient of the bandwidth.
+    # phi is 0 far below this bound; it prevents 0 * inf in the gradient of the bandwidth.
     distance = distance.clamp(max=torch.finfo(score.dtype).max ** 0.5)
     if config.kernel == "gaussian":
         phi = torch.exp(-distance / bandwidth)
@@ -71,10 +71,10 @@ def alpha_mask(distance: Tensor, score: Tensor, config) -> Tensor:
 
 
 def _sigmoid(level: Tensor) -> Tensor:
-    """1 / (1 + exp(-level)), the same bits for the same number wherever it stands.
+    """Return 1 / (1 + exp(-level)) with the same bits for equal numbers at every position.
 
-    torch.sigmoid rounds differently in the vector body and in the tail of a tensor, which would
-    tell duplicates apart. The clamp keeps the gradient finite; it moves values below 1e-34.
+    torch.sigmoid rounds differently in the vector body and in the tail of a tensor, so duplicates
+    would differ. The clamp keeps the gradient finite; it only changes results below 1e-34.
     """
     limit = 0.9 * math.log(torch.finfo(level.dtype).max)
     return 1 / (1 + torch.exp(-level.clamp(min=-limit)))
@@ -83,10 +83,10 @@ def _sigmoid(level: Tensor) -> Tensor:
 def choose_seeds(
     distance: Tensor, score: Tensor, sigma: Tensor, ok: Tensor, config
 ) -> tuple[Tensor, Tensor]:
-    """Run the scope loop for its decisions: seeds (B, max_clusters), -1 absent, and counts (B,).
+    """Run the scope loop for its decisions: seeds (B, max_clusters), -1 for none; counts (B,).
 
-    The loop always runs max_clusters steps and finished images stand still, so nothing is read
-    back from the device.
+    The loop always runs max_clusters steps, and finished images no longer change, so nothing is
+    read back from the device.
     """
     image = torch.arange(score.shape[0], device=score.device)
     scope = ok.to(score.dtype)
@@ -116,20 +116,20 @@ def scope_masks(
     valid: Tensor,
     config,
 ) -> Tensor:
-    """Masks of known seeds: M_c = z * alpha_c, z <- z * (1 - alpha_c), and the residual last.
+    """Return the masks of given seeds, M_c = z * alpha_c, z <- z * (1 - alpha_c), and the residual.
 
     Args:
         distance: (B, N, N) unscaled squared distances.
-        score: (B, N).
+        score: (B, N) seed scores.
         sigma: (B,) scale of the distances.
-        seeds: (B, C), -1 from counts on.
-        counts: (B,).
-        ok: (B, N) tokens that take part.
-        valid: (B, N) tokens whose masks sum to 1; those not `ok` are all residual.
-        config: the `ClusterConfig`.
+        seeds: (B, C) seeds, -1 from counts on.
+        counts: (B,) number of seeds.
+        ok: (B, N) bool, False for excluded tokens.
+        valid: (B, N) bool, True for tokens whose masks sum to 1; excluded ones are all residual.
+        config: `ClusterConfig` of the clustering.
 
     Returns:
-        (B, C + 1, N).
+        (B, C + 1, N) masks.
     """
     live = seeds >= 0
     index = seeds.clamp(min=0)[:, :, None].expand(-1, -1, distance.shape[2])

@@ -32,23 +32,23 @@ def threshold_greedy(
 
 
 def cosine_similarity(x: Tensor) -> Tensor:
-    """(B, N, D) to (B, N, N), at most 1; 0 between a zero vector and any other token."""
-    # Scaled by a power of two first: neither squares nor the smallest norm leave the range.
+    """Return the cosine similarities (B, N, N), at most 1; 0 between a zero vector and others."""
+    # The scaling by a power of two keeps squares and the smallest norm in range.
     largest = x.abs().amax(2, keepdim=True)
     x = x / torch.exp2(torch.where(largest > 0, largest, 1).log2().floor())
     x = x / x.norm(dim=2, keepdim=True).clamp(min=1e-12)
-    # Rounding may carry equal tokens above 1.
+    # Rounding may lift equal tokens above 1.
     similarity = torch.bmm(x, x.mT).clamp(max=1)
     diagonal = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
     return similarity.masked_fill(diagonal, 1)
 
 
 def claim(similarity: Tensor, ok: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Centres (B, N), ascending, -1 behind the last, and how many (B,).
+    """Return the centres (B, N), ascending, -1 after the last, and their counts (B,).
 
-    The token with the most neighbours, itself included, claims them all; of the rest again the one
-    that had the most in the beginning (ties lowest index), until none is left. A token is always
-    its own neighbour, so every step claims one at least.
+    The token with the most neighbours, itself included, claims them all. The next centre is the
+    unclaimed token with the most neighbours in the full image (ties lowest index), until none is
+    left. A token is always its own neighbour, so every step claims at least one.
     """
     batch, tokens, _ = similarity.shape
     near = (similarity > threshold) & ok[:, None, :] & ok[:, :, None]

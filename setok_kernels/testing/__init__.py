@@ -1,16 +1,22 @@
 """Equivalence tests for backends: input generators and the three-tier comparison.
 
-A discontinuous operation cannot be tested by closeness: argmax and top-k flip under rounding. A
-result carries its decisions instead, and a backend is right when (1) on exactly representable
-inputs its decisions are bit-equal to the reference (`assert_same_decisions`); (2) on all inputs
-each decision is optimal within the rounding error bound (`assert_valid_decisions`); (3) its values
-and gradients, its own decisions replayed in float64, err at most twice as much as plain PyTorch in
-the same dtype (`assert_replayed_values`, `assert_replayed_gradients`); and (4) the invariants hold
-(`assert_invariants`). `check_backend` runs them all.
+Closeness is no test of a discontinuous operation, because argmax and top-k flip under rounding.
+Therefore a result carries its decisions. A backend is correct if
 
-Of the hard clusterings, `assert_valid_density_peaks` and `assert_valid_threshold_greedy` judge the
-decisions, and the first the values too; `assert_same_hard_clusters` compares with the reference,
-and `pair_agreement` any two labelings.
+1. its decisions are bit-equal to the reference on exactly representable input
+   (`assert_same_decisions`);
+2. each decision is optimal within the rounding error bound on all input
+   (`assert_valid_decisions`);
+3. its values and gradients err at most twice as much as plain PyTorch in the same dtype, compared
+   with its own decisions replayed in float64 (`assert_replayed_values`,
+   `assert_replayed_gradients`);
+4. the invariants hold (`assert_invariants`).
+
+`check_backend` runs all comparisons of a forward pass.
+
+Hard clusterings: `assert_valid_density_peaks` checks decisions and values,
+`assert_valid_threshold_greedy` checks decisions, `assert_same_hard_clusters` compares with the
+reference, `pair_agreement` compares two labelings.
 """
 
 from setok_kernels.testing.decisions import assert_same_decisions, assert_valid_decisions

@@ -1,4 +1,4 @@
-"""Random calls of the public functions and of the operations `setok::…`, valid and invalid."""
+"""Random calls of the public functions and the operations `setok::…`, valid and invalid."""
 
 import dataclasses
 import functools
@@ -18,21 +18,21 @@ from setok_kernels.result import Clusters, HardClusters
 from setok_kernels.testing.generators import integer_tokens, ragged_batch, vit_like_tokens
 from setok_kernels.testing.spoil import OPERANDS, TENSORS, spoiled
 
-# A scene takes longer than a call.
+# Building a scene takes longer than a call.
 _CALLS_PER_SCENE = 10
 _TOKENS = (0, 1, 5, 17, 40, 90)
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call and what may come of it.
+    """A call with its arguments, and the errors that it may raise.
 
     Attributes:
-        name: what is called.
-        function: takes `arguments` by name.
-        arguments: by name, some of them perhaps spoiled.
-        spoiled: names of those.
-        public: whether errors must be a `ValueError` or `TypeError` that names the argument.
+        name: name of the function.
+        function: function with keyword arguments.
+        arguments: arguments by name, some of them invalid.
+        spoiled: names of the changed arguments.
+        public: flag: errors must be a `ValueError` or `TypeError` with the argument's name.
     """
 
     name: str
@@ -42,13 +42,13 @@ class Call:
     public: bool
 
     def __call__(self):
-        """The call itself."""
+        """Call the function."""
         return self.function(**self.arguments)
 
 
 @dataclass(frozen=True)
 class _Scene:
-    """Tokens, options, and the results that merging reads."""
+    """Tokens and options, with their soft and hard clustering for the merge."""
 
     x: Tensor
     layout: dict  # token_mask, or cu_seqlens and max_seqlen
@@ -59,26 +59,26 @@ class _Scene:
 
 
 def random_call(seed: int, backend: str = "cpp") -> Call:
-    """A call that `seed` decides; about a quarter of them are valid.
+    """Return the call of a random seed; about a quarter of all calls are valid.
 
     Args:
-        seed: of every choice.
-        backend: that has operations `setok::…` on the CPU.
+        seed: random seed of every choice.
+        backend: name of a backend with operations `setok::…` on the CPU.
     """
     choices = random.Random(seed)
     scene = _scene(seed // _CALLS_PER_SCENE, backend)
     public = choices.random() < 0.5
     make = _public_call if public else _operation_call
     name, function, arguments = make(choices, scene)
-    names: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
     if choices.random() < 0.75:
-        names = tuple(
+        changed = tuple(
             choices.sample(sorted(arguments), k=min(len(arguments), choices.choice([1, 1, 2, 3])))
         )
     kinds = TENSORS if public else OPERANDS
-    for wrong in names:
-        arguments[wrong] = spoiled(choices, arguments[wrong], kinds)
-    return Call(name, function, arguments, names, public)
+    for argument in changed:
+        arguments[argument] = spoiled(choices, arguments[argument], kinds)
+    return Call(name, function, arguments, changed, public)
 
 
 @functools.lru_cache(maxsize=1)
@@ -170,7 +170,7 @@ def _public_call(choices: random.Random, scene: _Scene) -> tuple[str, Callable, 
 
 
 def _differentiated(function: Callable) -> Callable:
-    """The function and its gradients by every tensor that takes one."""
+    """Return a function that also computes the gradient of every floating-point input."""
 
     def call(**arguments):
         leaves = []
@@ -230,16 +230,16 @@ def _clustering_operands(choices: random.Random, scene: _Scene) -> dict[str, tup
 def _merging_operands(choices: random.Random, scene: _Scene) -> dict[str, tuple]:
     soft = choices.random() < 0.5
     out: Any = scene.out if soft else choices.choice([scene.out, scene.hard])
-    shares = Compiled("cpp")._shares(out, "soft" if soft else "hard")
-    of_rows, images = shares[:3], shares[3:]
+    assignment = Compiled("cpp")._assignment(out, "soft" if soft else "hard")
+    rows_of, images = assignment[:3], assignment[3:]
     dtype = out.masks.dtype if soft else choices.choice([torch.float64, torch.float32])
     x = scene.x.to(dtype).contiguous()
     rows, weights = out.num_rows, choices.choice([None, torch.ones(x.shape[:-1], dtype=dtype)])
     tokens = torch.ones(out.counts.shape[0], rows, x.shape[-1], dtype=dtype)
     need = choices.random() < 0.5
     return {
-        "merge": (x, *of_rows, weights, *images, rows, 1e-6),
-        "merge_backward": (tokens, x, *of_rows, weights, *images, 1e-6, need),
-        "unmerge": (tokens, *of_rows, *images),
-        "unmerge_backward": (x, tokens, *of_rows, *images, need),
+        "merge": (x, *rows_of, weights, *images, rows, 1e-6),
+        "merge_backward": (tokens, x, *rows_of, weights, *images, 1e-6, need),
+        "unmerge": (tokens, *rows_of, *images),
+        "unmerge_backward": (x, tokens, *rows_of, *images, need),
     }

@@ -1,4 +1,4 @@
-"""Tiers 1 and 2 of the comparison: are the decisions the same, are they optimal."""
+"""Tiers 1 and 2 of the comparison: equal decisions and optimal decisions."""
 
 from dataclasses import fields
 
@@ -24,22 +24,22 @@ def assert_valid_decisions(
     token_mask: Tensor | None = None,
     input_roundoff: float = 0.0,
 ) -> None:
-    """Every decision of `out` is optimal in float64 within the rounding error bound.
+    """Assert that each decision of `out` is optimal in float64 within the rounding error bound.
 
-    Each is judged given the decisions before it: neighbours, then parents given the neighbours,
-    then each seed given its predecessors. The tolerance follows from the error bound of a dot
-    product in the accumulation dtype, carried forward by interval arithmetic; no number is tuned.
+    Each decision is judged given the earlier ones: neighbours, then parents given the neighbours,
+    then each seed given its predecessors. The tolerance is the error bound of a dot product in the
+    accumulation dtype, propagated by interval arithmetic; no constant is tuned.
 
     Args:
-        x: the input of the clustering, any layout.
-        out: its result.
-        config: its options.
-        token_mask: its mask.
-        input_roundoff: relative rounding of matrix product inputs that the backend is allowed
-            (2**-11 for tf32), 0 when it uses the dtype of `x`.
+        x: input of the clustering, any layout.
+        out: result of the clustering.
+        config: options of the clustering.
+        token_mask: mask of valid tokens.
+        input_roundoff: relative rounding of matrix product inputs allowed to the backend (2**-11
+            for tf32), 0 if it uses the dtype of `x`.
 
     Raises:
-        AssertionError: names the image, the token and the decision.
+        AssertionError: a decision is not optimal; the message has image, token and decision.
     """
     for image in images(x, out, token_mask):
         with image.named():
@@ -49,15 +49,15 @@ def assert_valid_decisions(
 def assert_same_decisions(
     x: Tensor, out: Clusters, expected: Clusters, token_mask: Tensor | None = None
 ) -> None:
-    """The decisions of `out` equal those of `expected` bit for bit, ties included.
+    """Assert that the decisions of `out` and `expected` are bit-equal, ties included.
 
-    One exemption, for exactly representable inputs: two tokens whose score is equal and whose
-    distances to the earlier seeds are the same numbers in another order are tied in exact
-    arithmetic, but z is a product in that order and rounds differently. Where `out` and `expected`
-    part at such a tie, the rest of this image's seeds is left to `assert_valid_decisions`.
+    There is one exemption, for exactly representable inputs. Two tokens with equal scores, whose
+    distances to the earlier seeds are the same numbers in another order, are tied in exact
+    arithmetic. But z is a product in that order and rounds differently. If `out` and `expected`
+    differ at such a tie, `assert_valid_decisions` judges the later seeds of this image.
 
     Raises:
-        AssertionError: names the decision and the first place that differs.
+        AssertionError: a decision differs; the message has its name and first position.
     """
     for name in ("knn", "parent"):
         assert_equal(name, getattr(out.decisions, name), getattr(expected.decisions, name))
@@ -75,7 +75,7 @@ def assert_same_decisions(
 
 
 def assert_equal(name: str, got: Tensor, expected: Tensor) -> None:
-    """Two tensors of int64 are equal; the message has the first element that differs."""
+    """Assert that two int64 tensors are equal; the message has the first different element."""
     if got.shape != expected.shape or got.dtype != expected.dtype:
         raise AssertionError(
             f"{name}: got {tuple(got.shape)} {got.dtype}, "
@@ -89,7 +89,7 @@ def assert_equal(name: str, got: Tensor, expected: Tensor) -> None:
 
 
 def _permuted_tie(image: Image, decisions: Decisions, step: int, a: int, b: int) -> bool:
-    """Whether tokens a and b are tied at `step` but reached z by factors in another order."""
+    """Return True if tokens a and b tie at `step`, but their factors of z have another order."""
     if min(a, b) < 0:
         return False
     knn, parent = decisions.knn, decisions.parent
@@ -123,8 +123,8 @@ def _judge_image(image: Image, d: Decisions, config, input_roundoff: float) -> N
     seeds, count = d.seeds, int(d.counts)
     assert 0 <= count <= config.max_clusters, f"counts is {count}"
     assert (seeds[count:] == -1).all(), f"seeds after the first {count} are not all -1"
-    assert (d.knn[~ok] == -1).all(), "a token that takes no part has neighbours"
-    assert (d.parent[~ok] == -1).all(), "a token that takes no part has a parent"
+    assert (d.knn[~ok] == -1).all(), "an excluded token has neighbours"
+    assert (d.parent[~ok] == -1).all(), "an excluded token has a parent"
     if not ok.any():
         assert count == 0, f"counts is {count} without tokens"
         return
@@ -165,7 +165,7 @@ def _score_bounds(scaled: Interval, density: Interval, parent: Tensor, config, r
     if largest.hi == 0:
         return score
     if largest.lo <= torch.finfo(torch.float32).tiny:
-        # The maximum may or may not count as 0: raw and normalised scores are both possible.
+        # The maximum may or may not count as 0, so raw and normalised scores are both possible.
         return Interval(torch.zeros_like(score.lo), score.hi.clamp(min=1))
     return Interval(score.lo / largest.hi, score.hi / largest.lo).widen(2 * roundoff).clamp(0, 1)
 
@@ -198,7 +198,7 @@ def _judge_seeds(image: Image, scaled: Interval, score: Interval, seeds: list[in
             eligible[seed] = False
         if step + 1 < len(seeds):
             left = scope.hi.mean() * (1 + summing)
-            assert left > config.stop_residual, f"went on after {where} with mean scope {left:.9g}"
+            assert left > config.stop_residual, f"continued after {where}, mean scope {left:.9g}"
     if len(seeds) == config.max_clusters or not eligible.any():
         return
     if seeds and scope.lo.mean() * (1 - summing) <= config.stop_residual:

@@ -1,4 +1,4 @@
-"""The judge of `dpc_knn`."""
+"""Comparison of a `dpc_knn` result with float64 bounds."""
 
 from typing import Literal
 
@@ -30,29 +30,30 @@ def assert_valid_density_peaks(
     cap: Literal["diameter", "eccentricity"] = "diameter",
     input_roundoff: float = 0.0,
 ) -> None:
-    """Every decision of `out` is optimal in float64 within the rounding error bound, values too.
+    """Assert that decisions and values of `out` are within the rounding error bound of float64.
 
-    Each decision is judged given those before it: neighbours, parents, centres, labels; the
+    Each decision is judged given the earlier ones: neighbours, parents, centres, labels. The
     tolerance is that of `assert_valid_decisions`. Density, delta and score are within the same
-    bounds, and err at most twice as much as plain PyTorch in the dtype of `x`; the truth is float64
-    with the neighbours, parents and order of the densities of `out`. For float64 there is no truth
-    that is more precise, and the bounds have to do.
+    bounds, and err at most twice as much as plain PyTorch in the dtype of `x`. The truth is float64
+    with the neighbours, parents and density order of `out`. Float64 input is only compared with the
+    bounds, because no truth is more precise.
 
     Args:
-        x: the input of the clustering, any layout.
-        out: its result.
-        k: this and the rest as they were given to `dpc_knn`.
-        num_clusters: see there.
-        threshold: see there.
-        token_mask: see there.
-        noise: see there.
-        min_clusters: see there.
-        order: see there.
-        cap: see there.
-        input_roundoff: see `assert_valid_decisions`.
+        x: input of the clustering, any layout.
+        out: result of the clustering.
+        k: argument of `dpc_knn`.
+        num_clusters: argument of `dpc_knn`.
+        threshold: argument of `dpc_knn`.
+        token_mask: argument of `dpc_knn`.
+        noise: argument of `dpc_knn`.
+        min_clusters: argument of `dpc_knn`.
+        order: argument of `dpc_knn`.
+        cap: argument of `dpc_knn`.
+        input_roundoff: relative rounding of the inputs, see `assert_valid_decisions`.
 
     Raises:
-        AssertionError: names the image, the token and the decision, or the value and its error.
+        AssertionError: a decision or value is wrong; the message has image, token and decision, or
+            the value and its error.
     """
     options = DPCOptions(k, num_clusters, threshold, min_clusters, order, cap)
     assert_hard_invariants(x, out, token_mask)
@@ -114,7 +115,7 @@ def _judge_image(
 
 
 def _delta_bounds(distance: Interval, density: Interval, parent: Tensor, cap: str) -> Interval:
-    """Squared distance to the parent, at most the cap, which the top token takes."""
+    """Return bounds of the squared distance to the parent, at most the cap."""
     row = torch.arange(parent.shape[0], device=parent.device)
 
     def to_parent(end):
@@ -125,7 +126,7 @@ def _delta_bounds(distance: Interval, density: Interval, parent: Tensor, cap: st
     if cap == "diameter":
         limit = farthest.rising(lambda end: end.max())
     else:
-        # (n, n): the other token is of no higher order; of equal tokens either may come first.
+        # (n, n): the other token has no higher order; of equal tokens either may precede.
         surely = density.hi[None, :] < density.lo[:, None]
         surely.fill_diagonal_(True)
         possibly = density.lo[None, :] <= density.hi[:, None]
@@ -139,21 +140,21 @@ def _delta_bounds(distance: Interval, density: Interval, parent: Tensor, cap: st
 def _judge_centres(
     image: Image, score: Interval, centres: Tensor, options: DPCOptions, columns: int
 ) -> None:
-    """The centres (c,) are those of highest score, as many as asked for, in the right order."""
+    """Assert that the centres (c,) have the highest scores, the right number and order."""
     position, tokens, count = image.position, score.lo.shape[0], centres.shape[0]
-    most = min(tokens, columns)
+    limit = min(tokens, columns)
     chosen = torch.zeros(tokens, dtype=torch.bool, device=centres.device)
     chosen[centres] = True
     if options.threshold is None:
-        assert count == most, f"counts is {count}, expected {most}"
+        assert count == limit, f"counts is {count}, expected {limit}"
     else:
-        _judge_count(image, score, chosen, options, most)
+        _judge_count(image, score, chosen, options, limit)
     if count < tokens:
         left = score.lo.masked_fill(chosen, -torch.inf)
         worse = chosen & (score.hi < left.max())
         assert not worse.any(), (
-            f"centre {image.first(worse)} has a lower score than {int(position[left.argmax()])}, "
-            "which is none"
+            f"centre {image.first(worse)} has a lower score than token "
+            f"{int(position[left.argmax()])}, which is no centre"
         )
     if options.order == "index":
         assert (centres.diff() > 0).all(), "centres do not ascend"
@@ -161,26 +162,25 @@ def _judge_centres(
     later = score.lo[centres].flip(0).cummax(0).values.flip(0)
     late = score.hi[centres[:-1]] < later[1:]
     assert not late.any(), (
-        f"centre {int(position[centres[:-1][late][0]])} comes before one of higher score"
+        f"centre {int(position[centres[:-1][late][0]])} precedes a centre of higher score"
     )
 
 
 def _judge_count(
-    image: Image, score: Interval, chosen: Tensor, options: DPCOptions, most: int
+    image: Image, score: Interval, chosen: Tensor, options: DPCOptions, limit: int
 ) -> None:
-    """The chosen tokens (n,) are all that pass the threshold, or without any the first few."""
-    # It may have been rounded to the dtype of the score.
-    assert options.threshold is not None
+    """Assert that the chosen tokens (n,) are all above the threshold, or else `min_clusters`."""
+    # The threshold may have been rounded to the dtype of the score.
     doubt = abs(options.threshold) * image.roundoff
     sure = score.lo > options.threshold + doubt
     possible = score.hi > options.threshold - doubt
     count = int(chosen.sum())
-    if not sure.any() and count == min(options.min_clusters, most):
+    if not sure.any() and count == min(options.min_clusters, limit):
         return
     low = chosen & ~possible
     assert not low.any(), f"centre {image.first(low)} has no score above the threshold"
     missing = sure & ~chosen
-    assert count == most or not missing.any(), (
+    assert count == limit or not missing.any(), (
         f"token {image.first(missing)} has a score above the threshold and is no centre"
     )
 
@@ -200,7 +200,7 @@ def _judge_values(
 def _replay(
     x: Tensor, out: DensityPeaks, noise: Tensor | None, token_mask: Tensor | None, cap: str
 ) -> dict[str, Tensor]:
-    """Density, delta and score of plain PyTorch in the dtype of `x`, the choices of `out` given."""
+    """Return density, delta and score in the dtype of `x`, given the decisions of `out`."""
     valid = usable(x, out, token_mask)
     tensors = [x, valid, out.knn, out.parent, out.density]
     if out.cu_seqlens is not None:

@@ -1,9 +1,9 @@
-"""Run many random calls: each returns, or raises an error that names what does not fit.
+"""Run many random calls: each must return, or raise an error with the argument's name.
 
     python -m setok_kernels.testing.fuzz --calls 20000 --seed 0
 
-The calls run in a process of their own. When one kills it, by a signal or by a sanitizer, its seed
-is reported and a new process goes on with the next.
+The calls run in a child process. If a call kills it (signal or sanitizer), its random seed is
+reported, and a new process continues with the next.
 """
 
 import argparse
@@ -15,14 +15,14 @@ import sys
 from setok_kernels import _native
 from setok_kernels.testing.calls import Call, random_call
 
-# Of public functions: "name: expected X, got Y".
+# Messages of public functions: "name: expected X, got Y".
 _NAMED = re.compile(r"[A-Za-z_][\w.]*(\[.*?\])?: ")
-# What torch says when it cannot have the memory that valid arguments ask for.
+# torch's messages when valid arguments need more memory than there is.
 _NO_MEMORY = re.compile(r"allocate memory|Storage size calculation overflowed")
-# The process that makes the calls.
+# Command of the child process.
 COMMAND = (sys.executable, "-m", "setok_kernels.testing.fuzz")
 
-_OF_OPERATIONS = (
+_OPERATION_ERRORS = (
     ValueError,
     TypeError,
     RuntimeError,
@@ -33,7 +33,7 @@ _OF_OPERATIONS = (
 
 
 def outcome(call: Call) -> tuple[str, str]:
-    """What came of a call: "returned", "refused" or "failed", and the message."""
+    """Run a call and return its outcome, "returned", "refused" or "failed", and the message."""
     try:
         call()
     except Exception as error:
@@ -48,14 +48,14 @@ def _is_refusal(call: Call, error: Exception) -> bool:
     if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
         return True
     if not call.public:
-        return isinstance(error, _OF_OPERATIONS)
+        return isinstance(error, _OPERATION_ERRORS)
     if isinstance(error, RuntimeError) and str(error).startswith("backend="):
         return True
     return isinstance(error, ValueError | TypeError) and bool(_NAMED.match(str(error)))
 
 
 def work(first: int, last: int) -> None:
-    """Make the calls with the seeds from `first` up to `last`; a line before and after each."""
+    """Run the calls with random seeds [`first`, `last`); print a line before and after each."""
     for seed in range(first, last):
         print(f"call\t{seed}", flush=True)
         call = random_call(seed)
@@ -65,10 +65,10 @@ def work(first: int, last: int) -> None:
 
 
 def fuzz(first: int, calls: int) -> tuple[collections.Counter, list[str]]:
-    """Make so many calls in processes of their own.
+    """Run `calls` calls in child processes, from random seed `first` on.
 
     Returns:
-        How often each outcome and message came, and a line for every failure.
+        Counter of each outcome and message, and a line for each failure.
     """
     counts: collections.Counter = collections.Counter()
     failures, seed = [], first
@@ -95,17 +95,17 @@ def fuzz(first: int, calls: int) -> tuple[collections.Counter, list[str]]:
 
 
 def _prefix(name: str, message: str) -> str:
-    """The kind of call, and what the error names."""
+    """Return the kind of call, the error class and the argument in the message, if any."""
     where = "operation" if name.startswith("ops.") else "public function"
-    words = message.split(": ")
-    return f"{where}: {': '.join(words[:2]) if _NAMED.match(': '.join(words[1:])) else words[0]}"
+    parts = message.split(": ")
+    return f"{where}: {': '.join(parts[:2]) if _NAMED.match(': '.join(parts[1:])) else parts[0]}"
 
 
 def main() -> int:
-    """Print a summary; 1 when a call failed."""
+    """Run the calls, print a summary, and return 1 if a call failed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--calls", type=int, default=20000)
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first call")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the first call")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:

@@ -1,4 +1,4 @@
-"""Inputs on which a clustering backend is likely to go wrong; all are deterministic in `seed`."""
+"""Generators of inputs on which backends tend to fail; all are deterministic in `seed`."""
 
 import torch
 from torch import Tensor
@@ -12,13 +12,13 @@ def integer_tokens(
     high: int = 3,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """(B, N, D) integers in [-high, high]: every product and sum of the distances is exact.
+    """Return (B, N, D) integers in [-high, high], for exact distances with many ties.
 
-    Exact as long as 4 * dim * high**2 stays below 2**24 (float32 accumulation). Ties abound.
+    Float32 accumulation is exact as long as 4 * dim * high**2 stays below 2**24.
     """
     generator = torch.Generator().manual_seed(seed)
-    draw = torch.randint(-high, high + 1, (batch, tokens, dim), generator=generator)
-    return draw.to(dtype)
+    sample = torch.randint(-high, high + 1, (batch, tokens, dim), generator=generator)
+    return sample.to(dtype)
 
 
 def duplicate_tokens(
@@ -29,7 +29,7 @@ def duplicate_tokens(
     distinct: int = 5,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """(B, N, D) integers with only `distinct` different tokens per image, in random order."""
+    """Return (B, N, D) integers with only `distinct` different tokens per image, shuffled."""
     base = integer_tokens(batch, distinct, dim, seed, high=7, dtype=dtype)
     generator = torch.Generator().manual_seed(seed + 1)
     pick = torch.randint(distinct, (batch, tokens), generator=generator)
@@ -39,7 +39,7 @@ def duplicate_tokens(
 def one_hot_tokens(
     batch: int, tokens: int, dim: int, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """(B, N, D) random unit vectors of the standard basis: all distances are 0 or 2."""
+    """Return (B, N, D) random unit vectors of the standard basis: all distances are 0 or 2."""
     generator = torch.Generator().manual_seed(seed)
     hot = torch.randint(dim, (batch, tokens), generator=generator)
     return torch.nn.functional.one_hot(hot, dim).to(dtype)
@@ -54,10 +54,10 @@ def planted_clusters(
     noise: float = 0.05,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """(B, N, D) Gaussian blobs of standard deviation `noise` around unit-variance centres.
+    """Return Gaussian blobs of standard deviation `noise` around unit-variance centres.
 
     Returns:
-        The tokens, and (B, N) int64 the blob of each.
+        (B, N, D) tokens, and (B, N) int64 the blob of each token.
     """
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(batch, clusters, dim, generator=generator, dtype=torch.float64)
@@ -75,9 +75,9 @@ def vit_like_tokens(
     huge: int = 2,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """(B, N, D) correlated features with `huge` channels about 50 times larger than the rest.
+    """Return (B, N, D) correlated features with `huge` channels about 50 times the others.
 
-    Vision transformers carry a few massive activations; they dominate the norms, so a Gram-matrix
+    Vision transformers have a few massive activations. They dominate the norms, so a Gram-matrix
     distance loses most of its bits to cancellation.
     """
     x, _ = planted_clusters(batch, tokens, dim, max(1, tokens // 8), seed, 0.5, torch.float64)
@@ -94,17 +94,17 @@ def ragged_batch(
     exact: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same images of different lengths (0 allowed) packed and padded.
+    """Return the same images of different lengths (0 allowed) packed and padded.
 
     Args:
-        lengths: tokens of each image.
-        dim: features.
-        seed: of the generator.
-        exact: integers instead of Gaussian blobs.
-        dtype: of the features.
+        lengths: number of tokens of each image.
+        dim: number of features.
+        seed: random seed.
+        exact: flag: integers instead of Gaussian blobs.
+        dtype: dtype of the features.
 
     Returns:
-        packed (T, D), cu_seqlens (B + 1,) int32, padded (B, max, D) with garbage behind the last
+        packed (T, D), cu_seqlens (B + 1,) int32, padded (B, max, D) with garbage after the last
         token of each image, and its token_mask (B, max).
     """
     longest = max(lengths, default=0)

@@ -1,4 +1,4 @@
-"""What holds for every hard clustering, and how two of them compare."""
+"""Invariants of every hard clustering, and comparison of two of them."""
 
 import torch
 from torch import Tensor
@@ -12,15 +12,15 @@ _VALUES = ("density", "delta", "score")
 
 
 def assert_hard_invariants(x: Tensor, out: HardClusters, token_mask: Tensor | None = None) -> None:
-    """What every result satisfies whatever its decisions: ranges, padding, dtypes and shapes.
+    """Assert the ranges, padding, dtypes and shapes that hold whatever the decisions are.
 
     Args:
-        x: the input of the clustering, any layout.
-        out: its result, of `dpc_knn` or `threshold_greedy`.
-        token_mask: its mask.
+        x: input of the clustering, any layout.
+        out: result of `dpc_knn` or `threshold_greedy`.
+        token_mask: mask of valid tokens.
 
     Raises:
-        AssertionError: names the invariant, and the image where it is of one.
+        AssertionError: an invariant does not hold; the message has its name and the image.
     """
     _check_tensors(x, out)
     for image in images(x, out, token_mask):
@@ -31,10 +31,10 @@ def assert_hard_invariants(x: Tensor, out: HardClusters, token_mask: Tensor | No
 
 
 def assert_same_hard_clusters(out: HardClusters, expected: HardClusters) -> None:
-    """Labels, centres, counts, and the neighbours and parents of `DensityPeaks` are the same bits.
+    """Assert equal labels, centres and counts, and equal neighbours and parents of `DensityPeaks`.
 
     Raises:
-        AssertionError: names the tensor and the first element that differs.
+        AssertionError: a tensor differs; the message has its name and the first such element.
     """
     peaks = isinstance(expected, DensityPeaks)
     for name in ("knn", "parent") * peaks + ("centres", "counts", "labels"):
@@ -42,14 +42,14 @@ def assert_same_hard_clusters(out: HardClusters, expected: HardClusters) -> None
 
 
 def pair_agreement(labels_a: Tensor, labels_b: Tensor) -> Tensor:
-    """Share of the pairs of tokens on which two labelings agree (Rand, 1971).
+    """Return the fraction of token pairs on which two labelings agree (Rand, 1971).
 
-    They agree on a pair when both put it into one cluster, or both into two. The ids themselves
-    do not matter, so it compares clusterings whose rows are in another order.
+    They agree on a pair if both put it into one cluster, or both into two clusters. The result does
+    not depend on the ids or on the order of the rows.
 
     Args:
-        labels_a: (B, N) integers; -1 for tokens that count in neither.
-        labels_b: likewise.
+        labels_a: (B, N) integers; -1 for tokens to ignore.
+        labels_b: (B, N) integers; -1 for tokens to ignore.
 
     Returns:
         (B,) float64 in [0, 1]; 1 for images of fewer than two tokens.
@@ -61,11 +61,11 @@ def pair_agreement(labels_a: Tensor, labels_b: Tensor) -> Tensor:
         )
     both = (labels_a >= 0) & (labels_b >= 0)
     image = both.nonzero()[:, 0]
-    # The ids of others may be any numbers.
+    # Ids of other implementations may be any integers.
     a, b = (labels[both].unique(return_inverse=True)[1] for labels in (labels_a, labels_b))
 
     def pairs(*keys):
-        # Pairs of tokens that share all the keys, per image.
+        # Number of token pairs with equal keys, per image.
         cell, cells = image, 1
         for key in keys:
             cell, cells = cell * image.shape[0] + key, cells * image.shape[0]
@@ -80,7 +80,7 @@ def pair_agreement(labels_a: Tensor, labels_b: Tensor) -> Tensor:
 
 
 def judge_labels(image: Image, distance: Interval, centres: Tensor, labels: Tensor) -> None:
-    """Labels (n,) name the nearest of the centres (c,), by bounds of their distance (n, n)."""
+    """Assert that labels (n,) are the nearest centres (c,), by bounds of the distance (n, n)."""
     rows = distance[centres]
     own = rows.lo.gather(0, labels[None])[0]
     wrong = own > rows.hi.amin(0)
@@ -112,12 +112,12 @@ def _check_centres(image: Image, out: HardClusters) -> None:
     centres, labels = out.centres[image.index], out.labels[image.span]
     count, ok = int(out.counts[image.index]), image.ok
     tokens = int(ok.sum())
-    most = min(centres.shape[0], tokens)
-    assert min(1, most) <= count <= most, f"counts is {count} with {tokens} tokens that take part"
-    assert (centres[count:] == -1).all(), f"centres behind the first {count} are not all -1"
+    limit = min(centres.shape[0], tokens)
+    assert min(1, limit) <= count <= limit, f"counts is {count} with {tokens} included tokens"
+    assert (centres[count:] == -1).all(), f"centres after the first {count} are not all -1"
     centres = centres[:count]
     assert (image.compact("centres", centres) >= 0).all(), "a centre below counts is -1"
-    assert (labels[~ok] == -1).all(), "labels: not -1 where a token takes no part"
+    assert (labels[~ok] == -1).all(), "labels: not -1 on an excluded token"
     outside = (labels[ok] < 0) | (labels[ok] >= count)
     assert not outside.any(), f"label of token {image.first(outside)} is not in [0, {count})"
     rows = labels[centres]
@@ -133,14 +133,14 @@ def _check_peaks(image: Image, out: DensityPeaks) -> None:
     density, delta, score = (getattr(out, name)[image.span].double() for name in _VALUES)
     for name, value in (("density", density), ("delta", delta), ("score", score)):
         assert value.isfinite().all(), f"{name}: not finite"
-        assert (value[~ok] == 0).all(), f"{name}: not 0 where a token takes no part"
+        assert (value[~ok] == 0).all(), f"{name}: not 0 on an excluded token"
     assert (delta >= 0).all(), "delta: negative"
     product, finfo = density * delta, torch.finfo(out.score.dtype)
     off = (score - product).abs() > finfo.eps * product.abs() + finfo.tiny
     assert not off.any(), f"score of token {int(off.nonzero()[0])} is not density * delta"
     knn, parent = out.knn[image.span], out.parent[image.span]
     for name, value in (("knn", knn), ("parent", parent)):
-        assert (value[~ok] == -1).all(), f"{name}: not -1 where a token takes no part"
+        assert (value[~ok] == -1).all(), f"{name}: not -1 on an excluded token"
         image.compact(name, value)
     token = torch.arange(ok.shape[0], device=ok.device)
     above = density[parent]

@@ -1,4 +1,4 @@
-"""One image of a result at a time, in float64: what the judges of decisions look at."""
+"""Iteration over the images of a result, in float64, for the checks of decisions."""
 
 import contextlib
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ class Image:
     """One image of a result.
 
     Attributes:
-        index: its number.
-        span: what selects its tokens from (B, N, ...) or (T, ...).
-        x: (N, D) float64 features, 0 where a token takes no part.
-        ok: (N,) bool, which tokens take part: neither masked nor non-finite.
-        position: (n,) the tokens that take part.
-        roundoff: unit roundoff of the dtype that the features are accumulated in.
-        tiny: smallest normal number of that dtype.
+        index: index of the image in the batch.
+        span: index of its tokens in (B, N, ...) or (T, ...).
+        x: (N, D) float64 features, 0 for excluded tokens.
+        ok: (N,) bool, False for excluded tokens (masked or non-finite).
+        position: (n,) tokens that are not excluded.
+        roundoff: unit roundoff of the accumulation dtype.
+        tiny: smallest normal number of the accumulation dtype.
     """
 
     index: int
@@ -33,30 +33,30 @@ class Image:
 
     @contextlib.contextmanager
     def named(self):
-        """Assertions that fail inside start with the image."""
+        """Prefix the messages of failed assertions in the block with the image."""
         try:
             yield
         except AssertionError as error:
             raise AssertionError(f"image {self.index}: {error}") from None
 
     def compact(self, name: str, tokens: Tensor) -> Tensor:
-        """Tokens of the image, -1 for none, as numbers among those that take part."""
+        """Map tokens of the image to indices among the tokens not excluded; -1 stays -1."""
         number = torch.full((self.ok.shape[0] + 1,), -2, device=self.ok.device)
         number[self.position] = torch.arange(self.position.shape[0], device=self.ok.device)
         number[-1] = -1
         inside = (tokens >= -1) & (tokens < self.ok.shape[0])
-        assert inside.all(), f"{name} names a token that is not there"
+        assert inside.all(), f"{name} has a token outside the image"
         tokens = number[tokens]
-        assert not (tokens == -2).any(), f"{name} names a token that takes no part"
+        assert not (tokens == -2).any(), f"{name} has an excluded token"
         return tokens
 
     def first(self, flags: Tensor) -> int:
-        """The first token that is flagged, of flags (n, ...) of those that take part."""
+        """Return the first token with a true flag, for flags (n, ...) of tokens not excluded."""
         return int(self.position[flags.nonzero()[0, 0]])
 
 
 def images(x: Tensor, out: Clusters | HardClusters, token_mask: Tensor | None):
-    """Each image of a result."""
+    """Yield each image of a result."""
     wide = torch.finfo(torch.promote_types(x.dtype, torch.float32))
     x = x.detach().reshape(*out.labels.shape, x.shape[-1]).double()
     valid = usable(x, out, token_mask)
@@ -71,6 +71,6 @@ def images(x: Tensor, out: Clusters | HardClusters, token_mask: Tensor | None):
 
 
 def usable(x: Tensor, out: Clusters | HardClusters, token_mask: Tensor | None) -> Tensor:
-    """Which tokens are neither masked nor non-finite, in the layout of the labels."""
+    """Return True for tokens neither masked nor non-finite, in the layout of the labels."""
     ok = x.reshape(*out.labels.shape, x.shape[-1]).isfinite().all(-1)
     return ok if token_mask is None else ok & token_mask.reshape(out.labels.shape)

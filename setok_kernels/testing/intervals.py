@@ -1,6 +1,6 @@
-"""Interval arithmetic on float64 tensors: what a computation in lower precision may have returned.
+"""Interval arithmetic on float64 tensors: bounds of results in lower precision.
 
-Every operation of the clustering is monotone in each operand, so bounds follow from the ends.
+Every operation of the clustering is monotone in each operand, so the ends give the bounds.
 """
 
 from dataclasses import dataclass
@@ -20,51 +20,51 @@ class Interval:
         return Interval(self.lo[index], self.hi[index])
 
     def __mul__(self, other: "Interval") -> "Interval":
-        """Product of two non-negative intervals."""
+        """Multiply two non-negative intervals."""
         return Interval(self.lo * other.lo, self.hi * other.hi)
 
     def widen(self, relative: float, absolute: float = 0.0) -> "Interval":
-        """Room for rounding: `relative` of the magnitude and `absolute`."""
+        """Widen both ends by `relative` of their magnitude and by `absolute`, for rounding."""
         lo = self.lo - self.lo.abs() * relative - absolute
         return Interval(lo, self.hi + self.hi.abs() * relative + absolute)
 
     def clamp(self, low: float | None = None, high: float | None = None) -> "Interval":
-        """Both ends clamped."""
+        """Clamp both ends."""
         return Interval(self.lo.clamp(low, high), self.hi.clamp(low, high))
 
     def falling(self, function) -> "Interval":
-        """`function` of the interval, for a non-increasing function."""
+        """Apply a non-increasing function."""
         return Interval(function(self.hi), function(self.lo))
 
     def rising(self, function) -> "Interval":
-        """`function` of the interval, for a non-decreasing function."""
+        """Apply a non-decreasing function."""
         return Interval(function(self.lo), function(self.hi))
 
 
 def squared_distance_bounds(
     x: Tensor, roundoff: float, input_roundoff: float, tiny: float = 0.0
 ) -> Interval:
-    """(N, D) float64 to (N, N) bounds of ||x_i - x_j||^2 computed through a Gram matrix.
+    """Return (N, N) bounds of ||x_i - x_j||^2 computed through a Gram matrix.
 
     A dot product of D terms with unit roundoff u errs by at most g * |x_i| |x_j| with
     g = D u / (1 - D u) (Higham, Accuracy and Stability, 3.1), in any order of summation. Norms,
     their sum and the subtraction add three roundings: g_(D+3) (|x_i| + |x_j|)^2 in all.
 
     Args:
-        x: tokens.
-        roundoff: u of the accumulation.
+        x: (N, D) float64 tokens.
+        roundoff: unit roundoff u of the accumulation.
         input_roundoff: relative rounding of the inputs of the product (tf32: 2**-11), else 0.
-        tiny: smallest normal number of the accumulation, where products may underflow; the largest
-            feature is then about 1.
+        tiny: smallest normal number of the accumulation if products may underflow, for a maximum
+            feature of about 1; else 0.
     """
-    # This computation in float64 makes the same kind of error; the bound covers both.
+    # The float64 computation below has an error of the same form; the bound covers both.
     steps = (x.shape[1] + 3) * (roundoff + 2.0**-53)
     bound = steps / (1 - steps) + 2 * input_roundoff + input_roundoff**2
     gram = x @ x.T
     square = gram.diagonal()
     norm = square.sqrt()
     distance = (square[:, None] + square[None, :] - 2 * gram).clamp(min=0)
-    # Four products of D terms; those who scale by a power of two may have a fourth of each.
+    # Four products of D terms; after scaling by a power of two each may be 4 times smaller.
     lost = 16 * x.shape[1] * tiny
     error = bound * (norm[:, None] + norm[None, :]).square() + lost
     bounds = Interval((distance - error).clamp(min=0), distance + error)
@@ -74,10 +74,11 @@ def squared_distance_bounds(
 
 
 def cosine_bounds(x: Tensor, roundoff: float, input_roundoff: float) -> Interval:
-    """(N, D) float64 to (N, N) bounds of the cosine similarity, whatever is normalised first.
+    """Return (N, N) bounds of the cosine similarity of (N, D) float64 tokens.
 
-    A norm of D terms errs by D/2 + 1 roundings, a quotient by one, a product of D terms by D. A
-    zero vector is similar to nothing, and a token exactly to itself.
+    A norm of D terms errs by D/2 + 1 roundings, a quotient by one, a product of D terms by D. This
+    covers normalisation before and after the product. A zero vector has similarity 0 to others, and
+    every token has similarity 1 to itself.
     """
     largest = x.abs().amax(1, keepdim=True)
     x = x / torch.where(largest > 0, largest, 1)
@@ -95,7 +96,7 @@ def cosine_bounds(x: Tensor, roundoff: float, input_roundoff: float) -> Interval
 
 
 def variance_scale_bounds(x: Tensor, roundoff: float) -> Interval:
-    """(N, D) float64 to 0-dim bounds of 1 / (2 v), for v from mean ||x||^2 - ||mean x||^2."""
+    """Return 0-dim bounds of 1 / (2 v), v = mean ||x||^2 - ||mean x||^2, for (N, D) tokens."""
     tokens, dim = x.shape
     centred = x - x[:1]
     centred = centred - centred.mean(0)
@@ -108,7 +109,7 @@ def variance_scale_bounds(x: Tensor, roundoff: float) -> Interval:
 
 
 def alpha_bounds(distance: Interval, score: Interval, config, roundoff: float) -> Interval:
-    """Bounds of the alpha mask for bounds of the scaled distance and of the score."""
+    """Return bounds of the alpha mask from bounds of the scaled distance and of the score."""
     bandwidth, beta, temperature, offset = (
         float(v) for v in (config.bandwidth, config.beta, config.temperature, config.offset)
     )
@@ -120,8 +121,8 @@ def alpha_bounds(distance: Interval, score: Interval, config, roundoff: float) -
     # Four roundings: scaling, root, division and the exponential; the exponential turns the
     # relative error of its argument into |argument| times as much, at most 1/e of the range.
     phi = distance.falling(kernels[config.kernel]).widen(0, 8 * roundoff)
-    pull = score.rising(lambda s: beta * s) if beta >= 0 else score.falling(lambda s: beta * s)
-    level = Interval(phi.lo - pull.hi, phi.hi - pull.lo)
+    penalty = score.rising(lambda s: beta * s) if beta >= 0 else score.falling(lambda s: beta * s)
+    level = Interval(phi.lo - penalty.hi, phi.hi - penalty.lo)
     if config.alpha == "kernel":
         return level.widen(4 * roundoff, 4 * roundoff).clamp(0.01, 0.99)
     level = level.rising(lambda v: (v - offset) / temperature)

@@ -1,6 +1,6 @@
-"""Judges of what all clusterings by density decide: neighbours, densities, parents.
+"""Checks of the decisions of all density clusterings: neighbours, densities, parents.
 
-Tokens are those of one image that take part, in a numbering of their own.
+Tokens are those of one image without the excluded ones, numbered from 0.
 """
 
 import torch
@@ -11,7 +11,7 @@ from setok_kernels.testing.intervals import Interval
 
 
 def judge_neighbours(image: Image, distance: Interval, knn: Tensor, include_self: bool) -> None:
-    """The k nearest tokens (n, k) are the nearest by ascending distance, as many as there are."""
+    """Assert that `knn` (n, k) has the nearest tokens by ascending distance, then -1."""
     tokens, k = knn.shape
     found = knn >= 0
     candidates = tokens if include_self else tokens - 1
@@ -37,7 +37,7 @@ def judge_neighbours(image: Image, distance: Interval, knn: Tensor, include_self
 
 
 def density_bounds(scaled: Interval, knn: Tensor, roundoff: float) -> Interval:
-    """(n,) bounds of the density, given its neighbours and bounds of the scaled distances."""
+    """Return (n,) bounds of the density from neighbours and bounds of the scaled distances."""
     found = knn >= 0
     count = found.sum(1).clamp(min=1)
 
@@ -50,14 +50,14 @@ def density_bounds(scaled: Interval, knn: Tensor, roundoff: float) -> Interval:
 
 
 def judge_parents(image: Image, distance: Interval, density: Interval, parent: Tensor) -> None:
-    """The parent of each token (n,) is the nearest of higher density, -1 for one token."""
+    """Assert that the parents (n,) are the nearest tokens of higher density; one token has -1."""
     tokens = parent.shape[0]
     tops = (parent < 0).sum().item()
     assert tops == 1, f"expected one top token (parent -1), got {tops}"
     certain = density.lo[None, :] > density.hi[:, None]
     is_top = parent < 0
-    dethroned = is_top & certain.any(1)
-    assert not dethroned.any(), f"top token {image.first(dethroned)} has a denser one"
+    not_densest = is_top & certain.any(1)
+    assert not not_densest.any(), f"top token {image.first(not_densest)} is not the densest"
     row = torch.arange(tokens, device=parent.device)
     target = parent.clamp(min=0)
     lower = ~is_top & ((density.hi[target] < density.lo) | (target == row))

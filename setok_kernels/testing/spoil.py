@@ -1,4 +1,4 @@
-"""Arguments made wrong: what a caller may pass in place of a tensor or number that fits."""
+"""Generators of invalid arguments in place of valid tensors, numbers and records."""
 
 import dataclasses
 import math
@@ -9,9 +9,9 @@ from torch import Tensor
 
 from setok_kernels.result import Clusters, Decisions, HardClusters
 
-# Indices at and beyond the ends of what memory holds.
+# Indices at and beyond valid ranges.
 INDICES = (-2, -1, 0, 1, 7, 40, 10**6, 2**31, 2**40, -(2**40), 2**63 - 1, -(2**63))
-# No number in between: it would be a valid one, and take the memory that it says.
+# No values in between: those would be valid and allocate that much memory.
 COUNTS = (-(2**63), -(2**31), -1, 0, 2**31, 2**40, 2**62, 2**63 - 1, True, None, 1.5, "2")
 NUMBERS = (math.nan, math.inf, -math.inf, -1.0, 0.0, 1e308, 5e-324, None, "0.5", 10**400)
 DTYPES = (
@@ -28,7 +28,7 @@ DTYPES = (
 
 
 def _length(random: random.Random, tensor: Tensor) -> Tensor:
-    """One row too few, or twice as many."""
+    """Drop a row, or double the rows, along a random axis."""
     if tensor.dim() == 0:
         return tensor.expand(3).clone()
     axis = random.randrange(tensor.dim())
@@ -44,7 +44,7 @@ def _rank(random: random.Random, tensor: Tensor) -> Tensor:
 
 
 def _strides(random: random.Random, tensor: Tensor) -> Tensor:
-    """The same numbers, not side by side."""
+    """Return the same values with other strides."""
     if tensor.dim() == 0:
         return tensor
     if random.random() < 0.3 and tensor.shape[0] > 1:
@@ -53,7 +53,7 @@ def _strides(random: random.Random, tensor: Tensor) -> Tensor:
 
 
 def _values(random: random.Random, tensor: Tensor) -> Tensor:
-    """Some elements that are no index, or no number."""
+    """Replace some elements by invalid indices or non-finite numbers."""
     if tensor.numel() == 0 or tensor.dtype == torch.bool:
         return tensor
     changed = tensor.detach().clone().flatten()
@@ -61,8 +61,8 @@ def _values(random: random.Random, tensor: Tensor) -> Tensor:
         if tensor.dtype.is_floating_point:
             value = random.choice([math.nan, math.inf, -math.inf, -1.0, 1e30])
         else:
-            least, most = torch.iinfo(tensor.dtype).min, torch.iinfo(tensor.dtype).max
-            value = min(max(random.choice(INDICES), least), most)
+            limits = torch.iinfo(tensor.dtype)
+            value = min(max(random.choice(INDICES), limits.min), limits.max)
         changed[random.randrange(changed.numel())] = value
     return changed.reshape(tensor.shape)
 
@@ -72,7 +72,7 @@ def _shape(random: random.Random, tensor: Tensor) -> Tensor:
     return torch.zeros(shape, dtype=tensor.dtype)
 
 
-# All that public functions must withstand; torch itself does not survive a freed storage.
+# Changes that public functions must reject; torch itself crashes on a freed storage.
 TENSORS = (
     _length,
     _length,
@@ -98,12 +98,12 @@ OPERANDS = (*TENSORS, _freed, lambda random, tensor: tensor.detach().to_sparse()
 
 
 def spoiled(random: random.Random, value, tensors=TENSORS):
-    """Something in place of `value` of another kind, size or range; once in a while it fits.
+    """Return a value of another type, size or range in place of `value`; sometimes a valid one.
 
     Args:
         random: source of the choices.
-        value: argument that fits, perhaps None, or a record with tensors in its fields.
-        tensors: ways to change a tensor.
+        value: valid argument: None, a number, a tensor, or a record with tensors in its fields.
+        tensors: functions that change a tensor.
     """
     if isinstance(value, Tensor):
         return random.choice(tensors)(random, value)

@@ -1,4 +1,4 @@
-"""The judge of `threshold_greedy`."""
+"""Comparison of a `threshold_greedy` result with float64 bounds."""
 
 import torch
 from torch import Tensor
@@ -16,22 +16,22 @@ def assert_valid_threshold_greedy(
     token_mask: Tensor | None = None,
     input_roundoff: float = 0.0,
 ) -> None:
-    """The centres are those that greedy claims in float64 may choose, labels the most similar.
+    """Assert that greedy claims in float64 may choose these centres, and labels are most similar.
 
-    A pair whose similarity is within the rounding error bound of the threshold counts as either.
-    Tokens claim in the order of how many neighbours they have, ties lowest index, so a token is a
-    centre exactly when no centre before it is its neighbour; where no pair is in doubt this leaves
-    one result.
+    A pair whose similarity is within the rounding error bound of the threshold may count as
+    neighbours or not. Tokens claim in descending order of their number of neighbours, ties lowest
+    index. So a token is a centre if and only if no earlier centre is its neighbour. Without
+    borderline pairs the result is unique.
 
     Args:
-        x: the input of the clustering, any layout.
-        out: its result.
-        threshold: of the similarity.
-        token_mask: its mask.
-        input_roundoff: see `assert_valid_decisions`.
+        x: input of the clustering, any layout.
+        out: result of the clustering.
+        threshold: threshold of the cosine similarity.
+        token_mask: mask of valid tokens.
+        input_roundoff: relative rounding of the inputs, see `assert_valid_decisions`.
 
     Raises:
-        AssertionError: names the image, the token and the decision.
+        AssertionError: a decision is wrong; the message has image, token and decision.
     """
     assert_hard_invariants(x, out, token_mask)
     for image in images(x, out, token_mask):
@@ -45,7 +45,7 @@ def _judge_image(image: Image, out: HardClusters, threshold: float, input_roundo
     centres = image.compact("centres", out.centres[image.index, :count])
     assert (centres.diff() > 0).all(), "centres do not ascend"
     similarity = cosine_bounds(image.x[image.ok], image.roundoff, input_roundoff)
-    # It may have been rounded to the dtype of the similarity.
+    # The threshold may have been rounded to the dtype of the similarity.
     doubt = abs(threshold) * image.roundoff
     sure = (similarity.lo > threshold + doubt).fill_diagonal_(True)
     possible = (similarity.hi > threshold - doubt).fill_diagonal_(True)
@@ -57,18 +57,18 @@ def _judge_image(image: Image, out: HardClusters, threshold: float, input_roundo
 
 
 def _judge_claims(image: Image, sure: Tensor, possible: Tensor, centres: Tensor) -> None:
-    """Neighbours (n, n) that are certain and those that are possible; the centres (c,)."""
+    """Assert that certain and possible neighbours (n, n) allow the centres (c,)."""
     near = sure[centres][:, centres].fill_diagonal_(False)
     if near.any():
         a, b = image.position[centres[near.nonzero()[0]]].tolist()
         raise AssertionError(f"centres {a} and {b} are neighbours: one claims the other")
-    fewest, most = sure.sum(1), possible.sum(1)
+    lower, upper = sure.sum(1), possible.sum(1)
     token = torch.arange(sure.shape[0], device=sure.device)
     # (c, n): the centre may come before the token.
-    earlier = most[centres, None] > fewest
-    earlier |= (most[centres, None] == fewest) & (centres[:, None] < token)
+    earlier = upper[centres, None] > lower
+    earlier |= (upper[centres, None] == lower) & (centres[:, None] < token)
     claimed = (possible[centres] & earlier).any(0)
     claimed[centres] = True
     assert claimed.all(), (
-        f"token {image.first(~claimed)} is no centre, and none before it has it as a neighbour"
+        f"token {image.first(~claimed)} is no centre, and no earlier centre is its neighbour"
     )

@@ -1,4 +1,4 @@
-"""Tier 3 of the comparison: values and gradients under replayed decisions, and the invariants."""
+"""Tier 3 of the comparison: values and gradients under replayed decisions, and invariants."""
 
 import dataclasses
 from typing import Any
@@ -13,30 +13,29 @@ from setok_kernels.testing.decisions import assert_same_decisions, assert_valid_
 
 _VALUES = ("density", "delta", "score", "masks")
 
-# Roundings of the largest value: below this the maximum error of a short sum is a matter of luck.
-_FLOOR = 16
+# Error always allowed, in roundings of the maximum value: short sums may err by chance.
+_MIN_ROUNDINGS = 16
 
-# Losses whose gradients are compared together: plain PyTorch's error of a gradient that is a single
-# number, the sum of terms that cancel, is a matter of luck for one of them.
-_DRAWS = 4
+# Number of losses whose gradients are compared together. A scalar gradient is a sum of cancelling
+# terms, and plain PyTorch's error of a single one may be small by chance.
+_LOSSES = 4
 
-# Orders of the features in which plain PyTorch's error is measured: that of one order may happen to
-# be small.
+# Number of feature orders in which plain PyTorch's error is measured; that of one order may be
+# small by chance.
 _ORDERS = 3
 
 
 def assert_replayed_values(
     x: Tensor, out: Clusters, config: ClusterConfig, token_mask: Tensor | None = None
 ) -> None:
-    """density, delta, score and masks err at most twice as much as plain PyTorch.
+    """Assert that density, delta, score and masks err at most twice as much as plain PyTorch.
 
-    The truth is the reference in float64 with the decisions of `out` replayed; plain PyTorch is
-    the reference in the dtype of `x`, likewise, at its worst of a few orders of the features. For
-    float64 input the error of plain PyTorch is that of float32 on the same input, scaled by the
-    ratio of the roundoffs.
+    The truth is the reference in float64 with the decisions of `out` replayed. Plain PyTorch is the
+    same replay in the dtype of `x`, with the maximum error over a few orders of the features. For
+    float64 input its error is that of float32, scaled by the ratio of the roundoffs.
 
     Raises:
-        AssertionError: names the value, its error and what was allowed.
+        AssertionError: a value errs more; the message has its name, error and allowed error.
     """
     with torch.no_grad():
         low, ratio = _lower(x)
@@ -63,12 +62,13 @@ def assert_replayed_gradients(
     cu_seqlens: Tensor | None = None,
     seed: int = 0,
 ) -> None:
-    """Gradients of x and of the four hyper-parameters err at most twice as much as plain PyTorch.
+    """Assert that the gradients of x and of the hyper-parameters err at most twice as much.
 
-    The losses are fixed random combinations of masks, density, delta and score.
+    The comparison is with plain PyTorch, as in `assert_replayed_values`. The losses are fixed
+    random combinations of masks, density, delta and score.
 
     Raises:
-        AssertionError: names the gradient, its error and what was allowed.
+        AssertionError: a gradient errs more; the message has its name, error and allowed error.
     """
     first = cluster_tokens(
         x.detach(), config, token_mask=token_mask, cu_seqlens=cu_seqlens, backend=backend
@@ -85,34 +85,34 @@ def assert_replayed_gradients(
             leaf.requires_grad_()
         out = _replay(x, first, dataclasses.replace(config, **leaves), token_mask, backend)
         generator = torch.Generator().manual_seed(seed)
-        inputs, draws = [x, *leaves.values()], []
-        for _ in range(_DRAWS):
+        inputs, found = [x, *leaves.values()], []
+        for _ in range(_LOSSES):
             loss = 0
             for name in _VALUES:
                 value = getattr(out, name)
                 weight = torch.randn(value.shape, generator=generator, dtype=torch.float64)
                 loss = loss + (value * weight.to(value)).sum()
-            draws.append(
+            found.append(
                 torch.autograd.grad(
                     loss, inputs, retain_graph=True, allow_unused=True, materialize_grads=True
                 )
             )
-        return [torch.stack(grads) for grads in zip(*draws, strict=True)]
+        return [torch.stack(grads) for grads in zip(*found, strict=True)]
 
     got = gradients(x, backend)
     truth = gradients(x.double(), "reference")
     low, ratio = _lower(x)
     plain_truth, plain = gradients(low.double(), "reference"), []
     for order in feature_orders(x):
-        of_x, *others = gradients(low[..., order], "reference")
-        plain.append([of_x[..., order.argsort()], *others])
+        grad_x, *others = gradients(low[..., order], "reference")
+        plain.append([grad_x[..., order.argsort()], *others])
     worst = [torch.stack(measured) for measured in zip(*plain, strict=True)]
     for values in zip(("x", *LEARNABLE), got, truth, worst, plain_truth, strict=True):
         assert_error(f"gradient of {values[0]}", *values[1:], ratio)
 
 
 def feature_orders(x: Tensor) -> list[Tensor]:
-    """Permutations of the features of `x`, the first of them none."""
+    """Return permutations of the features of `x`; the first is the identity."""
     generator = torch.Generator().manual_seed(0)
     orders = [torch.randperm(x.shape[-1], generator=generator) for _ in range(_ORDERS - 1)]
     return [torch.arange(x.shape[-1], device=x.device), *(order.to(x.device) for order in orders)]
@@ -121,10 +121,10 @@ def feature_orders(x: Tensor) -> list[Tensor]:
 def assert_invariants(
     x: Tensor, out: Clusters, config: ClusterConfig, token_mask: Tensor | None = None
 ) -> None:
-    """What every result satisfies whatever its decisions: ranges, sums, zeros, dtypes and shapes.
+    """Assert the ranges, sums, zeros, dtypes and shapes that hold whatever the decisions are.
 
     Raises:
-        AssertionError: names the invariant.
+        AssertionError: an invariant does not hold; the message has its name.
     """
     leading, rows = out.labels.shape, config.max_clusters + 1
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -144,7 +144,7 @@ def assert_invariants(
     for name in ("density", "delta", "score"):
         value = getattr(out, name)
         assert value.shape == leading, f"{name}: shape {tuple(value.shape)}"
-        assert (value[~(valid & finite)] == 0).all(), f"{name}: not 0 where a token takes no part"
+        assert (value[~(valid & finite)] == 0).all(), f"{name}: not 0 on an excluded token"
     assert (out.density <= 1).all(), "density: above 1"
     assert (out.masks <= 1).all(), "masks: above 1"
     assert (masks[~valid] == 0).all(), "masks: not 0 on a masked token"
@@ -175,19 +175,19 @@ def check_backend(
     exact: bool = False,
     input_roundoff: float = 0.0,
 ) -> Clusters:
-    """Run `backend` and every comparison of a forward pass; returns its result.
+    """Run `backend` and all comparisons of a forward pass, and return the result.
 
     Args:
         backend: name of the backend under test.
-        x: input, any layout.
-        config: options.
-        token_mask: mask of padded input.
+        x: input of the clustering, any layout.
+        config: options of the clustering.
+        token_mask: mask of valid tokens, padded input only.
         cu_seqlens: offsets of packed input.
-        exact: `x` is exactly representable: decisions must be those of the reference.
-        input_roundoff: see `assert_valid_decisions`.
+        exact: flag: `x` is exactly representable, so decisions must equal the reference's.
+        input_roundoff: relative rounding of the inputs, see `assert_valid_decisions`.
 
     Raises:
-        AssertionError: from the first comparison that fails.
+        AssertionError: a comparison fails; the message is that of the first one.
     """
     arguments: dict[str, Any] = dict(token_mask=token_mask, cu_seqlens=cu_seqlens)
     out = cluster_tokens(x, config, **arguments, backend=backend)
@@ -213,20 +213,22 @@ def _replay(x, out: Clusters, config, token_mask, backend="reference") -> Cluste
 
 
 def _lower(x: Tensor) -> tuple[Tensor, float]:
-    """The input on which plain PyTorch's error is measured, and the factor to apply to it."""
+    """Return the input on which plain PyTorch's error is measured, and the factor of the error."""
     if x.dtype == torch.float64:
         return x.float(), 2.0**-53 / 2.0**-24
     return x, 1.0
 
 
 def assert_error(name, got, truth, plain, plain_truth, ratio) -> None:
-    """|got - truth| <= 2 |plain - plain_truth|, by the maximum over all elements."""
+    """Assert |got - truth| <= 2 |plain - plain_truth| for the maxima over all elements."""
     if truth.numel() == 0:
         return
     error = (got.double() - truth.double()).abs().max()
-    # In float64 the truth itself errs as much as plain PyTorch does.
+    # For float64 the truth has the same error as plain PyTorch.
     factor = 2 if ratio == 1 else 4
-    own = (plain.double() - plain_truth.double()).abs().max() * ratio
+    baseline = (plain.double() - plain_truth.double()).abs().max() * ratio
     roundoff = torch.finfo(got.dtype).eps / 2
-    allowed = factor * own + _FLOOR * roundoff * truth.abs().max()
-    assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g} (plain {own:.3g})"
+    allowed = factor * baseline + _MIN_ROUNDINGS * roundoff * truth.abs().max()
+    assert error <= allowed, (
+        f"{name}: error {error:.3g}, allowed {allowed:.3g} (plain PyTorch {baseline:.3g})"
+    )

@@ -1,7 +1,7 @@
-"""The fixed set of equivalence cases: the Triton kernels against the reference on one device.
+"""Fixed set of equivalence cases: the Triton kernels against the reference on one device.
 
-They are judged by `setok_kernels.testing`, as in our own tests: valid decisions, replayed values
-and gradients, invariants. Every call names its backend.
+The comparisons are those of `setok_kernels.testing`, as in our own tests: valid decisions, replayed
+values and gradients, invariants. Every call has an explicit backend.
 """
 
 import dataclasses
@@ -25,13 +25,13 @@ _BACKEND = "triton"
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the tokens: what a model has on a GPU, a few tiles in the interpreter.
+    """Sizes of the test inputs: a model's on a GPU, a few tiles in the interpreter.
 
     Attributes:
-        tokens: of an image whose rows of distances are kept.
-        many: of an image where nothing N x N is.
-        dim: features; more than one step of a tile.
-        clusters: at most.
+        tokens: number of tokens of an image whose distance rows are kept.
+        many: number of tokens of an image without an N x N buffer.
+        dim: number of features, more than one step of a tile.
+        clusters: maximum number of clusters.
     """
 
     tokens: int
@@ -45,14 +45,14 @@ REAL = Sizes(tokens=729, many=2100, dim=1152, clusters=64)
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison.
+    """A comparison.
 
     Attributes:
-        name: what is compared.
-        run: takes the device and the sizes; raises an AssertionError where the kernels are wrong.
-        group: cases of one group share most of the kernels that must be compiled; groups run at
-            the same time.
-        precision: of float32 matrix products while it runs.
+        name: name of the comparison.
+        run: function of the device and the sizes; raises an AssertionError for wrong kernels.
+        group: name of the process that runs it. Cases of one group share most of the kernels to
+            compile; groups run in parallel.
+        precision: precision of float32 matrix products during the run.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Case:
 def run_cases(
     cases: Sequence[Case], device: torch.device, sizes: Sizes = REAL
 ) -> Iterator[Outcome]:
-    """Runs cases one after the other, also after one has failed."""
+    """Run cases one after the other and continue after failures."""
     before = torch.get_float32_matmul_precision()
     for case in cases:
         torch.set_float32_matmul_precision(case.precision)
@@ -82,19 +82,19 @@ def _outcome(case: Case, device: torch.device, sizes: Sizes) -> Outcome:
     except torch.OutOfMemoryError as error:
         state, message = "unknown", f"{type(error).__name__}: {error}"
     except Exception as error:
-        # A compiler may raise anything. The message comes first, as a summary has one line.
+        # Compilers may raise any exception. A summary shows the first line, the message.
         state, message = "failed", f"{error}\n{traceback.format_exc()}"
     return Outcome(case.name, state, time.monotonic() - begin, message)
 
 
 def _mask(x: Tensor) -> Tensor:
-    """(B, N) bool: about a fifth of the tokens do not exist."""
+    """Return (B, N) bool, False for about a fifth of the tokens."""
     generator = torch.Generator().manual_seed(0)
     return (torch.rand(x.shape[:2], generator=generator) > 0.2).to(x.device)
 
 
 def _exact(device, sizes):
-    """Ties and duplicates, masked; some tokens are not finite."""
+    """Compare ties and duplicates, masked, with some non-finite tokens."""
     config = ClusterConfig(k=8, max_clusters=sizes.clusters)
     x = testing.integer_tokens(2, sizes.tokens, min(sizes.dim, 65)).to(device)
     x[0, 3, 1], x[1, 0, 0] = torch.nan, torch.inf
@@ -104,7 +104,7 @@ def _exact(device, sizes):
 
 
 def _packed(device, sizes):
-    """Images of several lengths, one of them empty."""
+    """Compare packed images of several lengths, one of them empty."""
     lengths = [sizes.tokens // 3, 0, 1, sizes.tokens]
     packed, cu_seqlens, _, _ = testing.ragged_batch(lengths, 20, exact=True)
     config = ClusterConfig.paper(max_clusters=sizes.clusters)
@@ -114,7 +114,7 @@ def _packed(device, sizes):
 
 
 def _many(device, sizes):
-    """The kernels for more tokens than rows of distances are kept for."""
+    """Compare the kernels for images too long to keep distance rows."""
     config = ClusterConfig(k=8, max_clusters=sizes.clusters)
     x = testing.integer_tokens(1, sizes.many, 20).to(device)
     testing.check_backend(_BACKEND, x, config, exact=True)
@@ -130,7 +130,7 @@ def _forward(dtype: torch.dtype, input_roundoff: float = 0.0) -> Callable:
         again = functional.cluster_tokens(x, config, decisions=out.decisions, backend=_BACKEND)
         for name in ("masks", "labels", "density", "delta", "score"):
             same = torch.equal(getattr(out, name), getattr(again, name))
-            assert same, f"{name}: not the same bits when the decisions are replayed"
+            assert same, f"{name}: the replay of the decisions is not bit-equal"
 
     return run
 
@@ -153,7 +153,7 @@ def _gradient(x: Tensor, config: ClusterConfig) -> Tensor:
 
 
 def _merging(dtype: torch.dtype) -> Callable:
-    """Merge and unmerge, hard and soft, weighted and not, with their gradients."""
+    """Return a comparison of merge and unmerge: hard and soft, with weights, with gradients."""
 
     def run(device, sizes):
         x = testing.vit_like_tokens(2, sizes.tokens, sizes.dim, dtype=dtype).to(device)
@@ -169,8 +169,8 @@ def _merging(dtype: torch.dtype) -> Callable:
                 given = None if given is None else given.double()
                 truth = _merged(x.double(), exact, mode, given, "reference")
                 for name, value in got.items():
-                    what = f"{mode} {'weighted ' if given is not None else ''}{name}"
-                    assert_error(what, value, truth[name], plain[name], truth[name], 1.0)
+                    label = f"{mode} {'weighted ' if given is not None else ''}{name}"
+                    assert_error(label, value, truth[name], plain[name], truth[name], 1.0)
 
     return run
 
@@ -178,7 +178,7 @@ def _merging(dtype: torch.dtype) -> Callable:
 def _merged(
     x, out: Clusters, mode: Literal["hard", "soft"], weights: Tensor | None, backend: str
 ) -> dict[str, Tensor]:
-    """Both results and the gradients of what they depend on, by name."""
+    """Return both results and all gradients by name."""
     leaves = {"x": x.detach().requires_grad_()}
     if weights is not None:
         leaves["weights"] = weights.detach().requires_grad_()
@@ -197,15 +197,18 @@ def _merged(
 
 
 def _comparable(gradient: Tensor, out: Clusters, weights: Tensor | None) -> Tensor:
-    """Of masks that are no constants, times the mass of the row: small rows hide no others."""
+    """Return the gradient of the masks times the mass of the row, 0 for constant masks.
+
+    The gradient is inversely proportional to the mass, so small rows would dominate the maximum.
+    """
     row = torch.arange(out.num_rows, device=gradient.device)[:, None]
     variable = (row <= out.counts[:, None, None]) & (out.labels >= 0)[:, None]
-    share = out.masks.detach() if weights is None else out.masks.detach() * weights[:, None]
-    return torch.where(variable, gradient, 0) * share.sum(2, keepdim=True)
+    weighted = out.masks.detach() if weights is None else out.masks.detach() * weights[:, None]
+    return torch.where(variable, gradient, 0) * weighted.sum(2, keepdim=True)
 
 
 def _density_peaks(device, sizes):
-    """`dpc_knn`: exact and real tokens, with and without rows of distances."""
+    """Compare `dpc_knn` on exact and real tokens, with and without distance rows."""
     for options in (
         dict(num_clusters=min(sizes.clusters, 7), k=5),
         dict(threshold=0.5, k=8, order="index", cap="eccentricity"),
@@ -223,7 +226,7 @@ def _density_peaks(device, sizes):
 
 
 def _greedy(device, sizes):
-    """`threshold_greedy`: exact and real tokens."""
+    """Compare `threshold_greedy` on exact and real tokens."""
     # The cosine of two unit vectors of the standard basis is exact.
     x = testing.one_hot_tokens(2, sizes.tokens, 40).to(device)
     out, expected = (
@@ -239,7 +242,7 @@ def _greedy(device, sizes):
 # TF32 rounds the factors of a product to 11 bits.
 _TF32 = 2.0**-11
 
-# Compiling takes most of the time, so each group has about a quarter of the builds.
+# Compilation takes most of the time, so each group has about a quarter of the builds.
 CASES = (
     Case("exact tokens, masked", _exact, "float32"),
     Case("packed images", _packed, "float32"),

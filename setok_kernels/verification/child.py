@@ -1,9 +1,9 @@
-"""The processes that run the cases, and the one that waits for them.
+"""Child processes that run the equivalence cases, and the parent's wait for them.
 
-A kernel that leaves its memory makes every later call of its process fail, the reference's too, and
-one that never ends cannot be stopped alone. A process of its own also has its own modes, precision,
-random state and memory, so that nothing of the caller's is changed or counts. There is one for each
-group of cases, because compiling the kernels takes most of the time.
+After an out-of-bounds access every later CUDA call of a process fails, the reference's too, and a
+kernel that hangs cannot be stopped alone. A child process also has modes, precision, random state
+and memory of its own, independent of the caller's. Each group of cases has one process, because
+compilation takes most of the time.
 """
 
 import argparse
@@ -26,25 +26,25 @@ from setok_kernels.verification.cases import REAL, Sizes
 from setok_kernels.verification.identity import Identity, identify
 from setok_kernels.verification.verdict import Outcome, Verdict
 
-# Of the whole: it should take less than 20 s, but a slow machine compiles long. A kernel that hangs
-# is found out by it.
+# Time limit of a whole verification, which also stops a kernel that hangs. It usually takes less
+# than 20 s, but compilation may be slow.
 LIMIT_SECONDS = 300.0
-# Exit status of a process that could not begin; what it wrote last to stderr says why.
+# Exit status of a process that could not start; the last line of its stderr is the reason.
 COULD_NOT_BEGIN = 3
 _LOG_CHARACTERS = 4000
-# Signals of a program that is wrong. Others come from outside, as from a machine out of memory.
+# Signals of a faulty program. Others come from outside, e.g. when memory runs out.
 _FAULTS = {signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGBUS}
 
 
 def run_children(
     device: torch.device, identity: Identity, command: Sequence[str] | None = None
 ) -> Verdict:
-    """Runs the cases in processes of their own, and waits for them.
+    """Run the cases in child processes and wait for them.
 
     Args:
-        device: a CUDA device, with its index.
-        identity: that of the device.
-        command: the process, in place of this very file; it takes the arguments of `main`.
+        device: CUDA device with its index.
+        identity: identity of the device.
+        command: command of a child, with the arguments of `main`; None means this module.
     """
     begin = time.monotonic()
     parts = []
@@ -57,20 +57,20 @@ def run_children(
         except OSError as error:
             ends = [([], f"a process could not be started: {error}", False, "")]
         finally:
-            # Also where the caller is interrupted meanwhile.
+            # Also if the caller is interrupted.
             for part in parts:
                 part.stop()
     outcomes = {outcome.case: outcome for found, *_ in ends for outcome in found}
     problem = "; ".join(dict.fromkeys(problem for _, problem, *_ in ends if problem))
     if not problem and len(outcomes) != len(cases.CASES):
-        problem = f"{len(outcomes)} of {len(cases.CASES)} cases were run"
+        problem = f"only {len(outcomes)} of {len(cases.CASES)} cases ran"
     return Verdict(
         identity,
         tuple(outcomes[case.name] for case in cases.CASES if case.name in outcomes),
         time.monotonic() - begin,
         problem,
         crashed=any(crashed for _, _, crashed, _ in ends),
-        log="\n".join(said for *_, said in ends if said),
+        log="\n".join(log for *_, log in ends if log),
     )
 
 
@@ -78,19 +78,19 @@ def _command(command: Sequence[str] | None) -> list[str]:
     if command is not None:
         return list(command)
     if not sys.executable:
-        raise OSError("this program has no Python executable (sys.executable is empty)")
+        raise OSError("no Python executable (sys.executable is empty)")
     return [sys.executable, "-c", f"from {__name__} import main; main()"]
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A process that runs one group.
+    """A child process that runs one group of cases.
 
     Attributes:
-        group: the group.
-        process: the process.
-        out: where it writes the outcomes.
-        log: where its stdout and stderr go.
+        group: name of the group.
+        process: running process.
+        out: file of the outcomes.
+        log: file of its stdout and stderr.
     """
 
     group: str
@@ -102,14 +102,14 @@ class _Part:
     def start(cls, group: str, command: list[str], folder: Path) -> "_Part":
         out, log = folder / f"{group}.outcomes", folder / f"{group}.log"
         environment = os.environ | {
-            # Whatever is found without an installation here is found there.
+            # The child finds the same packages, installed or not.
             "PYTHONPATH": os.pathsep.join(os.path.abspath(p) for p in sys.path),
-            # Compiled kernels, not interpreted ones; and no verification within the verification.
+            # Compiled kernels, and no verification inside the verification.
             "TRITON_INTERPRET": "0",
             "SETOK_VERIFY": "0",
         }
         with log.open("wb") as file:
-            # An own folder, as Python looks for modules in the one that it is started in.
+            # An empty working folder, because Python imports modules from its working folder.
             process = subprocess.Popen(
                 [*command, str(out)],
                 cwd=folder,
@@ -121,24 +121,24 @@ class _Part:
         return cls(group, process, out, log)
 
     def wait(self, until: float) -> tuple[list[Outcome], str, bool, str]:
-        """Outcomes, what went wrong (else ""), whether the kernels are to blame, and the log."""
+        """Return the outcomes, the problem or "", True if the kernels crashed, and the log."""
         try:
             status = self.process.wait(max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
             status = None
         self.stop()
         outcomes, begun = _read(self.out)
-        said = self.log.read_text(encoding="utf-8", errors="replace").strip()[-_LOG_CHARACTERS:]
+        log = self.log.read_text(encoding="utf-8", errors="replace").strip()[-_LOG_CHARACTERS:]
         if status == 0:
-            return outcomes, "", False, said
+            return outcomes, "", False, log
         if status == COULD_NOT_BEGIN:
-            last = (said.splitlines() or ["no reason given"])[-1]
-            return outcomes, f"the process could not begin: {last}", False, said
+            last = (log.splitlines() or ["no reason given"])[-1]
+            return outcomes, f"the process could not start: {last}", False, log
         where = begun or f"group {self.group}"
         if status is None:
-            return outcomes, f"{where}: no end after {LIMIT_SECONDS:.0f} s", True, said
-        how = f"signal {-status}" if status < 0 else f"exit status {status}"
-        return outcomes, f"{where}: the process ended with {how}", -status in _FAULTS, said
+            return outcomes, f"{where}: timed out after {LIMIT_SECONDS:.0f} s", True, log
+        cause = f"signal {-status}" if status < 0 else f"exit status {status}"
+        return outcomes, f"{where}: the process ended with {cause}", -status in _FAULTS, log
 
     def stop(self) -> None:
         with contextlib.suppress(OSError):
@@ -147,13 +147,13 @@ class _Part:
 
 
 def _read(path: Path) -> tuple[list[Outcome], str]:
-    """The outcomes that were written, and the case that was begun and has none."""
+    """Return the outcomes of a file, and the case that started but has no outcome."""
     outcomes, begun = [], ""
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             fields = json.loads(line)
         except ValueError:
-            # The process was stopped while it wrote.
+            # The process was stopped during a write.
             break
         if "state" in fields:
             outcomes.append(Outcome(**fields))
@@ -162,15 +162,15 @@ def _read(path: Path) -> tuple[list[Outcome], str]:
 
 
 def main(argv: Sequence[str] | None = None, sizes: Sizes = REAL) -> None:
-    """Runs the cases of one group, and writes a line before and after each.
+    """Run the cases of one group, and write a line before and after each.
 
     Args:
-        argv: the arguments; those of the process when None.
-        sizes: of the tokens.
+        argv: command-line arguments; None means those of the process.
+        sizes: sizes of the test inputs.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", type=torch.device, required=True)
-    parser.add_argument("--key", required=True, help="what the identity of the device must have")
+    parser.add_argument("--key", required=True, help="expected key of the device's identity")
     parser.add_argument("--group", required=True)
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args(argv)
@@ -178,10 +178,13 @@ def main(argv: Sequence[str] | None = None, sizes: Sizes = REAL) -> None:
     try:
         if device.type == "cuda":
             torch.cuda.set_device(device)
-            # The context, for which there may be no memory, or no permission.
+            # Create the context: this fails without memory or permission.
             torch.zeros(1, device=device).item()
         if identify(device).key != arguments.key:
-            raise RuntimeError(f"{device} is another device, or has another driver or version here")
+            raise RuntimeError(
+                f"{device}: expected the device, driver and versions of the parent process, "
+                "got others"
+            )
     except (RuntimeError, AssertionError) as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         raise SystemExit(COULD_NOT_BEGIN) from error

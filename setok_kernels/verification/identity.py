@@ -1,4 +1,4 @@
-"""What a verdict holds for: the device and everything that makes machine code for it."""
+"""Scope of a verdict: the device, and everything that generates machine code for it."""
 
 import ctypes
 import functools
@@ -16,14 +16,14 @@ _DRIVER_NOTE = Path("/proc/driver/nvidia/version")
 
 @dataclass(frozen=True)
 class Identity:
-    """A device with its driver, compilers and kernels; any other one needs a verdict of its own.
+    """A device with its driver, compilers and kernels; each identity has its own verdict.
 
     Attributes:
         device: name of the device, e.g. "NVIDIA H100 80GB HBM3".
-        capability: e.g. "9.0".
-        uuid: of this very device.
+        capability: compute capability, e.g. "9.0".
+        uuid: unique id of the device.
         driver: version of the driver.
-        torch: version of torch, with the CUDA that it was built for.
+        torch: version of torch, with its CUDA version.
         triton: version of Triton.
         package: version of setok_kernels.
         sources: digest of the Python sources of the package and the kernels.
@@ -40,13 +40,13 @@ class Identity:
 
     @property
     def key(self) -> str:
-        """Name of the verdict's file."""
+        """Name of the verdict's file, without suffix."""
         text = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def identify(device: torch.device) -> Identity:
-    """The identity of a CUDA device, or of the CPU with Triton's interpreter."""
+    """Return the identity of a CUDA device, or of the CPU with Triton's interpreter."""
     from setok_kernels import __version__
 
     name, capability, uuid, driver = _describe(device)
@@ -72,18 +72,18 @@ def _describe(device: torch.device) -> tuple[str, str, str, str]:
 
 @functools.cache
 def _driver() -> str:
-    """Newest CUDA that the driver serves, and its own number where it says so."""
-    served = ctypes.c_int(0)
+    """Return the newest CUDA version of the driver, and the driver's own version if known."""
+    supported = ctypes.c_int(0)
     try:
-        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(served))
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(supported))
     except (OSError, AttributeError):
-        # ROCm, or Windows: the version of torch has to do.
-        served.value = 0
+        # ROCm or Windows: the version of torch must suffice.
+        supported.value = 0
     try:
-        own = " ".join(_DRIVER_NOTE.read_text().splitlines()[0].split())
+        version = " ".join(_DRIVER_NOTE.read_text().splitlines()[0].split())
     except (OSError, IndexError):
-        own = "number unknown"
-    return f"{served.value} ({own})"
+        version = "number unknown"
+    return f"{supported.value} ({version})"
 
 
 def _version_of(package: str) -> str:
@@ -95,7 +95,7 @@ def _version_of(package: str) -> str:
 
 @functools.cache
 def _digest_of_sources() -> str:
-    """Of every Python file of both packages: an edited checkout is verified anew."""
+    """Return a digest of all Python files of both packages: an edited checkout verifies anew."""
     digest = hashlib.sha256()
     for package in ("setok_kernels", "setok_triton"):
         spec = importlib.util.find_spec(package)

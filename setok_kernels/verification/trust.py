@@ -1,4 +1,4 @@
-"""Whether `backend="auto"` takes the Triton kernels on a CUDA device."""
+"""Decision whether `backend="auto"` uses the Triton kernels on a CUDA device."""
 
 import os
 import sys
@@ -19,13 +19,13 @@ from setok_kernels.verification.verdict import (
 
 MODES = ("0", "1", "force")
 
-# Decisions of this process by index of the device.
+# Decisions of this process by device index.
 _TRUSTED: dict[int, bool] = {}
 _ONE_THREAD = threading.Lock()
 
 
 def _forget_other_threads() -> None:
-    # A thread that held it does not exist in the forked process.
+    # The thread that holds the lock does not exist in a forked process.
     global _ONE_THREAD
     _ONE_THREAD = threading.Lock()
 
@@ -35,10 +35,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def mode() -> str:
-    """`$SETOK_VERIFY`: "0" trusts the kernels, "1" verifies once, "force" once in this process.
+    """Return `$SETOK_VERIFY`: "0" trusts the kernels, "1" verifies once, "force" once a process.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the variable has another value.
     """
     value = os.environ.get("SETOK_VERIFY", "1")
     if value not in MODES:
@@ -47,16 +47,16 @@ def mode() -> str:
 
 
 def is_trusted(index: int) -> bool:
-    """Whether the kernels may run on `cuda:index`; the first call there verifies them.
+    """Return True if the kernels may run on `cuda:index`; the first call there verifies them.
 
-    While a graph is traced or captured nothing is verified. What is remembered counts; where
-    nothing is, this call does without the kernels, and a later one verifies them.
+    A call inside tracing or graph capture never verifies. It uses a cached verdict, or else the
+    reference, and a later call verifies.
 
     Args:
-        index: of the device.
+        index: index of the device.
 
     Raises:
-        ValueError: `SETOK_VERIFY` is none of `MODES`.
+        ValueError: `SETOK_VERIFY` is not in `MODES`.
     """
     chosen = mode()
     if chosen == "0":
@@ -74,7 +74,7 @@ def is_trusted(index: int) -> bool:
             warn(
                 "setok_kernels: backend='auto' uses the reference in this traced or captured call: "
                 f"the Triton kernels have not been verified on {device} ({identity.device}) yet. "
-                "Run `setok doctor --verify`, or call once before anything is traced; "
+                "Run `setok doctor --verify`, or make one eager call before tracing; "
                 "SETOK_VERIFY=0 trusts the kernels"
             )
             return False
@@ -88,17 +88,17 @@ def is_trusted(index: int) -> bool:
 
 
 def verify(device: torch.device, again: bool = False) -> tuple[Verdict, Path | None]:
-    """The verdict of a device, remembered or made now, and the file that has it.
+    """Return the cached or a new verdict of a device, and its file.
 
     Args:
-        device: a CUDA device, with its index.
-        again: whether to verify in spite of what is remembered.
+        device: CUDA device with its index.
+        again: flag: verify even if a verdict is cached.
     """
-    # Nobody else needs the judges.
+    # Imported here: no other code path needs the comparisons.
     from setok_kernels.verification.child import LIMIT_SECONDS, run_children
 
     identity = identify(device)
-    # Several may wait before this one, but the first to finish leaves its verdict to all.
+    # Twice the limit: a waiting process reuses the verdict of the one that holds the lock.
     try:
         with one_at_a_time(identity, seconds=2 * LIMIT_SECONDS):
             known = None if again else recall(identity)
@@ -111,28 +111,28 @@ def verify(device: torch.device, again: bool = False) -> tuple[Verdict, Path | N
 
 
 def explain(device: torch.device, verdict: Verdict, report: Path | None) -> str:
-    """What a verdict other than "passed" means, in one line."""
+    """Return a one-line explanation of a verdict other than "passed"."""
     where = f"{device} ({verdict.identity.device})"
-    sent = f"the report {report}" if report is not None else "what `setok doctor --verify` prints"
+    sent = f"the report {report}" if report is not None else "the output of `setok doctor --verify`"
     if verdict.state == "failed":
         return (
-            f"setok_kernels: the Triton kernels are not right on {where}: {verdict.reason}. "
+            f"setok_kernels: the Triton kernels give wrong results on {where}: {verdict.reason}. "
             f"backend='auto' uses the reference there. Please send {sent} to the developers; "
             "`setok doctor --verify` repeats the verification"
         )
     return (
         f"setok_kernels: the Triton kernels could not be verified on {where}: {verdict.reason}. "
-        "backend='auto' uses the reference in this process. `setok doctor --verify` tries again, "
-        f"SETOK_VERIFY=0 trusts the kernels; see {report}"
+        "backend='auto' uses the reference in this process. `setok doctor --verify` retries, "
+        f"SETOK_VERIFY=0 trusts the kernels; see {sent}"
     )
 
 
 def _is_recorded(index: int) -> bool:
-    """Whether what runs now goes into a graph, or has no values."""
-    # Also while torch.compile traces, which has a mode of its own.
+    """Return True inside tracing or graph capture, or if tensors are fake."""
+    # Includes tracing by torch.compile, which has a fake mode of its own.
     if detect_fake_mode() is not None:
         return True
-    # Slow to import; who traces has done so.
+    # Slow to import; a tracing process has already imported it.
     tracer = sys.modules.get("torch.fx.experimental.proxy_tensor")
     if tracer is not None and tracer.get_proxy_mode() is not None:
         return True

@@ -1,4 +1,4 @@
-"""Verdicts, and where they are remembered: a JSON file each, which is also the report to send."""
+"""Verdicts and their cache: one JSON file each, which is also the report for the developers."""
 
 import contextlib
 import json
@@ -15,18 +15,18 @@ STATES = ("passed", "failed", "unknown")
 
 
 class VerificationWarning(UserWarning):
-    """`backend="auto"` does not take the Triton kernels here, or cannot remember that it may."""
+    """Warning: `backend="auto"` does not use the Triton kernels, or cannot cache the verdict."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one case.
+    """Result of one case.
 
     Attributes:
-        case: its name.
-        state: "passed", "failed", or "unknown" where the machine did not let it run.
-        seconds: how long it took.
-        message: why it is not "passed", else empty.
+        case: name of the case.
+        state: "passed", "failed", or "unknown" if the machine could not run it.
+        seconds: duration in seconds.
+        message: reason if the state is not "passed", else empty.
     """
 
     case: str
@@ -37,15 +37,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a verification.
+    """Result of a verification.
 
     Attributes:
-        identity: what it holds for.
-        outcomes: of each case that was begun.
-        seconds: how long all took, with the start of the process.
-        problem: why the set of cases did not come to its end, else empty.
-        crashed: whether that is the kernels' fault (the process was killed by a signal, or hung).
-        log: the last that the process wrote to stderr.
+        identity: device and versions of the verification.
+        outcomes: outcome of each case that was started.
+        seconds: total duration in seconds, with the start of the processes.
+        problem: reason if not all cases were completed, else empty.
+        crashed: flag: the kernels caused the problem (killed by a signal, or hung).
+        log: end of the processes' output.
     """
 
     identity: Identity
@@ -67,24 +67,24 @@ class Verdict:
 
     @property
     def reason(self) -> str:
-        """Why it is not "passed", in one line."""
+        """Reason if the state is not "passed", in one line."""
         wrong = [o for o in self.outcomes if o.state != "passed"]
         failed = [o for o in wrong if o.state == "failed"] or wrong
-        said = [f"{o.case}: {(o.message.splitlines() or [''])[0]}" for o in failed[:1]]
+        reasons = [f"{o.case}: {(o.message.splitlines() or [''])[0]}" for o in failed[:1]]
         if len(failed) > 1:
-            said.append(f"and {len(failed) - 1} more")
-        return "; ".join([*said, *([self.problem] if self.problem else [])])
+            reasons.append(f"and {len(failed) - 1} more")
+        return "; ".join([*reasons, *([self.problem] if self.problem else [])])
 
     def to_json(self) -> str:
-        """For `of_json`."""
+        """Return the verdict as JSON for `of_json`."""
         return json.dumps(asdict(self) | {"state": self.state}, indent=1) + "\n"
 
     @classmethod
     def of_json(cls, text: str) -> "Verdict":
-        """The inverse of `to_json`.
+        """Parse the output of `to_json`.
 
         Raises:
-            ValueError: the text is no verdict.
+            ValueError: the text is not a verdict.
         """
         try:
             fields = json.loads(text)
@@ -94,17 +94,17 @@ class Verdict:
             verdict = cls(identity, outcomes, **fields)
             for outcome in outcomes:
                 if outcome.state not in STATES:
-                    raise ValueError(f"no verdict: state {outcome.state!r}")
+                    raise ValueError(f"not a verdict: state {outcome.state!r}")
             for seconds in (verdict.seconds, *(outcome.seconds for outcome in outcomes)):
                 if not isinstance(seconds, int | float):
-                    raise ValueError(f"no verdict: {seconds!r} seconds")
+                    raise ValueError(f"not a verdict: {seconds!r} seconds")
         except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"no verdict: {error}") from error
+            raise ValueError(f"not a verdict: {error}") from error
         return verdict
 
 
 def cache_folder() -> Path:
-    """Where verdicts lie: `$SETOK_CACHE`, else setok_kernels in the user's cache folder."""
+    """Return the folder of the cache: `$SETOK_CACHE`, or setok_kernels in the user's cache."""
     named = os.environ.get("SETOK_CACHE")
     if named:
         return Path(named)
@@ -113,27 +113,27 @@ def cache_folder() -> Path:
 
 
 def path_of(identity: Identity) -> Path:
-    """The file of a verdict, whether it is there or not."""
+    """Return the path of a verdict's file, existing or not."""
     return cache_folder() / "verified" / f"{identity.key}.json"
 
 
 def recall(identity: Identity) -> tuple[Verdict, Path] | None:
-    """The remembered verdict and its file; None where there is none that can be read."""
+    """Return the cached verdict and its file, or None if there is no readable one."""
     try:
         path = path_of(identity)
         verdict = Verdict.of_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RuntimeError):
-        # Nothing there, something else there, or no home folder.
+        # No file, another kind of file, or no home folder.
         return None
     final = verdict.identity == identity and verdict.state != "unknown"
     return (verdict, path) if final else None
 
 
 def remember(verdict: Verdict) -> Path | None:
-    """Writes a verdict that is final where the next process looks; else, and if that fails, aside.
+    """Write a final verdict to the cache; write any other, or on failure, to a temporary file.
 
     Returns:
-        The file; None where none could be written.
+        Path of the file, or None if none could be written.
     """
     try:
         if verdict.state != "unknown":
@@ -142,8 +142,8 @@ def remember(verdict: Verdict) -> Path | None:
             return path
     except (OSError, RuntimeError) as error:
         warn(
-            f"setok_kernels: cannot remember the verification of the Triton kernels ({error}): "
-            "each process repeats it; set SETOK_CACHE to a folder that can be written"
+            f"setok_kernels: cannot cache the verification of the Triton kernels ({error}), "
+            "so each process repeats it; set SETOK_CACHE to a writable folder"
         )
     try:
         path = Path(tempfile.mkdtemp(prefix="setok-verification-")) / "report.json"
@@ -155,16 +155,16 @@ def remember(verdict: Verdict) -> Path | None:
 
 @contextlib.contextmanager
 def one_at_a_time(identity: Identity, seconds: float) -> Iterator[None]:
-    """Held by one process at a time for each identity; the others wait.
+    """Hold a lock that one process at a time has for each identity.
 
-    Where no lock can be made, nothing can be remembered either: every process is on its own.
+    If no lock file can be created, no verdict can be cached either, and each process runs alone.
 
     Args:
-        identity: what is being verified.
-        seconds: how long to wait for the others at most.
+        identity: identity of the device.
+        seconds: maximum wait for other processes, in seconds.
 
     Raises:
-        TimeoutError: another process held it for longer.
+        TimeoutError: another process held the lock for longer.
     """
     from filelock import FileLock, Timeout
 
@@ -172,7 +172,7 @@ def one_at_a_time(identity: Identity, seconds: float) -> Iterator[None]:
         path = path_of(identity).with_suffix(".lock")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
-            # filelock may wait for what cannot be written as if somebody held it.
+            # On a read-only folder filelock may wait as if the lock were held.
             lock = FileLock(path, timeout=seconds)
         lock.acquire()
     except Timeout as error:
@@ -186,18 +186,18 @@ def one_at_a_time(identity: Identity, seconds: float) -> Iterator[None]:
             lock.release()
 
 
-_SAID: set[str] = set()
+_WARNED: set[str] = set()
 
 
 def warn(message: str) -> None:
-    """Warns once a process, whatever the filters of `warnings` say about repetition."""
-    if message not in _SAID:
-        _SAID.add(message)
+    """Warn once per process, whatever the filters of `warnings`."""
+    if message not in _WARNED:
+        _WARNED.add(message)
         warnings.warn(message, VerificationWarning, stacklevel=2)
 
 
 def _write(path: Path, text: str) -> None:
-    """A reader finds all of it or nothing."""
+    """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     try:

@@ -170,11 +170,11 @@ def test_the_variants_of_the_tiles_leave_out_what_they_say():
     # 37 rows of 48 columns and of three groups; behind them the buffers end on 128 bytes.
     rows, least = slice(37 * 48), slice(37 * 3)
     written = {
-        name: [not b.isnan().any().item() for b in (out.p_distance[rows], out.p_least[least])]
+        name: [not b.isnan().any().item() for b in (out.p_distance[rows], out.p_minima[least])]
         for name, out in kept.items()
     }
     assert written == {"whole": [True, True], "no_minima": [True, False], "product": [False, False]}
-    assert kept["product"].p_distance.isnan().all() and kept["no_minima"].p_least.isnan().all()
+    assert kept["product"].p_distance.isnan().all() and kept["no_minima"].p_minima.isnan().all()
     torch.testing.assert_close(kept["whole"].p_distance[rows], kept["no_minima"].p_distance[rows])
 
 

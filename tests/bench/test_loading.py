@@ -28,7 +28,7 @@ def test_the_script(tmp_path, monkeypatch, capsys):
     command = ["loading.py", "--number", "2", "--rounds", "1", "--workers", "1", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", command)
     loading.main()
-    assert "pictures a second" in capsys.readouterr().out
+    assert "images per second" in capsys.readouterr().out
     result = json.loads(out.read_text())
     assert [row["workers"] for row in result["rows"]] == [0, 0, 0, 1] and result["commit"]
     monkeypatch.setattr(sys, "argv", ["loading.py", "--workers", "0"])

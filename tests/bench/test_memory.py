@@ -33,7 +33,7 @@ def test_held_bytes_count_a_tensor_once():
 
 
 def fake_peak(bytes_of):
-    def peak(op, contender, shape, device, peer_root=None):
+    def peak(op, implementation, shape, device, peer_root=None):
         return {"input_bytes": 0, "peak_bytes": bytes_of(shape.tokens)}
 
     return peak

@@ -23,9 +23,9 @@ def test_stages_by_hand():
     assert hours["stage 2: multimodal pretraining"] == pytest.approx(20_000 * 8192 * 3.5 / 3600)
 
 
-def row(op, contender, seconds, images, features, role="ours", flops=0):
+def row(op, implementation, seconds, images, features, role="ours", flops=0):
     shape = {"images": images, "tokens": 729, "features": features}
-    found = {contender: {"role": role, "status": "timed", "p50_s": seconds}}
+    found = {implementation: {"role": role, "status": "timed", "p50_s": seconds}}
     return {"op": op, "shape": shape, "work": {"flops": flops}, "contenders": found}
 
 

@@ -132,11 +132,11 @@ def test_goals_have_a_value_in_a_full_result(result):
 
 def test_savings_by_hand():
     def entry(op, images, **seconds):
-        contenders = {
+        implementations = {
             name: {"role": "ours", "status": "timed", "p50_s": s} for name, s in seconds.items()
         }
         shape = {"images": images, "tokens": 729, "features": 384}
-        return {"op": op, "group": "main", "shape": shape, "contenders": contenders}
+        return {"op": op, "group": "main", "shape": shape, "contenders": implementations}
 
     encode = entry("encode", 8, encoder=8.0, encoder_and_clusters=8.8)
     prefill = entry("prefill", 1, all_patches=10.0, most_clusters=2.0)

@@ -9,7 +9,7 @@ import torch
 
 from helpers import bench_fakes as fakes
 from setok_bench import results, runner, suites
-from setok_bench.registry import Case, Contender, Entry, Job
+from setok_bench.registry import Case, Entry, Implementation, Job
 from setok_bench.runner import Settings, failures, measure_row, run_suite
 from setok_bench.suites import LargestJob, MemoryJob, Suite
 from setok_bench.work import Shape, product
@@ -17,9 +17,9 @@ from setok_bench.work import Shape, product
 TINY = Shape(2, 48, 8, k=3, clusters=6, dtype=torch.float32)
 
 
-def with_contender(contender):
+def with_implementation(implementation):
     made = fakes.entry(ours=0.001, bmm=0.001)
-    return dataclasses.replace(made, contenders=(*made.contenders, contender))
+    return dataclasses.replace(made, implementations=(*made.implementations, implementation))
 
 
 def test_durations_units_and_throughput():
@@ -35,15 +35,23 @@ def test_durations_units_and_throughput():
 
 
 @pytest.mark.parametrize(
-    ("contender", "status", "reason"),
+    ("implementation", "status", "reason"),
     [
-        (Contender("other", lambda case: fakes.spin(0.0), fakes.wrong, "ours"), "failed", "seed 3"),
-        (Contender("other", fakes.crash, fakes.right, "ours"), "failed", "out of memory"),
-        (Contender("other", fakes.cannot, fakes.right, "ours"), "unavailable", "needs a package"),
+        (
+            Implementation("other", lambda case: fakes.spin(0.0), fakes.wrong, "ours"),
+            "failed",
+            "seed 3",
+        ),
+        (Implementation("other", fakes.crash, fakes.right, "ours"), "failed", "out of memory"),
+        (
+            Implementation("other", fakes.cannot, fakes.right, "ours"),
+            "unavailable",
+            "needs a package",
+        ),
     ],
 )
-def test_what_is_wrong_or_missing_is_said_and_not_timed(contender, status, reason):
-    found = fakes.row(with_contender(contender))
+def test_what_is_wrong_or_missing_is_said_and_not_timed(implementation, status, reason):
+    found = fakes.row(with_implementation(implementation))
     other = found["contenders"]["other"]
     assert other["status"] == status and reason in other["reason"]
     assert "\n" not in other["reason"]
@@ -54,13 +62,15 @@ def test_what_is_wrong_or_missing_is_said_and_not_timed(contender, status, reaso
 
 
 def test_a_peer_that_fails_does_not_fail_the_run():
-    found = fakes.row(with_contender(Contender("other", fakes.crash, fakes.right, "peer")))
+    found = fakes.row(
+        with_implementation(Implementation("other", fakes.crash, fakes.right, "peer"))
+    )
     assert found["contenders"]["other"]["status"] == "failed"
     assert failures({"rows": [found]}) == []
 
 
-def test_contenders_for_other_devices_are_left_out():
-    made = with_contender(Contender("gpu", fakes.crash, fakes.right, devices=("cuda",)))
+def test_implementations_for_other_devices_are_left_out():
+    made = with_implementation(Implementation("gpu", fakes.crash, fakes.right, devices=("cuda",)))
     assert "gpu" not in fakes.row(made)["contenders"]
 
 
@@ -75,25 +85,25 @@ def test_long_images_are_checked_at_another_length(monkeypatch):
         assert result == case.shape
 
     monkeypatch.setattr("setok_bench.checks.CHECK_TOKENS", 10)
-    made = Entry("op", product, (Contender("ours", make, check, "ours"),))
+    made = Entry("op", product, (Implementation("ours", make, check, "ours"),))
     measure_row(Job(made, (fakes.SHAPE,)), fakes.SHAPE, fakes.SETTINGS, fakes.RATES)
     assert [(s.images, s.tokens) for s in seen] == [(2, 16), (1, 10)]
 
 
 # Every operation of ours at a small shape, with the checks that a benchmark makes.
 OURS = [
-    (name, contender)
+    (name, implementation)
     for name, entry in suites.ENTRIES.items()
-    for contender in entry.contenders
-    if "cpu" in contender.devices and name not in ("encode", "prefill", "merger")
-    if contender.name not in ("compiled_reference", "tcformer", "chatunivi", "setok", "divt")
+    for implementation in entry.implementations
+    if "cpu" in implementation.devices and name not in ("encode", "prefill", "merger")
+    if implementation.name not in ("compiled_reference", "tcformer", "chatunivi", "setok", "divt")
 ]
 
 
-@pytest.mark.parametrize(("op", "contender"), OURS, ids=[f"{op}-{c.name}" for op, c in OURS])
-def test_the_real_contenders_pass_their_checks(op, contender):
+@pytest.mark.parametrize(("op", "implementation"), OURS, ids=[f"{op}-{c.name}" for op, c in OURS])
+def test_the_real_implementations_pass_their_checks(op, implementation):
     case = Case(TINY, torch.device("cpu"))
-    contender.check(case, contender.make(case)())
+    implementation.check(case, implementation.make(case)())
 
 
 def damage(value):
@@ -111,14 +121,14 @@ def damage(value):
 
 
 @pytest.mark.parametrize(
-    ("op", "contender"),
+    ("op", "implementation"),
     [(op, c) for op, c in OURS if c.role != "yardstick"],
     ids=[f"{op}-{c.name}" for op, c in OURS if c.role != "yardstick"],
 )
-def test_the_checks_catch_a_small_error(op, contender):
+def test_the_checks_catch_a_small_error(op, implementation):
     case = Case(TINY, torch.device("cpu"))
     with pytest.raises(AssertionError):
-        contender.check(case, damage(contender.make(case)()))
+        implementation.check(case, damage(implementation.make(case)()))
 
 
 @pytest.mark.parametrize("entry", [suites.ENTRIES[n] for n in ("encode", "prefill", "merger")])
@@ -167,7 +177,7 @@ def test_a_result_fits_its_schema(result, tmp_path):
     # What could not be measured is named.
     assert result["left_out"] == [
         "memory of dpc_knn, tcformer 1x300x16: setok_bench.registry.Unavailable: --peer-root DIR: "
-        "a folder with a copy of zengwang430521/TCFormer is needed"
+        "expected a folder with a clone of zengwang430521/TCFormer"
     ]
 
 
@@ -177,7 +187,10 @@ def test_a_result_fits_its_schema(result, tmp_path):
         (lambda r: r.pop("commit"), "'commit' is a required property"),
         (lambda r: r.update(schema=2), "schema: 1 was expected"),
         (lambda r: r["rows"][0].pop("work"), "rows/0: 'work' is a required property"),
-        (lambda r: r["rows"][0]["contenders"]["cpp"].pop("samples_s"), "rows/0/contenders/cpp"),
+        (
+            lambda r: r["rows"][0]["contenders"]["cpp"].pop("samples_s"),
+            "rows/0/contenders/cpp",
+        ),
         (lambda r: r["rates"].update(copy_bytes_per_s="fast"), "rates/copy_bytes_per_s"),
         (lambda r: r.update(new=1), "Additional properties"),
     ],
@@ -239,7 +252,7 @@ class TestSelection:
             ),
             (
                 lambda cpu: suites.ENTRIES["dpc_knn"].only(("mine",)),
-                "contender: expected one of cpp.*for dpc_knn, got 'mine'",
+                "implementation: expected one of cpp.*for dpc_knn, got 'mine'",
             ),
         ],
     )
@@ -248,12 +261,12 @@ class TestSelection:
             call(torch.device("cpu"))
 
 
-def test_every_suite_names_contenders_that_exist():
+def test_every_suite_names_implementations_that_exist():
     for suite in (suites.QUICK, suites.CPU, suites.GPU):
         for job in suite.memory:
-            suites.ENTRIES[job.op].only((job.contender,))
+            suites.ENTRIES[job.op].only((job.implementation,))
         for job in suite.largest:
-            suites.ENTRIES["cluster_tokens"].only((job.contender,))
+            suites.ENTRIES["cluster_tokens"].only((job.implementation,))
 
 
 def test_no_two_rows_of_a_suite_are_the_same():

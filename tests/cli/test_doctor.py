@@ -171,7 +171,7 @@ def test_wrong_kernels_are_a_failure(gpu, capsys):
     assert "knn[0]: got 1" in said and "send the report" in said and "Traceback" not in said
     # The stored verdict is shown; nothing was run that could fail.
     assert main(["doctor"]) == 0
-    assert "are not right on cuda:0 (Some GPU)" in capsys.readouterr().out
+    assert "give wrong results on cuda:0 (Some GPU)" in capsys.readouterr().out
 
 
 def test_verdicts_as_json(gpu, capsys):

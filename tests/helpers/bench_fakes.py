@@ -1,11 +1,11 @@
-"""An entry whose contenders take as long as they are told."""
+"""An entry whose implementations take as long as they are told."""
 
 import time
 from unittest import mock
 
 import torch
 
-from setok_bench.registry import Contender, Entry, Job, Unavailable
+from setok_bench.registry import Entry, Implementation, Job, Unavailable
 from setok_bench.runner import Settings, measure_row
 from setok_bench.work import Rates, Shape, product
 
@@ -55,13 +55,13 @@ def crash(case):
 
 
 def entry(**seconds):
-    """Contenders "ours", "peer" and the yardstick "bmm", as far as they are given."""
+    """Implementations "ours", "peer" and the yardstick "bmm", as far as they are given."""
     roles = {"ours": "ours", "peer": "peer", "bmm": "yardstick"}
-    contenders = tuple(
-        Contender(name, lambda case, s=s: spin(s), right, roles[name])
+    implementations = tuple(
+        Implementation(name, lambda case, s=s: spin(s), right, roles[name])
         for name, s in seconds.items()
     )
-    return Entry("spin", product, contenders, yardstick="bmm")
+    return Entry("spin", product, implementations, yardstick="bmm")
 
 
 def row(made, settings=SETTINGS):

@@ -10,12 +10,12 @@ from pathlib import Path
 
 FOLDER = Path(__file__).with_name("core")
 FLAGS = ["-O2", "-ftree-vectorize", "-march=native", "-std=c++17", "-fPIC", "-shared"]
-# Every operation rounds as PTX says: nothing contracted, nothing reordered.
+# Every operation rounds as PTX specifies: no contraction, no reordering.
 FLAGS += ["-ffp-contract=off", "-fno-strict-aliasing"]
 
 
 def cache_folder() -> Path:
-    """Of the compiled emulator and, below it, of Triton's own files."""
+    """Return the folder of the compiled emulator, with Triton's own files below it."""
     given = os.environ.get("PTXEMU_CACHE") or os.environ.get("XDG_CACHE_HOME")
     folder = Path(given or Path.home() / ".cache") / "ptxemu"
     folder.mkdir(parents=True, exist_ok=True)
@@ -24,7 +24,7 @@ def cache_folder() -> Path:
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The emulator."""
+    """Return the compiled emulator."""
     parts = [path.read_bytes() for path in sorted(FOLDER.iterdir())]
     key = hashlib.sha256(b"".join(parts) + " ".join(FLAGS).encode()).hexdigest()[:16]
     path = cache_folder() / f"core-{key}.so"
@@ -44,5 +44,5 @@ def library() -> ctypes.CDLL:
 
 @functools.cache
 def opcodes() -> dict[str, int]:
-    """The number of each operation of the emulator."""
+    """Return the code of each operation of the emulator."""
     return {name: i for i, name in enumerate(library().opcode_names().decode().split())}

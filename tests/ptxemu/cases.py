@@ -14,7 +14,7 @@ from ptxemu.comparisons import arrange, mask_scale, near, roundoff, same
 from setok_kernels import compiled, testing
 
 FLOAT = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Precision of float32 products, and what it rounds its operands to.
+# Dtypes with the precision of float32 products.
 KINDS = [
     ("float32", "highest"), ("float32", "high"), ("float32", "medium"),
     ("bfloat16", "highest"), ("float16", "highest"),
@@ -80,7 +80,7 @@ def cluster_case(shape, dtype, precision, dense, layout, config, kind, quick=Fal
         options = sk.ClusterConfig(k=shape[3], max_clusters=9, **CONFIGS[config])
         exact = kind in ("integers", "duplicates")
         if roundoff(dtype, precision) and not exact:
-            # Values are as good as tf32: only decisions and invariants have bounds for that.
+            # Values have tf32 precision: only decisions and invariants have exact bounds.
             out = sk.cluster_tokens(x, options, backend="triton", **given)
             testing.assert_invariants(x, out, options, given.get("token_mask"))
             testing.assert_valid_decisions(
@@ -142,7 +142,7 @@ def greedy_case(shape, dtype, precision, layout, threshold, quick=False):
 
 
 def merge_case(shape, dtype, precision, layout, mode, weighted, clusters, quick=False):
-    """Merging and back, forward and backward."""
+    """Return a case of merge and unmerge, forward and backward."""
 
     def call():
         x, given = arrange(tokens_of("vit", shape).to(FLOAT[dtype]), layout)
@@ -152,7 +152,7 @@ def merge_case(shape, dtype, precision, layout, mode, weighted, clusters, quick=
         weights = 5 * torch.rand(x.shape[:-1], generator=generator) if weighted else None
 
         def run(backend, wide, features=None):
-            """Values and gradients; of the same problem with its features in another order."""
+            """Return values and gradients, optionally with the features in another order."""
             order = slice(None) if features is None else features
             kind = torch.float64 if wide == "double" else torch.float32
             given = x if features is None else x[..., order]
@@ -218,7 +218,7 @@ def gradient_case(shape, dtype, precision, dense, layout, config, quick=False):
 
 
 def large_cases():
-    """Sizes of real images: seconds to a minute each."""
+    """Return cases with the sizes of real images, which take up to a minute each."""
     for dtype, precision in KINDS:
         yield cluster_case((1, 729, 1152, 8), dtype, precision, True, "plain", "default", "vit")
     yield cluster_case((1, 729, 1152, 8), "bfloat16", "highest", False, "plain", "default", "vit")

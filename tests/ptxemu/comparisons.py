@@ -1,4 +1,4 @@
-"""Inputs of the cases, and how far values may be from plain PyTorch's."""
+"""Inputs of the cases, and allowed errors relative to plain PyTorch."""
 
 import itertools
 
@@ -6,10 +6,10 @@ import torch
 
 
 def arrange(x, layout, seed=0):
-    """The same tokens plain, with a mask, packed between other images, unaligned, or padded.
+    """Return the same tokens plain, masked, packed between other images, unaligned, or padded.
 
-    Unaligned tokens have a mask too; both begin one element behind what an allocator gives. Of
-    padded images every other has half of its tokens.
+    Unaligned tokens also have a mask; both start one element after an aligned address. Every other
+    padded image has half of its tokens.
     """
     if layout == "plain":
         return x, {}
@@ -32,7 +32,7 @@ def arrange(x, layout, seed=0):
 
 
 def off_by_one(tensor):
-    """A copy whose address is no multiple of anything."""
+    """Return a copy at an unaligned address."""
     moved = torch.zeros(tensor.numel() + 1, dtype=tensor.dtype)[1:].view(tensor.shape)
     return moved.copy_(tensor)
 
@@ -42,7 +42,7 @@ def roundoff(dtype, precision):
 
 
 def near(name, got, truth, plain):
-    """At most twice the error of plain PyTorch, the largest of several runs."""
+    """Assert at most twice the error of plain PyTorch, the maximum of several runs."""
     if truth.numel() == 0:
         return
     error = (got.double() - truth.double()).abs().max()
@@ -57,7 +57,7 @@ def same(a, b, names):
 
 
 def mask_scale(out, weights):
-    """What a row weighs, so that no row's gradients hide the others; 0 for constant masks."""
+    """Return the weight of a row, so that no row's gradients dominate; 0 for constant masks."""
     row, counts = torch.arange(out.num_rows), out.counts[:, None]
     share = out.masks if weights is None else out.masks * weights.unsqueeze(-2)
     share = torch.where(out.labels.unsqueeze(-2) >= 0, share, 0).double()
@@ -71,7 +71,7 @@ def mask_scale(out, weights):
 
 
 class Ordered(torch.autograd.Function):
-    """float32 products summed one after the other, as a GPU does, not in the CPU's blocks."""
+    """Return float32 products summed serially, as on a GPU, not in the CPU's blocks."""
 
     @staticmethod
     def product(a, b):

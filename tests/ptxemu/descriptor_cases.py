@@ -1,4 +1,4 @@
-"""Self-tests of descriptors: tiles copied and multiplied, and what must be found in wrong ones."""
+"""Self-tests of descriptors: copies and products of tiles, and faults that must be found."""
 
 import contextlib
 import re
@@ -12,7 +12,7 @@ from ptxemu.judge import Failed, close, finds, same
 
 
 def tiles(tensor: torch.Tensor, *box: int, rows: int | None = None) -> TensorDescriptor:
-    """A descriptor of a tensor; of more rows than it has, if asked to."""
+    """Return a descriptor of a tensor, optionally with more rows than the tensor."""
     shape = [rows or tensor.shape[0], *tensor.shape[1:]]
     return TensorDescriptor(tensor, shape, list(tensor.stride()), list(box))
 
@@ -72,7 +72,7 @@ def gram_of_own(emulator):
 
 
 def right(arch):
-    """Cases that must run clean."""
+    """Return the cases that must run clean."""
     for dtype, shape, box in (
         (torch.bfloat16, (70, 72), (64, 64)), (torch.float32, (33, 40), (32, 32)),
         (torch.bfloat16, (40, 40), (16, 32)), (torch.float16, (40, 24), (32, 16)),
@@ -96,7 +96,7 @@ def right(arch):
 
 
 def stops(run, word):
-    """A launch that is refused, and the word that says why."""
+    """Return a launch that must be rejected, with a word of the message."""
     try:
         run()
     except RuntimeError as error:
@@ -107,7 +107,7 @@ def stops(run, word):
 
 
 def edited(emulator, *changes):
-    """Makes the emulator run other PTX; each change must apply."""
+    """Make the emulator run edited PTX; each edit must apply."""
 
     def edit(ptx):
         for pattern, to in changes:
@@ -124,7 +124,7 @@ EXPECT = r"@%p\d+ (mbarrier\.arrive\.expect_tx\S+ _, \[%r\d+\], )8192;"
 
 
 def wrong(arch):
-    """Cases in which something must be found."""
+    """Return the cases with a fault that must be found."""
 
     def too_many_rows(e):
         x, out = random(60, 64), torch.empty(64, 64)
@@ -146,7 +146,7 @@ def wrong(arch):
     yield "a stride of no multiple of 16 bytes", other_strides
 
     def changed(kind, *changes, scaled=False):
-        """One tile of 8192 bytes, copied by a kernel in which something was changed."""
+        """Return a copy of a tile of 8192 bytes by a modified kernel."""
 
         def run(e):
             edited(e, *changes)

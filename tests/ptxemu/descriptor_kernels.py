@@ -15,7 +15,7 @@ def copy_tiles(source, target, scale, BM: tl.constexpr, BN: tl.constexpr, SCALED
 
 @triton.jit
 def copy_blocks(source, target, BN: tl.constexpr):
-    """Of three dimensions; what lies before the first row and behind the last is 0."""
+    """Copy tiles of three dimensions; elements outside of the tensor are 0."""
     i = tl.program_id(0)
     target.store([i, 0, 0], source.load([i, -1, 0]))
     target.store([i, BN, 0], source.load([i, BN - 1, 0]))
@@ -23,7 +23,7 @@ def copy_blocks(source, target, BN: tl.constexpr):
 
 @triton.jit
 def gram(x, out, n, D, PRECISION: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr):
-    """Products of all pairs of rows."""
+    """Multiply all pairs of rows."""
     i, j = tl.program_id(0) * BM, tl.program_id(1) * BM
     total = tl.zeros((BM, BM), tl.float32)
     for k in range(0, D, BK):
@@ -37,7 +37,7 @@ def gram(x, out, n, D, PRECISION: tl.constexpr, BM: tl.constexpr, BK: tl.constex
 def matmul_tiles(
     a, b, out, K, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
 ):
-    """The second operand lies along N, so its tiles are wider than a swizzle."""
+    """Multiply by an operand along N, whose tiles are wider than a swizzle."""
     i, j = tl.program_id(0) * BM, tl.program_id(1) * BN
     total = tl.zeros((BM, BN), tl.float32)
     for k in range(0, K, BK):
@@ -47,7 +47,7 @@ def matmul_tiles(
 
 @triton.jit
 def gram_of_own(x, out, n, D, BM: tl.constexpr, BK: tl.constexpr):
-    """The descriptor is made by the program."""
+    """Multiply all pairs of rows with a descriptor that the program creates."""
     desc = tl.make_tensor_descriptor(x, shape=[n, D], strides=[D, 1], block_shape=[BM, BK])
     i, j = tl.program_id(0) * BM, tl.program_id(1) * BM
     total = tl.zeros((BM, BM), tl.float32)

@@ -1,7 +1,7 @@
-"""A device for Triton that is the emulator: kernels launch on CPU tensors as they would on a GPU.
+"""Triton device that emulates: kernels launch on CPU tensors as they would on a GPU.
 
-Triton's own launch path runs: its specialisation of arguments, its compiler for the architecture
-asked for, its launcher's arguments. Only the last step differs: the PTX is interpreted.
+The launch path is Triton's own: specialisation of arguments, compiler for the requested
+architecture, arguments of the launcher. Only the last step differs: the PTX is interpreted.
 """
 
 import contextlib
@@ -18,23 +18,23 @@ from ptxemu.build import cache_folder
 from ptxemu.engine import Finding, Memory, Options, Run, TensorMap, launch
 from ptxemu.parser import Program, parse
 
-# Bytes of shared memory that a program may have.
+# Maximum bytes of shared memory of a program.
 MOST_SHARED = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 
 
 def prepare() -> None:
-    """Before anything imports triton or the project: compile kernels, keep tensors on the CPU."""
+    """Make Triton compile kernels and keep tensors on the CPU; call before importing Triton."""
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache_folder() / "triton"))
     import triton
     from triton import knobs
 
-    # The variable says to others that CPU tensors are fine; to Triton, nothing is interpreted.
+    # The variable tells the project to accept CPU tensors; Triton itself must not interpret.
     knobs.propagate_env = False
     knobs.runtime.interpret = False
     os.environ["TRITON_INTERPRET"] = "1"
     from triton.backends.nvidia.compiler import CUDABackend
 
-    # Nothing runs on a device, so nothing is assembled for one.
+    # No device, so no assembly.
     CUDABackend.make_cubin = lambda self, src, metadata, opt, capability: b"emulated"
     assert triton.knobs.runtime.interpret is False
 
@@ -48,7 +48,7 @@ def _parsed(ptx: str) -> Program:
 
 
 class Unwritten:
-    """Storages that `torch.empty` and its like made, and which of their bytes a kernel wrote."""
+    """Storages from `torch.empty` and similar functions, with the bytes that kernels wrote."""
 
     def __init__(self) -> None:
         self.storages: dict[int, tuple[np.ndarray, int]] = {}
@@ -88,7 +88,7 @@ class Unwritten:
         weakref.finalize(storage, self.storages.pop, key, None)
 
     def of(self, tensor: torch.Tensor) -> np.ndarray | None:
-        """One byte for each of the storage; None where all are written."""
+        """Return one flag per byte of the storage; None if all are written."""
         key = tensor.untyped_storage().data_ptr()
         found = self.storages.get(key)
         if found is None:
@@ -107,7 +107,7 @@ class Unwritten:
 
 @dataclass
 class Record:
-    """One launch."""
+    """Record of a launch."""
 
     kernel: str
     arch: int
@@ -120,16 +120,16 @@ class Record:
 
 @dataclass
 class Emulator:
-    """The device.
+    """Emulated device.
 
     Attributes:
-        arch: 80 or 90.
-        options: of the machine; the seed moves on with each launch.
-        records: of the launches so far.
-        findings: of them.
-        keep_records: or only count.
-        on_launch: called after each launch with name, grid, `Run`, memories and scalars.
-        edit: changes the PTX before it runs, as a test of the checks does.
+        arch: architecture, 80 or 90.
+        options: options of the machine; the random seed advances with each launch.
+        records: records of the launches so far.
+        findings: findings of the launches so far.
+        keep_records: flag: keep records, not only counts.
+        on_launch: function called after each launch with name, grid, `Run`, memories and scalars.
+        edit: function that changes the PTX before it runs, for tests of the checks.
     """
 
     arch: int
@@ -146,7 +146,7 @@ class Emulator:
         self.records, self.findings = [], []
 
     def execute(self, compiled, grid, arguments: list) -> None:
-        """What the launcher calls: the compiled kernel, and the arguments of the Python call."""
+        """Run a compiled kernel with the arguments of the Python call."""
         ptx = compiled.asm["ptx"]
         program = _parsed(self.edit(ptx) if self.edit else ptx)
         metadata = compiled.metadata
@@ -154,7 +154,7 @@ class Emulator:
         for (name, kind), argument in zip(compiled.src.signature.items(), arguments, strict=True):
             call.add(name, kind, argument)
         memories, passed, scalars = call.memories, call.passed, call.scalars
-        # Behind those of the source: scratch memory for the program and for profiling.
+        # After the arguments of the source: scratch memory for the program and for profiling.
         scratch = []
         for size in (metadata.global_scratch_size, metadata.profile_scratch_size):
             if size:
@@ -191,7 +191,7 @@ class Emulator:
 
 
 class Arguments:
-    """What a call passes, as the launcher spreads it over the parameters of the kernel."""
+    """Return the arguments of a call, flattened to the parameters of the kernel."""
 
     def __init__(self, unwritten: Unwritten, descriptors: list | None) -> None:
         self.unwritten = unwritten
@@ -201,7 +201,7 @@ class Arguments:
         self.index = {}
 
     def add(self, name: str, kind, argument) -> None:
-        """One argument, of the type that the signature tells."""
+        """Return one argument, by its type in the signature."""
         if kind == "constexpr":
             return
         if isinstance(kind, tuple):
@@ -234,7 +234,7 @@ class Arguments:
         if getattr(given, "round_f32_to_tf32", False):
             raise NotImplementedError("round_f32_to_tf32: how the copy rounds is not published")
         if not self.has_maps:
-            # Before sm_90 a descriptor is a pointer and what to multiply.
+            # Before sm_90 a descriptor is a pointer with shape and strides.
             self.passed += [
                 place,
                 *shape,
@@ -261,7 +261,7 @@ class Arguments:
 
 
 def extent(tensor: torch.Tensor) -> tuple[int, int]:
-    """[begin, end) in bytes of its storage that a tensor views."""
+    """Return [begin, end) in bytes of the storage that a tensor views."""
     if tensor.numel() == 0:
         return 0, 0
     size = tensor.element_size()
@@ -284,7 +284,7 @@ class _Utils:
 
 
 class EmulatedDriver:
-    """What Triton asks of a driver."""
+    """Driver interface of Triton."""
 
     def __init__(self, emulator: Emulator) -> None:
         self.emulator = emulator
@@ -340,7 +340,7 @@ class EmulatedDriver:
 
 @contextlib.contextmanager
 def emulated(arch: int, options: Options | None = None):
-    """Kernels launched inside run on the emulator, which is given; `prepare` must have run.
+    """Run the kernels launched in the block on the emulator; `prepare` must have run.
 
     Memory of `torch.empty` counts as unwritten until a kernel writes it.
     """
@@ -359,7 +359,7 @@ def emulated(arch: int, options: Options | None = None):
         plain(self)
 
     def run(self):
-        # A kernel compiled under another emulator of this process: its launcher is that one's.
+        # A kernel compiled for another emulator of this process has that emulator's launcher.
         if self._run is None or getattr(self, "_ptxemu", None) is not driver:
             self.module = self._run = None
             self._ptxemu = driver

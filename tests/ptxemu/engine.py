@@ -1,4 +1,4 @@
-"""Runs one launch of one kernel on host memory, with checks and counters."""
+"""Execution of one launch on host memory, with checks and counters."""
 
 import ctypes
 import re
@@ -20,10 +20,10 @@ KINDS = [
     "two-values-in-one-store", "different-barriers-met", "note-wgmma-input-register-reused",
     "mbarrier-misused", "no-proxy-fence", "bad-tensor-map",
 ]  # fmt: skip
-# What a kernel may do and still be right; anything else fails a check.
+# Kinds of findings that are only notes; any other finding fails a check.
 NOTES = {k for k in KINDS if k.startswith("note")} | {"different-barriers-met"}
 MAX_FINDINGS = 512
-# What can be wrong with a tensor map, see `MapFault` in core/tensor_map.cpp.
+# Faults of a tensor map, see `MapFault` in core/tensor_map.cpp.
 MAP_FAULTS = (
     "another rank than the instruction",
     "an unknown element type",
@@ -92,18 +92,19 @@ class CLaunch(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Options:
-    """Of the machine.
+    """Options of the machine.
 
     Attributes:
-        seed: of the order of programs and warps.
-        checks: shadow memory.
-        counters: what ran how often.
-        truncate: tensor cores align products and cut off, as hardware does; else they sum exactly
-            and round once.
-        copies: asynchronous work takes effect "late" (when awaited), "early" or at "random".
-        ulp: approximations (ex2, rcp, sqrt.approx, …) are off by at most one unit at random.
-        views: a pointer reaches what its tensor views, not all of its storage.
-        max_instructions: of one warp, before a launch counts as hanging.
+        seed: random seed of the order of programs and warps.
+        checks: flag: use shadow memory.
+        counters: flag: count executions.
+        truncate: flag: tensor cores align products and truncate, like hardware; otherwise they sum
+            exactly and round once.
+        copies: time at which asynchronous work takes effect: "late" (when awaited), "early" or
+            "random".
+        ulp: flag: approximations (ex2, rcp, sqrt.approx, …) err by at most one unit at random.
+        views: flag: a pointer reaches only what its tensor views, not all of its storage.
+        max_instructions: number of instructions of a warp after which a launch counts as hanging.
     """
 
     seed: int = 0
@@ -125,7 +126,7 @@ class Options:
 
 
 def options_of(text: str) -> Options:
-    """From "name=value,…"."""
+    """Parse "name=value,…"."""
     known = {}
     for part in filter(None, text.split(",")):
         name, _, value = part.partition("=")
@@ -136,14 +137,14 @@ def options_of(text: str) -> Options:
 
 @dataclass
 class Memory:
-    """A piece of host memory that a kernel may reach.
+    """Range of host memory that a kernel may reach.
 
     Attributes:
-        name: for messages.
+        name: name for messages.
         host: address of the first byte.
-        size: bytes.
-        init: one byte for each, 0 where nobody wrote; None: all written.
-        spans: [begin, end) in bytes, of the views that were passed.
+        size: size in bytes.
+        init: one flag per byte, 0 for unwritten; None: all written.
+        spans: ranges [begin, end) in bytes of the views that were passed.
     """
 
     name: str
@@ -153,7 +154,7 @@ class Memory:
     spans: list[tuple[int, int]] = field(default_factory=list)
 
     def address(self, index: int) -> int:
-        """Where the kernel sees it: far from all others, as aligned as on the host."""
+        """Address in the kernel: far from all others, with the alignment of the host."""
         return ((index + 1) << 40) + (1 << 39) + (self.host & 0xFFF)
 
 
@@ -163,17 +164,17 @@ ELEMENT_BYTES = (1, 2, 4, 4, 8, 8, 2, 4, 4, 8, 2, 4, 4)
 
 @dataclass(frozen=True)
 class TensorMap:
-    """A descriptor of tiles, made on the host.
+    """Descriptor of tiles, created on the host.
 
     Attributes:
-        memory: index of the memory it lies in.
-        offset: in bytes, of the first element.
-        element: number of the type.
-        shape: sizes, the last dimension first.
-        strides: in bytes, of all but that one, in the same order.
+        memory: index of its memory.
+        offset: offset in bytes of the first element.
+        element: code of the element type.
+        shape: sizes, last dimension first.
+        strides: strides in bytes of all other dimensions, in the same order.
         box: sizes of a tile.
-        swizzle: 0 for none, else of 32, 64 or 128 bytes.
-        nan: what lies outside is not a number, else 0.
+        swizzle: width of the swizzle, 0 (none), 32, 64 or 128 bytes.
+        nan: flag: elements outside are NaN, not 0.
     """
 
     memory: int
@@ -186,10 +187,10 @@ class TensorMap:
     nan: bool = False
 
     def encode(self, address: int) -> bytes:
-        """The 128 bytes of `TensorMap` in core.cpp.
+        """Return the 128 bytes of `TensorMap` in core/machine.h.
 
         Raises:
-            RuntimeError: CUDA makes no such descriptor.
+            RuntimeError: CUDA does not support such a descriptor.
         """
         inner = self.box[0] * ELEMENT_BYTES[self.element]
         span = (0, 32, 64, 128)[self.swizzle]
@@ -216,7 +217,7 @@ class TensorMap:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong, or worth a note."""
+    """Fault or note that a check found."""
 
     kind: str
     kernel: str
@@ -232,14 +233,14 @@ class Finding:
 
 
 def key_of(finding: Finding) -> str:
-    """Kind, kernel and the lines of the source, without what changes from run to run."""
+    """Return kind, kernel and source lines, without details that change between runs."""
     places = re.findall(r": ([\w./]+\.py:\d+)", finding.text)
     return " ".join([finding.kind, finding.kernel, *sorted(set(places))])
 
 
 @dataclass
 class Run:
-    """What a launch did."""
+    """Result of a launch."""
 
     program: Program
     findings: list[Finding]
@@ -258,16 +259,16 @@ def launch(
     options: Options,
     num_warps: int | None = None,
 ) -> Run:
-    """Runs `program` over a grid.
+    """Run `program` over a grid.
 
     Args:
-        program: the kernel.
-        grid: programs.
-        arguments: of its parameters: numbers, tensor maps, or (index of a memory, byte offset).
-        memories: what it may reach.
+        program: parsed kernel.
+        grid: number of programs in each dimension.
+        arguments: values of its parameters: numbers, tensor maps, or (memory index, byte offset).
+        memories: memories that the kernel may reach.
         shared: bytes of shared memory of a program.
-        options: of the machine.
-        num_warps: of a program; else as the code says.
+        options: options of the machine.
+        num_warps: number of warps of a program; None for that of the code.
     """
     params = bytearray(program.param_bytes + 16)
     for (kind, offset), value in zip(program.params, arguments, strict=True):

@@ -1,4 +1,4 @@
-"""What a self-test says of a result and of the findings."""
+"""Checks of a self-test's result and findings."""
 
 
 class Failed(Exception):

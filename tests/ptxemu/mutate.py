@@ -1,4 +1,4 @@
-"""Barriers and waits taken out of the kernels, one at a time: which are noticed?"""
+"""Mutation test: remove barriers and waits of the kernels one at a time, and count detections."""
 
 import random
 import re
@@ -14,9 +14,9 @@ SYNC = (
 
 
 def mutate(chosen, arch, options, count, seed=0):
-    """Take `count` barriers and waits at random out of what ran, one at a time.
+    """Remove `count` random barriers and waits that ran, one at a time.
 
-    Some are not needed: what they order is in order anyhow, or the loop they protect turns once.
+    Some are redundant: their order holds anyway, or the protected loop has a single turn.
     """
     draw, total, noticed = random.Random(seed), 0, 0
     places = []

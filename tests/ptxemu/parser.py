@@ -1,4 +1,4 @@
-"""PTX text to the instructions of the emulator. What it does not know it refuses."""
+"""Parser from PTX text to the instructions of the emulator; it rejects unknown PTX."""
 
 import re
 from dataclasses import dataclass, field
@@ -14,20 +14,20 @@ from ptxemu.ptx_warps import Warps
 
 @dataclass
 class Program:
-    """One kernel.
+    """Parsed kernel.
 
     Attributes:
-        name: of the entry.
-        code: (instructions, 16) int32, see `Ins` in core.cpp.
+        name: name of the entry.
+        code: (instructions, 16) int32, see `Ins` in core/launch.h.
         pool: lists of operands.
         consts: 32 copies of each constant.
         params: type and offset of each parameter.
-        n_regs: 32-bit slots of a warp's registers.
-        n_preds: predicates.
-        text: of each instruction.
+        n_regs: number of 32-bit register slots of a warp.
+        n_preds: number of predicates.
+        text: text of each instruction.
         where: source file and line of each instruction, innermost first.
-        ptx_line: of each instruction.
-        num_warps: from .reqntid.
+        ptx_line: PTX line of each instruction.
+        num_warps: number of warps, from .reqntid.
     """
 
     name: str
@@ -47,21 +47,21 @@ class Program:
 
 @dataclass
 class Scope:
-    """What is declared between two braces, which begin at row `first`."""
+    """Declarations of a brace scope that starts at row `first`."""
 
     first: int
     names: dict[str, str] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
 
 
-# Types that a register may have.
+# Register types.
 REGISTERS = set(
     ["b16", "u16", "s16", "f16", "b32", "u32", "s32", "f32", "b64", "u64", "s64", "f64"]
 )
 
 
 class Parser(Arithmetic, Memory, Warps):
-    """Of one kernel's PTX."""
+    """Parser of one kernel's PTX."""
 
     def __init__(self, ptx: str) -> None:
         self.ops = opcodes()
@@ -207,7 +207,7 @@ class Parser(Arithmetic, Memory, Warps):
         found = re.match(r"([%\w]+)<(\d+)>", name)
         names = [f"{found[1]}{i}" for i in range(int(found[2]))] if found else [name]
         for n in names:
-            # A name in braces is another register than one outside.
+            # A name in braces denotes a different register than outside.
             if self.scopes:
                 inner = f"{n}@{len(self.rows)}.{len(self.scopes)}"
                 self.scopes[-1].names[n] = inner
@@ -232,7 +232,7 @@ class Parser(Arithmetic, Memory, Warps):
         return self.predicates[self._name(text)]
 
     def pred2(self, text: str) -> int:
-        """With its negation."""
+        """Return a predicate with its negation."""
         return 2 * self.pred(text.lstrip("!")) + text.startswith("!")
 
     def width(self, text: str) -> int:
@@ -252,7 +252,7 @@ class Parser(Arithmetic, Memory, Warps):
         return ~self.constants[key]
 
     def val(self, text: str, size: int) -> int:
-        """Where an operand of `size` bytes lies: a register, or a constant."""
+        """Return the slot of an operand of `size` bytes: a register or a constant."""
         name = self._name(text)
         if name in self.registers:
             have = self.widths[name]
@@ -294,7 +294,7 @@ class Parser(Arithmetic, Memory, Warps):
 
     def emit(self, op: str, a=(), nx=0, xs=None, imm=0, imm2=0, imm3=0, which=0xFF) -> None:
         a = list(a)
-        # Which operands are registers of which a pending product must not be part.
+        # Bits of the operands whose registers must not belong to a pending product.
         bits = 0
         for i, v in enumerate(a):
             if isinstance(v, int) and v >= 0 and which >> i & 1:
@@ -338,9 +338,9 @@ class Parser(Arithmetic, Memory, Warps):
 
 
 def parse(ptx: str) -> Program:
-    """The one kernel in `ptx`.
+    """Parse the single kernel in `ptx`.
 
     Raises:
-        UnknownPtx: something the emulator does not have.
+        UnknownPtx: the emulator does not support an instruction.
     """
     return Parser(ptx).program()

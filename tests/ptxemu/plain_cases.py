@@ -1,4 +1,4 @@
-"""Self-tests of what most kernels do: what must run clean, and what must be found."""
+"""Self-tests of common operations: cases that must run clean, and faults that must be found."""
 
 import torch
 import triton
@@ -24,7 +24,7 @@ from ptxemu.plain_kernels import (
 
 
 def right(arch):
-    """Cases that must run clean."""
+    """Return the cases that must run clean."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape, dtype=torch.float32):
@@ -140,7 +140,7 @@ def right(arch):
 
 
 def wrong(arch):
-    """Cases in which something must be found."""
+    """Return the cases with a fault that must be found."""
     x = torch.randn(4096)
 
     def race_global(e):

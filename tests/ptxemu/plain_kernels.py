@@ -1,4 +1,4 @@
-"""Small kernels whose answer is known, for the self-tests."""
+"""Small kernels with known results, for the self-tests."""
 
 from typing import Any, NamedTuple
 
@@ -65,7 +65,7 @@ def scaled_matmul(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """One operand goes through registers."""
+    """Multiply with one operand in registers."""
     m, n, k = tl.arange(0, BM), tl.arange(0, BN), tl.arange(0, BK)
     total = tl.zeros((BM, BN), tl.float32)
     for i in range(0, K, BK):
@@ -113,7 +113,7 @@ def all_write(out):
 
 @triton.jit
 def accumulate(x, out, BLOCK: tl.constexpr):
-    """Adds to what a neighbour program writes."""
+    """Add to memory that a neighbour program writes."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(out + i, tl.load(x + i))
     tl.store(out + i + BLOCK, tl.load(x + i))
@@ -121,7 +121,7 @@ def accumulate(x, out, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["shift"])
 def promised(x, out, shift, N: tl.constexpr):
-    """Says of offsets that they begin at a multiple of 4."""
+    """Promise that offsets begin at a multiple of 4."""
     i = tl.max_contiguous(tl.multiple_of(shift + tl.arange(0, N), 4), 4)
     tl.store(out + tl.arange(0, N), tl.load(x + i))
 
@@ -145,7 +145,7 @@ def bundled(given, out, n, BLOCK: tl.constexpr):
 
 @triton.jit
 def low_half(x, out, N: tl.constexpr):
-    """Stores 4 bytes of 64-bit registers, as the assembler allows."""
+    """Store 4 bytes of 64-bit registers, as the assembler allows."""
     i = tl.arange(0, N)
     tl.inline_asm_elementwise(
         "st.global.b32 [$1], $2; mov.b32 $0, 0;",

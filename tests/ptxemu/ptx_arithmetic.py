@@ -1,4 +1,4 @@
-"""Instructions that compute: integers, floating point, bits, comparisons, conversions."""
+"""Parsing of arithmetic: integers, floating point, bits, comparisons, conversions."""
 
 from functools import partialmethod
 
@@ -6,7 +6,7 @@ from ptxemu.ptx_types import COMPARISONS, NONE, ROUNDINGS, TY, size_of
 
 
 class Arithmetic:
-    """Of the parser: a method for each operation, by the first word of its name."""
+    """Parser mixin with one method per operation, by the first word of its name."""
 
     def _binary(self, name, size, o, imm=0):
         self.emit(name, [self.dst(o[0], size), self.val(o[1], size), self.val(o[2], size)], imm=imm)

@@ -1,4 +1,4 @@
-"""Instructions that move: registers, memory, copies, and the barriers of copies."""
+"""Parsing of moves: registers, memory, copies, and barriers of copies."""
 
 import re
 
@@ -9,18 +9,18 @@ MAP_FIELDS = [
     "global_address", "rank", "box_dim", "global_dim", "global_stride", "element_stride",
     "elemtype", "interleave_layout", "swizzle_mode", "fill_mode",
 ]  # fmt: skip
-# What says nothing to a machine without caches that runs one program at a time.
+# Qualifiers without effect on a machine without caches that runs one program at a time.
 ORDER = {"weak", "relaxed", "acquire", "release", "acq_rel", "volatile", "gpu", "cta", "sys"}
 CACHES = {"nc", "ca", "cg", "cs", "cv", "lu", "wb", "wt"}
 
 
 def without_hints(qualifiers: list[str]) -> list[str]:
-    """Qualifiers without those of order and caches."""
+    """Return the qualifiers without those of order and caches."""
     return [q for q in qualifiers if q not in ORDER | CACHES and not q.startswith(("L1::", "L2::"))]
 
 
 class Memory:
-    """Of the parser: a method for each operation, by the first word of its name."""
+    """Parser mixin with one method per operation, by the first word of its name."""
 
     def _op_ld(self, opcode, q, o):
         space, *q = without_hints(q)
@@ -166,7 +166,7 @@ class Memory:
             self._unknown(opcode, o)
 
     def _bulk(self, opcode, q, o):
-        """Tiles between tensors and shared memory."""
+        """Parse copies of tiles between tensors and shared memory."""
         if q == ["commit_group"]:
             self.emit("BULK_COMMIT")
             return

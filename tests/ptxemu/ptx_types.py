@@ -1,4 +1,4 @@
-"""Names of PTX and their numbers in the emulator."""
+"""Names of PTX and their codes in the emulator."""
 
 import re
 
@@ -25,9 +25,9 @@ PARAM_BASE = 1 << 36
 
 
 class UnknownPtx(Exception):
-    """The emulator has no such instruction."""
+    """Error: the emulator does not support an instruction."""
 
 
 def size_of(type_name: str) -> int:
-    """Bytes of a value of a type."""
+    """Return the bytes of a value of a type."""
     return BYTES[re.sub(r"\D", "", type_name)]

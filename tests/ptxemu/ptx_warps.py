@@ -1,4 +1,4 @@
-"""Instructions of whole warps: control, barriers, what lanes exchange, products of tiles."""
+"""Parsing of warp instructions: control, barriers, shuffles, tile products."""
 
 import re
 
@@ -6,7 +6,7 @@ from ptxemu.ptx_types import NONE, TY
 
 
 class Warps:
-    """Of the parser: a method for each operation, by the first word of its name."""
+    """Parser mixin with one method per operation, by the first word of its name."""
 
     def _op_bra(self, opcode, q, o):
         self.emit("BRA", imm=o[0])

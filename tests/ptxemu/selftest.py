@@ -1,4 +1,4 @@
-"""Is the emulator right, and does it find what is wrong? Small kernels whose answer is known.
+"""Self-test of the emulator on small kernels with known results and faults.
 
 python -m ptxemu.selftest --arch 80 --mutations
 """
@@ -18,8 +18,8 @@ from ptxemu import descriptor_cases, plain_cases
 from ptxemu.engine import Options
 from ptxemu.judge import Failed, clean
 
-# What is taken out, and what must be found then. Some of it is not needed, as a barrier behind the
-# last use of shared memory: at least the fraction must be found.
+# Removed instructions, and the expected findings. Some are redundant, e.g. a barrier after the last
+# use of shared memory: at least this fraction must be found.
 MUTATIONS = (
     (
         "barrier",
@@ -57,19 +57,19 @@ MUTATED = ("softmax 1024", "matmul", "transpose 64", "copy of tiles", "gram")
 
 
 def right(arch: int) -> Iterator:
-    """Cases that must run clean: names and functions of an emulator."""
+    """Return the cases that must run clean: names and functions of an emulator."""
     yield from plain_cases.right(arch)
     yield from descriptor_cases.right(arch)
 
 
 def wrong(arch: int) -> Iterator:
-    """Cases in which something must be found."""
+    """Return the cases with a fault that must be found."""
     yield from plain_cases.wrong(arch)
     yield from descriptor_cases.wrong(arch)
 
 
 def mutations(arch: int, every: int) -> Iterator[tuple[str, int, int, list[str], float]]:
-    """Take synchronisation out of correct code, one instruction at a time."""
+    """Remove synchronisation from correct code, one instruction at a time."""
     cases = [(name, run) for name, run in right(arch) if name.startswith(MUTATED)][::every]
     for what, pattern, kinds, fraction in MUTATIONS:
         total, caught, missed = 0, 0, []

@@ -1,5 +1,5 @@
 """Triton kernels of setok_kernels with their launchers.
 
-The package is `setok_triton` and not a part of `triton`: the folder above has no `__init__.py`, so
-that `import triton` always finds the real one.
+The package is called `setok_triton`, and the folder above has no `__init__.py`, so that
+`import triton` always finds the real Triton.
 """

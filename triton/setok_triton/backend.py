@@ -1,6 +1,6 @@
-"""The CUDA kernels of the operations `setok::…` (setok_kernels/ops.py); arguments are theirs.
+"""CUDA kernels of the operations `setok::…`, with the arguments of setok_kernels/ops.py.
 
-Nothing here reads a value on the host.
+No value is read on the host.
 """
 
 from dataclasses import dataclass
@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from setok_kernels.compiled import TRITON_DTYPES
-from setok_kernels.config import ALPHAS, KERNELS
-from setok_kernels.ops import SCALES
+from setok_kernels.config import ALPHAS, KERNELS, SCALES, TRITON_DTYPES
 from setok_triton import dpc_knn as peaks
 from setok_triton import merge as merging
 from setok_triton import merge_backward as merging_backward
@@ -33,11 +31,11 @@ from setok_triton.workspace import workspace
 
 @dataclass(frozen=True)
 class MaskOptions:
-    """What density, score and masks depend on; the numbers give way to a tensor of learnables."""
+    """Options of density, score and masks, with the hyper-parameters as a tensor."""
 
     kernel: str
     alpha: str
-    sigma: float | None  # None: by the variance
+    sigma: float | None  # None: from the variance
     score_norm_max: bool
     learnable: Tensor  # (4,) float32
 
@@ -45,10 +43,10 @@ class MaskOptions:
     def of(
         cls, images: tuple[Tensor, Tensor | None, int], learnable, kernel, alpha, *numbers
     ) -> tuple["MaskOptions", Tensor]:
-        """From the arguments of an operation: x, cu_seqlens, max_seqlen; `learnable` and the rest.
+        """Build the options from the arguments of an operation; `images` is (x, cu_seqlens, L).
 
         Returns:
-            The options, and the offsets of the images, which the same launch writes.
+            Options, and the offsets of the images, which the same launch writes.
         """
         *values, scale, factor, score_norm_max = numbers
         sigma = {"variance": None, "dim": 1 / images[0].shape[-1], "number": factor}[SCALES[scale]]
@@ -59,7 +57,7 @@ class MaskOptions:
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """Of the scope loop."""
+    """Options of the neighbours and the scope loop."""
 
     k: int
     max_clusters: int
@@ -72,7 +70,7 @@ class LoopOptions:
 def cluster(
     x, valid, cu_seqlens, max_seqlen, knn, parent, seeds, counts, learnable, *numbers
 ) -> tuple[Tensor, ...]:
-    """`setok::cluster`.
+    """Run `setok::cluster`.
 
     Raises:
         RuntimeError: x is float64.
@@ -102,7 +100,7 @@ def cluster(
         seeds = offsets.new_empty(images, max_clusters)
         counts = offsets.new_empty(images)
         if size == 0 or total == 0:
-            # The streaming loop writes only those that it finds.
+            # The streaming loop only writes the seeds that it finds.
             seeds.fill_(-1)
             counts.zero_()
         made = (knn.view(*leading, k), parent.view(leading), seeds, counts)
@@ -140,7 +138,7 @@ def cluster(
 
 
 def cluster_backward(x, valid, cu_seqlens, max_seqlen, *rest) -> tuple[Tensor, Tensor]:
-    """`setok::cluster_backward`.
+    """Run `setok::cluster_backward`.
 
     Raises:
         RuntimeError: x is float64.
@@ -158,7 +156,7 @@ def cluster_backward(x, valid, cu_seqlens, max_seqlen, *rest) -> tuple[Tensor, T
 
 
 def merge(x, masks, label, counts, weights, cu_seqlens, max_seqlen, rows, eps) -> Tensor:
-    """`setok::merge`.
+    """Run `setok::merge`.
 
     Raises:
         RuntimeError: x or the masks are float64.
@@ -175,7 +173,7 @@ def merge(x, masks, label, counts, weights, cu_seqlens, max_seqlen, rows, eps) -
 def merge_backward(
     grad, x, masks, label, counts, weights, cu_seqlens, max_seqlen, eps, need_masks
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`setok::merge_backward`.
+    """Run `setok::merge_backward`.
 
     Raises:
         RuntimeError: x or the masks are float64.
@@ -197,7 +195,7 @@ def merge_backward(
 def unmerge_backward(
     grad, tokens, masks, label, counts, cu_seqlens, max_seqlen, need_masks
 ) -> tuple[Tensor, Tensor]:
-    """`setok::unmerge_backward`.
+    """Run `setok::unmerge_backward`.
 
     Raises:
         RuntimeError: tokens or masks are float64.
@@ -211,7 +209,7 @@ def unmerge_backward(
 
 
 def unmerge(tokens, masks, label, counts, cu_seqlens, max_seqlen) -> Tensor:
-    """`setok::unmerge`.
+    """Run `setok::unmerge`.
 
     Raises:
         RuntimeError: tokens or masks are float64.
@@ -227,7 +225,7 @@ def unmerge(tokens, masks, label, counts, cu_seqlens, max_seqlen) -> Tensor:
 
 
 def dpc_knn(x, valid, cu_seqlens, max_seqlen, noise, *options) -> tuple[Tensor, ...]:
-    """`setok::dpc_knn`.
+    """Run `setok::dpc_knn`.
 
     Raises:
         RuntimeError: x is float64.
@@ -243,7 +241,7 @@ def dpc_knn(x, valid, cu_seqlens, max_seqlen, noise, *options) -> tuple[Tensor, 
 
 
 def threshold_greedy(x, valid, cu_seqlens, max_seqlen, threshold) -> tuple[Tensor, Tensor, Tensor]:
-    """`setok::threshold_greedy`.
+    """Run `setok::threshold_greedy`.
 
     Raises:
         RuntimeError: x is float64.
@@ -269,6 +267,6 @@ def _check_dtype(*tensors: Tensor | None) -> None:
     for tensor in tensors:
         if tensor is not None and tensor.dtype not in TRITON_DTYPES:
             raise RuntimeError(
-                "backend='triton' cannot run: takes float32, bfloat16 and float16, "
+                "backend='triton' cannot run: expected float32, bfloat16 or float16, "
                 f"got {tensor.dtype}; use backend='reference'"
             )

@@ -1,4 +1,4 @@
-"""Images that go through the kernels together."""
+"""Group of images that one set of launches processes."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -12,20 +12,20 @@ class Chunk:
     """Some images of a batch. Tensors over tokens are those of the whole batch.
 
     Attributes:
-        ok: (T,) int8, tokens that take part.
+        ok: (T,) int8, 0 for excluded tokens (masked or non-finite).
         offsets: (images + 1,) int64 start of each image among all tokens.
-        factor: (images,) power of two that brings the tokens into range.
+        factor: (images,) power of two that scales the tokens into range.
         sigma: (images,) scale of the squared distances of tokens in range.
-        taking_part: (images,) int32 number of tokens that take part.
-        longest: most tokens of an image.
-        distances: squared distances in rows, as in `common.Images`; None where they are not kept.
+        num_ok: (images,) int32 number of tokens that are not excluded.
+        longest: maximum number of tokens of an image.
+        distances: rows of squared distances, as in `common.Images`; None if not kept.
     """
 
     ok: Tensor
     offsets: Tensor
     factor: Tensor
     sigma: Tensor
-    taking_part: Tensor
+    num_ok: Tensor
     longest: int
     distances: Tensor | None = None
 
@@ -36,15 +36,15 @@ class Chunk:
 
     @property
     def dense(self) -> bool:
-        """Whether the rows of distances are kept."""
+        """True if the distance rows are kept."""
         return self.distances is not None
 
     def keeping(self, distances: Tensor) -> "Chunk":
-        """With rows of distances."""
+        """Return a copy with distance rows."""
         return dataclasses.replace(self, distances=distances)
 
     def parts(self, size: int) -> Iterator[tuple[slice, "Chunk"]]:
-        """Of `size` images each, the last of fewer; of all images at once where it is 0."""
+        """Yield parts of `size` images, the last one smaller; one part if `size` is 0."""
         size = size or self.images
         if size >= self.images:
             yield slice(0, self.images), self
@@ -58,6 +58,6 @@ class Chunk:
                     offsets=self.offsets[first : first + size + 1],
                     factor=self.factor[cut],
                     sigma=self.sigma[cut],
-                    taking_part=self.taking_part[cut],
+                    num_ok=self.num_ok[cut],
                 ),
             )

@@ -1,4 +1,4 @@
-"""Launch configurations: frozen, chosen by a pure rule of dtype, sizes and options."""
+"""Launch configurations: frozen dataclasses, chosen by dtype, sizes and options alone."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -6,26 +6,26 @@ from dataclasses import dataclass
 import torch
 import triton
 
-# Of the rows of distances, or of bits, of one chunk of images. More than the L2 cache holds: chunks
-# wait for one another's loops, which costs more than reading the rows from memory.
+# Maximum bytes of the distance rows, or adjacency bits, of one chunk of images. More than the L2
+# cache: waiting for the loops of many small chunks costs more than reading the rows from memory.
 DENSE_BYTES = 512 * 2**20
 
 
-# Columns of a kept row of distances are a multiple of it.
+# Columns of a kept distance row, rounded up to a multiple of this.
 PITCH = 16
 
-# Columns of distances whose minimum is kept: the candidates of a row come in whole groups.
+# Number of columns with one kept minimum; the candidates of a row are whole groups.
 GROUP = 16
 
 
 def host_pitch(tokens: int) -> int:
-    """Columns that a kept row of distances takes; in kernels `common.row_pitch`."""
+    """Return the columns of a kept distance row; `common.row_pitch` is the same in kernels."""
     return triton.cdiv(tokens, PITCH) * PITCH
 
 
 @dataclass(frozen=True)
 class TileConfig:
-    """Of the kernels that walk tiles of inner products or distances."""
+    """Configuration of kernels that loop over tiles of inner products or distances."""
 
     block_m: int
     block_n: int
@@ -34,27 +34,27 @@ class TileConfig:
     num_stages: int
 
     def launch(self, m: str = "BLOCK_M", n: str = "BLOCK_N", d: str = "BLOCK_D") -> dict[str, int]:
-        """Keyword arguments of a launch, by a kernel's names for the sides of a tile."""
+        """Return the keyword arguments of a launch; m, n, d are the kernel's names of the sides."""
         blocks = {m: self.block_m, n: self.block_n, d: self.block_d}
         return blocks | {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
 @dataclass(frozen=True)
 class TokenConfig:
-    """Of the kernels that give each token a lane, and walk its features."""
+    """Configuration of kernels that give each token a lane and loop over its features."""
 
     block_n: int
     block_d: int
     num_warps: int
 
     def launch(self) -> dict[str, int]:
-        """Keyword arguments of a launch."""
+        """Return the keyword arguments of a launch."""
         return {"BLOCK_N": self.block_n, "BLOCK_D": self.block_d, "num_warps": self.num_warps}
 
 
 @dataclass(frozen=True)
 class SelectConfig:
-    """Of the selection of neighbours: rows of a program, groups and candidates of a row."""
+    """Configuration of the neighbour selection: rows of a program, groups and candidates."""
 
     block_m: int
     block_g: int
@@ -63,10 +63,10 @@ class SelectConfig:
 
 
 def tile_config(dtype: torch.dtype) -> TileConfig:
-    """Tiles of 64 x 128 products; the features of a step fill one swizzled row of shared memory.
+    """Return tiles of 64 x 128; one step's features fill one swizzled row of shared memory.
 
-    float32 takes half of that: emulated on tensor cores it needs the registers. Without them a
-    quarter of the tile is what they hold.
+    float32 takes half a row, because its emulation on tensor cores needs registers. Without tensor
+    cores (ieee) the registers hold a quarter of the tile.
     """
     if dtype == torch.float32 and dot_precision(dtype) == "ieee":
         return TileConfig(block_m=32, block_n=64, block_d=16, num_warps=4, num_stages=3)
@@ -75,10 +75,10 @@ def tile_config(dtype: torch.dtype) -> TileConfig:
 
 
 def gram_config(dtype: torch.dtype) -> TileConfig:
-    """Square tiles of the distances within an image.
+    """Return square tiles for the distances within an image.
 
-    16-bit operands take 128 x 128: tiles of half the side read the tokens twice as often, and so
-    few products would wait for shared memory.
+    16-bit operands take 128 x 128: smaller tiles would read the tokens twice as often and wait for
+    shared memory.
     """
     config = tile_config(dtype)
     if dtype == torch.float32:
@@ -87,23 +87,23 @@ def gram_config(dtype: torch.dtype) -> TileConfig:
 
 
 def merge_config(dtype: torch.dtype) -> TileConfig:
-    """Tiles of 64 clusters or tokens by 128 features, summed over `block_d` of the others.
+    """Return tiles of 64 clusters or tokens by 128 features, summed over steps of `block_d`.
 
-    Without tensor cores half of that.
+    Without tensor cores the tile is half as wide.
     """
-    if share_precision(dtype) == "ieee" and dtype != torch.bfloat16:
+    if coefficient_precision(dtype) == "ieee" and dtype != torch.bfloat16:
         return TileConfig(block_m=64, block_n=64, block_d=16, num_warps=4, num_stages=3)
     block_d = 32 if dtype == torch.bfloat16 else 16
     return TileConfig(block_m=64, block_n=128, block_d=block_d, num_warps=8, num_stages=3)
 
 
 def row_tile_config(rows: int) -> TileConfig:
-    """Tiles of distances that are read, not made: few rows, all of a tile in registers."""
+    """Return tiles of distances that are read, not computed: few rows, all in registers."""
     return TileConfig(block_m=rows, block_n=128, block_d=16, num_warps=4, num_stages=2)
 
 
 def select_config(groups: int, k: int) -> SelectConfig:
-    """A program is one warp, which needs no barrier; several rows hide the latency of each."""
+    """Return one warp per program, which needs no barrier; several rows hide the latency."""
     block_g = max(32, triton.next_power_of_2(groups))
     block_c = GROUP * max(2, triton.next_power_of_2(min(k, groups)))
     rows = max(1, min(4, 512 // max(block_g, block_c)))
@@ -111,49 +111,49 @@ def select_config(groups: int, k: int) -> SelectConfig:
 
 
 def token_config(dtype: torch.dtype) -> TokenConfig:
-    """32 lanes of 16 bytes: a warp reads its part of a row in one widest load."""
+    """Return blocks of 32 lanes x 16 bytes: a warp reads them in one widest load."""
     return TokenConfig(block_n=16, block_d=32 * 16 // dtype.itemsize, num_warps=4)
 
 
-def most_registers(x: torch.Tensor) -> int | None:
-    """Of a thread of four warps that reads features in wide loads; None where loads are narrow.
+def max_registers(x: torch.Tensor) -> int | None:
+    """Return the register limit of kernels with wide feature loads, or None for narrow loads.
 
-    Unbounded, the assembler spills a few for a fifth program of a multiprocessor; features that
-    come one at a time take more.
+    Without a limit the assembler spills a few registers to fit a fifth program on a multiprocessor.
+    Narrow loads need more registers.
     """
     aligned = x.storage_offset() * x.itemsize % 16 == 0 and x.stride(0) % 16 == 0
     return 128 if aligned and x.shape[1] % 16 == 0 and x.stride(1) == 1 else None
 
 
 def row_config(tokens: int) -> TokenConfig:
-    """One program holds a vector over all tokens of an image."""
+    """Return a block over all tokens of an image."""
     block = max(16, triton.next_power_of_2(tokens))
     return TokenConfig(block_n=block, block_d=1, num_warps=min(16, max(4, block // 256)))
 
 
 def image_config(tokens: int) -> TokenConfig:
-    """As `row_config`, of more warps: each waits for its loads of a row one after the other."""
+    """Return `row_config` with more warps, because each warp loads its part of a row serially."""
     config = row_config(tokens)
     return dataclasses.replace(config, num_warps=min(16, max(4, config.block_n // 64)))
 
 
 def claim_config(tokens: int) -> TokenConfig:
-    """One program walks the tokens of an image; 8 to a lane, and all in one step where they fit."""
+    """Return blocks of up to 4096 tokens of an image, 8 per lane, in one step if they fit."""
     return row_config(min(tokens, 4096))
 
 
 def adjacency_images(images: int, tokens: int) -> int:
-    """How many images share a chunk whose neighbours are kept as bits; arguments as below."""
+    """Return the number of images of a chunk with adjacency bits; see `dense_images`."""
     return _fitting(images, 4 * tokens * triton.cdiv(tokens, 32))
 
 
 def dense_images(images: int, tokens: int, limit: int) -> int:
-    """How many images share a chunk whose rows of distances are kept; 0 where none are.
+    """Return the number of images of a chunk with kept distance rows; 0 if none are kept.
 
     Args:
-        images: of the batch.
-        tokens: most of an image.
-        limit: most tokens of an image whose rows are kept.
+        images: number of images of the batch.
+        tokens: maximum number of tokens of an image.
+        limit: maximum number of tokens of an image with kept rows.
     """
     if tokens > limit:
         return 0
@@ -161,22 +161,22 @@ def dense_images(images: int, tokens: int, limit: int) -> int:
 
 
 def _fitting(images: int, size: int) -> int:
-    """Images of a chunk, of `size` bytes each.
+    """Return the number of images of a chunk, for images of `size` bytes.
 
-    In fours where they can be: what is cut off then begins at a multiple of 16 bytes, as the whole
-    does, and the kernels are not compiled anew for it.
+    A multiple of four if possible: slices of the batch are then aligned to 16 bytes like the whole,
+    and no kernel is compiled anew.
     """
     fit = DENSE_BYTES // max(1, size)
     return max(1, min(images, fit if fit < 4 else fit // 4 * 4))
 
 
-def share_precision(dtype: torch.dtype) -> str:
-    """How float32 shares are multiplied with tokens that are no bfloat16; float16 fits in tf32."""
+def coefficient_precision(dtype: torch.dtype) -> str:
+    """Return the precision of float32 coefficients times non-bfloat16 tokens; float16 fits tf32."""
     return "tf32x3" if dtype == torch.float16 else dot_precision(dtype)
 
 
 def dot_precision(dtype: torch.dtype) -> str:
-    """How float32 inner products are made, by `torch.get_float32_matmul_precision()`."""
+    """Return the precision of inner products, from `torch.get_float32_matmul_precision()`."""
     if dtype != torch.float32:
         return "ieee"
     return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[

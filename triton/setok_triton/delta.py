@@ -1,4 +1,4 @@
-"""Kernels of the order of the tokens, the seed distance (SeTok, Eq. 2) and the seed score."""
+"""Kernels of the token order, the seed distance (SeTok, Eq. 2) and the seed score."""
 
 import triton
 import triton.language as tl
@@ -18,7 +18,7 @@ from setok_triton.common import (
 )
 from setok_triton.configs import (
     dot_precision,
-    most_registers,
+    max_registers,
     row_tile_config,
     tile_config,
     token_config,
@@ -30,16 +30,16 @@ def parents_fwd_kernel(
     x,
     images,
     p_density,  # (T,) float32
-    p_farthest,  # (T,) float32 squared distance to the token farthest away, with p_cap
+    p_farthest,  # (T,) float32 squared distance to the farthest token; read with p_cap
     p_parent,  # (T,) int64
-    p_cap,  # (T,) float32 least of these among tokens of no higher order, or None
+    p_cap,  # (T,) float32 minimum of p_farthest among tokens of no higher order, or None
     L,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Nearest token of higher density, or equal density and lower index; -1 for the top token."""
+    """Write the nearest token of higher density, or equal density and lower index; else -1."""
     at = locate(images.p_offsets, L, tl.cdiv(L, BLOCK_M))
     i_b, i_m, start, n = at
     o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -52,22 +52,23 @@ def parents_fwd_kernel(
         for i_n in range(0, n, BLOCK_N):
             o_n = i_n + tl.arange(0, BLOCK_N)
             b_d = distance_tile(x, images, at, o_m, o_n, factor, L, PRECISION, BLOCK_D)  # (M, N)
-            b_other = tl.load(p_density + start + o_n, mask=o_n < n, other=-1.0)  # (N,)
+            # (N,) -1 precedes no token
+            b_other = tl.load(p_density + start + o_n, mask=o_n < n, other=-1.0)
             m_higher = b_other[None, :] > b_own[:, None]
             m_tied = (b_other[None, :] == b_own[:, None]) & (o_n[None, :] < o_m[:, None])
             m_precedes = m_higher | m_tied
             if p_cap is not None:
-                b_far = tl.load(p_farthest + start + o_n, mask=o_n < n, other=0.0)
+                b_far = tl.load(p_farthest + start + o_n, mask=o_n < n, other=0.0)  # (N,)
                 m_pair = (b_d < float("inf")) & ~m_precedes
                 b_far = tl.where(m_pair, b_far[None, :], float("inf"))
                 b_cap = tl.minimum(b_cap, tl.min(b_far, axis=1))
             b_d = tl.where(m_precedes, b_d, float("inf"))
-            b_least = tl.min(b_d, axis=1)
-            m_least = b_d == b_least[:, None]
-            b_first = tl.min(tl.where(m_least, o_n[None, :], FAR_INDEX), axis=1)
-            # Columns ascend: an equal distance found later has a higher index.
-            b_parent = tl.where(b_least < b_best, b_first, b_parent)
-            b_best = tl.minimum(b_best, b_least)
+            b_min = tl.min(b_d, axis=1)
+            m_min = b_d == b_min[:, None]
+            b_first = tl.min(tl.where(m_min, o_n[None, :], FAR_INDEX), axis=1)
+            # Columns ascend, so a later equal distance has a higher index.
+            b_parent = tl.where(b_min < b_best, b_first, b_parent)
+            b_best = tl.minimum(b_best, b_min)
     tl.store(p_parent + start + o_m, b_parent.to(tl.int64), mask=o_m < n)
     if p_cap is not None:
         tl.store(p_cap + start + o_m, b_cap, mask=o_m < n)
@@ -83,7 +84,7 @@ def delta_fwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Delta = d(i, parent); for a token without one the largest distance of its row."""
+    """Write delta = d(i, parent); for a token without parent the maximum of its row."""
     at = locate(images.p_offsets, L, tl.cdiv(L, BLOCK_N))
     i_b, i_n, start, n = at
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -94,7 +95,7 @@ def delta_fwd_kernel(
     m_pair = m_ok & (b_parent >= 0)
     b_other = tl.where(m_pair, b_parent, 0)
     b_delta = pair_distance(x, images, at, o_n, b_other, m_pair, factor, L, BLOCK_D)
-    # Mostly none, and one in an image; a replay may have more.
+    # Most blocks have no top token, and an image has one; a replay may have more.
     m_top = m_ok & (b_parent < 0)
     top = tl.max(tl.where(m_top, o_n, -1), axis=0)
     while top >= 0:
@@ -119,7 +120,7 @@ def score_fwd_kernel(
     NORMALISE: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """S = rho * delta, divided by the image's largest; a replay knows which token has it."""
+    """Write s = rho * delta, divided by the image's maximum; a replay has its token in p_seeds."""
     i_b, _, start, n = locate(p_offsets, L, 1)
     o_n = tl.arange(0, BLOCK_N)
     largest = 1.0
@@ -127,8 +128,8 @@ def score_fwd_kernel(
         b_largest = tl.zeros((BLOCK_N,), dtype=tl.float32)
         for i_n in range(0, n, BLOCK_N):
             m_n = i_n + o_n < n
-            b_rho = tl.load(p_density + start + i_n + o_n, mask=m_n, other=0.0)
-            b_delta = tl.load(p_delta + start + i_n + o_n, mask=m_n, other=0.0)
+            b_rho = tl.load(p_density + start + i_n + o_n, mask=m_n, other=0.0)  # (N,)
+            b_delta = tl.load(p_delta + start + i_n + o_n, mask=m_n, other=0.0)  # (N,)
             b_largest = tl.maximum(b_largest, b_rho * b_delta)
         largest = tl.max(b_largest, axis=0)
         if p_seeds is not None:
@@ -141,8 +142,8 @@ def score_fwd_kernel(
         largest = tl.where(largest >= 1.1754943508222875e-38, largest, 1.0)
     for i_n in range(0, n, BLOCK_N):
         m_n = i_n + o_n < n
-        b_rho = tl.load(p_density + start + i_n + o_n, mask=m_n, other=0.0)
-        b_delta = tl.load(p_delta + start + i_n + o_n, mask=m_n, other=0.0)
+        b_rho = tl.load(p_density + start + i_n + o_n, mask=m_n, other=0.0)  # (N,)
+        b_delta = tl.load(p_delta + start + i_n + o_n, mask=m_n, other=0.0)  # (N,)
         tl.store(p_score + start + i_n + o_n, tl.div_rn(b_rho * b_delta, largest), mask=m_n)
 
 
@@ -155,10 +156,10 @@ def parents(
     farthest: Tensor | None = None,
     cap: Tensor | None = None,
 ) -> None:
-    """Writes the nearest tokens of higher order of the chunk into `parent` (T,) int64.
+    """Write the nearest tokens of higher order of the chunk into `parent` (T,) int64.
 
-    And the least of `farthest` (T,) among the tokens of no higher order, the token itself included,
-    into `cap` (T,), where these are given.
+    If given, `cap` (T,) receives the minimum of `farthest` (T,) among the tokens of no higher
+    order, the token itself included.
     """
     config = row_tile_config(8) if chunk.dense else tile_config(x.dtype)
     blocks = triton.cdiv(chunk.longest, config.block_m)
@@ -170,20 +171,20 @@ def parents(
 
 
 def delta(x: Tensor, chunk: Chunk, parent: Tensor, out: Tensor) -> None:
-    """Writes the distances to known parents into `out` (T,)."""
+    """Write the distances to given parents into `out` (T,)."""
     config = token_config(x.dtype)
     blocks = triton.cdiv(chunk.longest, config.block_n)
     delta_fwd_kernel[(chunk.images * blocks,)](
         *(Tokens.of(x), Images.of(chunk), parent, out, chunk.longest),
         **config.launch(),
-        maxnreg=most_registers(x),
+        maxnreg=max_registers(x),
     )
 
 
 def score(
     chunk: Chunk, density: Tensor, delta: Tensor, seeds: Tensor | None, out: Tensor, norm: bool
 ) -> None:
-    """Writes the seed score of the chunk into `out` (T,); `seeds` (B, C) are those of a replay."""
+    """Write the seed score of the chunk into `out` (T,); a replay passes its `seeds` (B, C)."""
     score_fwd_kernel[(chunk.images,)](
         *(chunk.offsets, density, delta, seeds, out, chunk.longest),
         0 if seeds is None else seeds.stride(0),

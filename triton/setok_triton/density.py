@@ -23,32 +23,31 @@ from setok_triton.configs import dot_precision, tile_config, token_config
 @triton.jit
 def take_nearest(
     b_list,  # (BLOCK_M, BLOCK_K) distances, infinite where empty
-    b_index,  # (BLOCK_M, BLOCK_K) their tokens
-    b_d,  # (BLOCK_M, BLOCK_N) candidates, all of higher index than those in the list
-    o_n,
+    b_index,  # (BLOCK_M, BLOCK_K) tokens of the list
+    b_d,  # (BLOCK_M, BLOCK_N) candidates, all of higher index than the list
+    o_n,  # (BLOCK_N,) tokens of the candidates
     K,
     BLOCK_K,
 ):
-    """The K nearest of the list and the candidates, in no order; ties go to the lowest index."""
+    """Return the K nearest of list and candidates, unordered; ties go to the lowest index."""
     o_k = tl.arange(0, BLOCK_K)
     m_k = (o_k < K)[None, :]
     b_worst = tl.max(tl.where(m_k, b_list, -float("inf")), axis=1)
-    b_least = tl.min(b_d, axis=1)
-    # Most tiles hold nothing nearer for any row.
-    while tl.max((b_least < b_worst).to(tl.int32), axis=0) > 0:
-        m_take = b_least < b_worst
-        m_least = b_d == b_least[:, None]
-        b_column = tl.min(tl.where(m_least, o_n[None, :], FAR_INDEX), axis=1)
-        # Of the farthest in the list the one of the highest index goes; the slot tells empty ones
-        # apart.
+    b_min = tl.min(b_d, axis=1)
+    # Most tiles have no nearer token for any row.
+    while tl.max((b_min < b_worst).to(tl.int32), axis=0) > 0:
+        m_take = b_min < b_worst
+        m_min = b_d == b_min[:, None]
+        b_column = tl.min(tl.where(m_min, o_n[None, :], FAR_INDEX), axis=1)
+        # Replace the farthest entry of the highest index; the slot number makes empty ones unique.
         m_worst = (b_list == b_worst[:, None]) & m_k
         b_rank = tl.where(m_worst, b_index.to(tl.int64) * BLOCK_K + o_k[None, :], -1)
         m_slot = (b_rank == tl.max(b_rank, axis=1)[:, None]) & m_worst & m_take[:, None]
-        b_list = tl.where(m_slot, b_least[:, None], b_list)
+        b_list = tl.where(m_slot, b_min[:, None], b_list)
         b_index = tl.where(m_slot, b_column[:, None], b_index)
         b_d = tl.where((o_n[None, :] == b_column[:, None]) & m_take[:, None], float("inf"), b_d)
         b_worst = tl.max(tl.where(m_k, b_list, -float("inf")), axis=1)
-        b_least = tl.min(b_d, axis=1)
+        b_min = tl.min(b_d, axis=1)
     return b_list, b_index
 
 
@@ -57,7 +56,7 @@ def neighbours_fwd_kernel(
     x,
     images,
     p_knn,  # (T, K) int64
-    p_farthest,  # (T,) float32 squared distance to the token farthest away, or None
+    p_farthest,  # (T,) float32 squared distance to the farthest token, or None
     K,
     L,
     INCLUDE_SELF: tl.constexpr,
@@ -67,7 +66,7 @@ def neighbours_fwd_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """The K nearest tokens of BLOCK_M tokens, ascending, ties lowest index, -1 where absent."""
+    """Write the K nearest tokens of BLOCK_M tokens, ascending, ties lowest index, -1 for none."""
     at = locate(images.p_offsets, L, tl.cdiv(L, BLOCK_M))
     i_b, i_m, start, n = at
     o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -91,12 +90,12 @@ def neighbours_fwd_kernel(
     b_list = tl.where((o_k < K)[None, :], b_list, float("inf"))
     p_out = p_knn + (start + o_m) * K
     for i_k in range(K):
-        b_least = tl.min(b_list, axis=1)
-        m_least = (b_list == b_least[:, None]) & (b_list < float("inf"))
-        b_first = tl.min(tl.where(m_least, b_index, FAR_INDEX), axis=1)
-        b_out = tl.where(b_least < float("inf"), b_first, -1)
+        b_min = tl.min(b_list, axis=1)
+        m_min = (b_list == b_min[:, None]) & (b_list < float("inf"))
+        b_first = tl.min(tl.where(m_min, b_index, FAR_INDEX), axis=1)
+        b_out = tl.where(b_min < float("inf"), b_first, -1)
         tl.store(p_out + i_k, b_out.to(tl.int64), mask=o_m < n)
-        b_list = tl.where(m_least & (b_index == b_first[:, None]), float("inf"), b_list)
+        b_list = tl.where(m_min & (b_index == b_first[:, None]), float("inf"), b_list)
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -111,7 +110,7 @@ def density_fwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Rho = exp(-sigma * mean distance to the neighbours); 1 without any, 0 where not `ok`."""
+    """Write rho = exp(-sigma * mean distance to the neighbours); 1 without any, 0 if excluded."""
     at = locate(images.p_offsets, L, tl.cdiv(L, BLOCK_N))
     i_b, i_n, start, n = at
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -120,15 +119,16 @@ def density_fwd_kernel(
     b_sum = tl.zeros((BLOCK_N,), dtype=tl.float32)
     b_found = tl.zeros((BLOCK_N,), dtype=tl.float32)
     for i_k in range(K):
-        b_other = tl.load(p_knn + (start + o_n) * K + i_k, mask=m_n, other=-1)  # (N,)
+        # (N,) neighbour i_k of each token
+        b_other = tl.load(p_knn + (start + o_n) * K + i_k, mask=m_n, other=-1)
         m_pair = m_n & (b_other >= 0)
         b_other = tl.where(m_pair, b_other, 0)
         b_sum += pair_distance(x, images, at, o_n, b_other, m_pair, factor, L, BLOCK_D)
         b_found += m_pair.to(tl.float32)
-    # Scaling the sum, not the terms, keeps sums of small integers exact and their ties ties.
+    # Scaling the sum, not the terms, keeps sums of small integers exact, so ties stay ties.
     b_density = tl.exp(-sigma * tl.div_rn(b_sum, tl.maximum(b_found, 1.0)))
     if p_noise is not None:
-        b_density += tl.load(p_noise + start + o_n, mask=m_n, other=0.0)
+        b_density += tl.load(p_noise + start + o_n, mask=m_n, other=0.0)  # (N,)
     m_ok = flagged(images.p_ok, start, o_n, m_n)
     tl.store(p_density + start + o_n, tl.where(m_ok, b_density, 0.0), mask=m_n)
 
@@ -141,14 +141,14 @@ def neighbours(
     include_self: bool,
     farthest: Tensor | None = None,
 ) -> None:
-    """Writes the nearest tokens of a chunk without kept rows into `knn` (T, K) int64.
+    """Write the nearest tokens of a chunk without kept rows into `knn` (T, K) int64.
 
-    And the squared distances to the tokens farthest away into `farthest` (T,), where it is given.
+    If given, `farthest` (T,) receives the squared distances to the farthest tokens.
     """
     slots = max(2, triton.next_power_of_2(knn.shape[1]))
     config = tile_config(x.dtype)
     if farthest is not None and slots >= 64:
-        # A long list leaves no registers for a second look at a whole tile.
+        # A long list leaves no registers for a second pass over a whole tile.
         config = dataclasses.replace(config, block_n=config.block_n // 2)
     blocks = triton.cdiv(chunk.longest, config.block_m)
     neighbours_fwd_kernel[(chunk.images * blocks,)](
@@ -161,7 +161,7 @@ def neighbours(
 
 
 def density(x: Tensor, chunk: Chunk, knn: Tensor, out: Tensor, noise: Tensor | None = None) -> None:
-    """Writes the density that known neighbours give, plus the noise (T,), into `out` (T,)."""
+    """Write the density of given neighbours, plus the noise (T,), into `out` (T,)."""
     config = token_config(x.dtype)
     blocks = triton.cdiv(chunk.longest, config.block_n)
     density_fwd_kernel[(chunk.images * blocks,)](

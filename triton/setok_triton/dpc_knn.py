@@ -1,4 +1,4 @@
-"""Hard one-shot clustering: the kernel of its scores, and the launches of all its stages."""
+"""Hard one-shot clustering: kernel of its scores, and launches of all its stages."""
 
 import torch
 import triton
@@ -29,12 +29,12 @@ def peaks_fwd_kernel(
     p_delta,  # (T,) float32
     p_score,  # (T,) float32
     L,
-    share,  # of the squared distances: 1 / D
+    scale,  # scale of the squared distances, 1 / D
     CAPPED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Delta, the distance to the parent but at most the cap, and the score rho * delta."""
+    """Write delta, the distance to the parent but at most the cap, and the score rho * delta."""
     at = locate(images.p_offsets, L, tl.cdiv(L, BLOCK_N))
     i_b, i_n, start, n = at
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -45,13 +45,14 @@ def peaks_fwd_kernel(
     m_pair = m_ok & (b_parent >= 0)
     b_parent = tl.where(m_pair, b_parent, 0)
     b_near = pair_distance(x, images, at, o_n, b_parent, m_pair, factor, L, BLOCK_D)
+    # (N,) or one number of the image
     b_cap = tl.load(p_cap + start + o_n, mask=m_n, other=0) if CAPPED else tl.load(p_cap + i_b)
     b_near = tl.minimum(tl.where(m_pair, b_near, float("inf")), b_cap)
-    # The range comes back after the root: its square may not be representable where it is. An
-    # infinite delta at density 0 would make the score NaN.
-    b_delta = tl.div_rn(tl.sqrt_rn(share * b_near), tl.where(factor > 0, factor, 1.0))
+    # The range is restored after the root, because its square may overflow. An infinite delta at
+    # density 0 would make the score NaN.
+    b_delta = tl.div_rn(tl.sqrt_rn(scale * b_near), tl.where(factor > 0, factor, 1.0))
     b_delta = tl.where(m_ok, tl.minimum(b_delta, 3.4028234663852886e38), 0.0)
-    b_density = tl.load(p_density + start + o_n, mask=m_n, other=0.0)
+    b_density = tl.load(p_density + start + o_n, mask=m_n, other=0.0)  # (N,)
     tl.store(p_delta + start + o_n, b_delta, mask=m_n)
     tl.store(p_score + start + o_n, b_density * b_delta, mask=m_n)
 
@@ -66,9 +67,9 @@ def peaks(
     delta: Tensor,
     score: Tensor,
 ) -> None:
-    """Writes the values of the chunk into `delta` and `score` (T,).
+    """Write the values of the chunk into `delta` and `score` (T,).
 
-    `cap` bounds the squared distances: (T,) where `capped`, else one for each image of the chunk.
+    `cap` bounds the squared distances: (T,) if `capped`, else one value per image of the chunk.
     """
     config = token_config(x.dtype)
     blocks = triton.cdiv(chunk.longest, config.block_n)
@@ -95,25 +96,25 @@ def dpc_knn(
     capped: bool,
     limit: int,
 ) -> tuple[Tensor, ...]:
-    """Launches the kernels of `setok::dpc_knn`.
+    """Launch the kernels of `setok::dpc_knn`.
 
     Args:
         x: (T, D) tokens of all images.
-        valid: (T,) uint8 or None.
-        cu_seqlens: (B + 1,), None where every image has `longest` tokens.
-        offsets: (B + 1,) int64.
-        longest: most tokens of an image.
-        noise: (T,) float32 or None.
-        k: neighbours in the density.
-        columns: most centres of an image.
-        threshold: of the score, minus infinity for none.
-        min_clusters: centres of an image where no score exceeds it.
-        by_index: centres by ascending token, not by falling score.
-        capped: delta is bounded by the eccentricity, not by the diameter.
-        limit: most tokens of an image whose rows of distances are kept.
+        valid: (T,) uint8 flags or None.
+        cu_seqlens: (B + 1,) offsets of packed input; None if each image has `longest` tokens.
+        offsets: (B + 1,) int64 offsets of the images.
+        longest: maximum number of tokens of an image.
+        noise: (T,) float32 noise on the density or None.
+        k: number of neighbours in the density.
+        columns: maximum number of centres of an image.
+        threshold: score that a centre must exceed, minus infinity for none.
+        min_clusters: number of centres of an image if no score exceeds the threshold.
+        by_index: flag: centres by ascending token, not by descending score.
+        capped: flag: delta is bounded by the eccentricity, not by the diameter.
+        limit: maximum number of tokens of an image with kept distance rows.
 
     Returns:
-        What the operation does, with (T,) in place of (B, N).
+        Outputs of the operation, with (T,) in place of (B, N).
     """
     images, total = offsets.shape[0] - 1, x.shape[0]
     rho, dlt, s, far, cap = (x.new_empty(total, dtype=torch.float32) for _ in range(5))

@@ -1,4 +1,4 @@
-"""Kernels that look at the features alone: which tokens take part, their range, the scale."""
+"""Kernels of statistics of the features: finite tokens, their range, scale and norms."""
 
 import torch
 import triton
@@ -11,7 +11,7 @@ from setok_triton.configs import dot_precision, tile_config, token_config
 
 @triton.jit
 def usable(x, p_valid, start, o_n, m_n, BLOCK_D):
-    """Which tokens are valid and finite, and their largest magnitudes, 0 of the others."""
+    """Return the mask of valid and finite tokens, and their maximum magnitudes, 0 for others."""
     o_d = tl.arange(0, BLOCK_D).to(tl.int64)
     p_rows = x.p_x + ((start + o_n) * x.stride_n)[:, None]
     b_largest = tl.zeros((o_n.shape[0], BLOCK_D), dtype=tl.float32)
@@ -32,19 +32,19 @@ def token_state_fwd_kernel(
     p_valid,  # (T,) uint8 or None
     p_offsets,
     p_ok,  # (T,) int8: valid and finite
-    p_largest,  # (B,) int32, bits of the largest magnitude, 0 before
+    p_largest,  # (B,) int32 bits of the maximum magnitude, initially 0
     L,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Whether each token takes part, and the largest magnitude of those of an image that do."""
+    """Write the `ok` flag of each token, and the maximum magnitude of each image."""
     i_b, i_n, start, n = locate(p_offsets, L, tl.cdiv(L, BLOCK_N))
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
     m_ok, b_largest = usable(x, p_valid, start, o_n, m_n, BLOCK_D)
     tl.store(p_ok + start + o_n, m_ok.to(tl.int8), mask=m_n)
     largest = tl.max(b_largest, axis=0)
-    # The bits of numbers of one sign order like the numbers; a maximum has no order of summation.
+    # Bits of non-negative floats order like the floats, and a maximum is order-independent.
     tl.atomic_max(p_largest + i_b, largest.to(tl.int32, bitcast=True))
 
 
@@ -58,9 +58,9 @@ def variance_fwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """sum_i ||y_i||^2 and ||sum_i y_i||^2 of a block of features, y relative to the first token.
+    """Write sum_i ||y_i||^2 and ||sum_i y_i||^2 of a block of features, y = x - first token.
 
-    All-equal tokens give 0 exactly, and float64 sums of small integers do not depend on the order.
+    All-equal tokens give exactly 0, and float64 sums of small integers do not depend on the order.
     """
     _, i_d, start, n = locate(p_offsets, L, tl.cdiv(x.D, BLOCK_D))
     o_n = tl.arange(0, BLOCK_N)
@@ -72,7 +72,7 @@ def variance_fwd_kernel(
         first = tl.minimum(first, tl.min(tl.where(m_ok, i_n + o_n, FAR_INDEX), axis=0))
     m_any = first < n
     p_first = x.p_x + (start + first) * x.stride_n + o_d * x.stride_d
-    b_origin = tl.load(p_first, mask=m_d & m_any, other=0.0).to(tl.float64)
+    b_origin = tl.load(p_first, mask=m_d & m_any, other=0.0).to(tl.float64)  # (D,)
     b_total = tl.zeros((BLOCK_D,), dtype=tl.float64)
     b_square = tl.zeros((BLOCK_D,), dtype=tl.float64)
     for i_n in range(0, n, BLOCK_N):
@@ -80,6 +80,7 @@ def variance_fwd_kernel(
         p_rows = x.p_x + ((start + i_n + o_n) * x.stride_n)[:, None]
         p_block = p_rows + (o_d * x.stride_d)[None, :]
         m_x = m_ok[:, None] & m_d[None, :]
+        # (N, D)
         b_x = tl.load(p_block, mask=m_x, other=0.0).to(tl.float64) - b_origin[None, :]
         b_x = tl.where(m_x, b_x, 0.0)
         b_total += tl.sum(b_x, axis=0)
@@ -95,26 +96,27 @@ def scale_fwd_kernel(
     p_offsets,
     p_largest,
     p_sums,
-    p_factor,  # (B,) float32 power of two that brings the tokens into range; 0: all are equal
+    p_factor,  # (B,) float32 power of two that scales the tokens into range; 0: all are equal
     p_sigma,  # (B,) float32 scale of the distances of the tokens in range
-    p_taking_part,  # (B,) int32
-    sigma,  # where the scale is fixed
+    p_num_ok,  # (B,) int32
+    sigma,  # fixed scale, without VARIANCE
     L,
     parts,
     VARIANCE: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Range and scale of each image."""
+    """Write range and scale of each image."""
     i_b, _, start, n = locate(p_offsets, L, 1)
     o_n = tl.arange(0, BLOCK_N)
     b_count = tl.zeros((BLOCK_N,), dtype=tl.int32)
     for i_n in range(0, n, BLOCK_N):
+        # (N,)
         b_count += tl.load(p_ok + start + i_n + o_n, mask=i_n + o_n < n, other=0).to(tl.int32)
     count = tl.sum(b_count, axis=0)
-    tl.store(p_taking_part + i_b, count)
+    tl.store(p_num_ok + i_b, count)
 
-    # Scaling by a power of two changes no bit unless a square leaves the range of float32, which it
-    # cannot for magnitudes from 2**-4 to 2**20.
+    # Scaling by a power of two is only needed if a square may leave the range of float32, which is
+    # impossible for magnitudes from 2**-4 to 2**20.
     bits = tl.load(p_largest + i_b)
     exponent = (bits >> 23) - 126
     exponent = tl.minimum(tl.maximum(exponent, -126), 126)
@@ -152,7 +154,7 @@ def norms_fwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Squared norms: the diagonal of the same product that the distances come from."""
+    """Write squared norms, as the diagonal of the product that also gives the distances."""
     i_b, i_m, start, n = locate(p_offsets, L, tl.cdiv(L, BLOCK_M))
     o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
     m_m = o_m < n
@@ -166,13 +168,13 @@ def norms_fwd_kernel(
 def token_states(
     x: Tensor, valid: Tensor | None, offsets: Tensor, longest: int
 ) -> tuple[Tensor, Tensor]:
-    """Which tokens are valid and finite: (T,) int8; bits of each image's largest: (B,) int32.
+    """Return (T,) int8 flags of valid finite tokens, and (B,) int32 bits of each maximum.
 
     Args:
         x: (T, D) tokens of all images.
-        valid: (T,) uint8 or None.
-        offsets: (B + 1,) int64.
-        longest: most tokens of an image.
+        valid: (T,) uint8 flags or None.
+        offsets: (B + 1,) int64 offsets of the images.
+        longest: maximum number of tokens of an image.
     """
     images, config = offsets.shape[0] - 1, token_config(x.dtype)
     ok = x.new_zeros(x.shape[0], dtype=torch.int8)
@@ -189,24 +191,24 @@ def token_states(
 def scales(
     x: Tensor, valid: Tensor | None, offsets: Tensor, longest: int, sigma: float | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Launches the kernels of this file up to the scale.
+    """Launch the kernels of flags, range and scale.
 
     Args:
         x: (T, D) tokens of all images.
-        valid: (T,) uint8 or None.
-        offsets: (B + 1,) int64.
-        longest: most tokens of an image.
-        sigma: fixed scale of the squared distances; None for that of the variance.
+        valid: (T,) uint8 flags or None.
+        offsets: (B + 1,) int64 offsets of the images.
+        longest: maximum number of tokens of an image.
+        sigma: fixed scale of the squared distances; None for the scale from the variance.
 
     Returns:
-        ok (T,) int8, factor (B,), sigma (B,), taking_part (B,) int32.
+        ok (T,) int8, factor (B,), sigma (B,), num_ok (B,) int32.
     """
     dim, images, config = x.shape[1], offsets.shape[0] - 1, token_config(x.dtype)
     ok, largest = token_states(x, valid, offsets, longest)
     parts = triton.cdiv(dim, config.block_d)
     sums = x.new_empty(images, parts, 2, dtype=torch.float64)
     factor, scale = (x.new_empty(images, dtype=torch.float32) for _ in range(2))
-    taking_part = x.new_empty(images, dtype=torch.int32)
+    num_ok = x.new_empty(images, dtype=torch.int32)
     if images and sigma is None:
         variance_fwd_kernel[(images * parts,)](
             *(Tokens.of(x), ok, offsets, sums, longest),
@@ -220,18 +222,18 @@ def scales(
             sums,
             factor,
             scale,
-            taking_part,
+            num_ok,
             0.0 if sigma is None else sigma,
             longest,
             parts,
             VARIANCE=sigma is None,
             BLOCK_N=1024,
         )
-    return ok, factor, scale, taking_part
+    return ok, factor, scale, num_ok
 
 
 def norms(x: Tensor, offsets: Tensor, longest: int, factor: Tensor) -> Tensor:
-    """(T,) squared norms of the tokens in range; arguments as in `scales`."""
+    """Return the squared norms (T,) of the tokens in range; arguments as in `scales`."""
     config = tile_config(x.dtype)
     out = x.new_empty(x.shape[0], dtype=torch.float32)
     blocks = triton.cdiv(longest, config.block_m)

@@ -1,8 +1,8 @@
-"""Kernel of all that one program does for an image: parents, seed scores, masks and labels.
+"""Kernel of parents, seed scores, masks and labels, with one program per image.
 
-Between the densities and the labels each token needs those of all others three times: for its
-parent, for the largest score, and once a step for the next seed. One program an image keeps what
-is a vector over tokens (scope, score, best mask and its row) in registers throughout.
+The steps from densities to labels reduce over all tokens of an image: for the parents, for the
+maximum score, and once per step for the next seed. One program per image keeps all vectors over
+tokens (scope, score, best mask and its row) in registers.
 """
 
 import triton
@@ -25,15 +25,15 @@ from setok_triton.scope import LARGEST, MaskLayout, alpha_mask, load_learnables
 
 @triton.jit
 def precedes(b_other, o_other, b_own, o_own):
-    """Whether the other token is of higher density, or of equal density and lower index."""
+    """Return True if the other token has a higher density, or equal density and lower index."""
     return (b_other > b_own) | ((b_other == b_own) & (o_other < o_own))
 
 
 @triton.jit
 def first_preceding(p_knn, p_density, b_rho, o_n, m_ok, i_k, K):
-    """The first of the eight neighbours from the i_k-th on that precedes each token, else -1.
+    """Return the first of the eight neighbours from i_k on that precedes each token, else -1.
 
-    All eight are loaded at once, then their densities: two waits, not sixteen.
+    The eight neighbours are loaded at once, then their densities: two waits, not sixteen.
     """
     o_k = (i_k + tl.arange(0, 8))[None, :]
     p_list = p_knn + (o_n.to(tl.int64) * K)[:, None] + o_k
@@ -46,13 +46,13 @@ def first_preceding(p_knn, p_density, b_rho, o_n, m_ok, i_k, K):
 
 @triton.jit
 def listed_parents(p_knn, p_density, b_rho, o_n, m_ok, K):
-    """The first neighbour of each token that precedes it, -1 for local peaks.
+    """Return the first neighbour of each token that precedes it, -1 for local peaks.
 
-    The list ascends, and every token outside comes behind its last: the first that precedes is the
-    nearest of all that do.
+    The list is sorted by distance and contains the nearest tokens, so the first neighbour that
+    precedes is the nearest of all tokens that do.
     """
-    # Ahead of the loop: Triton 3.7.1 takes the registers of a loop's vector for one where the
-    # vector begins as a constant and the layout is that of a reduction.
+    # The first turn is outside the loop: Triton 3.7.1 miscompiles a loop-carried vector that starts
+    # as a constant in the layout of a reduction.
     b_parent = first_preceding(p_knn, p_density, b_rho, o_n, m_ok, 0, K)
     for i_k in range(8, K, 8):
         b_found = first_preceding(p_knn, p_density, b_rho, o_n, m_ok, i_k, K)
@@ -62,21 +62,21 @@ def listed_parents(p_knn, p_density, b_rho, o_n, m_ok, K):
 
 @triton.jit
 def scan_peaks(p_peaks, p_rows, at, out, m_peak, o_n, L, REPLAY, BLOCK_P, BLOCK_T):
-    """Looks for the parents of local peaks in their whole rows; the top token takes the farthest.
+    """Find the parents of local peaks in their whole rows; the top token takes the maximum.
 
-    Writes unscaled distances as `out.p_delta`, and parents where they are not known. `p_peaks` is
-    scratch for their indices.
+    Writes unscaled distances into `out.p_delta`, and parents unless REPLAY. `p_peaks` is scratch
+    for the indices of the peaks.
     """
     p_density, n = out.p_density + at.start, at.n
     b_one = m_peak.to(tl.int32)
     peaks = tl.sum(b_one, axis=0)
     tl.store(p_peaks + tl.cumsum(b_one, axis=0) - b_one, o_n, mask=m_peak)
-    # What one warp wrote, others read.
+    # Other warps read the stored indices.
     tl.debug_barrier()
     for i_p in range(0, peaks, BLOCK_P):
         o_p = i_p + tl.arange(0, BLOCK_P)
         b_i = tl.load(p_peaks + o_p, mask=o_p < peaks, other=0)  # (P,)
-        b_own = tl.load(p_density + b_i)
+        b_own = tl.load(p_density + b_i)  # (P,)
         b_best = tl.full((BLOCK_P, BLOCK_T), float("inf"), dtype=tl.float32)
         b_first = tl.full((BLOCK_P, BLOCK_T), FAR_INDEX, dtype=tl.int32)
         b_far = tl.zeros((BLOCK_P, BLOCK_T), dtype=tl.float32)
@@ -86,16 +86,16 @@ def scan_peaks(p_peaks, p_rows, at, out, m_peak, o_n, L, REPLAY, BLOCK_P, BLOCK_
             b_d = tl.load(p_row, mask=o_t < n, other=float("inf"))  # (P, T)
             b_far = tl.maximum(b_far, tl.where(b_d < float("inf"), b_d, 0.0))
             if not REPLAY:
-                b_other = tl.load(p_density + o_t, mask=o_t < n, other=0.0)
+                b_other = tl.load(p_density + o_t, mask=o_t < n, other=0.0)  # (1, T)
                 m_nearer = precedes(b_other, o_t, b_own[:, None], b_i[:, None]) & (b_d < b_best)
                 b_first = tl.where(m_nearer, o_t, b_first)
                 b_best = tl.where(m_nearer, b_d, b_best)
         b_delta = tl.max(b_far, axis=1)  # (P,)
         if not REPLAY:
-            b_least = tl.min(b_best, axis=1)
-            b_parent = tl.min(tl.where(b_best == b_least[:, None], b_first, FAR_INDEX), axis=1)
-            b_delta = tl.where(b_least < float("inf"), b_least, b_delta)
-            b_parent = tl.where(b_least < float("inf"), b_parent, -1)
+            b_min = tl.min(b_best, axis=1)
+            b_parent = tl.min(tl.where(b_best == b_min[:, None], b_first, FAR_INDEX), axis=1)
+            b_delta = tl.where(b_min < float("inf"), b_min, b_delta)
+            b_parent = tl.where(b_min < float("inf"), b_parent, -1)
             tl.store(out.p_parent + at.start + b_i, b_parent.to(tl.int64), mask=o_p < peaks)
         tl.store(out.p_delta + at.start + b_i, b_delta, mask=o_p < peaks)
     tl.debug_barrier()
@@ -103,74 +103,74 @@ def scan_peaks(p_peaks, p_rows, at, out, m_peak, o_n, L, REPLAY, BLOCK_P, BLOCK_
 
 @triton.jit
 def seed_scores(b_raw, o_n, top, NORMALISE, REPLAY):
-    """Rho * delta, divided by the largest of the image; a replay knows which token has it."""
+    """Return rho * delta, divided by the image's maximum; in a replay that of token `top`."""
     if NORMALISE:
         largest = tl.max(b_raw, axis=0)
         if REPLAY:
             largest = tl.where(top >= 0, tl.sum(tl.where(o_n == top, b_raw, 0.0), axis=0), largest)
-        # A subnormal maximum counts as 0: its reciprocal is not finite. The maximum becomes 1
-        # exactly, which an approximate division does not promise.
+        # A subnormal maximum counts as 0: its reciprocal is not finite. Exact division, so that the
+        # maximum becomes exactly 1.
         b_raw = tl.div_rn(b_raw, tl.where(largest >= 1.1754943508222875e-38, largest, 1.0))
     return b_raw
 
 
 @triton.jit
 def by_warp(b, WARPS):
-    """(N,) in the order of lanes as (turns, WARPS, lanes): each warp holds a column of it."""
+    """Reshape (N,) to (turns, WARPS, lanes), so that each warp holds one column."""
     LANES: tl.constexpr = min(32, b.shape[0] // WARPS)
     return tl.reshape(b, (b.shape[0] // WARPS // LANES, WARPS, LANES))
 
 
 @triton.jit
 def largest_products(b_scope, b_s, b_eligible, o_n, WARPS):
-    """(WARPS,) largest of scope times score and its index as one number, ties lowest.
+    """Return (WARPS,) keys of the maximum scope * score and its index, ties lowest index.
 
-    Below 0 where no token is eligible.
+    A key is negative if no token is eligible.
     """
-    # Products are not negative, so their bits order as they do.
+    # Products are non-negative, so their bits order like the floats.
     b_bits = by_warp(tl.where(b_eligible, (b_scope * b_s).to(tl.int32, bitcast=True), -1), WARPS)
-    b_most = tl.max(tl.max(b_bits, axis=0), axis=1)
-    b_index = tl.where(b_bits == b_most[None, :, None], by_warp(o_n, WARPS), FAR_INDEX)
+    b_max = tl.max(tl.max(b_bits, axis=0), axis=1)
+    b_index = tl.where(b_bits == b_max[None, :, None], by_warp(o_n, WARPS), FAR_INDEX)
     b_first = tl.min(tl.min(b_index, axis=0), axis=1)
-    return (b_most.to(tl.int64) << 32) | (FAR_INDEX - b_first)
+    return (b_max.to(tl.int64) << 32) | (FAR_INDEX - b_first)
 
 
 @triton.jit
 def sums_by_warp(b, WARPS):
-    """(WARPS,) sums."""
+    """Return the sums (WARPS,) of each warp's values."""
     return tl.sum(tl.sum(by_warp(b, WARPS), axis=0), axis=1)
 
 
 @triton.jit
 def two_largest(first_a, second_a, first_b, second_b):
-    """Of two numbers each, the larger first."""
+    """Return the two largest of two sorted pairs, the larger first."""
     lesser = tl.minimum(first_a, first_b)
     return tl.maximum(first_a, first_b), tl.maximum(lesser, tl.maximum(second_a, second_b))
 
 
 @triton.jit
 def combine(first_a, second_a, left_a, first_b, second_b, left_b):
-    """The reductions of a step at once: one exchange between the warps."""
+    """Combine the reductions of a step, for a single exchange between the warps."""
     first, second = two_largest(first_a, second_a, first_b, second_b)
     return first, second, left_a + left_b
 
 
 @triton.jit
 def combine_weighed(first_a, second_a, left_a, mass_a, first_b, second_b, left_b, mass_b):
-    """Likewise where clusters are weighed."""
+    """Combine the reductions of a step, including the mass of the mask."""
     first, second = two_largest(first_a, second_a, first_b, second_b)
     return first, second, left_a + left_b, mass_a + mass_b
 
 
 @triton.jit
 def token_of(key):
-    """The index in a number of `largest_products`; 0 where there is none."""
+    """Return the index in a key of `largest_products`, or 0 if the key is negative."""
     return tl.where(key >= 0, FAR_INDEX - (key & FAR_INDEX).to(tl.int32), 0)
 
 
 @triton.jit
 def load_row(p_rows, token, stride_line, o_n, m_n):
-    """(N,) squared distances to a token, unscaled."""
+    """Return the unscaled squared distances (N,) to a token."""
     return tl.load(p_rows + token.to(tl.int64) * stride_line + o_n, mask=m_n, other=0.0)
 
 
@@ -184,7 +184,7 @@ def image_fwd_kernel(
     C,
     K,
     L,
-    stride_line,  # from row to row of distances; unknown, so that lanes take tokens one by one
+    stride_line,  # row stride of the distances; unspecialised, so that lanes hold single tokens
     stop_residual,
     min_mass,
     stride_image,
@@ -195,14 +195,14 @@ def image_fwd_kernel(
     SIGMOID: tl.constexpr,
     DISTINCT: tl.constexpr,
     NORMALISE: tl.constexpr,
-    REPLAY: tl.constexpr,  # parents, seeds and counts are known
-    WEIGHED: tl.constexpr,  # clusters may be too light
+    REPLAY: tl.constexpr,  # parents, seeds and counts are inputs
+    WEIGHED: tl.constexpr,  # min_mass is positive
     BLOCK_N: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_T: tl.constexpr,
-    WARPS: tl.constexpr,  # of the program; 1 where they have not 32 tokens each
+    WARPS: tl.constexpr,  # warps of the program, or 1 with fewer than 32 tokens per warp
 ):
-    """Parents, delta, score, the scope loop (Algorithm 1), residual and labels of one image."""
+    """Write parents, delta, score, masks (Algorithm 1), residual and labels of one image."""
     at = locate(images.p_offsets, L, 1)
     i_b, _, start, n = at
     o_n = tl.arange(0, BLOCK_N)
@@ -221,14 +221,13 @@ def image_fwd_kernel(
         m_known = m_n & ~(m_ok & (b_parent < 0))
         tl.store(out.p_parent + start + o_n, b_parent.to(tl.int64), mask=m_known)
     m_listed = m_ok & (b_parent >= 0)
-    b_delta = tl.load(
-        p_rows + o_n.to(tl.int64) * stride_line + b_parent, mask=m_listed, other=0.0
-    )  # (N,)
+    # (N,) unscaled distances to the parents found so far
+    b_delta = tl.load(p_rows + o_n.to(tl.int64) * stride_line + b_parent, mask=m_listed, other=0.0)
     m_peak = m_ok & (b_parent < 0)
     scan_peaks(p_peaks + start, p_rows, at, out, m_peak, o_n, L, REPLAY, BLOCK_P, BLOCK_T)
     p_delta = out.p_delta + start + o_n
     b_delta = tl.where(m_peak, tl.load(p_delta, mask=m_peak, other=0.0), b_delta)
-    # In a small block several warps hold a token: none may store before all have read.
+    # In a small block several warps hold the same token: all must load before any stores.
     tl.debug_barrier()
     # An infinite delta at density 0 would make the score NaN.
     b_delta = tl.where(m_ok, tl.minimum(sigma * b_delta, LARGEST), 0.0)
@@ -263,7 +262,7 @@ def image_fwd_kernel(
     else:
         count = tl.zeros((), dtype=tl.int32)
         m_eligible = m_ok
-        taking_part = tl.maximum(tl.load(images.p_taking_part + i_b), 1).to(tl.float32)
+        num_ok = tl.maximum(tl.load(images.p_num_ok + i_b), 1).to(tl.float32)
         key = tl.max(largest_products(b_scope, b_s, m_eligible, o_n, WARPS), axis=0)
         going, seed = key >= 0, token_of(key)
         b_d = load_row(p_rows, seed, stride_line, o_n, m_n)
@@ -286,11 +285,11 @@ def image_fwd_kernel(
                     key, second, left, mass = tl.reduce(
                         (b_first, b_second, b_left, b_mass), 0, combine_weighed
                     )
-                    # Too light a cluster is not appended; the residual will take its row.
+                    # A cluster below min_mass is not appended; the residual takes its row.
                     good = mass >= min_mass
                 else:
                     key, second, left = tl.reduce((b_first, b_second, b_left), 0, combine)
-                # The second is mostly the seed of the step after: its row is asked for now.
+                # The second largest is mostly the seed of the step after next: prefetch its row.
                 following = token_of(key)
                 if following == guess:
                     b_d = b_guess
@@ -307,15 +306,15 @@ def image_fwd_kernel(
                 count += good.to(tl.int32)
                 step += 1
                 seed = following
-                going = good & (key >= 0) & (tl.div_rn(left, taking_part) > stop_residual)
+                going = good & (key >= 0) & (tl.div_rn(left, num_ok) > stop_residual)
         tl.store(out.p_counts + i_b, count.to(tl.int64))
 
-    # A valid token that takes no part is all residual.
+    # A valid token with a non-finite feature is all residual.
     b_residual = tl.where(m_ok, b_scope, m_valid.to(tl.float32))
     tl.store(p_image + count.to(tl.int64) * stride_row, b_residual, mask=m_n)
     b_label = tl.where(b_residual > b_best, count, b_label)
     tl.store(out.p_labels + start + o_n, tl.where(m_valid, b_label, -1).to(tl.int64), mask=m_n)
-    # A replay has written its rows up to C, zeros where there is no seed.
+    # A replay has already written its rows up to C, zeros without a seed.
     first = tl.maximum(count + 1, step)
     p_row = p_image + first.to(tl.int64) * stride_row
     for i_row in range(first, C + 1):
@@ -342,24 +341,24 @@ def cluster_images(
     scratch: Tensor,
     replay: bool,
 ) -> None:
-    """Writes all that follows from the densities of a dense chunk.
+    """Write parents, delta, score, masks and labels of a chunk with distance rows.
 
     Args:
-        chunk: the images.
-        valid: (T,) uint8 or None.
+        chunk: images of the chunk.
+        valid: (T,) uint8 flags or None.
         knn: (T, K) int64 neighbours, ascending.
-        density: (T,) float32.
-        options: the `MaskOptions`.
-        loop: the `LoopOptions`.
-        parent: (T,) int64, written or replayed.
-        delta: written; (T,) float32 seed distances.
-        score: written; (T,) float32 seed scores.
-        masks: written; (images, C + 1, N) of the chunk, or packed (C + 1, T).
-        labels: written; (T,) int64.
-        seeds: (images, C) int64, written (-1 before) or replayed.
-        counts: (images,) int64, written or replayed.
-        scratch: (T,) int32.
-        replay: whether parents, seeds and counts are known.
+        density: (T,) float32 local densities.
+        options: `MaskOptions` of the call.
+        loop: `LoopOptions` of the call.
+        parent: (T,) int64 parents, output or replayed.
+        delta: output, (T,) float32 seed distances.
+        score: output, (T,) float32 seed scores.
+        masks: output, (images, C + 1, N) of the chunk, or packed (C + 1, T).
+        labels: output, (T,) int64 labels.
+        seeds: (images, C) int64 seeds, output (initially -1) or replayed.
+        counts: (images,) int64 counts, output or replayed.
+        scratch: (T,) int32 buffer.
+        replay: flag: parents, seeds and counts are inputs.
     """
     launch = image_config(chunk.longest)
     out = Clusters(knn, parent, seeds, counts, masks, density, delta, score, labels)

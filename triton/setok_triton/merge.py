@@ -1,4 +1,4 @@
-"""Kernels that merge tokens into clusters: soft by products with the masks, hard by members."""
+"""Kernels of merge and unmerge: soft by products with the masks, hard by labels."""
 
 import torch
 import triton
@@ -6,11 +6,11 @@ import triton.language as tl
 from torch import Tensor
 
 from setok_triton.common import COUNTERS, Images, Tokens, flagged, locate
-from setok_triton.configs import merge_config, share_precision, token_config
+from setok_triton.configs import coefficient_precision, merge_config, token_config
 from setok_triton.features import token_states
 from setok_triton.scope import MaskLayout
 from setok_triton.segments import segments
-from setok_triton.shares import share_dot, share_sums
+from setok_triton.weighted_sums import weighted_dot, weighted_sums
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -33,7 +33,7 @@ def merge_soft_fwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """sum_i w_i M_ci x_i for a block of clusters and one of features.
+    """Write sum_i w_i M_ci x_i for a block of clusters and one of features.
 
     MEANS divides it by sum_i w_i M_ci + eps.
     """
@@ -42,13 +42,13 @@ def merge_soft_fwd_kernel(
     i_c = i_tile // feature_blocks * BLOCK_C
     o_c = i_c + tl.arange(0, BLOCK_C)  # (C,)
     o_d = i_tile % feature_blocks * BLOCK_D + tl.arange(0, BLOCK_D)  # (D,)
-    # Rows behind the residual are 0.
+    # Rows after the residual are 0.
     count = tl.load(p_counts + i_b)
     m_c = o_c <= count
-    p_shares = p_masks + i_b * stride_image + start * stride_start + o_c.to(tl.int64) * stride_row
+    p_coefs = p_masks + i_b * stride_image + start * stride_start + o_c.to(tl.int64) * stride_row
     n = tl.where(i_c <= count, n, 0)
-    b_out, b_mass = share_sums(
-        x, images.p_ok, p_weights, p_shares, m_c, o_d, start, n, None, PRECISION, BLOCK_N
+    b_out, b_mass = weighted_sums(
+        x, images.p_ok, p_weights, p_coefs, m_c, o_d, start, n, None, PRECISION, BLOCK_N
     )
     if MEANS:
         b_out = tl.div_rn(b_out, (b_mass + eps)[:, None])
@@ -63,15 +63,15 @@ def merge_hard_fwd_kernel(
     p_usable,  # (T,) int8
     p_weights,  # (T,) float32 or None
     p_order,  # (T,) int64 tokens of all images, by image and label
-    p_bounds,  # (B (rows + 1) + 1,) int64 where the members of each label begin
+    p_bounds,  # (B (rows + 1) + 1,) int64 first member of each label
     p_out,  # (B, rows, D)
     rows,
     MEANS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Weighted mean or sum of the members of one cluster, for a block of features."""
-    # Masked tokens have a segment of their own behind the rows of an image.
+    """Write the weighted mean or sum of the members of one cluster, for a block of features."""
+    # Masked tokens have a segment of their own after the rows of an image.
     feature_blocks = tl.cdiv(x.D, BLOCK_D)
     i_q = (tl.program_id(0) // feature_blocks).to(tl.int64)
     i_segment = i_q // rows * (rows + 1) + i_q % rows
@@ -84,7 +84,7 @@ def merge_hard_fwd_kernel(
     for i_n in range(begin, end, BLOCK_N):
         o_member = i_n + tl.arange(0, BLOCK_N)
         m_n = o_member < end
-        o_n = tl.load(p_order + o_member, mask=m_n, other=0)  # (N,)
+        o_n = tl.load(p_order + o_member, mask=m_n, other=0)  # (N,) members
         m_n = flagged(p_usable, 0, o_n, m_n)
         b_w = m_n.to(tl.float32)
         if p_weights is not None:
@@ -119,9 +119,9 @@ def unmerge_soft_fwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """sum_c M_ci t_c for a block of tokens and one of features.
+    """Write sum_c M_ci t_c for a block of tokens and one of features.
 
-    With masses M_ci w_i / mass_c takes the place of M_ci.
+    With p_mass, M_ci w_i / mass_c takes the place of M_ci.
     """
     feature_blocks = tl.cdiv(tokens.D, BLOCK_D)
     i_b, i_tile, start, n = locate(p_offsets, L, tl.cdiv(L, BLOCK_N) * feature_blocks)
@@ -129,20 +129,21 @@ def unmerge_soft_fwd_kernel(
     o_d = i_tile % feature_blocks * BLOCK_D + tl.arange(0, BLOCK_D)
     m_n, m_d = o_n < n, o_d < tokens.D
     count = tl.load(p_counts + i_b).to(tl.int32)
-    p_shares = p_masks + i_b * stride_image + start * stride_start + o_n[:, None]
+    p_coefs = p_masks + i_b * stride_image + start * stride_start + o_n[:, None]
     p_rows = tokens.p_x + i_b * rows * tokens.stride_n + (o_d * tokens.stride_d)[None, :]
     b_out = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
     for i_c in range(0, count + 1, BLOCK_C):
         o_c = (i_c + tl.arange(0, BLOCK_C)).to(tl.int64)
         m_c = o_c <= count
-        m_share = m_n[:, None] & m_c[None, :]
-        b_share = tl.load(p_shares + o_c[None, :] * stride_row, mask=m_share, other=0.0)  # (N, C)
+        m_coef = m_n[:, None] & m_c[None, :]
+        # (N, C) masks
+        b_coef = tl.load(p_coefs + o_c[None, :] * stride_row, mask=m_coef, other=0.0)
         if p_mass is not None:
-            b_share /= tl.load(p_mass + i_b * rows + o_c, mask=m_c, other=1.0)[None, :]
-            b_share *= tl.load(p_weights + start + o_n, mask=m_n, other=0.0)[:, None]
+            b_coef /= tl.load(p_mass + i_b * rows + o_c, mask=m_c, other=1.0)[None, :]
+            b_coef *= tl.load(p_weights + start + o_n, mask=m_n, other=0.0)[:, None]
         m_t = m_c[:, None] & m_d[None, :]
         b_t = tl.load(p_rows + o_c[:, None] * tokens.stride_n, mask=m_t, other=0.0)  # (C, D)
-        b_out = share_dot(b_share, b_t, b_out, PRECISION)
+        b_out = weighted_dot(b_coef, b_t, b_out, PRECISION)
     p_block = p_out + (start + o_n)[:, None] * tokens.D + o_d[None, :]
     tl.store(p_block, b_out.to(p_out.dtype.element_ty), mask=m_n[:, None] & m_d[None, :])
 
@@ -159,7 +160,7 @@ def unmerge_hard_fwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The token of each token's label, times its weight; 0 where it has no label."""
+    """Write the cluster token of each label, times the token's weight; 0 without a label."""
     i_b, i_n, start, n = locate(p_offsets, L, tl.cdiv(L, BLOCK_N))
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
@@ -188,18 +189,18 @@ def merge_soft(
     eps: float,
     means: bool = True,
 ) -> Tensor:
-    """Means of the tokens weighed by the masks.
+    """Return the means of the tokens, weighted by the masks.
 
     Args:
         x: (T, D) tokens of all images.
-        labels: (T,) int64, -1 for masked tokens.
-        weights: (T,) float32 or None.
-        masks: (B, rows, N), or packed (rows, T), float32.
-        counts: (B,) int64.
-        offsets: (B + 1,) int64.
-        longest: most tokens of an image.
-        eps: added to the sum of the weights.
-        means: False for the plain sums, which let non-finite tokens through.
+        labels: (T,) int64 labels, -1 for masked tokens.
+        weights: (T,) float32 weights of the tokens or None.
+        masks: (B, rows, N), or packed (rows, T), float32 masks.
+        counts: (B,) int64 row of the residual.
+        offsets: (B + 1,) int64 offsets of the images.
+        longest: maximum number of tokens of an image.
+        eps: constant added to the sum of the weights.
+        means: True for means, False for sums, which include non-finite tokens.
 
     Returns:
         (B, rows, D) in the dtype of `x`.
@@ -215,10 +216,10 @@ def merge_soft(
             *(Tokens.of(x), Images(offsets, usable), weights, counts, masks, out),
             *(rows, longest, eps, *MaskLayout.of(masks)),
             MEANS=means,
-            PRECISION=share_precision(x.dtype),
+            PRECISION=coefficient_precision(x.dtype),
             **config.launch("BLOCK_C", "BLOCK_D", "BLOCK_N"),
-            # A weight times a share that one lane fuses into the sum of shares, and another does
-            # not, would give a row several masses.
+            # Some lanes would fuse the product weight * mask into the sum, others not, and a row
+            # would have several masses.
             enable_fp_fusion=weights is None,
         )
     return out
@@ -233,7 +234,7 @@ def merge_hard(
     longest: int,
     means: bool = True,
 ) -> Tensor:
-    """Means of the members of each label; arguments as in `merge_soft`."""
+    """Return the means of the members of each label; arguments as in `merge_soft`."""
     images, dim = offsets.shape[0] - 1, x.shape[1]
     config = token_config(x.dtype)
     out = x.new_empty(images, rows, dim)
@@ -267,21 +268,21 @@ def unmerge_soft(
     weights: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Mixtures of tokens by the masks.
+    """Return the mixture of the cluster tokens for each token, by the masks.
 
     Args:
-        tokens: (B, rows, D), contiguous.
-        masks: (B, rows or more, N), or packed (rows or more, T), float32.
+        tokens: (B, rows, D) cluster tokens, contiguous.
+        masks: (B, rows or more, N), or packed (rows or more, T), float32 masks.
         counts: (B,) int64 last row of each image.
-        offsets: (B + 1,) int64.
-        longest: most tokens of an image.
+        offsets: (B + 1,) int64 offsets of the images.
+        longest: maximum number of tokens of an image.
         total: number of tokens of all images.
-        mass: (B, rows) float32 that divides the masks of a row; with `weights`.
-        weights: (T,) float32 that multiplies those of a token; with `mass`.
-        dtype: of the result; None for that of `tokens`.
+        mass: (B, rows) float32 divisor of the masks of each row; only with `weights`.
+        weights: (T,) float32 factor of the masks of each token; only with `mass`.
+        dtype: dtype of the result; None for that of `tokens`.
 
     Returns:
-        (total, D).
+        (total, D) mixtures.
     """
     images, rows, dim = tokens.shape
     config = merge_config(tokens.dtype)
@@ -292,7 +293,7 @@ def unmerge_soft(
         unmerge_soft_fwd_kernel[(images * token_blocks * feature_blocks,)](
             *(Tokens.of(tokens.flatten(0, 1)), offsets, counts, masks, mass, weights, out),
             *(rows, longest, *MaskLayout.of(masks)),
-            PRECISION=share_precision(tokens.dtype),
+            PRECISION=coefficient_precision(tokens.dtype),
             **config.launch("BLOCK_N", "BLOCK_D", "BLOCK_C"),
         )
     return out
@@ -305,7 +306,7 @@ def unmerge_hard(
     longest: int,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """(T, D) token of each label (T,), of `tokens` (B, rows, D), times the weights (T,) if any."""
+    """Return the token (T, D) of each label (T,), from (B, rows, D), times the weights (T,)."""
     images, rows, dim = tokens.shape
     config = token_config(tokens.dtype)
     out = tokens.new_empty(labels.shape[0], dim)

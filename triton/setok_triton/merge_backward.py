@@ -1,4 +1,4 @@
-"""Backward passes of merging and unmerging, and the kernels that only they need."""
+"""Backward passes of merge and unmerge, with their own kernels."""
 
 import torch
 import triton
@@ -30,18 +30,18 @@ def row_sums_bwd_kernel(
     stride_start,
     BLOCK_N: tl.constexpr,
 ):
-    """m_c = sum_i w_i M_ci + eps, and the mean sum_i w_i M_ci E_ci / m_c, of one row."""
+    """Write m_c = sum_i w_i M_ci + eps, and the mean sum_i w_i M_ci E_ci / m_c, of one row."""
     i_b, i_c, start, n = locate(p_offsets, L, rows)
     o_row = i_b * stride_image + start * stride_start + i_c.to(tl.int64) * stride_row
     b_mass = tl.zeros((BLOCK_N,), dtype=tl.float32)
     b_mean = tl.zeros((BLOCK_N,), dtype=tl.float32)
     for i_n in range(0, n, BLOCK_N):
         o_n = i_n + tl.arange(0, BLOCK_N)
-        b_share = tl.load(p_masks + o_row + o_n, mask=o_n < n, other=0.0)  # (N,)
-        b_share *= tl.load(p_weights + start + o_n, mask=o_n < n, other=0.0)
-        b_mass += b_share
+        b_coef = tl.load(p_masks + o_row + o_n, mask=o_n < n, other=0.0)  # (N,)
+        b_coef *= tl.load(p_weights + start + o_n, mask=o_n < n, other=0.0)  # (N,)
+        b_mass += b_coef
         if p_products is not None:
-            b_mean += b_share * tl.load(p_products + o_row + o_n, mask=o_n < n, other=0.0)
+            b_mean += b_coef * tl.load(p_products + o_row + o_n, mask=o_n < n, other=0.0)
     mass = tl.sum(b_mass, axis=0) + eps
     tl.store(p_mass + tl.program_id(0), mass)
     tl.store(p_mean + tl.program_id(0), tl.sum(b_mean, axis=0) / mass)
@@ -64,7 +64,7 @@ def merge_masks_bwd_kernel(
     stride_start,
     BLOCK_N: tl.constexpr,
 ):
-    """dA_ci = (E_ci - q_c) / m_c; dM_ci = w_i dA_ci, and dw_i = sum_c M_ci dA_ci."""
+    """Write dM_ci = w_i dA_ci and dw_i = sum_c M_ci dA_ci, where dA_ci = (E_ci - mean_c) / m_c."""
     i_b, i_n, start, n = locate(images.p_offsets, L, tl.cdiv(L, BLOCK_N))
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
@@ -74,7 +74,7 @@ def merge_masks_bwd_kernel(
     count = tl.load(p_counts + i_b).to(tl.int32)
     o_row = i_b * stride_image + start * stride_start + o_n
     for i_c in range(rows):
-        # Rows behind the residual stay 0.
+        # Rows after the residual stay 0.
         m_c = m_usable & (o_n < tl.where(i_c <= count, n, 0))
         mass, mean = tl.load(p_mass + i_b * rows + i_c), tl.load(p_mean + i_b * rows + i_c)
         b_grad = tl.load(p_products + o_row, mask=m_c, other=0.0) - mean  # (N,)
@@ -87,8 +87,8 @@ def merge_masks_bwd_kernel(
 
 @triton.jit(do_not_specialize=COUNTERS)
 def label_products_bwd_kernel(
-    tokens,  # (B rows, D); their features, and those of x, lie side by side
-    x,
+    tokens,  # (B rows, D); features are contiguous
+    x,  # (T, D); features are contiguous
     images,
     p_labels,  # (T,) int64
     p_out,  # (T,) float32
@@ -97,7 +97,7 @@ def label_products_bwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """t_label(i) . x_i, 0 where unusable."""
+    """Write t_label(i) . x_i, 0 for unusable tokens."""
     i_b, i_n, start, n = locate(images.p_offsets, L, tl.cdiv(L, BLOCK_N))
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
@@ -126,7 +126,7 @@ def label_sums_bwd_kernel(
     rows,
     BLOCK_N: tl.constexpr,
 ):
-    """Mass of the members of one label, 1 without any, and their mean product."""
+    """Write the mass of the members of one label, 1 without members, and their mean product."""
     i_q = tl.program_id(0).to(tl.int64)
     p_bound = p_bounds + i_q // rows * (rows + 1) + i_q % rows
     end = tl.load(p_bound + 1)
@@ -158,31 +158,31 @@ def merge_backward(
     eps: float,
     need_masks: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients of `merge_soft`, or of `merge_hard` where there are no masks.
+    """Return the gradients of `merge_soft`, or of `merge_hard` without masks.
 
     Args:
-        grad: (B, rows, D) in the dtype of x.
+        grad: (B, rows, D) gradient of the output, in the dtype of x.
         x: (T, D) tokens of all images.
-        masks: (B, rows, N), or packed (rows, T), float32; None when hard.
-        labels: (T,) int64, -1 for masked tokens.
-        weights: (T,) float32 or None.
-        counts: (B,) int64.
-        offsets: (B + 1,) int64.
-        longest: most tokens of an image.
-        eps: added to the sum of the weights when soft.
-        need_masks: whether the gradient of the masks is wanted.
+        masks: (B, rows, N), or packed (rows, T), float32 masks; None when hard.
+        labels: (T,) int64 labels, -1 for masked tokens.
+        weights: (T,) float32 weights or None.
+        counts: (B,) int64 row of the residual.
+        offsets: (B + 1,) int64 offsets of the images.
+        longest: maximum number of tokens of an image.
+        eps: constant added to the sum of the weights when soft.
+        need_masks: flag: compute the gradient of the masks.
 
     Returns:
-        (T, D) gradient of x in its dtype; float32 gradients of the masks, 0 in the rows behind the
-        residual, and of the weights, each None where it has no place.
+        (T, D) gradient of x in its dtype; float32 gradient of the masks, 0 in the rows after the
+        residual, or None; float32 gradient of the weights, or None.
     """
     grad, x = grad.contiguous(), x.contiguous()
     usable, _ = token_states(x, (labels >= 0).view(torch.uint8), offsets, longest)
     flags = usable != 0
-    share = flags.float() if weights is None else torch.where(flags, weights, 0)
+    weight = flags.float() if weights is None else torch.where(flags, weights, 0)
     if masks is None:
         return _merge_hard_backward(
-            grad, x, labels, share, usable, offsets, longest, weights is not None
+            grad, x, labels, weight, usable, offsets, longest, weights is not None
         )
     images, rows, _ = grad.shape
     masks = masks.contiguous()
@@ -193,28 +193,28 @@ def merge_backward(
         grad_masks = row_products(grad, x, usable, masks, counts, offsets, longest)
     if images * rows:
         row_sums_bwd_kernel[(images * rows,)](
-            *(masks, grad_masks, share, offsets, mass, mean, rows, longest, eps, *layout),
+            *(masks, grad_masks, weight, offsets, mass, mean, rows, longest, eps, *layout),
             BLOCK_N=1024,
         )
     if grad_masks is not None:
-        block, grad_weights = 128, torch.empty_like(share)
+        block, grad_weights = 128, torch.empty_like(weight)
         blocks = triton.cdiv(longest, block)
         if images * blocks:
             merge_masks_bwd_kernel[(images * blocks,)](
-                *(Images(offsets, usable), masks, grad_masks, share, counts, mass, mean),
+                *(Images(offsets, usable), masks, grad_masks, weight, counts, mass, mean),
                 *(grad_weights, rows, longest, *layout),
                 BLOCK_N=block,
                 num_warps=4,
             )
     total = x.shape[0]
-    grad_x = unmerge_soft(grad, masks, counts, offsets, longest, total, mass, share)
+    grad_x = unmerge_soft(grad, masks, counts, offsets, longest, total, mass, weight)
     return grad_x, grad_masks if need_masks else None, None if weights is None else grad_weights
 
 
-def _merge_hard_backward(grad, x, labels, share, usable, offsets, longest, weighted):
+def _merge_hard_backward(grad, x, labels, weight, usable, offsets, longest, weighted):
     images, rows, _ = grad.shape
     config, blocks = token_config(x.dtype), triton.cdiv(longest, token_config(x.dtype).block_n)
-    product = torch.zeros_like(share)
+    product = torch.zeros_like(weight)
     if weighted and images * blocks:
         label_products_bwd_kernel[(images * blocks,)](
             *(Tokens.of(grad.flatten(0, 1)), Tokens.of(x), Images(offsets, usable)),
@@ -222,19 +222,19 @@ def _merge_hard_backward(grad, x, labels, share, usable, offsets, longest, weigh
             **config.launch(),
         )
     order, bounds = segments(labels, offsets, rows)
-    mass, mean = (share.new_empty(images, rows) for _ in range(2))
+    mass, mean = (weight.new_empty(images, rows) for _ in range(2))
     if images * rows:
         label_sums_bwd_kernel[(images * rows,)](
-            *(product if weighted else None, share, order, bounds, mass, mean, rows),
+            *(product if weighted else None, weight, order, bounds, mass, mean, rows),
             BLOCK_N=256,
         )
     token = torch.arange(labels.shape[0], device=labels.device)
     row = torch.searchsorted(offsets[1:], token, right=True) * rows + labels.clamp(min=0)
-    mass = mass.flatten()[row] if images else share
-    grad_x = unmerge_hard(grad, labels, offsets, longest, share / mass)
+    mass = mass.flatten()[row] if images else weight
+    grad_x = unmerge_hard(grad, labels, offsets, longest, weight / mass)
     if not weighted:
         return grad_x, None, None
-    mean = mean.flatten()[row] if images else share
+    mean = mean.flatten()[row] if images else weight
     return grad_x, None, torch.where(usable != 0, (product - mean) / mass, 0)
 
 
@@ -248,21 +248,21 @@ def unmerge_backward(
     longest: int,
     need_masks: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradients of `unmerge_soft`, or of `unmerge_hard` where there are no masks.
+    """Return the gradients of `unmerge_soft`, or of `unmerge_hard` without masks.
 
     Args:
-        grad: (T, D) in the dtype of the tokens.
-        tokens: (B, rows, D).
-        masks: (B, rows, N), or packed (rows, T), float32; None when hard.
-        labels: (T,) int64, -1 for masked tokens.
-        counts: (B,) int64.
-        offsets: (B + 1,) int64.
-        longest: most tokens of an image.
-        need_masks: whether the gradient of the masks is wanted.
+        grad: (T, D) gradient of the output, in the dtype of the tokens.
+        tokens: (B, rows, D) cluster tokens.
+        masks: (B, rows, N), or packed (rows, T), float32 masks; None when hard.
+        labels: (T,) int64 labels, -1 for masked tokens.
+        counts: (B,) int64 row of the residual.
+        offsets: (B + 1,) int64 offsets of the images.
+        longest: maximum number of tokens of an image.
+        need_masks: flag: compute the gradient of the masks.
 
     Returns:
-        (B, rows, D) gradient of the tokens in their dtype, and that of the masks, float32, 0 in the
-        rows behind the residual and at masked tokens; None where it has no place.
+        (B, rows, D) gradient of the tokens in their dtype; float32 gradient of the masks, 0 in the
+        rows after the residual and at masked tokens, or None.
     """
     grad = grad.contiguous()
     if masks is None:

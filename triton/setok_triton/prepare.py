@@ -1,4 +1,4 @@
-"""Kernel of what must lie in memory before any other one: offsets of the images, four numbers."""
+"""Kernel that writes the offsets of the images and the hyper-parameters for all other kernels."""
 
 import torch
 import triton
@@ -14,9 +14,9 @@ def prepare_fwd_kernel(
     p_offsets,  # (B + 1,) int64
     p_fit,  # () uint8: the given offsets rise from 0 to `total` by at most L, where PACKED
     p_learnable,  # (4,) float32, where LEARNABLE
-    images,
-    total,
-    L,  # most tokens of an image; all of each, where not PACKED
+    images,  # number of images B
+    total,  # number of tokens T
+    L,  # maximum number of tokens of an image; if not PACKED that of each image
     bandwidth,
     beta,
     temperature,
@@ -25,7 +25,7 @@ def prepare_fwd_kernel(
     LEARNABLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program: as many launches as there are things to write would take longer."""
+    """Write offsets and hyper-parameters in one program, which costs a single launch."""
     if LEARNABLE:
         tl.store(p_learnable, bandwidth)
         tl.store(p_learnable + 1, beta)
@@ -36,8 +36,8 @@ def prepare_fwd_kernel(
         o_b = i_b + tl.arange(0, BLOCK)
         m_b = o_b <= images
         if PACKED:
-            b_start = tl.load(p_given + o_b, mask=m_b, other=0).to(tl.int64)
-            # The last one ends where it starts.
+            b_start = tl.load(p_given + o_b, mask=m_b, other=0).to(tl.int64)  # (images,)
+            # Entry `images` has no image: its end is its start.
             b_end = tl.load(p_given + tl.minimum(o_b + 1, images), mask=m_b, other=0).to(tl.int64)
             m_wrong = (b_end < b_start) | (b_end - b_start > L)
             m_wrong = m_wrong | ((o_b == 0) & (b_start != 0))
@@ -53,22 +53,23 @@ def prepare_fwd_kernel(
 def prepare(
     x: Tensor, cu_seqlens: Tensor | None, longest: int, numbers: tuple[float, ...] | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Offsets (B + 1,) int64 of the images among all tokens, and the numbers (4,) float32.
+    """Return the offsets (B + 1,) int64 of the images, and the hyper-parameters (4,) float32.
 
-    The host does not read packed offsets; the device looks at them before anything follows them.
+    The host does not read packed offsets. The device asserts that they are valid before any later
+    kernel uses them.
 
     Args:
-        x: (B, N, ...), or (T, ...) with `cu_seqlens`.
-        cu_seqlens: (B + 1,) or None.
-        longest: most tokens of an image.
-        numbers: what the mask depends on, in the order of `LEARNABLE`; None where not asked.
+        x: tokens or labels, (B, N, ...), or (T, ...) with `cu_seqlens`.
+        cu_seqlens: (B + 1,) offsets or None.
+        longest: maximum number of tokens of an image.
+        numbers: hyper-parameters in the order of `LEARNABLE`, or None to leave them out.
     """
     packed, total = cu_seqlens is not None, x.shape[0]
     images = cu_seqlens.shape[0] - 1 if packed else total
     if numbers is None:
         offsets, learnable = x.new_empty(images + 1, dtype=torch.int64), None
     else:
-        # One allocation; the four numbers come first, so that both parts begin at 16 bytes.
+        # One allocation; the four floats come first, so that both parts are aligned to 16 bytes.
         memory = x.new_empty(2 + images + 1, dtype=torch.int64)
         learnable, offsets = memory[:2].view(torch.float32), memory[2:]
     fit = x.new_empty((), dtype=torch.uint8) if packed else offsets

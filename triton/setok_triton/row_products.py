@@ -1,4 +1,4 @@
-"""Kernel of the inner products of rows and tokens: what a gradient says of each share."""
+"""Kernel of the inner products of cluster rows and tokens, the gradient of soft assignments."""
 
 import torch
 import triton
@@ -27,7 +27,7 @@ def row_products_bwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """t_c . x_i of BLOCK_M rows and BLOCK_N tokens; 0 behind the residual, and where unusable."""
+    """Write t_c . x_i of BLOCK_M rows and BLOCK_N tokens; 0 after the residual and if unusable."""
     token_blocks = tl.cdiv(L, BLOCK_N)
     i_b, i_tile, start, n = locate(images.p_offsets, L, tl.cdiv(rows, BLOCK_M) * token_blocks)
     o_c = i_tile // token_blocks * BLOCK_M + tl.arange(0, BLOCK_M)  # (M,)
@@ -37,7 +37,7 @@ def row_products_bwd_kernel(
     p_rows = tokens.p_x + (i_b * rows + o_c) * tokens.stride_n
     p_columns = x.p_x + (start + o_n) * x.stride_n
     m_c = o_c <= tl.load(p_counts + i_b)
-    # The features of both lie side by side.
+    # The features of both are contiguous (stride 1).
     b_dot = products(p_rows, p_columns, m_c, m_usable, 1.0, x.D, 1, PRECISION, BLOCK_D)
     p_image = p_out + i_b * stride_image + start * stride_start
     p_tile = p_image + o_c.to(tl.int64)[:, None] * stride_row + o_n[None, :]
@@ -53,16 +53,16 @@ def row_products(
     offsets: Tensor,
     longest: int,
 ) -> Tensor:
-    """Inner products of rows and tokens, in the layout of the masks; 0 where one has no place.
+    """Return the inner products of rows and tokens in the layout of the masks; 0 for unused pairs.
 
     Args:
-        tokens: (B, rows, D), contiguous.
-        x: (T, D), contiguous.
-        usable: (T,) int8.
-        masks: (B, rows, N) or packed (rows, T); only the shape is used.
+        tokens: (B, rows, D) cluster rows, contiguous.
+        x: (T, D) tokens of all images, contiguous.
+        usable: (T,) int8 flags.
+        masks: (B, rows, N) or packed (rows, T) masks, for their shape only.
         counts: (B,) int64 last row of each image.
-        offsets: (B + 1,) int64.
-        longest: most tokens of an image.
+        offsets: (B + 1,) int64 offsets of the images.
+        longest: maximum number of tokens of an image.
     """
     (images, rows, _), config = tokens.shape, tile_config(x.dtype)
     out = torch.empty_like(masks)

@@ -1,4 +1,4 @@
-"""Alpha masks (SeTok, Algorithm 1), and residual and labels where the loop is many launches."""
+"""Alpha masks (SeTok, Algorithm 1), and the kernel of residual and labels after `stream.py`."""
 
 from typing import NamedTuple
 
@@ -9,17 +9,17 @@ from torch import Tensor
 from setok_triton.chunk import Chunk
 from setok_triton.common import COUNTERS, Images, flagged, locate
 
-# Scaled distances end here, far beyond the reach of any kernel.
+# Upper bound of scaled distances, far beyond the support of any kernel.
 FARTHEST = tl.constexpr(1.8446742974197924e19)
-# Above every number that is not infinite.
+# Largest finite float32.
 LARGEST = tl.constexpr(3.4028234663852886e38)
-# Levels of the sigmoid end below at minus this.
+# Lower bound of the sigmoid's argument is minus this.
 DEEPEST = tl.constexpr(79.85)
 
 
 @triton.jit
 def similarity(b_d, per_bandwidth, KERNEL):
-    """Phi of distances to the seed that end at `FARTHEST`."""
+    """Return phi of distances to the seed, which must be at most `FARTHEST`."""
     if KERNEL == "gaussian":
         b_phi = tl.exp(-b_d * per_bandwidth)
     elif KERNEL == "laplacian":
@@ -31,9 +31,9 @@ def similarity(b_d, per_bandwidth, KERNEL):
 
 @triton.jit
 def load_learnables(p_learnable):
-    """1 / bandwidth, beta, 1 / temperature and offset.
+    """Return 1 / bandwidth, beta, 1 / temperature and offset.
 
-    Loaded and divided ahead of a loop: in it they would be waited for at every step.
+    Called before a loop, because loads and divisions inside would delay every step.
     """
     return (
         tl.minimum(tl.div_rn(1.0, tl.load(p_learnable)), LARGEST),
@@ -45,7 +45,7 @@ def load_learnables(p_learnable):
 
 @triton.jit
 def alpha_mask(b_d, b_s, learnables, KERNEL, SIGMOID):
-    """Alpha from the scaled distance to the seed and the token's own score."""
+    """Return alpha from the scaled distance to the seed and the token's own score."""
     per_bandwidth, beta, per_temperature, offset = learnables
     b_phi = similarity(tl.minimum(b_d, FARTHEST), per_bandwidth, KERNEL)
     if SIGMOID:
@@ -73,14 +73,14 @@ def labels_fwd_kernel(
     stride_seeds,
     BLOCK_N: tl.constexpr,
 ):
-    """Residual row, rows without a seed, and the row of each token's largest mask."""
+    """Write the residual row, rows without a seed, and the row of each token's maximum mask."""
     i_b, i_n, start, n = locate(images.p_offsets, L, tl.cdiv(L, BLOCK_N))
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
     m_ok = flagged(images.p_ok, start, o_n, m_n)
     m_valid = flagged(p_valid, start, o_n, m_n)
-    b_scope = tl.load(p_scope + start + o_n, mask=m_n, other=0.0)
-    # A valid token that takes no part is all residual.
+    b_scope = tl.load(p_scope + start + o_n, mask=m_n, other=0.0)  # (N,)
+    # A valid token with a non-finite feature is all residual.
     b_residual = tl.where(m_ok, b_scope, m_valid.to(tl.float32))
     count = tl.load(p_counts + i_b)
     p_image = p_masks + i_b * stride_image + start * stride_start + o_n
@@ -90,7 +90,7 @@ def labels_fwd_kernel(
     for row in range(C + 1):
         seed = tl.load(p_seeds + i_b * stride_seeds + row, mask=row < C, other=-1)
         taken = (seed >= 0) & (row != count)
-        b_mask = tl.load(p_row, mask=o_n < tl.where(taken, n, 0), other=0.0)
+        b_mask = tl.load(p_row, mask=o_n < tl.where(taken, n, 0), other=0.0)  # (N,)
         b_mask = tl.where(row == count, b_residual, b_mask)
         tl.store(p_row, b_mask, mask=o_n < tl.where(taken, 0, n))
         b_label = tl.where(b_mask > b_best, row, b_label)
@@ -100,7 +100,7 @@ def labels_fwd_kernel(
 
 
 class MaskLayout(NamedTuple):
-    """Where the masks of an image lie: `image` and `start` strides, and that of the rows."""
+    """Strides of the masks over images, rows, and (packed) the image's first token."""
 
     image: int
     row: int
@@ -108,7 +108,7 @@ class MaskLayout(NamedTuple):
 
     @classmethod
     def of(cls, masks: Tensor) -> "MaskLayout":
-        """Of (B, C + 1, N), or of packed (C + 1, T)."""
+        """Build the layout of (B, C + 1, N) masks, or packed (C + 1, T)."""
         if masks.dim() == 3:
             return cls(masks.stride(0), masks.stride(1), 0)
         return cls(0, masks.stride(0), 1)
@@ -123,9 +123,9 @@ def labels(
     masks: Tensor,
     out: Tensor,
 ) -> None:
-    """Completes the masks of a chunk and writes the labels into `out` (T,).
+    """Complete the masks of a chunk and write the labels into `out` (T,).
 
-    `left` (T,) is the scope in the end; the other arguments are those of `image.cluster_images`.
+    `left` (T,) is the final scope; the other arguments are those of `image.cluster_images`.
     """
     block = 128
     blocks = triton.cdiv(chunk.longest, block)

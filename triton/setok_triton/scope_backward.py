@@ -1,4 +1,4 @@
-"""Kernels of the gradients of masks and score: from the masks to distances, scores and options."""
+"""Kernels of the gradients from masks and score to distances, scores and hyper-parameters."""
 
 import torch
 import triton
@@ -32,7 +32,7 @@ def seed_rows_bwd_kernel(
     x,
     images,
     p_seeds,  # (B, C) int64
-    p_live,  # (B,) int64 one more than the number of the last seed
+    p_live,  # (B,) int64 number of rows up to the last seed
     p_rows,  # (C + 1, ...) float32 rows stride_row apart
     C,
     L,
@@ -44,7 +44,7 @@ def seed_rows_bwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Squared distances from BLOCK_M seeds to BLOCK_N tokens."""
+    """Write the squared distances from BLOCK_M seeds to BLOCK_N tokens."""
     token_blocks = tl.cdiv(L, BLOCK_N)
     at = locate(images.p_offsets, L, tl.cdiv(C, BLOCK_M) * token_blocks)
     i_b, i_tile, start, n = at
@@ -52,7 +52,8 @@ def seed_rows_bwd_kernel(
     live = tl.load(p_live + i_b).to(tl.int32)
     if (i_c < live) & (i_n < n):
         o_c, o_n = i_c + tl.arange(0, BLOCK_M), i_n + tl.arange(0, BLOCK_N)
-        b_seed = tl.load(p_seeds + i_b * C + o_c, mask=o_c < live, other=-1).to(tl.int32)  # (M,)
+        # (M,) seeds; FAR_INDEX masks rows without one
+        b_seed = tl.load(p_seeds + i_b * C + o_c, mask=o_c < live, other=-1).to(tl.int32)
         o_m = tl.where(b_seed >= 0, b_seed, FAR_INDEX)
         factor = tl.load(images.p_factor + i_b)
         b_d = distance_tile(x, images, at, o_m, o_n, factor, L, PRECISION, BLOCK_D)  # (M, N)
@@ -63,7 +64,7 @@ def seed_rows_bwd_kernel(
 
 @triton.jit
 def scope_before(p_row, p_seeds, learnables, b_s, m_ok, sigma, step, stride_row, KERNEL, SIGMOID):
-    """What the steps before `step` left of the scope.
+    """Return the scope after the steps before `step`.
 
     `p_row` (N,) points to the first row of distances, `p_seeds` to the seeds of the image.
     """
@@ -86,8 +87,8 @@ def scope_bwd_kernel(
     p_rows,  # like the masks; squared distances before, their gradients after
     p_live,  # (B,) int64
     p_grad_score,  # (T,) float32, added to
-    p_pull,  # (T,) float32 sum of the gradients over the seeds
-    p_partial,  # (programs, 4) float64 gradients of the options
+    p_total,  # (T,) float32 sum of the distance gradients over the seeds
+    p_partial,  # (programs, 4) float64 gradients of the hyper-parameters
     C,
     L,
     stride_image,
@@ -98,15 +99,15 @@ def scope_bwd_kernel(
     SHORT: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """The scope loop backwards for a block of tokens.
+    """Run the scope loop backwards for a block of tokens.
 
-    A step makes mask = scope * alpha and leaves left = scope * (1 - alpha). From the last step on:
+    A step computes mask = scope * alpha and left = scope * (1 - alpha). From the last step on:
 
         dalpha = scope * (dmask - dleft)               # b_g, times the slope of the sigmoid
         dscope = alpha * dmask + (1 - alpha) * dleft   # b_later: dleft of the step before
 
-    SHORT rounds the gradients to the 16 bits that their products with bfloat16 tokens keep: a seed
-    then pulls as much at a token as the token at the seed, and a common offset cancels.
+    SHORT rounds the gradients to the 16 bits that their products with bfloat16 tokens keep. The
+    contributions to seed and token then have equal weights, and a common offset cancels.
     """
     i_b, i_n, start, n = locate(images.p_offsets, L, tl.cdiv(L, BLOCK_N))
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -120,9 +121,9 @@ def scope_bwd_kernel(
     p_seed = out.p_seeds + i_b * C
     o_image = i_b * stride_image + start * stride_start + o_n
     o_residual = o_image + count.to(tl.int64) * stride_row
-    b_later = tl.load(p_grad + o_residual, mask=m_ok, other=0.0)
-    b_scope = tl.load(out.p_masks + o_residual, mask=m_ok, other=0.0)
-    b_pull = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    b_later = tl.load(p_grad + o_residual, mask=m_ok, other=0.0)  # (N,)
+    b_scope = tl.load(out.p_masks + o_residual, mask=m_ok, other=0.0)  # (N,)
+    b_total = tl.zeros((BLOCK_N,), dtype=tl.float32)
     b_slope = tl.zeros((BLOCK_N,), dtype=tl.float32)
     b_alone = tl.zeros((BLOCK_N,), dtype=tl.float64)
     b_level_sum = tl.zeros((BLOCK_N,), dtype=tl.float64)
@@ -133,9 +134,9 @@ def scope_bwd_kernel(
         seed = tl.load(p_seed + step).to(tl.int32)
         o_row = o_image + step.to(tl.int64) * stride_row
         m_row = m_ok & (o_n < tl.where(seed >= 0, n, 0))
-        # The residual stands where the mask of seed `count` would be.
+        # The residual occupies the row of seed `count`.
         m_own = m_row & (o_n < tl.where(step == count, 0, n))
-        b_scaled = sigma * tl.load(p_rows + o_row, mask=m_row, other=0.0)
+        b_scaled = sigma * tl.load(p_rows + o_row, mask=m_row, other=0.0)  # (N,)
         b_mask = tl.load(out.p_masks + o_row, mask=m_own, other=0.0)  # (N,)
         b_grad = tl.load(p_grad + o_row, mask=m_own, other=0.0)  # (N,)
         b_d = tl.minimum(b_scaled, FARTHEST)
@@ -148,20 +149,20 @@ def scope_bwd_kernel(
             )
             b_mask = b_scope * b_alpha
         else:
-            # A sum of what the steps from here on took and left: mask / alpha would magnify the
-            # error of a small alpha.
+            # Scope before the step = scope after it + mask. mask / alpha would amplify the error of
+            # a small alpha.
             b_scope += b_mask
-        b_apart = b_grad - b_later
+        b_diff = b_grad - b_later
         if SIGMOID:
-            # Finite, so that no slope times no gradient is a number.
+            # Clamped to finite numbers, because 0 * inf would be NaN.
             b_level = (b_phi - offset - beta * b_s) * per_temperature
             b_level = tl.minimum(tl.maximum(b_level, -1e38), 1e38)
             # 1 - alpha without the cancellation.
             b_rest = tl.exp(tl.minimum(-b_level, DEEPEST)) * b_alpha
-            b_g = tl.where(-b_level > DEEPEST, 0.0, b_mask * b_rest * b_apart) * per_temperature
+            b_g = tl.where(-b_level > DEEPEST, 0.0, b_mask * b_rest * b_diff) * per_temperature
         else:
             b_rest = 1.0 - b_alpha
-            b_g = b_scope * b_apart
+            b_g = b_scope * b_diff
         b_g = tl.where(m_row, b_g, 0.0)
         b_later = tl.where(m_row, b_alpha * b_grad + b_rest * b_later, b_later)
         b_slope += b_g
@@ -179,18 +180,18 @@ def scope_bwd_kernel(
         b_reach_sum += (b_fall * b_away).to(tl.float64)
         b_fall = -b_fall * per_bandwidth
         if KERNEL == "laplacian":
-            # The root has no slope at 0.
+            # The subgradient of the root at 0 is 0.
             b_fall = tl.where(b_d > 0, 0.5 * b_fall / tl.where(b_d > 0, b_away, 1.0), 0.0)
-        # A seed does not pull at itself, and rounding shall not make it.
-        m_pull = m_row & (b_scaled <= FARTHEST) & (o_n != seed)
-        b_fall = tl.where(m_pull, sigma * b_fall, 0.0)
+        # The distance of a seed to itself is the constant 0, whatever the product rounded to.
+        m_grad = m_row & (b_scaled <= FARTHEST) & (o_n != seed)
+        b_fall = tl.where(m_grad, sigma * b_fall, 0.0)
         if SHORT:
             b_high = b_fall.to(tl.bfloat16).to(tl.float32)
             b_fall = b_high + (b_fall - b_high).to(tl.bfloat16).to(tl.float32)
-        b_pull += b_fall
+        b_total += b_fall
         tl.store(p_rows + o_row, b_fall, mask=m_n)
-    tl.store(p_pull + start + o_n, b_pull, mask=m_n)
-    b_before = tl.load(p_grad_score + start + o_n, mask=m_n, other=0.0)
+    tl.store(p_total + start + o_n, b_total, mask=m_n)
+    b_before = tl.load(p_grad_score + start + o_n, mask=m_n, other=0.0)  # (N,)
     tl.store(p_grad_score + start + o_n, b_before - beta * b_slope, mask=m_n)
     p_out = p_partial + tl.program_id(0).to(tl.int64) * 4
     h = tl.load(p_learnable).to(tl.float64)
@@ -212,18 +213,19 @@ def score_bwd_kernel(
     NORMALISE: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Gradients of the score to density and delta, of one image."""
+    """Add the gradients of the score to those of density and delta, for one image."""
     i_b, _, start, n = locate(p_offsets, L, 1)
     o_n = tl.arange(0, BLOCK_N)
-    top, share, largest = -1, 0.0, 1.0
+    top, norm_grad, largest = -1, 0.0, 1.0
     if NORMALISE:
-        b_share = tl.zeros((BLOCK_N,), dtype=tl.float32)
+        b_dot = tl.zeros((BLOCK_N,), dtype=tl.float32)
         b_largest = tl.full((BLOCK_N,), -1.0, dtype=tl.float32)
         b_first = tl.full((BLOCK_N,), FAR_INDEX, dtype=tl.int32)
         for i_n in range(0, n, BLOCK_N):
             p_n, m_n = start + i_n + o_n, i_n + o_n < n
+            # (N,) each: gradient of the normaliser, and the maximum of rho * delta
             b_grad = tl.load(p_grad_score + p_n, mask=m_n, other=0.0)
-            b_share += b_grad * tl.load(out.p_score + p_n, mask=m_n, other=0.0)
+            b_dot += b_grad * tl.load(out.p_score + p_n, mask=m_n, other=0.0)
             b_raw = tl.load(out.p_density + p_n, mask=m_n, other=-1.0)
             b_raw *= tl.load(out.p_delta + p_n, mask=m_n, other=1.0)
             b_first = tl.where(b_raw > b_largest, i_n + o_n, b_first)
@@ -238,13 +240,14 @@ def score_bwd_kernel(
         normal = largest >= 1.1754943508222875e-38
         top = tl.where(normal, top, -1)
         largest = tl.where(normal, largest, 1.0)
-        share = tl.sum(b_share, axis=0) / largest
+        norm_grad = tl.sum(b_dot, axis=0) / largest
     for i_n in range(0, n, BLOCK_N):
         p_n, m_n = start + i_n + o_n, i_n + o_n < n
+        # (N,) each: product rule of rho * delta
         b_rho = tl.load(out.p_density + p_n, mask=m_n, other=0.0)
         b_delta = tl.load(out.p_delta + p_n, mask=m_n, other=0.0)
         b_raw = tl.load(p_grad_score + p_n, mask=m_n, other=0.0) / largest
-        b_raw = tl.where(i_n + o_n == top, b_raw - share, b_raw)
+        b_raw = tl.where(i_n + o_n == top, b_raw - norm_grad, b_raw)
         b_grad = tl.load(p_grad_density + p_n, mask=m_n, other=0.0)
         tl.store(p_grad_density + p_n, b_grad + b_raw * b_delta, mask=m_n)
         b_grad = tl.load(p_grad_delta + p_n, mask=m_n, other=0.0)
@@ -252,15 +255,15 @@ def score_bwd_kernel(
 
 
 def seed_rows(x: Tensor, norm: Tensor, chunk: Chunk, seeds: Tensor, live: Tensor, rows: Tensor):
-    """Writes the squared distances from the seeds to all tokens.
+    """Write the squared distances from the seeds to all tokens.
 
     Args:
         x: (T, D) tokens of all images.
-        norm: (T,) their squared norms.
-        chunk: the images.
-        seeds: (B, C) int64, contiguous.
-        live: (B,) int64 one more than the number of the last seed; rows from there on are left.
-        rows: written; (B, C + 1, N) or packed (C + 1, T) float32.
+        norm: (T,) squared norms of the tokens.
+        chunk: images of the batch.
+        seeds: (B, C) int64 seeds, contiguous.
+        live: (B,) int64 number of rows up to the last seed; later rows are unwritten.
+        rows: output, (B, C + 1, N) or packed (C + 1, T) float32 distances.
     """
     config, count = tile_config(x.dtype), seeds.shape[1]
     row_blocks = triton.cdiv(count, config.block_m)
@@ -283,28 +286,29 @@ def scope_backward(
     grad_score: Tensor,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the masks to distances, scores and options.
+    """Compute the gradients of distances, scores and hyper-parameters from those of the masks.
 
     Args:
-        chunk: the images.
+        chunk: images of the batch.
         out: decisions and values of the forward pass.
-        live: (B,) int64, see `seed_rows`.
-        options: the `MaskOptions`.
-        grad_masks: like the masks, float32, contiguous.
-        rows: what `seed_rows` wrote; overwritten with the gradients of these distances.
-        grad_score: (T,) float32, added to.
-        dtype: of the tokens.
+        live: (B,) int64 number of rows up to the last seed.
+        options: `MaskOptions` of the forward pass.
+        grad_masks: gradient of the masks in their shape, float32, contiguous.
+        rows: output of `seed_rows`; overwritten with the gradients of these distances.
+        grad_score: (T,) float32 gradient of the score, accumulated into.
+        dtype: dtype of the tokens.
 
     Returns:
-        (T,) sums of these gradients over the seeds, and (4,) gradients of the learnable numbers.
+        (T,) sums of the distance gradients over the seeds, and (4,) gradients of the
+        hyper-parameters.
     """
     block = 128
     blocks = triton.cdiv(chunk.longest, block)
     programs = chunk.images * blocks
-    pull = torch.empty_like(grad_score)
+    total = torch.empty_like(grad_score)
     partial = grad_score.new_empty(programs, 4, dtype=torch.float64)
     scope_bwd_kernel[(programs,)](
-        *(Images.of(chunk), out, options.learnable, grad_masks, rows, live, grad_score, pull),
+        *(Images.of(chunk), out, options.learnable, grad_masks, rows, live, grad_score, total),
         *(partial, out.p_seeds.shape[1], chunk.longest, *MaskLayout.of(rows)),
         KERNEL=options.kernel,
         SIGMOID=options.alpha == "sigmoid",
@@ -312,19 +316,19 @@ def scope_backward(
         BLOCK_N=block,
         num_warps=4,
     )
-    return pull, partial.sum(0).float()
+    return total, partial.sum(0).float()
 
 
 def score_backward(
     chunk: Chunk, out: Clusters, grads: tuple[Tensor, Tensor, Tensor], normalise: bool
 ):
-    """Adds to the gradients of density and delta what those of the score give.
+    """Add the contributions of the score to the gradients of density and delta.
 
     Args:
-        chunk: the images.
+        chunk: images of the batch.
         out: decisions and values of the forward pass.
-        grads: (T,) float32 gradients of density and delta, written, and of the score.
-        normalise: whether the scores were divided by the image's largest.
+        grads: (T,) float32 gradients of density and delta, accumulated into, and of the score.
+        normalise: flag: the scores were divided by the image's maximum.
     """
     grad_density, grad_delta, grad_score = grads
     score_bwd_kernel[(chunk.images,)](

@@ -1,15 +1,15 @@
-"""Numbers sorted by their owner, so that each owner walks its own in a fixed order."""
+"""Sorted segments of members and edges, for sums in a fixed order without atomics."""
 
 import torch
 from torch import Tensor
 
 
 def segments(labels: Tensor, offsets: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Members of each label of each image, one label after the other, tokens ascending.
+    """Sort the tokens by image and label, tokens ascending.
 
     Returns:
-        (T,) int64 tokens, and (B (rows + 1) + 1,) int64 where each label begins among them; label
-        `rows` of an image are its masked tokens.
+        (T,) int64 tokens, and (B (rows + 1) + 1,) int64 first member of each label; label `rows` of
+        an image has its masked tokens.
     """
     token = torch.arange(labels.shape[0], device=labels.device)
     image = torch.searchsorted(offsets[1:], token, right=True)
@@ -20,14 +20,14 @@ def segments(labels: Tensor, offsets: Tensor, rows: int) -> tuple[Tensor, Tensor
 
 
 def sorted_by_target(targets: Tensor, total: int) -> tuple[Tensor, Tensor]:
-    """Which edges end at each token, ascending.
+    """Sort the edges by their target, edges ascending.
 
     Args:
-        targets: (edges,) int32 token where each edge ends, `total` for none.
+        targets: (edges,) int32 target token of each edge, `total` for none.
         total: number of tokens.
 
     Returns:
-        (edges,) int64 edges, and (total + 1,) int64 where those of each token begin among them.
+        (edges,) int64 edges, and (total + 1,) int64 first edge of each target.
     """
     key, order = targets.sort(stable=True)
     token = torch.arange(total + 1, device=targets.device, dtype=torch.int32)

@@ -1,4 +1,4 @@
-"""Cosine similarities of tokens of any magnitude."""
+"""Kernels of the cosine similarity of tokens of any magnitude."""
 
 from typing import NamedTuple
 
@@ -11,18 +11,18 @@ from setok_triton.common import COUNTERS, Tokens, dot_tile, flagged, locate
 from setok_triton.configs import token_config
 from setok_triton.features import usable
 
-# Exponents of the largest feature of a token, up or down, that need no scaling: what products of
-# such tokens lose by leaving the range of float32 is far below the rounding of their sum.
+# Tokens whose maximum has an exponent within +-KEPT_EXPONENT need no scaling: terms that underflow
+# are far below the rounding of the sum.
 KEPT_EXPONENT = tl.constexpr(40)
 
 
 class Directions(NamedTuple):
-    """What turns inner products into cosines."""
+    """Factors that turn inner products into cosines."""
 
-    p_ok: Tensor  # (T,) int8: valid and finite
-    p_power: Tensor  # (T,) float32 power of two that brings the token into range
-    p_inverse: Tensor  # (T,) float32 1 / norm of the token in range, 0 of a zero vector
-    p_scaled: Tensor  # (B,) int32, 0 where all powers of the image are 1
+    p_ok: Tensor  # (T,) int8, 0 for excluded tokens
+    p_power: Tensor  # (T,) float32 power of two that scales the token into range
+    p_inverse: Tensor  # (T,) float32 1 / norm of the token in range, 0 for a zero vector
+    p_scaled: Tensor  # (B,) int32, 0 if all powers of the image are 1
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -30,12 +30,12 @@ def directions_fwd_kernel(
     x,
     p_valid,  # (T,) uint8 or None
     p_offsets,
-    out,  # Directions; p_scaled is 0 before
+    out,  # Directions; p_scaled is initially 0
     L,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """What turns inner products into cosines, for BLOCK_N tokens."""
+    """Write the `Directions` of BLOCK_N tokens."""
     i_b, i_n, start, n = locate(p_offsets, L, tl.cdiv(L, BLOCK_N))
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
@@ -64,11 +64,12 @@ def directions_fwd_kernel(
 
 @triton.jit
 def similarity_tile(x, directions, at, o_m, o_n, PRECISION, BLOCK_D):
-    """(M, N) cosines of tokens, at most 1, minus infinity where either takes no part."""
+    """Return (M, N) cosines of tokens, at most 1, minus infinity if either is excluded."""
     m_m, m_n = o_m < at.n, o_n < at.n
     p_rows = x.p_x + (at.start + o_m) * x.stride_n
     p_columns = x.p_x + (at.start + o_n) * x.stride_n
     if tl.load(directions.p_scaled + at.i_b) != 0:
+        # (M, 1) and (1, N)
         b_power_m = tl.load(directions.p_power + at.start + o_m, mask=m_m, other=1.0)[:, None]
         b_power_n = tl.load(directions.p_power + at.start + o_n, mask=m_n, other=1.0)[None, :]
         b_dot = dot_tile(
@@ -91,19 +92,19 @@ def similarity_tile(x, directions, at, o_m, o_n, PRECISION, BLOCK_D):
     b_inverse_n = tl.load(directions.p_inverse + at.start + o_n, mask=m_n, other=0.0)  # (N,)
     m_m = flagged(directions.p_ok, at.start, o_m, m_m)
     m_n = flagged(directions.p_ok, at.start, o_n, m_n)
-    # In this order a pair has one similarity, whichever comes first.
+    # This order of the factors makes the similarity symmetric.
     b_cosine = tl.minimum(b_dot * (b_inverse_m[:, None] * b_inverse_n[None, :]), 1.0)
     return tl.where(m_m[:, None] & m_n[None, :], b_cosine, -float("inf"))
 
 
 def directions(x: Tensor, valid: Tensor | None, offsets: Tensor, longest: int) -> Directions:
-    """Launches the kernel.
+    """Return the `Directions` of all tokens.
 
     Args:
         x: (T, D) tokens of all images.
-        valid: (T,) uint8 or None.
-        offsets: (B + 1,) int64.
-        longest: most tokens of an image.
+        valid: (T,) uint8 flags or None.
+        offsets: (B + 1,) int64 offsets of the images.
+        longest: maximum number of tokens of an image.
     """
     images, config = offsets.shape[0] - 1, token_config(x.dtype)
     ok = x.new_empty(x.shape[0], dtype=torch.int8)

@@ -1,4 +1,4 @@
-"""The scope loop of images too large for one program: a launch per step, no rows kept."""
+"""Scope loop of images too large for one program: one launch per step, no distance rows."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from setok_triton.scope import MaskLayout, alpha_mask, load_learnables
 
 @triton.jit
 def store_partials(p_partial, b_scope, b_s, m_eligible, b_mask, o_n):
-    """What the next step needs of a block: highest priority, its token, sums of scope and mask."""
+    """Write the partial results of a block: maximum priority, its token, sums of scope and mask."""
     b_priority = tl.where(m_eligible, b_scope * b_s, -1.0)
     highest = tl.max(b_priority, axis=0)
     token = tl.min(tl.where(b_priority == highest, o_n, FAR_INDEX), axis=0)
@@ -27,12 +27,12 @@ def store_partials(p_partial, b_scope, b_s, m_eligible, b_mask, o_n):
 
 
 class Loop(NamedTuple):
-    """What one step of the loop leaves to the next."""
+    """Buffers that carry the loop from one step to the next."""
 
-    p_scope: Tensor  # (2, T) float32: before and after each step in turns
+    p_scope: Tensor  # (2, T) float32 scope before and after a step, alternating
     p_eligible: Tensor  # (T,) int8
     p_partial: Tensor  # (C + 2, B, blocks, 4) float32, see `store_partials`
-    p_state: Tensor  # (C + 2, B, 3) int32: going, count, which half of p_scope is current
+    p_state: Tensor  # (C + 2, B, 3) int32: active flag, count, current half of p_scope
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -44,7 +44,7 @@ def scope_step_fwd_kernel(
     p_masks,  # (C + 1, ...) rows stride_row apart
     p_seeds,  # (B, C) int64
     loop,
-    step,  # -1 only prepares; C only concludes
+    step,  # -1 only initialises; C only evaluates the last step
     C,
     T,
     stop_residual,
@@ -62,7 +62,7 @@ def scope_step_fwd_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """One step for one block of tokens; every program concludes the step before from its sums."""
+    """Run one step for one block of tokens; every program first evaluates the previous step."""
     blocks = tl.cdiv(L, BLOCK_N)
     at = locate(images.p_offsets, L, blocks)
     i_b, i_n, start, n = at
@@ -71,7 +71,7 @@ def scope_step_fwd_kernel(
     m_ok = flagged(images.p_ok, start, o_n, m_n)
     b_s = tl.load(p_score + start + o_n, mask=m_n, other=0.0)  # (N,)
     B = tl.num_programs(0) // blocks
-    # Slot step + 1 belongs to this step, slot step to the one before.
+    # Slot step + 1 belongs to this step, slot step to the previous one.
     i_now, i_last = (step + 1).to(tl.int64) * B + i_b, step.to(tl.int64) * B + i_b
     p_slot = loop.p_partial + (i_now * blocks + i_n) * 4
     p_now = loop.p_state + i_now * 3
@@ -81,7 +81,7 @@ def scope_step_fwd_kernel(
         tl.store(loop.p_eligible + start + o_n, m_ok.to(tl.int8), mask=m_n)
         store_partials(p_slot, b_scope, b_s, m_ok, tl.zeros_like(b_scope), o_n)
         if i_n == 0:
-            tl.store(p_now, (tl.load(images.p_taking_part + i_b) > 0).to(tl.int32))
+            tl.store(p_now, (tl.load(images.p_num_ok + i_b) > 0).to(tl.int32))
             tl.store(p_now + 1, 0)
             tl.store(p_now + 2, 0)
     else:
@@ -98,8 +98,9 @@ def scope_step_fwd_kernel(
             seed = tl.load(p_seed, mask=step < C, other=-1).to(tl.int32)
             going = seed >= 0
         else:
-            # Steps that did not take place have left no sums.
+            # Steps that did not run have no partial results.
             m_p = m_p & (o_p < tl.where(going, blocks, 0))
+            # (P,) maximum priority of each block, and its token
             b_highest = tl.load(p_before, mask=m_p, other=-1.0)
             b_token = tl.load(p_before + 1, mask=m_p, other=0.0).to(tl.int32)
             highest = tl.max(b_highest, axis=0)
@@ -108,8 +109,8 @@ def scope_step_fwd_kernel(
                 mass = tl.sum(tl.load(p_before + 3, mask=m_p, other=0.0), axis=0)
                 left = tl.sum(tl.load(p_before + 2, mask=m_p, other=0.0), axis=0)
                 appended = going & (mass >= min_mass)
-                part = tl.maximum(tl.load(images.p_taking_part + i_b), 1).to(tl.float32)
-                # The seed of the step before was a guess until its mass was known.
+                part = tl.maximum(tl.load(images.p_num_ok + i_b), 1).to(tl.float32)
+                # The seed of the previous step was provisional until its mass was known.
                 if going & (i_n == 0) & (mass < min_mass):
                     tl.store(p_seeds + i_b * stride_seeds + step - 1, -1)
                 count += appended.to(tl.int32)
@@ -122,7 +123,7 @@ def scope_step_fwd_kernel(
             tl.store(p_now + 1, count)
             tl.store(p_now + 2, tl.where(going & REPLAY, 1 - half, half))
         if going:
-            b_scope = tl.load(loop.p_scope + half * T + start + o_n, mask=m_n, other=0.0)
+            b_scope = tl.load(loop.p_scope + half * T + start + o_n, mask=m_n, other=0.0)  # (N,)
             b_seed = tl.zeros((BLOCK_N,), dtype=tl.int32) + seed
             factor = tl.load(images.p_factor + i_b)
             b_d = pair_distance(x, images, at, b_seed, o_n, m_ok, factor, L, BLOCK_D)
@@ -138,7 +139,7 @@ def scope_step_fwd_kernel(
             m_eligible = tl.load(loop.p_eligible + start + o_n, mask=m_n, other=0) != 0
             if DISTINCT:
                 m_eligible = m_eligible & (o_n != seed)
-                # Several warps hold a token: none may store before all have read.
+                # Several warps hold the same token: all must load before any stores.
                 tl.debug_barrier()
                 tl.store(loop.p_eligible + start + o_n, m_eligible.to(tl.int8), mask=m_n)
             if not REPLAY:
@@ -159,11 +160,11 @@ def scope_end_fwd_kernel(
     REPLAY: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """The current half of the scope, and the counts."""
+    """Write the current half of the scope, and the counts."""
     blocks = tl.cdiv(L, BLOCK_N)
     i_b, i_n, start, n = locate(p_offsets, L, blocks)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    # After the last step.
+    # State after the last step.
     B = tl.num_programs(0) // blocks
     p_state = loop.p_state + ((C + 1).to(tl.int64) * B + i_b) * 3
     half = tl.load(p_state + 2)
@@ -185,10 +186,9 @@ def stream_scope(
     counts: Tensor,
     replay: bool,
 ) -> None:
-    """Runs the loop of all images step by step.
+    """Run the loop of all images step by step.
 
-    `left` (T,) is written, the scope in the end; the other arguments are those of
-    `image.cluster_images`.
+    `left` (T,) receives the final scope; the other arguments are those of `image.cluster_images`.
     """
     launch, layout = token_config(x.dtype), MaskLayout.of(masks)
     block, total, steps = 8 * launch.block_n, x.shape[0], loop.max_clusters

@@ -18,14 +18,14 @@ def adjacency_fwd_kernel(
     directions,
     p_offsets,
     p_bits,  # (images of the chunk, L, words) int32: bit j % 32 of word j // 32 of row i
-    p_neighbours,  # (T,) int32, 0 before
+    p_neighbours,  # (T,) int32 number of neighbours, initially 0
     threshold,
     L,
     PRECISION: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Which tokens of a tile on or above the diagonal are neighbours, and of its mirror image."""
+    """Write the neighbour bits of a tile on or above the diagonal, and of its transpose."""
     side, W = tl.cdiv(L, BLOCK), tl.cdiv(L, 32)
     at = locate(p_offsets, L, side * (side + 1) // 2)
     i_b, i_tile, start, n = at
@@ -43,7 +43,7 @@ def adjacency_fwd_kernel(
         p_words = p_image + o_m.to(tl.int64)[:, None] * W + o_right[None, :]
         m_words = (o_m < n)[:, None] & (o_right < W)[None, :]
         tl.store(p_words, tl.sum(b_bits, axis=2), mask=m_words)
-        # Sums of integers have no order.
+        # Integer sums do not depend on the order of the atomics.
         tl.atomic_add(p_neighbours + start + o_m, tl.sum(b_near, axis=1), mask=o_m < n)
         if i_m != i_n:
             b_mirrored = tl.reshape(b_near, (BLOCK // 32, 32, BLOCK)) << o_bit[None, :, None]
@@ -57,37 +57,38 @@ def adjacency_fwd_kernel(
 def claim_fwd_kernel(
     p_offsets,
     p_bits,  # (images of the chunk, L, words) int32
-    p_left,  # (T,) int32 neighbours of each token; 0 once it is claimed
-    p_centres,  # (B, L) int64, -1 before
+    p_left,  # (T,) int32 number of neighbours of each token; 0 once it is claimed
+    p_centres,  # (B, L) int64, initially -1
     p_counts,  # (B,) int64
     L,
     BLOCK_N: tl.constexpr,
 ):
-    """The token left of most neighbours claims them all, ties lowest index, until none is left."""
+    """Let the unclaimed token with the most neighbours claim them all, until none is left."""
     i_b, _, start, n = locate(p_offsets, L, 1)
     o_block, W = tl.arange(0, BLOCK_N), tl.cdiv(L, 32)
-    # The first pass claims nothing, and finds the first centre.
-    centre, count, most = -1, -1, 1
-    while most > 0:
+    # The first pass claims nothing and finds the first centre.
+    centre, count, max_neighbours = -1, -1, 1
+    while max_neighbours > 0:
         count += 1
         p_row = p_bits + (i_b * L + centre) * W
-        b_most = tl.zeros((BLOCK_N,), dtype=tl.int32)
+        b_max = tl.zeros((BLOCK_N,), dtype=tl.int32)
         b_token = tl.full((BLOCK_N,), FAR_INDEX, dtype=tl.int32)
         for i_n in range(0, n, BLOCK_N):
             o_n = i_n + o_block
             m_n = o_n < n
             b_left = tl.load(p_left + start + o_n, mask=m_n, other=0)  # (N,)
+            # (N,) words of the last centre's neighbour bits
             b_word = tl.load(p_row + o_n // 32, mask=o_n < tl.where(centre >= 0, n, 0), other=0)
             b_left = tl.where(((b_word >> (o_n % 32)) & 1) != 0, 0, b_left)
-            # Few tokens are held by several lanes each: none may store before all have read.
+            # In a small block several lanes hold the same token: all must load before any stores.
             tl.debug_barrier()
             tl.store(p_left + start + o_n, b_left, mask=m_n)
-            b_token = tl.where(b_left > b_most, o_n, b_token)
-            b_most = tl.maximum(b_most, b_left)
-        most = tl.max(b_most, axis=0)
-        centre = tl.min(tl.where(b_most == most, b_token, FAR_INDEX), axis=0)
-        tl.store(p_centres + i_b * L + count, centre, mask=most > 0)
-        # One lane has written for all that hold a token.
+            b_token = tl.where(b_left > b_max, o_n, b_token)
+            b_max = tl.maximum(b_max, b_left)
+        max_neighbours = tl.max(b_max, axis=0)
+        centre = tl.min(tl.where(b_max == max_neighbours, b_token, FAR_INDEX), axis=0)
+        tl.store(p_centres + i_b * L + count, centre, mask=max_neighbours > 0)
+        # One lane may have stored for others that hold the same token.
         tl.debug_barrier()
     tl.store(p_counts + i_b, count)
 
@@ -95,14 +96,14 @@ def claim_fwd_kernel(
 def threshold_greedy(
     x: Tensor, valid: Tensor | None, offsets: Tensor, longest: int, threshold: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Launches the kernels of `setok::threshold_greedy`.
+    """Launch the kernels of `setok::threshold_greedy`.
 
     Args:
         x: (T, D) tokens of all images.
-        valid: (T,) uint8 or None.
-        offsets: (B + 1,) int64.
-        longest: most tokens of an image.
-        threshold: of the cosine similarity.
+        valid: (T,) uint8 flags or None.
+        offsets: (B + 1,) int64 offsets of the images.
+        longest: maximum number of tokens of an image.
+        threshold: threshold of the cosine similarity.
 
     Returns:
         labels (T,), centres (B, longest) and counts (B,), int64.
@@ -134,10 +135,10 @@ def adjacency(
     threshold: float,
     neighbours: Tensor,
 ) -> Tensor:
-    """(images, longest, longest / 32) int32 bits of the neighbours; unwritten behind an image.
+    """Return the neighbour bits (images, longest, longest / 32) int32; unwritten after an image.
 
-    Adds how many there are to `neighbours` (T,) int32. The other arguments are what `directions`
-    takes, and what it gives, of some images.
+    Adds the number of neighbours to `neighbours` (T,) int32. `of` are the `directions` of the
+    images; the other arguments are those of `directions`.
     """
     images, config = offsets.shape[0] - 1, tile_config(x.dtype)
     words = triton.cdiv(longest, 32)
@@ -156,14 +157,14 @@ def adjacency(
 
 
 def claim(bits: Tensor, left: Tensor, offsets: Tensor, centres: Tensor, counts: Tensor) -> None:
-    """Writes centres (images, longest), in the order they were found, and counts (images,).
+    """Write centres (images, longest) in the order of their claims, and counts (images,).
 
     Args:
-        bits: of the neighbours, (images, longest, words) int32.
+        bits: (images, longest, words) int32 neighbour bits.
         left: (T,) int32 numbers of neighbours; 0 afterwards.
-        offsets: (images + 1,) int64.
-        centres: filled with -1.
-        counts: of the centres.
+        offsets: (images + 1,) int64 offsets of the images.
+        centres: output, (images, longest) int64, initially -1.
+        counts: output, (images,) int64 number of centres.
     """
     images, longest, _ = bits.shape
     config = claim_config(longest)

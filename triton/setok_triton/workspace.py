@@ -1,4 +1,4 @@
-"""What a call on kept rows needs beside its results, in one allocation."""
+"""Temporary buffers of a call with distance rows, in one allocation."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,23 +11,23 @@ from setok_triton.chunk import Chunk
 from setok_triton.configs import GROUP, gram_config, host_pitch
 from setok_triton.distances import KeptRows
 
-# Bytes of a line of the caches: from elsewhere on, rows of 64 bytes would touch a sector more each.
+# Bytes of a cache line: unaligned rows of 64 bytes would each touch one more sector.
 ALIGNMENT = 128
 
 
 class Workspace(NamedTuple):
-    """Unwritten; vectors may be longer than they are said to be."""
+    """Uninitialised buffers; vectors may be longer than documented."""
 
-    whole: Chunk  # of all images
-    rows: KeptRows  # of those of a chunk, for one chunk after the other
-    norm: Tensor  # (T,) float32
+    whole: Chunk  # all images
+    rows: KeptRows  # rows of one chunk, reused by the next
+    norm: Tensor  # (T,) float32 squared norms
     scratch: Tensor  # (T,) int32
 
 
 def carve(like: Tensor, parts: Sequence[tuple[torch.dtype, int]]) -> list[Tensor]:
-    """Unwritten vectors of these dtypes and at least these sizes, in one allocation.
+    """Return uninitialised vectors of at least these sizes in one allocation.
 
-    A call on few images takes as long as its host: each allocation is microseconds.
+    The host limits calls on few images, and each allocation costs it microseconds.
     """
     sizes = [triton.cdiv(dtype.itemsize * size, ALIGNMENT) * ALIGNMENT for dtype, size in parts]
     memory = like.new_empty(sum(sizes), dtype=torch.uint8).split(sizes)
@@ -37,14 +37,14 @@ def carve(like: Tensor, parts: Sequence[tuple[torch.dtype, int]]) -> list[Tensor
 def workspace(
     x: Tensor, offsets: Tensor, longest: int, size: int, farthest: bool = False
 ) -> Workspace:
-    """Of a call whose chunks have at most `size` images.
+    """Return the buffers of a call whose chunks have at most `size` images.
 
     Args:
         x: (T, D) tokens of all images.
-        offsets: (B + 1,) int64.
-        longest: most tokens of an image.
-        size: images of a chunk.
-        farthest: whether the largest distances are asked for.
+        offsets: (B + 1,) int64 offsets of the images.
+        longest: maximum number of tokens of an image.
+        size: number of images of a chunk.
+        farthest: flag: also keep the maximum distances.
     """
     total, images, tile = x.shape[0], offsets.shape[0] - 1, gram_config(x.dtype).block_m
     side, tokens = triton.cdiv(longest, tile), min(size, images) * longest
@@ -54,7 +54,7 @@ def workspace(
         [
             (torch.int8, total),  # ok
             *[(torch.float32, images)] * 2,  # factor and sigma
-            (torch.int32, images),  # how many take part
+            (torch.int32, images),  # num_ok
             (torch.float32, total),  # norm
             (torch.int32, total),  # scratch
             (torch.float32, tokens * host_pitch(longest)),  # distances
@@ -64,11 +64,10 @@ def workspace(
             *[(torch.int32, tiles)] * 2,  # counts and reach
         ],
     )
-    *of_images, norm, scratch, distance, least, most, sums, counts, reach = found
-    ok, factor, sigma, taking_part = of_images
+    ok, factor, sigma, num_ok, norm, scratch, distance, minima, maxima, sums, counts, reach = found
     return Workspace(
-        Chunk(ok, offsets, factor, sigma, taking_part, longest),
-        KeptRows(distance, least, most if farthest else None, sums, counts, reach, tile),
+        Chunk(ok, offsets, factor, sigma, num_ok, longest),
+        KeptRows(distance, minima, maxima if farthest else None, sums, counts, reach, tile),
         norm,
         scratch,
     )

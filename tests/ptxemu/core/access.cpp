@@ -1,7 +1,7 @@
 // Loads, stores and atomics, element by element.
 #include "lanes.h"
 
-// What a lane stores of a register, which may be wider than that.
+// Bytes that a lane stores from a register, which may be wider.
 static void low_bytes(const u32* x, bool wide, int lane, int size, uint8_t* to) {
   if (wide)
     memcpy(to, (const u64*)x + lane, size);
@@ -9,7 +9,7 @@ static void low_bytes(const u32* x, bool wide, int lane, int size, uint8_t* to) 
     memcpy(to, x + lane, size);
 }
 
-// What a lane loads into a register, which may be wider than that.
+// Bytes that a lane loads into a register, which may be wider.
 static void load_into(u32* to, int lane, const uint8_t* from, int size, int flags) {
   u64 v = 0;
   memcpy(&v, from, size);

@@ -1,8 +1,8 @@
 // Functional emulator of the PTX that Triton emits: warps of 32 lanes in lockstep with
-// reconvergence at the lowest program counter, programs one after the other in any order, and
-// shadow memory that finds races, reads of memory nobody wrote, accesses outside of tensors.
+// reconvergence at the lowest program counter, serial programs in any order, and shadow memory that
+// finds races, reads of unwritten memory, and accesses outside of tensors.
 //
-// One unit, compiled by build.py and called through ctypes by engine.py.
+// A single translation unit, compiled by build.py and called through ctypes by engine.py.
 
 // clang-format off
 #include "shadow.cpp"

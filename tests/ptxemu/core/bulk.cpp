@@ -1,14 +1,13 @@
-// Tiles copied between tensors and shared memory while the program goes on.
+// Asynchronous copies of tiles between tensors and shared memory.
 //
-// A load claims its bytes of shared memory when it is issued. They are its own until it has landed,
-// completed a phase of its mbarrier, and a warp has waited for that phase; the warps that have not
-// may touch them behind a barrier of the whole program after that. A store reads shared memory
-// until its group has been awaited, and what it writes to a tensor is nobody's before the full
-// wait.
+// A load owns its bytes of shared memory from its issue until it has landed, completed a phase of
+// its mbarrier, and a warp has waited for that phase. Other warps may touch them after a later
+// barrier of the whole program. A store reads shared memory until its group has been awaited; its
+// bytes of the tensor must not be accessed before the full wait.
 
 #include "bulk.h"
 
-// What loads and stores have in common: the operands, and whether they are possible.
+// Operands of loads and stores, with their checks.
 bool Machine::start_bulk(Warp& w, const Ins& in, int pc, int lane, Bulk& b) {
   b = Bulk{};
   b.pc = pc;
@@ -63,7 +62,7 @@ void Machine::bulk_load(Warp& w, const Ins& in, int pc, uint32_t m) {
   for (int lane = 0; lane < 32; lane++) {
     if (!(m >> lane & 1)) continue;
     Bulk b;
-    // Nothing would ever complete the phase.
+    // The phase would never complete.
     if (!start_bulk(w, in, pc, lane, b)) {
       aborted = true;
       return;
@@ -96,7 +95,7 @@ void Machine::land_bulk(size_t index) {
   flying.erase(std::find(flying.begin(), flying.end(), index));
   uint8_t line[256 * 8];
   for_rows(b, [&](int row, uint64_t address, int64_t low, int64_t high) {
-    // Not a number, where the map asks for that, is all bits set.
+    // NaN, if the map requests it, has all bits set.
     memset(line, b.map.fill ? 0xff : 0, sizeof line);
     int64_t n = (high - low) * b.elem_bytes, i = (int64_t)(address >> 40) - 1;
     if (n > 0 && i >= 0 && i < L.n_segments) {
@@ -164,7 +163,7 @@ void Machine::store_bulk(Bulk& b) {
   b.landed = true;
 }
 
-// Its bytes of shared memory are free, for others behind a barrier.
+// Frees its bytes of shared memory; other warps need a barrier.
 void Machine::store_done(Warp& w, Bulk& b) {
   if (!b.landed) store_bulk(b);
   if (!checks) return;
@@ -192,7 +191,7 @@ void Machine::bulk_commit(Warp& w, uint32_t m) {
   w.store_groups.push_back(std::move(group));
 }
 
-// All groups but the newest `in.imm`; with imm2, as far as they read shared memory.
+// Waits for all groups but the newest `in.imm`; with imm2, only for their reads of shared memory.
 void Machine::bulk_wait(Warp& w, const Ins& in, uint32_t m) {
   int open = 0;
   bool only_read = in.imm2;
@@ -218,7 +217,7 @@ void Machine::bulk_wait(Warp& w, const Ins& in, uint32_t m) {
                        w.store_groups.end());
 }
 
-// An access to a tensor, where a store has not been awaited.
+// Checks an access to a tensor against stores that have not been awaited.
 void Machine::meet_unfinished(Warp& w, int pc, int lane, uint64_t address, int n) {
   for (const Unfinished& u : unfinished)
     if (address < u.end && address + n > u.begin) {
@@ -229,7 +228,7 @@ void Machine::meet_unfinished(Warp& w, int pc, int lane, uint64_t address, int n
     }
 }
 
-// All warps have met: what one of them has waited for is there for all.
+// After a barrier, copies that one warp has awaited are visible to all.
 void Machine::bulk_barrier() {
   for (size_t k = 0; k < bulks.size(); k++) {
     Bulk& b = bulks[k];
@@ -248,7 +247,7 @@ void Machine::bulk_barrier() {
   }
 }
 
-// The program has ended: its memory is another's now.
+// End of the program: its shared memory goes to another one.
 void Machine::bulk_end() {
   for (Bulk& b : bulks)
     if (!b.seen) report(ASYNC_COPY, b.pc, -1, b.warp, -1, b.lane, -1, b.base);

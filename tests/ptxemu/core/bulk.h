@@ -1,9 +1,9 @@
-// The rows of a tile, and where they lie in shared memory.
+// Rows of a tile, and their positions in shared memory.
 #pragma once
 
 #include "lanes.h"
 
-// The pattern goes by the address itself, not by where the tile begins.
+// The pattern depends on the address itself, not on the start of the tile.
 static inline uint32_t swizzled(uint32_t address, uint32_t swizzle) {
   static const uint32_t bits[] = {0, 1, 3, 7};
   return address ^ (address >> 7 & bits[swizzle]) << 4;
@@ -32,7 +32,7 @@ static void for_rows(const Bulk& b, F f) {
   }
 }
 
-// Every 16 bytes of a row go to a place of their own.
+// Maps every 16 bytes of a row to their swizzled position.
 template <class F>
 static void for_chunks(const Bulk& b, int64_t shared_base, int row, F f) {
   int inner = b.map.box[0] * b.elem_bytes;

@@ -1,4 +1,4 @@
-// What the lanes of a warp do together: shuffles, votes, reductions.
+// Collective operations of a warp: shuffles, votes, reductions.
 #include "lanes.h"
 
 bool Machine::collectives(Warp& w, const Ins& in, int pc, u32 m, u32 live) {

@@ -57,7 +57,7 @@ void Machine::cp_async(Warp& w, const Ins& in, int pc, u32 m) {
   if (counting) L.pc_cost[pc] += sectors(address, read, in.imm);
 }
 
-// All groups but the newest `in.imm`.
+// Waits for all groups but the newest `in.imm`.
 void Machine::cp_wait(Warp& w, const Ins& in) {
   if (in.imm < 0) {  // wait_all: the open ones too
     w.committed.push_back(std::move(w.open));

@@ -1,4 +1,4 @@
-// What an access costs: passes through the banks of shared memory, sectors of global memory.
+// Cost of an access: passes through the banks of shared memory, sectors of global memory.
 #include "machine.h"
 
 int Machine::bank_passes(const uint32_t* address, uint32_t mask, int n) {

@@ -1,9 +1,9 @@
-// What Python passes in and gets back: the same layouts as in engine.py.
+// Structures exchanged with Python; engine.py has the same layouts.
 #pragma once
 
 #include <cstdint>
 
-// Of what can be wrong. Python has the same list.
+// Kinds of findings; Python has the same list.
 enum Kind {
   OOB_GLOBAL = 1,
   MISALIGNED,
@@ -33,7 +33,7 @@ enum Kind {
 
 static const int NONE = INT32_MIN;
 static const uint32_t FULL = 0xffffffffu;
-// In place of a warp that copies: a bulk copy, whose number is in `apc`.
+// Value of `apend` for a bulk copy, whose index is in `apc`.
 static const uint8_t BULK = 0xff;
 
 struct Ins {

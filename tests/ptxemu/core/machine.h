@@ -1,5 +1,4 @@
-// The machine: what a launch, a program and a warp have at hand. Its parts are defined in files of
-// their own.
+// State of a launch, a program and a warp. The member functions are defined in separate files.
 #pragma once
 
 #include <algorithm>
@@ -13,29 +12,29 @@
 #include "numbers.h"
 #include "opcodes.h"
 
-// What is known of a byte of global memory. Epochs count barriers: each program begins a new one.
+// Shadow of a byte of global memory. Epochs count barriers: each program begins a new one.
 struct GShadow {
   uint32_t we, re, rfirst;     // epochs of the last write, the last reads, the launch's first read
   uint32_t rmask;              // warps that have read in epoch `re`
   int32_t wpc, rpc;            // instructions
-  uint8_t ww, wlane, watomic;  // who wrote, and whether by an atomic
-  uint32_t wsync, wins;  // warp synchronisations before, and which instruction of the warp it was
+  uint8_t ww, wlane, watomic;  // warp and lane of the write, and a flag for atomics
+  uint32_t wsync, wins;        // warp synchronisations before it, and its index in the warp
 };
 
-// The same of shared memory.
+// Shadow of a byte of shared memory.
 struct SShadow {
   uint32_t we, re, rmask;
   int32_t wpc, rpc;
-  int32_t apc;  // of the copy under way, or the number of a bulk copy
+  int32_t apc;  // instruction of the pending copy, or index of a bulk copy
   uint32_t wsync, wins;
   uint8_t ww, wlane;
-  uint8_t apend;  // who copies, plus 1; 0: nobody; BULK
+  uint8_t apend;  // copying warp + 1; 0: none; or BULK
   uint8_t proxy;  // written by the generic proxy, no proxy fence since
   uint8_t mbar;   // part of an mbarrier
 };
 
-// What a tensor map holds: 128 bytes that the launcher or `tensormap.replace` fills in. Hardware's
-// own layout is not published; nobody but the emulator reads this one.
+// Tensor map: 128 bytes written by the launcher or `tensormap.replace`. The layout of the hardware
+// is not published; this one is the emulator's own.
 struct TensorMap {
   uint64_t address, stride[4];  // in bytes, of the dimensions from the second on
   uint32_t rank;                // less one
@@ -43,7 +42,7 @@ struct TensorMap {
   uint32_t box[5], dim[5], element_stride[5];
 };
 
-// A copy between a tensor and shared memory that an instruction of one lane started.
+// Copy between a tensor and shared memory, started by one lane.
 struct Bulk {
   int pc, warp, lane;
   uint32_t base;  // offset in shared memory
@@ -69,7 +68,7 @@ struct StoreGroup {
   std::vector<Bulk> stores;
 };
 
-// Bytes of a tensor that a store still writes.
+// Bytes of a tensor with a pending store.
 struct Unfinished {
   uint64_t begin, end;
   int pc, warp, lane;
@@ -176,7 +175,7 @@ struct Machine {
   // Has this warp waited for the copy that wrote a byte?
   bool may_touch(Warp& w, SShadow* s) { return bulks[s->apc].seen >> w.id & 1; }
 
-  // Of tensors that take most of the address space for few numbers, only the bounds are checked.
+  // For tensors with few elements in a huge address range, only the bounds are checked.
   static bool shadowed(const Segment* s) { return s->bytes <= (int64_t)1 << 26; }
 
   // costs.cpp
@@ -260,7 +259,7 @@ struct Machine {
   // Does asynchronous work take effect at once?
   bool lands_now() { return late == 16 || (late == 0 && (rng() & 1)); }
 
-  // Where an operand lies, of each lane.
+  // Pointer to an operand's 32 lanes.
   uint32_t* P(Warp& w, int32_t v) {
     return v >= 0 ? w.regs.data() + v : const_cast<uint32_t*>(L.consts) + ~v;
   }

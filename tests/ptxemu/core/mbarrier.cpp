@@ -1,4 +1,4 @@
-// mbarriers: phases that end when all have arrived and all expected bytes have come.
+// mbarriers: phases that end when all arrivals and all expected bytes are complete.
 #include "lanes.h"
 
 Mbar* Machine::mbar_at(Warp& w, int pc, int lane, uint32_t address) {
@@ -51,7 +51,7 @@ void Machine::mbar_op(Warp& w, const Ins& in, int pc, uint32_t m) {
     Mbar* b = mbar_at(w, pc, lane, address);
     if (!b) continue;
     if (in.op == MBAR_INVAL) {
-      // A copy that has not landed would write into what the memory is used for next.
+      // A copy that has not landed would overwrite the next use of the memory.
       bool early = b->tx != 0;
       for (size_t i : flying) early |= bulks[i].mbar == offset;
       if (early) report(MBARRIER, pc, b->pc, w.id, -1, lane, -1, offset);
@@ -65,7 +65,7 @@ void Machine::mbar_op(Warp& w, const Ins& in, int pc, uint32_t m) {
     if (in.imm2) b->tx += value;
     if (in.imm) {
       uint32_t arrivals = in.imm2 ? 1 : value;
-      // More than the phase waits for.
+      // More arrivals than the phase expects.
       if (arrivals > b->pending) report(MBARRIER, pc, b->pc, w.id, -1, lane, -1, offset);
       b->pending -= std::min(arrivals, b->pending);
     }
@@ -73,12 +73,11 @@ void Machine::mbar_op(Warp& w, const Ins& in, int pc, uint32_t m) {
   }
 }
 
-// a: predicate, address, offset, parity; imm: may wait. False: not yet, try again when something
-// has changed.
+// a: predicate, address, offset, parity; imm: may wait. False: not complete, retry after a change.
 bool Machine::mbar_wait(Warp& w, const Ins& in, int pc, uint32_t m) {
   uint32_t& d = w.preds[in.a[0]];
-  // A wait may give up, so that a program must look at what it says: each does once. Not where only
-  // counts are wanted.
+  // A wait may return early, so a program must check its result: each wait does so once, except in
+  // runs that only count.
   if (checks && in.imm && !w.gave_up) {
     w.gave_up = true;
     d &= ~m;
@@ -110,7 +109,7 @@ bool Machine::mbar_wait(Warp& w, const Ins& in, int pc, uint32_t m) {
   d = (d & ~m) | done;
   w.gave_up = false;
   w.polls = done == m ? 0 : w.polls + 1;
-  // It may turn for as long as it likes, but not when nobody else can do anything.
+  // It may poll indefinitely, unless no other warp can make progress.
   if (w.polls > 1000 && !flying.empty()) land_bulk(flying[0]);
   if (w.polls > 100000) {
     fatal(HANG, pc, w.id);

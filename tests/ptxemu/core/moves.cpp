@@ -1,4 +1,4 @@
-// Registers, predicates, special registers and parameters: what moves without arithmetic.
+// Moves of registers, predicates, special registers and parameters.
 #include "lanes.h"
 
 // A predicate, one bit a lane.

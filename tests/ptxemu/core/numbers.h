@@ -1,4 +1,4 @@
-// Floating point as PTX has it: halves, roundings, minima, and what a tensor core sums.
+// Floating-point arithmetic of PTX: halves, roundings, minima, and sums of tensor cores.
 #pragma once
 
 #include <algorithm>
@@ -58,7 +58,7 @@ static inline uint16_t d2h(double v) {
 static inline double h2d(uint16_t h, bool bf) { return bf ? bf2f(h) : hf2f(h); }
 static inline uint16_t d2x(double v, bool bf) { return bf ? d2bf(v) : d2h(v); }
 
-// Hardware makes one NaN, whatever the operands'.
+// Hardware always returns the same NaN.
 static inline float canon(float f) { return f != f ? as_f(0x7fffffffu) : f; }
 static inline float ftz(float f) {
   return std::fabs(f) < 1.17549435e-38f ? std::copysign(0.0f, f) : f;
@@ -77,8 +77,8 @@ static inline double fmax_ptx(double a, double b) {
   return a > b ? a : b;
 }
 
-// What a tensor core does with products and an accumulator: exactly and rounded once, or aligned to
-// the largest exponent with two bits more than float32 has, and cut off.
+// Sum of products and an accumulator on a tensor core: exact and rounded once, or aligned to the
+// maximum exponent with two bits more than float32, and truncated.
 static inline float tc_sum(const double* products, int n, float c, bool truncate) {
   double s = c;
   if (!truncate) {

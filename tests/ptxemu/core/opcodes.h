@@ -1,6 +1,6 @@
-// The operations of the emulator. The parser reads this list too: the position of a name is its
-// number. In groups, as step.cpp passes them on: control, moves, integers (from ADD16), floats
-// (from ADD_F32), collectives (from SHFL), and what it does itself (from LD_GLOBAL).
+// Operations of the emulator. The parser also reads this list: the position of a name is its code.
+// The groups are those of the dispatch in step.cpp: control, moves, integers (from ADD16), floats
+// (from ADD_F32), collectives (from SHFL), and operations of step.cpp itself (from LD_GLOBAL).
 #pragma once
 
 // clang-format off

@@ -1,4 +1,4 @@
-// A launch: programs one after the other in any order, the warps of each in turns.
+// Execution of a launch: serial programs in any order, with interleaved warps.
 #include "lanes.h"
 
 void Machine::start_cta() {
@@ -26,7 +26,7 @@ void Machine::start_cta() {
   }
 }
 
-// Nobody can go on before all have met: a barrier.
+// Barrier: releases the warps when all have arrived.
 void Machine::release() {
   int pc = -1, other = -1, first = -1, done = 0;
   uint32_t e = 0;
@@ -66,17 +66,17 @@ void Machine::run_cta() {
       else
         ready.push_back(w.id);
     }
-    // A copy lands at any time, or not before somebody cannot go on without it.
+    // A copy lands at any time, or only when a warp has to wait for it.
     bool landing = ready.empty() ? blocked >= 0 : late == 0 && rng() % 4 == 0;
     if (!flying.empty() && landing) {
       land_bulk(flying[rng() % flying.size()]);
     } else if (!ready.empty()) {
       Warp& w = warps[ready[rng() % ready.size()]];
       w.blocked = false;
-      // Mostly to the next barrier, sometimes a few instructions.
+      // Usually runs to the next barrier, sometimes only a few instructions.
       step(w, rng() % 4 ? INT64_MAX : 1 + (int64_t)(rng() % 64));
     } else if (blocked >= 0) {
-      // Nobody is left who could end the wait.
+      // No warp is left that could end the wait.
       fatal(HANG, warps[blocked].groups[0].pc, blocked);
     } else if (waiting) {
       release();
@@ -91,7 +91,7 @@ void Machine::run_cta() {
 }
 
 void Machine::run() {
-  // Far from the end of the numbers: shadows start over.
+  // Reset the shadows before the epoch counter overflows.
   if (next_epoch > 0xf0000000u) {
     gshadow.clear();
     next_epoch = 1;

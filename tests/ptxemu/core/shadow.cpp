@@ -1,4 +1,4 @@
-// Accesses against shadow memory: who read and wrote each byte since which barrier.
+// Checks of accesses against shadow memory, with the last readers and writers of each byte.
 #include "machine.h"
 
 std::vector<std::vector<GShadow>> Machine::gshadow;
@@ -66,7 +66,7 @@ void Machine::shared_read(Warp& w, int pc, int lane, uint32_t offset, int n, boo
   }
 }
 
-// `same`: the bytes that are written are there already.
+// `same`: the memory already has the written bytes.
 void Machine::shared_write(Warp& w, int pc, int lane, uint32_t offset, int n, const uint8_t* value,
                            bool copy) {
   if (!checks) return;

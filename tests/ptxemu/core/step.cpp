@@ -1,7 +1,7 @@
-// One warp: which of its lanes run, and what an instruction makes of them.
+// Execution of one warp: groups of diverged lanes, and dispatch of instructions.
 #include "lanes.h"
 
-// Groups that have come to the same instruction go on as one. The lowest instruction is first.
+// Merges groups at the same instruction. The lowest instruction comes first.
 void Machine::reconverge(Warp& w) {
   if (w.groups.size() < 2) return;
   std::sort(w.groups.begin(), w.groups.end(),
@@ -16,7 +16,7 @@ void Machine::reconverge(Warp& w) {
   w.groups.resize(k + 1);
 }
 
-// A branch, or the end. Returns whether the lanes have parted.
+// Executes a branch or an exit. Returns true if the lanes diverged.
 bool Machine::jump(Warp& w, const Ins& in, int& pc, u32 m, u32 lanes) {
   if (in.op == RET && m == lanes) {
     w.groups.erase(w.groups.begin());
@@ -32,7 +32,7 @@ bool Machine::jump(Warp& w, const Ins& in, int& pc, u32 m, u32 lanes) {
   return true;
 }
 
-// Returns false where the warp stops for now; the first group says where it goes on.
+// Returns false if the warp has to stop; the first group has the next instruction.
 bool Machine::execute(Warp& w, const Ins& in, int pc, u32 m, u32 live) {
   auto whole_warp = [&]() {
     if (m != FULL) report(WARP_SYNC, pc, -1, w.id, -1, -1, -1, (int64_t)m);
@@ -59,8 +59,8 @@ bool Machine::execute(Warp& w, const Ins& in, int pc, u32 m, u32 live) {
       w.sync++;
       return true;
     case FENCE_PROXY:
-      // Whatever this thread has seen written goes to the other proxy: of its own and, behind a
-      // barrier, of the others.
+      // Writes that this thread has seen become visible to the other proxy: its own and, after a
+      // barrier, those of others.
       if (checks && in.imm)
         for (auto& s : sshadow)
           if (s.proxy && (s.ww == w.id || s.we < w.epoch)) s.proxy = 0;
@@ -121,12 +121,12 @@ bool Machine::execute(Warp& w, const Ins& in, int pc, u32 m, u32 live) {
     case MBAR_WAIT:
       if (mbar_wait(w, in, pc, m)) {
         if (!w.polls) return true;
-        // A test that failed: somebody else may run.
+        // A failed test: let another warp run.
         w.groups[0].pc = pc + 1;
         return false;
       }
       if (w.blocked) {
-        // As if it had not run: how often a wait turns says nothing.
+        // Not counted: the number of turns of a wait is arbitrary.
         w.executed--;
         if (counting) {
           L.pc_count[pc]--;

@@ -1,4 +1,4 @@
-// Products of tiles: `mma` of registers, `wgmma` of shared memory that runs while the warp goes on.
+// Products of tiles: `mma` on registers, and asynchronous `wgmma` on shared memory.
 #include "lanes.h"
 
 // imm: type of the operands, imm2: k; pool: 4 of d, then a, b, c.
@@ -128,7 +128,7 @@ void Machine::wgmma(Warp& w, const Ins& in, int pc) {
   }
   for (int32_t r : job.inputs) w.reg_input[r]++;
   bool now = lands_now();
-  // Accumulation has an order: what came before must be done.
+  // Accumulation is ordered: earlier products must be complete.
   bool earlier = false;
   for (auto& g : w.mma_committed)
     for (auto& j : g) earlier |= !j.done;
@@ -210,7 +210,7 @@ void Machine::mma_done(Warp& w, Mma& job) {
     }
 }
 
-// An instruction that names the accumulators of a product under way, or what it still reads.
+// Checks an instruction that uses accumulators or operands of a pending product.
 void Machine::touch_registers(Warp& w, const Ins& in, int pc) {
   if (in.op == WGMMA || in.op == WGMMA_FENCE || in.op == WGMMA_COMMIT || in.op == WGMMA_WAIT)
     return;
@@ -226,7 +226,7 @@ void Machine::touch_registers(Warp& w, const Ins& in, int pc) {
           if (r == v) by = j.pc;
       report(WGMMA_REGISTER, pc, by, w.id, w.id, -1, -1, v);
     }
-    // A new value in a register that a product still reads: the assembler may give it another one.
+    // Overwrites an operand of a pending product; the assembler may rename the register.
     if (v >= 0 && v < (int32_t)w.reg_input.size() && w.reg_input[v])
       report(NOTE_WGMMA_INPUT, pc, -1, w.id, w.id, -1, -1, v);
   };

@@ -1,4 +1,4 @@
-// Tensor maps: read, checked, and made by a program itself.
+// Tensor maps: reading, checks, and creation by a program.
 #include "lanes.h"
 
 // The same order as in Python, engine.py.
