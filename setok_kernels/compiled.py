@@ -76,7 +76,7 @@ class Compiled:
     ) -> Tensor:
         """Merge tokens into clusters; the arguments are those of `reference.merge`."""
         assignment, dtype = self._assignment(out, mode), x.dtype
-        wide = out.masks.dtype if mode == "soft" else wide_dtype(x)
+        wide = masks_of(out).dtype if mode == "soft" else wide_dtype(x)
         if weights is not None:
             weights = weights.to(wide).contiguous()
         self._check(out, weights)
@@ -92,7 +92,7 @@ class Compiled:
 
     def unmerge(self, tokens: Tensor, out: Clusters | HardClusters, mode: str) -> Tensor:
         """Spread clusters back to tokens; the arguments are those of `reference.unmerge`."""
-        wide = out.masks.dtype if mode == "soft" else wide_dtype(tokens)
+        wide = masks_of(out).dtype if mode == "soft" else wide_dtype(tokens)
         self._check(out)
         spread = self._ops.unmerge(self._accumulated(tokens, wide), *self._assignment(out, mode))
         return spread.to(tokens.dtype)

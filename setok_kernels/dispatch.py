@@ -185,7 +185,7 @@ def select_backend(name: str, device: torch.device, *dtypes: torch.dtype):
 
 def backends() -> dict[str, str | None]:
     """Map each backend to None if it can run on this machine, else to the reason and the remedy."""
-    status = {}
+    status: dict[str, str | None] = {}
     for name, backend in _BACKENDS.items():
         device = torch.device("cuda" if name == "triton" else "cpu")
         try:

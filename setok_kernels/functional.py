@@ -10,7 +10,7 @@ from torch import Tensor
 from setok_kernels import checks
 from setok_kernels.config import ClusterConfig, DPCOptions, check_number
 from setok_kernels.dispatch import select_backend
-from setok_kernels.result import Clusters, Decisions, DensityPeaks, HardClusters
+from setok_kernels.result import Clusters, Decisions, DensityPeaks, HardClusters, masks_of
 
 
 def cluster_tokens(
@@ -252,7 +252,7 @@ def unmerge_tokens(
 
 def _dtypes(tokens: Tensor, out: Clusters | HardClusters, mode: str) -> tuple[torch.dtype, ...]:
     """Return the dtypes that the merge computes with."""
-    return (tokens.dtype, out.masks.dtype) if mode == "soft" else (tokens.dtype,)
+    return (tokens.dtype, masks_of(out).dtype) if mode == "soft" else (tokens.dtype,)
 
 
 def _leading_shape(out: Clusters | HardClusters, x: Tensor) -> tuple[int, ...]:

@@ -170,6 +170,7 @@ def _judge_count(
     image: Image, score: Interval, chosen: Tensor, options: DPCOptions, limit: int
 ) -> None:
     """Assert that the chosen tokens (n,) are all above the threshold, or else `min_clusters`."""
+    assert options.threshold is not None
     # The threshold may have been rounded to the dtype of the score.
     doubt = abs(options.threshold) * image.roundoff
     sure = score.lo > options.threshold + doubt
