@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from helpers.some_gpu import IDENTITY
 from setok_kernels import dispatch, reference
 from setok_kernels.compiled import Compiled
-from setok_kernels.verification import child, identity, trust, verdict
+from setok_kernels.verification import identity, processes, trust, verdict
 from setok_kernels.verification.verdict import Outcome, Verdict, VerificationWarning
 
 pytest.importorskip("triton", exc_type=ImportError)
@@ -60,7 +60,7 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setenv("SETOK_CACHE", str(machine.folder))
     monkeypatch.delenv("SETOK_VERIFY", raising=False)
     monkeypatch.setattr(trust, "identify", lambda device: IDENTITY)
-    monkeypatch.setattr(child, "run_children", machine.run)
+    monkeypatch.setattr(processes, "run_children", machine.run)
     monkeypatch.setattr(dispatch, "_interpreted", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     forget(monkeypatch)
@@ -270,7 +270,7 @@ def test_a_process_waits_for_the_verdict_of_another(machine, monkeypatch):
         return PASSED
 
     def first():
-        monkeypatch.setattr(child, "run_children", slow)
+        monkeypatch.setattr(processes, "run_children", slow)
         assert auto() == TRITON
 
     process, found = in_a_fork(first), []
@@ -289,7 +289,7 @@ def test_a_process_waits_for_the_verdict_of_another(machine, monkeypatch):
 
 
 def test_a_process_does_not_wait_for_ever(machine, monkeypatch):
-    monkeypatch.setattr(child, "LIMIT_SECONDS", 0.01)
+    monkeypatch.setattr(processes, "LIMIT_SECONDS", 0.01)
     held = r"another process has held .*\.lock for 0 s"
     with (
         verdict.one_at_a_time(IDENTITY, 1),

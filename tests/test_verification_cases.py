@@ -15,7 +15,8 @@ import triton.language as tl
 
 from helpers import interpreter
 from setok_kernels import compiled, functional
-from setok_kernels.verification.cases import CASES, Sizes, run_cases
+from setok_kernels.equivalence.cases import CASES, Sizes, run_cases
+from setok_kernels.verification.groups import GROUPS
 from setok_triton import backend, select
 from setok_triton.select import FAR_INDEX, INFINITE
 
@@ -143,3 +144,8 @@ def test_each_case_has_its_precision():
     assert all(found.state == "passed" for found in run_cases(cases, torch.device("cpu")))
     assert seen == [case.precision for case in CASES] and set(seen) == {"highest", "high", "medium"}
     assert torch.get_float32_matmul_precision() == before
+
+
+def test_each_case_is_in_one_group():
+    grouped = [name for names in GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(case.name for case in CASES)

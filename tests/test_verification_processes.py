@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from helpers.some_gpu import IDENTITY
-from setok_kernels.verification import cases, child, identity
+from setok_kernels.equivalence import child
+from setok_kernels.verification import identity, processes
 from setok_kernels.verification.verdict import Verdict
 
 pytest.importorskip("triton", exc_type=ImportError)
@@ -33,9 +34,7 @@ def program(tmp_path, body):
 
 @pytest.fixture
 def two_groups(monkeypatch):
-    monkeypatch.setattr(
-        cases, "CASES", tuple(cases.Case(name, None, name) for name in ("first", "second"))
-    )
+    monkeypatch.setattr(processes, "GROUPS", {name: (name,) for name in ("first", "second")})
 
 
 DONE = "write(case=group); write(case=group, state='passed', seconds=0.1, message='')\n"
@@ -77,18 +76,18 @@ DONE = "write(case=group); write(case=group, state='passed', seconds=0.1, messag
     ],
 )
 def test_what_may_come_of_the_processes(body, state, reason, two_groups, tmp_path, monkeypatch):
-    monkeypatch.setattr(child, "LIMIT_SECONDS", 1.0)
-    found = child.run_children(GPU, IDENTITY, program(tmp_path, body))
+    monkeypatch.setattr(processes, "LIMIT_SECONDS", 1.0)
+    found = processes.run_children(GPU, IDENTITY, program(tmp_path, body))
     assert found.state == state
     assert re.search(reason, found.reason), found.reason
     assert Verdict.of_json(found.to_json()) == found
 
 
 def test_processes_that_cannot_be_started(two_groups, monkeypatch):
-    found = child.run_children(GPU, IDENTITY, ["/no/such/program"])
+    found = processes.run_children(GPU, IDENTITY, ["/no/such/program"])
     assert found.state == "unknown" and "could not be started" in found.reason
     monkeypatch.setattr(sys, "executable", "")
-    found = child.run_children(GPU, IDENTITY)
+    found = processes.run_children(GPU, IDENTITY)
     assert found.state == "unknown" and "no Python executable" in found.reason
 
 
@@ -99,23 +98,23 @@ def test_a_process_itself(tmp_path, monkeypatch):
         "import os\n"
         "assert os.environ['TRITON_INTERPRET'] == '0' and os.environ['SETOK_VERIFY'] == '0'\n"
         "os.environ['TRITON_INTERPRET'] = '1'\n"
-        "from setok_kernels.verification import cases, child\n"
-        "cases.CASES = cases.CASES[-1:]\n"
+        "from setok_kernels.equivalence import cases, child\n"
+        "child.GROUPS = {'hard': ('threshold_greedy',)}\n"
         "child.main(sizes=cases.Sizes(tokens=9, many=18, dim=6, clusters=3))\n"
     )
-    monkeypatch.setattr(cases, "CASES", cases.CASES[-1:])
+    monkeypatch.setattr(processes, "GROUPS", {"hard": ("threshold_greedy",)})
     device = torch.device("cpu")
     command = [sys.executable, str(path)]
-    found = child.run_children(device, identity.identify(device), command)
+    found = processes.run_children(device, identity.identify(device), command)
     assert found.state == "passed" and found.outcomes[0].case == "threshold_greedy", found
 
 
 def test_a_process_that_has_another_device(tmp_path, capsys):
     arguments = ["--device", "cpu", "--key", IDENTITY.key, "--group", "hard"]
-    with pytest.raises(SystemExit, match=str(child.COULD_NOT_BEGIN)):
+    with pytest.raises(SystemExit, match=str(processes.COULD_NOT_BEGIN)):
         child.main([*arguments, str(tmp_path / "out")])
     assert "cpu: expected the device, driver and versions of" in capsys.readouterr().err
 
 
 def test_signals_are_those_of_the_platform():
-    assert signal.SIGSEGV in child._FAULTS and signal.SIGKILL not in child._FAULTS
+    assert signal.SIGSEGV in processes._FAULTS and signal.SIGKILL not in processes._FAULTS

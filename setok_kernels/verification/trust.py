@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch._guards import detect_fake_mode
 
+from setok_kernels.verification import processes
 from setok_kernels.verification.identity import identify
 from setok_kernels.verification.verdict import (
     Verdict,
@@ -94,17 +95,14 @@ def verify(device: torch.device, again: bool = False) -> tuple[Verdict, Path | N
         device: CUDA device with its index.
         again: flag: verify even if a verdict is cached.
     """
-    # Imported here: no other code path needs the comparisons.
-    from setok_kernels.verification.child import LIMIT_SECONDS, run_children
-
     identity = identify(device)
     # Twice the limit: a waiting process reuses the verdict of the one that holds the lock.
     try:
-        with one_at_a_time(identity, seconds=2 * LIMIT_SECONDS):
+        with one_at_a_time(identity, seconds=2 * processes.LIMIT_SECONDS):
             known = None if again else recall(identity)
             if known is not None:
                 return known
-            verdict = run_children(device, identity)
+            verdict = processes.run_children(device, identity)
             return verdict, remember(verdict)
     except TimeoutError as error:
         return Verdict(identity, (), 0.0, problem=str(error)), None

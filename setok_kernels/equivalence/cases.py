@@ -50,14 +50,11 @@ class Case:
     Attributes:
         name: name of the comparison.
         run: function of the device and the sizes; raises an AssertionError for wrong kernels.
-        group: name of the process that runs it. Cases of one group share most of the kernels to
-            compile; groups run in parallel.
         precision: precision of float32 matrix products during the run.
     """
 
     name: str
     run: Callable[[torch.device, Sizes], None]
-    group: str
     precision: str = "highest"
 
 
@@ -242,25 +239,19 @@ def _greedy(device, sizes):
 # TF32 rounds the factors of a product to 11 bits.
 _TF32 = 2.0**-11
 
-# Compilation takes most of the time, so each group has about a quarter of the builds.
 CASES = (
-    Case("exact tokens, masked", _exact, "float32"),
-    Case("packed images", _packed, "float32"),
-    Case("clustering of float32", _forward(torch.float32), "float32"),
-    Case("gradients of float32", _gradients(torch.float32), "float32"),
-    Case("clustering of bfloat16", _forward(torch.bfloat16), "bfloat16"),
-    Case("gradients of bfloat16", _gradients(torch.bfloat16), "bfloat16"),
-    Case("merging bfloat16", _merging(torch.bfloat16), "bfloat16"),
-    Case("clustering of float16", _forward(torch.float16), "others"),
-    Case("clustering of float32, precision high", _forward(torch.float32), "others", "high"),
-    Case(
-        "clustering of float32, precision medium",
-        _forward(torch.float32, _TF32),
-        "others",
-        "medium",
-    ),
-    Case("merging float32", _merging(torch.float32), "others"),
-    Case("many tokens", _many, "hard"),
-    Case("dpc_knn", _density_peaks, "hard"),
-    Case("threshold_greedy", _greedy, "hard"),
+    Case("exact tokens, masked", _exact),
+    Case("packed images", _packed),
+    Case("clustering of float32", _forward(torch.float32)),
+    Case("gradients of float32", _gradients(torch.float32)),
+    Case("clustering of bfloat16", _forward(torch.bfloat16)),
+    Case("gradients of bfloat16", _gradients(torch.bfloat16)),
+    Case("merging bfloat16", _merging(torch.bfloat16)),
+    Case("clustering of float16", _forward(torch.float16)),
+    Case("clustering of float32, precision high", _forward(torch.float32), "high"),
+    Case("clustering of float32, precision medium", _forward(torch.float32, _TF32), "medium"),
+    Case("merging float32", _merging(torch.float32)),
+    Case("many tokens", _many),
+    Case("dpc_knn", _density_peaks),
+    Case("threshold_greedy", _greedy),
 )

@@ -1,4 +1,4 @@
-"""Child processes that run the equivalence cases, and the parent's wait for them.
+"""The parent of the child processes that run the equivalence cases.
 
 After an out-of-bounds access every later CUDA call of a process fails, the reference's too, and a
 kernel that hangs cannot be stopped alone. A child process also has modes, precision, random state
@@ -6,7 +6,6 @@ and memory of its own, independent of the caller's. Each group of cases has one 
 compilation takes most of the time.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -16,14 +15,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from setok_kernels.verification import cases
-from setok_kernels.verification.cases import REAL, Sizes
-from setok_kernels.verification.identity import Identity, identify
+from setok_kernels.verification.groups import GROUPS
+from setok_kernels.verification.identity import Identity
 from setok_kernels.verification.verdict import Outcome, Verdict
 
 # Time limit of a whole verification, which also stops a kernel that hangs. It usually takes less
@@ -31,6 +29,8 @@ from setok_kernels.verification.verdict import Outcome, Verdict
 LIMIT_SECONDS = 300.0
 # Exit status of a process that could not start; the last line of its stderr is the reason.
 COULD_NOT_BEGIN = 3
+# By name: what it imports uses the verification.
+_CHILD = "setok_kernels.equivalence.child"
 _LOG_CHARACTERS = 4000
 # Signals of a faulty program. Others come from outside, e.g. when memory runs out.
 _FAULTS = {signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGBUS}
@@ -44,13 +44,14 @@ def run_children(
     Args:
         device: CUDA device with its index.
         identity: identity of the device.
-        command: command of a child, with the arguments of `main`; None means this module.
+        command: command of a child, with the arguments of `equivalence.child.main`;
+            None means that function.
     """
     begin = time.monotonic()
     parts = []
     with tempfile.TemporaryDirectory(prefix="setok-") as folder:
         try:
-            for group in dict.fromkeys(case.group for case in cases.CASES):
+            for group in GROUPS:
                 arguments = ["--device", str(device), "--key", identity.key, "--group", group]
                 parts.append(_Part.start(group, [*_command(command), *arguments], Path(folder)))
             ends = [part.wait(begin + LIMIT_SECONDS) for part in parts]
@@ -62,11 +63,12 @@ def run_children(
                 part.stop()
     outcomes = {outcome.case: outcome for found, *_ in ends for outcome in found}
     problem = "; ".join(dict.fromkeys(problem for _, problem, *_ in ends if problem))
-    if not problem and len(outcomes) != len(cases.CASES):
-        problem = f"only {len(outcomes)} of {len(cases.CASES)} cases ran"
+    names = [name for group in GROUPS.values() for name in group]
+    if not problem and len(outcomes) != len(names):
+        problem = f"only {len(outcomes)} of {len(names)} cases ran"
     return Verdict(
         identity,
-        tuple(outcomes[case.name] for case in cases.CASES if case.name in outcomes),
+        tuple(outcomes[name] for name in names if name in outcomes),
         time.monotonic() - begin,
         problem,
         crashed=any(crashed for _, _, crashed, _ in ends),
@@ -79,7 +81,7 @@ def _command(command: Sequence[str] | None) -> list[str]:
         return list(command)
     if not sys.executable:
         raise OSError("no Python executable (sys.executable is empty)")
-    return [sys.executable, "-c", f"from {__name__} import main; main()"]
+    return [sys.executable, "-c", f"from {_CHILD} import main; main()"]
 
 
 @dataclass(frozen=True)
@@ -159,38 +161,3 @@ def _read(path: Path) -> tuple[list[Outcome], str]:
             outcomes.append(Outcome(**fields))
         begun = "" if "state" in fields else fields["case"]
     return outcomes, begun
-
-
-def main(argv: Sequence[str] | None = None, sizes: Sizes = REAL) -> None:
-    """Run the cases of one group, and write a line before and after each.
-
-    Args:
-        argv: command-line arguments; None means those of the process.
-        sizes: sizes of the test inputs.
-    """
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", type=torch.device, required=True)
-    parser.add_argument("--key", required=True, help="expected key of the device's identity")
-    parser.add_argument("--group", required=True)
-    parser.add_argument("out", type=Path)
-    arguments = parser.parse_args(argv)
-    device = arguments.device
-    try:
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-            # Create the context: this fails without memory or permission.
-            torch.zeros(1, device=device).item()
-        if identify(device).key != arguments.key:
-            raise RuntimeError(
-                f"{device}: expected the device, driver and versions of the parent process, "
-                "got others"
-            )
-    except (RuntimeError, AssertionError) as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
-        raise SystemExit(COULD_NOT_BEGIN) from error
-    chosen = [case for case in cases.CASES if case.group == arguments.group]
-    outcomes = cases.run_cases(chosen, device, sizes)
-    with arguments.out.open("w", encoding="utf-8", buffering=1) as file:
-        for case in chosen:
-            file.write(json.dumps({"case": case.name}) + "\n")
-            file.write(json.dumps(asdict(next(outcomes))) + "\n")
