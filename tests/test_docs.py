@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import tiny_setokim
+from helpers import registries, tiny_setokim
 from helpers.markdown import code_blocks, commands
 from helpers.tiny_stage1 import write_setok
 from setok_cli.main import build_parser, main
@@ -132,7 +132,8 @@ def shell_lines(name: str) -> list[str]:
     "name", [name for name in NAMES if "```python" in (ROOT / name).read_text()]
 )
 def test_the_python_of_a_page_runs(name, readers_folder):
-    run_page(name)
+    with registries.restored():
+        run_page(name)
 
 
 def test_few_blocks_are_not_run_and_each_says_why():

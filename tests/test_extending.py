@@ -2,22 +2,18 @@
 
 import math
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from helpers import registries
 from helpers.tiny_setokim import FIELDS, LLM
 from helpers.tiny_stage1 import TINY, losses_of, write_setok
 from setokim import SetokModel
-from setokim.data.build import GENERATED
-from setokim.tokenizer.configuration_setok import ENCODERS, GROUPINGS
 from setokim.training.settings import load_settings
-from setokim.training.stage1 import losses as stage1
 from setokim.training.trainer import Trainer
-from setokim.vlm.losses import LOSSES
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE, re.DOTALL))
@@ -29,17 +25,8 @@ YAMLS = {
 
 @pytest.fixture(autouse=True)
 def _forget():
-    """Remove the entries that a file has registered after its test."""
-    registries = (LOSSES, stage1.LOSSES, ENCODERS, GROUPINGS, GENERATED)
-    before = [dict(registry) for registry in registries]
-    modules = set(sys.modules)
-    yield
-    for registry, found in zip(registries, before, strict=True):
-        registry._found.clear()
-        registry._found.update(found)
-    for name in set(sys.modules) - modules:
-        if name.startswith("setokim_imports."):
-            del sys.modules[name]
+    with registries.restored():
+        yield
 
 
 def merged(base, own):
