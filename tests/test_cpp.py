@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import setok_kernels as sk
+from helpers.clusterings import assert_bit_equal
 from helpers.pairwise import pairwise
 from setok_kernels import compiled, dispatch, testing
 
@@ -33,13 +34,6 @@ def config(request):
 
 def cluster(x, config, **kwargs):
     return sk.cluster_tokens(x, config, backend="cpp", **kwargs)
-
-
-def assert_bit_equal(a, b):
-    for name in ("masks", "labels", "density", "delta", "score"):
-        assert torch.equal(getattr(a, name), getattr(b, name)), name
-    for name in ("knn", "parent", "seeds", "counts"):
-        assert torch.equal(getattr(a.decisions, name), getattr(b.decisions, name)), name
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import setok_kernels as sk
+from helpers.clusterings import longest
 from setok_kernels import reference, testing
 from setok_kernels.compiled import mask_options
 from setok_kernels.config import ALPHAS, KERNELS, LEARNABLE
@@ -18,10 +19,6 @@ VALUES = ("masks", "density", "delta", "score")
 SOFT = sk.ClusterConfig(
     k=3, max_clusters=9, bandwidth=0.7, temperature=0.6, beta=0.3, offset=0.4, stop_residual=0.0
 )
-
-
-def longest(out):
-    return out.max_seqlen if out.cu_seqlens is not None else out.labels.shape[1]
 
 
 @dataclasses.dataclass

@@ -9,21 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import setok_kernels as sk
+from helpers.clusterings import assert_bit_equal
 from helpers.strategies import configs, exact_tokens, real_tokens
 from setok_kernels import testing
 
 # Their cases are many, and none is about what an interpreted kernel does.
 pytestmark = pytest.mark.backends("reference", "cpp")
-
-VALUES = ("masks", "counts", "labels", "density", "delta", "score")
-DECISIONS = ("knn", "parent", "seeds", "counts")
-
-
-def assert_bit_equal(a, b, values=VALUES):
-    for name in values:
-        assert torch.equal(getattr(a, name), getattr(b, name)), name
-    for name in DECISIONS:
-        assert torch.equal(getattr(a.decisions, name), getattr(b.decisions, name)), name
 
 
 @given(exact_tokens(torch.float32), configs)

@@ -12,6 +12,7 @@ if os.environ["TRITON_INTERPRET"] != "1":
 
 import setok_kernels as sk
 from helpers import interpreter
+from helpers.clusterings import assert_bit_equal
 from helpers.pairwise import pairwise
 from setok_kernels import testing
 from setok_triton import configs
@@ -38,11 +39,6 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 def cluster(x, config, **kwargs):
     return sk.cluster_tokens(x, config, backend="triton", **kwargs)
-
-
-def assert_bit_equal(a, b):
-    for name in ("masks", "labels", "density", "delta", "score"):
-        assert torch.equal(getattr(a, name), getattr(b, name)), name
 
 
 @pytest.mark.parametrize(

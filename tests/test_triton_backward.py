@@ -13,6 +13,7 @@ if os.environ["TRITON_INTERPRET"] != "1":
 
 import setok_kernels as sk
 from helpers import interpreter
+from helpers.clusterings import longest
 from helpers.pairwise import pairwise
 from setok_kernels import testing
 from setok_kernels.compiled import mask_options
@@ -43,10 +44,6 @@ def triton_gradients(x, config, out, grads, token_mask=None):
         *wide,
         *mask_options(config, x),
     )
-
-
-def longest(out):
-    return out.max_seqlen if out.cu_seqlens is not None else out.labels.shape[1]
 
 
 def random_like(tensor, seed):

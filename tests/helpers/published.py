@@ -394,3 +394,10 @@ PUBLISHED = {
     "mme": (mme, {}),
     "mm-vet": (mm_vet, {}),
 }
+
+
+def rewrite(path, change):
+    """Change the JSON of a file in place."""
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from helpers.published import NEEDS, PUBLISHED, mask_in, picture
+from helpers.published import NEEDS, PUBLISHED, mask_in, picture, rewrite
 from setokim.data import BrokenSampleError, Conversation, Guarded, Order, Sample
 from setokim.data.conversations import MASK
 from setokim.data.readers import READERS
@@ -206,12 +206,6 @@ def test_masks_of_objects(tmp_path):
     expected = np.where(mask_in(0, 0, 24, 8), 1, 0)
     expected[mask_in(3, 2, 6, 3)] = 2
     assert np.array_equal(panoptic[0].masks, expected) and panoptic[0].concepts == ("sky", "person")
-
-
-def rewrite(path, change):
-    value = json.loads(path.read_text())
-    change(value)
-    path.write_text(json.dumps(value))
 
 
 PICTURES = {

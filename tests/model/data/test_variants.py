@@ -14,6 +14,7 @@ from helpers.published import (
     PUBLISHED,
     data_of,
     mask_in,
+    rewrite,
     save,
     write_csv,
     write_parquet,
@@ -30,12 +31,6 @@ def make(name, root):
 
 def reopen(name, root, **options):
     return READERS[name](root, **PUBLISHED[name][1] | options)
-
-
-def rewrite(path, change):
-    value = json.loads(path.read_text())
-    change(value)
-    path.write_text(json.dumps(value))
 
 
 @pytest.mark.parametrize("version", ["", "oidv6-", "oidv7-"])
