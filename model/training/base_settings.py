@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,3 +162,23 @@ def check_weights(losses: Any, besides: Sequence[str] = ()) -> None:
             raise ValueError(f"losses.{name}: expected at least 0, got {weight!r}")
     if not any(weights.values()):
         raise ValueError("losses: expected at least one weight above 0, got none")
+
+
+def check_extra(
+    extra: Mapping[str, float], registered: Iterable[str], built_in: Sequence[str]
+) -> None:
+    """Raise an error unless all extra losses are registered and not built in.
+
+    Args:
+        extra: weights by name.
+        registered: names of all losses.
+        built_in: names of the losses that have settings of their own.
+
+    Raises:
+        ValueError: one is unknown.
+    """
+    known = [name for name in registered if name not in built_in]
+    for name in extra:
+        if name not in known:
+            expected = f"registered losses ({', '.join(known) or 'none'})"
+            raise ValueError(f"losses.extra: expected {expected}, got {name}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from setokim.tokenizer.modeling_setok import SetokModel, VisualTokens
+from setokim.training.base_settings import check_extra
 from setokim.training.losses import contrastive_loss, pixel_loss
 from setokim.utils.registry import Registry
 
@@ -41,10 +42,7 @@ class LossSettings:
     extra: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
-        for name in self.extra:
-            if name not in LOSSES or name in BUILT_IN:
-                known = ", ".join(n for n in LOSSES if n not in BUILT_IN) or "none"
-                raise ValueError(f"losses.extra: expected registered losses ({known}), got {name}")
+        check_extra(self.extra, LOSSES, BUILT_IN)
 
     def active(self) -> list[str]:
         """Return the names in `LOSSES` of the losses with a nonzero weight."""

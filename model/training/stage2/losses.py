@@ -10,6 +10,7 @@ from torch import Tensor
 
 from setokim.tokenizer.detokenizer import Detokenizer
 from setokim.tokenizer.modeling_setok import VisualTokens
+from setokim.training.base_settings import check_extra
 from setokim.training.losses import pixel_loss
 from setokim.utils.distributed import mean_over_ranks
 from setokim.vlm.losses import LOSSES
@@ -38,11 +39,7 @@ class InstructLossSettings:
     extra: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
-        built_in = ("text", "diffusion", "mask")
-        for name in self.extra:
-            if name not in LOSSES or name in built_in:
-                known = ", ".join(n for n in LOSSES if n not in built_in) or "none"
-                raise ValueError(f"losses.extra: expected registered losses ({known}), got {name}")
+        check_extra(self.extra, LOSSES, ("text", "diffusion", "mask"))
 
     @property
     def model_weights(self) -> dict[str, float]:
