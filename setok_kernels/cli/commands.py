@@ -9,7 +9,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
+from importlib.metadata import (
+    EntryPoint,
+    PackageNotFoundError,
+    distribution,
+    distributions,
+    entry_points,
+)
 
 from setok_cli import completion, doctor
 from setok_cli.errors import UsageError, one_line
@@ -61,6 +67,10 @@ def _find_entries() -> dict[str, EntryPoint]:
         if _origin(entry) == DISTRIBUTION:
             found[entry.name], ignored = entry, other
         print(f"setok: ignores {entry.name!r} of {_origin(ignored)}", file=sys.stderr)
+    # Metadata of an older build in the current folder hides that of the installation.
+    for installed in distributions(name=DISTRIBUTION):
+        for entry in installed.entry_points.select(group=GROUP):
+            found.setdefault(entry.name, entry)
     return found
 
 

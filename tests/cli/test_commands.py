@@ -26,6 +26,7 @@ def registered(monkeypatch):
 
     def register(*entries):
         monkeypatch.setattr(commands, "entry_points", lambda group: list(entries))
+        monkeypatch.setattr(commands, "distributions", lambda name: [])
 
     return register
 
@@ -103,6 +104,18 @@ def test_metadata_that_is_older_than_the_code(registered, capsys):
     assert line.startswith("setok plan: is not registered: the metadata of the installed package")
     assert "pip install --force-reinstall --no-deps" in line
     assert main(["doctor"]) == 0
+
+
+def test_older_metadata_in_the_current_folder_hides_nothing(tmp_path):
+    """A build leaves a folder *.egg-info in the checkout, which comes before the installation."""
+    folder = tmp_path / "setok_kernels.egg-info"
+    folder.mkdir()
+    (folder / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: setok-kernels\nVersion: 0.0.1\n")
+    code = "from setok_cli.main import main; main(['plan', '--help'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "usage: setok plan" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(

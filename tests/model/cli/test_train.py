@@ -203,7 +203,7 @@ def test_too_many_broken_samples_and_a_run_that_diverges_end_in_one_line(tmp_pat
     data = f"data={{kind: folder, path: {tmp_path / 'pictures'}}}"
     assert train(data) == 2
     line = one_line(capsys.readouterr().err)
-    assert "of the samples are broken" in line and ".png: not a picture" in line
+    assert "of the samples are broken" in line and ".png: not an image" in line
     shutil.rmtree(tmp_path / "out")
     assert train("optimizer.lr=1e25") == 2
     assert ": a loss is not finite: {" in one_line(capsys.readouterr().err)

@@ -384,7 +384,7 @@ def test_a_broken_image_is_skipped_and_named_also_after_resuming(tmp_path, build
     train("out", *settings, resume=True)
     name = tmp_path / "images" / f"{index:03}.png"
     assert (
-        f"process 0, data: 1 of 120 samples could not be read: {name}: not a picture of a known "
+        f"process 0, data: 1 of 120 samples could not be read: {name}: not an image of a known "
         "format\n"
     ) in capsys.readouterr().out
     # Without captions all similarities are equal.
