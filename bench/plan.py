@@ -1,4 +1,4 @@
-"""How many GPU-hours the paper's training takes, from measured costs.
+"""Estimate of the GPU-hours of the paper's training, from measured costs.
 
 Flops of a model over the rate at which it was measured to make them; clustering from its own
 measured time. What was not measured is estimated, and the plan says so.
@@ -33,13 +33,13 @@ DECODER = (24, 1024, 4096)
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of training.
+    """A training stage.
 
     Attributes:
-        name: of the stage.
-        warmup: steps of the paper's table.
-        steps: in all, which the table does not give: ten times the warm-up is assumed.
-        language_model: whether it is trained, on sequences of `SEQUENCE`.
+        name: name of the stage.
+        warmup: warm-up steps of the paper's table.
+        steps: total steps; the table has none, so ten times the warm-up is assumed.
+        language_model: flag: train the language model, on sequences of `SEQUENCE` tokens.
     """
 
     name: str
@@ -60,15 +60,15 @@ STAGES = (
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one device.
+    """Costs on one device.
 
     Attributes:
-        name: of the device, or of the result.
+        name: name of the device or of the result.
         encoder_rate: flop/s of the vision encoder.
         llm_rate: flop/s of the language model.
-        cluster_s: seconds of clustering an image.
-        cluster_training_s: likewise with the gradient.
-        sources: where each comes from.
+        cluster_s: seconds of clustering per image.
+        cluster_training_s: seconds of clustering per image with the gradient.
+        sources: origin of each number.
     """
 
     name: str
@@ -80,25 +80,25 @@ class Costs:
 
 
 def encoder_flops() -> int:
-    """Of one image through SigLIP-so400m."""
+    """Return the flops of one image through SigLIP-so400m."""
     size = ENCODERS[WIDTH]
     return work.transformer(TOKENS, 1, size.layers, WIDTH, size.hidden, gated=False, causal=False)
 
 
 def llm_flops(tokens: int) -> int:
-    """Of one sequence through LLaMA-7B."""
+    """Return the flops of one sequence through LLaMA-7B."""
     size = LANGUAGE_MODELS[LLM_WIDTH]
     return work.transformer(tokens, 1, size.layers, LLM_WIDTH, size.hidden, gated=True, causal=True)
 
 
 def decoder_flops() -> int:
-    """Of one image through the detokenizer."""
+    """Return the flops of one image through the detokenizer."""
     layers, width, hidden = DECODER
     return work.transformer(TOKENS, 1, layers, width, hidden, gated=False, causal=False)
 
 
 def estimated_costs(device: str = "H100") -> Costs:
-    """From the rates of the roofline alone."""
+    """Return the costs from the roofline alone."""
     machine = MACHINES[device]
     cluster = roofline.total(roofline.forward(Shape(64, TOKENS, WIDTH), machine)) / 64
     rate = UTILISATION * machine.matmul
@@ -116,7 +116,7 @@ def estimated_costs(device: str = "H100") -> Costs:
 
 
 def measured_costs(result: dict) -> Costs:
-    """From a result of the suites `gpu` or `pipeline`.
+    """Return the costs from a result of the suites `gpu` or `pipeline`.
 
     Raises:
         ValueError: it has not measured an encoder and a language model.

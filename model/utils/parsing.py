@@ -19,8 +19,8 @@ def from_plain(kind: type, values: Any, where: str = ""):
     """A dataclass from nested dicts, its types checked.
 
     Args:
-        kind: of the dataclass.
-        values: by the names of its fields.
+        kind: class of the result.
+        values: values by the names of its fields.
         where: dotted name of the group that `values` is, with a dot at its end.
 
     Raises:

@@ -26,7 +26,7 @@ class SetokimGenerationConfig(GenerationConfig):
             the visual tokenizer makes.
         image_size: height and width of the images; None for the detokenizer's own.
         mask_size: height and width of the masks.
-        use_cache: whether keys and values are kept; without, each step reads the whole sequence.
+        use_cache: flag: keep keys and values; without it each step reads the whole sequence.
         **kwargs: metadata of a saved configuration.
 
     Raises:
