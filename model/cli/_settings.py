@@ -219,6 +219,6 @@ def _show(value: Any) -> str:
     """Return a value as YAML has it."""
     import json
 
-    from setokim.training.parsing import to_plain
+    from setokim.utils.parsing import to_plain
 
     return json.dumps(to_plain(value))
