@@ -198,7 +198,7 @@ def test_a_folder_in_use_is_named_with_its_holder(tmp_path, train, capsys):
 def test_too_many_broken_samples_and_a_run_that_diverges_end_in_one_line(tmp_path, train, capsys):
     (tmp_path / "pictures").mkdir()
     for i in range(4):
-        (tmp_path / "pictures" / f"{i}.png").write_text("no picture")
+        (tmp_path / "pictures" / f"{i}.png").write_text("no image")
     Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "4.png")
     data = f"data={{kind: folder, path: {tmp_path / 'pictures'}}}"
     assert train(data) == 2
