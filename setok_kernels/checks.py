@@ -21,10 +21,11 @@ from setok_kernels.result import Clusters, Decisions, HardClusters
 
 
 def check_x(x, packed: bool) -> None:
-    """Check that `x` is (B, N, D) or (B, H, W, D), or (T, D) when packed, with D at least 1."""
+    """Check that `x` has one of the documented shapes: padded, or (T, D) packed; D at least 1."""
     check_float("x", x)
-    expected = "(T, D) with cu_seqlens" if packed else "(B, N, D) or (B, H, W, D)"
-    if x.dim() not in ((2,) if packed else (3, 4)):
+    padded = "(B, N, D), (B, H, W, D) or (B, T, H, W, D)"
+    expected = "(T, D) with cu_seqlens" if packed else padded
+    if x.dim() not in ((2,) if packed else (3, 4, 5)):
         raise ValueError(f"x: expected shape {expected}, got {tuple(x.shape)}")
     if x.shape[-1] == 0:
         raise ValueError(f"x: expected at least 1 feature, got shape {tuple(x.shape)}")

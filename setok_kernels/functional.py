@@ -188,9 +188,9 @@ def merge_tokens(
         mode: assignment A: "hard" averages the members of each label (A_ci = 1 where label_i = c);
             "soft" weighs every token by its mask (A = masks, `cluster_tokens` only) and adds `eps`
             to the denominator.
-        weights: weight of each token, (B, N), (B, H, W) or (T,), finite and at least 0; None means
-            1. On CUDA and in a compiled call of the reference the values are not checked: a row
-            with a negative or non-finite weight is not a mean.
+        weights: weight of each token, (B, N), (T,) or, like `x`, (B, H, W) or (B, T, H, W), finite
+            and at least 0; None means 1. On CUDA and in a compiled call of the reference the values
+            are not checked: a row with a negative or non-finite weight is not a mean.
         eps: constant in the denominator when soft, at least 0.
         backend: name of the backend, see `cluster_tokens`.
 
@@ -234,8 +234,9 @@ def unmerge_tokens(
         backend: name of the backend, see `cluster_tokens`.
 
     Returns:
-        (B, N, D), (B, H, W, D) or (T, D) like the clustered input, in the dtype of `tokens`;
-        masked tokens are 0. Differentiable with respect to `tokens` and, when soft, the masks.
+        (B, N, D), (B, H, W, D), (B, T, H, W, D) or packed (T, D) like the clustered input, in the
+        dtype of `tokens`; masked tokens are 0. Differentiable with respect to `tokens` and, when
+        soft, the masks.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
@@ -257,7 +258,7 @@ def _dtypes(tokens: Tensor, out: Clusters | HardClusters, mode: str) -> tuple[to
 
 def _leading_shape(out: Clusters | HardClusters, x: Tensor) -> tuple[int, ...]:
     """Return the expected shape of `x` without features: the labels' shape, or the grid's."""
-    if out.grid is not None and x.dim() == 4:
+    if out.grid is not None and x.dim() == len(out.grid) + 2:
         return (out.labels.shape[0], *out.grid)
     return tuple(out.labels.shape)
 
@@ -293,8 +294,8 @@ class _Batch:
                 raise ValueError(
                     f"max_seqlen: expected None without cu_seqlens, got {max_seqlen!r}"
                 )
-            if x.dim() == 4:
-                grid = tuple(x.shape[1:3])
+            if x.dim() > 3:
+                grid = tuple(x.shape[1:-1])
             if token_mask is not None:
                 checks.check_mask(token_mask, x)
                 valid = token_mask.flatten(1)

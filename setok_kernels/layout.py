@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 
-def pad(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int, fill=0) -> Tensor:
-    """Pad (T, ...) to (B, max_seqlen, ...) with `fill` after the last token of each image."""
-    start, valid = _positions(cu_seqlens, max_seqlen)
+def pad(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int, fill=0, left: bool = False) -> Tensor:
+    """Pad (T, ...) to (B, max_seqlen, ...) with `fill` after, or before, each image's tokens."""
+    start, valid = _positions(cu_seqlens, max_seqlen, left)
     if packed.shape[0] == 0:
         return packed.new_full((*valid.shape, *packed.shape[1:]), fill)
-    padded = packed[start.clamp(max=packed.shape[0] - 1)]
+    padded = packed[start.clamp(0, packed.shape[0] - 1)]
     keep = valid.reshape(*valid.shape, *[1] * (packed.dim() - 1))
     return padded.masked_fill(~keep, fill)
 
@@ -41,13 +41,16 @@ def token_positions(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor]:
     return image, token - offsets[image]
 
 
-def valid_tokens(cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+def valid_tokens(cu_seqlens: Tensor, max_seqlen: int, left: bool = False) -> Tensor:
     """Return (B, max_seqlen) bool, True where `pad` puts a token."""
-    return _positions(cu_seqlens, max_seqlen)[1]
+    return _positions(cu_seqlens, max_seqlen, left)[1]
 
 
-def _positions(cu_seqlens, max_seqlen):
+def _positions(cu_seqlens, max_seqlen, left):
     cu_seqlens = cu_seqlens.long()
     local = torch.arange(max_seqlen, device=cu_seqlens.device)
+    if left:
+        start = cu_seqlens[1:, None] - max_seqlen + local
+        return start, start >= cu_seqlens[:-1, None]
     start = cu_seqlens[:-1, None] + local
     return start, start < cu_seqlens[1:, None]

@@ -1,29 +1,37 @@
 """Ragged rows of a clustering for a language model, and their inverse."""
 
 import abc
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from setok_kernels import layout
 from setok_kernels.arguments import check_device, check_tensor
+from setok_kernels.images import image_number, select_images
+from setok_kernels.pytrees import TensorRecord, register
 from setok_kernels.records import check_choices, check_members, check_record
 
 ORDERS = ("seed", "raster", "size")
 
+_Result = TypeVar("_Result", bound="Rows")
 
+
+@register
 @dataclass(frozen=True, eq=False)
-class Packed:
+class Packed(TensorRecord):
     """Concatenated rows of all images, as `pack` of every result returns them.
 
     It unpacks to the two tensors that attention over packed tokens reads:
-    `tokens, cu_seqlens = out.pack(merged)`.
+    `tokens, cu_seqlens = out.pack(merged)`. Hence `packed[0]` is `tokens`, and `packed.image(0)`
+    has the rows of the first image.
 
     S is the number of rows kept in all images. Only `tokens` carry gradient. Positions are in units
-    of patches, y downwards and x to the right, both 0 at the centre of the first patch.
+    of patches, y downwards and x to the right, both 0 at the centre of the first patch. On a grid
+    (T, H, W) they start with t, in units of frames of the grid, 0 at the first.
 
     Attributes:
         tokens: (S, D) merged tokens.
@@ -33,9 +41,10 @@ class Packed:
         rows: (S,) int64 index of each row in its image.
         sizes: (S,) int64 number of tokens with this label.
         seeds: (S,) int64 seed or centre of each row, local to its image; -1 for the residual.
-        seed_positions: (S, 2) float32 (y, x) of the seed, (-1, -1) for the residual.
-        centroids: (S, 2) float32 mean (y, x) of the tokens with this label. A row without tokens
-            has the position of its seed.
+        seed_positions: (S, 2) float32 (y, x) of the seed, or (S, 3) (t, y, x); all -1 for the
+            residual.
+        centroids: (S, 2) float32 mean (y, x), or (S, 3) (t, y, x), of the tokens with this label. A
+            row without tokens has the position of its seed.
         num_rows: number of rows of each image before packing.
     """
 
@@ -78,22 +87,52 @@ class Packed:
         spread.index_copy_(0, self.images * self.num_rows + self.rows, tokens)
         return spread.unflatten(0, (images, self.num_rows))
 
-    def padded(self, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def padded(
+        self, tokens: Tensor | None = None, side: Literal["right", "left"] = "right"
+    ) -> tuple[Tensor, Tensor]:
         """Pad the rows of each image, for models that cannot read `cu_seqlens`.
 
         Args:
             tokens: (S, ...) in the order of `tokens`; None means `tokens`.
+            side: side of the padding: "right" of the rows, or "left", as batched generation needs.
 
         Returns:
-            padded: (B, max_seqlen, ...), 0 after the last row of an image; carries gradient.
+            padded: (B, max_seqlen, ...), 0 in the padding; carries gradient.
             mask: (B, max_seqlen) bool, True for rows; `padded[mask]` is the inverse.
 
         Raises:
-            TypeError, ValueError: `tokens` does not fit.
+            TypeError, ValueError: `tokens` does not fit, or `side` is unknown.
         """
-        tokens = self._checked(tokens)
-        padded = layout.pad(tokens, self.cu_seqlens, self.max_seqlen)
-        return padded, layout.valid_tokens(self.cu_seqlens, self.max_seqlen)
+        if side not in ("right", "left"):
+            raise ValueError(f"side: expected 'right' or 'left', got {side!r}")
+        tokens, left = self._checked(tokens), side == "left"
+        padded = layout.pad(tokens, self.cu_seqlens, self.max_seqlen, left=left)
+        return padded, layout.valid_tokens(self.cu_seqlens, self.max_seqlen, left)
+
+    def image(self, index: int) -> "Packed":
+        """Return the rows of one image as a batch of one. Waits for the device.
+
+        Args:
+            index: index of the image; negative ones count from the end.
+
+        Raises:
+            TypeError: `index` is no integer.
+            IndexError: there is no such image.
+        """
+        number = image_number(index, self.cu_seqlens.shape[0] - 1)
+        start, end = self.cu_seqlens[number : number + 2].tolist()
+        return Packed(
+            tokens=self.tokens[start:end],
+            cu_seqlens=self.cu_seqlens[number : number + 2] - start,
+            max_seqlen=end - start,
+            images=self.images[start:end] - number,
+            rows=self.rows[start:end],
+            sizes=self.sizes[start:end],
+            seeds=self.seeds[start:end],
+            seed_positions=self.seed_positions[start:end],
+            centroids=self.centroids[start:end],
+            num_rows=self.num_rows,
+        )
 
     def _checked(self, tokens) -> Tensor:
         if tokens is None:
@@ -106,11 +145,13 @@ class Packed:
         return tokens
 
 
-class Rows(abc.ABC):
+class Rows(TensorRecord, abc.ABC):
     """Base class of the results: rows of clusters, of which each image uses the first.
 
-    Subclasses have the attributes `labels`, `counts`, `centres`, `grid`, `cu_seqlens` and
-    `max_seqlen`, and the two properties.
+    `out[i]` is the result of image i as a batch of one, `out[i:j]` that of several, and `len(out)`
+    is the number of images. Packed results stay packed; their offsets are read, which waits for the
+    device. Subclasses are dataclasses with the attributes `labels`, `counts`, `centres`, `grid`,
+    `cu_seqlens` and `max_seqlen`, and the two properties.
     """
 
     if TYPE_CHECKING:
@@ -122,7 +163,7 @@ class Rows(abc.ABC):
         @property
         def centres(self) -> Tensor: ...
         @property
-        def grid(self) -> tuple[int, int] | None: ...
+        def grid(self) -> tuple[int, int] | tuple[int, int, int] | None: ...
         @property
         def cu_seqlens(self) -> Tensor | None: ...
         @property
@@ -137,6 +178,12 @@ class Rows(abc.ABC):
     @abc.abstractmethod
     def last_row(self) -> Tensor:
         """(B,) last row in use, -1 for none."""
+
+    def __len__(self) -> int:
+        return self.counts.shape[0]
+
+    def __getitem__(self: _Result, index: int | slice) -> _Result:
+        return select_images(self, index)
 
     def sizes(self) -> Tensor:
         """Return the number of tokens with each label, (B, num_rows) int64.
@@ -158,7 +205,7 @@ class Rows(abc.ABC):
         tokens: Tensor,
         drop_empty: bool = True,
         order: Literal["seed", "raster", "size"] = "seed",
-        grids: Tensor | list[tuple[int, int]] | None = None,
+        grids: Tensor | list[tuple[int, int]] | list[tuple[int, int, int]] | None = None,
     ) -> Packed:
         """Concatenate the merged tokens of all images, as a language model reads them.
 
@@ -168,10 +215,12 @@ class Rows(abc.ABC):
             tokens: (B, num_rows, D) from `merge_tokens`.
             drop_empty: flag: keep only rows that are the label of a token, not all to `last_row`.
             order: order of the rows of an image, ties lowest row. "seed": unchanged. "raster": line
-                by line, by the centroid's y, rounded (halves to even), then by its x. "size": by
-                descending number of members. The residual is sorted like any other row.
+                by line, by the centroid's t if there is one, then y, both rounded (halves to even),
+                then by its x. "size": by descending number of members. The residual is sorted like
+                any other row.
             grids: (B, 2) int64 (H, W) of each image, if they differ: token i of an image is at
-                (i // W, i % W). None means the result's own `grid`, or without one a single line.
+                (i // W, i % W). Or (B, 3) (T, H, W): token i is at (i // HW, i // W % H, i % W).
+                None means the result's own `grid`, or without one a single line.
 
         Returns:
             `Packed`, which documents its shapes.
@@ -206,7 +255,8 @@ class Rows(abc.ABC):
         # Stable sorts from the last key to the first; dropped rows end up last.
         keys = [torch.where(keep, image, batch)]
         if order == "raster":
-            keys = [centroids[:, :, 1], centroids[:, :, 0].round(), *keys]
+            *lines, x = centroids.unbind(2)
+            keys = [x, *(line.round() for line in reversed(lines)), *keys]
         elif order == "size":
             keys = [-sizes, *keys]
         chosen = torch.arange(batch * rows, device=tokens.device)
@@ -267,31 +317,42 @@ class Rows(abc.ABC):
             # Without a grid the line is as long as the longest image.
             tokens = self.labels.shape[-1] if self.cu_seqlens is None else self.max_seqlen
             assert tokens is not None
-            width = self.counts.new_full((batch,), tokens if self.grid is None else self.grid[1])
+            inner = (tokens,) if self.grid is None else self.grid[1:]
+            sides = [self.counts.new_full((batch,), size) for size in inner]
         else:
             grids = _check_grids(grids, self._lengths().tolist(), self.cu_seqlens is not None)
-            width = grids[:, 1].to(slot.device)
-        # Images without tokens may have width 0.
-        width = width.clamp(min=1)
+            sides = [*grids[:, 1:].to(slot.device).unbind(1)]
+        # Images without tokens may have sides of 0.
+        sides = [side.clamp(min=1) for side in sides]
 
         # Integers: the sums are exact, so their order does not matter.
-        each = torch.stack([torch.ones_like(token), token // width[image], token % width[image]], 1)
-        sums = each.new_zeros(batch * rows + 1, 3).index_add(0, slot, each)[:-1]
-        sums = sums.reshape(batch, rows, 3)
+        position = _positions(token, [side[image] for side in sides])
+        each = torch.stack([torch.ones_like(token), *position], 1)
+        sums = each.new_zeros(batch * rows + 1, each.shape[1]).index_add(0, slot, each)[:-1]
+        sums = sums.reshape(batch, rows, each.shape[1])
         sizes = sums[:, :, 0]
 
         seeds = torch.nn.functional.pad(self.centres, (0, rows - self.centres.shape[1]), value=-1)
         # Decisions with lowered counts still have the seeds after the last.
         row = torch.arange(rows, device=seeds.device)
         seeds = torch.where(row < self.counts[:, None], seeds, -1)
-        positions = torch.stack([seeds // width[:, None], seeds % width[:, None]], 2)
+        positions = torch.stack(_positions(seeds, [side[:, None] for side in sides]), 2)
         positions = torch.where(seeds[:, :, None] < 0, -1, positions).float()
         mean = (sums[:, :, 1:].double() / sizes[:, :, None]).float()
         return sizes, seeds, positions, torch.where(sizes[:, :, None] > 0, mean, positions)
 
 
+def _positions(token: Tensor, sides: list[Tensor]) -> list[Tensor]:
+    """Return the positions of tokens along each axis of a grid; `sides` lacks the first axis."""
+    positions: list[Tensor] = []
+    for side in reversed(sides):
+        positions.insert(0, token % side)
+        token = token // side
+    return [token, *positions]
+
+
 def _check_grids(grids, tokens: list[int], exact: bool) -> Tensor:
-    """Return the side lengths of each image, (B, 2) int64 on the CPU; check that its tokens fit.
+    """Return the sides of each image, (B, 2) or (B, 3) int64 on the CPU; check that tokens fit.
 
     Args:
         grids: user's argument.
@@ -305,23 +366,28 @@ def _check_grids(grids, tokens: list[int], exact: bool) -> Tensor:
             grids = grids if len(grids) else grids.reshape(0, 2)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
-                f"grids: expected a (B, 2) tensor or a list of (H, W), got {grids!r}"
+                "grids: expected a (B, 2) or (B, 3) tensor or a list of (H, W) or (T, H, W), "
+                f"got {grids!r}"
             ) from error
-    if tuple(grids.shape) != (len(tokens), 2):
-        raise ValueError(f"grids: expected shape ({len(tokens)}, 2), got {tuple(grids.shape)}")
+    images = len(tokens)
+    if tuple(grids.shape) not in ((images, 2), (images, 3)):
+        raise ValueError(
+            f"grids: expected shape ({images}, 2) or ({images}, 3), got {tuple(grids.shape)}"
+        )
     if grids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"grids: expected dtype torch.int64, got {grids.dtype}")
     grids = grids.to("cpu", torch.int64)
-    for image, ((height, width), count) in enumerate(zip(grids.tolist(), tokens, strict=True)):
+    product = "H * W" if grids.shape[1] == 2 else "T * H * W"
+    for image, (sides, count) in enumerate(zip(grids.tolist(), tokens, strict=True)):
         # An image without tokens may have a side of 0.
         min_side = 1 if count else 0
-        if min(height, width) < min_side:
+        if min(sides) < min_side:
             wanted = f"sides of at least {min_side}"
-        elif exact and height * width != count:
-            wanted = f"H * W = {count}"
-        elif height * width < count:
-            wanted = f"H * W of at least {count}"
+        elif exact and math.prod(sides) != count:
+            wanted = f"{product} = {count}"
+        elif math.prod(sides) < count:
+            wanted = f"{product} of at least {count}"
         else:
             continue
-        raise ValueError(f"grids: expected {wanted} for image {image}, got ({height}, {width})")
+        raise ValueError(f"grids: expected {wanted} for image {image}, got {tuple(sides)}")
     return grids

@@ -65,7 +65,7 @@ def check_record(out):
     if grid is not None and not (
         _is_grid(grid) and not packed and math.prod(grid) == labels.shape[1]
     ):
-        expected = "None" if packed else f"None or (H, W) of {labels.shape[1]} tokens"
+        expected = "None" if packed else f"None, (H, W) or (T, H, W) of {labels.shape[1]} tokens"
         raise ValueError(f"grid: expected {expected}, got {grid!r}")
     changed = {
         name: getattr(out, name).to(dtype)
@@ -121,7 +121,7 @@ def _check_offsets(out) -> int:
 
 
 def _is_grid(grid) -> bool:
-    if not isinstance(grid, tuple | list) or len(grid) != 2:
+    if not isinstance(grid, tuple | list) or len(grid) not in (2, 3):
         return False
     return all(isinstance(side, int | torch.SymInt) for side in grid)
 

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from setok_kernels.packing import Rows
+from setok_kernels.pytrees import TensorRecord, register
 
 
+@register
 @dataclass(frozen=True, eq=False)
-class Decisions:
+class Decisions(TensorRecord):
     """Discrete choices of one clustering; `decisions=` replays them.
 
     All are int64 and local to their image; -1 means none. Packed input has (T, K) and (T,) in place
@@ -37,6 +39,7 @@ class Decisions:
         return dataclasses.replace(self, seeds=self.seeds.where(row < self.counts[:, None], -1))
 
 
+@register
 @dataclass(frozen=True, eq=False)
 class Clusters(Rows):
     """Result of `cluster_tokens`. Packed input has (T,) in place of (B, N).
@@ -55,7 +58,8 @@ class Clusters(Rows):
         delta: (B, N) seed distance, Eq. 2, in units of the scaled distance.
         score: (B, N) density * delta, normalised by `score_norm`.
         decisions: discrete choices.
-        grid: (H, W) for input (B, H, W, D), else None; N = H * W in raster order.
+        grid: (H, W) for input (B, H, W, D), (T, H, W) for (B, T, H, W, D), else None; its N tokens
+            are in raster order.
         cu_seqlens: (B + 1,) offsets of the images for packed input, else None.
         max_seqlen: maximum number of tokens of an image for packed input, else None.
     """
@@ -67,7 +71,7 @@ class Clusters(Rows):
     delta: Tensor
     score: Tensor
     decisions: Decisions
-    grid: tuple[int, int] | None = None
+    grid: tuple[int, int] | tuple[int, int, int] | None = None
     cu_seqlens: Tensor | None = None
     max_seqlen: int | None = None
 
@@ -87,6 +91,7 @@ class Clusters(Rows):
         return self.counts
 
 
+@register
 @dataclass(frozen=True, eq=False, kw_only=True)
 class HardClusters(Rows):
     """Hard clustering: each token belongs to one centre. All tensors are int64, without gradient.
@@ -99,7 +104,8 @@ class HardClusters(Rows):
             images without a centre.
         centres: (B, C) centre token of each row, local to its image; -1 for none.
         counts: (B,) number of centres.
-        grid: (H, W) for input (B, H, W, D), else None; N = H * W in raster order.
+        grid: (H, W) for input (B, H, W, D), (T, H, W) for (B, T, H, W, D), else None; its N tokens
+            are in raster order.
         cu_seqlens: (B + 1,) offsets of the images for packed input, else None.
         max_seqlen: maximum number of tokens of an image for packed input, else None.
     """
@@ -107,7 +113,7 @@ class HardClusters(Rows):
     labels: Tensor
     centres: Tensor
     counts: Tensor
-    grid: tuple[int, int] | None = None
+    grid: tuple[int, int] | tuple[int, int, int] | None = None
     cu_seqlens: Tensor | None = None
     max_seqlen: int | None = None
 
@@ -122,6 +128,7 @@ class HardClusters(Rows):
         return self.counts - 1
 
 
+@register
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DensityPeaks(HardClusters):
     """Result of `dpc_knn`. Values are float32 (float64 for float64 input), without gradient.

@@ -72,8 +72,8 @@ def test_config_boundaries_are_allowed():
     [
         ([[1.0]], {}, TypeError, r"x: expected a torch.Tensor, got list"),
         (X.long(), {}, TypeError, r"x: expected dtype float64, .* got torch.int64"),
-        (X[0], {}, ValueError, r"x: expected shape \(B, N, D\) .* got \(5, 3\)"),
-        (X[None, None], {}, ValueError, r"x: expected shape \(B, N, D\) .* got \(1, 1, 2, 5, 3\)"),
+        (X[0], {}, ValueError, r"x: expected shape \(B, N, D\), .* got \(5, 3\)"),
+        (X[None, None, None], {}, ValueError, r"x: .* or \(B, T, H, W, D\), got \(1, 1, 1, 2, 5, 3\)"),
         (X[..., :0], {}, ValueError, r"x: expected at least 1 feature, got shape \(2, 5, 0\)"),
         (X, dict(config=3), TypeError, r"config: expected a ClusterConfig, got int"),
         (X, dict(token_mask=[True]), TypeError, r"token_mask: expected a torch.Tensor, got list"),
@@ -270,24 +270,28 @@ GOOD = [(1, 3), (1, 1), (0, 0)]
         (
             dict(grids=7),
             TypeError,
-            r"grids: expected a \(B, 2\) tensor or a list of \(H, W\), got 7",
+            r"grids: expected a \(B, 2\) or \(B, 3\) tensor or a list of .*\(T, H, W\), got 7",
         ),
         (
             dict(grids=[(1, 3), (1,), (0, 0)]),
             TypeError,
-            r"grids: expected a .* list of \(H, W\), got \[",
+            r"grids: expected a .* list of .*\(T, H, W\), got \[",
         ),
         (
             dict(grids=[(1, 3), (1, None), (0, 0)]),
             TypeError,
-            r"grids: expected a .* list of \(H, W\), got \[",
+            r"grids: expected a .* list of .*\(T, H, W\), got \[",
         ),
-        (dict(grids=[]), ValueError, r"grids: expected shape \(3, 2\), got \(0, 2\)"),
-        (dict(grids=GOOD[:2]), ValueError, r"grids: expected shape \(3, 2\), got \(2, 2\)"),
+        (dict(grids=[]), ValueError, r"grids: expected shape \(3, 2\) or \(3, 3\), got \(0, 2\)"),
+        (
+            dict(grids=GOOD[:2]),
+            ValueError,
+            r"grids: expected shape \(3, 2\) or \(3, 3\), got \(2, 2\)",
+        ),
         (
             dict(grids=torch.ones(6).long()),
             ValueError,
-            r"grids: expected shape \(3, 2\), got \(6,\)",
+            r"grids: expected shape \(3, 2\) or \(3, 3\), got \(6,\)",
         ),
         (
             dict(grids=torch.ones(3, 2)),
@@ -303,6 +307,16 @@ GOOD = [(1, 3), (1, 1), (0, 0)]
             dict(grids=[GOOD[0], (0, 1), GOOD[2]]),
             ValueError,
             r"grids: expected sides of at least 1 for image 1, got \(0, 1\)",
+        ),
+        (
+            dict(grids=[(1, 0, 3), (1, 1, 1), (0, 0, 0)]),
+            ValueError,
+            r"grids: expected sides of at least 1 for image 0, got \(1, 0, 3\)",
+        ),
+        (
+            dict(grids=torch.ones(3, 4).long()),
+            ValueError,
+            r"grids: expected shape \(3, 2\) or \(3, 3\), got \(3, 4\)",
         ),
         (
             dict(grids=[*GOOD[:2], (0, -1)]),
@@ -323,6 +337,9 @@ def test_grids_hold_all_tokens():
         PACKED.pack(tokens, grids=[(2, 2), (1, 1), (0, 0)])
     with pytest.raises(ValueError, match=r"grids: expected H \* W = 0 for image 2, got \(1, 1\)"):
         PACKED.pack(tokens, grids=[(1, 3), (1, 1), (1, 1)])
+    match = r"grids: expected T \* H \* W = 3 for image 0, got \(3, 1, 2\)"
+    with pytest.raises(ValueError, match=match):
+        PACKED.pack(tokens, grids=[(3, 1, 2), (1, 1, 1), (0, 0, 0)])
     # Padding may follow a grid, so that it may be larger, but no token lies outside.
     PADDED.pack(tokens, grids=[(2, 2), (1, 1), (9, 9)])
     with pytest.raises(

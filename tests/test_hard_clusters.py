@@ -308,7 +308,7 @@ CU = torch.tensor([0, 2, 5], dtype=torch.int32)
     [
         ([[1.0]], {}, TypeError, r"x: expected a torch.Tensor, got list"),
         (X.long(), {}, TypeError, r"x: expected dtype float64, .* got torch.int64"),
-        (X[0], {}, ValueError, r"x: expected shape \(B, N, D\) .* got \(5, 3\)"),
+        (X[0], {}, ValueError, r"x: expected shape \(B, N, D\), .* got \(5, 3\)"),
         (X[..., :0], {}, ValueError, r"x: expected at least 1 feature, got shape \(2, 5, 0\)"),
         (X, dict(token_mask=torch.ones(2, 5)), TypeError, r"token_mask: expected dtype torch.bool"),
         (X, dict(token_mask=torch.ones(2, 4, dtype=torch.bool)), ValueError,
