@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import operator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ _Record = TypeVar("_Record")
 _PER_IMAGE = ("counts", "centres", "seeds")
 
 
-def image_number(index, images: int) -> int:
+def image_number(index, images: int, expected: str = "an int") -> int:
     """Return the index of an image of a batch; negative ones count from the end.
 
     Raises:
@@ -27,7 +27,7 @@ def image_number(index, images: int) -> int:
     try:
         number = operator.index(index)
     except TypeError as error:
-        raise TypeError(f"index: expected an int or a slice, got {index!r}") from error
+        raise TypeError(f"index: expected {expected}, got {index!r}") from error
     if not -images <= number < images:
         wanted = f"a value from {-images} to {images - 1}" if images else "none of 0 images"
         raise IndexError(f"index: expected {wanted}, got {number}")
@@ -45,14 +45,15 @@ def select_images(out: _Record, index) -> _Record:
         TypeError, IndexError: `index` does not fit.
         TypeError, ValueError: a field of the result does not fit; the message names it.
     """
-    check_record(out)
-    images: int = out.counts.shape[0]  # type: ignore[attr-defined]
+    record: Any = out
+    check_record(record)
+    images = record.counts.shape[0]
     if isinstance(index, slice):
         chosen = range(images)[index]
     else:
-        number = image_number(index, images)
+        number = image_number(index, images, "an int or a slice")
         chosen = range(number, number + 1)
-    offsets: Tensor | None = out.cu_seqlens  # type: ignore[attr-defined]
+    offsets: Tensor | None = record.cu_seqlens
     if offsets is None:
         return map_tensors(out, lambda _, value: _take(value, 0, _spans(chosen)))
 
@@ -68,7 +69,7 @@ def select_images(out: _Record, index) -> _Record:
             return _take(value, 0, _spans(chosen))
         return _take(value, -1 if name == "masks" else 0, tokens)
 
-    packed = map_tensors(out, pick)
+    packed = map_tensors(record, pick)
     return dataclasses.replace(packed, max_seqlen=max(lengths, default=0))
 
 

@@ -56,19 +56,20 @@ class TensorRecord:
         Raises:
             TypeError: an argument has the wrong type.
         """
-        if isinstance(device, torch.dtype | Tensor) and dtype is not None:
-            given = "a tensor" if isinstance(device, Tensor) else device
-            raise TypeError(f"dtype: expected None after {given}, got {dtype}")
-        if isinstance(device, Tensor):
-            device, dtype = device.device, device.dtype
-        elif isinstance(device, torch.dtype):
-            device, dtype = None, device
+        target: Any = device
+        if isinstance(device, torch.dtype | Tensor):
+            if dtype is not None:
+                raise TypeError(f"dtype: expected None after a dtype or a tensor, got {dtype}")
+            if isinstance(device, Tensor):
+                target, dtype = device.device, device.dtype
+            else:
+                target, dtype = None, device
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise TypeError(f"dtype: expected a floating dtype, got {dtype!r}")
 
         def move(_, value):
             kept = value.dtype if dtype is None or not value.is_floating_point() else dtype
-            return value.to(device, kept, non_blocking=non_blocking)
+            return value.to(target, kept, non_blocking=non_blocking)
 
         return map_tensors(self, move)
 

@@ -362,6 +362,13 @@ def test_unpack_errors(name):
         function(torch.zeros(3, 2, device="meta"))
 
 
+@pytest.mark.parametrize("side", ["both", None, True])
+def test_padding_has_one_of_two_sides(side):
+    packed = PADDED.pack(torch.zeros(3, 2, 1))
+    with pytest.raises(ValueError, match=rf"^side: expected 'right' or 'left', got {side!r}$"):
+        packed.padded(side=side)
+
+
 LAYOUTS = {
     "coo": lambda x: x.to_sparse(),
     "csr": lambda x: x.to_sparse_csr(),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from fractions import Fraction
 
 import pytest
@@ -35,10 +36,11 @@ def method(request):
 
 @st.composite
 def ragged(draw):
-    """Images of different (H, W), some of them empty, the same ones packed and padded."""
-    side = st.tuples(st.integers(1, 5), st.integers(1, 5))
-    grids = draw(st.lists(st.one_of(st.just((0, 0)), side, side), max_size=4))
-    lengths = [h * w for h, w in grids]
+    """Images or videos of different sides, some of them empty, the same packed and padded."""
+    sides = draw(st.sampled_from([(5, 5), (3, 3, 3)]))
+    grid = st.tuples(*(st.integers(1, side) for side in sides))
+    grids = draw(st.lists(st.one_of(st.just((0,) * len(sides)), grid, grid), max_size=4))
+    lengths = [math.prod(grid) for grid in grids]
     seed, kind = draw(st.integers(0, 2**16)), draw(st.booleans())
     return grids, testing.ragged_batch(lengths, 3, seed, exact=kind)
 
@@ -72,7 +74,16 @@ def image_alone(out, b, grid):
     return sk.HardClusters(labels=labels, counts=counts, centres=centres, **layout)
 
 
-def plain(out, labels, b, tokens, drop_empty, order, width):
+def place_of(token, sides):
+    """Where a token is on a grid, of which `sides` has all sides but the first."""
+    place = []
+    for side in reversed(sides):
+        token, last = divmod(token, side)
+        place.insert(0, last)
+    return (token, *place)
+
+
+def plain(out, labels, b, tokens, drop_empty, order, sides):
     """The rows of image `b` from lists and fractions, one dict each."""
     residual = int(out.counts[b]) if isinstance(out, sk.Clusters) else None
     last = int(out.counts[b]) - (residual is None)
@@ -82,10 +93,10 @@ def plain(out, labels, b, tokens, drop_empty, order, width):
         if drop_empty and not members:
             continue
         seed = -1 if row == residual else int(out.centres[b, row])
-        seat = (-1, -1) if seed < 0 else divmod(seed, width)
+        seat = (-1,) * (len(sides) + 1) if seed < 0 else place_of(seed, sides)
         mean = seat
         if members:
-            places = [divmod(i, width) for i in members]
+            places = [place_of(i, sides) for i in members]
             mean = [float(Fraction(sum(axis), len(members))) for axis in zip(*places, strict=True)]
         found.append(
             dict(
@@ -99,10 +110,15 @@ def plain(out, labels, b, tokens, drop_empty, order, width):
             )
         )
     if order == "raster":
-        found.sort(key=lambda r: (round(r["centroids"][0].item()), r["centroids"][1].item()))
+        found.sort(key=lambda r: raster_key(r["centroids"].tolist()))
     elif order == "size":
         found.sort(key=lambda r: -int(r["sizes"]))
     return found
+
+
+def raster_key(centroid):
+    """What `order="raster"` sorts by."""
+    return [*map(round, centroid[:-1]), centroid[-1]]
 
 
 def assert_plain(packed, images):
@@ -137,13 +153,13 @@ def rows_of(out, dim=2, seed=0):
 @given(case=ragged(), drop_empty=st.booleans(), order=st.sampled_from(ORDERS), own=st.booleans())
 def test_all_fields_are_those_of_a_plain_loop(method, case, drop_empty, order, own):
     grids, batch = case
-    widths = [w for _, w in grids] if own else [10**6] * len(grids)
-    passed = torch.tensor(grids).reshape(-1, 2).long() if own else None
+    inner = [sides for _, *sides in grids] if own else [[10**6]] * len(grids)
+    passed = (torch.tensor(grids) if grids else torch.zeros(0, 2)).long() if own else None
     (_, one), (_, two) = both(method, batch)
     tokens = rows_of(one)
     labels = [image.tolist() for image in one.labels.split(one.cu_seqlens.diff().tolist())]
     expected = [
-        plain(one, labels[b], b, tokens, drop_empty, order, width) for b, width in enumerate(widths)
+        plain(one, labels[b], b, tokens, drop_empty, order, sides) for b, sides in enumerate(inner)
     ]
     assert_plain(one.pack(tokens, drop_empty, order, passed), expected)
     assert one.num_rows == two.num_rows
@@ -170,21 +186,27 @@ def test_packed_equals_padded_equals_loop(method, case, drop_empty, order):
 
 @pytest.mark.parametrize("mask", [False, True])
 @SOME
-@given(height=st.integers(1, 5), width=st.integers(1, 5), seed=st.integers(0, 999), data=st.data())
-def test_the_grid_of_the_input_is_the_default(method, mask, height, width, seed, data):
-    x = testing.planted_clusters(2, height * width, 3, 4, seed)[0].unflatten(1, (height, width))
+@given(
+    grid=st.lists(st.integers(1, 4), min_size=2, max_size=3),
+    seed=st.integers(0, 999),
+    data=st.data(),
+)
+def test_the_grid_of_the_input_is_the_default(method, mask, grid, seed, data):
+    number = math.prod(grid)
+    x = testing.planted_clusters(2, number, 3, 4, seed)[0].unflatten(1, grid)
     layout = {}
     if mask:
-        bits = st.lists(st.booleans(), min_size=height * width, max_size=height * width)
+        bits = st.lists(st.booleans(), min_size=number, max_size=number)
         layout["token_mask"] = torch.tensor([data.draw(bits), data.draw(bits)]).view(x.shape[:-1])
     out = method(x, **layout)
     tokens = rows_of(out)
     expected = [
-        plain(out, out.labels[b].tolist(), b, tokens, True, "raster", width) for b in range(2)
+        plain(out, out.labels[b].tolist(), b, tokens, True, "raster", grid[1:]) for b in range(2)
     ]
+    assert out.grid == tuple(grid)
     assert_plain(out.pack(tokens, order="raster"), expected)
     flat = dataclasses.replace(out, grid=None)
-    given_grids = flat.pack(tokens, order="raster", grids=[(height, width)] * 2)
+    given_grids = flat.pack(tokens, order="raster", grids=[tuple(grid)] * 2)
     assert_same(given_grids, out.pack(tokens, order="raster"))
     assert (flat.pack(tokens).centroids[:, 0] == 0).all(), "without a grid all are in one line"
 
@@ -207,12 +229,13 @@ def test_orders_are_permutations_with_all_fields_moving_together(method, case, d
                 assert torch.equal(getattr(other, field)[back], getattr(first, field)), field
             assert torch.equal(other.unpack(), first.unpack())
         keys = {
-            "raster": lambda p: [p.centroids[:, 0].round(), p.centroids[:, 1], p.rows],
-            "size": lambda p: [-p.sizes, p.rows],
+            "raster": lambda p: map(raster_key, p.centroids.tolist()),
+            "size": lambda p: (-p.sizes).tolist(),
         }
         for name, key in keys.items():
-            columns = [packed[name].images, *key(packed[name])]
-            listed = list(zip(*(c.tolist() for c in columns), strict=True))
+            other = packed[name]
+            columns = other.images.tolist(), key(other), other.rows.tolist()
+            listed = list(zip(*columns, strict=True))
             assert listed == sorted(listed)
 
 
@@ -287,6 +310,13 @@ def test_padded(method, case, order):
         rows, same = packed.padded(packed.rows)
         assert rows.shape == shape and torch.equal(rows[mask], packed.rows)
         assert torch.equal(same, mask)
+        lengths = packed.cu_seqlens.diff().tolist()
+        left, to_the_right = packed.padded(side="left")
+        for b, length in enumerate(lengths):
+            expected = padded[b].roll(packed.max_seqlen - length, 0)
+            assert torch.equal(left[b], expected)
+            assert to_the_right[b].tolist() == sorted(mask[b].tolist())
+        assert torch.equal(left[to_the_right], packed.tokens)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64, torch.bool])
@@ -296,12 +326,13 @@ def test_unpack_and_padded_take_any_features(method, shape, dtype):
     out = method(x)
     packed = out.pack(sk.merge_tokens(x, out), order="size")
     new = torch.ones(len(packed.rows), *shape, dtype=dtype)
-    unpacked, (padded, mask) = packed.unpack(new), packed.padded(new)
-    assert unpacked.dtype == padded.dtype == dtype
-    assert unpacked.shape == (2, out.num_rows, *shape)
+    unpacked = packed.unpack(new)
+    assert unpacked.dtype == dtype and unpacked.shape == (2, out.num_rows, *shape)
     assert (unpacked[out.occupied()] == 1).all() and (unpacked[~out.occupied()] == 0).all()
-    assert padded.shape == (2, packed.max_seqlen, *shape)
-    assert (padded[mask] == 1).all() and (padded[~mask] == 0).all()
+    for side in ("right", "left"):
+        padded, mask = packed.padded(new, side)
+        assert padded.dtype == dtype and padded.shape == (2, packed.max_seqlen, *shape)
+        assert (padded[mask] == 1).all() and (padded[~mask] == 0).all()
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -313,11 +344,14 @@ def test_gradients(method, order):
     assert packed.cu_seqlens.diff().tolist()[1] == 0 and len(packed.rows) >= 2
     weight = torch.arange(1.0, packed.tokens.numel() + 1).view_as(packed.tokens)
     expected = torch.zeros_like(tokens).index_put((packed.images, packed.rows), weight)
-    padded, mask = packed.padded()
     # Garbage in padding and in rows that were dropped gives no gradient.
-    spread = torch.full_like(padded, 1e9).masked_scatter(mask[:, :, None], weight)
     rows = expected.masked_fill(~out.occupied()[:, :, None], 1e9)
-    for value, grad in ((packed.tokens, weight), (padded, spread), (packed.unpack(), rows)):
+    pairs = [(packed.tokens, weight), (packed.unpack(), rows)]
+    for side in ("right", "left"):
+        padded, mask = packed.padded(side=side)
+        spread = torch.full_like(padded, 1e9).masked_scatter(mask[:, :, None], weight)
+        pairs.append((padded, spread))
+    for value, grad in pairs:
         (got,) = torch.autograd.grad(value, tokens, grad, retain_graph=True)
         assert torch.equal(got, expected)
     for name in STATISTICS:
@@ -347,6 +381,9 @@ def test_gradient_from_the_answers_to_the_input(method, order):
         ((2, 0, 3), [(0, 0), (0, 7)]),
         ((2, 0, 4, 3), None),
         ((2, 4, 0, 3), None),
+        ((0, 3, 2, 3, 3), None),
+        ((2, 3, 0, 4, 3), None),
+        ((2, 0, 3), torch.tensor([[0, 0, 0], [2, 0, 3]])),
     ],
 )
 def test_nothing_to_pack(method, shape, grids, order, drop_empty):
@@ -355,20 +392,24 @@ def test_nothing_to_pack(method, shape, grids, order, drop_empty):
     packed = out.pack(sk.merge_tokens(x, out), drop_empty, order, grids)
     # An image without tokens still has a residual, which is row 0.
     images = shape[0] if isinstance(out, sk.Clusters) and not drop_empty else 0
-    assert_residuals(packed, images, shape[0], out.num_rows)
+    axes = len(shape) - 2 if grids is None else torch.as_tensor(grids).shape[-1]
+    assert_residuals(packed, images, shape[0], out.num_rows, max(axes, 2))
     packed.unpack().sum().backward()
     assert x.grad.shape == shape
 
 
 @pytest.mark.parametrize("drop_empty", [True, False])
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("grids", [None, [(2, 2), (0, 0)], torch.tensor([[1, 4], [2, 2]])])
+@pytest.mark.parametrize(
+    "grids", [None, [(2, 2), (0, 0)], torch.tensor([[1, 4], [2, 2]]), [(1, 2, 2), (0, 0, 0)]]
+)
 def test_all_masked(method, grids, order, drop_empty):
     x = testing.integer_tokens(2, 4, 3)
     out = method(x, token_mask=torch.zeros(2, 4, dtype=torch.bool))
     packed = out.pack(sk.merge_tokens(x, out), drop_empty, order, grids)
     images = 2 if isinstance(out, sk.Clusters) and not drop_empty else 0
-    assert_residuals(packed, images, 2, out.num_rows)
+    axes = 2 if grids is None else len(grids[0])
+    assert_residuals(packed, images, 2, out.num_rows, axes)
 
 
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0, 0]])
@@ -380,18 +421,19 @@ def test_nothing_to_pack_in_packed_input(method, lengths, order):
     assert_residuals(packed, 0, len(lengths), out.num_rows)
 
 
-def assert_residuals(packed, images, batch, num_rows):
+def assert_residuals(packed, images, batch, num_rows, axes=2):
     """Nothing is packed but the residual, without members, of the first `images` images."""
     assert packed.tokens.shape == (images, 3) and (packed.tokens == 0).all()
     assert packed.images.tolist() == list(range(images)) and (packed.rows == 0).all()
     assert (packed.sizes == 0).all() and (packed.seeds == -1).all()
-    assert packed.seed_positions.shape == packed.centroids.shape == (images, 2)
+    assert packed.seed_positions.shape == packed.centroids.shape == (images, axes)
     assert (packed.seed_positions == -1).all() and (packed.centroids == -1).all()
     assert packed.cu_seqlens.shape == (batch + 1,) and packed.max_seqlen == min(images, 1)
     assert packed.unpack().shape == (batch, num_rows, 3)
-    padded, mask = packed.padded()
-    assert padded.shape == (batch, packed.max_seqlen, 3)
-    assert mask.shape == padded.shape[:2] and mask.sum() == images
+    for side in ("right", "left"):
+        padded, mask = packed.padded(side=side)
+        assert padded.shape == (batch, packed.max_seqlen, 3)
+        assert mask.shape == padded.shape[:2] and mask.sum() == images
 
 
 @pytest.mark.parametrize("name", ["cluster", "dpc_knn", "threshold_greedy"])
@@ -428,8 +470,9 @@ def test_the_same_on_a_gpu(method, case, drop_empty, order):
             assert got.device.type == "cuda" and torch.equal(got.cpu(), getattr(here, name)), name
         assert there.max_seqlen == here.max_seqlen
         assert torch.equal(there.unpack().cpu(), here.unpack())
-        for a, b in zip(there.padded(), here.padded(), strict=True):
-            assert torch.equal(a.cpu(), b)
+        for side in ("right", "left"):
+            for a, b in zip(there.padded(side=side), here.padded(side=side), strict=True):
+                assert torch.equal(a.cpu(), b)
 
 
 def on_gpu(value):
