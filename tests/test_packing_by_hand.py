@@ -105,3 +105,20 @@ def test_two_names_and_all_fields():
     assert isinstance(packed, sk.Packed)
     with pytest.raises(dataclasses.FrozenInstanceError):
         packed.max_seqlen = 0
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_to_a_fixed_width(side):
+    """A bound above all rows, as a static shape needs it."""
+    out = sk.HardClusters(
+        labels=torch.tensor([[0, 0], [1, 0], [-1, -1]]),
+        centres=torch.tensor([[0, -1], [1, 0], [-1, -1]]),
+        counts=torch.tensor([1, 2, 0]),
+    )
+    packed = out.pack(torch.arange(1.0, 7).view(3, 2, 1))
+    padded, mask = dataclasses.replace(packed, max_seqlen=5).padded(side=side)
+    rows = [[1.0], [3.0, 4.0], []]
+    for got, keep, row in zip(padded[:, :, 0].tolist(), mask.tolist(), rows, strict=True):
+        zeros = [0.0] * (5 - len(row))
+        assert got == ([*row, *zeros] if side == "right" else [*zeros, *row])
+        assert keep == [value != 0 for value in got]
