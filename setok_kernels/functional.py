@@ -31,7 +31,7 @@ def cluster_tokens(
     differentiable with respect to `x` and to tensor-valued options of `config`.
 
     Args:
-        x: tokens, (B, N, D) or (B, H, W, D), or (T, D) with `cu_seqlens`; float64, float32,
+        x: tokens, (B, N, D), (B, H, W, D), (B, T, H, W, D) or packed (T, D); float64, float32,
             bfloat16 or float16 (accumulated in float32), any strides.
         config: options; None means `ClusterConfig()`.
         token_mask: (B, N) or (B, H, W) bool, True for valid tokens; padded input only.
@@ -90,16 +90,16 @@ def dpc_knn(
     token goes to the nearest centre. Ties go to the lowest index or row, without noise.
 
     Args:
-        x: tokens, (B, N, D) or (B, H, W, D), or (T, D) with `cu_seqlens`; float64, float32,
+        x: tokens, (B, N, D), (B, H, W, D), (B, T, H, W, D) or packed (T, D); float64, float32,
             bfloat16 or float16 (accumulated in float32), any strides.
         num_clusters: maximum number of centres per image; those of highest score. An image with
             fewer tokens has fewer.
         threshold: score that a centre must exceed. With `num_clusters` both conditions hold;
             without, the result has as many rows as the longest image has tokens.
         k: number of neighbours in the density, the token itself included.
-        token_mask: (B, N) or (B, H, W) bool, True for valid tokens; padded input only.
-        noise: (B, N), (B, H, W) or (T,) tensor added to the density, as other implementations do
-            to break ties; None for none.
+        token_mask: mask of valid tokens, see `cluster_tokens`.
+        noise: tensor of the shape of `x` without features, added to the density, as other
+            implementations do to break ties; None for none.
         backend: name of the backend, see `cluster_tokens`.
         cu_seqlens: (B + 1,) int32 offsets of the images in packed input.
         max_seqlen: maximum number of tokens of an image, see `cluster_tokens`.
