@@ -185,6 +185,9 @@ class Rows(TensorRecord, abc.ABC):
     def __getitem__(self: _Result, index: int | slice) -> _Result:
         return select_images(self, index)
 
+    def __iter__(self: _Result) -> Iterator[_Result]:
+        return (self[image] for image in range(len(self)))
+
     def sizes(self) -> Tensor:
         """Return the number of tokens with each label, (B, num_rows) int64.
 

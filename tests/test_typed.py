@@ -40,11 +40,17 @@ packed: sk.Packed = out.pack(merged, order="raster", grids=[(4, 4), (4, 4)])
 tokens, cu_seqlens = packed
 longest: int = packed.max_seqlen
 first: Tensor = packed[0]
-padded, mask = packed.padded()
+padded, mask = packed.padded(side="left")
+last: sk.Packed = packed.image(-1).to("cpu", torch.float64)
+video: sk.Packed = out.pack(merged, grids=[(2, 2, 4), (1, 4, 4)])
+first_image: sk.Clusters = out[0].to(torch.float64)
+each: list[sk.Clusters] = [*out[1:]][: len(out)]
 back: Tensor = sk.unmerge_tokens(packed.unpack(padded[mask]), out)
 peaks: sk.DensityPeaks = sk.dpc_knn(x, num_clusters=4, order="index", cap="eccentricity")
 hard: sk.HardClusters = sk.threshold_greedy(x, 0.5)
 results: list[sk.Clusters | sk.HardClusters] = [out, hard, peaks]
+alone: sk.DensityPeaks = peaks[0]
+moved: sk.Decisions = decisions.to(x.device)
 for result in results:
     rows: int = result.num_rows
     one: Tensor = result.centres + result.counts + result.labels + result.last_row
@@ -88,6 +94,8 @@ WRONG = [
     ("sk.dpc_knn(x, 4).masks", "attr-defined"),
     ("sk.cluster_tokens(x).counts = x", "misc"),
     ('out.pack(x, order="random")', "arg-type"),
+    ('out.pack(x).padded(side="both")', "arg-type"),
+    ('out["masks"]', "index"),
     ("sk.cluster", "attr-defined"),
     ("setokim.SetokModel(4)", "arg-type"),
     ("setokim.Setok", "attr-defined"),
