@@ -60,11 +60,12 @@ def select_images(out: _Record, index) -> _Record:
     bounds = [*itertools.pairwise(offsets.tolist())]
     tokens = [bounds[image] for image in chosen]
     lengths = [end - start for start, end in tokens]
-    cu_seqlens = torch.tensor([0, *itertools.accumulate(lengths)], dtype=offsets.dtype)
+    starts = [0, *itertools.accumulate(lengths)]
+    cu_seqlens = torch.tensor(starts, dtype=offsets.dtype, device=offsets.device)
 
     def pick(name: str, value: Tensor) -> Tensor:
         if name == "cu_seqlens":
-            return cu_seqlens.to(value.device)
+            return cu_seqlens
         if name in _PER_IMAGE:
             return _take(value, 0, _spans(chosen))
         return _take(value, -1 if name == "masks" else 0, tokens)
