@@ -127,13 +127,26 @@ def _public_call(choices: random.Random, scene: _Scene) -> tuple[str, Callable, 
     backend = choices.choice([scene.backend, scene.backend, "reference"])
     common = dict(scene.layout, backend=backend)
     replayed = choices.random() < 0.4
+    images, most = out.counts.shape[0], scene.config.max_clusters
+    importance = choices.choice([None, None, weights])
+    rates = torch.full((images,), 0.01 * most)
+    budgets = [None, None, most, torch.full((images,), choices.randint(1, most))]
     calls = {
         "cluster_tokens": dict(
-            x=x, config=scene.config, decisions=scene.out.decisions if replayed else None, **common
+            x=x,
+            config=scene.config,
+            num_clusters=choices.choice(budgets),
+            rate=None,
+            exact=scene.config.distinct_seeds and choices.random() < 0.3,
+            importance=importance,
+            decisions=scene.out.decisions if replayed else None,
+            **common,
         ),
         "dpc_knn": dict(
             x=x,
-            num_clusters=choices.choice([None, 3]),
+            num_clusters=choices.choice([None, *budgets]),
+            rate=None,
+            importance=importance,
             threshold=0.3,
             k=scene.config.k,
             noise=choices.choice([None, weights]),
@@ -160,6 +173,10 @@ def _public_call(choices: random.Random, scene: _Scene) -> tuple[str, Callable, 
             order=choices.choice(["seed", "raster", "size"]),
         ),
     }
+    for name in ("cluster_tokens", "dpc_knn"):
+        # A rate as a number changes the shape of the decisions.
+        if calls[name]["num_clusters"] is None:
+            calls[name]["rate"] = choices.choice([None, rates, *[0.3] * (name == "dpc_knn")])
     calls["ClusterConfig"] = vars(scene.config).copy()
     name = choices.choice(list(calls))
     if name == "ClusterConfig":
@@ -174,7 +191,7 @@ def _differentiated(function: Callable) -> Callable:
 
     def call(**arguments):
         leaves = []
-        for name in sorted({"x", "tokens", "weights"} & set(arguments)):
+        for name in sorted({"x", "tokens", "weights", "importance"} & set(arguments)):
             value = arguments[name]
             if isinstance(value, Tensor) and value.is_floating_point() and not value.is_meta:
                 arguments[name] = value.detach().requires_grad_()
@@ -204,26 +221,32 @@ def _clustering_operands(choices: random.Random, scene: _Scene) -> dict[str, tup
     x, config, out = scene.x.contiguous(), scene.config, scene.out
     valid, cu_seqlens = scene.layout.get("token_mask"), scene.layout.get("cu_seqlens")
     longest = scene.layout.get("max_seqlen", x.shape[1])
-    images = (x, valid, cu_seqlens, longest)
+    images = (cu_seqlens, longest)
     d, limit = out.decisions, choices.choice([0, 3072])
     known = (d.knn, d.parent, d.seeds, d.counts)
     options = mask_options(config, x)
     values = (out.masks, out.density, out.delta, out.score)
     grads = [choices.choice([None, torch.ones_like(value)]) for value in values]
-    loop = (config.k, config.max_clusters, config.distinct_seeds, config.include_self, 0.02, 0.0)
+    exact = config.distinct_seeds and choices.random() < 0.3
+    loop = (config.k, config.max_clusters, config.distinct_seeds, config.include_self, exact)
     noise = torch.zeros(x.shape[:-1], dtype=wide_dtype(x))
+    importance = choices.choice([None, torch.rand_like(noise)])
+    budget = choices.choice([None, torch.full_like(d.counts, choices.randint(0, 1))])
     if choices.random() < 0.3:
         numbers = torch.tensor([0.5, 0.1, 0.1, 0.4], dtype=wide_dtype(x))
         options = (numbers, *options[1:])
         assert len(numbers) == len(LEARNABLE)
     return {
-        "cluster": (*images, *choices.choice([(None,) * 4, known]), *options, *loop, limit),
-        "cluster_backward": (*images, *known, *values, *grads, *options),
-        "dpc_knn": (
-            *images, choices.choice([None, noise]), config.k, 3, 0.3, 2,
-            choices.random() < 0.5, choices.random() < 0.5, limit,
+        "cluster": (
+            x, valid, importance, budget, *images, *choices.choice([(None,) * 4, known]),
+            *options, *loop, 0.02, 0.0, limit,
         ),
-        "threshold_greedy": (*images, 0.5),
+        "cluster_backward": (x, valid, importance, *images, *known, *values, *grads, *options),
+        "dpc_knn": (
+            x, valid, *images, choices.choice([None, noise]), importance, budget, config.k, 3,
+            0.3, 2, choices.random() < 0.5, choices.random() < 0.5, limit,
+        ),
+        "threshold_greedy": (x, valid, *images, 0.5),
     }  # fmt: skip
 
 
