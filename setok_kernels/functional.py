@@ -48,10 +48,12 @@ def cluster_tokens(
             `stop_residual` and `min_mass` do not stop the loop. A seed has its own row as label,
             and any other finite token the largest row before the residual. Needs
             `config.distinct_seeds`.
-        importance: (B, N), (B, H, W) or (T,) weight of each token in the choice of seeds, floating
-            point, finite and at least 0: multiplies density * delta before `score_norm`. On CUDA
-            values are not checked; a negative or non-finite weight counts as 0.
-        token_mask: (B, N) or (B, H, W) bool, True for valid tokens; padded input only.
+        importance: weight of each token in the choice of seeds, (B, N), (T,) or like `x` without
+            features, floating point, finite and at least 0: multiplies density * delta before
+            `score_norm`. On CUDA values are not checked; a negative or non-finite weight counts
+            as 0.
+        token_mask: (B, N) or like `x` without features, bool, True for valid tokens; padded input
+            only.
         cu_seqlens: (B + 1,) int32 offsets of the images in packed input.
         max_seqlen: maximum number of tokens of an image in packed input. Required on CUDA, where
             reading it from `cu_seqlens` would synchronise; derived on the CPU when None.
