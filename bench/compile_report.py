@@ -156,7 +156,7 @@ def launches(
             d, ops, lengths = out.decisions, triton_ops._ops, (None, tokens)
             values = (out.masks, out.density, out.delta, out.score)
             ops.cluster_backward(
-                *(x, mask, *lengths, d.knn, d.parent, d.seeds, d.counts, *values, *values),
+                *(x, mask, None, *lengths, d.knn, d.parent, d.seeds, d.counts, *values, *values),
                 *(None, 0, 0, 0.5, 0.1, 0.1, 0.5, 0, 0.0, True),
             )
             for mode in ("hard", "soft"):
