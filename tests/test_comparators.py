@@ -331,7 +331,7 @@ def test_check_backend_catches_a_backend_that_breaks_ties(monkeypatch):
         """The reference on reversed tokens: right but for its ties."""
 
         @staticmethod
-        def cluster(x, valid, cu_seqlens, max_seqlen, config, decisions):
+        def cluster(x, valid, cu_seqlens, max_seqlen, config, decisions, *guide):
             if decisions is not None:
                 return reference.cluster(x, valid, cu_seqlens, max_seqlen, config, decisions)
             flip = reference.cluster(x.flip(1), None, None, None, config, None).decisions

@@ -362,6 +362,20 @@ def test_a_compiled_call_names_what_does_not_fit():
         compiled(x, labels, -weights)
 
 
+def test_invalid_weights_that_no_check_reads_count_as_0():
+    """As on CUDA: in a traced call of the reference no value is read."""
+    x = testing.planted_clusters(1, 12, 4, 3, noise=0.3)[0]
+    bad = torch.ones(1, 12)
+    bad[0, :3] = torch.tensor([torch.nan, -1.0, torch.inf])
+    zero = torch.where((bad > 0) & bad.isfinite(), bad, 0)
+
+    def run(weight):
+        return sk.cluster_tokens(x, importance=weight, backend="reference").score
+
+    compiled = torch.compile(run, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(bad), run(zero))
+
+
 @pytest.mark.parametrize("namespace", ["setok", "setok_interpreted"])
 def test_operands_that_do_not_fit(namespace):
     """Of the kernels that are launched from Python too, before one of them runs."""

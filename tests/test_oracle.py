@@ -7,13 +7,26 @@ from hypothesis import strategies as st
 
 import setok_kernels as sk
 from helpers import oracle
-from helpers.strategies import configs, exact_tokens
+from helpers.strategies import configs, exact_tokens, guides
 from setok_kernels import testing
 
 TOLERANCE = dict(rtol=1e-12, atol=1e-12)
 
 
-def expected_clusters(x, config, mask):
+def guide_of(guide, b, position):
+    """Arguments of the oracle for one image of a batch."""
+    importance, budget = guide["importance"], guide["budget"]
+    return dict(
+        importance=None if importance is None else importance[b, position].tolist(),
+        budget=None if budget is None else int(budget[b]),
+        exact=guide["exact_budget"],
+    )
+
+
+NO_GUIDE = dict(importance=None, budget=None, exact_budget=False)
+
+
+def expected_clusters(x, config, mask, guide=NO_GUIDE):
     """The oracle's result for a padded batch, as `Clusters` in float64."""
     images, (batch, tokens) = [], mask.shape
     rows = config.max_clusters + 1
@@ -27,7 +40,7 @@ def expected_clusters(x, config, mask):
     density, delta, score = torch.zeros(3, batch, tokens, dtype=torch.float64)
     for b in range(batch):
         position = mask[b].nonzero()[:, 0]
-        result = oracle.cluster(x[b, position].tolist(), config)
+        result = oracle.cluster(x[b, position].tolist(), config, **guide_of(guide, b, position))
         images.append(result)
         for i, p in enumerate(position.tolist()):
             for slot, j in enumerate(result["knn"][i]):
@@ -57,9 +70,19 @@ def test_reference_equals_oracle(x, config, data):
     mask = torch.tensor(
         [[data.draw(st.booleans()) if b else True for _ in range(tokens)] for b in range(batch)]
     )
-    out = sk.cluster_tokens(x, config, token_mask=mask, backend="reference")
-    expected = expected_clusters(x, config, mask)
-    testing.assert_same_decisions(x, out, expected, mask)
+    guide = data.draw(guides(mask.shape, config)) if data.draw(st.booleans()) else NO_GUIDE
+    importance = guide["importance"]
+    out = sk.cluster_tokens(
+        x,
+        config,
+        num_clusters=guide["budget"],
+        exact=guide["exact_budget"],
+        importance=importance,
+        token_mask=mask,
+        backend="reference",
+    )
+    expected = expected_clusters(x, config, mask, guide)
+    testing.assert_same_decisions(x, out, expected, mask, importance)
     for b in range(batch):
         if torch.equal(out.decisions.seeds[b], expected.decisions.seeds[b]):
             assert torch.equal(out.labels[b], expected.labels[b])
@@ -68,7 +91,8 @@ def test_reference_equals_oracle(x, config, data):
             position = mask[b].nonzero()[:, 0]
             seeds = out.decisions.seeds[b, : out.counts[b]]
             local = torch.searchsorted(position, seeds).tolist()
-            result = oracle.cluster(x[b, position].tolist(), config, forced_seeds=local)
+            given = guide_of(guide, b, position) | dict(forced_seeds=local)
+            result = oracle.cluster(x[b, position].tolist(), config, **given)
             expected.masks[b] = 0
             fill(expected.density[b], expected.delta[b], expected.score[b], expected.masks[b],
                  result, position)  # fmt: skip

@@ -110,11 +110,45 @@ def _packed(device, sizes):
     )
 
 
+def _importance(tokens: tuple[int, ...], seed: int = 3) -> Tensor:
+    """Return weights that are powers of two or 0."""
+    generator = torch.Generator().manual_seed(seed)
+    powers = torch.randint(-3, 3, tokens, generator=generator)
+    return torch.where(powers == -3, 0.0, 2.0**powers)
+
+
+def _guided(device, sizes):
+    """Compare importance, budgets and exact budgets, padded and packed, and their gradients."""
+    config = ClusterConfig(k=8, max_clusters=sizes.clusters)
+    x = testing.integer_tokens(2, sizes.tokens, min(sizes.dim, 65)).to(device)
+    mask, importance = _mask(x), _importance(x.shape[:2]).to(device)
+    budget = torch.tensor([2, sizes.clusters], device=device)
+    for exact_budget in (False, True):
+        guide = dict(importance=importance, budget=budget, exact_budget=exact_budget)
+        testing.check_backend(_BACKEND, x, config, token_mask=mask, exact=True, **guide)
+    lengths = [sizes.tokens // 3, 0, 1, sizes.tokens]
+    x, cu_seqlens, _, _ = testing.ragged_batch(lengths, 20, exact=True)
+    testing.check_backend(
+        _BACKEND,
+        x.to(device),
+        config,
+        cu_seqlens=cu_seqlens.to(device),
+        exact=True,
+        importance=_importance(x.shape[:1]).to(device),
+        budget=torch.tensor([sizes.clusters, 1, 1, 3], device=device),
+        exact_budget=True,
+    )
+    x = testing.vit_like_tokens(2, sizes.tokens, sizes.dim, dtype=torch.bfloat16).to(device)
+    testing.assert_replayed_gradients(x, config, _BACKEND, importance=importance)
+
+
 def _many(device, sizes):
     """Compare the kernels for images too long to keep distance rows."""
     config = ClusterConfig(k=8, max_clusters=sizes.clusters)
     x = testing.integer_tokens(1, sizes.many, 20).to(device)
     testing.check_backend(_BACKEND, x, config, exact=True)
+    guide = dict(importance=_importance(x.shape[:2]).to(device), exact_budget=True)
+    testing.check_backend(_BACKEND, x, config, exact=True, **guide)
     x = testing.vit_like_tokens(1, sizes.many, 40, dtype=torch.bfloat16).to(device)
     testing.check_backend(_BACKEND, x, config)
 
@@ -217,6 +251,14 @@ def _density_peaks(device, sizes):
                 for name in (_BACKEND, "reference")
             )
             testing.assert_same_hard_clusters(out, expected)
+        guide = dict(num_clusters=torch.tensor([3, 5], device=device), threshold=0.1)
+        x = testing.integer_tokens(2, sizes.tokens, 20).to(device)
+        guide["importance"] = _importance(x.shape[:2]).to(device)
+        out, expected = (
+            functional.dpc_knn(x, backend=name, **(options | guide))
+            for name in (_BACKEND, "reference")
+        )
+        testing.assert_same_hard_clusters(out, expected)
         x = testing.vit_like_tokens(1, sizes.tokens, sizes.dim, dtype=torch.bfloat16).to(device)
         out = functional.dpc_knn(x, backend=_BACKEND, **options)
         testing.assert_valid_density_peaks(x, out, **options)
@@ -242,6 +284,7 @@ _TF32 = 2.0**-11
 CASES = (
     Case("exact tokens, masked", _exact),
     Case("packed images", _packed),
+    Case("importance and budgets", _guided),
     Case("clustering of float32", _forward(torch.float32)),
     Case("gradients of float32", _gradients(torch.float32)),
     Case("clustering of bfloat16", _forward(torch.bfloat16)),

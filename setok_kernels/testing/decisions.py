@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from setok_kernels.config import ClusterConfig
-from setok_kernels.result import Clusters, Decisions
+from setok_kernels.result import Clusters, Decisions, DensityPeaks
 from setok_kernels.testing.images import Image, images
 from setok_kernels.testing.intervals import (
     Interval,
@@ -23,6 +23,10 @@ def assert_valid_decisions(
     config: ClusterConfig,
     token_mask: Tensor | None = None,
     input_roundoff: float = 0.0,
+    *,
+    importance: Tensor | None = None,
+    budget: Tensor | None = None,
+    exact_budget: bool = False,
 ) -> None:
     """Assert that each decision of `out` is optimal in float64 within the rounding error bound.
 
@@ -37,17 +41,35 @@ def assert_valid_decisions(
         token_mask: mask of valid tokens.
         input_roundoff: relative rounding of matrix product inputs allowed to the backend (2**-11
             for tf32), 0 if it uses the dtype of `x`.
+        importance: argument of `cluster_tokens`.
+        budget: (B,) maximum number of seeds of each image; None for `config.max_clusters`.
+        exact_budget: argument `exact` of `cluster_tokens`.
 
     Raises:
         AssertionError: a decision is not optimal; the message has image, token and decision.
     """
+    weights = flat_importance(importance, out)
     for image in images(x, out, token_mask):
+        weight = None if weights is None else weights[image.span]
+        limit = config.max_clusters if budget is None else int(budget[image.index])
         with image.named():
-            _judge_image(image, _decisions_of(out, image), config, input_roundoff)
+            decisions = _decisions_of(out, image)
+            _judge_image(image, decisions, config, input_roundoff, weight, limit, exact_budget)
+
+
+def flat_importance(importance: Tensor | None, out: Clusters | DensityPeaks) -> Tensor | None:
+    """Return the weights in the shape of the labels, rounded to the dtype of the scores."""
+    if importance is None:
+        return None
+    return importance.detach().reshape(out.labels.shape).to(out.score.dtype).double()
 
 
 def assert_same_decisions(
-    x: Tensor, out: Clusters, expected: Clusters, token_mask: Tensor | None = None
+    x: Tensor,
+    out: Clusters,
+    expected: Clusters,
+    token_mask: Tensor | None = None,
+    importance: Tensor | None = None,
 ) -> None:
     """Assert that the decisions of `out` and `expected` are bit-equal, ties included.
 
@@ -56,11 +78,19 @@ def assert_same_decisions(
     arithmetic. But z is a product in that order and rounds differently. If `out` and `expected`
     differ at such a tie, `assert_valid_decisions` judges the later seeds of this image.
 
+    Args:
+        x: input of the clustering, any layout, exactly representable.
+        out: result of the clustering.
+        expected: result of the reference.
+        token_mask: mask of valid tokens.
+        importance: argument of `cluster_tokens`, powers of two or 0.
+
     Raises:
         AssertionError: a decision differs; the message has its name and first position.
     """
     for name in ("knn", "parent"):
         assert_equal(name, getattr(out.decisions, name), getattr(expected.decisions, name))
+    weights = flat_importance(importance, out)
     for image in images(x, out, token_mask):
         mine, other = _decisions_of(out, image), _decisions_of(expected, image)
         a, b = mine.seeds, other.seeds
@@ -68,7 +98,8 @@ def assert_same_decisions(
             assert_equal("counts", mine.counts, other.counts)
             continue
         step = int((a != b).nonzero()[0])
-        if not _permuted_tie(image, mine, step, int(a[step]), int(b[step])):
+        weight = None if weights is None else weights[image.span]
+        if not _permuted_tie(image, mine, step, int(a[step]), int(b[step]), weight):
             raise AssertionError(
                 f"image {image.index}: seed {step} is {int(a[step])}, expected {int(b[step])}"
             )
@@ -88,7 +119,9 @@ def assert_equal(name: str, got: Tensor, expected: Tensor) -> None:
         )
 
 
-def _permuted_tie(image: Image, decisions: Decisions, step: int, a: int, b: int) -> bool:
+def _permuted_tie(
+    image: Image, decisions: Decisions, step: int, a: int, b: int, weight: Tensor | None
+) -> bool:
     """Return True if tokens a and b tie at `step`, but their factors of z have another order."""
     if min(a, b) < 0:
         return False
@@ -98,7 +131,8 @@ def _permuted_tie(image: Image, decisions: Decisions, step: int, a: int, b: int)
 
     def score_terms(i):
         far = distance[i][image.ok].max() if parent[i] < 0 else distance[i, parent[i]]
-        return [*distance[i, knn[i][knn[i] >= 0]].round().tolist(), far.round().item()]
+        own = 1.0 if weight is None else float(weight[i])
+        return [*distance[i, knn[i][knn[i] >= 0]].round().tolist(), far.round().item() * own]
 
     history = [distance[i, decisions.seeds[:step]].round() for i in (a, b)]
     return (
@@ -115,13 +149,21 @@ def _decisions_of(out: Clusters, image: Image) -> Decisions:
     )
 
 
-def _judge_image(image: Image, d: Decisions, config, input_roundoff: float) -> None:
+def _judge_image(
+    image: Image,
+    d: Decisions,
+    config: ClusterConfig,
+    input_roundoff: float,
+    weight: Tensor | None,
+    limit: int,
+    exact_budget: bool,
+) -> None:
     ok, roundoff = image.ok, image.roundoff
     for field in fields(d):
         value = getattr(d, field.name)
         assert value.dtype == torch.int64, f"{field.name} is {value.dtype}, expected int64"
     seeds, count = d.seeds, int(d.counts)
-    assert 0 <= count <= config.max_clusters, f"counts is {count}"
+    assert 0 <= count <= limit, f"counts is {count}, expected at most {limit}"
     assert (seeds[count:] == -1).all(), f"seeds after the first {count} are not all -1"
     assert (d.knn[~ok] == -1).all(), "an excluded token has neighbours"
     assert (d.parent[~ok] == -1).all(), "an excluded token has a parent"
@@ -148,17 +190,27 @@ def _judge_image(image: Image, d: Decisions, config, input_roundoff: float) -> N
     scaled = distance * sigma
     density = density_bounds(scaled, knn, roundoff)
     judge_parents(image, distance, density, parent)
-    score = _score_bounds(scaled, density, parent, config, roundoff)
-    _judge_seeds(image, scaled, score, chosen, config)
+    weight = None if weight is None else weight[ok]
+    score = _score_bounds(scaled, density, parent, config, roundoff, weight)
+    _judge_seeds(image, scaled, score, chosen, config, limit, exact_budget)
 
 
-def _score_bounds(scaled: Interval, density: Interval, parent: Tensor, config, roundoff: float):
+def _score_bounds(
+    scaled: Interval,
+    density: Interval,
+    parent: Tensor,
+    config: ClusterConfig,
+    roundoff: float,
+    weight: Tensor | None,
+) -> Interval:
     row = torch.arange(parent.shape[0], device=parent.device)
 
     def delta(end):
         return torch.where(parent < 0, end.amax(1), end[row, parent.clamp(min=0)])
 
     score = (density * scaled.rising(delta)).widen(4 * roundoff)
+    if weight is not None:
+        score = (score * Interval(weight, weight)).widen(roundoff)
     if config.score_norm is None:
         return score
     largest = Interval(score.lo.max(), score.hi.max())
@@ -170,7 +222,15 @@ def _score_bounds(scaled: Interval, density: Interval, parent: Tensor, config, r
     return Interval(score.lo / largest.hi, score.hi / largest.lo).widen(2 * roundoff).clamp(0, 1)
 
 
-def _judge_seeds(image: Image, scaled: Interval, score: Interval, seeds: list[int], config):
+def _judge_seeds(
+    image: Image,
+    scaled: Interval,
+    score: Interval,
+    seeds: list[int],
+    config: ClusterConfig,
+    limit: int,
+    exact_budget: bool,
+) -> None:
     roundoff, position = image.roundoff, image.position
     tokens = score.lo.shape[0]
     scope = Interval(torch.ones_like(score.lo), torch.ones_like(score.lo))
@@ -190,17 +250,18 @@ def _judge_seeds(image: Image, scaled: Interval, score: Interval, seeds: list[in
             f"{where} has priority at most {priority.hi[seed]:.9g}, another at least {best:.9g}"
         )
         mass = mask_of(seed).hi.sum() * (1 + summing)
-        assert mass >= config.min_mass, f"{where} has less than min_mass"
+        assert exact_budget or mass >= config.min_mass, f"{where} has less than min_mass"
         alpha = alpha_bounds(scaled[seed], score, config, roundoff)
         rest = alpha.falling(lambda a: 1 - a).widen(0, roundoff).clamp(0, 1)
         scope = (scope * rest).widen(roundoff).clamp(0, 1)
         if config.distinct_seeds:
             eligible[seed] = False
-        if step + 1 < len(seeds):
+        if step + 1 < len(seeds) and not exact_budget:
             left = scope.hi.mean() * (1 + summing)
             assert left > config.stop_residual, f"continued after {where}, mean scope {left:.9g}"
-    if len(seeds) == config.max_clusters or not eligible.any():
+    if len(seeds) == limit or not eligible.any():
         return
+    assert not exact_budget, f"stopped after {len(seeds)} seeds, expected {min(limit, tokens)}"
     if seeds and scope.lo.mean() * (1 - summing) <= config.stop_residual:
         return
     priority = (scope * score).widen(2 * roundoff)

@@ -9,7 +9,9 @@ from setok_kernels import layout
 from setok_kernels.config import DPCOptions
 from setok_kernels.reference import density as plain
 from setok_kernels.reference.dpc_knn import capped_distance, noisy_density, usable_tokens
+from setok_kernels.reference.scope import usable_importance, weighted_score
 from setok_kernels.result import DensityPeaks
+from setok_kernels.testing.decisions import flat_importance
 from setok_kernels.testing.hard import assert_hard_invariants, judge_labels
 from setok_kernels.testing.images import Image, images, usable
 from setok_kernels.testing.intervals import Interval, squared_distance_bounds
@@ -29,6 +31,9 @@ def assert_valid_density_peaks(
     order: Literal["score", "index"] = "score",
     cap: Literal["diameter", "eccentricity"] = "diameter",
     input_roundoff: float = 0.0,
+    *,
+    importance: Tensor | None = None,
+    budget: Tensor | None = None,
 ) -> None:
     """Assert that decisions and values of `out` are within the rounding error bound of float64.
 
@@ -50,13 +55,16 @@ def assert_valid_density_peaks(
         order: argument of `dpc_knn`.
         cap: argument of `dpc_knn`.
         input_roundoff: relative rounding of the inputs, see `assert_valid_decisions`.
+        importance: argument of `dpc_knn`.
+        budget: (B,) maximum number of centres of each image; None for the number of rows.
 
     Raises:
         AssertionError: a decision or value is wrong; the message has image, token and decision, or
             the value and its error.
     """
-    options = DPCOptions(k, num_clusters, threshold, min_clusters, order, cap)
-    assert_hard_invariants(x, out, token_mask)
+    budgeted = budget is not None
+    options = DPCOptions(k, num_clusters, threshold, min_clusters, order, cap, budgeted)
+    assert_hard_invariants(x, out, token_mask, importance)
     longest = out.labels.shape[1] if out.cu_seqlens is None else out.max_seqlen
     for name, got, expected in (
         ("knn", out.knn.shape[-1], k),
@@ -65,16 +73,26 @@ def assert_valid_density_peaks(
         assert got == expected, f"{name}: {got} columns, expected {expected}"
     if noise is not None:
         noise = noise.detach().reshape(out.labels.shape).to(out.density.dtype)
+    weights = flat_importance(importance, out)
     for image in images(x, out, token_mask):
+        columns = out.num_rows
+        if budget is not None:
+            columns = min(columns, int(budget[image.index]))
         with image.named():
             if image.ok.any():
-                _judge_image(image, out, noise, options, input_roundoff)
+                _judge_image(image, out, noise, weights, columns, options, input_roundoff)
     if x.dtype != torch.float64:
-        _judge_values(x, out, noise, token_mask, cap)
+        _judge_values(x, out, noise, weights, token_mask, cap)
 
 
 def _judge_image(
-    image: Image, out: DensityPeaks, noise: Tensor | None, options: DPCOptions, input_roundoff
+    image: Image,
+    out: DensityPeaks,
+    noise: Tensor | None,
+    weights: Tensor | None,
+    columns: int,
+    options: DPCOptions,
+    input_roundoff: float,
 ) -> None:
     ok, roundoff = image.ok, image.roundoff
     knn, parent = (
@@ -101,9 +119,13 @@ def _judge_image(
         density.lo * torch.where(density.lo < 0, delta.hi, delta.lo),
         density.hi * torch.where(density.hi < 0, delta.lo, delta.hi),
     ).widen(4 * roundoff, image.tiny)
+    if weights is not None:
+        own = weights[image.span][ok]
+        score = Interval(score.lo * own, score.hi * own).widen(roundoff, image.tiny)
+        score = score.clamp(high=torch.finfo(out.score.dtype).max)
     count = int(out.counts[image.index])
     centres = image.compact("centres", out.centres[image.index, :count])
-    _judge_centres(image, score, centres, options, out.num_rows)
+    _judge_centres(image, score, centres, options, columns)
     judge_labels(image, distance, centres, out.labels[image.span][ok])
     for name, bounds in (("density", density), ("delta", delta), ("score", score)):
         value = getattr(out, name)[image.span][ok].double()
@@ -187,19 +209,30 @@ def _judge_count(
 
 
 def _judge_values(
-    x: Tensor, out: DensityPeaks, noise: Tensor | None, token_mask: Tensor | None, cap: str
+    x: Tensor,
+    out: DensityPeaks,
+    noise: Tensor | None,
+    weights: Tensor | None,
+    token_mask: Tensor | None,
+    cap: str,
 ) -> None:
     x = x.detach().reshape(*out.labels.shape, x.shape[-1])
     with torch.no_grad():
-        truth = _replay(x.double(), out, noise, token_mask, cap)
-        plain = [_replay(x[..., order], out, noise, token_mask, cap) for order in feature_orders(x)]
+        given = (out, noise, weights, token_mask, cap)
+        truth = _replay(x.double(), *given)
+        plain = [_replay(x[..., order], *given) for order in feature_orders(x)]
     for name, expected in truth.items():
         measured = torch.stack([values[name] for values in plain])
         assert_error(name, getattr(out, name), expected, measured, expected, 1.0)
 
 
 def _replay(
-    x: Tensor, out: DensityPeaks, noise: Tensor | None, token_mask: Tensor | None, cap: str
+    x: Tensor,
+    out: DensityPeaks,
+    noise: Tensor | None,
+    weights: Tensor | None,
+    token_mask: Tensor | None,
+    cap: str,
 ) -> dict[str, Tensor]:
     """Return density, delta and score in the dtype of `x`, given the decisions of `out`."""
     valid = usable(x, out, token_mask)
@@ -209,6 +242,8 @@ def _replay(
         tensors = [layout.pad(t, out.cu_seqlens, out.max_seqlen) for t in tensors]
         if noise is not None:
             noise = layout.pad(noise, out.cu_seqlens, out.max_seqlen)
+        if weights is not None:
+            weights = layout.pad(weights, out.cu_seqlens, out.max_seqlen)
     x, valid, knn, parent, order = tensors
     if x.numel() == 0:
         return {}
@@ -218,7 +253,8 @@ def _replay(
     sigma = plain.fixed_scale(x, exponent, 1 / dim)
     density = noisy_density(squared, knn, sigma, ok, noise)
     delta = capped_distance(squared, parent, order, exponent, dim, ok, cap)
-    values = dict(density=density, delta=delta, score=density * delta)
+    score = weighted_score(density, delta, usable_importance(weights, ok, density.dtype))
+    values = dict(density=density, delta=delta, score=score)
     if out.cu_seqlens is None:
         return values
     total = out.labels.shape[0]

@@ -4,30 +4,39 @@ import torch
 from torch import Tensor
 
 from setok_kernels.result import DensityPeaks, HardClusters
-from setok_kernels.testing.decisions import assert_equal
+from setok_kernels.testing.decisions import assert_equal, flat_importance
 from setok_kernels.testing.images import Image, images
 from setok_kernels.testing.intervals import Interval
 
 _VALUES = ("density", "delta", "score")
 
 
-def assert_hard_invariants(x: Tensor, out: HardClusters, token_mask: Tensor | None = None) -> None:
+def assert_hard_invariants(
+    x: Tensor,
+    out: HardClusters,
+    token_mask: Tensor | None = None,
+    importance: Tensor | None = None,
+) -> None:
     """Assert the ranges, padding, dtypes and shapes that hold whatever the decisions are.
 
     Args:
         x: input of the clustering, any layout.
         out: result of `dpc_knn` or `threshold_greedy`.
         token_mask: mask of valid tokens.
+        importance: argument of `dpc_knn`.
 
     Raises:
         AssertionError: an invariant does not hold; the message has its name and the image.
     """
     _check_tensors(x, out)
+    weights = None
+    if isinstance(out, DensityPeaks):
+        weights = flat_importance(importance, out)
     for image in images(x, out, token_mask):
         with image.named():
             _check_centres(image, out)
             if isinstance(out, DensityPeaks):
-                _check_peaks(image, out)
+                _check_peaks(image, out, None if weights is None else weights[image.span])
 
 
 def assert_same_hard_clusters(out: HardClusters, expected: HardClusters) -> None:
@@ -128,7 +137,7 @@ def _check_centres(image: Image, out: HardClusters) -> None:
     )
 
 
-def _check_peaks(image: Image, out: DensityPeaks) -> None:
+def _check_peaks(image: Image, out: DensityPeaks, weight: Tensor | None) -> None:
     ok = image.ok
     density, delta, score = (getattr(out, name)[image.span].double() for name in _VALUES)
     for name, value in (("density", density), ("delta", delta), ("score", score)):
@@ -136,8 +145,16 @@ def _check_peaks(image: Image, out: DensityPeaks) -> None:
         assert (value[~ok] == 0).all(), f"{name}: not 0 on an excluded token"
     assert (delta >= 0).all(), "delta: negative"
     product, finfo = density * delta, torch.finfo(out.score.dtype)
-    off = (score - product).abs() > finfo.eps * product.abs() + finfo.tiny
-    assert not off.any(), f"score of token {int(off.nonzero()[0])} is not density * delta"
+    slack = finfo.eps * product.abs() + finfo.tiny
+    if weight is not None:
+        # Weights of excluded tokens are not read. A score is at most the largest number.
+        weight = torch.where(ok, weight, 0)
+        product, slack = (product * weight).clamp(max=finfo.max), 2 * slack * weight + finfo.tiny
+    off = (score - product).abs() > slack
+    assert not off.any(), (
+        f"score of token {int(off.nonzero()[0])} is not density * delta"
+        f"{'' if weight is None else ' * importance'}"
+    )
     knn, parent = out.knn[image.span], out.parent[image.span]
     for name, value in (("knn", knn), ("parent", parent)):
         assert (value[~ok] == -1).all(), f"{name}: not -1 on an excluded token"

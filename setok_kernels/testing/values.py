@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from setok_kernels import layout
 from setok_kernels.config import LEARNABLE, ClusterConfig
 from setok_kernels.functional import cluster_tokens
 from setok_kernels.result import Clusters
@@ -26,7 +27,11 @@ _ORDERS = 3
 
 
 def assert_replayed_values(
-    x: Tensor, out: Clusters, config: ClusterConfig, token_mask: Tensor | None = None
+    x: Tensor,
+    out: Clusters,
+    config: ClusterConfig,
+    token_mask: Tensor | None = None,
+    importance: Tensor | None = None,
 ) -> None:
     """Assert that density, delta, score and masks err at most twice as much as plain PyTorch.
 
@@ -37,11 +42,14 @@ def assert_replayed_values(
     Raises:
         AssertionError: a value errs more; the message has its name, error and allowed error.
     """
+    weight = None if importance is None else importance.to(out.score.dtype)
     with torch.no_grad():
         low, ratio = _lower(x)
-        truth = _replay(x.double(), out, config, token_mask)
-        plain_truth = _replay(low.double(), out, config, token_mask)
-        plain = [_replay(low[..., order], out, config, token_mask) for order in feature_orders(x)]
+        truth = _replay(x.double(), out, config, token_mask, weight)
+        plain_truth = _replay(low.double(), out, config, token_mask, weight)
+        plain = [
+            _replay(low[..., order], out, config, token_mask, weight) for order in feature_orders(x)
+        ]
         for name in _VALUES:
             measured = torch.stack([getattr(replay, name) for replay in plain])
             assert_error(
@@ -61,8 +69,9 @@ def assert_replayed_gradients(
     token_mask: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     seed: int = 0,
+    importance: Tensor | None = None,
 ) -> None:
-    """Assert that the gradients of x and of the hyper-parameters err at most twice as much.
+    """Assert that the gradients of x, importance and hyper-parameters err at most twice as much.
 
     The comparison is with plain PyTorch, as in `assert_replayed_values`. The losses are fixed
     random combinations of masks, density, delta and score.
@@ -70,8 +79,15 @@ def assert_replayed_gradients(
     Raises:
         AssertionError: a gradient errs more; the message has its name, error and allowed error.
     """
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    given = None if importance is None else importance.detach().to(wide)
     first = cluster_tokens(
-        x.detach(), config, token_mask=token_mask, cu_seqlens=cu_seqlens, backend=backend
+        x.detach(),
+        config,
+        importance=given,
+        token_mask=token_mask,
+        cu_seqlens=cu_seqlens,
+        backend=backend,
     )
 
     def gradients(x, backend):
@@ -83,9 +99,10 @@ def assert_replayed_gradients(
         }
         for leaf in leaves.values():
             leaf.requires_grad_()
-        out = _replay(x, first, dataclasses.replace(config, **leaves), token_mask, backend)
+        own = None if given is None else given.detach().to(dtype).requires_grad_()
+        out = _replay(x, first, dataclasses.replace(config, **leaves), token_mask, own, backend)
         generator = torch.Generator().manual_seed(seed)
-        inputs, found = [x, *leaves.values()], []
+        inputs, found = [x, *leaves.values(), *([] if own is None else [own])], []
         for _ in range(_LOSSES):
             loss = 0
             for name in _VALUES:
@@ -107,7 +124,8 @@ def assert_replayed_gradients(
         grad_x, *others = gradients(low[..., order], "reference")
         plain.append([grad_x[..., order.argsort()], *others])
     worst = [torch.stack(measured) for measured in zip(*plain, strict=True)]
-    for values in zip(("x", *LEARNABLE), got, truth, worst, plain_truth, strict=True):
+    names = ("x", *LEARNABLE, *([] if given is None else ["importance"]))
+    for values in zip(names, got, truth, worst, plain_truth, strict=True):
         assert_error(f"gradient of {values[0]}", *values[1:], ratio)
 
 
@@ -119,9 +137,20 @@ def feature_orders(x: Tensor) -> list[Tensor]:
 
 
 def assert_invariants(
-    x: Tensor, out: Clusters, config: ClusterConfig, token_mask: Tensor | None = None
+    x: Tensor,
+    out: Clusters,
+    config: ClusterConfig,
+    token_mask: Tensor | None = None,
+    exact_budget: bool = False,
 ) -> None:
     """Assert the ranges, sums, zeros, dtypes and shapes that hold whatever the decisions are.
+
+    Args:
+        x: input of the clustering, any layout.
+        out: result of the clustering.
+        config: options of the clustering.
+        token_mask: mask of valid tokens.
+        exact_budget: argument `exact` of `cluster_tokens`.
 
     Raises:
         AssertionError: an invariant does not hold; the message has its name.
@@ -163,7 +192,22 @@ def assert_invariants(
     residual = (row == counts[..., None]).expand_as(masks) & (valid & ~finite)[..., None]
     assert (masks[residual] == 1).all(), "masks: a non-finite token is not all residual"
     assert (out.labels[~valid] == -1).all(), "labels: not -1 on a masked token"
-    assert (out.labels[valid] == masks[valid].argmax(-1)).all(), "labels: not the largest mask"
+    expected = masks.detach()
+    if exact_budget:
+        live = valid & finite & (counts > 0)
+        last = (row >= counts[..., None]) & live[..., None]
+        expected = expected.masked_fill(last, -1).masked_fill(_is_seed(out), torch.inf)
+    assert (out.labels == expected.argmax(-1))[valid].all(), "labels: not the largest mask"
+
+
+def _is_seed(out: Clusters) -> Tensor:
+    """Return (B, N, C + 1) or (T, C + 1) bool, True where the token is the seed of the row."""
+    seeds = torch.nn.functional.pad(out.decisions.seeds, (0, 1), value=-1)
+    if out.cu_seqlens is None:
+        token = torch.arange(out.labels.shape[1], device=seeds.device)
+        return seeds[:, None] == token[:, None]
+    image, token = layout.token_positions(out.cu_seqlens, out.labels.shape[0])
+    return seeds[image] == token[:, None]
 
 
 def check_backend(
@@ -174,6 +218,10 @@ def check_backend(
     cu_seqlens: Tensor | None = None,
     exact: bool = False,
     input_roundoff: float = 0.0,
+    *,
+    importance: Tensor | None = None,
+    budget: Tensor | None = None,
+    exact_budget: bool = False,
 ) -> Clusters:
     """Run `backend` and all comparisons of a forward pass, and return the result.
 
@@ -185,25 +233,51 @@ def check_backend(
         cu_seqlens: offsets of packed input.
         exact: flag: `x` is exactly representable, so decisions must equal the reference's.
         input_roundoff: relative rounding of the inputs, see `assert_valid_decisions`.
+        importance: argument of `cluster_tokens`; powers of two or 0 if `exact`.
+        budget: argument `num_clusters` of `cluster_tokens`, a tensor.
+        exact_budget: argument `exact` of `cluster_tokens`.
 
     Raises:
         AssertionError: a comparison fails; the message is that of the first one.
     """
-    arguments: dict[str, Any] = dict(token_mask=token_mask, cu_seqlens=cu_seqlens)
+    arguments: dict[str, Any] = dict(
+        num_clusters=budget,
+        exact=exact_budget,
+        importance=importance,
+        token_mask=token_mask,
+        cu_seqlens=cu_seqlens,
+    )
     out = cluster_tokens(x, config, **arguments, backend=backend)
-    assert_invariants(x, out, config, token_mask)
-    assert_valid_decisions(x, out, config, token_mask, input_roundoff)
+    assert_invariants(x, out, config, token_mask, exact_budget)
+    assert_valid_decisions(
+        x,
+        out,
+        config,
+        token_mask,
+        input_roundoff,
+        importance=importance,
+        budget=budget,
+        exact_budget=exact_budget,
+    )
     if exact:
         expected = cluster_tokens(x, config, **arguments, backend="reference")
-        assert_same_decisions(x, out, expected, token_mask)
-    assert_replayed_values(x, out, config, token_mask)
+        assert_same_decisions(x, out, expected, token_mask, importance)
+    assert_replayed_values(x, out, config, token_mask, importance)
     return out
 
 
-def _replay(x, out: Clusters, config, token_mask, backend="reference") -> Clusters:
+def _replay(
+    x: Tensor,
+    out: Clusters,
+    config: ClusterConfig,
+    token_mask: Tensor | None,
+    importance: Tensor | None,
+    backend: str = "reference",
+) -> Clusters:
     return cluster_tokens(
         x,
         config,
+        importance=importance,
         token_mask=token_mask,
         cu_seqlens=out.cu_seqlens,
         max_seqlen=out.max_seqlen,

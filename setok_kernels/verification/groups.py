@@ -10,6 +10,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "float32": (
         "exact tokens, masked",
         "packed images",
+        "importance and budgets",
         "clustering of float32",
         "gradients of float32",
     ),

@@ -19,9 +19,9 @@ def nearest_row(distance, i, centres):
 
 def dpc_knn(
     tokens, num_clusters=None, threshold=None, k=5, noise=None, min_clusters=1, order="score",
-    cap="diameter",
+    cap="diameter", importance=None,
 ):  # fmt: skip
-    """Cluster a list of feature rows; `noise` is a number per token.
+    """Cluster a list of feature rows; `noise` and `importance` are a number per token.
 
     Returns:
         dict with labels, centres, density, delta, score, knn, parent (lists without padding).
@@ -53,6 +53,8 @@ def dpc_knn(
         delta.append(math.sqrt(share * float(nearest)))
 
     score = [p * d for p, d in zip(density, delta, strict=True)]
+    if importance is not None:
+        score = [s * w for s, w in zip(score, importance, strict=True)]
     ranked = sorted(range(n), key=lambda i: (-score[i], i))
     centres = [i for i in ranked if threshold is None or score[i] > threshold]
     if not centres:

@@ -49,8 +49,16 @@ def alpha_of(d, score, config):
     return _sigmoid((phi - config.offset - config.beta * score) / config.temperature)
 
 
-def cluster(tokens, config, forced_seeds=None):
+def cluster(tokens, config, forced_seeds=None, importance=None, budget=None, exact=False):
     """Cluster a list of feature rows; `forced_seeds` replaces the choice of seeds and the stop.
+
+    Args:
+        tokens: rows of features.
+        config: options of the clustering.
+        forced_seeds: seeds in place of the choice.
+        importance: a weight per token.
+        budget: maximum number of seeds, in place of the config's.
+        exact: flag: only the budget stops.
 
     Returns:
         dict with knn, parent, seeds (lists without padding), density, delta, score, masks
@@ -61,24 +69,24 @@ def cluster(tokens, config, forced_seeds=None):
         return dict(
             knn=[], parent=[], seeds=[], density=[], delta=[], score=[], masks=[[]], labels=[]
         )
-    exact = pairwise(tokens)
-    sigma = scale(exact, len(tokens[0]), config)
-    dist = [[sigma * float(v) for v in row] for row in exact]
+    squared = pairwise(tokens)
+    sigma = scale(squared, len(tokens[0]), config)
+    dist = [[sigma * float(v) for v in row] for row in squared]
 
     knn, density = [], []
     for i in range(n):
         others = [j for j in range(n) if j != i or config.include_self]
-        others.sort(key=lambda j: (exact[i][j], j))
+        others.sort(key=lambda j: (squared[i][j], j))
         near = others[: config.k]
         knn.append(near)
-        mean = sum(exact[i][j] for j in near) / len(near) if near else Fraction(0)
+        mean = sum(squared[i][j] for j in near) / len(near) if near else Fraction(0)
         density.append(exp(-sigma * float(mean)))
 
     parent, delta = [], []
     for i in range(n):
         above = [j for j in range(n) if (-density[j], j) < (-density[i], i)]
         if above:
-            best = min(above, key=lambda j: (exact[i][j], j))
+            best = min(above, key=lambda j: (squared[i][j], j))
             parent.append(best)
             delta.append(dist[i][best])
         else:
@@ -86,6 +94,9 @@ def cluster(tokens, config, forced_seeds=None):
             delta.append(max(dist[i]))
 
     score = [r * d for r, d in zip(density, delta, strict=True)]
+    if importance is not None:
+        score = [s * w for s, w in zip(score, importance, strict=True)]
+    budget = config.max_clusters if budget is None else budget
     if config.score_norm == "max" and max(score) > 0:
         top = max(score)
         score = [s / top for s in score]
@@ -98,21 +109,24 @@ def cluster(tokens, config, forced_seeds=None):
             seed = forced_seeds[len(seeds)]
         else:
             free = [i for i in range(n) if not (config.distinct_seeds and i in used)]
-            if not free or len(seeds) == config.max_clusters:
+            if not free or len(seeds) == budget:
                 break
             seed = min(free, key=lambda i: (-(z[i] * score[i]), i))
         alpha = [alpha_of(dist[seed][i], score[i], config) for i in range(n)]
         mask = [z[i] * alpha[i] for i in range(n)]
-        if forced_seeds is None and sum(mask) < config.min_mass:
+        if forced_seeds is None and not exact and sum(mask) < config.min_mass:
             break
         seeds.append(seed)
         used.add(seed)
         masks.append(mask)
         z = [z[i] * (1 - alpha[i]) for i in range(n)]
-        if forced_seeds is None and sum(z) / n <= config.stop_residual:
+        if forced_seeds is None and not exact and sum(z) / n <= config.stop_residual:
             break
     masks.append(z)
-    labels = [max(range(len(masks)), key=lambda c: (masks[c][i], -c)) for i in range(n)]
+    rows = len(seeds) if exact and seeds else len(masks)
+    labels = [max(range(rows), key=lambda c: (masks[c][i], -c)) for i in range(n)]
+    if exact:
+        labels = [seeds.index(i) if i in seeds else label for i, label in enumerate(labels)]
     return dict(
         knn=knn, parent=parent, seeds=seeds, density=density, delta=delta, score=score,
         masks=masks, labels=labels,

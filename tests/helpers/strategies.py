@@ -103,3 +103,25 @@ def token_masks(draw, x):
     return torch.tensor(
         [[draw(st.booleans()) if b else True for _ in range(tokens)] for b in range(batch)]
     )
+
+
+@st.composite
+def exact_importance(draw, shape, dtype=torch.float64):
+    """Powers of two and 0, or none: products with them round as those without."""
+    if draw(st.booleans()):
+        return None
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    powers = torch.randint(-3, 3, shape, generator=generator)
+    return torch.where(powers == -3, 0.0, 2.0**powers).to(dtype)
+
+
+@st.composite
+def guides(draw, shape, config, images=None, dtype=torch.float64):
+    """Arguments of `check_backend` that guide the seeds of tokens of a shape (B, N) or (T,)."""
+    images, most = shape[0] if images is None else images, config.max_clusters
+    budgets = st.lists(st.integers(1, most), min_size=images, max_size=images)
+    return dict(
+        importance=draw(exact_importance(shape, dtype)),
+        budget=draw(st.one_of(st.none(), budgets.map(lambda b: torch.tensor(b).long()))),
+        exact_budget=config.distinct_seeds and draw(st.booleans()),
+    )
