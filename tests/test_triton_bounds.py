@@ -71,8 +71,18 @@ def everything(x, **arguments):
             spread = sk.unmerge_tokens(merged, out, mode, backend="triton")
             loss = loss + spread.square().sum() + merged.sum()
             results += [merged, spread]
+    budget = torch.tensor([2])
+    guide = dict(importance=weights, num_clusters=budget, exact=True)
+    guided = module(x, **guide, **arguments)
+    again = module(x, **guide, decisions=guided.decisions, **arguments)
+    loss = loss + guided.score.sum() + again.masks.square().sum()
+    results += [guided.masks, guided.labels, guided.score, again.labels]
     loss.backward()
-    for options in (dict(num_clusters=3), dict(threshold=0.3, cap="eccentricity")):
+    for options in (
+        dict(num_clusters=3),
+        dict(threshold=0.3, cap="eccentricity"),
+        dict(num_clusters=budget, importance=weights),
+    ):
         peaks = sk.dpc_knn(x, **options, k=3, backend="triton", **arguments)
         results += [peaks.labels, peaks.density, peaks.delta, peaks.parent, peaks.knn]
     results.append(sk.threshold_greedy(x, 0.3, backend="triton", **arguments).labels)
