@@ -150,15 +150,20 @@ def launches(
         config = sk.ClusterConfig(k=k, max_clusters=clusters)
         weights = torch.empty(images, tokens)
         noise = torch.empty(images, tokens)
+        budget = torch.empty(images, dtype=torch.int64)
 
         def call():
             out = triton_ops.cluster(x, mask, None, None, config, None)
             d, ops, lengths = out.decisions, triton_ops._ops, (None, tokens)
             values = (out.masks, out.density, out.delta, out.score)
-            ops.cluster_backward(
-                *(x, mask, *lengths, d.knn, d.parent, d.seeds, d.counts, *values, *values),
-                *(None, 0, 0, 0.5, 0.1, 0.1, 0.5, 0, 0.0, True),
-            )
+            for importance in (None, weights):
+                ops.cluster_backward(
+                    *(x, mask, importance, *lengths, d.knn, d.parent, d.seeds, d.counts),
+                    *(*values, *values, None, 0, 0, 0.5, 0.1, 0.1, 0.5, 0, 0.0, True),
+                )
+            # At most and exactly as many clusters as the budget.
+            for exact in (False, True):
+                triton_ops.cluster(x, mask, None, None, config, None, weights, budget, exact)
             for mode in ("hard", "soft"):
                 merged = triton_ops.merge(x, out, mode, weights, 1e-6)
                 triton_ops.unmerge(merged, out, mode)
@@ -166,9 +171,13 @@ def launches(
                 assignment = (out.masks if soft else None, out.labels, out.counts)
                 ops.merge_backward(merged, x, *assignment, weights, *lengths, 1e-6, soft)
                 ops.unmerge_backward(x, merged, *assignment, *lengths, soft)
-            for given, cap in ((None, "diameter"), (noise, "eccentricity")):
+            for given, importance, cap in (
+                (None, None, "diameter"),
+                (noise, None, "eccentricity"),
+                (None, weights, "diameter"),
+            ):
                 options = DPCOptions(k, num_clusters=20, cap=cap)
-                triton_ops.dpc_knn(x, mask, None, None, given, options)
+                triton_ops.dpc_knn(x, mask, None, None, given, options, importance)
             triton_ops.threshold_greedy(x, mask, None, None, 0.5)
 
         return record_launches(call)

@@ -31,14 +31,17 @@ COSTS = {
     "cluster, masked": (11, 39, 5),
     "cluster, packed": (12, 39, 6),
     "cluster, learnable": (12, 36, 6),
+    "cluster, importance and budget": (11, 40, 5),
     "cluster, replayed": (15, 43, 9),
     "cluster, many tokens": (22, 37, 82),
-    "cluster, backward": (43, 61, 39),
+    "cluster, backward": (43, 61, 38),
+    "cluster, backward with importance": (43, 63, 38),
     "merge, hard": (17, 22, 17),
     "merge, soft": (5, 10, 6),
     "unmerge, hard": (2, 6, 2),
     "unmerge, soft": (2, 5, 2),
     "dpc_knn": (28, 57, 24),
+    "dpc_knn, importance": (28, 60, 24),
     "threshold_greedy": (16, 22, 14),
 }
 
@@ -70,12 +73,13 @@ def learnable(device):
     return {n: torch.full((), v, device=device) for n, v in numbers.items()}
 
 
-def backward(out, device):
+def backward(out, device, importance=None):
     d, values = out.decisions, (out.masks, out.density, out.delta, out.score)
     x = tokens(device)
     options = mask_options(sk.ClusterConfig(), x)
     return lambda: torch.ops.setok.cluster_backward(
-        *(x, None, None, None, 729, d.knn, d.parent, d.seeds, d.counts, *values, *values, *options)
+        *(x, None, importance, None, 729, d.knn, d.parent, d.seeds, d.counts),
+        *(*values, *values, *options),
     )
 
 
@@ -87,20 +91,25 @@ def calls(device):
     long = tokens(device, 2, 2100, 64)
     rows = tokens(device, 4, out.num_rows, 64)
     config = sk.ClusterConfig(**learnable(device))
+    weights = torch.empty(4, 729, device=device)
+    guided = dict(importance=weights, num_clusters=torch.empty(4, dtype=torch.int64, device=device))
     of = dict(backend="triton")
     return {
         "cluster": lambda: sk.cluster_tokens(x, **of),
         "cluster, masked": lambda: sk.cluster_tokens(x, token_mask=mask, **of),
         "cluster, packed": lambda: sk.cluster_tokens(flat, **images, **of),
         "cluster, learnable": lambda: sk.cluster_tokens(x, config, **of),
+        "cluster, importance and budget": lambda: sk.cluster_tokens(x, **guided, exact=True, **of),
         "cluster, replayed": lambda: sk.cluster_tokens(x, decisions=out.decisions, **of),
         "cluster, many tokens": lambda: sk.cluster_tokens(long, **of),
         "cluster, backward": backward(out, device),
+        "cluster, backward with importance": backward(out, device, weights),
         "merge, hard": lambda: sk.merge_tokens(x, out, **of),
         "merge, soft": lambda: sk.merge_tokens(x, out, "soft", **of),
         "unmerge, hard": lambda: sk.unmerge_tokens(rows, out, **of),
         "unmerge, soft": lambda: sk.unmerge_tokens(rows, out, "soft", **of),
         "dpc_knn": lambda: sk.dpc_knn(x, 20, **of),
+        "dpc_knn, importance": lambda: sk.dpc_knn(x, 20, importance=weights, **of),
         "threshold_greedy": lambda: sk.threshold_greedy(x, 0.5, **of),
     }
 

@@ -126,8 +126,8 @@ def test_magnitudes(scale):
 
 def operation_arguments(tokens, limit):
     """Of `setok::cluster`, behind x: k = 2 and 3 clusters."""
-    numbers = (None, 0, 0, 0.5, 0.1, 0.1, 0.5, 0, 0.0, True, 2, 3, True, False, 0.0, 0.0, limit)
-    return (None, None, tokens, *[None] * 4, *numbers)
+    numbers = (None, 0, 0, 0.5, 0.1, 0.1, 0.5, 0, 0.0, True, 2, 3, True, False, False, 0.0, 0.0)
+    return (*[None] * 4, tokens, *[None] * 4, *numbers, limit)
 
 
 @pytest.mark.parametrize("view", ["features first", "steps", "expanded"])
@@ -181,9 +181,7 @@ def test_merging_passes_opcheck(mode):
 
 def test_clustering_passes_opcheck():
     x = testing.vit_like_tokens(2, 12, 6).requires_grad_()
-    numbers = (None, 0, 0, 0.5, 0.1, 0.1, 0.5, 0, 0.0, True, 2, 3, True, False, 0.0, 0.0, 2048)
-    arguments = (x, None, None, 12, *[None] * 4, *numbers)
-    torch.library.opcheck(OPS.cluster.default, arguments)
+    torch.library.opcheck(OPS.cluster.default, (x, *operation_arguments(12, 2048)))
 
 
 def test_gradients_follow_the_decisions_of_the_forward():

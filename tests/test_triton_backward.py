@@ -34,9 +34,10 @@ def triton_gradients(x, config, out, grads, token_mask=None):
     """Gradients of x and of the learnable options by the operation, in the interpreter."""
     d = out.decisions
     wide = [None if g is None else g.contiguous() for g in grads]
-    return OPS.cluster_backward(
+    grad_x, grad_importance, grad_learnable = OPS.cluster_backward(
         x,
         token_mask,
+        None,
         out.cu_seqlens,
         longest(out),
         *(t.contiguous() for t in (d.knn, d.parent, d.seeds, d.counts)),
@@ -44,6 +45,8 @@ def triton_gradients(x, config, out, grads, token_mask=None):
         *wide,
         *mask_options(config, x),
     )
+    assert grad_importance.shape == (0,)
+    return grad_x, grad_learnable
 
 
 def random_like(tensor, seed):

@@ -71,8 +71,18 @@ def everything(x, **arguments):
             spread = sk.unmerge_tokens(merged, out, mode, backend="triton")
             loss = loss + spread.square().sum() + merged.sum()
             results += [merged, spread]
+    budget = torch.tensor([2])
+    guide = dict(importance=weights, num_clusters=budget, exact=True)
+    guided = module(x, **guide, **arguments)
+    again = module(x, **guide, decisions=guided.decisions, **arguments)
+    loss = loss + guided.score.sum() + again.masks.square().sum()
+    results += [guided.masks, guided.labels, guided.score, again.labels]
     loss.backward()
-    for options in (dict(num_clusters=3), dict(threshold=0.3, cap="eccentricity")):
+    for options in (
+        dict(num_clusters=3),
+        dict(threshold=0.3, cap="eccentricity"),
+        dict(num_clusters=budget, importance=weights),
+    ):
         peaks = sk.dpc_knn(x, **options, k=3, backend="triton", **arguments)
         results += [peaks.labels, peaks.density, peaks.delta, peaks.parent, peaks.knn]
     results.append(sk.threshold_greedy(x, 0.3, backend="triton", **arguments).labels)
@@ -142,11 +152,12 @@ def test_a_max_seqlen_too_small_reads_nothing_out_of_bounds(regime, monkeypatch)
     short, whole = torch.tensor([0, 5, 13]), torch.tensor([0, 5, 14])
     x[13] = torch.nan
     monkeypatch.setattr(torch, "_assert_async", lambda *_: None)
-    arguments = (*[None] * 4, None, 0, 0, 0.5, 0.1, 0.1, 0.5, 0, 0.0, True, 3, 4, True, False)
+    arguments = (*[None] * 5, 0, 0, 0.5, 0.1, 0.1, 0.5, 0, 0.0, True, 3, 4, True, False, False)
     limit = compiled.DENSE_LIMITS["triton"]
     with interpreter.guarded_memory(monkeypatch):
-        found = OPS.cluster(x, None, whole, 8, *arguments, 0.0, 0.0, limit)
-        expected = OPS.cluster(x[kept].contiguous(), None, short, 8, *arguments, 0.0, 0.0, limit)
+        found = OPS.cluster(x, *[None] * 3, whole, 8, *arguments, 0.0, 0.0, limit)
+        rest = (*[None] * 3, short, 8, *arguments, 0.0, 0.0, limit)
+        expected = OPS.cluster(x[kept].contiguous(), *rest)
         masks, labels, density, delta, score, knn, parent, seeds, counts = found
         assert torch.equal(masks[:, kept], expected[0])
         for got, want in zip(
@@ -155,7 +166,7 @@ def test_a_max_seqlen_too_small_reads_nothing_out_of_bounds(regime, monkeypatch)
             assert torch.equal(got[kept], want)
         assert torch.equal(seeds, expected[7]) and torch.equal(counts, expected[8])
         got, want = (
-            OPS.dpc_knn(t, None, o, 8, None, 3, 4, 0.3, 1, False, True, limit)
+            OPS.dpc_knn(t, None, o, 8, *[None] * 3, 3, 4, 0.3, 1, False, True, limit)
             for t, o in ((x, whole), (x[kept].contiguous(), short))
         )
         assert torch.equal(got[0][kept], want[0]) and torch.equal(got[1], want[1])

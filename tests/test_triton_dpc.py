@@ -267,7 +267,7 @@ def test_strides(view, limit):
         "far apart": lambda: interpreter.far_apart(x[:1]),
     }[view]()
     tokens, plain = x.shape[1], x.contiguous()
-    rest = (None, None, tokens, None, 3, 5, -torch.inf, 1, False, True, limit)
+    rest = (None, None, tokens, *[None] * 3, 3, 5, -torch.inf, 1, False, True, limit)
     for a, b in zip(OPS.dpc_knn(x, *rest), OPS.dpc_knn(plain, *rest), strict=True):
         assert torch.equal(a, b)
     rest = (None, None, tokens, 0.2)
@@ -279,7 +279,22 @@ def test_strides(view, limit):
 
 def test_operations_pass_opcheck():
     x, valid = testing.vit_like_tokens(2, 12, 6), torch.arange(24).view(2, 12) != 3
-    dpc = (x, valid, None, 12, torch.rand(2, 12), 3, 4, -torch.inf, 1, False, True, 2048)
+    dpc = (
+        x,
+        valid,
+        None,
+        12,
+        torch.rand(2, 12),
+        None,
+        None,
+        3,
+        4,
+        -torch.inf,
+        1,
+        False,
+        True,
+        2048,
+    )
     torch.library.opcheck(OPS.dpc_knn.default, dpc)
     packed = (x.flatten(0, 1), None, torch.tensor([0, 5, 24], dtype=torch.int32), 19)
     torch.library.opcheck(OPS.threshold_greedy.default, (*packed, 0.5))

@@ -63,12 +63,24 @@ class LoopOptions:
     max_clusters: int
     distinct_seeds: bool
     include_self: bool
+    exact: bool  # only the budget stops the loop, and labels never name the residual
     stop_residual: float
     min_mass: float
 
 
 def cluster(
-    x, valid, cu_seqlens, max_seqlen, knn, parent, seeds, counts, learnable, *numbers
+    x,
+    valid,
+    importance,
+    budget,
+    cu_seqlens,
+    max_seqlen,
+    knn,
+    parent,
+    seeds,
+    counts,
+    learnable,
+    *numbers,
 ) -> tuple[Tensor, ...]:
     """Run `setok::cluster`.
 
@@ -76,10 +88,10 @@ def cluster(
         RuntimeError: x is float64.
     """
     _check_dtype(x)
-    *mask_numbers, k, max_clusters, distinct, include_self, stop, min_mass, limit = numbers
-    given = (x, cu_seqlens, max_seqlen)
-    options, offsets = MaskOptions.of(given, learnable, *mask_numbers)
-    loop = LoopOptions(k, max_clusters, distinct, include_self, stop, min_mass)
+    *mask_numbers, limit = numbers
+    mask_numbers, loop = mask_numbers[:-7], LoopOptions(*mask_numbers[-7:])
+    k, max_clusters, include_self = loop.k, loop.max_clusters, loop.include_self
+    options, offsets = MaskOptions.of((x, cu_seqlens, max_seqlen), learnable, *mask_numbers)
     replay = knn is not None
     leading, images = tuple(x.shape[:-1]), _images(x, cu_seqlens)
     longest = max_seqlen
@@ -105,7 +117,7 @@ def cluster(
             counts.zero_()
         made = (knn.view(*leading, k), parent.view(leading), seeds, counts)
     if total > 0:
-        flags = _flags(valid)
+        flags, importance = _flags(valid), _flat(importance)
         if size:
             whole, rows, norm, scratch = workspace(x, offsets, longest, size)
         else:
@@ -115,13 +127,15 @@ def cluster(
         for cut, chunk in whole.parts(size):
             part = masks[cut] if cu_seqlens is None else masks
             known = seeds[cut], counts[cut]
+            # Replayed counts settle the number of seeds.
+            most = None if budget is None or replay else budget[cut]
             if size:
                 distances(x, flags, chunk, rows, norm, include_self)
                 chunk = chunk.keeping(rows.p_distance)
                 select(chunk, rows, knn, rho, include_self, options.sigma, replay=replay)
                 cluster_images(
-                    *(chunk, flags, knn, rho, options, loop, parent, dlt, s, part, label),
-                    *(*known, scratch, replay),
+                    *(chunk, flags, importance, most, knn, rho, options, loop, parent, dlt, s),
+                    *(part, label, *known, scratch, replay),
                 )
             else:
                 if not replay:
@@ -131,13 +145,15 @@ def cluster(
                     parents(x, norm, chunk, rho, parent)
                 delta(x, chunk, parent, dlt)
                 first = seeds[cut] if replay else None
-                score(chunk, rho, dlt, first, s, options.score_norm_max)
-                stream_scope(x, chunk, s, options, loop, part, left, *known, replay)
-                labels(chunk, flags, left, *known, part, label)
+                score(chunk, rho, dlt, importance, first, s, options.score_norm_max)
+                stream_scope(x, chunk, s, most, options, loop, part, left, *known, replay)
+                labels(chunk, flags, left, *known, part, label, loop.exact)
     return masks, *(t.view(leading) for t in (label, rho, dlt, s)), *made
 
 
-def cluster_backward(x, valid, cu_seqlens, max_seqlen, *rest) -> tuple[Tensor, Tensor]:
+def cluster_backward(
+    x, valid, importance, cu_seqlens, max_seqlen, *rest
+) -> tuple[Tensor, Tensor, Tensor]:
     """Run `setok::cluster_backward`.
 
     Raises:
@@ -147,12 +163,20 @@ def cluster_backward(x, valid, cu_seqlens, max_seqlen, *rest) -> tuple[Tensor, T
     forward, grads, learnable, numbers = Clusters(*rest[:8]), rest[8:12], rest[12], rest[13:]
     options, offsets = MaskOptions.of((x, cu_seqlens, max_seqlen), learnable, *numbers)
     if x.numel() == 0:
-        return torch.zeros_like(x), torch.zeros_like(options.learnable)
+        shape = (0,) if importance is None else importance.shape
+        grad_importance = torch.zeros(shape, dtype=torch.float32, device=x.device)
+        return torch.zeros_like(x), grad_importance, torch.zeros_like(options.learnable)
     tokens = x.reshape(-1, x.shape[-1])
     ok, factor, sigma, part = scales(tokens, _flags(valid), offsets, max_seqlen, options.sigma)
     chunk = Chunk(ok, offsets, factor, sigma, part, max_seqlen)
-    grad_x, grad_learnable = gradients(tokens, chunk, options, forward, grads)
-    return grad_x.view(x.shape), grad_learnable
+    grad_x, grad_importance, grad_learnable = gradients(
+        tokens, chunk, _flat(importance), options, forward, grads
+    )
+    if importance is None:
+        grad_importance = grad_learnable.new_empty(0)
+    else:
+        grad_importance = grad_importance.view(importance.shape)
+    return grad_x.view(x.shape), grad_importance, grad_learnable
 
 
 def merge(x, masks, label, counts, weights, cu_seqlens, max_seqlen, rows, eps) -> Tensor:
@@ -164,7 +188,7 @@ def merge(x, masks, label, counts, weights, cu_seqlens, max_seqlen, rows, eps) -
     _check_dtype(x, masks)
     offsets, _ = prepare(x, cu_seqlens, max_seqlen)
     x, label = x.reshape(-1, x.shape[-1]), label.reshape(-1)
-    weights = None if weights is None else weights.reshape(-1)
+    weights = _flat(weights)
     if masks is None:
         return merging.merge_hard(x, label, weights, rows, offsets, max_seqlen)
     return merging.merge_soft(x, label, weights, masks, counts, offsets, max_seqlen, eps)
@@ -180,7 +204,7 @@ def merge_backward(
     """
     _check_dtype(x, masks)
     offsets, _ = prepare(x, cu_seqlens, max_seqlen)
-    tokens, flat = x.reshape(-1, x.shape[-1]), None if weights is None else weights.reshape(-1)
+    tokens, flat = x.reshape(-1, x.shape[-1]), _flat(weights)
     found = merging_backward.merge_backward(
         grad, tokens, masks, label.reshape(-1), flat, counts, offsets, max_seqlen, eps, need_masks
     )
@@ -224,7 +248,7 @@ def unmerge(tokens, masks, label, counts, cu_seqlens, max_seqlen) -> Tensor:
     return spread.view(*label.shape, tokens.shape[-1])
 
 
-def dpc_knn(x, valid, cu_seqlens, max_seqlen, noise, *options) -> tuple[Tensor, ...]:
+def dpc_knn(x, valid, cu_seqlens, max_seqlen, noise, importance, *options) -> tuple[Tensor, ...]:
     """Run `setok::dpc_knn`.
 
     Raises:
@@ -232,9 +256,9 @@ def dpc_knn(x, valid, cu_seqlens, max_seqlen, noise, *options) -> tuple[Tensor, 
     """
     _check_dtype(x)
     leading, (offsets, _) = x.shape[:-1], prepare(x, cu_seqlens, max_seqlen)
-    tokens, noise = x.reshape(-1, x.shape[-1]), None if noise is None else noise.reshape(-1)
+    tokens, weights = x.reshape(-1, x.shape[-1]), (_flat(noise), _flat(importance))
     labels, centres, counts, *values, knn, parent = peaks.dpc_knn(
-        tokens, _flags(valid), cu_seqlens, offsets, max_seqlen, noise, *options
+        tokens, _flags(valid), cu_seqlens, offsets, max_seqlen, *weights, *options
     )
     labels, parent, *values = (t.view(leading) for t in (labels, parent, *values))
     return labels, centres, counts, *values, knn.view(*leading, knn.shape[1]), parent
@@ -257,6 +281,10 @@ def threshold_greedy(x, valid, cu_seqlens, max_seqlen, threshold) -> tuple[Tenso
 
 def _images(x: Tensor, cu_seqlens: Tensor | None) -> int:
     return x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+
+
+def _flat(values: Tensor | None) -> Tensor | None:
+    return None if values is None else values.reshape(-1).contiguous()
 
 
 def _flags(valid: Tensor | None) -> Tensor | None:

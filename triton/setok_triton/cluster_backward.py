@@ -17,21 +17,24 @@ from setok_triton.segments import sorted_by_target
 def gradients(
     x: Tensor,
     chunk: Chunk,
+    importance: Tensor | None,
     options,
     out: Clusters,
     grads: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """Launch the whole backward pass; there must be at least one token.
 
     Args:
         x: (T, D) tokens of all images.
         chunk: all images.
+        importance: (T,) weights of the scores or None.
         options: `MaskOptions` of the forward pass.
         out: decisions and values of the forward pass.
         grads: gradients of masks, density, delta and score, float32 in their shapes, None for 0.
 
     Returns:
-        (T, D) gradient of x in its dtype, and (4,) float32 gradients of the hyper-parameters.
+        (T, D) gradient of x in its dtype, (T,) float32 gradient of the importance (None without),
+        and (4,) float32 gradients of the hyper-parameters.
     """
     grad_masks, *per_token = grads
     shape = (x.shape[0],)
@@ -42,8 +45,9 @@ def gradients(
         else grad.reshape(shape).to(torch.float32, copy=True).contiguous()
         for grad in per_token
     )
-    grad_learnable, seed_terms = torch.zeros_like(options.learnable), None
-    if grad_masks is not None:
+    if grad_masks is None:
+        grad_learnable, seed_terms = torch.zeros_like(options.learnable), None
+    else:
         seeds = out.p_seeds
         number = torch.arange(1, seeds.shape[1] + 1, device=x.device)
         live = torch.where(seeds >= 0, number, 0).amax(1)
@@ -61,9 +65,12 @@ def gradients(
             x.dtype,
         )
         seed_terms = SeedTerms(live, total, *_seed_terms(x, chunk, seeds, live, rows))
-    score_backward(chunk, out, (grad_density, grad_delta, grad_score), options.score_norm_max)
+    grad_importance = score_backward(
+        chunk, out, importance, (grad_density, grad_delta, grad_score), options.score_norm_max
+    )
     targets, weights = edges(x, chunk, out, (grad_density, grad_delta))
-    return _features(x, chunk, out.p_seeds, targets, weights, seed_terms), grad_learnable
+    grad_x = _features(x, chunk, out.p_seeds, targets, weights, seed_terms)
+    return grad_x, grad_importance, grad_learnable
 
 
 def _seed_terms(x, chunk, seeds, live, rows):

@@ -23,6 +23,7 @@ from setok_triton.configs import (
     tile_config,
     token_config,
 )
+from setok_triton.importance import weighted_score
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -113,6 +114,7 @@ def score_fwd_kernel(
     p_offsets,
     p_density,  # (T,) float32
     p_delta,  # (T,) float32
+    p_importance,  # (T,) weights, or None
     p_seeds,  # (B, C) int64 of a replay, or None
     p_score,  # (T,) float32
     L,
@@ -120,7 +122,10 @@ def score_fwd_kernel(
     NORMALISE: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Write s = rho * delta, divided by the image's maximum; a replay has its token in p_seeds."""
+    """Write s = (rho * delta) * w, divided by the image's maximum.
+
+    A replay has the token of the maximum in `p_seeds`.
+    """
     i_b, _, start, n = locate(p_offsets, L, 1)
     o_n = tl.arange(0, BLOCK_N)
     largest = 1.0
@@ -130,21 +135,24 @@ def score_fwd_kernel(
             m_n = i_n + o_n < n
             b_rho = tl.load(p_density + start + i_n + o_n, mask=m_n, other=0.0)  # (N,)
             b_delta = tl.load(p_delta + start + i_n + o_n, mask=m_n, other=0.0)  # (N,)
-            b_largest = tl.maximum(b_largest, b_rho * b_delta)
+            b_raw = weighted_score(b_rho * b_delta, p_importance, start, i_n + o_n, m_n)
+            b_largest = tl.maximum(b_largest, b_raw)
         largest = tl.max(b_largest, axis=0)
         if p_seeds is not None:
             top = tl.load(p_seeds + i_b * stride_seeds)
             m_top = top >= 0
             rho = tl.load(p_density + start + top, mask=m_top, other=0.0)
             delta = tl.load(p_delta + start + top, mask=m_top, other=0.0)
-            largest = tl.where(m_top, rho * delta, largest)
+            raw = weighted_score(rho * delta, p_importance, start, top, m_top)
+            largest = tl.where(m_top, raw, largest)
         # A subnormal maximum counts as 0: its reciprocal is not finite.
         largest = tl.where(largest >= 1.1754943508222875e-38, largest, 1.0)
     for i_n in range(0, n, BLOCK_N):
         m_n = i_n + o_n < n
         b_rho = tl.load(p_density + start + i_n + o_n, mask=m_n, other=0.0)  # (N,)
         b_delta = tl.load(p_delta + start + i_n + o_n, mask=m_n, other=0.0)  # (N,)
-        tl.store(p_score + start + i_n + o_n, tl.div_rn(b_rho * b_delta, largest), mask=m_n)
+        b_raw = weighted_score(b_rho * b_delta, p_importance, start, i_n + o_n, m_n)
+        tl.store(p_score + start + i_n + o_n, tl.div_rn(b_raw, largest), mask=m_n)
 
 
 def parents(
@@ -182,11 +190,17 @@ def delta(x: Tensor, chunk: Chunk, parent: Tensor, out: Tensor) -> None:
 
 
 def score(
-    chunk: Chunk, density: Tensor, delta: Tensor, seeds: Tensor | None, out: Tensor, norm: bool
+    chunk: Chunk,
+    density: Tensor,
+    delta: Tensor,
+    importance: Tensor | None,
+    seeds: Tensor | None,
+    out: Tensor,
+    norm: bool,
 ) -> None:
     """Write the seed score of the chunk into `out` (T,); a replay passes its `seeds` (B, C)."""
     score_fwd_kernel[(chunk.images,)](
-        *(chunk.offsets, density, delta, seeds, out, chunk.longest),
+        *(chunk.offsets, density, delta, importance, seeds, out, chunk.longest),
         0 if seeds is None else seeds.stride(0),
         NORMALISE=norm,
         BLOCK_N=1024,

@@ -15,6 +15,7 @@ from setok_triton.delta import parents
 from setok_triton.density import density, neighbours
 from setok_triton.distances import distances
 from setok_triton.features import norms, scales
+from setok_triton.importance import weighted_score
 from setok_triton.select import select
 from setok_triton.workspace import workspace
 
@@ -26,6 +27,7 @@ def peaks_fwd_kernel(
     p_density,
     p_parent,
     p_cap,  # (images of the chunk,) float32, or (T,) where CAPPED
+    p_importance,  # (T,) weights, or None
     p_delta,  # (T,) float32
     p_score,  # (T,) float32
     L,
@@ -34,7 +36,7 @@ def peaks_fwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Write delta, the distance to the parent but at most the cap, and the score rho * delta."""
+    """Write delta, the distance to the parent but at most the cap, and (rho * delta) * w."""
     at = locate(images.p_offsets, L, tl.cdiv(L, BLOCK_N))
     i_b, i_n, start, n = at
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -54,7 +56,8 @@ def peaks_fwd_kernel(
     b_delta = tl.where(m_ok, tl.minimum(b_delta, 3.4028234663852886e38), 0.0)
     b_density = tl.load(p_density + start + o_n, mask=m_n, other=0.0)  # (N,)
     tl.store(p_delta + start + o_n, b_delta, mask=m_n)
-    tl.store(p_score + start + o_n, b_density * b_delta, mask=m_n)
+    b_raw = weighted_score(b_density * b_delta, p_importance, start, o_n, m_n)
+    tl.store(p_score + start + o_n, b_raw, mask=m_n)
 
 
 def peaks(
@@ -64,17 +67,19 @@ def peaks(
     parent: Tensor,
     cap: Tensor,
     capped: bool,
+    importance: Tensor | None,
     delta: Tensor,
     score: Tensor,
 ) -> None:
     """Write the values of the chunk into `delta` and `score` (T,).
 
     `cap` bounds the squared distances: (T,) if `capped`, else one value per image of the chunk.
+    `importance` (T,) multiplies the score.
     """
     config = token_config(x.dtype)
     blocks = triton.cdiv(chunk.longest, config.block_n)
     peaks_fwd_kernel[(chunk.images * blocks,)](
-        *(Tokens.of(x), Images.of(chunk), density, parent, cap, delta, score),
+        *(Tokens.of(x), Images.of(chunk), density, parent, cap, importance, delta, score),
         *(chunk.longest, 1 / x.shape[1]),
         CAPPED=capped,
         **config.launch(),
@@ -88,6 +93,8 @@ def dpc_knn(
     offsets: Tensor,
     longest: int,
     noise: Tensor | None,
+    importance: Tensor | None,
+    budget: Tensor | None,
     k: int,
     columns: int,
     threshold: float,
@@ -105,6 +112,8 @@ def dpc_knn(
         offsets: (B + 1,) int64 offsets of the images.
         longest: maximum number of tokens of an image.
         noise: (T,) float32 noise on the density or None.
+        importance: (T,) weights of the scores or None.
+        budget: (B,) int64 maximum number of centres of each image; None for `columns`.
         k: number of neighbours in the density.
         columns: maximum number of centres of an image.
         threshold: score that a centre must exceed, minus infinity for none.
@@ -145,9 +154,9 @@ def dpc_knn(
             density(x, chunk, knn, rho, noise)
         parents(x, norm, chunk, rho, parent, *((far, cap) if capped else ()))
         bound = cap if capped else padded(far)[cut].amax(1)
-        peaks(x, chunk, rho, parent, bound, capped, dlt, s)
+        peaks(x, chunk, rho, parent, bound, capped, importance, dlt, s)
     centres, counts = choose_centres(
-        padded(s), padded(whole.ok[:total]) != 0, columns, threshold, min_clusters, by_index
+        padded(s), padded(whole.ok[:total]) != 0, columns, threshold, min_clusters, by_index, budget
     )
     labels = assign(x, Images.of(whole, norm), longest, centres, counts)
     return labels, centres, counts, rho, dlt, s, knn, parent

@@ -20,7 +20,8 @@ from setok_triton.common import (
     row_pitch,
 )
 from setok_triton.configs import host_pitch, image_config
-from setok_triton.scope import LARGEST, MaskLayout, alpha_mask, load_learnables
+from setok_triton.importance import weighted_score
+from setok_triton.scope import LARGEST, MaskLayout, alpha_mask, load_learnables, number_of_steps
 
 
 @triton.jit
@@ -103,7 +104,7 @@ def scan_peaks(p_peaks, p_rows, at, out, m_peak, o_n, L, REPLAY, BLOCK_P, BLOCK_
 
 @triton.jit
 def seed_scores(b_raw, o_n, top, NORMALISE, REPLAY):
-    """Return rho * delta, divided by the image's maximum; in a replay that of token `top`."""
+    """Return the scores divided by the image's maximum; in a replay by that of token `top`."""
     if NORMALISE:
         largest = tl.max(b_raw, axis=0)
         if REPLAY:
@@ -169,6 +170,14 @@ def token_of(key):
 
 
 @triton.jit
+def label_values(b_mask, o_n, seed, EXACT):
+    """Return what the rows of a token's masks are compared by; if EXACT a seed wins its own row."""
+    if EXACT:
+        b_mask = tl.where(o_n == seed, float("inf"), b_mask)
+    return b_mask
+
+
+@triton.jit
 def load_row(p_rows, token, stride_line, o_n, m_n):
     """Return the unscaled squared distances (N,) to a token."""
     return tl.load(p_rows + token.to(tl.int64) * stride_line + o_n, mask=m_n, other=0.0)
@@ -178,6 +187,8 @@ def load_row(p_rows, token, stride_line, o_n, m_n):
 def image_fwd_kernel(
     images,  # with distances
     p_valid,  # (T,) uint8 or None
+    p_importance,  # (T,) weights of the scores, or None
+    p_budget,  # (B,) int64 maximum number of seeds, or None for C
     p_learnable,
     out,  # Clusters
     p_peaks,  # (T,) int32 scratch
@@ -194,9 +205,10 @@ def image_fwd_kernel(
     KERNEL: tl.constexpr,
     SIGMOID: tl.constexpr,
     DISTINCT: tl.constexpr,
+    EXACT: tl.constexpr,  # only the budget stops the loop, and labels never name the residual
     NORMALISE: tl.constexpr,
     REPLAY: tl.constexpr,  # parents, seeds and counts are inputs
-    WEIGHED: tl.constexpr,  # min_mass is positive
+    WEIGHED: tl.constexpr,  # min_mass is positive, and not EXACT
     BLOCK_N: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -236,7 +248,8 @@ def image_fwd_kernel(
     top = -1
     if REPLAY:
         top = tl.load(p_seed).to(tl.int32)
-    b_s = seed_scores(b_rho * b_delta, o_n, top, NORMALISE, REPLAY)
+    b_raw = weighted_score(b_rho * b_delta, p_importance, start, o_n, m_n)
+    b_s = seed_scores(b_raw, o_n, top, NORMALISE, REPLAY)
     tl.store(out.p_score + start + o_n, b_s, mask=m_n)
 
     p_image = out.p_masks + i_b * stride_image + start * stride_start + o_n
@@ -254,9 +267,12 @@ def image_fwd_kernel(
             b_alpha = tl.where(m_seed, alpha_mask(b_d, b_s, learnables, KERNEL, SIGMOID), 0.0)
             b_mask = b_scope * b_alpha
             tl.store(p_image + step.to(tl.int64) * stride_row, b_mask, mask=m_n)
-            m_better = (b_mask > b_best) & (o_n < tl.where(seed >= 0, n, 0))
+            # EXACT compares the rows before the residual, also those without a seed.
+            m_row = o_n < tl.where((step < count) if EXACT else (seed >= 0), n, 0)
+            b_value = label_values(b_mask, o_n, seed, EXACT)
+            m_better = (b_value > b_best) & m_row
             b_label = tl.where(m_better, step, b_label)
-            b_best = tl.where(m_better, b_mask, b_best)
+            b_best = tl.where(m_better, b_value, b_best)
             b_scope = b_scope * (1.0 - b_alpha)
             step += 1
     else:
@@ -268,7 +284,7 @@ def image_fwd_kernel(
         b_d = load_row(p_rows, seed, stride_line, o_n, m_n)
         guess, b_guess = seed, b_d
         # No `while`: Triton 3.7.1 fails on one that carries rows and drops them in the end.
-        for _ in range(C):
+        for _ in range(number_of_steps(p_budget, i_b, C)):
             if going:
                 b_alpha = alpha_mask(sigma * b_d, b_s, learnables, KERNEL, SIGMOID)
                 b_alpha = tl.where(m_ok, b_alpha, 0.0)
@@ -299,20 +315,26 @@ def image_fwd_kernel(
                 b_guess = load_row(p_rows, guess, stride_line, o_n, m_n)
                 tl.store(p_image + step.to(tl.int64) * stride_row, b_mask, mask=m_n)
                 tl.store(p_seed + step, seed.to(tl.int64), mask=good)
-                m_better = (b_mask > b_best) & (o_n < tl.where(good, n, 0))
+                b_value = label_values(b_mask, o_n, seed, EXACT)
+                m_better = (b_value > b_best) & (o_n < tl.where(good, n, 0))
                 b_label = tl.where(m_better, step, b_label)
-                b_best = tl.where(m_better, b_mask, b_best)
+                b_best = tl.where(m_better, b_value, b_best)
                 b_scope = tl.where(good, b_after, b_scope)
                 count += good.to(tl.int32)
                 step += 1
                 seed = following
-                going = good & (key >= 0) & (tl.div_rn(left, num_ok) > stop_residual)
+                going = good & (key >= 0)
+                if not EXACT:
+                    going = going & (tl.div_rn(left, num_ok) > stop_residual)
         tl.store(out.p_counts + i_b, count.to(tl.int64))
 
     # A valid token with a non-finite feature is all residual.
     b_residual = tl.where(m_ok, b_scope, m_valid.to(tl.float32))
     tl.store(p_image + count.to(tl.int64) * stride_row, b_residual, mask=m_n)
-    b_label = tl.where(b_residual > b_best, count, b_label)
+    m_residual = b_residual > b_best
+    if EXACT:
+        m_residual = ~m_ok | (count == 0)
+    b_label = tl.where(m_residual, count, b_label)
     tl.store(out.p_labels + start + o_n, tl.where(m_valid, b_label, -1).to(tl.int64), mask=m_n)
     # A replay has already written its rows up to C, zeros without a seed.
     first = tl.maximum(count + 1, step)
@@ -327,6 +349,8 @@ def image_fwd_kernel(
 def cluster_images(
     chunk: Chunk,
     valid: Tensor | None,
+    importance: Tensor | None,
+    budget: Tensor | None,
     knn: Tensor,
     density: Tensor,
     options,
@@ -346,6 +370,8 @@ def cluster_images(
     Args:
         chunk: images of the chunk.
         valid: (T,) uint8 flags or None.
+        importance: (T,) weights of the scores or None.
+        budget: (images,) int64 maximum number of seeds; None for C, and in a replay.
         knn: (T, K) int64 neighbours, ascending.
         density: (T,) float32 local densities.
         options: `MaskOptions` of the call.
@@ -363,16 +389,17 @@ def cluster_images(
     launch = image_config(chunk.longest)
     out = Clusters(knn, parent, seeds, counts, masks, density, delta, score, labels)
     image_fwd_kernel[(chunk.images,)](
-        *(Images.of(chunk), valid, options.learnable, out, scratch),
+        *(Images.of(chunk), valid, importance, budget, options.learnable, out, scratch),
         *(loop.max_clusters, knn.shape[1], chunk.longest, host_pitch(chunk.longest)),
         *(loop.stop_residual, loop.min_mass),
         *(*MaskLayout.of(masks), seeds.stride(0)),
         KERNEL=options.kernel,
         SIGMOID=options.alpha == "sigmoid",
         DISTINCT=loop.distinct_seeds,
+        EXACT=loop.exact,
         NORMALISE=options.score_norm_max,
         REPLAY=replay,
-        WEIGHED=loop.min_mass > 0,
+        WEIGHED=loop.min_mass > 0 and not loop.exact,
         BLOCK_N=launch.block_n,
         BLOCK_P=4 * launch.num_warps,
         BLOCK_T=min(128, launch.block_n),

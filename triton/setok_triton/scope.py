@@ -56,6 +56,14 @@ def alpha_mask(b_d, b_s, learnables, KERNEL, SIGMOID):
     return b_alpha
 
 
+@triton.jit
+def number_of_steps(p_budget, i_b, C):
+    """Return the maximum number of seeds of an image, C without budgets."""
+    if p_budget is not None:
+        C = tl.minimum(tl.maximum(tl.load(p_budget + i_b), 0), C).to(tl.int32)
+    return C
+
+
 @triton.jit(do_not_specialize=COUNTERS)
 def labels_fwd_kernel(
     images,
@@ -71,9 +79,13 @@ def labels_fwd_kernel(
     stride_row,
     stride_start,
     stride_seeds,
+    EXACT: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Write the residual row, rows without a seed, and the row of each token's maximum mask."""
+    """Write the residual row, rows without a seed, and the row of each token's maximum mask.
+
+    EXACT labels never name the residual, and a seed has its own row.
+    """
     i_b, i_n, start, n = locate(images.p_offsets, L, tl.cdiv(L, BLOCK_N))
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
@@ -93,9 +105,14 @@ def labels_fwd_kernel(
         b_mask = tl.load(p_row, mask=o_n < tl.where(taken, n, 0), other=0.0)  # (N,)
         b_mask = tl.where(row == count, b_residual, b_mask)
         tl.store(p_row, b_mask, mask=o_n < tl.where(taken, 0, n))
+        if EXACT:
+            b_mask = tl.where(o_n == seed, float("inf"), b_mask)
+            b_mask = tl.where(row < count, b_mask, -1.0)
         b_label = tl.where(b_mask > b_best, row, b_label)
         b_best = tl.maximum(b_best, b_mask)
         p_row += stride_row
+    if EXACT:
+        b_label = tl.where(m_ok & (count > 0), b_label, count.to(tl.int32))
     tl.store(p_labels + start + o_n, tl.where(m_valid, b_label, -1).to(tl.int64), mask=m_n)
 
 
@@ -122,16 +139,19 @@ def labels(
     counts: Tensor,
     masks: Tensor,
     out: Tensor,
+    exact: bool,
 ) -> None:
     """Complete the masks of a chunk and write the labels into `out` (T,).
 
-    `left` (T,) is the final scope; the other arguments are those of `image.cluster_images`.
+    `left` (T,) is the final scope, and `exact` is that of `LoopOptions`; the other arguments are
+    those of `image.cluster_images`.
     """
     block = 128
     blocks = triton.cdiv(chunk.longest, block)
     labels_fwd_kernel[(chunk.images * blocks,)](
         *(Images.of(chunk), valid, left, seeds, counts, masks, out, seeds.shape[1], chunk.longest),
         *(*MaskLayout.of(masks), seeds.stride(0)),
+        EXACT=exact,
         BLOCK_N=block,
         num_warps=4,
     )

@@ -17,9 +17,11 @@ from setok_triton.common import (
     locate,
 )
 from setok_triton.configs import dot_precision, tile_config
+from setok_triton.importance import load_weights, weighted_score
 from setok_triton.scope import (
     DEEPEST,
     FARTHEST,
+    LARGEST,
     MaskLayout,
     alpha_mask,
     load_learnables,
@@ -205,15 +207,20 @@ def scope_bwd_kernel(
 def score_bwd_kernel(
     p_offsets,
     out,  # Clusters of the forward pass
+    p_importance,  # (T,) weights of the scores, or None
     p_grad_score,  # (T,) float32
     p_grad_density,  # (T,) float32, added to
     p_grad_delta,  # (T,) float32, added to
+    p_grad_importance,  # (T,) float32; None without weights
     C,
     L,
     NORMALISE: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Add the gradients of the score to those of density and delta, for one image."""
+    """Add the gradients of the score to those of density and delta, for one image.
+
+    Also write the gradients of the weights.
+    """
     i_b, _, start, n = locate(p_offsets, L, 1)
     o_n = tl.arange(0, BLOCK_N)
     top, norm_grad, largest = -1, 0.0, 1.0
@@ -223,11 +230,12 @@ def score_bwd_kernel(
         b_first = tl.full((BLOCK_N,), FAR_INDEX, dtype=tl.int32)
         for i_n in range(0, n, BLOCK_N):
             p_n, m_n = start + i_n + o_n, i_n + o_n < n
-            # (N,) each: gradient of the normaliser, and the maximum of rho * delta
+            # (N,) each: gradient of the normaliser, and the maximum of rho * delta * w
             b_grad = tl.load(p_grad_score + p_n, mask=m_n, other=0.0)
             b_dot += b_grad * tl.load(out.p_score + p_n, mask=m_n, other=0.0)
             b_raw = tl.load(out.p_density + p_n, mask=m_n, other=-1.0)
             b_raw *= tl.load(out.p_delta + p_n, mask=m_n, other=1.0)
+            b_raw = weighted_score(b_raw, p_importance, start, i_n + o_n, m_n)
             b_first = tl.where(b_raw > b_largest, i_n + o_n, b_first)
             b_largest = tl.maximum(b_largest, b_raw)
         highest = tl.max(b_largest, axis=0)
@@ -236,6 +244,7 @@ def score_bwd_kernel(
         top = tl.where(seed >= 0, seed, first)
         rho = tl.load(out.p_density + start + top, mask=top < n, other=0.0)
         largest = rho * tl.load(out.p_delta + start + top, mask=top < n, other=0.0)
+        largest = weighted_score(largest, p_importance, start, top, top < n)
         # As in the forward pass, a subnormal maximum counts as 0 and divides nothing.
         normal = largest >= 1.1754943508222875e-38
         top = tl.where(normal, top, -1)
@@ -243,11 +252,18 @@ def score_bwd_kernel(
         norm_grad = tl.sum(b_dot, axis=0) / largest
     for i_n in range(0, n, BLOCK_N):
         p_n, m_n = start + i_n + o_n, i_n + o_n < n
-        # (N,) each: product rule of rho * delta
+        # (N,) each: product rule of rho * delta * w
         b_rho = tl.load(out.p_density + p_n, mask=m_n, other=0.0)
         b_delta = tl.load(out.p_delta + p_n, mask=m_n, other=0.0)
         b_raw = tl.load(p_grad_score + p_n, mask=m_n, other=0.0) / largest
         b_raw = tl.where(i_n + o_n == top, b_raw - norm_grad, b_raw)
+        if p_importance is not None:
+            b_weight, m_fit = load_weights(p_importance, start, i_n + o_n, m_n)
+            # A clamped score has no gradient.
+            b_raw = tl.where(b_rho * b_delta * b_weight <= LARGEST, b_raw, 0.0)
+            b_grad = tl.where(m_fit, b_raw * (b_rho * b_delta), 0.0)
+            tl.store(p_grad_importance + p_n, b_grad, mask=m_n)
+            b_raw *= b_weight
         b_grad = tl.load(p_grad_density + p_n, mask=m_n, other=0.0)
         tl.store(p_grad_density + p_n, b_grad + b_raw * b_delta, mask=m_n)
         b_grad = tl.load(p_grad_delta + p_n, mask=m_n, other=0.0)
@@ -320,20 +336,30 @@ def scope_backward(
 
 
 def score_backward(
-    chunk: Chunk, out: Clusters, grads: tuple[Tensor, Tensor, Tensor], normalise: bool
-):
+    chunk: Chunk,
+    out: Clusters,
+    importance: Tensor | None,
+    grads: tuple[Tensor, Tensor, Tensor],
+    normalise: bool,
+) -> Tensor | None:
     """Add the contributions of the score to the gradients of density and delta.
 
     Args:
         chunk: images of the batch.
         out: decisions and values of the forward pass.
+        importance: (T,) weights of the scores or None.
         grads: (T,) float32 gradients of density and delta, accumulated into, and of the score.
         normalise: flag: the scores were divided by the image's maximum.
+
+    Returns:
+        (T,) float32 gradients of the weights, None without weights.
     """
     grad_density, grad_delta, grad_score = grads
+    grad_importance = None if importance is None else torch.empty_like(grad_score)
     score_bwd_kernel[(chunk.images,)](
-        *(chunk.offsets, out, grad_score, grad_density, grad_delta),
+        *(chunk.offsets, out, importance, grad_score, grad_density, grad_delta, grad_importance),
         *(out.p_seeds.shape[1], chunk.longest),
         NORMALISE=normalise,
         BLOCK_N=1024,
     )
+    return grad_importance

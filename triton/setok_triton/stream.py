@@ -10,7 +10,7 @@ from torch import Tensor
 from setok_triton.chunk import Chunk
 from setok_triton.common import COUNTERS, FAR_INDEX, Images, Tokens, flagged, locate, pair_distance
 from setok_triton.configs import token_config
-from setok_triton.scope import MaskLayout, alpha_mask, load_learnables
+from setok_triton.scope import MaskLayout, alpha_mask, load_learnables, number_of_steps
 
 
 @triton.jit
@@ -40,6 +40,7 @@ def scope_step_fwd_kernel(
     x,
     images,
     p_score,  # (T,) float32
+    p_budget,  # (B,) int64 maximum number of seeds, or None for C
     p_learnable,
     p_masks,  # (C + 1, ...) rows stride_row apart
     p_seeds,  # (B, C) int64
@@ -57,6 +58,7 @@ def scope_step_fwd_kernel(
     KERNEL: tl.constexpr,
     SIGMOID: tl.constexpr,
     DISTINCT: tl.constexpr,
+    EXACT: tl.constexpr,  # only the budget stops the loop
     REPLAY: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -105,7 +107,11 @@ def scope_step_fwd_kernel(
             b_token = tl.load(p_before + 1, mask=m_p, other=0.0).to(tl.int32)
             highest = tl.max(b_highest, axis=0)
             seed = tl.min(tl.where(m_p & (b_highest == highest), b_token, FAR_INDEX), axis=0)
-            if step > 0:
+            if EXACT:
+                if step > 0:
+                    count += going.to(tl.int32)
+                    half = tl.where(going, 1 - half, half)
+            elif step > 0:
                 mass = tl.sum(tl.load(p_before + 3, mask=m_p, other=0.0), axis=0)
                 left = tl.sum(tl.load(p_before + 2, mask=m_p, other=0.0), axis=0)
                 appended = going & (mass >= min_mass)
@@ -117,7 +123,7 @@ def scope_step_fwd_kernel(
                 half = tl.where(appended, 1 - half, half)
                 going = appended & (tl.div_rn(left, part) > stop_residual)
             going = going & (highest >= 0)
-        going = going & (step < C)
+        going = going & (step < number_of_steps(p_budget, i_b, C))
         if i_n == 0:
             tl.store(p_now, going.to(tl.int32))
             tl.store(p_now + 1, count)
@@ -178,6 +184,7 @@ def stream_scope(
     x: Tensor,
     chunk: Chunk,
     score: Tensor,
+    budget: Tensor | None,
     options,
     loop,
     masks: Tensor,
@@ -202,11 +209,13 @@ def stream_scope(
     tokens, images = Tokens.of(x), Images.of(chunk)
     for step in range(-1, steps + 1):
         scope_step_fwd_kernel[(chunk.images * blocks,)](
-            *(tokens, images, score, options.learnable, masks, seeds, carried, step, steps, total),
+            *(tokens, images, score, budget, options.learnable, masks, seeds, carried),
+            *(step, steps, total),
             *(loop.stop_residual, loop.min_mass, chunk.longest, *layout, seeds.stride(0)),
             KERNEL=options.kernel,
             SIGMOID=options.alpha == "sigmoid",
             DISTINCT=loop.distinct_seeds,
+            EXACT=loop.exact,
             REPLAY=replay,
             BLOCK_N=block,
             BLOCK_D=launch.block_d // 8,
