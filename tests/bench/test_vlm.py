@@ -119,7 +119,7 @@ def test_scaled_decoders_keep_the_ratios():
 
 
 def test_an_unknown_width():
-    with pytest.raises(ValueError, match="^features: expected one of .*3584.*, got 20$"):
+    with pytest.raises(ValueError, match=r"^features: expected one of .*3584.*, got 20$"):
         vlm.decoder_of(20)
 
 
