@@ -52,15 +52,19 @@ void run(const Tensor& x, const Tensor* valid, const Layout& layout, const Optio
 
 // x (B, N, D), or (T, D) with cu_seqlens; all tensors are contiguous. Either all four decisions are
 // given or none; if given, the last four results are empty.
-std::array<Tensor, 9> cluster(const Tensor& x, const Tensor* valid, const Tensor* cu_seqlens,
-                              int64_t max_seqlen, const Tensor* knn, const Tensor* parent,
-                              const Tensor* seeds, const Tensor* counts, const Tensor* learnable,
-                              int64_t kernel, int64_t alpha, double bandwidth, double beta,
-                              double temperature, double offset, int64_t scale, double factor,
-                              bool score_norm_max, int64_t k, int64_t max_clusters,
-                              bool distinct_seeds, bool include_self, double stop_residual,
-                              double min_mass, int64_t dense_limit) {
+std::array<Tensor, 9> cluster(const Tensor& x, const Tensor* valid, const Tensor* importance,
+                              const Tensor* budget, const Tensor* cu_seqlens, int64_t max_seqlen,
+                              const Tensor* knn, const Tensor* parent, const Tensor* seeds,
+                              const Tensor* counts, const Tensor* learnable, int64_t kernel,
+                              int64_t alpha, double bandwidth, double beta, double temperature,
+                              double offset, int64_t scale, double factor, bool score_norm_max,
+                              int64_t k, int64_t max_clusters, bool distinct_seeds,
+                              bool include_self, bool exact, double stop_residual, double min_mass,
+                              int64_t dense_limit) {
   const Layout layout = check_tokens(x, valid, cu_seqlens, max_seqlen);
+  if (importance != nullptr || budget != nullptr || exact)
+    refuse("importance", "none, nor a budget or exact, which this backend does not take yet",
+           std::string("one"));
   const ScalarType wide = wide_of(x);
   const MaskOptions given{kernel, alpha, bandwidth, beta,          temperature,
                           offset, scale, factor,    score_norm_max};

@@ -157,10 +157,14 @@ void cluster_image(const ImageInput& image, const Options& options, const Choice
 
 // x (B, N, D), or (T, D) with cu_seqlens, and noise (B, N) or (T,); all contiguous.
 std::array<Tensor, 8> dpc_knn(const Tensor& x, const Tensor* valid, const Tensor* cu_seqlens,
-                              int64_t max_seqlen, const Tensor* noise, int64_t k,
-                              int64_t num_clusters, double threshold, int64_t min_clusters,
-                              bool by_index, bool capped, int64_t dense_limit) {
+                              int64_t max_seqlen, const Tensor* noise, const Tensor* importance,
+                              const Tensor* budget, int64_t k, int64_t num_clusters,
+                              double threshold, int64_t min_clusters, bool by_index, bool capped,
+                              int64_t dense_limit) {
   const Layout layout = check_tokens(x, valid, cu_seqlens, max_seqlen);
+  if (importance != nullptr || budget != nullptr)
+    refuse("importance", "none, nor a budget, which this backend does not take yet",
+           std::string("one"));
   const Shape leading = leading_of(x);
   const ScalarType wide = wide_of(x);
   check_tensor("noise", noise, {wide}, leading);
