@@ -41,14 +41,14 @@ bool has_storage(const Tensor& tensor) {
   return tensor.storage_size() >= last * tensor.element_size();
 }
 
-template <class T>
-void check_weights(const T* weight, const index_t* label, index_t count) {
-  // Weights of tokens without a label are never read; NaN fails the comparison.
-  const auto fits = [=](index_t i) {
-    return label[i] < 0 || (weight[i] >= 0 && weight[i] <= std::numeric_limits<T>::max());
-  };
+// Checks the weights of the tokens i with counts(i); the others are never read.
+template <class T, class F>
+void check_weights(const char* name, const T* weight, index_t count, const F& counts) {
+  // NaN fails the comparison.
+  const auto fits = [=](T value) { return value >= 0 && value <= std::numeric_limits<T>::max(); };
   for (index_t i = 0; i < count; ++i)
-    if (!fits(i)) refuse("weights", "finite values of at least 0", static_cast<double>(weight[i]));
+    if (counts(i) && !fits(weight[i]))
+      refuse(name, "finite values of at least 0", static_cast<double>(weight[i]));
 }
 
 // Image offsets of tokens of shape `leading`.
@@ -141,6 +141,23 @@ Layout check_tokens(const Tensor& x, const Tensor* valid, const Tensor* cu_seqle
   return check_layout(leading, cu_seqlens, max_seqlen);
 }
 
+void check_importance(const Tensor* importance, const Tensor* valid, ScalarType wide,
+                      const Shape& leading) {
+  if (importance == nullptr) return;
+  check_tensor("importance", *importance, {wide}, leading);
+  const bool* mask = values<bool>(valid, 0);
+  for_type_of(*importance, [&](auto zero) {
+    check_weights("importance", values<decltype(zero)>(*importance), importance->numel(),
+                  [=](index_t i) { return mask == nullptr || mask[i]; });
+  });
+}
+
+void check_budget(const Tensor* budget, index_t images, int64_t high) {
+  if (budget == nullptr) return;
+  check_tensor("budget", *budget, {ScalarType::Long}, {images});
+  check_indices("budget", values<index_t>(*budget), images, 0, high);
+}
+
 Options check_options(const MaskOptions& given, index_t dim, const Tensor* learnable,
                       ScalarType wide) {
   check_tensor("learnable", learnable, {wide}, {4});
@@ -195,7 +212,8 @@ Layout check_members(const Members& members, ScalarType dtype) {
                 members.masks ? rows - 1 : rows);
   if (members.weights)
     for_type_of(*members.weights, [&](auto zero) {
-      check_weights(values<decltype(zero)>(*members.weights), labels, members.labels.numel());
+      check_weights("weights", values<decltype(zero)>(*members.weights), members.labels.numel(),
+                    [=](index_t i) { return labels[i] >= 0; });
     });
   return layout;
 }

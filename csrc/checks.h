@@ -46,6 +46,14 @@ void check_indices(const char* name, const index_t* value, index_t count, index_
 Layout check_tokens(const Tensor& x, const Tensor* valid, const Tensor* cu_seqlens,
                     int64_t max_seqlen);
 
+// Checks the weights of tokens of the shape `leading`: of the dtype `wide`, and for valid tokens
+// finite and at least 0.
+void check_importance(const Tensor* importance, const Tensor* valid, ScalarType wide,
+                      const Shape& leading);
+
+// Checks the maximum number of clusters of each image, from 0 to `high`.
+void check_budget(const Tensor* budget, index_t images, int64_t high);
+
 // Checks the options of masks over tokens of `dim` features, for results of the dtype `wide`.
 Options check_options(const MaskOptions& given, index_t dim, const Tensor* learnable,
                       ScalarType wide);

@@ -12,9 +12,9 @@ namespace setok {
 namespace {
 
 template <class T>
-void run(const Tensor& x, const Tensor* valid, const Layout& layout, const Options& options,
-         const Tensor* const (&known)[4], index_t dense_limit,
-         const std::array<Tensor, 9>& results) {
+void run(const Tensor& x, const Tensor* valid, const Tensor* importance, const Tensor* budget,
+         const Layout& layout, const Options& options, const Tensor* const (&known)[4],
+         index_t dense_limit, const std::array<Tensor, 9>& results) {
   const index_t rows = options.max_clusters + 1, k = options.k;
   const auto index_of = [&](const Tensor* tensor) {
     return tensor ? static_cast<const index_t*>(tensor->const_data_ptr()) : nullptr;
@@ -31,6 +31,8 @@ void run(const Tensor& x, const Tensor* valid, const Layout& layout, const Optio
     if (replay)
       decisions = {knn == nullptr ? kNothing : knn + start * k, parent + start,
                    seeds + b * (rows - 1), counts + b};
+    const Guide<T> guide{values<T>(importance, start),
+                         budget ? values<index_t>(*budget)[b] : options.max_clusters};
     T* masks = data<T>(std::get<0>(results));
     const ImageOutput<T> out{
         masks + layout.mask_offset(b, rows),
@@ -42,7 +44,7 @@ void run(const Tensor& x, const Tensor* valid, const Layout& layout, const Optio
         data<index_t>(std::get<1>(results)) + start,
         replay ? nullptr : data<index_t>(std::get<7>(results)) + b * (rows - 1),
         replay ? nullptr : data<index_t>(std::get<8>(results)) + b};
-    cluster_image<T>(image, options, decisions, dense_limit, out);
+    cluster_image<T>(image, options, decisions, guide, dense_limit, out);
     Scratch::of_this_thread().trim();
   };
   parallel_images(layout.images(), one);
@@ -52,14 +54,15 @@ void run(const Tensor& x, const Tensor* valid, const Layout& layout, const Optio
 
 // x (B, N, D), or (T, D) with cu_seqlens; all tensors are contiguous. Either all four decisions are
 // given or none; if given, the last four results are empty.
-std::array<Tensor, 9> cluster(const Tensor& x, const Tensor* valid, const Tensor* cu_seqlens,
-                              int64_t max_seqlen, const Tensor* knn, const Tensor* parent,
-                              const Tensor* seeds, const Tensor* counts, const Tensor* learnable,
-                              int64_t kernel, int64_t alpha, double bandwidth, double beta,
-                              double temperature, double offset, int64_t scale, double factor,
-                              bool score_norm_max, int64_t k, int64_t max_clusters,
-                              bool distinct_seeds, bool include_self, double stop_residual,
-                              double min_mass, int64_t dense_limit) {
+std::array<Tensor, 9> cluster(const Tensor& x, const Tensor* valid, const Tensor* importance,
+                              const Tensor* budget, const Tensor* cu_seqlens, int64_t max_seqlen,
+                              const Tensor* knn, const Tensor* parent, const Tensor* seeds,
+                              const Tensor* counts, const Tensor* learnable, int64_t kernel,
+                              int64_t alpha, double bandwidth, double beta, double temperature,
+                              double offset, int64_t scale, double factor, bool score_norm_max,
+                              int64_t k, int64_t max_clusters, bool distinct_seeds,
+                              bool include_self, bool exact, double stop_residual, double min_mass,
+                              int64_t dense_limit) {
   const Layout layout = check_tokens(x, valid, cu_seqlens, max_seqlen);
   const ScalarType wide = wide_of(x);
   const MaskOptions given{kernel, alpha, bandwidth, beta,          temperature,
@@ -69,6 +72,8 @@ std::array<Tensor, 9> cluster(const Tensor& x, const Tensor* valid, const Tensor
   check_count("max_clusters", max_clusters);
   check_at_least("stop_residual", stop_residual, 0);
   check_at_least("min_mass", min_mass, 0);
+  if (exact && !distinct_seeds)
+    refuse("exact", "distinct_seeds with it", std::string("repeated seeds"));
   const Tensor* const known[4] = {knn, parent, seeds, counts};
   const auto there = std::count_if(known, known + 4, [](const Tensor* t) { return t != nullptr; });
   const bool replay = there == 4;
@@ -76,11 +81,14 @@ std::array<Tensor, 9> cluster(const Tensor& x, const Tensor* valid, const Tensor
     refuse("decisions", "all of knn, parent, seeds and counts, or none",
            static_cast<int64_t>(there));
   const Shape leading = leading_of(x);
+  check_importance(importance, valid, wide, leading);
+  check_budget(budget, layout.images(), max_clusters);
   if (replay) check_decisions(layout, leading, *knn, *parent, *seeds, *counts, k, max_clusters);
   options.k = k;
   options.max_clusters = max_clusters;
   options.distinct_seeds = distinct_seeds;
   options.include_self = include_self;
+  options.exact = exact;
   options.stop_residual = stop_residual;
   options.min_mass = min_mass;
   const index_t images = layout.images(), rows = max_clusters + 1;
@@ -97,7 +105,7 @@ std::array<Tensor, 9> cluster(const Tensor& x, const Tensor* valid, const Tensor
                                 made({images, max_clusters}),
                                 made({images})};
   for_type_of(x, [&](auto zero) {
-    run<decltype(zero)>(x, valid, layout, options, known, dense_limit, results);
+    run<decltype(zero)>(x, valid, importance, budget, layout, options, known, dense_limit, results);
   });
   return results;
 }

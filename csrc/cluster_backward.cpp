@@ -22,14 +22,14 @@ ImageValues<T> values_of(const Tensor* const (&tensors)[4], const Layout& layout
 
 // x, decisions and values are the inputs and outputs of `cluster`, all contiguous. Gradients have
 // the dtype of the values; an absent one is zero.
-std::array<Tensor, 2> cluster_backward(
-    const Tensor& x, const Tensor* valid, const Tensor* cu_seqlens, int64_t max_seqlen,
-    const Tensor& knn, const Tensor& parent, const Tensor& seeds, const Tensor& counts,
-    const Tensor& masks, const Tensor& density, const Tensor& delta, const Tensor& score,
-    const Tensor* grad_masks, const Tensor* grad_density, const Tensor* grad_delta,
-    const Tensor* grad_score, const Tensor* learnable, int64_t kernel, int64_t alpha,
-    double bandwidth, double beta, double temperature, double offset, int64_t scale, double factor,
-    bool score_norm_max) {
+std::array<Tensor, 3> cluster_backward(
+    const Tensor& x, const Tensor* valid, const Tensor* importance, const Tensor* cu_seqlens,
+    int64_t max_seqlen, const Tensor& knn, const Tensor& parent, const Tensor& seeds,
+    const Tensor& counts, const Tensor& masks, const Tensor& density, const Tensor& delta,
+    const Tensor& score, const Tensor* grad_masks, const Tensor* grad_density,
+    const Tensor* grad_delta, const Tensor* grad_score, const Tensor* learnable, int64_t kernel,
+    int64_t alpha, double bandwidth, double beta, double temperature, double offset, int64_t scale,
+    double factor, bool score_norm_max) {
   const Layout layout = check_tokens(x, valid, cu_seqlens, max_seqlen);
   const ScalarType wide = wide_of(x);
   const MaskOptions given{kernel, alpha, bandwidth, beta,          temperature,
@@ -43,6 +43,7 @@ std::array<Tensor, 2> cluster_backward(
   const index_t rows = options.max_clusters + 1;
   const Shape leading = leading_of(x);
   check_decisions(layout, leading, knn, parent, seeds, counts, options.k, options.max_clusters);
+  check_importance(importance, valid, wide, leading);
   const Shape of_masks = mask_shape(layout, leading, rows);
   const Tensor* const saved[4] = {&masks, &density, &delta, &score};
   const Tensor* const grads[4] = {grad_masks, grad_density, grad_delta, grad_score};
@@ -55,6 +56,7 @@ std::array<Tensor, 2> cluster_backward(
   }
   const size_t width = bytes_of(dtype_of(x));
   Tensor grad_x = empty_as(x);
+  Tensor grad_importance = empty_cpu(importance ? leading : Shape{0}, wide);
   Tensor grad_learnable = empty_cpu({4}, masks.scalar_type());
   std::vector<double> sums(4 * layout.images(), 0.0);
   for_type_of(x, [&](auto zero) {
@@ -65,7 +67,10 @@ std::array<Tensor, 2> cluster_backward(
       const KnownDecisions decisions{
           values<index_t>(knn) + start * options.k, values<index_t>(parent) + start,
           values<index_t>(seeds) + b * (rows - 1), values<index_t>(counts) + b};
-      cluster_image_backward<T>(image, options, decisions, values_of<T>(saved, layout, b, rows),
+      const ImageImportance<T> weights{values<T>(importance, start),
+                                       importance ? data<T>(grad_importance) + start : nullptr};
+      cluster_image_backward<T>(image, options, decisions, weights,
+                                values_of<T>(saved, layout, b, rows),
                                 values_of<T>(grads, layout, b, rows),
                                 data<char>(grad_x) + start * dim * width, sums.data() + 4 * b);
       Scratch::of_this_thread().trim();
@@ -76,7 +81,7 @@ std::array<Tensor, 2> cluster_backward(
       data<T>(grad_learnable)[option] = static_cast<T>(sum);
     }
   });
-  return {std::move(grad_x), std::move(grad_learnable)};
+  return {std::move(grad_x), std::move(grad_importance), std::move(grad_learnable)};
 }
 
 }  // namespace setok

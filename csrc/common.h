@@ -20,7 +20,7 @@ struct Options {
   double bandwidth, beta, temperature, offset;
   Scale scale;
   double factor;  // scale of the squared distances, if fixed
-  bool score_norm_max, distinct_seeds, include_self;
+  bool score_norm_max, distinct_seeds, include_self, exact;
   double stop_residual, min_mass;
 };
 

@@ -20,10 +20,17 @@ namespace {
 constexpr index_t kBlock = 256, kRows = 64;
 
 struct Choice {
-  index_t columns;  // maximum number of centres
+  index_t columns;  // number of rows
   double threshold;
   index_t min_clusters;
   bool by_index, capped;
+};
+
+// User's control of the scores and centres of one image.
+template <class T>
+struct HardGuide {
+  const T *noise, *importance;  // (tokens,) or null
+  index_t budget;               // maximum number of centres, at most the number of rows
 };
 
 // Pointers to the results of one image.
@@ -63,10 +70,10 @@ void find_eccentricity_cap(const T* density, const T* farthest, index_t n, T* ca
 
 // Adds the noise to the density, and computes delta and score; `factor` scales the distances.
 template <class T>
-void find_score(const Peaks<T>& peaks, const T* noise, bool capped, T factor) {
+void find_score(const Peaks<T>& peaks, const HardGuide<T>& guide, bool capped, T factor) {
   const index_t n = peaks.tokens.n;
-  for (index_t i = 0; noise != nullptr && i < n; ++i)
-    peaks.density[i] += noise[peaks.tokens.position_of(i)];
+  for (index_t i = 0; guide.noise != nullptr && i < n; ++i)
+    peaks.density[i] += guide.noise[peaks.tokens.position_of(i)];
   T *farthest = peaks.more, *cap = farthest + peaks.width;
   find_parents<T>(peaks, nullptr, farthest);
   if (capped)
@@ -81,11 +88,12 @@ void find_score(const Peaks<T>& peaks, const T* noise, bool capped, T factor) {
     peaks.delta[i] = std::min(delta, std::numeric_limits<T>::max());
     peaks.score[i] = peaks.density[i] * peaks.delta[i];
   }
+  weigh_scores(peaks, guide.importance);
 }
 
 template <class T>
-std::vector<index_t> choose_centres(const Peaks<T>& peaks, const Choice& choice) {
-  const index_t n = peaks.tokens.n, limit = std::min(n, choice.columns);
+std::vector<index_t> choose_centres(const Peaks<T>& peaks, const Choice& choice, index_t budget) {
+  const index_t n = peaks.tokens.n, limit = std::min(n, budget);
   const T *score = peaks.score, threshold = static_cast<T>(choice.threshold);
   const index_t above = std::count_if(score, score + n, [=](T value) { return value > threshold; });
   const index_t count = std::min(limit, above > 0 ? above : choice.min_clusters);
@@ -131,7 +139,7 @@ void find_nearest(const Peaks<T>& peaks, const std::vector<index_t>& centres, T*
 
 template <class T>
 void cluster_image(const ImageInput& image, const Options& options, const Choice& choice,
-                   const T* noise, index_t dense_limit, const HardOutput<T>& out) {
+                   const HardGuide<T>& guide, index_t dense_limit, const HardOutput<T>& out) {
   const Peaks<T> peaks(image, options, dense_limit, 2);
   const Features<T>& tokens = peaks.tokens;
   std::fill_n(out.labels, image.tokens, index_t{-1});
@@ -139,8 +147,8 @@ void cluster_image(const ImageInput& image, const Options& options, const Choice
   *out.count = 0;
   if (tokens.n > 0) {
     find_density(peaks, options, nullptr, out.peaks.knn);
-    find_score(peaks, noise, choice.capped, static_cast<T>(options.factor));
-    const std::vector<index_t> centres = choose_centres(peaks, choice);
+    find_score(peaks, guide, choice.capped, static_cast<T>(options.factor));
+    const std::vector<index_t> centres = choose_centres(peaks, choice, guide.budget);
     T *distance = peaks.more, *nearest = distance + peaks.width;
     find_nearest(peaks, centres, distance, nearest);
     *out.count = static_cast<index_t>(centres.size());
@@ -155,15 +163,20 @@ void cluster_image(const ImageInput& image, const Options& options, const Choice
 
 }  // namespace
 
-// x (B, N, D), or (T, D) with cu_seqlens, and noise (B, N) or (T,); all contiguous.
+// x (B, N, D), or (T, D) with cu_seqlens, noise and importance (B, N) or (T,); all
+// contiguous.
 std::array<Tensor, 8> dpc_knn(const Tensor& x, const Tensor* valid, const Tensor* cu_seqlens,
-                              int64_t max_seqlen, const Tensor* noise, int64_t k,
-                              int64_t num_clusters, double threshold, int64_t min_clusters,
-                              bool by_index, bool capped, int64_t dense_limit) {
+                              int64_t max_seqlen, const Tensor* noise, const Tensor* importance,
+                              const Tensor* budget, int64_t k, int64_t num_clusters,
+                              double threshold, int64_t min_clusters, bool by_index, bool capped,
+                              int64_t dense_limit) {
   const Layout layout = check_tokens(x, valid, cu_seqlens, max_seqlen);
   const Shape leading = leading_of(x);
   const ScalarType wide = wide_of(x);
   check_tensor("noise", noise, {wide}, leading);
+  check_importance(importance, valid, wide, leading);
+  // A budget above the number of rows is bounded by it.
+  check_budget(budget, layout.images(), std::numeric_limits<index_t>::max());
   check_count("k", k);
   // Without num_clusters there is one column per token, and none if all images are empty.
   check_range("num_clusters", num_clusters, 0, kMostCount);
@@ -193,8 +206,10 @@ std::array<Tensor, 8> dpc_knn(const Tensor& x, const Tensor* valid, const Tensor
           data<index_t>(std::get<0>(results)) + start,
           data<index_t>(std::get<1>(results)) + b * num_clusters,
           data<index_t>(std::get<2>(results)) + b};
-      cluster_image(image_of(x, valid, layout, b), options, choice, values<T>(noise, start),
-                    dense_limit, out);
+      const index_t most = budget ? values<index_t>(*budget)[b] : num_clusters;
+      const HardGuide<T> guide{values<T>(noise, start), values<T>(importance, start),
+                               std::min(most, num_clusters)};
+      cluster_image(image_of(x, valid, layout, b), options, choice, guide, dense_limit, out);
       Scratch::of_this_thread().trim();
     });
   });

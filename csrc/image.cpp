@@ -12,6 +12,7 @@ template <class T>
 struct Job {
   const Options& options;
   const KnownDecisions& known;
+  const Guide<T>& guide;
   const ImageOutput<T>& out;
   const Peaks<T>& peaks;
 };
@@ -33,6 +34,7 @@ void find_score(const Job<T>& job) {
   const index_t n = job.peaks.tokens.n;
   T* score = job.peaks.score;
   for (index_t i = 0; i < n; ++i) score[i] = job.peaks.density[i] * job.peaks.delta[i];
+  weigh_scores(job.peaks, job.guide.importance);
   if (!job.options.score_norm_max) return;
   index_t top = job.known.knn != nullptr ? job.peaks.compact(job.known.seed(0)) : -1;
   if (top < 0) top = std::max_element(score, score + n) - score;
@@ -75,18 +77,20 @@ ScopeState<T> initial_scope(const Job<T>& job) {
 template <class T>
 index_t choose_seeds(const Job<T>& job, ScopeState<T>& state) {
   const Options& options = job.options;
+  const double min_mass = options.exact ? 0 : options.min_mass;
   index_t count = 0;
   Priority<T> top = kernels<T>().largest_priority(state);
-  while (count < options.max_clusters && top.token >= 0) {
+  while (count < job.guide.budget && top.token >= 0) {
     const index_t seed = top.token;
     const T mass =
         kernels<T>().scope_step(state, options.kernel, options.alpha, job.peaks.rows.row(seed));
-    if (options.min_mass > 0 && !(mass >= static_cast<T>(options.min_mass))) break;
+    if (min_mass > 0 && !(mass >= static_cast<T>(min_mass))) break;
     write_mask(job, count, state.mask);
     commit(state, count);
     job.out.seeds[count++] = job.peaks.tokens.position_of(seed);
     if (options.distinct_seeds) state.eligible[seed] = 0;
     top = kernels<T>().largest_priority(state);
+    if (options.exact) continue;
     const T mean = top.scope / static_cast<T>(job.peaks.tokens.n);
     if (!(mean > static_cast<T>(options.stop_residual))) break;
   }
@@ -109,14 +113,14 @@ void replay_seeds(const Job<T>& job, ScopeState<T>& state) {
   }
 }
 
-// Writes the row of the maximum mask of every valid token.
+// Writes the row of the maximum mask, among the first `rows`, of every valid token.
 template <class T>
-void labels_from_masks(const Job<T>& job) {
+void labels_from_masks(const Job<T>& job, index_t rows) {
   for (index_t i = 0; i < job.peaks.image.tokens; ++i) {
     if (job.peaks.image.valid != nullptr && !job.peaks.image.valid[i]) continue;
     const T* mask = job.out.masks + i;
     index_t label = 0;
-    for (index_t row = 1; row <= job.options.max_clusters; ++row)
+    for (index_t row = 1; row < rows; ++row)
       if (mask[row * job.out.mask_stride] > mask[label * job.out.mask_stride]) label = row;
     job.out.labels[i] = label;
   }
@@ -127,6 +131,18 @@ template <class T>
 bool is_absent(const Job<T>& job, index_t i) {
   return (job.peaks.image.valid == nullptr || job.peaks.image.valid[i]) &&
          job.peaks.compact_of[i] < 0;
+}
+
+// Labels of exact=true: a seed has its own row, and only non-finite tokens are in the residual.
+template <class T>
+void label_exactly(const Job<T>& job, index_t count, const index_t* seeds) {
+  for (index_t i = 0; i < job.peaks.image.tokens; ++i)
+    if (job.peaks.tokens.position != nullptr && is_absent(job, i)) job.out.labels[i] = count;
+  // Backwards: a token that is a seed twice has its first row.
+  for (index_t row = count - 1; row >= 0; --row) {
+    const index_t seed = seeds[row];
+    if (job.peaks.compact(seed) >= 0) job.out.labels[seed] = row;
+  }
 }
 
 template <class T>
@@ -155,21 +171,28 @@ void find_scope(const Job<T>& job) {
     for (index_t i = 0; i < job.peaks.image.tokens; ++i)
       if (is_absent(job, i)) residual[i] = 1;
   }
-  if (replay) return labels_from_masks(job);
+  // Without a seed all tokens are residual.
+  const bool exact = job.options.exact && count > 0;
+  if (replay) {
+    labels_from_masks(job, exact ? count : rows);
+    if (exact) label_exactly(job, count, job.known.seeds);
+    return;
+  }
   for (index_t i = 0; i < job.peaks.image.tokens; ++i)
     if (job.peaks.image.valid == nullptr || job.peaks.image.valid[i]) job.out.labels[i] = count;
   for (index_t i = 0; i < job.peaks.tokens.n; ++i)
-    if (!(state.scope[i] > state.best[i]))
+    if (exact || !(state.scope[i] > state.best[i]))
       job.out.labels[job.peaks.tokens.position_of(i)] = static_cast<index_t>(state.label[i]);
+  if (exact) label_exactly(job, count, job.out.seeds);
 }
 
 }  // namespace
 
 template <class T>
 void cluster_image(const ImageInput& image, const Options& options, const KnownDecisions& known,
-                   index_t dense_limit, const ImageOutput<T>& out) {
+                   const Guide<T>& guide, index_t dense_limit, const ImageOutput<T>& out) {
   const Peaks<T> peaks(image, options, dense_limit, kScopeVectors);
-  const Job<T> job{options, known, out, peaks};
+  const Job<T> job{options, known, guide, out, peaks};
   std::fill_n(out.labels, image.tokens, index_t{-1});
   if (known.knn == nullptr) std::fill_n(out.seeds, options.max_clusters, index_t{-1});
   if (peaks.tokens.n > 0) {
@@ -182,9 +205,9 @@ void cluster_image(const ImageInput& image, const Options& options, const KnownD
   write_statistics(peaks, options.k, out.peaks);
 }
 
-template void cluster_image(const ImageInput&, const Options&, const KnownDecisions&, index_t,
-                            const ImageOutput<float>&);
-template void cluster_image(const ImageInput&, const Options&, const KnownDecisions&, index_t,
-                            const ImageOutput<double>&);
+template void cluster_image(const ImageInput&, const Options&, const KnownDecisions&,
+                            const Guide<float>&, index_t, const ImageOutput<float>&);
+template void cluster_image(const ImageInput&, const Options&, const KnownDecisions&,
+                            const Guide<double>&, index_t, const ImageOutput<double>&);
 
 }  // namespace setok

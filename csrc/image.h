@@ -24,9 +24,16 @@ struct KnownDecisions {
   index_t seed(index_t row) const { return row < *count ? seeds[row] : -1; }
 };
 
+// User's control of the seeds of one image.
+template <class T>
+struct Guide {
+  const T* importance;  // (tokens,) weights of the scores; null for 1
+  index_t budget;       // maximum number of seeds, at most max_clusters
+};
+
 // Images with more tokens than `dense_limit` keep no distance matrix.
 template <class T>
 void cluster_image(const ImageInput& image, const Options& options, const KnownDecisions& known,
-                   index_t dense_limit, const ImageOutput<T>& out);
+                   const Guide<T>& guide, index_t dense_limit, const ImageOutput<T>& out);
 
 }  // namespace setok

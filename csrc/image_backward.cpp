@@ -18,6 +18,7 @@ struct Job {
   const ImageInput& image;
   const Options& options;
   const KnownDecisions& decisions;
+  const ImageImportance<T>& importance;
   const ImageValues<T>& values;
   const ImageValues<T>& grad;
   const Features<T>& tokens;
@@ -27,6 +28,11 @@ struct Job {
 
   index_t compact(index_t position) const {
     return position < 0 || tokens.position == nullptr ? position : compact_of[position];
+  }
+
+  // Importance of a token.
+  T weight(index_t i) const {
+    return importance.value == nullptr ? T{1} : importance.value[tokens.position_of(i)];
   }
 
   // Value of a token in an optional tensor, 0 if the tensor is absent.
@@ -124,7 +130,8 @@ std::pair<double, index_t> normaliser(const Job<T>& job) {
   if (!job.options.score_norm_max) return {1, -1};
   const auto raw = [&](index_t i) {
     const index_t position = job.tokens.position_of(i);
-    return job.values.density[position] * job.values.delta[position];
+    const T score = job.values.density[position] * job.values.delta[position];
+    return std::min(score * job.weight(i), std::numeric_limits<T>::max());
   };
   index_t top = job.compact(job.decisions.seed(0));
   if (top < 0) {
@@ -152,8 +159,13 @@ Slopes<T> statistics_gradients(const Job<T>& job, const T* level_grad) {
   for (index_t i = 0; top >= 0 && i < n; ++i)
     norm_grad += of_score(i) * job.at(job.values.score, i);
   for (index_t i = 0; i < n; ++i) {
-    const double g = of_score(i) - (i == top ? norm_grad : 0);
     const double rho = job.at(job.values.density, i), delta = job.at(job.values.delta, i);
+    const double weight = static_cast<double>(job.weight(i));
+    // A score beyond the largest number is that number.
+    const bool clamped = rho * delta * weight > static_cast<double>(std::numeric_limits<T>::max());
+    const double g = clamped ? 0 : of_score(i) - (i == top ? norm_grad : 0);
+    if (job.importance.grad != nullptr)
+      job.importance.grad[job.tokens.position_of(i)] = static_cast<T>(g * (rho * delta / largest));
     const index_t* knn = job.decisions.knn + job.tokens.position_of(i) * k;
     index_t found = 0;
     for (index_t slot = 0; slot < k; ++slot) found += job.compact(knn[slot]) >= 0;
@@ -161,7 +173,7 @@ Slopes<T> statistics_gradients(const Job<T>& job, const T* level_grad) {
     const double own = g * job.at(job.values.score, i) + rho * job.at(job.grad.density, i);
     out.density[i] = found == 0 ? T{0} : static_cast<T>(-twice * own / static_cast<double>(found));
     const bool cut = delta >= static_cast<double>(std::numeric_limits<T>::max());
-    const double slope = twice * (g * (rho / largest) + job.at(job.grad.delta, i));
+    const double slope = twice * (g * (rho * weight / largest) + job.at(job.grad.delta, i));
     out.delta[i] = cut ? T{0} : static_cast<T>(slope);
     out.target[i] = job.compact(job.decisions.parent[job.tokens.position_of(i)]);
     if (out.target[i] < 0 && out.delta[i] != 0) out.target[i] = farthest_from(job, i);
@@ -192,9 +204,11 @@ Edges<T> edges_of(const Job<T>& job, const Slopes<T>& slopes) {
 
 template <class T>
 void cluster_image_backward(const ImageInput& image, const Options& options,
-                            const KnownDecisions& decisions, const ImageValues<T>& values,
-                            const ImageValues<T>& grad, void* grad_x, double* grad_learnable) {
+                            const KnownDecisions& decisions, const ImageImportance<T>& importance,
+                            const ImageValues<T>& values, const ImageValues<T>& grad, void* grad_x,
+                            double* grad_learnable) {
   if (image.tokens == 0) return;
+  if (importance.grad != nullptr) std::fill_n(importance.grad, image.tokens, T{0});
   Scratch& scratch = Scratch::of_this_thread();
   const Features<T> tokens = load_features<T>(image, options, scratch);
   const bool all_zero = options.scale == Scale::variance && tokens.sigma == 0;
@@ -208,7 +222,8 @@ void cluster_image_backward(const ImageInput& image, const Options& options,
     std::fill_n(compact, image.tokens, index_t{-1});
     for (index_t i = 0; i < tokens.n; ++i) compact[tokens.position[i]] = i;
   }
-  const Job<T> job{image, options, decisions, values, grad, tokens, compact, all_zero, scratch};
+  const Job<T> job{image, options, decisions, importance, values,
+                   grad,  tokens,  compact,   all_zero,   scratch};
   Seeds<T> seeds = find_seeds(job);
   T* level_grad = scratch.get<T>(Scratch::vectors, ld);
   scope_gradients(job, seeds, level_grad, grad_learnable);
@@ -220,8 +235,8 @@ void cluster_image_backward(const ImageInput& image, const Options& options,
 
 #define SETOK_INSTANTIATE(T)                                                                     \
   template void cluster_image_backward(const ImageInput&, const Options&, const KnownDecisions&, \
-                                       const ImageValues<T>&, const ImageValues<T>&, void*,      \
-                                       double*);
+                                       const ImageImportance<T>&, const ImageValues<T>&,         \
+                                       const ImageValues<T>&, void*, double*);
 SETOK_INSTANTIATE(float)
 SETOK_INSTANTIATE(double)
 

@@ -16,11 +16,19 @@ struct ImageValues {
   const T *density, *delta, *score;
 };
 
-// Writes grad_x (tokens, dim) in the dtype of the image, and the gradients of bandwidth, beta,
-// temperature and offset.
+// Weights of the scores of one image and their gradients, both (tokens,); null without weights.
+template <class T>
+struct ImageImportance {
+  const T* value;
+  T* grad;
+};
+
+// Writes grad_x (tokens, dim) in the dtype of the image, and the gradients of the importance and of
+// bandwidth, beta, temperature and offset.
 template <class T>
 void cluster_image_backward(const ImageInput& image, const Options& options,
-                            const KnownDecisions& decisions, const ImageValues<T>& values,
-                            const ImageValues<T>& grad, void* grad_x, double* grad_learnable);
+                            const KnownDecisions& decisions, const ImageImportance<T>& importance,
+                            const ImageValues<T>& values, const ImageValues<T>& grad, void* grad_x,
+                            double* grad_learnable);
 
 }  // namespace setok

@@ -103,6 +103,14 @@ void find_parents(const Peaks<T>& peaks, const index_t* known, T* farthest) {
 }
 
 template <class T>
+void weigh_scores(const Peaks<T>& peaks, const T* importance) {
+  if (importance == nullptr) return;
+  for (index_t i = 0; i < peaks.tokens.n; ++i)
+    peaks.score[i] = std::min(peaks.score[i] * importance[peaks.tokens.position_of(i)],
+                              std::numeric_limits<T>::max());
+}
+
+template <class T>
 void write_statistics(const Peaks<T>& peaks, index_t k, const PeakOutput<T>& out) {
   const Features<T>& tokens = peaks.tokens;
   index_t next = tokens.n - 1;
@@ -135,6 +143,7 @@ void write_statistics(const Peaks<T>& peaks, index_t k, const PeakOutput<T>& out
   template struct Peaks<T>;                                                              \
   template void find_density(const Peaks<T>&, const Options&, const index_t*, index_t*); \
   template void find_parents(const Peaks<T>&, const index_t*, T*);                       \
+  template void weigh_scores(const Peaks<T>&, const T*);                                 \
   template void write_statistics(const Peaks<T>&, index_t, const PeakOutput<T>&);
 SETOK_INSTANTIATE(float)
 SETOK_INSTANTIATE(double)

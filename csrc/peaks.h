@@ -52,6 +52,11 @@ void find_density(const Peaks<T>& peaks, const Options& options, const index_t* 
 template <class T>
 void find_parents(const Peaks<T>& peaks, const index_t* known, T* farthest);
 
+// Multiplies the scores by the importance (image.tokens,) unless it is null, up to the largest
+// number: an infinite score would make its product with a scope of 0 NaN.
+template <class T>
+void weigh_scores(const Peaks<T>& peaks, const T* importance);
+
 // Scatters the results over the image; neighbours are in place, as indices of usable tokens.
 template <class T>
 void write_statistics(const Peaks<T>& peaks, index_t k, const PeakOutput<T>& out);

@@ -127,6 +127,37 @@ def check_noise(noise, x: Tensor) -> None:
     check_device("noise", noise, x.device)
 
 
+def check_importance(importance, x: Tensor, valid: Tensor | None) -> None:
+    """Check that `importance` is floating point, one weight per token, finite and at least 0.
+
+    Args:
+        importance: user's argument of any type.
+        x: tokens as the user passed them.
+        valid: (B, N) bool or None; weights of other tokens are not read.
+    """
+    check_float("importance", importance)
+    flat = (x.shape[0], x.shape[1:-1].numel()) if x.dim() > 2 else tuple(x.shape[:-1])
+    if tuple(importance.shape) not in (flat, tuple(x.shape[:-1])):
+        raise ValueError(f"importance: expected shape {flat}, got {tuple(importance.shape)}")
+    check_device("importance", importance, x.device)
+    if not readable(importance) or (valid is not None and not readable(valid)):
+        return
+    misfit = ~((importance >= 0) & importance.isfinite()).reshape(flat)
+    if valid is not None:
+        misfit = misfit & valid
+    if misfit.any():
+        got = importance.reshape(flat)[misfit][0].item()
+        raise ValueError(f"importance: expected finite values of at least 0, got {got:g}")
+
+
+def check_exact(exact, config: ClusterConfig) -> None:
+    """Check that `exact` is a bool, and that with it the seeds of `config` are distinct."""
+    if not isinstance(exact, bool):
+        raise TypeError(f"exact: expected a bool, got {type(exact).__name__}")
+    if exact and not config.distinct_seeds:
+        raise ValueError("exact: expected config.distinct_seeds=True with it, got False")
+
+
 def check_labels(name: str, labels: Tensor, rows: int) -> None:
     """Check that `labels` are int64 in [0, rows); a GPU asserts it later, without waiting."""
     check_dtype(name, labels, torch.int64)

@@ -43,6 +43,9 @@ class Compiled:
         max_seqlen: int | None,
         config: ClusterConfig,
         decisions: Decisions | None,
+        importance: Tensor | None = None,
+        budget: Tensor | None = None,
+        exact: bool = False,
     ) -> Clusters:
         """Cluster padded or packed tokens; the arguments are those of `reference.cluster`."""
         known: list[Tensor | None] = [None] * 4
@@ -51,6 +54,8 @@ class Compiled:
         masks, labels, density, delta, score, *made = self._ops.cluster(
             x.contiguous(),
             _contiguous(valid),
+            None if importance is None else importance.to(wide_dtype(x)).contiguous(),
+            _contiguous(budget),
             _contiguous(cu_seqlens),
             x.shape[1] if cu_seqlens is None else max_seqlen,
             *map(_contiguous, known),
@@ -59,6 +64,7 @@ class Compiled:
             config.max_clusters,
             config.distinct_seeds,
             config.include_self,
+            exact,
             float(config.stop_residual),
             float(config.min_mass),
             DENSE_LIMITS[self.backend],
@@ -105,6 +111,8 @@ class Compiled:
         max_seqlen: int | None,
         noise: Tensor | None,
         options: DPCOptions,
+        importance: Tensor | None = None,
+        budget: Tensor | None = None,
     ) -> DensityPeaks:
         """Cluster hard in one shot; the arguments are those of `reference.dpc_knn`."""
         longest = x.shape[1] if cu_seqlens is None else max_seqlen
@@ -113,7 +121,11 @@ class Compiled:
             _contiguous(valid),
             _contiguous(cu_seqlens),
             longest,
-            None if noise is None else noise.detach().to(wide_dtype(x)).contiguous(),
+            *(
+                None if given is None else given.detach().to(wide_dtype(x)).contiguous()
+                for given in (noise, importance)
+            ),
+            _contiguous(budget),
             options.k,
             longest if options.num_clusters is None else options.num_clusters,
             -math.inf if options.threshold is None else float(options.threshold),

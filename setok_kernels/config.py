@@ -155,6 +155,7 @@ class DPCOptions:
         min_clusters: number of centres if no score exceeds the threshold, at least 1.
         order: order of the rows, "score" (descending) or "index" (ascending token).
         cap: upper bound of the seed distance, "diameter" or "eccentricity".
+        budgeted: flag: a tensor bounds the number of centres of each image.
 
     Raises:
         TypeError, ValueError: see `ClusterConfig`.
@@ -166,11 +167,14 @@ class DPCOptions:
     min_clusters: int = 1
     order: Literal["score", "index"] = "score"
     cap: Literal["diameter", "eccentricity"] = "diameter"
+    budgeted: bool = False
 
     def __post_init__(self) -> None:
         _make_plain(self)
-        if self.num_clusters is None and self.threshold is None:
-            raise ValueError("num_clusters: expected an int, or else a threshold, got neither")
+        if self.num_clusters is None and self.threshold is None and not self.budgeted:
+            raise ValueError(
+                "num_clusters: expected a number, or else a rate or a threshold, got neither"
+            )
         for name in ("k", "num_clusters", "min_clusters"):
             if name != "num_clusters" or self.num_clusters is not None:
                 check_count(name, getattr(self, name), MAX_COUNT)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from setok_kernels import checks
+from setok_kernels.budgets import resolve_budget
 from setok_kernels.config import ClusterConfig, DPCOptions, check_number
 from setok_kernels.dispatch import select_backend
 from setok_kernels.result import Clusters, Decisions, DensityPeaks, HardClusters, masks_of
@@ -17,6 +18,10 @@ def cluster_tokens(
     x: Tensor,
     config: ClusterConfig | None = None,
     *,
+    num_clusters: int | Tensor | None = None,
+    rate: float | Tensor | None = None,
+    exact: bool = False,
+    importance: Tensor | None = None,
     token_mask: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     max_seqlen: int | None = None,
@@ -28,18 +33,30 @@ def cluster_tokens(
 
     The result is deterministic: no noise breaks ties, the lowest index wins everywhere. Neighbours,
     parents, seeds and counts are constants for autograd. Masks, density, delta and score are
-    differentiable with respect to `x` and to tensor-valued options of `config`.
+    differentiable with respect to `x`, `importance` and tensor-valued options of `config`.
 
     Args:
         x: tokens, (B, N, D) or (B, H, W, D), or (T, D) with `cu_seqlens`; float64, float32,
             bfloat16 or float16 (accumulated in float32), any strides.
         config: options; None means `ClusterConfig()`.
+        num_clusters: maximum number of seeds per image: a number, which replaces
+            `config.max_clusters`, or (B,) int64 or int32 from 1 to `config.max_clusters`.
+        rate: maximum number of seeds per image as a fraction in (0, 1] of its valid tokens, rounded
+            up: a number, which sets `config.max_clusters` by the longest image, or (B,) floating
+            point, bounded by `config.max_clusters`. None with `num_clusters`.
+        exact: flag: as many seeds as the budget allows, or as there are finite tokens if fewer.
+            `stop_residual` and `min_mass` do not stop the loop. A seed has its own row as label,
+            and any other finite token the largest row before the residual. Needs
+            `config.distinct_seeds`.
+        importance: (B, N), (B, H, W) or (T,) weight of each token in the choice of seeds, floating
+            point, finite and at least 0: multiplies density * delta before `score_norm`. On CUDA
+            values are not checked; a negative or non-finite weight counts as 0.
         token_mask: (B, N) or (B, H, W) bool, True for valid tokens; padded input only.
         cu_seqlens: (B + 1,) int32 offsets of the images in packed input.
         max_seqlen: maximum number of tokens of an image in packed input. Required on CUDA, where
             reading it from `cu_seqlens` would synchronise; derived on the CPU when None.
-        decisions: decisions of an earlier call, to replay. Its counts may be lowered: the seeds
-            after them are ignored.
+        decisions: decisions of an earlier call, to replay; they also settle the number of seeds of
+            each image. Its counts may be lowered: the seeds after them are ignored.
         backend: name of the backend: "auto" (the fastest that can run; on CUDA the Triton kernels
             once verified, see docs/gpu.md), "reference", "cpp" or "triton".
         check_finite: flag: raise if a valid token has a non-finite feature (waits for the device).
@@ -54,7 +71,14 @@ def cluster_tokens(
     """
     config = ClusterConfig() if config is None else config
     checks.check_config(config)
+    checks.check_exact(exact, config)
     batch = _Batch.of(x, token_mask, cu_seqlens, max_seqlen)
+    rows, budget = batch.budget(num_clusters, rate, config.max_clusters)
+    if rows is not None and rows != config.max_clusters:
+        config = dataclasses.replace(config, max_clusters=rows)
+    if importance is not None:
+        checks.check_importance(importance, x, batch.valid)
+        importance = importance.reshape(batch.x.shape[:-1])
     if decisions is not None:
         checks.check_decisions(
             decisions, tuple(batch.x.shape[:-1]), batch.images, batch.longest, config, x.device
@@ -62,19 +86,22 @@ def cluster_tokens(
         decisions = decisions.cut()
     if check_finite:
         checks.check_finite_tokens(batch.x, batch.valid, cu_seqlens)
-    out = select_backend(backend, x.device, x.dtype).cluster(*batch.arguments, config, decisions)
+    chosen = select_backend(backend, x.device, x.dtype)
+    out = chosen.cluster(*batch.arguments, config, decisions, importance, budget, exact)
     return batch.laid_out(out)
 
 
 def dpc_knn(
     x: Tensor,
-    num_clusters: int | None = None,
+    num_clusters: int | Tensor | None = None,
     threshold: float | None = None,
     k: int = 5,
     token_mask: Tensor | None = None,
     noise: Tensor | None = None,
     backend: str = "auto",
     *,
+    rate: float | Tensor | None = None,
+    importance: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     max_seqlen: int | None = None,
     min_clusters: int = 1,
@@ -93,7 +120,8 @@ def dpc_knn(
         x: tokens, (B, N, D) or (B, H, W, D), or (T, D) with `cu_seqlens`; float64, float32,
             bfloat16 or float16 (accumulated in float32), any strides.
         num_clusters: maximum number of centres per image; those of highest score. An image with
-            fewer tokens has fewer.
+            fewer tokens has fewer. A number, or (B,) int64 or int32 of at least 1; then the result
+            has as many rows as the longest image has tokens.
         threshold: score that a centre must exceed. With `num_clusters` both conditions hold;
             without, the result has as many rows as the longest image has tokens.
         k: number of neighbours in the density, the token itself included.
@@ -101,6 +129,11 @@ def dpc_knn(
         noise: (B, N), (B, H, W) or (T,) tensor added to the density, as other implementations do
             to break ties; None for none.
         backend: name of the backend, see `cluster_tokens`.
+        rate: maximum number of centres as a fraction in (0, 1] of the image's valid tokens, rounded
+            up: a number, which sets the rows by the longest image, or (B,) floating point. None
+            with `num_clusters`.
+        importance: weight of each token in its score, (rho_i * delta_i) * w_i, see
+            `cluster_tokens`.
         cu_seqlens: (B + 1,) int32 offsets of the images in packed input.
         max_seqlen: maximum number of tokens of an image, see `cluster_tokens`.
         min_clusters: number of centres of an image if no score exceeds `threshold`.
@@ -118,14 +151,19 @@ def dpc_knn(
         TypeError, ValueError: an argument does not fit; the message names it.
         RuntimeError: the named backend cannot run here; the message has the reason.
     """
-    options = DPCOptions(k, num_clusters, threshold, min_clusters, order, cap)
     batch = _Batch.of(x, token_mask, cu_seqlens, max_seqlen)
+    rows, budget = batch.budget(num_clusters, rate, None)
+    options = DPCOptions(k, rows, threshold, min_clusters, order, cap, budgeted=budget is not None)
+    if importance is not None:
+        checks.check_importance(importance, x, batch.valid)
+        importance = importance.reshape(batch.x.shape[:-1])
     if noise is not None:
         checks.check_noise(noise, x)
         noise = noise.reshape(batch.x.shape[:-1])
     if check_finite:
         checks.check_finite_tokens(batch.x, batch.valid, cu_seqlens)
-    out = select_backend(backend, x.device, x.dtype).dpc_knn(*batch.arguments, noise, options)
+    chosen = select_backend(backend, x.device, x.dtype)
+    out = chosen.dpc_knn(*batch.arguments, noise, options, importance, budget)
     return batch.laid_out(out)
 
 
@@ -302,6 +340,19 @@ class _Batch:
             images, longest = x.shape[:2]
         layout = dict(grid=grid, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)
         return cls(x, valid, images, longest, layout)
+
+    def budget(self, num_clusters, rate, most: int | None) -> tuple[int | None, Tensor | None]:
+        """Return the rows and the clusters per image of a budget, see `resolve_budget`."""
+        if num_clusters is None and rate is None:
+            return None, None
+        lengths, cu_seqlens = None, self.layout["cu_seqlens"]
+        if self.valid is not None:
+            lengths = self.valid.sum(1)
+        elif cu_seqlens is not None:
+            lengths = cu_seqlens.diff()
+        return resolve_budget(
+            num_clusters, rate, lengths, self.images, self.longest, self.x.device, most
+        )
 
     def laid_out(self, out):
         """Return the result with its layout attached."""

@@ -76,11 +76,20 @@ class TokenClustering(nn.Module):
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         decisions: Decisions | None = None,
+        *,
+        num_clusters: int | Tensor | None = None,
+        rate: float | Tensor | None = None,
+        exact: bool = False,
+        importance: Tensor | None = None,
     ) -> Clusters:
         """Cluster the tokens of each image; arguments and result are those of `cluster_tokens`."""
         return cluster_tokens(
             x,
             self.current_config(),
+            num_clusters=num_clusters,
+            rate=rate,
+            exact=exact,
+            importance=importance,
             token_mask=token_mask,
             cu_seqlens=cu_seqlens,
             max_seqlen=max_seqlen,

@@ -17,9 +17,9 @@ from setok_kernels.arguments import (
 )
 from setok_kernels.config import LEARNABLE, check_count
 
-_INDICES = ("knn", "parent", "seeds", "counts", "labels")
+_INDICES = ("knn", "parent", "seeds", "counts", "labels", "budget")
 _PER_TOKEN = (
-    *("valid", "parent", "labels", "weights", "noise"),
+    *("valid", "parent", "labels", "weights", "noise", "importance"),
     *("density", "delta", "score", "grad_density", "grad_delta", "grad_score"),
 )
 
@@ -38,6 +38,8 @@ def check_operands(operands: dict) -> None:
         raise ValueError(
             f"max_seqlen: expected at least {leading[1]}, got {operands['max_seqlen']}"
         )
+    if operands.get("exact") and not operands["distinct_seeds"]:
+        raise ValueError("exact: expected distinct_seeds with it, got repeated seeds")
     rows, dim = sizes["rows"], operands[main].shape[-1]
     mask_shape = (rows, *leading) if packed else (images, rows, leading[-1])
     shapes = dict.fromkeys(_PER_TOKEN, leading) | {
@@ -48,6 +50,7 @@ def check_operands(operands: dict) -> None:
         "knn": (*leading, sizes["k"]),
         "seeds": (images, rows - 1),
         "counts": (images,),
+        "budget": (images,),
         "learnable": (len(LEARNABLE),),
         "masks": mask_shape,
         "grad_masks": mask_shape,

@@ -25,14 +25,16 @@ _VALUES = "Tensor masks, Tensor density, Tensor delta, Tensor score"
 
 # `learnable` (4,) holds bandwidth, beta, temperature and offset in place of the numbers.
 SCHEMAS = {
-    "cluster": f"(Tensor x, Tensor? valid, {_IMAGES}, {_DECISIONS.replace('Tensor', 'Tensor?')}, "
-    f"Tensor? learnable, {_MASK_OPTIONS}, int k, int max_clusters, bool distinct_seeds, "
-    "bool include_self, float stop_residual, float min_mass, int dense_limit) -> "
+    # `importance` multiplies the seed scores; `budget` (B,) bounds the seeds of each image.
+    "cluster": f"(Tensor x, Tensor? valid, Tensor? importance, Tensor? budget, {_IMAGES}, "
+    f"{_DECISIONS.replace('Tensor', 'Tensor?')}, Tensor? learnable, {_MASK_OPTIONS}, int k, "
+    "SymInt max_clusters, bool distinct_seeds, bool include_self, bool exact, "
+    "float stop_residual, float min_mass, int dense_limit) -> "
     "(Tensor masks, Tensor labels, Tensor density, Tensor delta, Tensor score, "
     "Tensor knn, Tensor parent, Tensor seeds, Tensor counts)",
-    "cluster_backward": f"(Tensor x, Tensor? valid, {_IMAGES}, {_DECISIONS}, {_VALUES}, "
-    f"{_VALUES.replace('Tensor ', 'Tensor? grad_')}, Tensor? learnable, {_MASK_OPTIONS}) -> "
-    "(Tensor grad_x, Tensor grad_learnable)",
+    "cluster_backward": f"(Tensor x, Tensor? valid, Tensor? importance, {_IMAGES}, {_DECISIONS}, "
+    f"{_VALUES}, {_VALUES.replace('Tensor ', 'Tensor? grad_')}, Tensor? learnable, "
+    f"{_MASK_OPTIONS}) -> (Tensor grad_x, Tensor grad_importance, Tensor grad_learnable)",
     "merge": f"(Tensor x, Tensor? masks, Tensor labels, Tensor counts, Tensor? weights, {_IMAGES}, "
     "SymInt rows, float eps) -> Tensor",
     "merge_backward": "(Tensor grad, Tensor x, Tensor? masks, Tensor labels, Tensor counts, "
@@ -43,8 +45,9 @@ SCHEMAS = {
     f"{_IMAGES}, bool need_masks) -> (Tensor grad_tokens, Tensor grad_masks)",
     # A `threshold` of -inf means no threshold. `by_index` sorts the rows by token. `capped` bounds
     # delta by the eccentricity, otherwise the diameter does.
-    "dpc_knn": f"(Tensor x, Tensor? valid, {_IMAGES}, Tensor? noise, int k, SymInt num_clusters, "
-    "float threshold, int min_clusters, bool by_index, bool capped, int dense_limit) -> "
+    "dpc_knn": f"(Tensor x, Tensor? valid, {_IMAGES}, Tensor? noise, Tensor? importance, "
+    "Tensor? budget, int k, SymInt num_clusters, float threshold, int min_clusters, "
+    "bool by_index, bool capped, int dense_limit) -> "
     "(Tensor labels, Tensor centres, Tensor counts, Tensor density, Tensor delta, Tensor score, "
     "Tensor knn, Tensor parent)",
     "threshold_greedy": f"(Tensor x, Tensor? valid, {_IMAGES}, float threshold) -> "
@@ -60,8 +63,9 @@ def wide_dtype(x: Tensor) -> torch.dtype:
 # Output shapes (fake kernels).
 
 
-def _cluster_fake(x, valid, cu_seqlens, max_seqlen, knn, parent, seeds, counts, learnable, *rest):
-    k, max_clusters = rest[len(_MASK_OPTIONS.split(",")) :][:2]
+def _cluster_fake(x, valid, importance, budget, cu_seqlens, max_seqlen, knn, *rest):
+    # After parent, seeds, counts, learnable and the options of the masks.
+    k, max_clusters = rest[4 + len(_MASK_OPTIONS.split(",")) :][:2]
     leading = x.shape[:-1]
     images = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     wide = x.new_empty(leading, dtype=wide_dtype(x))
@@ -80,8 +84,12 @@ def _cluster_fake(x, valid, cu_seqlens, max_seqlen, knn, parent, seeds, counts, 
     )
 
 
-def _cluster_backward_fake(x, *rest):
-    return x.new_empty(x.shape), x.new_empty(len(LEARNABLE), dtype=wide_dtype(x))
+def _cluster_backward_fake(x, valid, importance, *rest):
+    return (
+        x.new_empty(x.shape),
+        x.new_empty(0 if importance is None else importance.shape, dtype=wide_dtype(x)),
+        x.new_empty(len(LEARNABLE), dtype=wide_dtype(x)),
+    )
 
 
 def _merge_fake(x, masks, labels, counts, weights, cu_seqlens, max_seqlen, rows, eps):
@@ -115,7 +123,9 @@ def _hard_fake(x, cu_seqlens, num_clusters):
     return tuple(x.new_empty(shape, dtype=torch.int64) for shape in shapes)
 
 
-def _dpc_knn_fake(x, valid, cu_seqlens, max_seqlen, noise, k, num_clusters, *rest):
+def _dpc_knn_fake(
+    x, valid, cu_seqlens, max_seqlen, noise, importance, budget, k, num_clusters, *rest
+):
     labels, centres, counts = _hard_fake(x, cu_seqlens, num_clusters)
     values = (x.new_empty(labels.shape, dtype=wide_dtype(x)) for _ in range(3))
     return labels, centres, counts, *values, labels.new_empty(*labels.shape, k), labels.clone()
@@ -162,29 +172,32 @@ def _namer(name: str):
     return named
 
 
-# Autograd. Decisions are constants; x, the hyper-parameters, masks and weights get gradients.
+# Autograd. Decisions are constants; x, importance, the hyper-parameters, masks and weights get
+# gradients.
 
 
 def _cluster_setup(ctx, inputs, output):
-    x, valid, cu_seqlens, max_seqlen, *known, learnable = inputs[:9]
-    masks, _, density, delta, score, *made = output
-    decisions = made if known[0] is None else known
-    ctx.save_for_backward(x, valid, cu_seqlens, *decisions, masks, density, delta, score, learnable)
-    ctx.max_seqlen = max_seqlen
-    ctx.mask_options = inputs[9 : 9 + len(_MASK_OPTIONS.split(","))]
+    x, valid, importance, _, cu_seqlens, ctx.max_seqlen, *known, learnable = inputs[:11]
+    masks, _, *statistics, knn, parent, seeds, counts = output
+    decisions = (knn, parent, seeds, counts) if known[0] is None else known
+    ctx.save_for_backward(
+        x, valid, importance, cu_seqlens, *decisions, masks, *statistics, learnable
+    )
+    ctx.mask_options = inputs[11 : 11 + len(_MASK_OPTIONS.split(","))]
     ctx.set_materialize_grads(False)
 
 
 def _cluster_backward(ops):
     def backward(ctx, *grads):
-        x, valid, cu_seqlens, *values, learnable = ctx.saved_tensors
+        x, valid, importance, cu_seqlens, *values, learnable = ctx.saved_tensors
         wanted = [grads[0], *grads[2:5]]
-        grad_x = grad_learnable = None
+        grad_x = grad_importance = grad_learnable = None
         if any(g is not None for g in wanted):
             wanted = [None if g is None else g.contiguous() for g in wanted]
-            grad_x, grad_learnable = ops.cluster_backward(
+            grad_x, grad_importance, grad_learnable = ops.cluster_backward(
                 x,
                 valid,
+                importance,
                 cu_seqlens,
                 ctx.max_seqlen,
                 *values,
@@ -192,9 +205,13 @@ def _cluster_backward(ops):
                 learnable,
                 *ctx.mask_options,
             )
+        if importance is None:
+            grad_importance = None
         if learnable is None:
             grad_learnable = None
-        return grad_x, *[None] * 7, grad_learnable, *[None] * (len(ctx.needs_input_grad) - 10)
+        found = (grad_x, None, grad_importance, *[None] * 7, grad_learnable)
+        # Input 0 is the dispatcher's key set.
+        return *found, *[None] * (len(ctx.needs_input_grad) - 1 - len(found))
 
     return backward
 

@@ -11,6 +11,7 @@ def choose_centres(
     threshold: float,
     min_clusters: int,
     by_index: bool,
+    budget: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return centres (B, columns), -1 for none, and their counts (B,).
 
@@ -24,10 +25,13 @@ def choose_centres(
         threshold: score that a centre must exceed; minus infinity for none.
         min_clusters: number of centres if no score exceeds the threshold, at least 1.
         by_index: flag: sort the centres by ascending token, not by descending score.
+        budget: (B,) maximum number of centres of each image, negative for 0; None for `columns`.
     """
     # Excluded tokens come last.
     ranked = descending(torch.where(ok, score, -torch.inf))
     limit = ok.sum(1).clamp(max=columns)
+    if budget is not None:
+        limit = limit.minimum(budget.clamp(min=0))
     passed = (ok & (score > threshold)).sum(1).minimum(limit)
     counts = torch.where(passed > 0, passed, limit.clamp(max=min_clusters))
     order = torch.nn.functional.pad(ranked, (0, max(0, columns - score.shape[1])))

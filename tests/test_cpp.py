@@ -179,12 +179,12 @@ def test_the_operations_too_ignore_seeds_behind_the_last():
     grad = torch.randn(2, 6, 40, generator=torch.Generator().manual_seed(0))
     made, grads = [], []
     for seeds in (d.seeds, dataclasses.replace(d, counts=lower).cut().seeds):
-        known, images = (d.knn, d.parent, seeds, lower), (x, None, None, 40)
-        loop = (config.k, config.max_clusters, True, False, 0.0, 0.0, 3072)
-        masks, _, *values = ops.cluster(*images, *known, *options, *loop)[:5]
+        known, images = (d.knn, d.parent, seeds, lower), (None, 40)
+        loop = (config.k, config.max_clusters, True, False, False, 0.0, 0.0, 3072)
+        masks, _, *values = ops.cluster(x, *[None] * 3, *images, *known, *options, *loop)[:5]
         made.append(masks)
         values = (masks, *values, grad, None, None, None)
-        grads.append(ops.cluster_backward(*images, *known, *values, *options)[0])
+        grads.append(ops.cluster_backward(x, None, None, *images, *known, *values, *options)[0])
     torch.testing.assert_close(made[0].sum(1), torch.ones(2, 40))
     assert torch.equal(*made) and torch.equal(*grads) and grads[0][0].any()
 

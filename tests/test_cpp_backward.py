@@ -34,9 +34,10 @@ class Case:
     def native(self, x=None):
         """Gradients of x and of the four hyper-parameters, from C++."""
         config, out = self.config, self.out
-        return torch.ops.setok.cluster_backward(
+        grad_x, grad_importance, grad_learnable = torch.ops.setok.cluster_backward(
             self.x if x is None else x,
             self.valid,
+            None,
             out.cu_seqlens,
             longest(out),
             *(getattr(out.decisions, n) for n in ("knn", "parent", "seeds", "counts")),
@@ -44,6 +45,8 @@ class Case:
             *self.grads,
             *mask_options(config, self.x),
         )
+        assert grad_importance.shape == (0,)
+        return grad_x, grad_learnable
 
     def plain(self, dtype=None):
         """The same from the reference, with x taken to `dtype`."""

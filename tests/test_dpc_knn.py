@@ -303,7 +303,7 @@ CU = torch.tensor([0, 2, 5], dtype=torch.int32)
 @pytest.mark.parametrize(
     "arguments, error, match",
     [
-        ({}, ValueError, r"num_clusters: expected an int, or else a threshold, got neither"),
+        ({}, ValueError, r"num_clusters: expected a number, or else a rate or a thr"),
         (dict(num_clusters=0), ValueError, r"num_clusters: expected at least 1, got 0"),
         (dict(num_clusters=2.0), TypeError, r"num_clusters: expected an int, got 2.0"),
         (dict(num_clusters=True), TypeError, r"num_clusters: expected an int, got True"),

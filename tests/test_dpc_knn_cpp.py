@@ -236,4 +236,4 @@ def test_the_operation_refuses_noise_that_does_not_fit():
         (torch.zeros(1, 4, 2)[..., 0], r"a contiguous tensor, got strides \(8, 2\)"),
     ):
         with pytest.raises(ValueError, match=f"noise: expected {misfit}"):
-            torch.ops.setok.dpc_knn(x, None, None, 4, noise, *rest)
+            torch.ops.setok.dpc_knn(x, None, None, 4, noise, None, None, *rest)

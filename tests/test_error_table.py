@@ -115,7 +115,7 @@ PUBLIC = {
 def operation(name, **changes):
     """Calls `torch.ops.setok.NAME` with arguments that fit, but for the changes."""
     d = OUT.decisions
-    images = dict(valid=None, cu_seqlens=None, max_seqlen=5)
+    images = dict(valid=None, importance=None, budget=None, cu_seqlens=None, max_seqlen=5)
     known = dict(knn=d.knn, parent=d.parent, seeds=d.seeds, counts=d.counts)
     options = dict(learnable=None, kernel=0, alpha=0, bandwidth=0.5, beta=0.1, temperature=0.1)
     options |= dict(offset=0.5, scale=0, factor=0.0, score_norm_max=True)
@@ -123,8 +123,8 @@ def operation(name, **changes):
     grads = dict(grad_masks=None, grad_density=OUT.density, grad_delta=None, grad_score=None)
     members = dict(masks=None, labels=HARD.labels, counts=HARD.counts, weights=None)
     spread = dict(tokens=TOKENS, cu_seqlens=None, max_seqlen=5)
-    loop = dict(k=2, max_clusters=4, distinct_seeds=True, include_self=False, stop_residual=0.02)
-    loop |= dict(min_mass=0.0, dense_limit=9)
+    loop = dict(k=2, max_clusters=4, distinct_seeds=True, include_self=False, exact=False)
+    loop |= dict(stop_residual=0.02, min_mass=0.0, dense_limit=9)
     peaks = dict(noise=None, k=2, num_clusters=2, threshold=0.0, min_clusters=1)
     peaks |= dict(by_index=False, capped=False, dense_limit=9)
     arguments = {

@@ -75,7 +75,7 @@ def backward(out, device):
     x = tokens(device)
     options = mask_options(sk.ClusterConfig(), x)
     return lambda: torch.ops.setok.cluster_backward(
-        *(x, None, None, 729, d.knn, d.parent, d.seeds, d.counts, *values, *values, *options)
+        *(x, None, None, None, 729, d.knn, d.parent, d.seeds, d.counts, *values, *values, *options)
     )
 
 

@@ -112,7 +112,7 @@ def test_opcheck_of_the_backward_operations(layout, mode):
     torch.library.opcheck(
         torch.ops.setok.cluster_backward.default,
         (
-            *(x, arguments.get("token_mask"), offsets, longest),
+            *(x, arguments.get("token_mask"), None, offsets, longest),
             *(d.knn, d.parent, d.seeds, d.counts, *values),
             *(torch.ones_like(out.masks), None, torch.ones_like(out.delta), None),
             *(torch.tensor([0.5, 0.1, 0.4, 0.5]), 0, 0, 0.0, 0.0, 0.0, 0.0, 0, 0.0, True),
@@ -369,23 +369,23 @@ def test_operands_that_do_not_fit(namespace):
         pytest.skip("its kernels are not there")
     ops, index = getattr(torch.ops, namespace), torch.zeros(2, 3, dtype=torch.int64)
     x, rows, counts = torch.ones(2, 3, 4), torch.ones(2, 2, 4), torch.ones(2, dtype=torch.int64)
-    options = (None, 0, 0, 0.5, 0.1, 0.1, 0.5, 0, 0.0, True, 1, 1, True, False, 0.0, 0.0, 9)
+    options = (None, 0, 0, 0.5, 0.1, 0.1, 0.5, 0, 0.0, True, 1, 1, True, False, False, 0.0, 0.0, 9)
     known = (index[..., None], index, index[:, :1], counts)
     for match, call in {
         r"valid: expected shape \(2, 3\), got \(2, 2\)": lambda: ops.cluster(
-            x, x[:, 1:, 0] > 0, None, 3, *[None] * 4, *options
+            x, x[:, 1:, 0] > 0, None, None, None, 3, *[None] * 4, *options
         ),
         "decisions: expected all of knn, parent, seeds and counts, or none, got 3": lambda: (
-            ops.cluster(x, None, None, 3, None, *known[1:], *options)
+            ops.cluster(x, *[None] * 4, 3, None, *known[1:], *options)
         ),
         r"knn: expected shape \(2, 3, 1\), got \(2, 3\)": lambda: ops.cluster(
-            x, None, None, 3, index, *known[1:], *options
+            x, *[None] * 4, 3, index, *known[1:], *options
         ),
         "max_seqlen: expected at least 3, got 2": lambda: ops.threshold_greedy(
             x, None, None, 2, 0.5
         ),
         "noise: expected shape": lambda: ops.dpc_knn(
-            x, None, None, 3, x, 2, 2, 0.0, 1, False, False, 9
+            x, None, None, 3, x, None, None, 2, 2, 0.0, 1, False, False, 9
         ),
         r"labels: expected shape|labels: expected 2 axes": lambda: ops.merge(
             x, None, index[0], counts, None, None, 3, 2, 0.0

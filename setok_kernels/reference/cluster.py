@@ -18,6 +18,9 @@ def cluster(
     max_seqlen: int | None,
     config: ClusterConfig,
     decisions: Decisions | None,
+    importance: Tensor | None = None,
+    budget: Tensor | None = None,
+    exact: bool = False,
 ) -> Clusters:
     """Cluster padded or packed tokens; the arguments are those of `cluster_tokens`, checked.
 
@@ -28,9 +31,12 @@ def cluster(
         max_seqlen: maximum number of tokens of an image in packed input.
         config: options of the clustering.
         decisions: decisions to replay, in the layout of `x`; None to make new ones.
+        importance: (B, N) or (T,) weight of each token in its seed score; None for 1.
+        budget: (B,) int64 maximum number of seeds of each image; None for `config.max_clusters`.
+        exact: flag: the loop stops at the budget only, and labels never name the residual.
     """
     if cu_seqlens is None:
-        return _cluster_padded(x, valid, config, decisions)
+        return _cluster_padded(x, valid, config, decisions, importance, budget, exact)
     assert max_seqlen is not None
     total = x.shape[0]
     x = layout.pad(x, cu_seqlens, max_seqlen)
@@ -41,7 +47,10 @@ def cluster(
             decisions.seeds,
             decisions.counts,
         )
-    out = _cluster_padded(x, layout.valid_tokens(cu_seqlens, max_seqlen), config, decisions)
+    if importance is not None:
+        importance = layout.pad(importance, cu_seqlens, max_seqlen)
+    valid = layout.valid_tokens(cu_seqlens, max_seqlen)
+    out = _cluster_padded(x, valid, config, decisions, importance, budget, exact)
     labels, rho, dlt, score, knn, parent, masks = (
         layout.unpad(t, cu_seqlens, total)
         for t in (
@@ -58,13 +67,14 @@ def cluster(
     return Clusters(masks.mT, out.counts, labels, rho, dlt, score, choices)
 
 
-def _cluster_padded(x, valid, config, decisions):
+def _cluster_padded(x, valid, config, decisions, importance, budget, exact):
     batch, tokens, dim = x.shape
     if valid is None:
         valid = torch.ones(batch, tokens, dtype=torch.bool, device=x.device)
     if tokens == 0:
         # argmin and argmax fail on an empty row, so add one masked token.
         x, valid = x.new_zeros(batch, 1, dim), valid.new_zeros(batch, 1)
+        importance = None if importance is None else importance.new_zeros(batch, 1)
         if decisions is not None:
             knn = decisions.knn.new_full((batch, 1, config.k), -1)
             decisions = Decisions(knn, knn[:, :, 0], decisions.seeds, decisions.counts)
@@ -99,12 +109,15 @@ def _cluster_padded(x, valid, config, decisions):
             parent = delta.nearest_higher(distance, rho, ok)
     dlt = delta.seed_distance(distance, parent, sigma, ok)
     # The first seed has the maximum score, so a replay also fixes the normaliser.
-    score = scope.seed_score(rho, dlt, config.score_norm, seeds[:, 0] if known else None)
+    top = seeds[:, 0] if known else None
+    weight = scope.usable_importance(importance, ok, rho.dtype)
+    score = scope.seed_score(rho, dlt, config.score_norm, top, weight)
     if not known:
         with torch.no_grad():
-            seeds, counts = scope.choose_seeds(distance, score, sigma, ok, config)
+            seeds, counts = scope.choose_seeds(distance, score, sigma, ok, config, budget, exact)
     masks = scope.scope_masks(distance, score, sigma, seeds, counts, ok, valid, config)
-    labels = masks.argmax(1).masked_fill(~valid, -1)
+    labels = scope.exact_labels(masks, seeds, counts, ok) if exact else masks.argmax(1)
+    labels = labels.masked_fill(~valid, -1)
 
     cut = slice(0, tokens)
     choices = Decisions(knn[:, cut], parent[:, cut], seeds, counts)

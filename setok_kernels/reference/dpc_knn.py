@@ -7,6 +7,7 @@ from setok_kernels import layout
 from setok_kernels.config import DPCOptions
 from setok_kernels.reference import delta, density
 from setok_kernels.reference.precision import own_dtype
+from setok_kernels.reference.scope import usable_importance, weighted_score
 from setok_kernels.result import DensityPeaks
 from setok_kernels.selection import choose_centres
 
@@ -20,16 +21,23 @@ def dpc_knn(
     max_seqlen: int | None,
     noise: Tensor | None,
     options: DPCOptions,
+    importance: Tensor | None = None,
+    budget: Tensor | None = None,
 ) -> DensityPeaks:
     """Cluster padded or packed tokens; the arguments are those of `dpc_knn`, checked."""
     # `no_grad` does not stop forward-mode AD; `detach` does.
-    x, noise = x.detach(), None if noise is None else noise.detach()
+    x = x.detach()
     total = x.shape[0]
     x, valid = layout.pad_tokens(x, valid, cu_seqlens, max_seqlen)
-    if cu_seqlens is not None and noise is not None:
-        assert max_seqlen is not None
-        noise = layout.pad(noise, cu_seqlens, max_seqlen)
-    labels, centres, counts, *statistics = _dpc_knn_padded(x, valid, noise, options)
+
+    def padded(weight):
+        if weight is None or cu_seqlens is None:
+            return None if weight is None else weight.detach()
+        return layout.pad(weight.detach(), cu_seqlens, max_seqlen)
+
+    labels, centres, counts, *statistics = _dpc_knn_padded(
+        x, valid, padded(noise), options, padded(importance), budget
+    )
     if cu_seqlens is not None:
         labels, *statistics = (layout.unpad(t, cu_seqlens, total) for t in (labels, *statistics))
     names = ("density", "delta", "score", "knn", "parent")
@@ -38,7 +46,7 @@ def dpc_knn(
     )
 
 
-def _dpc_knn_padded(x, valid, noise, options):
+def _dpc_knn_padded(x, valid, noise, options, importance, budget):
     batch, tokens, dim = x.shape
     columns = tokens if options.num_clusters is None else options.num_clusters
     if tokens == 0:
@@ -55,10 +63,10 @@ def _dpc_knn_padded(x, valid, noise, options):
     rho = noisy_density(squared, knn, sigma, ok, noise)
     parent = delta.nearest_higher(squared, rho, ok)
     dlt = capped_distance(squared, parent, rho, exponent, dim, ok, options.cap)
-    score = rho * dlt
+    score = weighted_score(rho, dlt, usable_importance(importance, ok, rho.dtype))
     threshold = -torch.inf if options.threshold is None else options.threshold
     centres, counts = choose_centres(
-        score, ok, columns, threshold, options.min_clusters, options.order == "index"
+        score, ok, columns, threshold, options.min_clusters, options.order == "index", budget
     )
     labels = nearest_centre(squared, ok, centres)
     return labels, centres, counts, rho, dlt, score, knn, parent

@@ -28,16 +28,40 @@ class _ClampStraightThrough(torch.autograd.Function):
         return tangent.clone()
 
 
-def seed_score(density: Tensor, delta: Tensor, norm: str | None, top: Tensor | None) -> Tensor:
-    """Return s_i = rho_i * delta_i, divided by the image's maximum if `norm` is "max".
+def usable_importance(importance: Tensor | None, ok: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Return the weights (B, N) in `dtype`, 0 for excluded tokens and invalid weights."""
+    if importance is None:
+        return None
+    fit = ok & (importance >= 0) & importance.isfinite()
+    return torch.where(fit, importance.to(dtype), 0)
+
+
+def weighted_score(density: Tensor, delta: Tensor, importance: Tensor | None) -> Tensor:
+    """Return (rho_i * delta_i) * w_i, or rho_i * delta_i without importance."""
+    score = density * delta
+    if importance is None:
+        return score
+    # An infinite score would make its product with a scope of 0, or its normalised form, NaN.
+    return (score * importance).clamp(max=torch.finfo(score.dtype).max)
+
+
+def seed_score(
+    density: Tensor,
+    delta: Tensor,
+    norm: str | None,
+    top: Tensor | None,
+    importance: Tensor | None = None,
+) -> Tensor:
+    """Return s_i = (rho_i * delta_i) * w_i, divided by the image's maximum if `norm` is "max".
 
     Args:
         density: (B, N) local densities.
         delta: (B, N) seed distances.
         norm: normalisation, "max" or None.
         top: (B,) token of the maximum score; -1 or None to find it here.
+        importance: (B, N) weights w from `usable_importance`; None for 1.
     """
-    score = density * delta
+    score = weighted_score(density, delta, importance)
     if norm is None:
         return score
     best = score.detach().argmax(1)
@@ -81,27 +105,47 @@ def _sigmoid(level: Tensor) -> Tensor:
 
 
 def choose_seeds(
-    distance: Tensor, score: Tensor, sigma: Tensor, ok: Tensor, config
+    distance: Tensor,
+    score: Tensor,
+    sigma: Tensor,
+    ok: Tensor,
+    config,
+    budget: Tensor | None = None,
+    exact: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Run the scope loop for its decisions: seeds (B, max_clusters), -1 for none; counts (B,).
 
     The loop always runs max_clusters steps, and finished images no longer change, so nothing is
     read back from the device.
+
+    Args:
+        distance: (B, N, N) unscaled squared distances.
+        score: (B, N) seed scores.
+        sigma: (B,) scale of the distances.
+        ok: (B, N) bool, False for excluded tokens.
+        config: `ClusterConfig` of the clustering.
+        budget: (B,) maximum number of seeds of each image; None for max_clusters.
+        exact: flag: only the budget, or the end of the eligible tokens, stops the loop.
     """
     image = torch.arange(score.shape[0], device=score.device)
     scope = ok.to(score.dtype)
     eligible, active = ok.clone(), ok.any(1)
     tokens = ok.sum(1).clamp(min=1)
     seeds = []
-    for _ in range(config.max_clusters):
+    for step in range(config.max_clusters):
         seed = (scope * score).masked_fill(~eligible, -1).argmax(1)
         alpha = alpha_mask(sigma[:, None] * distance[image, seed], score, config)
-        active = active & eligible.any(1) & ((scope * alpha).sum(1) >= config.min_mass)
+        active = active & eligible.any(1)
+        if budget is not None:
+            active = active & (step < budget)
+        if not exact:
+            active = active & ((scope * alpha).sum(1) >= config.min_mass)
         seeds.append(torch.where(active, seed, -1))
         scope = torch.where(active[:, None], scope * (1 - alpha), scope)
         if config.distinct_seeds:
             eligible[image, seed] &= ~active
-        active = active & (scope.sum(1) / tokens > config.stop_residual)
+        if not exact:
+            active = active & (scope.sum(1) / tokens > config.stop_residual)
     chosen = torch.stack(seeds, 1)
     return chosen, (chosen >= 0).sum(1)
 
@@ -144,3 +188,22 @@ def scope_masks(
     row = torch.arange(rows.shape[1], device=rows.device)
     residual = row == counts[:, None]
     return torch.where(residual[:, :, None], scope[:, None], rows)
+
+
+def exact_labels(masks: Tensor, seeds: Tensor, counts: Tensor, ok: Tensor) -> Tensor:
+    """Return the labels (B, N) of exact=True: a seed has its own row, no token the residual.
+
+    Any other token has the row of its largest mask before the residual, ties lowest. Excluded
+    tokens, and all tokens of an image without seeds, have the residual.
+
+    Args:
+        masks: (B, C + 1, N) masks.
+        seeds: (B, C) seeds, -1 from counts on.
+        counts: (B,) number of seeds.
+        ok: (B, N) bool, False for excluded tokens.
+    """
+    row = torch.arange(seeds.shape[1], device=seeds.device)
+    token = torch.arange(ok.shape[1], device=seeds.device)
+    value = masks[:, :-1].masked_fill(seeds[:, :, None] == token, torch.inf)
+    labels = value.masked_fill((row >= counts[:, None])[:, :, None], -1).argmax(1)
+    return torch.where(ok & (counts > 0)[:, None], labels, counts[:, None])

@@ -204,26 +204,32 @@ def _clustering_operands(choices: random.Random, scene: _Scene) -> dict[str, tup
     x, config, out = scene.x.contiguous(), scene.config, scene.out
     valid, cu_seqlens = scene.layout.get("token_mask"), scene.layout.get("cu_seqlens")
     longest = scene.layout.get("max_seqlen", x.shape[1])
-    images = (x, valid, cu_seqlens, longest)
+    images = (cu_seqlens, longest)
     d, limit = out.decisions, choices.choice([0, 3072])
     known = (d.knn, d.parent, d.seeds, d.counts)
     options = mask_options(config, x)
     values = (out.masks, out.density, out.delta, out.score)
     grads = [choices.choice([None, torch.ones_like(value)]) for value in values]
-    loop = (config.k, config.max_clusters, config.distinct_seeds, config.include_self, 0.02, 0.0)
+    exact = config.distinct_seeds and choices.random() < 0.3
+    loop = (config.k, config.max_clusters, config.distinct_seeds, config.include_self, exact)
     noise = torch.zeros(x.shape[:-1], dtype=wide_dtype(x))
+    importance = choices.choice([None, torch.rand_like(noise)])
+    budget = choices.choice([None, torch.full_like(d.counts, choices.randint(0, 1))])
     if choices.random() < 0.3:
         numbers = torch.tensor([0.5, 0.1, 0.1, 0.4], dtype=wide_dtype(x))
         options = (numbers, *options[1:])
         assert len(numbers) == len(LEARNABLE)
     return {
-        "cluster": (*images, *choices.choice([(None,) * 4, known]), *options, *loop, limit),
-        "cluster_backward": (*images, *known, *values, *grads, *options),
-        "dpc_knn": (
-            *images, choices.choice([None, noise]), config.k, 3, 0.3, 2,
-            choices.random() < 0.5, choices.random() < 0.5, limit,
+        "cluster": (
+            x, valid, importance, budget, *images, *choices.choice([(None,) * 4, known]),
+            *options, *loop, 0.02, 0.0, limit,
         ),
-        "threshold_greedy": (*images, 0.5),
+        "cluster_backward": (x, valid, importance, *images, *known, *values, *grads, *options),
+        "dpc_knn": (
+            x, valid, *images, choices.choice([None, noise]), importance, budget, config.k, 3,
+            0.3, 2, choices.random() < 0.5, choices.random() < 0.5, limit,
+        ),
+        "threshold_greedy": (x, valid, *images, 0.5),
     }  # fmt: skip
 
 
