@@ -170,7 +170,7 @@ VLM = {
             for shape in shapes
             for entry in (VLM_PREFILL, VLM_ANSWER)
         ),
-        seconds=8.0,
+        seconds=6.0,
         dtype=shapes[0].dtype,
         memory=tuple(
             MemoryJob("vlm_prefill", name_of(rate), shape)

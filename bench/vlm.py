@@ -241,17 +241,13 @@ def _prefilled(model: Any, prompt: Tensor) -> Prefilled:
     return Prefilled(found.logits, tuple(t for layer in layers for t in (layer.keys, layer.values)))
 
 
-def _by_hand(case: Case, rate: float | None) -> Tensor:
-    """Return the prompt with the mean of each cluster, computed in a loop."""
-    inputs = _inputs(case)
-    if rate is None:
-        return torch.cat([inputs.visual, inputs.text], 1)
-    labels = _cluster(case, inputs, rate).labels
+def _merged_by_hand(visual: Tensor, labels: Tensor, kept: int) -> Tensor:
+    """Return (B, kept, D): the mean of each cluster, computed in a loop."""
     rows = [
-        torch.stack([x[of == c].double().mean(0) for c in range(kept_tokens(case.shape, rate))])
-        for x, of in zip(inputs.visual, labels, strict=True)
+        torch.stack([x[of == c].double().mean(0) for c in range(kept)])
+        for x, of in zip(visual, labels, strict=True)
     ]
-    return torch.cat([torch.stack(rows).to(inputs.text.dtype), inputs.text], 1)
+    return torch.stack(rows).to(visual.dtype)
 
 
 def check_prefill(rate: float | None):
@@ -259,8 +255,11 @@ def check_prefill(rate: float | None):
 
     @torch.inference_mode()
     def check(case: Case, found: Prefilled) -> None:
-        prompt = _by_hand(case, rate)
-        length = kept_tokens(case.shape, rate) + TEXT_TOKENS
+        inputs, kept = _inputs(case), kept_tokens(case.shape, rate)
+        visual = inputs.visual
+        if rate is not None:
+            visual = _merged_by_hand(visual, _cluster(case, inputs, rate).labels, kept)
+        prompt, length = torch.cat([visual, inputs.text], 1), kept + TEXT_TOKENS
         assert found.cache[0].shape[2] == length, f"cache: {found.cache[0].shape[2]} positions"
         expected = _prefilled(_model(case.shape.features, prompt.dtype, case.device), prompt).logits
         tolerance = 1e-4 if prompt.dtype == torch.float32 else 5e-2
@@ -285,7 +284,7 @@ def check_clustering(rate: float):
         assert out.counts.tolist() == [kept] * case.shape.images, f"counts: {out.counts.tolist()}"
         config = sk.ClusterConfig(k=case.shape.k, max_clusters=kept, stop_residual=0.0)
         testing.assert_valid_decisions(inputs.features, out, config)
-        expected = _by_hand(case, rate)[:, :kept]
+        expected = _merged_by_hand(inputs.visual, out.labels, kept)
         tolerance = 1e-5 if merged.dtype == torch.float32 else 2e-2
         error = (merged.float() - expected.float()).abs().max()
         assert error <= tolerance, f"merged tokens: differ by {error:.3g} from those by hand"
