@@ -57,16 +57,19 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--rate",
         type=_rate,
         metavar="FRACTION",
-        help=f"max fraction of each image's visual tokens that is kept (default: {_RATE})",
+        help=f"number of clusters as a fraction of each image's visual tokens (default: {_RATE})",
     )
     budget.add_argument(
         "--num-clusters",
         type=positive_count,
         metavar="COUNT",
-        help="max number of visual tokens of an image",
+        help="number of clusters of an image",
     )
     parser.add_argument(
-        "--exact", action="store_true", help="keep exactly that many, rather than at most"
+        "--exact",
+        action="store_true",
+        help="exactly that many visual tokens (default: at most that many clusters, and one token "
+        "for what no cluster claims)",
     )
     parser.add_argument(
         "--features",
@@ -127,16 +130,16 @@ def run(arguments: argparse.Namespace) -> int:
     options = reduction_options(arguments)
     with print_to_stderr(arguments.json):
         model = load_existing(arguments.model, arguments.device)
+
+        def reduce(whole: Any) -> Any:
+            return reduce_visual_tokens(whole, config, **options)
+
+        limits = (arguments.max_new_tokens, arguments.rounds)
         try:
-            found = compare_costs(
-                model,
-                images,
-                arguments.question,
-                lambda whole: reduce_visual_tokens(whole, config, **options),
-                arguments.max_new_tokens,
-                arguments.rounds,
-            )
-        except (ValueError, TypeError) as error:
+            # Before the first answer, which may take minutes.
+            reduce(model.model).restore()
+            found = compare_costs(model, images, arguments.question, reduce, *limits)
+        except ValueError as error:
             raise UsageError(one_line(error)) from error
     if arguments.json:
         print_json(
@@ -180,8 +183,10 @@ def load_existing(folder: Path, device: str) -> ExistingModel:
             reason = "it brings Python code of its own, which `setok compress` does not run"
             raise UsageError(f"MODEL_DIR: cannot load {folder}: {reason}") from error
         raise UsageError(f"MODEL_DIR: cannot load {folder}: {one_line(error)}") from error
+    except ModuleNotFoundError as error:
+        raise missing_package(error, subject=f"MODEL_DIR: {folder} ") from error
     except ImportError as error:
-        raise missing_package(error, subject=f"MODEL_DIR: {folder}: ") from error
+        raise UsageError(f"MODEL_DIR: cannot load {folder}: {one_line(error)}") from error
 
 
 def cost_table(found: dict[str, dict[str, Any]]) -> Table:

@@ -24,9 +24,9 @@ class SetokHf(GreedyAdapter):
 
     Args:
         pretrained: folder with the weights and the processor of a model.
-        rate: max fraction of each image's visual tokens that is kept, or None.
-        num_clusters: max number of visual tokens of an image, or None.
-        exact: flag: keep exactly that many.
+        rate: number of clusters as a fraction of each image's visual tokens, or None.
+        num_clusters: number of clusters of an image, or None.
+        exact: flag: exactly as many visual tokens, rather than at most as many clusters.
         features: features that are clustered, "encoder" or "projected".
         merge: weights of the tokens of a cluster, "hard" or "soft".
         positions: positions of the kept tokens, "compact" or "original".
@@ -74,7 +74,7 @@ class SetokHf(GreedyAdapter):
 
     def answer(self, prompts: Sequence[list[dict[str, Any]]], max_new_tokens: int) -> list[str]:
         """Return the answer to each conversation of a batch, as of `GreedyAdapter.answer`."""
-        inputs = self._existing.inputs([[one] for one in prompts])
+        inputs = self._existing.inputs(prompts)
         return self._existing.decode(self._existing.generate(inputs, max_new_tokens).ids)
 
 

@@ -7,6 +7,7 @@ from PIL import Image
 
 from helpers.tiny_llava import TOKENS, build, write_llava
 from helpers.tiny_setokim import picture
+from helpers.tiny_speaker import complaints
 from setok_cli.main import main
 from setokim.data.conversations import message
 from setokim.evaluation.existing_models import ExistingModel
@@ -48,7 +49,7 @@ def compress(folder, images, capsys):
 def refusal(capsys, *arguments):
     """Return the one line of a command that cannot run."""
     code = main(["compress", *map(str, arguments)])
-    lines = [line for line in capsys.readouterr().err.splitlines() if "Loading weights" not in line]
+    lines = complaints(capsys.readouterr().err)
     assert code == 2 and len(lines) == 1, lines
     return lines[0].removeprefix("setok compress: ")
 
@@ -91,7 +92,8 @@ def test_the_reduced_answer_is_that_of_reduce_visual_tokens(compress, folder):
     inputs = model.inputs([[message("user", picture(0), QUESTION)]])
     ids = model.model.generate(**inputs, max_new_tokens=NEW, do_sample=False)
     assert found["reduced"]["answer"] == model.decode(ids[:, inputs["input_ids"].shape[1] :])[0]
-    assert found["reduced"]["visual_tokens"] == handle.counts[0][1] <= 7
+    # The tokens that no cluster claims become one more.
+    assert found["reduced"]["visual_tokens"] == handle.counts[0][1] <= 8
     assert found["config"]["bandwidth"] == 0.4
 
 
@@ -153,13 +155,13 @@ def test_what_cannot_be_loaded(folder, images, tmp_path, capsys):
     said = refusal(capsys, empty, image, *ASKED)
     assert said.startswith(f"MODEL_DIR: cannot load {empty}: expected the folder of a model with")
     missing = tmp_path / "missing.png"
-    assert refusal(capsys, folder, missing, *ASKED).startswith(f"IMAGE: {missing}")
+    assert refusal(capsys, folder, missing, *ASKED).startswith(f"IMAGE: cannot read {missing}: ")
     said = refusal(capsys, folder, image, *ASKED, "--bandwidth", "0")
     assert said == "bandwidth: expected more than 0, got 0.0"
     # A language model that sees nothing.
     other = tmp_path / "llama"
     model, processor = build()
-    model.language_model.save_pretrained(other)
+    model.model.language_model.save_pretrained(other)
     processor.save_pretrained(other)
     assert refusal(capsys, other, image, *ASKED).startswith(f"MODEL_DIR: cannot load {other}: ")
     # Code in the folder is never run.
