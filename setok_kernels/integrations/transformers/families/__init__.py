@@ -1,0 +1,5 @@
+"""Families that are registered on import. None of the modules imports transformers."""
+
+from setok_kernels.integrations.transformers.families import llava
+
+__all__ = ["llava"]
