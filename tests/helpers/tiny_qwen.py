@@ -8,10 +8,11 @@ PATCH = 4
 IMAGE, VIDEO, START, END, PAD = 90, 91, 92, 93, 0
 VOCABULARY = 96
 TOKENS_PER_SECOND = 2
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 
 
 def tiny_model(family: str, seed: int = 0):
-    """Return a model of `family`, "qwen2_5_vl" or "qwen3_vl", in evaluation mode."""
+    """Return a model of `family`, one of `FAMILIES`, in evaluation mode."""
     import transformers
 
     text = dict(
@@ -25,11 +26,11 @@ def tiny_model(family: str, seed: int = 0):
             "rope_type": "default",
             "rope_theta": 100.0,
             "mrope_section": [2, 1, 1],
-            **({"mrope_interleaved": True} if family == "qwen3_vl" else {}),
+            **({"mrope_interleaved": True} if family.startswith("qwen3") else {}),
         },
         pad_token_id=PAD,
-        bos_token_id=None,
-        eos_token_id=None,
+        bos_token_id=1,
+        eos_token_id=2,
         max_position_embeddings=512,
     )
     vision = dict(
@@ -48,24 +49,39 @@ def tiny_model(family: str, seed: int = 0):
         vision_start_token_id=START,
         vision_end_token_id=END,
     )
-    if family == "qwen2_5_vl":
+    if family == "qwen2_vl":
+        vision = dict(
+            depth=3,
+            embed_dim=32,
+            hidden_size=32,
+            mlp_ratio=2,
+            num_heads=2,
+            patch_size=PATCH,
+            temporal_patch_size=2,
+            spatial_merge_size=2,
+        )
+        names = "Qwen2VL"
+    elif family == "qwen2_5_vl":
         vision |= dict(
             window_size=16, fullatt_block_indexes=[2], tokens_per_second=TOKENS_PER_SECOND
         )
-        config_class = transformers.Qwen2_5_VLConfig
-        model_class = transformers.Qwen2_5_VLForConditionalGeneration
+        names = "Qwen2_5_VL"
     else:
-        text.pop("bos_token_id"), text.pop("eos_token_id")
         text["head_dim"] = 8
         vision |= dict(num_position_embeddings=64, deepstack_visual_indexes=[0, 1])
-        config_class = transformers.Qwen3VLConfig
-        model_class = transformers.Qwen3VLForConditionalGeneration
+        names = "Qwen3VL"
+        if family == "qwen3_vl_moe":
+            text |= dict(moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2)
+            names = "Qwen3VLMoe"
+    config_class = getattr(transformers, f"{names}Config")
+    model_class = getattr(transformers, f"{names}ForConditionalGeneration")
     torch.manual_seed(seed)
     model = model_class(config_class(text_config=text, vision_config=vision, **special))
     for parameter in model.parameters():
         # At the default scale all prompts are answered alike, which would hide faults.
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.3)
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=1.0)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
     return model.eval()
@@ -111,8 +127,9 @@ def image(h: int, w: int):
 
 def video(family: str, t: int, h: int, w: int):
     """Return the prompt's part of a video of `t` x `h` x `w` tokens."""
-    if family == "qwen2_5_vl":
-        return [START, Visual("video", (t, 2 * h, 2 * w), interval=TOKENS_PER_SECOND), END]
+    if family in ("qwen2_vl", "qwen2_5_vl"):
+        interval = TOKENS_PER_SECOND if family == "qwen2_5_vl" else 1
+        return [START, Visual("video", (t, 2 * h, 2 * w), interval=interval), END]
     frames = [[20 + i, START, Visual("video", (1, 2 * h, 2 * w), i * h * w), END] for i in range(t)]
     return sum(frames, [])
 
@@ -185,10 +202,10 @@ def visual_features(model, inputs: dict, kind: str) -> list[tuple]:
     out = model.model.visual(pixels, grid_thw=inputs[f"{kind}_grid_thw"])
     encoded = out.last_hidden_state.reshape(len(out.pooler_output), -1)
     if hasattr(model.model.visual, "window_size"):
-        order = [i for i in _windowed(grids, model.model.visual.window_size // 2 // PATCH)]
-        encoded = encoded[torch.tensor(order).argsort()]
+        order = torch.tensor(list(_windowed(grids, model.model.visual.window_size // 2 // PATCH)))
+        encoded = encoded[order.argsort()]
     sizes = [t * h * w // 4 for t, h, w in grids]
-    deep = [layer.split(sizes) for layer in getattr(out, "deepstack_features", [])]
+    deep = [layer.split(sizes) for layer in getattr(out, "deepstack_features", None) or []]
     projected = out.pooler_output.split(sizes)
     return [
         (encoded.split(sizes)[i], projected[i], [layer[i] for layer in deep])

@@ -1,43 +1,28 @@
 """Positions of M-RoPE (temporal, height, width) in a prompt that lost visual tokens."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 
-def kept_positions(
-    positions: Tensor,
-    kinds: Tensor,
-    valid: Tensor,
-    kept: Tensor,
-    policy: Literal["compact", "original"],
-) -> tuple[Tensor, Tensor]:
-    """Return the positions of the kept tokens, in the layout of the full prompt.
+def compacted(positions: Tensor, kinds: Tensor, valid: Tensor, kept: Tensor) -> Tensor:
+    """Close the gaps that dropped tokens leave behind images and videos.
 
     A visual run is a sequence of placeholders of one image, video or frame. In the full prompt the
-    text behind a run starts at the run's own position plus the longer side of its grid.
+    text behind a run starts at the run's first position plus the longer side of its grid. Here it
+    starts after the largest position that the run keeps, but never later than in the full prompt.
+    Offsets within a run stay as they are.
 
     Args:
-        positions: (3, B, L) positions of the full prompt, from the model's `get_rope_index`.
+        positions: (3, B, L) temporal, vertical and horizontal positions of the full prompt.
         kinds: (B, L) kind of each token, 0 for text, 1 for images, 2 for videos.
         valid: (B, L) bool, False for padding.
         kept: (B, L) bool, True for tokens of the shortened prompt.
-        policy: "original" leaves every position as it is. "compact" keeps the offsets within a run
-            and starts the text behind it after the largest kept position, but never later than in
-            the full prompt.
 
     Returns:
-        positions: (3, B, L); meaningless where not kept, 0 for padding.
-        deltas: (B, 1) distance from the number of kept tokens to the next position, what the models
-            call `rope_deltas`.
+        (3, B, L) positions in the layout of the full prompt; meaningless where not kept, 0 for
+        padding.
     """
-    kept = kept & valid
-    if policy == "compact":
-        positions = positions - _saved(positions, kinds, valid, kept)
-    positions = positions.where(valid, 0)
-    last = positions.where(kept, -1).amax((0, 2))
-    return positions, (last + 1 - kept.sum(1))[:, None]
+    return (positions - _saved(positions, kinds, valid, kept & valid)).where(valid, 0)
 
 
 def _saved(positions: Tensor, kinds: Tensor, valid: Tensor, kept: Tensor) -> Tensor:
