@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,12 @@ class ExistingModel:
             model = load_whole(AutoModelForImageTextToText, folder, dtype="auto")
             processor = load_pretrained(AutoProcessor, Path(folder), local_files_only=True)
         except (ImportError, ValueError) as error:
+            if "Unrecognized configuration class" in str(error):
+                # The message of transformers lists a hundred classes.
+                kind = json.loads((Path(folder) / "config.json").read_text()).get("model_type")
+                raise ValueError(
+                    f"expected a model that reads images and text, got one of type {kind!r}"
+                ) from error
             if "torchvision" not in str(error).lower():
                 raise
             raise ImportError(

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -163,7 +164,16 @@ def test_what_cannot_be_loaded(folder, images, tmp_path, capsys):
     model, processor = build()
     model.model.language_model.save_pretrained(other)
     processor.save_pretrained(other)
-    assert refusal(capsys, other, image, *ASKED).startswith(f"MODEL_DIR: cannot load {other}: ")
+    capsys.readouterr()
+    said = refusal(capsys, other, image, *ASKED)
+    assert said.endswith("expected a model that reads images and text, got one of type 'llama'")
+    # Weights of which one file is cut off.
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    said = refusal(capsys, broken, image, *ASKED)
+    assert "expected whole weights, got a damaged file" in said
     # Code in the folder is never run.
     coded = tmp_path / "coded"
     coded.mkdir()
@@ -180,9 +190,7 @@ def test_a_processor_that_needs_torchvision(folder, images, tmp_path, capsys):
     if is_torchvision_available():
         pytest.skip("torchvision is installed")
     other = tmp_path / "video"
-    other.mkdir()
-    for file in folder.iterdir():
-        (other / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(folder, other)
     file = other / "processor_config.json"
     parts = json.loads(file.read_text())
     parts["processor_class"] = "Qwen2_5_VLProcessor"
