@@ -9,6 +9,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedTokenizerFast,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -26,10 +27,16 @@ TEMPLATE = (
 )
 
 
-def build(template: str | None = TEMPLATE) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """Build a model in evaluation mode, and its processor."""
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer of words with the placeholder "<image>"."""
     tokenizer = build_word_tokenizer(WORDS)
     tokenizer.add_special_tokens({"extra_special_tokens": ["<image>"]})
+    return tokenizer
+
+
+def build(template: str | None = TEMPLATE) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Build a model in evaluation mode, and its processor."""
+    tokenizer = build_tokenizer()
     side = PATCHES * PATCH
     processor = LlavaProcessor(
         CLIPImageProcessorPil(
