@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+
+import setok_kernels as sk
 from helpers.tiny_qwen import (
     FAMILIES,
     answers_by_hand,
@@ -15,8 +17,6 @@ from helpers.tiny_qwen import (
     video,
     visual_features,
 )
-
-import setok_kernels as sk
 from setok_kernels.integrations.transformers import reduce_visual_tokens
 
 MODELS = {}
