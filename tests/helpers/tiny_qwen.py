@@ -130,8 +130,11 @@ def video(family: str, t: int, h: int, w: int):
     if family in ("qwen2_vl", "qwen2_5_vl"):
         interval = TOKENS_PER_SECOND if family == "qwen2_5_vl" else 1
         return [START, Visual("video", (t, 2 * h, 2 * w), interval=interval), END]
-    frames = [[20 + i, START, Visual("video", (1, 2 * h, 2 * w), i * h * w), END] for i in range(t)]
-    return sum(frames, [])
+    # Each frame stands behind its own time stamp.
+    prompt = []
+    for frame in range(t):
+        prompt += [20 + frame, START, Visual("video", (1, 2 * h, 2 * w), frame * h * w), END]
+    return prompt
 
 
 def inputs_of(prompts: list[list], side: str = "left", seed: int = 0) -> dict:

@@ -124,6 +124,8 @@ def prepare(
     }
     short = shorten_inputs(inputs, names, shortening, _padding_id(base, family))
     _place(base, family, options, inputs, short, shortening, generating)
+    if family.remember is not None:
+        family.remember(base, short)
     return Call(short, visuals, shortening)
 
 
@@ -145,7 +147,7 @@ def _place(
             # Without a mask, a model without a cache takes gaps for the ends of packed sequences.
             short["attention_mask"] = torch.ones_like(short["input_ids"])
     elif family.compact_positions is not None:
-        short["position_ids"] = family.compact_positions(base, inputs, short, generating)
+        short["position_ids"] = family.compact_positions(base, inputs, shortening, generating)
         return
     elif positions is not None:
         positions = close_gaps(positions.expand(shortening.keep.shape), shortening.keep)

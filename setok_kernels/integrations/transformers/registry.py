@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from setok_kernels.integrations.transformers.clustering import Encoded
 from setok_kernels.integrations.transformers.positions import sequential_positions
+from setok_kernels.integrations.transformers.prompt import Shortening
 
 # Inputs with one entry per token of the prompt, and what padding has there. The padding of
 # input_ids depends on the model.
@@ -58,9 +59,11 @@ class Family:
             (B, L) or (k, B, L), and the value of their padding.
         original_positions: function (base, inputs, generating) -> (B, L) or (k, B, L): position
             ids that the untouched model would use, for positions="original".
-        compact_positions: function (base, original inputs, shortened inputs, generating) -> the
-            position ids of the shortened prompt or None (the model counts), for
-            positions="compact". None for models that count.
+        compact_positions: function (base, inputs, shortening, generating) -> the position ids of
+            the shortened prompt or None (the model counts), for positions="compact". None for
+            models that count.
+        remember: function (base, shortened inputs): keeps what the model itself would keep of the
+            prompt's positions to continue it; None for models that keep nothing.
         attach: function (model, family, options) -> handle with `restore()`, for models without
             prompts, such as encoders; it replaces everything else.
     """
@@ -72,8 +75,9 @@ class Family:
         sequential_positions
     )
     compact_positions: (
-        Callable[[nn.Module, Mapping[str, Any], Mapping[str, Any], bool], Tensor | None] | None
+        Callable[[nn.Module, Mapping[str, Any], Shortening, bool], Tensor | None] | None
     ) = None
+    remember: Callable[[nn.Module, Mapping[str, Any]], None] | None = None
     attach: Callable[..., Any] | None = None
 
 

@@ -48,6 +48,4 @@ def _saved(positions: Tensor, kinds: Tensor, valid: Tensor, kept: Tensor) -> Ten
     saved = saved.where((behind < far) & (first >= 0), 0)
     saved[:, 0] = 0
     before_run = saved.cumsum(1) - saved
-    return torch.where(
-        visual, before_run.gather(1, run), (before_run + saved).gather(1, run)
-    )
+    return torch.where(visual, before_run.gather(1, run), (before_run + saved).gather(1, run))
