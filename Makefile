@@ -85,7 +85,9 @@ bench: $(INSTALLED)
 	$(BIN)/python bench/run.py --suite cpu --out bench_out/cpu.json \
 		$(if $(PEER_ROOT),--peer-root $(PEER_ROOT))
 	$(BIN)/python bench/run.py --suite pipeline --device cpu --out bench_out/pipeline.json
-	$(BIN)/python bench/report.py bench_out/cpu.json bench_out/pipeline.json --out bench_out/report
+	$(BIN)/python bench/run.py --suite vlm --device cpu --out bench_out/vlm.json
+	$(BIN)/python bench/report.py bench_out/cpu.json bench_out/pipeline.json bench_out/vlm.json \
+		--out bench_out/report
 
 bench-docs: $(INSTALLED)
 	$(BIN)/python bench/report.py --docs

@@ -16,6 +16,7 @@ SUITE_HELP = {
     "gpu": "all measurements for a GPU, the most important first, in ten minutes; resumes an "
     "earlier run into the same file",
     "pipeline": "encoder, clustering and language model",
+    "vlm": "prefill, answer and KV cache of decoders that read all visual tokens or clusters",
 }
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -23,7 +23,7 @@ PAGE, PICTURES = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance"
 README, STATUS = ROOT / "README.md", ROOT / "docs" / "status.md"
 BEGIN, END = "<!-- from bench/results: begin -->", "<!-- from bench/results: end -->"
 # Committed results are called DEVICE-SUITE.json; those of other benchmarks have other formats.
-_SUITES = ("cpu", "gpu", "pipeline")
+_SUITES = ("cpu", "gpu", "pipeline", "vlm")
 
 _INTRODUCTION = """\
 # Performance

@@ -13,6 +13,7 @@ from setok_bench.merger import MERGER
 from setok_bench.neighbours import NEIGHBOURS
 from setok_bench.pipeline import ENCODE, PREFILL
 from setok_bench.registry import SWEEPS, Entry, Job
+from setok_bench.vlm import RATES, VLM_ANSWER, VLM_PREFILL, decoder_of, name_of
 from setok_bench.work import Shape
 
 ENTRIES: dict[str, Entry] = {
@@ -28,6 +29,8 @@ ENTRIES: dict[str, Entry] = {
         MERGER,
         ENCODE,
         PREFILL,
+        VLM_PREFILL,
+        VLM_ANSWER,
     )
 }
 
@@ -155,6 +158,28 @@ PIPELINE = {
         Job(MERGER, _shapes(_BF16, "64x729x1152")),
     ),
 }
+_VLM_SHAPES = {
+    "cpu": _shapes(_FP32, "1x576x512", "1x1024x448"),
+    "cuda": _shapes(_BF16, "1x576x4096", "1x1024x3584"),
+}
+VLM = {
+    device: Suite(
+        # The group says which model, at which scale.
+        jobs=tuple(
+            Job(entry, (shape,), decoder_of(shape.features).name)
+            for shape in shapes
+            for entry in (VLM_PREFILL, VLM_ANSWER)
+        ),
+        seconds=6.0,
+        dtype=shapes[0].dtype,
+        memory=tuple(
+            MemoryJob("vlm_prefill", name_of(rate), shape)
+            for shape in shapes
+            for rate in (None, *RATES)
+        ),
+    )
+    for device, shapes in _VLM_SHAPES.items()
+}
 GPU = Suite(
     jobs=(
         _job(
@@ -191,7 +216,7 @@ GPU = Suite(
     budget=570.0,
 )
 
-SUITES = ("quick", "cpu", "gpu", "pipeline")
+SUITES = ("quick", "cpu", "gpu", "pipeline", "vlm")
 
 
 def get_suite(name: str, device: torch.device) -> Suite:
@@ -201,7 +226,7 @@ def get_suite(name: str, device: torch.device) -> Suite:
         ValueError: the name is unknown, or the suite is for another device.
     """
     pipeline = Suite(PIPELINE[device.type], 10.0, _FP32 if device.type == "cpu" else _BF16)
-    suites = {"quick": QUICK, "cpu": CPU, "gpu": GPU, "pipeline": pipeline}
+    suites = {"quick": QUICK, "cpu": CPU, "gpu": GPU, "pipeline": pipeline, "vlm": VLM[device.type]}
     if name not in suites:
         raise ValueError(f"suite: expected one of {', '.join(SUITES)}, got {name!r}")
     suite = suites[name]

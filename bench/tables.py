@@ -33,7 +33,7 @@ def all_tables(result: dict) -> Iterator[Table]:
     groups = dict.fromkeys((row["op"], row["group"]) for row in result["rows"])
     tables = [parts_table(result), *(row_table(result, op, group) for op, group in groups)]
     tables += [exponent_table(result), memory_table(result), largest_table(result)]
-    tables += [saving_table(result), goal_table(result)]
+    tables += [saving_table(result), vlm_table(result), goal_table(result)]
     return (table for table in tables if table.lines)
 
 
@@ -247,6 +247,46 @@ def saving_table(result: dict) -> Table:
             )
     header = ("", "visual tokens", "all patches", "with clustering", "times as fast")
     return Table("from pixels to the end of the prompt, per image", header, lines)
+
+
+def vlm_table(result: dict) -> Table:
+    """What a decoder costs with all visual tokens and with clusters of them."""
+    rows = {(row["op"], row["group"], shape_text(row["shape"])): row for row in result["rows"]}
+    held = {
+        (m["contender"], shape_text(m["shape"])): m["result_bytes"]
+        for m in result["memory"]
+        if m["op"] == "vlm_prefill"
+    }
+    lines = []
+    for (op, group, shape), row in rows.items():
+        if op != "vlm_prefill":
+            continue
+        prefills = timed(row)
+        answers = timed(rows.get(("vlm_answer", group, shape), {"contenders": {}}))
+        for name, found in prefills.items():
+            if name.startswith("clustering"):
+                continue
+            clustering = name.replace("rate", "clustering")
+            share = "–"
+            if clustering != name and clustering in prefills:
+                samples = prefills[clustering]["samples_s"]
+                share = f"{paired_ratio(samples, found['samples_s']):.1%}"
+            size = held.get((name, shape))
+            lines.append(
+                (
+                    f"{group}, {shape}",
+                    name,
+                    duration(found["p50_s"]),
+                    _over(prefills, "all_tokens", name),
+                    share,
+                    duration(answers[name]["p50_s"]) if name in answers else "–",
+                    _over(answers, "all_tokens", name),
+                    "–" if size is None else mebibytes(size),
+                )
+            )
+    header = ("decoder, B x N x D", "visual tokens", "prefill", "times as fast")
+    header += ("share of clustering", "answer", "times as fast", "KV cache, MiB")
+    return Table("decoders with all visual tokens and with clusters", header, lines)
 
 
 def goal_table(result: dict) -> Table:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import registries, tiny_setokim
+from helpers import registries, tiny_folders, tiny_llava, tiny_setokim
 from helpers.markdown import code_blocks, commands
 from helpers.tiny_stage1 import write_setok
 from setok_cli.main import build_parser, main
@@ -65,6 +65,11 @@ def write_setokim(folder: Path) -> None:
 MODELS = {
     "runs/tiny/model": write_setok,
     "runs/small-world/stage3/model": write_setokim,
+    # Those of others are random and small, too.
+    "models/llava-1.5-7b-hf": tiny_llava.write_llava,
+    "models/llava-v1.6-mistral-7b-hf": tiny_folders.write_llava_next,
+    "models/paligemma2-3b-mix-448": tiny_folders.write_paligemma,
+    "models/siglip-so400m-patch14-384": tiny_folders.write_siglip,
 }
 
 

@@ -72,3 +72,13 @@ def test_judge_your_backend(output):
     right, wrong = output("judge_your_backend", "--tokens", "60").splitlines()
     assert right.startswith("torch.float32: every decision is optimal")
     assert re.match(r"torch.bfloat16: image \d: ", wrong)
+
+
+def test_reduce_visual_tokens(output):
+    text = output("reduce_visual_tokens", "--rate", "0.2")
+    whole, reduced, restored = re.findall(r"answer (\[.*\])", text)
+    assert whole == restored != reduced
+    before, after = map(int, re.search(r"visual tokens: (\d+) -> (\d+)", text).groups())
+    # The tokens that no cluster claims become one more.
+    assert before == 100 and 1 < after <= 21
+    assert float(re.search(r"norm (\S+)", text)[1]) > 0

@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def read_image(path: Path) -> Image.Image:
-    """Return the image of `--image`.
+def read_image(path: Path, option: str = "--image") -> Image.Image:
+    """Return the image of an option.
+
+    Args:
+        path: file of the image.
+        option: name of the option or argument in messages.
 
     Raises:
         UsageError: it cannot be read.
@@ -27,7 +31,7 @@ def read_image(path: Path) -> Image.Image:
     try:
         return load_image(path)
     except UnreadableImageError as error:
-        raise UsageError(f"--image: {error}") from error
+        raise UsageError(f"{option}: {error}") from error
 
 
 def check_out(path: Path, suffixes: Sequence[str]) -> None:

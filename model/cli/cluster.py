@@ -18,6 +18,7 @@ from setok_cli.options import (
     add_config_options,
     add_device_option,
     add_trust_option,
+    positive_count,
     read_config,
 )
 from setok_cli.output import add_json_option, print_json
@@ -65,7 +66,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add_device_option(parser, "the encoder and the clustering")
     parser.add_argument(
         "--batch-size",
-        type=_positive,
+        type=positive_count,
         default=8,
         metavar="COUNT",
         help="number of images encoded and clustered together (default: %(default)s)",
@@ -275,9 +276,3 @@ def _grid(text: str) -> tuple[int, int]:
     if not found:
         raise argparse.ArgumentTypeError(f"expected ROWSxCOLUMNS such as 27x27, got {text!r}")
     return int(found[1]), int(found[2])
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
-    return int(text)

@@ -23,25 +23,26 @@ if TYPE_CHECKING:
 _LONGEST = 64
 
 
-class Setokim(lmms):
-    """Model of lmms-eval with a trained SeTokim, which decodes greedily.
+class GreedyAdapter(lmms):
+    """Model of lmms-eval that answers in batches, by greedy decoding.
+
+    A subclass sets `model` and has `answer`.
 
     Args:
-        pretrained: folder of a model, as written by `setok train`.
         device: device of the model; None for a GPU if there is one, one for each process.
         batch_size: number of questions in a batch.
         max_batch_size: None only, since the batch size is not searched for.
 
     Raises:
-        OSError: the model cannot be read.
-        ValueError: the folder has no such model, or a batch size is not a positive number.
+        ValueError: a batch size is not a positive number.
     """
 
     is_simple = True
+    # Name of the model on the command line of lmms-eval.
+    name = ""
 
     def __init__(
         self,
-        pretrained: str,
         device: str | None = None,
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
@@ -59,9 +60,15 @@ class Setokim(lmms):
             f"cuda:{self._rank}" if self._world_size > 1 and device == "cuda" else device
         )
         self.batch_size = int(batch_size)
-        # A missing folder must not be taken for a name on the hub.
-        self.model = load_whole(SetokimModel, pretrained).to(self._device).eval()
-        self.processor = SetokimProcessor.from_pretrained(pretrained)
+
+    def answer(self, prompts: Sequence[list[dict[str, Any]]], max_new_tokens: int) -> list[str]:
+        """Return the answer to each conversation of a batch.
+
+        Args:
+            prompts: conversations that end with the user.
+            max_new_tokens: max number of tokens of an answer.
+        """
+        raise NotImplementedError
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         """Return the answer to each request, in order.
@@ -70,11 +77,9 @@ class Setokim(lmms):
             ValueError: a request needs sampling or beam search, or has something other than images.
         """
         texts: dict[int, str] = {}
-        for config, numbers in self._batches(requests):
+        for longest, numbers in self._batches(requests):
             prompts = [self._prompt(requests[number]) for number in numbers]
-            found = generate_answers(self.model, self.processor, prompts, config)
-            for number, answer in zip(numbers, found, strict=True):
-                text = self.processor.decode(answer.ids)
+            for number, text in zip(numbers, self.answer(prompts, longest), strict=True):
                 texts[number] = _until(text, requests[number].args[1].get("until"))
         return [texts[number] for number in range(len(requests))]
 
@@ -84,7 +89,7 @@ class Setokim(lmms):
         Raises:
             NotImplementedError: always.
         """
-        raise NotImplementedError("setokim: expected a task of one round, got one of several")
+        raise NotImplementedError(f"{self.name}: expected a task of one round, got one of several")
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
         """Raise an error: tasks that rank given answers are not supported.
@@ -92,19 +97,18 @@ class Setokim(lmms):
         Raises:
             NotImplementedError: always.
         """
-        raise NotImplementedError("setokim: expected a task that generates, got one that ranks")
+        raise NotImplementedError(
+            f"{self.name}: expected a task that generates, got one that ranks"
+        )
 
-    def _batches(
-        self, requests: Sequence[Instance]
-    ) -> Iterator[tuple[SetokimGenerationConfig, list[int]]]:
-        """Yield indices of requests with the same options, up to `batch_size` at a time."""
+    def _batches(self, requests: Sequence[Instance]) -> Iterator[tuple[int, list[int]]]:
+        """Yield max lengths and indices of requests with them, up to `batch_size` at a time."""
         groups: dict[int, list[int]] = {}
         for number, request in enumerate(requests):
             groups.setdefault(_longest(request.args[1]), []).append(number)
         for longest, numbers in groups.items():
-            config = SetokimGenerationConfig(max_new_tokens=longest)
             for start in range(0, len(numbers), self.batch_size):
-                yield config, numbers[start : start + self.batch_size]
+                yield longest, numbers[start : start + self.batch_size]
 
     def _prompt(self, request: Instance) -> list[dict[str, Any]]:
         context, _, to_visual, number, task, split = request.args
@@ -112,6 +116,33 @@ class Setokim(lmms):
         # The template places the images. An `<image>` beyond their number is text.
         text = context.replace("<image>", "", len(images)).strip()
         return [message("user", *images, text)]
+
+
+class Setokim(GreedyAdapter):
+    """Model of lmms-eval with a trained SeTokim, which decodes greedily.
+
+    Args:
+        pretrained: folder of a model, as written by `setok train`.
+        options: arguments of `GreedyAdapter`.
+
+    Raises:
+        OSError: the model cannot be read.
+        ValueError: the folder has no such model, or a batch size is not a positive number.
+    """
+
+    name = "setokim"
+
+    def __init__(self, pretrained: str, **options: Any):
+        super().__init__(**options)
+        # A missing folder must not be taken for a name on the hub.
+        self.model = load_whole(SetokimModel, pretrained).to(self._device).eval()
+        self.processor = SetokimProcessor.from_pretrained(pretrained)
+
+    def answer(self, prompts: Sequence[list[dict[str, Any]]], max_new_tokens: int) -> list[str]:
+        """Return the answer to each conversation of a batch, as of `GreedyAdapter.answer`."""
+        config = SetokimGenerationConfig(max_new_tokens=max_new_tokens)
+        found = generate_answers(self.model, self.processor, prompts, config)
+        return [self.processor.decode(answer.ids) for answer in found]
 
 
 def manifest():

@@ -7,6 +7,7 @@ which `--help` does not wait; tests/cli/test_options.py holds both together.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from setok_cli.errors import UsageError
@@ -19,6 +20,13 @@ PRESETS = ("default", "paper")
 KERNELS = ("gaussian", "laplacian", "epanechnikov")
 ALPHAS = ("sigmoid", "kernel")
 DISTANCE_SCALES = ("variance", "dim")
+
+
+def positive_count(text: str) -> int:
+    """Return the value of an option that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
+    return int(text)
 
 
 def _distance_scale(text: str) -> str | float:
@@ -85,13 +93,20 @@ FIELD_OPTIONS: dict[str, tuple[dict[str, Any], Any, str]] = {
 }
 
 
-def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--preset` and one option per field of `ClusterConfig`."""
+def add_config_options(parser: argparse.ArgumentParser, without: Sequence[str] = ()) -> None:
+    """Add `--preset` and one option per field of `ClusterConfig`.
+
+    Args:
+        parser: parser of the command.
+        without: fields that the command sets by other options.
+    """
     group = parser.add_argument_group(
         "clustering", "Options that are not given keep the value of the preset."
     )
     group.add_argument("--preset", choices=PRESETS, default="default", help="default: %(default)s")
     for name, (keywords, default, text) in FIELD_OPTIONS.items():
+        if name in without:
+            continue
         # A field that was not given stays absent, or it would override the preset.
         group.add_argument(
             f"--{name.replace('_', '-')}",

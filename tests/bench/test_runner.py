@@ -90,12 +90,15 @@ def test_long_images_are_checked_at_another_length(monkeypatch):
     assert [(s.images, s.tokens) for s in seen] == [(2, 16), (1, 10)]
 
 
+# Each has tests of its own.
+WITH_MODELS = ("encode", "prefill", "merger", "vlm_prefill", "vlm_answer")
+
 # Every operation of ours at a small shape, with the checks that a benchmark makes.
 OURS = [
     (name, implementation)
     for name, entry in suites.ENTRIES.items()
     for implementation in entry.implementations
-    if "cpu" in implementation.devices and name not in ("encode", "prefill", "merger")
+    if "cpu" in implementation.devices and name not in WITH_MODELS
     if implementation.name not in ("compiled_reference", "tcformer", "chatunivi", "setok", "divt")
 ]
 

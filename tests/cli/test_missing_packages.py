@@ -53,6 +53,12 @@ def test_cluster(photo, tmp_path):  # noqa: F811
     assert (tmp_path / "photo.clusters.png").exists()
 
 
+def test_compress(photo, tmp_path):  # noqa: F811
+    run = setok("compress", tmp_path, photo, "--question", "what is it?", extras=["cli"])
+    said = 'needs transformers: pip install "setok-kernels[cli,model]"'
+    assert one_line(run, "compress") == said
+
+
 @pytest.mark.slow
 def test_a_model_that_answers_and_segments(photo, speaker_folder, tmp_path):  # noqa: F811
     needed = {"extras": ["cli", "model"], "model": speaker_folder}

@@ -1,11 +1,9 @@
 import importlib
-import sys
-from dataclasses import dataclass
 from importlib.metadata import entry_points
-from types import ModuleType
 
 import pytest
 
+from helpers.fake_lmms import Instance, Lmms, fake_lmms
 from helpers.tiny_setokim import build, picture
 from setokim.data.conversations import message
 from setokim.evaluation.prompting import generate_answers
@@ -15,39 +13,10 @@ DOCS = [{"image": picture(i)} for i in range(3)]
 SHORT, LONG = {"max_new_tokens": 3}, {"max_new_tokens": 5, "until": ["\n\n"], "temperature": 0}
 
 
-class Lmms:
-    """The part of `lmms_eval.api.model.lmms` that the adapter needs."""
-
-    def __init__(self):
-        self.task_dict = {"mine": {"test": DOCS}}
-
-
-@dataclass(frozen=True)
-class ModelManifest:
-    model_id: str
-    simple_class_path: str
-
-
-@dataclass
-class Instance:
-    args: tuple
-
-
 @pytest.fixture
 def adapter(monkeypatch):
-    for name, content in {
-        "lmms_eval": {},
-        "lmms_eval.api": {},
-        "lmms_eval.api.model": {"lmms": Lmms},
-        "lmms_eval.models": {},
-        "lmms_eval.models.registry_v2": {"ModelManifest": ModelManifest},
-    }.items():
-        module = ModuleType(name)
-        vars(module).update(content)
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.delitem(sys.modules, "setokim.evaluation.lmms_adapter", raising=False)
-    yield importlib.import_module("setokim.evaluation.lmms_adapter")
-    sys.modules.pop("setokim.evaluation.lmms_adapter")
+    with fake_lmms(monkeypatch, DOCS):
+        yield importlib.import_module("setokim.evaluation.lmms_adapter")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""Clustered tokens in the models of other libraries; each subpackage needs its own library."""
