@@ -158,7 +158,8 @@ class Reduction:
 
     def named(self, name: str, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of a method by name."""
-        return {**dict(zip(_parameters(type(self.model), name), args, strict=False)), **kwargs}
+        model_class: Any = type(self.model)
+        return {**dict(zip(_parameters(model_class, name), args, strict=False)), **kwargs}
 
     def has_images(self, inputs: dict[str, Any]) -> bool:
         """Return whether a call has images to reduce; features from outside are left alone."""
