@@ -87,3 +87,36 @@ def by_hand(model, family, inputs, positions="compact", side="left", generating=
             [padded([p - start + first for p in places], 0) for places, _, start in rows]
         )
     return made
+
+
+def answers(model, family, made, steps):
+    """Return the greedy answers to prompts made by hand, and the logits of each step."""
+    if family.takes_embeddings:
+        output = model.generate(
+            **made,
+            max_new_tokens=steps,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        return output.sequences, output.logits
+    # No cache: each step reads all tokens again.
+    mask = made["attention_mask"]
+    made = dict(made)
+    if "position_ids" in made:
+        made["position_ids"] = made["position_ids"] + family.first_position
+    else:
+        made["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0) + family.first_position
+    tokens, logits = [], []
+    for _ in range(steps):
+        with torch.no_grad():
+            logits.append(model(**made, use_cache=False).logits[:, -1])
+        tokens.append(logits[-1].argmax(-1, keepdim=True))
+        columns = {
+            "inputs_embeds": model.get_input_embeddings()(tokens[-1]),
+            "attention_mask": torch.ones_like(tokens[-1]),
+            "position_ids": made["position_ids"][:, -1:] + 1,
+            "token_type_ids": torch.full_like(tokens[-1], family.next_type),
+        }
+        made = {name: torch.cat([value, columns[name]], 1) for name, value in made.items()}
+    return torch.cat(tokens, 1), logits
