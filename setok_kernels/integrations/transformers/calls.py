@@ -1,5 +1,6 @@
 """One call of a reduced model: encode, cluster, shorten the prompt, hand the features over."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -168,22 +169,22 @@ def _check(inputs: Mapping[str, Any], options: Options) -> None:
             f"past_key_values: expected an empty cache with images, got {past.get_seq_length()} "
             "tokens"
         )
+    mask = inputs.get("attention_mask")
+    if mask is not None and (not isinstance(mask, Tensor) or mask.shape != ids.shape):
+        got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"attention_mask: expected shape {tuple(ids.shape)}, got {got}")
     if isinstance(inputs.get("logits_to_keep"), Tensor):
         raise ValueError("logits_to_keep: expected an int with images, got a tensor of positions")
     if inputs.get("cu_seq_lens_q") is not None:
         raise ValueError("cu_seq_lens_q: expected None with images, got offsets")
-    positions = inputs.get("position_ids")
-    if (
-        options.positions == "original"
-        and positions is not None
-        and inputs.get("attention_mask") is None
-    ):
+    given = inputs.get("position_ids") is not None
+    if options.positions == "original" and given and mask is None:
         raise ValueError(
             "attention_mask: expected a mask with position_ids and positions='original', got None"
         )
 
 
-def _padding_id(base: nn.Module, family: Family) -> int:
+def _padding_id(base: Any, family: Family) -> int:
     """Return a token id for padding, which is no placeholder."""
     text = base.config.get_text_config()
     taken = {getattr(base.config, modality.placeholder) for modality in family.modalities}
@@ -218,4 +219,10 @@ def _output(like: Any, reduced: Reduced, items: list[int], index: Tensor | None 
         ]
         for name in reduced.planes
     }
-    return type(like)(pooler_output=laid_out(reduced.tokens, like.pooler_output), **planes)
+    values = {"pooler_output": laid_out(reduced.tokens, like.pooler_output), **planes}
+    fields = {field.name for field in dataclasses.fields(like)}
+    made = type(like)(**{name: values[name] for name in values if name in fields})
+    for name in values.keys() - fields:
+        # Some models hang `pooler_output` on an output class without such a field.
+        setattr(made, name, values[name])
+    return made

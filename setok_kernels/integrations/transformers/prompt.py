@@ -53,11 +53,6 @@ def shorten(
     Raises:
         ValueError: the numbers of placeholders and visual tokens differ.
     """
-    if mask is not None and mask.shape != ids.shape:
-        raise ValueError(
-            f"attention_mask: expected shape {tuple(ids.shape)}, got "
-            f"{tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__}"
-        )
     keep = torch.ones_like(ids, dtype=torch.bool)
     columns = []
     for placeholder, stays in kept:

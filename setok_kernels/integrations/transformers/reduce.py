@@ -158,8 +158,8 @@ class Reduction:
 
     def named(self, name: str, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of a method by name."""
-        names = list(inspect.signature(getattr(type(self.model), name)).parameters)[1:]
-        return {**dict(zip(names, args, strict=False)), **kwargs}
+        model_class: Any = type(self.model)
+        return {**dict(zip(_parameters(model_class, name), args, strict=False)), **kwargs}
 
     def has_images(self, inputs: dict[str, Any]) -> bool:
         """Return whether a call has images to reduce; features from outside are left alone."""
@@ -237,7 +237,7 @@ def _masked(reduction: Reduction, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _generate(reduction: Reduction, args: tuple, kwargs: dict[str, Any]) -> Any:
     inputs = reduction.named("generate", args, kwargs)
-    ids = inputs.get("input_ids")
+    ids: Any = inputs.get("input_ids")
     if ids is None and isinstance(inputs.get("inputs"), Tensor):
         ids = inputs["inputs"]
     if not reduction.has_images(inputs):
@@ -271,9 +271,14 @@ def _check_continued(reduction: Reduction, ids: Tensor | None, inputs: dict[str,
 
 
 @functools.cache
+def _parameters(model_class: Any, name: str) -> tuple[str, ...]:
+    """Return the names of a method's parameters without self."""
+    return tuple(inspect.signature(getattr(model_class, name)).parameters)[1:]
+
+
 def _takes_encoded(model_class: type) -> bool:
-    """Return whether `forward` and `generate` take encoded images (transformers >= 5.20 or so)."""
-    return "mm_encoder_outputs" in inspect.signature(model_class.forward).parameters
+    """Return whether `forward` and `generate` take encoded images; those of 5.17 do not."""
+    return "mm_encoder_outputs" in _parameters(model_class, "forward")
 
 
 def _rebound(method: Any, model: nn.Module) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from setok_kernels.integrations.transformers.clustering import Encoded
 from setok_kernels.integrations.transformers.encoding import (
@@ -17,7 +17,7 @@ from setok_kernels.integrations.transformers.registry import Family, Modality, r
 PROJECTOR = "multi_modal_projector"
 
 
-def encode_views(base: nn.Module, modality: Modality, inputs: Mapping[str, Any]) -> Encoded:
+def encode_views(base: Any, modality: Modality, inputs: Mapping[str, Any]) -> Encoded:
     """Encode images of tiles, which the model lays out as an overview and a grid of lines.
 
     The overview and the grid of an image are a group each. The embedding behind each line of the
@@ -66,7 +66,7 @@ def encode_views(base: nn.Module, modality: Modality, inputs: Mapping[str, Any])
     )
 
 
-def encode_pooled_video(base: nn.Module, modality: Modality, inputs: Mapping[str, Any]) -> Encoded:
+def encode_pooled_video(base: Any, modality: Modality, inputs: Mapping[str, Any]) -> Encoded:
     """Encode videos of pooled frames; a video is a group, and the embedding behind it is layout."""
     output, encoded = run_features(base, modality, inputs)
     tokens, items = flat_items(output.pooler_output)
