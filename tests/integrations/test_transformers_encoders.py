@@ -201,7 +201,7 @@ def test_patches_that_are_padding_belong_to_no_cluster():
     torch.manual_seed(0)
     sizes = {name: SMALL[name] for name in SMALL if name != "image_size"}
     model = Siglip2VisionModel(Siglip2VisionConfig(**sizes, num_patches=16)).eval()
-    shapes = torch.tensor([[3, 4], [2, 5]])
+    shapes = torch.tensor([[2, 5], [3, 4]])
     mask = torch.arange(12) < shapes.prod(1, keepdim=True)
     inputs = {
         "pixel_values": torch.randn(2, 12, 3 * 8 * 8),
@@ -211,8 +211,8 @@ def test_patches_that_are_padding_belong_to_no_cluster():
     full = model(**inputs)
     reduction = reduce_visual_tokens(model, rate=0.5, exact=True)
     few = model(**inputs)
-    assert reduction.counts == [(12, 6), (10, 5)]
-    assert few.attention_mask.tolist() == [[1] * 6, [1] * 5 + [0]]
+    assert reduction.counts == [(10, 5), (12, 6)]
+    assert few.attention_mask.tolist() == [[1] * 5 + [0], [1] * 6]
     for image, hidden in enumerate(full.last_hidden_state):
         rows = merged_by_hand(hidden[mask[image]], rate=0.5, exact=True)
         expected = torch.stack([token for _, token in rows])

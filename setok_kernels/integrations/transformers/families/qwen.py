@@ -34,7 +34,11 @@ def encode_grids(base: nn.Module, modality: Modality, inputs: Mapping[str, Any])
         features = features[order.argsort()]
     planes = {}
     if getattr(output, DEEP, None):
-        planes[DEEP] = [torch.cat(list(layer)) for layer in getattr(output, DEEP)]
+        # Whole in transformers 5.17, split into items in 5.23.
+        planes[DEEP] = [
+            layer if isinstance(layer, Tensor) else torch.cat(list(layer))
+            for layer in getattr(output, DEEP)
+        ]
     return Encoded(
         output=output, tokens=tokens, features=features, items=items, groups=items, planes=planes
     )
