@@ -56,7 +56,8 @@ def test_every_search_equals_that_of_a_prompt_made_by_hand(
     expected = model.generate(**made, max_new_tokens=5, **{**search, "use_cache": True})
     reduce_visual_tokens(model, **EXACT, positions=positions)
     # Older versions of transformers encode inside `forward`.
-    monkeypatch.setattr(reduce, "_takes_encoded", lambda model_class: takes_encoded)
+    if not takes_encoded:
+        monkeypatch.setattr(reduce, "_takes_encoded", lambda model_class: False)
     torch.manual_seed(3)
     got = model.generate(**batch, max_new_tokens=5, **search)
     copies = got.shape[0] // len(COUNTS)
@@ -84,13 +85,18 @@ def test_generate_without_a_mask_pads_rows_of_unequal_length(model):
     # Two images of one colour need fewer tokens than two of noise.
     pixels[0, :, :, :12] = 0.5
     inputs = {"input_ids": ids, "pixel_values": pixels}
+    # From the ids alone, nobody could tell padding.
+    model.generation_config.pad_token_id = None
     handle = reduce_visual_tokens(model, sk.ClusterConfig(stop_residual=0.3))
-    together = model.generate(**inputs, **NEW)
+    logits = dict(NEW, output_logits=True, return_dict_in_generate=True)
+    together = model.generate(**inputs, **logits)
     assert handle.counts[0][1] != handle.counts[1][1]
     for row in range(2):
         alone = {"input_ids": ids[row : row + 1], "pixel_values": pixels[row : row + 1]}
         mask = torch.ones_like(alone["input_ids"])
-        assert torch.equal(model.generate(**alone, attention_mask=mask, **NEW)[0], together[row])
+        by_itself = model.generate(**alone, attention_mask=mask, **logits)
+        for mine, all_rows in zip(by_itself.logits, together.logits, strict=True):
+            torch.testing.assert_close(mine[0], all_rows[row])
 
 
 def test_lengths_count_the_given_prompt(model, batch):
@@ -144,6 +150,18 @@ def test_position_ids_of_the_caller_follow_their_tokens(model, batch, positions)
     got = model(**batch, position_ids=given)
     kept = made["attention_mask"].bool()
     torch.testing.assert_close(got.logits[kept], expected.logits[kept])
+
+
+def test_gaps_between_positions_end_no_sequence(model):
+    """Without a mask and a cache, transformers takes gaps for the ends of packed sequences."""
+    batch = prompts(LLAVA, [1])
+    made = by_hand(model, LLAVA, batch, "original", **EXACT)
+    expected, answer = model(**made).logits, model.generate(**made, **NEW)
+    del batch["attention_mask"]
+    reduce_visual_tokens(model, **EXACT, positions="original")
+    torch.testing.assert_close(model(**batch, use_cache=False).logits, expected)
+    got = model.generate(**batch, **NEW, use_cache=False)
+    assert torch.equal(got[:, batch["input_ids"].shape[1] :], answer)
 
 
 def test_packed_sequences_count_on_their_own(model):

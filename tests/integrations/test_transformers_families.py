@@ -52,6 +52,8 @@ def reduced(model):
     [
         (dict(rate=0.2, exact=True), "original"),
         (dict(num_clusters=5), "compact"),
+        # Most lines of a grid keep no token, and lose their line break.
+        (dict(num_clusters=1, exact=True), "compact"),
         (dict(features="projected", merge="soft", rate=0.3), "original"),
     ],
 )

@@ -72,7 +72,7 @@ class Call:
 
         @functools.wraps(getattr(base, visual.modality.function))
         def features(*args, **kwargs):
-            given = kwargs[pixels] if pixels in kwargs else args[0]
+            given = args[0] if args else kwargs.get(pixels, next(iter(kwargs.values())))
             # Beams and returned sequences repeat each row of the prompt, and with it its images.
             copies = len(given) // images
             if copies == 1:

@@ -52,10 +52,11 @@ def run_features(
         encoded: first argument of the module `modality.encoder`.
     """
     function = getattr(base, modality.function)
-    names = inspect.signature(function).parameters
+    # The pixels come first: some versions of transformers name them otherwise.
+    _, *names = inspect.signature(function).parameters
     arguments = {name: inputs[name] for name in names if inputs.get(name) is not None}
     with recorded_inputs(base.get_submodule(modality.encoder)) as calls:
-        output = function(**arguments, return_dict=True)
+        output = function(inputs[modality.pixels], **arguments, return_dict=True)
     if not calls:
         raise RuntimeError(f"{modality.encoder}: expected a call by {modality.function}, got none")
     return output, calls[0]

@@ -72,6 +72,11 @@ def encode_pooled_video(base: Any, modality: Modality, inputs: Mapping[str, Any]
     tokens, items = flat_items(output.pooler_output)
     pooled = base.apply_pooling(encoded)  # (videos * frames, n, C)
     videos = len(items)
+    if pooled.shape[:2].numel() == tokens.shape[0]:
+        raise ValueError(
+            "pixel_values_videos: expected a version of transformers whose get_video_features adds "
+            "the line break, such as 5.23, got one that adds it in forward, such as 5.17"
+        )
     features = pooled.reshape(videos, items[0] - 1, -1)
     features = torch.nn.functional.pad(features, (0, 0, 0, 1)).flatten(0, 1)
     token = torch.arange(tokens.shape[0], device=tokens.device)
