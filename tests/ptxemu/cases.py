@@ -95,11 +95,38 @@ def cluster_case(shape, dtype, precision, dense, layout, config, kind, quick=Fal
     return Case(name, call, precision, dense, quick)
 
 
+def guided_case(shape, dtype, precision, dense, layout, config, kind, exact, quick=False):
+    """Return a case of importance and budgets: decisions, values, a replay and gradients."""
+
+    def call():
+        x, given = arrange(tokens_of(kind, shape).to(FLOAT[dtype]), layout)
+        images = x.shape[0] if x.dim() == 3 else given["cu_seqlens"].numel() - 1
+        options = sk.ClusterConfig(k=shape[3], max_clusters=6, **CONFIGS[config])
+        # Zeros, and powers of two, whose products are exact.
+        powers = torch.randint(-3, 3, x.shape[:-1], generator=torch.Generator().manual_seed(2))
+        importance = torch.where(powers == -3, 0.0, 2.0**powers)
+        budget = 1 + (4 * torch.arange(images)) % 6
+        guide = dict(importance=importance, budget=budget, exact_budget=exact)
+        integers = kind in ("integers", "duplicates")
+        out = testing.check_backend("triton", x, options, exact=integers, **guide, **given)
+        guide = dict(importance=importance, num_clusters=budget, exact=exact, backend="triton")
+        again = sk.cluster_tokens(x, options, decisions=out.decisions, **guide, **given)
+        same(again, out, ("masks", "labels", "density", "delta", "score"))
+        testing.assert_replayed_gradients(x, options, "triton", importance=importance, **given)
+
+    name = f"guided {kind} {named(shape, dtype, precision, dense, layout)} {config}"
+    return Case(name + (" exact" if exact else ""), call, precision, dense, quick)
+
+
 def peaks_case(shape, dtype, precision, dense, layout, options, kind, quick=False):
     def call():
         x, given = arrange(tokens_of(kind, shape).to(FLOAT[dtype]), layout)
         wanted = dict(options, k=shape[3])
-        if "num_clusters" in wanted:
+        images = x.shape[0] if x.dim() == 3 else given["cu_seqlens"].numel() - 1
+        if wanted.pop("guided", False):
+            powers = torch.randint(-2, 3, x.shape[:-1], generator=torch.Generator().manual_seed(2))
+            wanted |= dict(importance=2.0**powers, num_clusters=1 + 2 * torch.arange(images))
+        elif "num_clusters" in wanted:
             wanted["num_clusters"] = min(wanted["num_clusters"], shape[1])
         noise = None
         if wanted.pop("noise", False):
@@ -115,6 +142,8 @@ def peaks_case(shape, dtype, precision, dense, layout, options, kind, quick=Fals
             if rounding:
                 assert out.score.isfinite().all()
             else:
+                if isinstance(wanted.get("num_clusters"), torch.Tensor):
+                    wanted["budget"] = wanted.pop("num_clusters")
                 testing.assert_valid_density_peaks(
                     x, out, noise=noise, input_roundoff=rounding, **given, **wanted
                 )
@@ -300,6 +329,23 @@ def cases():
         yield peaks_case(
             (2, 70, 5, 5), "float32", "highest", dense, "masked", peaks[next(turn) % 2], kind
         )
+    guided = [
+        ((2, 20, 5, 3), "float32", True, "packed", "default", "integers", True),
+        ((2, 20, 5, 3), "bfloat16", False, "masked", "default", "integers", True),
+        ((2, 33, 48, 3), "bfloat16", True, "padded", "mass", "vit", True),
+        ((2, 33, 48, 3), "float32", False, "unaligned", "mass", "vit", True),
+        ((1, 130, 24, 5), "float16", True, "plain", "paper", "planted", False),
+        ((1, 130, 24, 5), "float32", False, "packed", "kernel", "planted", False),
+    ]
+    for i, (shape, dtype, dense, *rest) in enumerate(guided):
+        yield guided_case(shape, dtype, "highest", dense, *rest, quick=i < 2)
+    for shape, dense in (((2, 20, 8, 3), True), ((2, 35, 9, 3), False)):
+        yield peaks_case(
+            shape, "float32", "highest", dense, "masked", dict(guided=True), "integers", quick=dense
+        )
+    yield peaks_case(
+        (2, 33, 16, 3), "bfloat16", "highest", True, "padded", dict(guided=True), "vit"
+    )
     for i, shape in enumerate([(2, 5, 8, 1), (1, 33, 48, 1), (1, 130, 100, 1), (1, 200, 16, 1)]):
         for dtype, precision in KINDS:
             n = next(turn)
