@@ -176,7 +176,7 @@ std::array<Tensor, 8> dpc_knn(const Tensor& x, const Tensor* valid, const Tensor
   check_tensor("noise", noise, {wide}, leading);
   check_importance(importance, valid, wide, leading);
   // A budget above the number of rows is bounded by it.
-  check_budget(budget, layout.images(), std::numeric_limits<index_t>::max());
+  check_budget(budget, layout.images(), kMostCount);
   check_count("k", k);
   // Without num_clusters there is one column per token, and none if all images are empty.
   check_range("num_clusters", num_clusters, 0, kMostCount);

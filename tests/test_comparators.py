@@ -376,3 +376,66 @@ def test_generators(dtype):
     packed, cu_seqlens, padded, mask = testing.ragged_batch([3, 0, 2], 4, dtype=dtype)
     assert packed.shape == (5, 4) and cu_seqlens.tolist() == [0, 3, 3, 5]
     assert torch.equal(padded[mask], packed) and mask.sum(1).tolist() == [3, 0, 2]
+
+
+def guided(**guide):
+    """A clustering with importance and budgets, and what the comparators take for it."""
+    x = testing.planted_clusters(2, 30, 8, 4, noise=0.4)[0]
+    weight = torch.rand(2, 30, generator=torch.Generator().manual_seed(0))
+    guide = dict(importance=weight, budget=torch.tensor([3, 5]), exact_budget=True) | guide
+    out = testing.check_backend("reference", x, GUIDED, **guide)
+    return x, out, guide
+
+
+GUIDED = sk.ClusterConfig(max_clusters=6)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(importance=None), "priority at most|score|seed"),
+        (dict(budget=torch.tensor([2, 5])), "counts is 3, expected at most 2"),
+        (dict(budget=torch.tensor([3, 6])), "stopped after 5 seeds, expected 6"),
+        (dict(budget=None), "stopped after 3 seeds, expected 6"),
+    ],
+)
+def test_decisions_of_another_guide_are_caught(change, message):
+    x, out, guide = guided()
+    with fails(message):
+        testing.assert_valid_decisions(x, out, GUIDED, **(guide | change))
+
+
+def test_wrong_weights_and_labels_are_caught():
+    x, out, guide = guided()
+    other = guide["importance"] * torch.where(torch.arange(30) == 4, 1.05, 1)
+    with fails("score: error|masks: error"):
+        testing.assert_replayed_values(x, out, GUIDED, importance=other)
+    with fails("labels: not the largest mask"):
+        testing.assert_invariants(x, out, GUIDED)
+    wrong = out.labels.clone()
+    wrong[0, out.decisions.seeds[0, 1]] = 0
+    with fails("labels: not the largest mask"):
+        testing.assert_invariants(
+            x, dataclasses.replace(out, labels=wrong), GUIDED, exact_budget=True
+        )
+
+
+def test_a_wrong_gradient_of_importance_is_caught(monkeypatch):
+    from setok_kernels import dispatch, reference
+
+    class Off:
+        """The reference with the gradient of the importance off by 1 %."""
+
+        @staticmethod
+        def cluster(*arguments):
+            *before, importance, budget, exact = arguments
+            importance = importance + 0.01 * (importance - importance.detach())
+            return reference.cluster(*before, importance, budget, exact)
+
+    monkeypatch.setitem(
+        dispatch._BACKENDS, "off", dispatch._Backend(dispatch.can_run_reference, lambda device: Off)
+    )
+    x, _, guide = guided()
+    testing.assert_replayed_gradients(x, GUIDED, "reference", importance=guide["importance"])
+    with fails("gradient of importance: error"):
+        testing.assert_replayed_gradients(x, GUIDED, "off", importance=guide["importance"])

@@ -78,6 +78,16 @@ PUBLIC = {
     "decisions.seeds: beyond the image": lambda: replay(seeds=SEEDS + 5),
     "decisions.counts: more than max_clusters": lambda: replay(counts=torch.tensor([0, 5])),
     "threshold: NaN": lambda: sk.threshold_greedy(X, float("nan")),
+    "importance: cropped": lambda: sk.cluster_tokens(X, importance=torch.ones(2, 4)),
+    "importance: negative": lambda: sk.cluster_tokens(X, importance=-torch.ones(2, 5)),
+    "num_clusters: more than max_clusters": lambda: sk.cluster_tokens(
+        X, sk.ClusterConfig(max_clusters=4), num_clusters=torch.tensor([1, 5])
+    ),
+    "rate: 0": lambda: sk.cluster_tokens(X, rate=0),
+    "rate: with num_clusters": lambda: sk.dpc_knn(X, 2, rate=0.5),
+    "exact: with repeated seeds": lambda: sk.cluster_tokens(
+        X, sk.ClusterConfig.paper(), exact=True
+    ),
     "noise: cropped": lambda: sk.dpc_knn(X, 2, noise=torch.zeros(2, 4)),
     "labels: of a row that is not there, merged": lambda: sk.merge_tokens(
         X, hard(labels=HARD.labels + 1)
@@ -174,6 +184,23 @@ OPERATIONS = {
     "cluster(learnable): a temperature of 0": lambda: operation(
         "cluster", learnable=torch.tensor([1.0, 1.0, 0.0, 1.0])
     ),
+    "cluster(importance): negative": lambda: operation("cluster", importance=-torch.ones(2, 5)),
+    "cluster(importance): float64 for float32 tokens": lambda: operation(
+        "cluster", importance=torch.ones(2, 5).double()
+    ),
+    "cluster(budget): int32": lambda: operation("cluster", budget=torch.ones(2).int()),
+    "cluster(budget): more than max_clusters": lambda: operation(
+        "cluster", budget=torch.tensor([0, 5])
+    ),
+    "cluster(budget): on another device": lambda: operation(
+        "cluster", budget=torch.tensor([0, 5]).to("meta")
+    ),
+    "cluster(exact): with repeated seeds": lambda: operation(
+        "cluster", exact=True, distinct_seeds=False
+    ),
+    "cluster_backward(importance): cropped": lambda: operation(
+        "cluster_backward", importance=torch.ones(2, 4)
+    ),
     "cluster_backward(knn): beyond the image": lambda: operation("cluster_backward", knn=LARGE),
     "cluster_backward(masks): bfloat16": lambda: operation(
         "cluster_backward", masks=OUT.masks.bfloat16()
@@ -184,6 +211,10 @@ OPERATIONS = {
     "dpc_knn(noise): float64 for float32 tokens": lambda: operation(
         "dpc_knn", noise=torch.zeros(2, 5).double()
     ),
+    "dpc_knn(importance): NaN": lambda: operation(
+        "dpc_knn", importance=torch.full((2, 5), float("nan"))
+    ),
+    "dpc_knn(budget): negative": lambda: operation("dpc_knn", budget=torch.tensor([-1, 5])),
     "dpc_knn(k): beyond 32 bits": lambda: operation("dpc_knn", k=2**40),
     "threshold_greedy(threshold): NaN": lambda: operation(
         "threshold_greedy", threshold=float("nan")

@@ -14,12 +14,13 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_every_call_returns_or_says_what_does_not_fit():
-    counts, failures = fuzz.fuzz(0, 400)
+    counts, failures = fuzz.fuzz(400, 500)
     assert not failures, failures
     kinds = {kind for kind, _ in counts}
-    assert kinds == {"returned", "refused"} and sum(counts.values()) == 400
+    assert kinds == {"returned", "refused"} and sum(counts.values()) == 500
     named = {message.split(": ")[-1] for kind, message in counts if kind == "refused"}
     assert {"labels", "masks", "knn", "valid", "x", "k"} <= named
+    assert {"importance", "num_clusters", "rate", "budget", "exact"} <= named
 
 
 def test_a_seed_is_one_call():

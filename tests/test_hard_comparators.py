@@ -481,3 +481,18 @@ def test_pair_agreement_of_many_tokens():
     assert testing.pair_agreement(one, halves).item() == inside
     with pytest.raises(ValueError, match=r"labels_b: expected \(B, N\) like labels_a, got"):
         testing.pair_agreement(one, halves[0])
+
+
+def test_centres_of_another_guide_are_caught():
+    x = testing.planted_clusters(2, 20, 6, 3, noise=0.4)[0]
+    weight = torch.rand(2, 20, generator=torch.Generator().manual_seed(0))
+    budget = torch.tensor([3, 5])
+    out = sk.dpc_knn(x, budget, importance=weight, backend="reference")
+    testing.assert_valid_density_peaks(x, out, importance=weight, budget=budget)
+    for guide, message in {
+        "other budget": (dict(importance=weight, budget=budget + 1), "counts is 3, expected 4"),
+        "other weights": (dict(importance=weight.flip(1), budget=budget), "score of token"),
+        "no weights": (dict(budget=budget), "score of token"),
+    }.values():
+        with pytest.raises(AssertionError, match=message):
+            testing.assert_valid_density_peaks(x, out, **guide)

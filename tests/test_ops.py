@@ -83,6 +83,19 @@ def check_calls(calls):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_opcheck_with_importance_and_budgets(layout, monkeypatch):
+    x, arguments = inputs(layout)
+    images = 3
+    importance = torch.rand(x.shape[:-1]).requires_grad_()
+    budget = dict(num_clusters=torch.arange(images) + 1, importance=importance)
+    with recorded(monkeypatch) as calls:
+        sk.cluster_tokens(x, CONFIG, **budget, exact=True, backend="cpp", **arguments)
+        sk.dpc_knn(x, **budget, backend="cpp", **arguments)
+    assert set(calls) == {"cluster", "dpc_knn"}
+    check_calls(calls)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("by_threshold", [False, True])
 def test_opcheck_of_the_hard_clusterings(layout, by_threshold, monkeypatch):
     x, arguments = inputs(layout)
@@ -109,10 +122,11 @@ def test_opcheck_of_the_backward_operations(layout, mode):
     d = out.decisions
     offsets, longest = arguments.get("cu_seqlens"), out.max_seqlen or x.shape[1]
     values = (out.masks, out.density, out.delta, out.score)
+    importance = torch.rand(x.shape[:-1]) if mode == "soft" else None
     torch.library.opcheck(
         torch.ops.setok.cluster_backward.default,
         (
-            *(x, arguments.get("token_mask"), None, offsets, longest),
+            *(x, arguments.get("token_mask"), importance, offsets, longest),
             *(d.knn, d.parent, d.seeds, d.counts, *values),
             *(torch.ones_like(out.masks), None, torch.ones_like(out.delta), None),
             *(torch.tensor([0.5, 0.1, 0.4, 0.5]), 0, 0, 0.0, 0.0, 0.0, 0.0, 0, 0.0, True),
@@ -181,6 +195,47 @@ def test_compile_in_one_graph_for_all_sizes(compiler, layout, dtype):
             assert torch.equal(a, b)
         for a, b in zip(gradients(got, leaves), gradients(expected, leaves), strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_compile_importance_and_budgets_in_one_graph_for_all_sizes(compiler, layout):
+    """A rate sets the rows by the size of the input, and does not compile again."""
+
+    def run(x, importance, rates, arguments):
+        guide = dict(importance=importance, backend="cpp", **arguments)
+        exact = sk.cluster_tokens(x, CONFIG, rate=0.25, exact=True, **guide)
+        loose = sk.cluster_tokens(x, CONFIG, rate=rates, **guide)
+        peaks = sk.dpc_knn(x, rate=0.3, **guide)
+        merged = sk.merge_tokens(x, exact, backend="cpp")
+        return exact.masks, exact.labels, loose.masks, loose.counts, peaks.centres, merged
+
+    compiled = compiler(run, dynamic=True)
+    for tokens in ([30, 12], [17, 40, 5], [8, 9, 10, 11]):
+        x, arguments = inputs(layout, tokens=tokens)
+        importance = torch.rand(x.shape[:-1]).requires_grad_()
+        rates = torch.full((len(tokens),), 0.1)
+        got, expected = (f(x, importance, rates, arguments) for f in (compiled, run))
+        for a, b in zip(got, expected, strict=True):
+            assert torch.equal(a, b)
+        for a, b in zip(
+            gradients(got, [x, importance]), gradients(expected, [x, importance]), strict=True
+        ):
+            assert torch.equal(a, b)
+
+
+def test_compiled_calls_refuse_budgets_that_do_not_fit(compiler):
+    def run(x, budget, importance):
+        return sk.cluster_tokens(
+            x, CONFIG, num_clusters=budget, importance=importance, backend="cpp"
+        ).labels
+
+    compiled, (x, _) = compiler(run), inputs("padded")
+    weight, budget = torch.ones(x.shape[:2]), torch.tensor([1, 5, 2])
+    assert torch.equal(compiled(x, budget, weight), run(x, budget, weight))
+    with pytest.raises(ValueError, match=r"^budget: expected values from 0 to 5, got 6$"):
+        compiled(x, budget + 1, weight)
+    with pytest.raises(ValueError, match=r"^importance: expected finite values of at least 0"):
+        compiled(x, budget, -weight)
 
 
 @pytest.mark.parametrize(
@@ -370,7 +425,7 @@ def test_invalid_weights_that_no_check_reads_count_as_0():
     zero = torch.where((bad > 0) & bad.isfinite(), bad, 0)
 
     def run(weight):
-        return sk.cluster_tokens(x, importance=weight, backend="reference").score
+        return sk.cluster_tokens(x, CONFIG, importance=weight, backend="reference").score
 
     compiled = torch.compile(run, fullgraph=True, backend="eager")
     assert torch.equal(compiled(bad), run(zero))
@@ -394,6 +449,15 @@ def test_operands_that_do_not_fit(namespace):
         ),
         r"knn: expected shape \(2, 3, 1\), got \(2, 3\)": lambda: ops.cluster(
             x, *[None] * 4, 3, index, *known[1:], *options
+        ),
+        r"importance: expected shape \(2, 3\), got \(2, 2\)": lambda: ops.cluster(
+            x, None, x[:, 1:, 0].contiguous(), None, None, 3, *[None] * 4, *options
+        ),
+        r"budget: expected shape \(2,\), got \(1,\)": lambda: ops.cluster(
+            x, None, None, counts[:1], None, 3, *[None] * 4, *options
+        ),
+        "exact: expected distinct_seeds with it, got repeated seeds": lambda: ops.cluster(
+            x, *[None] * 4, 3, *[None] * 4, *options[:-6], False, False, True, 0.0, 0.0, 9
         ),
         "max_seqlen: expected at least 3, got 2": lambda: ops.threshold_greedy(
             x, None, None, 2, 0.5

@@ -127,13 +127,26 @@ def _public_call(choices: random.Random, scene: _Scene) -> tuple[str, Callable, 
     backend = choices.choice([scene.backend, scene.backend, "reference"])
     common = dict(scene.layout, backend=backend)
     replayed = choices.random() < 0.4
+    images, most = out.counts.shape[0], scene.config.max_clusters
+    importance = choices.choice([None, None, weights])
+    rates = torch.full((images,), 0.01 * most)
+    budgets = [None, None, most, torch.full((images,), choices.randint(1, most))]
     calls = {
         "cluster_tokens": dict(
-            x=x, config=scene.config, decisions=scene.out.decisions if replayed else None, **common
+            x=x,
+            config=scene.config,
+            num_clusters=choices.choice(budgets),
+            rate=None,
+            exact=scene.config.distinct_seeds and choices.random() < 0.3,
+            importance=importance,
+            decisions=scene.out.decisions if replayed else None,
+            **common,
         ),
         "dpc_knn": dict(
             x=x,
-            num_clusters=choices.choice([None, 3]),
+            num_clusters=choices.choice([None, *budgets]),
+            rate=None,
+            importance=importance,
             threshold=0.3,
             k=scene.config.k,
             noise=choices.choice([None, weights]),
@@ -160,6 +173,10 @@ def _public_call(choices: random.Random, scene: _Scene) -> tuple[str, Callable, 
             order=choices.choice(["seed", "raster", "size"]),
         ),
     }
+    for name in ("cluster_tokens", "dpc_knn"):
+        # A rate as a number changes the shape of the decisions.
+        if calls[name]["num_clusters"] is None:
+            calls[name]["rate"] = choices.choice([None, rates, *[0.3] * (name == "dpc_knn")])
     calls["ClusterConfig"] = vars(scene.config).copy()
     name = choices.choice(list(calls))
     if name == "ClusterConfig":
@@ -174,7 +191,7 @@ def _differentiated(function: Callable) -> Callable:
 
     def call(**arguments):
         leaves = []
-        for name in sorted({"x", "tokens", "weights"} & set(arguments)):
+        for name in sorted({"x", "tokens", "weights", "importance"} & set(arguments)):
             value = arguments[name]
             if isinstance(value, Tensor) and value.is_floating_point() and not value.is_meta:
                 arguments[name] = value.detach().requires_grad_()
