@@ -215,8 +215,31 @@ def test_values_that_nobody_checked(limit):
         for a, b in zip(found, expected, strict=True):
             assert torch.equal(a, b)
         assert found[-1].tolist() == clamped
+        assert found[7][2, 0] >= 6
         # Without a seed everything is residual.
         assert (found[0][0, 0] == 1).all() and (found[1][0] == 0).all()
+
+
+@pytest.mark.parametrize("limit", [0, 2048])
+def test_wrong_weights_tie(limit):
+    """Seeds among tokens of score 0 are those of lowest index; no score is -0."""
+    x = testing.integer_tokens(1, 30, 5)
+    found = OPS.cluster(*arguments_of(x, WRONG.repeat(5)[None], None, True, limit))
+    assert found[7].tolist() == [[0, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("limit", [0, 2048])
+def test_exact_labels_ignore_seeds_behind_the_residual(limit):
+    """The operation itself: the public function cuts them off."""
+    x = testing.integer_tokens(1, 30, 5)
+    made = OPS.cluster(*arguments_of(x, None, None, True, limit))[5:]
+    counts = torch.tensor([2])
+    cut = torch.where(torch.arange(5) < 2, made[2], -1)
+    labels, want = (
+        OPS.cluster(*arguments_of(x, None, None, True, limit, (*made[:2], seeds, counts)))[1]
+        for seeds in (made[2], cut)
+    )
+    assert labels.max() == 1 and torch.equal(labels, want)
 
 
 @pytest.mark.parametrize("limit", [0, 2048])

@@ -333,7 +333,8 @@ def image_fwd_kernel(
     tl.store(p_image + count.to(tl.int64) * stride_row, b_residual, mask=m_n)
     m_residual = b_residual > b_best
     if EXACT:
-        m_residual = ~m_ok | (count == 0)
+        # Without a seed, row 0 is the residual.
+        m_residual = ~m_ok
     b_label = tl.where(m_residual, count, b_label)
     tl.store(out.p_labels + start + o_n, tl.where(m_valid, b_label, -1).to(tl.int64), mask=m_n)
     # A replay has already written its rows up to C, zeros without a seed.

@@ -112,7 +112,8 @@ def labels_fwd_kernel(
         b_best = tl.maximum(b_best, b_mask)
         p_row += stride_row
     if EXACT:
-        b_label = tl.where(m_ok & (count > 0), b_label, count.to(tl.int32))
+        # Without a seed, row 0 is the residual.
+        b_label = tl.where(m_ok, b_label, count.to(tl.int32))
     tl.store(p_labels + start + o_n, tl.where(m_valid, b_label, -1).to(tl.int64), mask=m_n)
 
 
