@@ -143,11 +143,13 @@ def check_importance(importance, x: Tensor, valid: Tensor | None) -> None:
     check_device("importance", importance, x.device)
     if not readable(importance) or (valid is not None and not readable(valid)):
         return
-    misfit = ~((importance >= 0) & importance.isfinite()).reshape(flat)
+    # In the dtype of the score, where a large float64 weight may be infinite.
+    weight = importance.reshape(flat).to(torch.promote_types(x.dtype, torch.float32))
+    misfit = ~((weight >= 0) & weight.isfinite())
     if valid is not None:
         misfit = misfit & valid
     if misfit.any():
-        got = importance.reshape(flat)[misfit][0].item()
+        got = weight[misfit][0].item()
         raise ValueError(f"importance: expected finite values of at least 0, got {got:g}")
 
 

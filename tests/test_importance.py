@@ -267,6 +267,7 @@ X, WEIGHT = torch.zeros(2, 5, 3), torch.ones(2, 5)
         (-WEIGHT, ValueError, r"importance: expected finite values of at least 0, got -1"),
         (WEIGHT * torch.nan, ValueError, r"importance: expected finite values .* got nan"),
         (WEIGHT * torch.inf, ValueError, r"importance: expected finite values .* got inf"),
+        (WEIGHT.double() * 1e39, ValueError, r"importance: expected finite values .* got inf"),
     ],
 )
 @pytest.mark.parametrize("function", ["cluster_tokens", "dpc_knn"])

@@ -429,6 +429,9 @@ def test_invalid_weights_that_no_check_reads_count_as_0():
 
     compiled = torch.compile(run, fullgraph=True, backend="eager")
     assert torch.equal(compiled(bad), run(zero))
+    # Infinite in float32, the dtype of the score.
+    bad, zero = bad.double().nan_to_num(1e39, 1e39), zero.double()
+    assert torch.equal(compiled(bad), run(zero))
 
 
 @pytest.mark.parametrize("namespace", ["setok", "setok_interpreted"])

@@ -32,8 +32,9 @@ def usable_importance(importance: Tensor | None, ok: Tensor, dtype: torch.dtype)
     """Return the weights (B, N) in `dtype`, 0 for excluded tokens and invalid weights."""
     if importance is None:
         return None
-    fit = ok & (importance >= 0) & importance.isfinite()
-    return torch.where(fit, importance.to(dtype), 0)
+    # Converted first: a weight beyond the range of `dtype` is infinite there.
+    importance = importance.to(dtype)
+    return torch.where(ok & (importance >= 0) & importance.isfinite(), importance, 0)
 
 
 def weighted_score(density: Tensor, delta: Tensor, importance: Tensor | None) -> Tensor:
