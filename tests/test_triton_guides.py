@@ -195,14 +195,20 @@ def arguments_of(x, importance, budget, exact, limit, decisions=(None,) * 4):
 WRONG = torch.tensor([-1.0, -torch.inf, torch.inf, torch.nan, -0.0, -1e-45])
 
 
+def wrong_weights(*shape):
+    """Return weights of which the first six of an image are wrong, and what they stand for."""
+    good = powers_of_two(shape)
+    good[:, :6] = 0
+    bad = good.clone()
+    bad[:, :6] = WRONG
+    return bad, good
+
+
 @pytest.mark.parametrize("limit", [0, 2048])
 def test_values_that_nobody_checked(limit):
     """On a GPU no value is read: the kernels take wrong weights for 0, and clamp budgets."""
     x = testing.integer_tokens(4, 30, 5)
-    good = powers_of_two((4, 30))
-    good[:, :6] = 0
-    bad = good.clone()
-    bad[:, :6] = WRONG
+    bad, good = wrong_weights(4, 30)
     # With a weight in any token the scores of the others are not ties.
     for budgets, clamped in (
         ([-3, 0, 99, 2**40], [0, 0, 5, 5]),
@@ -408,10 +414,7 @@ def test_density_peaks_of_ragged_batches(regime):
 @pytest.mark.parametrize("limit", [0, 2048])
 def test_density_peaks_of_values_that_nobody_checked(limit):
     x = testing.integer_tokens(3, 20, 5)
-    good = powers_of_two((3, 20))
-    good[:, :6] = 0
-    bad = good.clone()
-    bad[:, :6] = WRONG
+    bad, good = wrong_weights(3, 20)
     found, expected = (
         OPS.dpc_knn(
             *(x, None, None, 20, None, weight, torch.tensor(budget), 3, 5),

@@ -28,7 +28,7 @@ class _Entry:
     shard: Path
     key: str
     members: dict[str, tuple[int, int]] = field(default_factory=dict)  # suffix: offset, bytes
-    cut: bool = False
+    damage: str = ""  # why the archive ends here too early; empty where it does not
 
     @property
     def source(self) -> str:
@@ -79,8 +79,9 @@ class Shards(FileDataset):
 
     def _read(self, index: int, source: str) -> Sample:
         entry = self._entries[index]
-        if entry.cut:
-            raise BrokenSampleError(source, "the archive is truncated or damaged here")
+        if entry.damage:
+            reason = f"the archive is truncated or damaged here ({entry.damage})"
+            raise BrokenSampleError(source, reason)
         suffixes = entry.images
         if len(suffixes) != 1:
             reason = f"expected one image, got {', '.join(suffixes)}"
@@ -139,6 +140,7 @@ class _BoundedReader:
 def _entries(shard: Path, archive: tarfile.TarFile, stream: io.BufferedReader) -> list[_Entry]:
     entries: dict[str, _Entry] = {}
     last: _Entry | None = None
+    damage = ""
     try:
         for member in archive:
             key, suffix = _split_name(member.name)
@@ -152,18 +154,20 @@ def _entries(shard: Path, archive: tarfile.TarFile, stream: io.BufferedReader) -
         # tarfile accepts an archive that ends between two members, or continues with garbage, as
         # complete. Then too the last key may lack members.
         stream.seek(archive.offset)
-        is_whole = stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
-    except Exception:
-        is_whole = False
-    if not is_whole:
+        if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            damage = "no end of the archive"
+    except Exception as error:
+        # Damaged headers make tarfile raise nearly anything. The samples before them are whole.
+        damage = f"{type(error).__name__}: {error!s:.200}"
+    if damage:
         last = last or entries.setdefault("", _Entry(shard, "(no key)"))
-        last.cut = True
+        last.damage = damage
     return list(entries.values())
 
 
 def _is_failed(entry: _Entry) -> bool:
     """Return whether the image is missing because its download failed."""
-    if entry.cut or entry.images or "json" not in entry.members:
+    if entry.damage or entry.images or "json" not in entry.members:
         return False
     try:
         fields = _fields(entry, _bytes(entry, "json")["json"])

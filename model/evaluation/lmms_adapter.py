@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _LONGEST = 64
 
 
-class GreedyAdapter(lmms):
+class GreedyAdapter(lmms, abc.ABC):
     """Model of lmms-eval that answers in batches, by greedy decoding.
 
     A subclass sets `model` and has `answer`.
@@ -61,6 +62,7 @@ class GreedyAdapter(lmms):
         )
         self.batch_size = int(batch_size)
 
+    @abc.abstractmethod
     def answer(self, prompts: Sequence[list[dict[str, Any]]], max_new_tokens: int) -> list[str]:
         """Return the answer to each conversation of a batch.
 
@@ -68,7 +70,6 @@ class GreedyAdapter(lmms):
             prompts: conversations that end with the user.
             max_new_tokens: max number of tokens of an answer.
         """
-        raise NotImplementedError
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         """Return the answer to each request, in order.

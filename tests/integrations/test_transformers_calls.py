@@ -19,16 +19,6 @@ NEW = dict(max_new_tokens=5, do_sample=False)
 EXACT = dict(rate=0.2, exact=True)
 
 
-@pytest.fixture(scope="module")
-def untouched():
-    return LLAVA.build()
-
-
-@pytest.fixture
-def model(untouched):
-    return copy.deepcopy(untouched)
-
-
 @pytest.fixture
 def batch():
     return prompts(LLAVA, COUNTS)

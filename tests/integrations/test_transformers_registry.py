@@ -1,6 +1,5 @@
 """Registration of families, and errors of reduced models."""
 
-import copy
 import importlib.metadata
 import subprocess
 import sys
@@ -27,16 +26,6 @@ from setok_kernels.integrations.transformers.prompt import shorten
 
 LLAVA = FAMILIES["llava"]
 NEW = dict(max_new_tokens=2, do_sample=False)
-
-
-@pytest.fixture(scope="module")
-def untouched():
-    return LLAVA.build()
-
-
-@pytest.fixture
-def model(untouched):
-    return copy.deepcopy(untouched)
 
 
 @pytest.fixture
