@@ -20,6 +20,33 @@ MASK = {"type": "mask"}
 
 
 @dataclass(frozen=True, eq=False)
+class Regions:
+    """Named regions of an image.
+
+    Attributes:
+        labels: (h, w) integers, index of each pixel's region in `names`; -1 for no region.
+        names: name of each region; "" for a region without a name.
+
+    Raises:
+        TypeError, ValueError: a field does not fit its description.
+    """
+
+    labels: np.ndarray
+    names: tuple[str, ...]
+
+    def __post_init__(self):
+        labels = self.labels
+        if not isinstance(labels, np.ndarray) or not np.issubdtype(labels.dtype, np.integer):
+            raise TypeError(f"labels: expected an array of integers, got {labels!r}")
+        if labels.ndim != 2 or not labels.size:
+            raise ValueError(f"labels: expected shape (h, w), got {labels.shape}")
+        if labels.min() < -1 or labels.max() >= len(self.names):
+            expected = f"-1 to {len(self.names) - 1}, the indices of names"
+            got = f"{labels.min()} to {labels.max()}"
+            raise ValueError(f"labels: expected {expected}, got {got}")
+
+
+@dataclass(frozen=True, eq=False)
 class Conversation:
     """A conversation: messages of text and images, with their masks and ground-truth facts.
 
@@ -33,6 +60,7 @@ class Conversation:
             before it.
         source: file and its member, or name and number of a generated sample.
         facts: plain values for the evaluation.
+        regions: named regions of each image, in the order of the images; empty for no names.
 
     Raises:
         TypeError, ValueError: a field does not fit its description.
@@ -43,6 +71,7 @@ class Conversation:
     masks: tuple[np.ndarray, ...] = ()
     source: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
+    regions: tuple[Regions, ...] = ()
 
     def __post_init__(self):
         if self.task not in TASKS:
@@ -56,6 +85,10 @@ class Conversation:
             raise ValueError(
                 f"masks: expected one for each of {len(sizes)} MASK, got {len(self.masks)}"
             )
+        images = sum(part["type"] == "image" for one in self.messages for part in one["content"])
+        if self.regions and len(self.regions) != images:
+            expected = f"one for each of {images} images, or none"
+            raise ValueError(f"regions: expected {expected}, got {len(self.regions)}")
         for number, (mask, size) in enumerate(zip(self.masks, sizes, strict=True)):
             _check_mask(f"masks[{number}]", mask, size)
 

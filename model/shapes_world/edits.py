@@ -50,19 +50,37 @@ def edit(scene: Scene, generator: np.random.Generator, visible: float = 0.5) -> 
     for kind in generator.permutation(EDIT_KINDS).tolist():
         changes = _changes(scene, kind)
         for chosen in generator.permutation(len(changes)).tolist():
-            number, value = changes[chosen]
-            objects = list(scene.objects)
-            name = f"the {objects[number].colour} {objects[number].shape}"
-            if kind == "remove":
-                del objects[number]
-                return Edit(f"remove {name}.", replace(scene, objects=tuple(objects)), kind)
-            field = "colour" if kind == "recolour" else "size"
-            objects[number] = replace(objects[number], **{field: value})
-            changed = replace(scene, objects=tuple(objects))
+            change = _edit(scene, kind, *changes[chosen])
             # A change of colour hides nothing.
-            if kind == "recolour" or (visible_fractions(changed) >= visible).all():
-                return Edit(f"make {name} {value}.", changed, kind)
+            if kind != "resize" or (visible_fractions(change.scene) >= visible).all():
+                return change
     return None
+
+
+def edit_between(before: Scene, after: Scene) -> Edit | None:
+    """Return the edit that leads from one scene to another; None if no single one does.
+
+    Args:
+        before: scene before the edit.
+        after: scene after it, whose objects are visible enough.
+    """
+    for kind in EDIT_KINDS:
+        for number, value in _changes(before, kind):
+            change = _edit(before, kind, number, value)
+            if change.scene == after:
+                return change
+    return None
+
+
+def _edit(scene: Scene, kind: str, number: int, value: str) -> Edit:
+    objects = list(scene.objects)
+    name = f"the {objects[number].colour} {objects[number].shape}"
+    if kind == "remove":
+        del objects[number]
+        return Edit(f"remove {name}.", replace(scene, objects=tuple(objects)), kind)
+    field = "colour" if kind == "recolour" else "size"
+    objects[number] = replace(objects[number], **{field: value})
+    return Edit(f"make {name} {value}.", replace(scene, objects=tuple(objects)), kind)
 
 
 def _changes(scene: Scene, kind: str) -> list[tuple[int, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,11 @@ from PIL import Image
 
 from setok_kernels.config import check_count, check_number
 from setokim.data.build import GENERATED
-from setokim.data.conversations import MASK, TASKS, Conversation, message
+from setokim.data.conversations import MASK, TASKS, Conversation, Regions, message
 from setokim.data.order import ENDLESS
-from setokim.data.samples import check_index
+from setokim.data.samples import check_index, check_natural
 from setokim.shapes_world.dataset import ShapesWorld, pick
-from setokim.shapes_world.edits import edit
+from setokim.shapes_world.edits import Edit, edit, edit_between
 from setokim.shapes_world.questions import (
     NUMBERS,
     QUESTION_KINDS,
@@ -49,8 +50,10 @@ WORDS = tuple(
     )
 )
 
-# Messages, masks and facts of a conversation.
-_Parts = tuple[list[dict[str, Any]], list[np.ndarray], dict[str, Any]]
+# Messages, masks, facts and the scenes of the images of a conversation.
+_Parts = tuple[list[dict[str, Any]], list[np.ndarray], dict[str, Any], list[Scene]]
+# Scenes with an edit of each, by the kind of the edit.
+_Changes = dict[str, list[tuple[Scene, Edit]]]
 
 
 @GENERATED.register("shapes-tasks")
@@ -58,10 +61,10 @@ class ShapesTasks:
     """Conversations about the scenes of `ShapesWorld`; item i depends on the settings and i only.
 
     Item i is about scene i of the world with the same settings, or about scene i modulo `scenes`.
-    The change of an "edit" depends on the scene alone, so that there are at most twice as many
-    images as scenes. "edit" and "segment" skip a scene without an object that a phrase identifies,
-    which repeated colours make possible, and "vqa" skips one without a question of the wanted
-    kinds. The next scene replaces a skipped one.
+    Without `variants`, the change of an "edit" depends on the scene alone, so that there are at
+    most twice as many images as scenes. "edit" and "segment" skip a scene without an object that a
+    phrase identifies, which repeated colours make possible, and "vqa" skips one without a question
+    of the wanted kinds. The next scene replaces a skipped one.
 
     The tasks, and the content of `Conversation.facts` beside the "scene" from `Scene.to_dict`:
 
@@ -88,6 +91,8 @@ class ShapesTasks:
         repeat_colours: float = 0.0,
         scenes: int = ENDLESS,
         questions: Mapping[str, float] | None = None,
+        run: int = 1,
+        variants: int = 0,
     ):
         """Check and store the settings; nothing is rendered yet.
 
@@ -104,6 +109,11 @@ class ShapesTasks:
             repeat_colours: probability that an object may take a colour already in the scene.
             scenes: number of different scenes.
             questions: weights of the kinds of questions in "vqa"; None for equal weights.
+            run: number of successive items of one task. With that of a batch, its rows have like
+                lengths and little padding.
+            variants: max number of changed scenes beside each scene. Above 0, all tasks use them
+                too, and an "edit" leads from one of these scenes to another, also back: from three
+                images there are up to six edits.
 
         Raises:
             TypeError, ValueError: an argument does not fit its description.
@@ -111,6 +121,8 @@ class ShapesTasks:
         check_count("length", length)
         check_count("turns", turns)
         check_count("scenes", scenes)
+        check_count("run", run)
+        check_natural("variants", variants)
         weights = _checked("tasks", tasks, TASKS)
         self._kinds = _checked("questions", questions, QUESTION_KINDS)
         # In a fixed order, so that the order in a settings file does not matter.
@@ -124,8 +136,10 @@ class ShapesTasks:
         self._turns = turns
         self._scenes = scenes
         self._visible = visible
+        self._run, self._variants = run, variants
         # Recurring scenes are sampled and rendered once.
-        self._known_scenes: dict[int, Scene] = {}
+        self._known_scenes: dict[int, tuple[Scene, ...]] = {}
+        self._known_changes: dict[int, _Changes] = {}
         self._renderings: dict[Scene, tuple[Image.Image, np.ndarray]] = {}
 
     def __len__(self) -> int:
@@ -136,21 +150,54 @@ class ShapesTasks:
         # The world samples scene `index` from (seed, index).
         generator = np.random.default_rng((self._seed, index, 1))
         task = self._tasks[generator.choice(len(self._tasks), p=self._weights)]
+        if self._run > 1:
+            own = np.random.default_rng((self._seed, index // self._run, 3))
+            task = self._tasks[own.choice(len(self._tasks), p=self._weights)]
         for step in range(self._scenes):
             parts = getattr(self, f"_{task}")((index + step) % self._scenes, generator)
             if parts is not None:
                 break
         else:
             raise ValueError(f"scenes: expected one for {task!r}, got none among {self._scenes}")
-        messages, masks, facts = parts
-        return Conversation(task, tuple(messages), tuple(masks), f"shapes-tasks #{index}", facts)
+        messages, masks, facts, scenes = parts
+        return Conversation(
+            task,
+            tuple(messages),
+            tuple(masks),
+            f"shapes-tasks #{index}",
+            facts,
+            tuple(Regions(self._render(scene)[1], region_names(scene)) for scene in scenes),
+        )
 
-    def _scene(self, index: int) -> Scene:
-        if self._scenes >= ENDLESS:
-            return self._world.scene(index)
-        if index not in self._known_scenes:
-            self._known_scenes[index] = self._world.scene(index)
-        return self._known_scenes[index]
+    def _scene(self, index: int, generator: np.random.Generator) -> Scene:
+        """Return scene `index`, or one of its variants."""
+        scenes = self._family(index)
+        return scenes[0] if len(scenes) == 1 else scenes[generator.integers(len(scenes))]
+
+    def _family(self, index: int) -> tuple[Scene, ...]:
+        """Return scene `index` and its variants."""
+        if index in self._known_scenes:
+            return self._known_scenes[index]
+        scene = self._world.scene(index)
+        own = np.random.default_rng((self._seed, index, 2))
+        changes = (edit(scene, own, self._visible) for _ in range(self._variants))
+        scenes = dict.fromkeys([scene, *(one.scene for one in changes if one is not None)])
+        if self._scenes < ENDLESS:
+            self._known_scenes[index] = tuple(scenes)
+        return tuple(scenes)
+
+    def _change(self, index: int, generator: np.random.Generator) -> tuple[Scene, Edit] | None:
+        """Return a scene of a family with an edit of it, or None without one."""
+        if not self._variants:
+            scene = self._family(index)[0]
+            change = edit(scene, np.random.default_rng((self._seed, index, 2)), self._visible)
+            return None if change is None else (scene, change)
+        if index not in self._known_changes:
+            changes = _changes_within(self._family(index))
+            if self._scenes >= ENDLESS:
+                return _pick_change(changes, generator)
+            self._known_changes[index] = changes
+        return _pick_change(self._known_changes[index], generator)
 
     def _render(self, scene: Scene) -> tuple[Image.Image, np.ndarray]:
         if self._scenes >= ENDLESS:
@@ -160,7 +207,7 @@ class ShapesTasks:
         return self._renderings[scene]
 
     def _vqa(self, index: int, generator: np.random.Generator) -> _Parts | None:
-        scene = self._scene(index)
+        scene = self._scene(index, generator)
         questions = interview(scene, generator, self._turns, self._kinds)
         if not questions:
             return None
@@ -171,43 +218,43 @@ class ShapesTasks:
             "answers": [question.answer for question in questions],
         }
         turns = [(question.text, question.answer) for question in questions]
-        return _messages(turns, image), [], facts
+        return _messages(turns, image), [], facts, [scene]
 
     def _caption(self, index: int, generator: np.random.Generator) -> _Parts:
-        scene = self._scene(index)
+        scene = self._scene(index, generator)
         image, _ = self._render(scene)
         facts = {"scene": scene.to_dict(), "answers": [scene.caption]}
-        return _messages([("describe the picture.", scene.caption)], image), [], facts
+        return _messages([("describe the picture.", scene.caption)], image), [], facts, [scene]
 
     def _locate(self, index: int, generator: np.random.Generator) -> _Parts:
-        scene = self._scene(index)
+        scene = self._scene(index, generator)
         image, _ = self._render(scene)
         text = locate(scene)
         facts = {"scene": scene.to_dict(), "answers": [text]}
-        return _messages([("where is everything?", text)], image), [], facts
+        return _messages([("where is everything?", text)], image), [], facts, [scene]
 
     def _generate(self, index: int, generator: np.random.Generator) -> _Parts:
-        scene = self._scene(index)
+        scene = self._scene(index, generator)
         image, _ = self._render(scene)
         facts = {"scene": scene.to_dict(), "wanted": scene.to_dict()}
-        return _messages([(f"draw {describe(scene)}.", image)]), [], facts
+        return _messages([(f"draw {describe(scene)}.", image)]), [], facts, [scene]
 
     def _edit(self, index: int, generator: np.random.Generator) -> _Parts | None:
-        scene = self._scene(index)
-        own = np.random.default_rng((self._seed, index, 2))
-        change = edit(scene, own, self._visible)
-        if change is None:
+        found = self._change(index, generator)
+        if found is None:
             return None
+        scene, change = found
         before, after = (self._render(one)[0] for one in (scene, change.scene))
         facts = {
             "scene": scene.to_dict(),
             "kinds": [change.kind],
             "wanted": change.scene.to_dict(),
         }
-        return _messages([(change.instruction, after)], before), [], facts
+        scenes = [scene, change.scene]
+        return _messages([(change.instruction, after)], before), [], facts, scenes
 
     def _segment(self, index: int, generator: np.random.Generator) -> _Parts | None:
-        scene = self._scene(index)
+        scene = self._scene(index, generator)
         phrases = _phrases(scene)
         if not phrases:
             return None
@@ -216,7 +263,7 @@ class ShapesTasks:
         turns = [(f"segment the {pick(generator, phrases[number])}.", MASK) for number in chosen]
         facts = {"scene": scene.to_dict(), "objects": chosen}
         masks = [labels == number + 1 for number in chosen]
-        return _messages(turns, image), masks, facts
+        return _messages(turns, image), masks, facts, [scene]
 
     def _text(self, index: int, generator: np.random.Generator) -> _Parts:
         number = min(self._turns, len(_SUMS))
@@ -226,7 +273,24 @@ class ShapesTasks:
             for total, first in (_SUMS[number] for number in chosen)
         ]
         facts = {"kinds": ["sum"] * len(turns), "answers": [answer for _, answer in turns]}
-        return _messages(turns), [], facts
+        return _messages(turns), [], facts, []
+
+
+def _changes_within(scenes: Sequence[Scene]) -> _Changes:
+    """Return all edits that lead from one of the scenes to another."""
+    found: _Changes = {}
+    for before, after in permutations(scenes, 2):
+        if (change := edit_between(before, after)) is not None:
+            found.setdefault(change.kind, []).append((before, change))
+    return found
+
+
+def _pick_change(changes: _Changes, generator: np.random.Generator) -> tuple[Scene, Edit] | None:
+    """Sample an edit, first its kind; None if there is none."""
+    if not changes:
+        return None
+    own = changes[pick(generator, sorted(changes))]
+    return own[generator.integers(len(own))]
 
 
 def describe(scene: Scene) -> str:
@@ -239,6 +303,11 @@ def describe(scene: Scene) -> str:
     downwards = sorted(scene.objects, key=lambda obj: (obj.y, obj.x))
     *others, last = (f"a {obj.phrase} at the {place_name(obj.y, obj.x)}" for obj in downwards)
     return f"{', '.join(others)} and {last}" if others else last
+
+
+def region_names(scene: Scene) -> tuple[str, ...]:
+    """Return the phrase and position of each object, after "" for the background."""
+    return ("", *(f"{obj.phrase} {place_name(obj.y, obj.x)}" for obj in scene.objects))
 
 
 def locate(scene: Scene) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from setokim.data import Object, Scene, ShapesWorld
 from setokim.shapes_world.dataset import visible_fractions
-from setokim.shapes_world.edits import EDIT_KINDS, edit
+from setokim.shapes_world.edits import EDIT_KINDS, edit, edit_between
 from setokim.shapes_world.scene import COLOURS, SIZES
 
 
@@ -119,3 +119,22 @@ def test_objects_without_a_name_are_left_alone():
 def test_errors():
     with pytest.raises(ValueError, match="visible: expected at most 1, got 2"):
         edit(Scene((thing("red"),), "grey"), np.random.default_rng(0), visible=2)
+
+
+def test_edits_between_scenes_are_those_that_lead_there_and_back():
+    world = ShapesWorld(2, objects=(1, 4), visible=0.8)
+    generator = np.random.default_rng(1)
+    back = Counter()
+    for index in range(60):
+        before = world.scene(index)
+        change = edit(before, generator, visible=0.8)
+        assert edit_between(before, change.scene) == change
+        other = edit_between(change.scene, before)
+        # There is no edit that adds an object.
+        assert (other is None) == (change.kind == "remove")
+        if other is not None:
+            assert (other.scene, other.kind) == followed(other.instruction, change.scene)
+        back[change.kind] += 1
+        assert edit_between(before, before) is None
+        assert edit_between(before, world.scene(index + 1)) is None
+    assert set(back) == set(EDIT_KINDS)

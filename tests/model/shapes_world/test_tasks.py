@@ -7,6 +7,7 @@ import pytest
 
 from setokim.data import Object, Scene, ShapesTasks, ShapesWorld, render
 from setokim.data.conversations import TASKS
+from setokim.shapes_world.edits import edit_between
 from setokim.shapes_world.questions import NUMBERS
 from setokim.shapes_world.tasks import WORDS, describe, locate
 
@@ -277,3 +278,50 @@ def test_errors(options, error, message):
         ShapesTasks(0, **options)
     with pytest.raises(ValueError, match="seed: expected at least 0, got -1"):
         ShapesTasks(-1)
+
+
+def test_regions_name_the_objects_of_every_image():
+    for task in TASKS:
+        for talk in only(task, 4, objects=(1, 3)):
+            scenes = [
+                Scene.from_dict(talk.facts[key]) for key in ("scene", "wanted") if key in talk.facts
+            ][: len(pictures(talk))]
+            if task == "generate":
+                assert scenes[0].to_dict() == talk.facts["wanted"]
+            assert len(talk.regions) == len(pictures(talk)) == len(scenes)
+            for scene, regions in zip(scenes, talk.regions, strict=True):
+                assert np.array_equal(regions.labels, render(scene, 64)[1])
+                assert regions.names[0] == "" and len(regions.names) == 1 + len(scene.objects)
+                for name, thing in zip(regions.names[1:], scene.objects, strict=True):
+                    assert name.startswith(thing.phrase) and set(name.split()) <= set(WORDS)
+
+
+def test_a_run_of_items_has_one_task():
+    dataset = ShapesTasks(3, run=4, objects=(1, 3))
+    tasks = [dataset[index].task for index in range(80)]
+    assert all(len(set(tasks[start : start + 4])) == 1 for start in range(0, 80, 4))
+    assert len(set(tasks)) > 3
+
+
+@pytest.mark.parametrize("scenes", [5, 2**31])
+def test_variants_are_edits_of_a_scene_and_lead_to_further_edits(scenes):
+    options = {"objects": (1, 4), "visible": 0.8}
+    dataset = ShapesTasks(3, tasks={"edit": 1}, scenes=scenes, variants=2, **options)
+    world = ShapesWorld(3, **options)
+    kinds, edits, images = Counter(), set(), set()
+    for index in range(60):
+        talk = dataset[index] if scenes == 5 else dataset[index % 5]
+        before, after = (Scene.from_dict(talk.facts[key]) for key in ("scene", "wanted"))
+        change = edit_between(before, after)
+        assert parts(talk)[0][1] == change.instruction and [change.kind] == talk.facts["kinds"]
+        kinds[change.kind] += 1
+        edits.add((before, after))
+        images |= {before, after}
+    own = {world.scene(index) for index in range(5)}
+    if scenes == 5:
+        assert len(edits) > len(own) + 5 and own <= images and len(images) <= 3 * len(own)
+    told = ShapesTasks(3, tasks={"caption": 1}, scenes=scenes, variants=2, **options)
+    seen = {Scene.from_dict(told[index].facts["scene"]) for index in range(40)}
+    assert seen - {world.scene(index) for index in range(40)}
+    with pytest.raises(ValueError, match="variants: expected at least 0, got -1"):
+        ShapesTasks(3, variants=-1)
