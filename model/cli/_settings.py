@@ -78,7 +78,12 @@ def show_keys(arguments: argparse.Namespace, stages: Sequence[int]) -> int:
         UsageError: the settings do not fit, or a package is not installed.
     """
     try:
-        from setokim.training.settings import InstructSettings, Stage1Settings, load_settings
+        from setokim.training.settings import (
+            CodesSettings,
+            InstructSettings,
+            Stage1Settings,
+            load_settings,
+        )
     except ImportError as error:
         raise missing_package(error, "cli,model") from error
     kinds: dict[str, tuple[type, Any]] = {}
@@ -91,6 +96,7 @@ def show_keys(arguments: argparse.Namespace, stages: Sequence[int]) -> int:
     else:
         if 1 in stages:
             kinds["stage 1"] = (Stage1Settings, None)
+            kinds["stage codes"] = (CodesSettings, None)
         kinds["stages 2 and 3"] = (InstructSettings, None)
     for number, (title, (kind, settings)) in enumerate(kinds.items()):
         print(f"{chr(10) if number else ''}Keys of {title}:")

@@ -16,6 +16,7 @@ from setokim.tokenizer.shapelets import POSE
 from setokim.utils.registry import Registry
 
 TOKENS = ("clusters", "grid", "queries", "patches")
+RESIDUALS = ("token", "nearest")
 # What builds an encoder of a `SetokConfig`; a user's module may add one of its own.
 ENCODERS: Registry[Callable[[SetokConfig], nn.Module]] = Registry("encoder")
 # What builds a token grouping and its merger of a `SetokConfig` and the features' channels.
@@ -43,11 +44,16 @@ class SetokConfig(PretrainedConfig):
         token_grid: rows and columns of the cells of tokens="grid", at most those of the patches.
         num_queries: number of queries of tokens="queries".
         token_options: options of a token grouping that is registered in `GROUPINGS`.
-        cluster: fields of `ClusterConfig` that differ from its defaults. This and the next two
-            apply to tokens="clusters" only.
+        cluster: fields of `ClusterConfig` that differ from its defaults. This and the next
+            three apply to tokens="clusters" only.
         learnable: names of the learnable ones among bandwidth, beta, temperature and offset.
+        residual: what becomes of patches in no cluster: a "token" of their own, or "nearest" for
+            the cluster with their largest mask. Such patches lie on boundaries for the most part.
         position_weight: weight of the positions beside the features in the clustering: ratio of
             the mean squared distance between two patches in positions to that in features.
+        feature_units: flag of a merger that reads the encoder's features in units of each
+            channel's own mean and deviation, which stage 1 measures. Weak channels count as much
+            as strong ones then. Not with tokens="queries".
         width: width of the merger's transformers.
         heads: number of heads of all attention.
         intra_layers: number of layers within clusters or cells, or of the queries' layers, at least
@@ -55,6 +61,9 @@ class SetokConfig(PretrainedConfig):
         inter_layers: number of layers between the tokens of an image.
         token_dim: number of channels of a visual token.
         outline_dim: number of its last channels, the shapelets of the token's patches.
+        code_dim: number of channels of a token's code, which a language model generates in place
+            of the token (`TokenCodes`); None for no codes.
+        code_width: hidden width of the encoder and decoder of codes.
         decoder_width: width of the detokenizer.
         decoder_cross_layers: number of detokenizer layers that attend to the tokens.
         decoder_layers: number of detokenizer layers after those.
@@ -82,13 +91,17 @@ class SetokConfig(PretrainedConfig):
         token_options: dict[str, Any] | None = None,
         cluster: dict[str, Any] | None = None,
         learnable: tuple[str, ...] = (),
+        residual: str = "token",
         position_weight: float = 0.0,
+        feature_units: bool = False,
         width: int = 1024,
         heads: int = 16,
         intra_layers: int = 2,
         inter_layers: int = 2,
         token_dim: int = 1024,
         outline_dim: int = 256,
+        code_dim: int | None = None,
+        code_width: int = 256,
         decoder_width: int = 1024,
         decoder_cross_layers: int = 2,
         decoder_layers: int = 12,
@@ -117,13 +130,17 @@ class SetokConfig(PretrainedConfig):
         self.token_options = dict(token_options or {})
         self.cluster = dict(cluster or {})
         self.learnable = list(learnable)
+        self.residual = residual
         self.position_weight = position_weight
+        self.feature_units = feature_units
         self.width = width
         self.heads = heads
         self.intra_layers = intra_layers
         self.inter_layers = inter_layers
         self.token_dim = token_dim
         self.outline_dim = outline_dim
+        self.code_dim = code_dim
+        self.code_width = code_width
         self.decoder_width = decoder_width
         self.decoder_cross_layers = decoder_cross_layers
         self.decoder_layers = decoder_layers
@@ -165,6 +182,9 @@ class SetokConfig(PretrainedConfig):
                     f"learnable: expected some of {', '.join(LEARNABLE)}, got {name!r}"
                 )
         self.cluster_config()
+        if self.residual not in RESIDUALS:
+            expected = " or ".join(RESIDUALS)
+            raise ValueError(f"residual: expected {expected}, got {self.residual!r}")
         for name in ("width", "decoder_width"):
             value = getattr(self, name)
             if value % 4 or value % self.heads:
@@ -176,6 +196,10 @@ class SetokConfig(PretrainedConfig):
                 f"outline_dim: expected more than {POSE} and less than token_dim={self.token_dim}, "
                 f"got {self.outline_dim}"
             )
+        for name in ("code_dim", "code_width"):
+            value = getattr(self, name)
+            if not (_is_count(value) or (name == "code_dim" and value is None)):
+                raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
         if not self.position_weight >= 0:
             raise ValueError(f"position_weight: expected at least 0, got {self.position_weight!r}")
         if len(self.decoder_grid) != 2 or min(self.decoder_grid) < 1:
@@ -212,6 +236,10 @@ class SetokConfig(PretrainedConfig):
             raise ValueError(
                 f"num_queries: expected a whole number of at least 1, got {self.num_queries!r}"
             )
+        if not isinstance(self.feature_units, bool):
+            raise ValueError(f"feature_units: expected a bool, got {self.feature_units!r}")
+        if self.tokens == "queries" and self.feature_units:
+            raise ValueError("feature_units: expected False with tokens='queries', got True")
         if self.tokens == "queries" and self.intra_layers < 1:
             raise ValueError(
                 f"intra_layers: expected at least 1 with tokens='queries', got {self.intra_layers}"

@@ -48,7 +48,7 @@ def build_merger(config: SetokConfig, feature_dim: int) -> TokenMerger:
         feature_dim: number of channels of the encoder's features.
     """
     layers = (config.intra_layers, config.inter_layers, config.mlp_ratio)
-    return TokenMerger(feature_dim, *_ends(config), *layers)
+    return TokenMerger(feature_dim, *_ends(config), *layers, config.feature_units)
 
 
 def _ends(config: SetokConfig) -> tuple[int, int, int, int]:
@@ -74,7 +74,9 @@ def _hugging_face(config: SetokConfig) -> nn.Module:
 @GROUPINGS.register("clusters")
 def _clusters(config: SetokConfig, feature_dim: int) -> Tokenizer:
     learnable = tuple(config.learnable)
-    grouping = ClusterGrouping(config.cluster_config(), learnable, config.position_weight)
+    grouping = ClusterGrouping(
+        config.cluster_config(), learnable, config.position_weight, config.residual
+    )
     return grouping, build_merger(config, feature_dim)
 
 
@@ -92,5 +94,6 @@ def _queries(config: SetokConfig, feature_dim: int) -> Tokenizer:
 
 @GROUPINGS.register("patches")
 def _patches(config: SetokConfig, feature_dim: int) -> Tokenizer:
-    merger = PatchMerger(feature_dim, *_ends(config), config.inter_layers, config.mlp_ratio)
+    layers = (config.inter_layers, config.mlp_ratio)
+    merger = PatchMerger(feature_dim, *_ends(config), *layers, config.feature_units)
     return PatchGrouping(), merger

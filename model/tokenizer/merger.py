@@ -11,6 +11,7 @@ from setokim.tokenizer.attention import Block, SetsBySize, same_cluster
 from setokim.tokenizer.pos_embed import grid_positions, sincos_encoding
 from setokim.tokenizer.shapelets import encode_shapelets
 from setokim.tokenizer.token_grouping import QueryGroups, TokenGroups
+from setokim.tokenizer.token_statistics import ChannelUnits
 
 
 class _Merger(nn.Module):
@@ -19,12 +20,15 @@ class _Merger(nn.Module):
     Layers are not added by a constructor, since their order determines their random weights.
     """
 
-    def _add_beginning(self, feature_dim: int, width: int) -> None:
+    def _add_beginning(self, feature_dim: int, width: int, feature_units: bool) -> None:
+        self.feature_units = ChannelUnits((1,) * feature_dim) if feature_units else None
         self.norm_in = nn.LayerNorm(feature_dim)
         self.project_in = nn.Linear(feature_dim, width)
 
     def _begin(self, features: Tensor, positions: Tensor) -> Tensor:
         """Embed features (B, N, feature_dim) at positions (N, 2) as patches (B, N, width)."""
+        if self.feature_units is not None:
+            features = self.feature_units.normalise(features).to(features.dtype)
         encoding = sincos_encoding(positions, self.width)  # (N, width)
         return self.project_in(self.norm_in(features)) + encoding.to(features.dtype)
 
@@ -81,6 +85,8 @@ class TokenMerger(_Merger):
         intra_layers: number of layers within clusters.
         inter_layers: number of layers between the tokens of an image.
         mlp_ratio: ratio of the MLPs' width to `width`.
+        feature_units: flag to read features in units of each channel; `feature_units.fit` sets
+            them.
     """
 
     def __init__(
@@ -93,9 +99,10 @@ class TokenMerger(_Merger):
         intra_layers: int,
         inter_layers: int,
         mlp_ratio: float = 4.0,
+        feature_units: bool = False,
     ):
         super().__init__()
-        self._add_beginning(feature_dim, width)
+        self._add_beginning(feature_dim, width, feature_units)
         self.intra = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(intra_layers))
         self._add_ending(width, token_dim, outline_dim, heads, inter_layers, mlp_ratio)
 
@@ -157,6 +164,7 @@ class PatchMerger(_Merger):
         heads: number of heads.
         inter_layers: number of layers between the tokens of an image.
         mlp_ratio: ratio of the MLPs' width to `width`.
+        feature_units: as in `TokenMerger`.
     """
 
     def __init__(
@@ -168,9 +176,10 @@ class PatchMerger(_Merger):
         heads: int,
         inter_layers: int,
         mlp_ratio: float = 4.0,
+        feature_units: bool = False,
     ):
         super().__init__()
-        self._add_beginning(feature_dim, width)
+        self._add_beginning(feature_dim, width, feature_units)
         self._add_ending(width, token_dim, outline_dim, heads, inter_layers, mlp_ratio)
 
     def forward(

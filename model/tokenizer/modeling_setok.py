@@ -19,6 +19,7 @@ from setokim.tokenizer.detokenizer import Detokenizer, initial_emphasis
 from setokim.tokenizer.encoders import HFVisionEncoder, VisionEncoder
 from setokim.tokenizer.factory import encoder_from_config, tokenizer_from_config
 from setokim.tokenizer.processing_setok import SetokProcessor
+from setokim.tokenizer.token_codes import TokenCodes
 from setokim.tokenizer.token_grouping import ClusterGrouping, QueryGrouping, TokenGroups
 
 
@@ -96,7 +97,8 @@ class SetokModel(PreTrainedModel):
 
     `clustering` groups the patches: it turns features (B, N, D) and their grid into `Clusters`, or
     into `TokenGroups` for other kinds of tokens. `merger` turns features, groups and grid into
-    tokens (B, R, token_dim) and their occupied rows (B, R).
+    tokens (B, R, token_dim) and their occupied rows (B, R). `codes` encodes single
+    tokens as short codes and decodes them; None without `config.code_dim`.
 
     Args:
         config: configuration of the model; the weights are random.
@@ -125,6 +127,11 @@ class SetokModel(PreTrainedModel):
             config.mlp_ratio,
         )
         self.to_concept = nn.Linear(config.token_dim, config.concept_dim)
+        self.codes: TokenCodes | None = None
+        if config.code_dim is not None:
+            self.codes = TokenCodes(
+                config.token_dim, config.outline_dim, config.code_dim, config.code_width
+            )
         self.post_init()
 
     @classmethod
@@ -174,6 +181,23 @@ class SetokModel(PreTrainedModel):
         parts = self.clustering(features, grid)
         tokens, occupied = self.merger(features.to(self.dtype), parts, grid)
         return VisualTokens(tokens, occupied, parts, grid, features)
+
+    def recode(self, visual: VisualTokens) -> VisualTokens:
+        """Replace tokens by what the decoder makes of the means of their codes.
+
+        Args:
+            visual: tokens of B images; carries gradient.
+
+        Raises:
+            ValueError: the model has no codes.
+            RuntimeError: the codes are not fitted.
+        """
+        if self.codes is None:
+            raise ValueError("code_dim: expected a model with token codes, got None")
+        decoded = self.codes.recode(visual.tokens[visual.occupied])
+        padded = torch.zeros_like(visual.tokens)
+        padded = padded.masked_scatter(visual.occupied[..., None], decoded)
+        return dataclasses.replace(visual, tokens=padded)
 
     def detokenize(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -86,15 +86,24 @@ class ClusterGrouping(TokenClustering):
         learnable: names of its learnable parameters.
         position_weight: ratio of the mean squared distance between two patches in positions to that
             in features.
+        residual: "token" for a row of patches in no cluster, or "nearest" for the cluster with
+            their largest mask, unless an image has no cluster.
     """
 
-    def __init__(self, config: ClusterConfig, learnable: tuple[str, ...], position_weight: float):
+    def __init__(
+        self,
+        config: ClusterConfig,
+        learnable: tuple[str, ...],
+        position_weight: float,
+        residual: str = "token",
+    ):
         super().__init__(config, learnable)
-        self.position_weight = position_weight
+        self.position_weight, self.residual = position_weight, residual
 
     def forward(self, features: Tensor, grid: tuple[int, int]) -> Clusters:
         """Cluster features (B, N, D) on a grid (H, W) with H · W = N."""
-        return super().forward(self._with_positions(features, grid))
+        clusters = super().forward(self._with_positions(features, grid))
+        return clusters if self.residual == "token" else _without_residual(clusters)
 
     def _with_positions(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
         """Append weighted positions to features (B, N, D), unless their weight is 0."""
@@ -108,6 +117,16 @@ class ClusterGrouping(TokenClustering):
         own = features.detach().float().var(1, unbiased=False).sum(-1)  # (B,)
         scale = (self.position_weight * own / spread.clamp(min=1e-12)).sqrt()
         return torch.cat([features, (scale[:, None, None] * positions).to(features.dtype)], -1)
+
+
+def _without_residual(clusters: Clusters) -> Clusters:
+    """Label the patches of the residual with the cluster of their largest mask."""
+    masks, labels, counts = clusters.masks, clusters.labels, clusters.counts[:, None]
+    row = torch.arange(masks.shape[1], device=masks.device)
+    is_cluster = (row < counts)[..., None]  # (B, R, 1)
+    nearest = masks.masked_fill(~is_cluster, -1).argmax(1)
+    is_residual = (labels == counts) & (counts > 0)
+    return replace(clusters, labels=torch.where(is_residual, nearest, labels))
 
 
 class GridGrouping(nn.Module):

@@ -64,8 +64,8 @@ class Settings:
     """Settings common to all stages.
 
     Attributes:
-        stage: stage of the paper's training; 1 trains tokenizer and detokenizer, 2 and 3 the
-            language model that reads and generates their tokens.
+        stage: stage of the training; 1 trains tokenizer and detokenizer, "codes" the codes of
+            their tokens, 2 and 3 the language model that reads and generates them.
         seed: random seed of the weights and of the order of the samples.
         steps: number of optimizer steps.
         batch_size: number of samples in a batch of one process.
@@ -86,7 +86,7 @@ class Settings:
             further losses, encoders, token groupings and data sets.
     """
 
-    stage: int = 1
+    stage: int | str = 1
     seed: int = 0
     steps: int = 100_000
     batch_size: int = 16

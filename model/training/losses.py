@@ -194,6 +194,44 @@ def contrastive_loss(
     return (F.cross_entropy(rows, own) + F.cross_entropy(columns, own)) / 2
 
 
+def phrase_loss(
+    tokens: Tensor,
+    occupied: Tensor,
+    phrases: Tensor,
+    own: Tensor,
+    log_scale: Tensor,
+) -> Tensor:
+    """Compute the InfoNCE loss of single phrases: which of many does an image contain?
+
+    The similarity of a phrase and an image is its maximum cosine with a token. Each phrase of an
+    image competes with all phrases that the image does not have. `contrastive_loss` compares whole
+    texts, which a few properties of their objects tell apart; phrases that differ in one word
+    demand that a token has all of them.
+
+    Args:
+        tokens: visual tokens (B, R, d).
+        occupied: flags of real tokens, (B, R) bool.
+        phrases: concept vectors (K, d) of different phrases.
+        own: (B, K) bool, the phrases of each image.
+        log_scale: logarithm of the inverse temperature, 0-dim.
+
+    Returns:
+        0-dim float32: the mean over the phrases of all images, 0 without any.
+    """
+    _check_set("tokens", tokens, "occupied", occupied)
+    with torch.autocast(tokens.device.type, enabled=False):
+        real = torch.ones(len(phrases), dtype=torch.bool, device=phrases.device)
+        directions = _directions(phrases[None], real[None])[0]
+        cosines = _directions(tokens, occupied) @ directions.T  # (B, R, K)
+        cosines = cosines.masked_fill(~occupied[..., None], -torch.inf)
+        best = cosines.amax(1) if tokens.shape[1] else cosines.new_zeros(own.shape)
+        # An image without tokens is equally similar to everything.
+        scores = log_scale.float().exp() * best.masked_fill(~occupied.any(1)[:, None], 0)
+        others = scores.masked_fill(own, -torch.inf).logsumexp(1, keepdim=True)  # (B, 1)
+        losses = torch.logaddexp(scores, others) - scores
+        return losses[own].sum() / own.sum().clamp(min=1)
+
+
 def _directions(vectors: Tensor, real: Tensor) -> Tensor:
     """Normalise vectors (N, M, d) to unit length, at least float32; padding becomes 0."""
     # Padding may be NaN, which 0 · NaN would not remove.

@@ -11,12 +11,14 @@ from setokim.training.base_settings import (
     OptimizerSettings,
     Settings,
 )
+from setokim.training.codes.settings import CodesSettings
 from setokim.training.stage1.losses import LossSettings
 from setokim.training.stage1.settings import Stage1Settings
 from setokim.training.stage2.settings import InstructSettings
 from setokim.utils.parsing import from_plain, import_modules, read_yaml
 
 __all__ = [
+    "CodesSettings",
     "DataSettings",
     "EverySettings",
     "InstructSettings",
@@ -28,10 +30,15 @@ __all__ = [
 ]
 
 
-_KINDS = {1: Stage1Settings, 2: InstructSettings, 3: InstructSettings}
+_KINDS: dict[int | str, type[Settings]] = {
+    1: Stage1Settings,
+    "codes": CodesSettings,
+    2: InstructSettings,
+    3: InstructSettings,
+}
 
 
-def load_settings(path: Path, overrides: Sequence[str] = ()) -> Stage1Settings | InstructSettings:
+def load_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
     """Load the settings of a run from a YAML file.
 
     Args:
@@ -45,6 +52,6 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> Stage1Settings |
     values = read_yaml(path, overrides)
     import_modules(values.get("imports", []), path.parent)
     stage = values.get("stage", 1)
-    if not isinstance(stage, int) or stage not in _KINDS:
-        raise ValueError(f"stage: expected 1, 2 or 3, got {stage!r}")
+    if not isinstance(stage, int | str) or stage not in _KINDS:
+        raise ValueError(f"stage: expected 1, codes, 2 or 3, got {stage!r}")
     return from_plain(_KINDS[stage], values)

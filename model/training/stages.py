@@ -20,6 +20,10 @@ def build_stage(settings: Settings) -> Stage:
         from setokim.training.stage1.stage import Stage1
 
         return Stage1(settings)
+    if settings.stage == "codes":
+        from setokim.training.codes.stage import Codes
+
+        return Codes(settings)
     from setokim.training.stage2.stage import Instruct
 
     return Instruct(settings)

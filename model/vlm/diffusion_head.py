@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setok_kernels.extras import from_extra
-from setokim.tokenizer.token_statistics import channel_units
+from setokim.tokenizer.token_statistics import ChannelUnits, check_rows
 
 if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -30,7 +30,7 @@ _TIME_DIM = 256
 _MAX_PERIOD = 10_000
 
 
-class DiffusionHead(nn.Module):
+class DiffusionHead(ChannelUnits):
     """Diffusion model of one token given a condition.
 
     The diffusion runs in normalised units: a token minus the mean of each channel, divided by the
@@ -45,11 +45,6 @@ class DiffusionHead(nn.Module):
     surface of few dimensions, noise does not, and a narrow network need not carry noise through.
     Prefer "v_prediction": the error of e hardly weighs the noisiest timesteps, at which the
     condition decides the token.
-
-    Attributes:
-        mean: (token_dim,) mean of each channel, in the state dict.
-        scale: (token_dim,) scale of each channel, equal within a block, in the state dict.
-        fitted: 0-dim bool, True after `fit`, in the state dict.
     """
 
     def __init__(
@@ -80,7 +75,6 @@ class DiffusionHead(nn.Module):
             ValueError: a size is less than 1, a name is unknown, or the blocks do not sum to
                 `token_dim`.
         """
-        super().__init__()
         sizes = {
             "token_dim": token_dim,
             "condition_dim": condition_dim,
@@ -99,36 +93,10 @@ class DiffusionHead(nn.Module):
         if not blocks or min(blocks) < 1 or sum(blocks) != token_dim:
             expected = f"sizes of at least 1 that sum to token_dim, {token_dim}"
             raise ValueError(f"blocks: expected {expected}, got {blocks}")
-        self.token_dim, self.condition_dim, self.blocks = token_dim, condition_dim, blocks
+        super().__init__(blocks)
+        self.token_dim, self.condition_dim = token_dim, condition_dim
         self.steps, self.schedule, self.prediction = steps, schedule, prediction
         self.network = Denoiser(token_dim, condition_dim, width, layers)
-        self.register_buffer("mean", torch.zeros(token_dim))
-        self.register_buffer("scale", torch.ones(token_dim))
-        self.register_buffer("fitted", torch.tensor(False))
-
-    @torch.no_grad()
-    def fit(self, tokens: Tensor) -> None:
-        """Set mean and scale from example tokens, by `channel_units`.
-
-        Args:
-            tokens: (S, token_dim) example tokens, S at least 1.
-
-        Raises:
-            ValueError: the shape does not fit, or a value is not finite.
-        """
-        _check_rows("tokens", tokens, self.token_dim)
-        if len(tokens) == 0:
-            raise ValueError("tokens: expected at least one row, got none")
-        if not tokens.isfinite().all():
-            raise ValueError("tokens: expected finite values, got NaN or infinity")
-        mean, scale = channel_units(tokens, self.blocks)
-        self.mean.copy_(mean)
-        self.scale.copy_(scale)
-        self.fitted.fill_(True)
-
-    def normalise(self, tokens: Tensor) -> Tensor:
-        """Return (..., token_dim) float32 tokens in units of the diffusion."""
-        return (tokens.float() - self.mean) / self.scale
 
     def loss(
         self,
@@ -169,11 +137,11 @@ class DiffusionHead(nn.Module):
                 to `repeats`.
             RuntimeError: `fit` was not called.
         """
-        self._check_fitted()
-        _check_rows("tokens", tokens, self.token_dim)
-        _check_rows("condition", condition, self.condition_dim, len(tokens))
+        self.check_fitted()
+        check_rows("tokens", tokens, self.token_dim)
+        check_rows("condition", condition, self.condition_dim, len(tokens))
         if base is not None:
-            _check_rows("base", base, self.token_dim, len(tokens))
+            check_rows("base", base, self.token_dim, len(tokens))
         if repeats < 1:
             raise ValueError(f"repeats: expected at least 1, got {repeats}")
         if not 0 <= noisiest <= repeats:
@@ -248,8 +216,8 @@ class DiffusionHead(nn.Module):
                 `unconditional`, or both `generator` and `noise` are given.
             RuntimeError: `fit` was not called.
         """
-        self._check_fitted()
-        _check_rows("condition", condition, self.condition_dim)
+        self.check_fitted()
+        check_rows("condition", condition, self.condition_dim)
         if steps < 1 or self.steps % steps:
             raise ValueError(f"steps: expected a divisor of {self.steps}, got {steps}")
         embedded = self.network.embed(condition)  # (S, width)
@@ -258,7 +226,7 @@ class DiffusionHead(nn.Module):
             if unconditional is None:
                 expected = f"a tensor for guidance {guidance}"
                 raise ValueError(f"unconditional: expected {expected}, got None")
-            _check_rows("unconditional", unconditional, self.condition_dim, len(condition))
+            check_rows("unconditional", unconditional, self.condition_dim, len(condition))
             embedded = torch.cat([embedded, self.network.embed(unconditional)])
             if base is not None:
                 base = torch.cat([base, unconditional_base])
@@ -276,7 +244,7 @@ class DiffusionHead(nn.Module):
                 conditional, unconditioned = clean.chunk(2)
                 clean = unconditioned + guidance * (conditional - unconditioned)
             x = sampler.step(clean, timestep, x).prev_sample
-        return x * self.scale.float() + self.mean.float()
+        return self.restore(x)
 
     def _initial_noise(
         self,
@@ -288,7 +256,7 @@ class DiffusionHead(nn.Module):
         if noise is not None:
             if generator is not None:
                 raise ValueError("noise: expected None beside a generator, got a tensor")
-            _check_rows("noise", noise, self.token_dim, len(condition))
+            check_rows("noise", noise, self.token_dim, len(condition))
             return noise.to(device).float()
         if generator is None or isinstance(generator, torch.Generator):
             source = device if generator is None else generator.device
@@ -298,10 +266,6 @@ class DiffusionHead(nn.Module):
             raise ValueError(f"generator: expected {expected}, got {len(generator)}")
         rows = [torch.randn(shape[1:], generator=g, device=g.device).to(device) for g in generator]
         return torch.stack(rows) if rows else torch.empty(shape, device=device)
-
-    def _check_fitted(self) -> None:
-        if not self.fitted:
-            raise RuntimeError("DiffusionHead: expected fit(tokens) to be called first")
 
 
 class Denoiser(nn.Module):
@@ -409,15 +373,3 @@ def scheduler(schedule: str, steps: int) -> DDIMScheduler:
 def signal_levels(schedule: str, steps: int) -> Tensor:
     """Return (steps,) float32, a² of each timestep; errors as in `scheduler`."""
     return scheduler(schedule, steps).alphas_cumprod
-
-
-def _check_rows(name: str, rows: Tensor, width: int, count: int | None = None) -> None:
-    if (
-        rows.dim() != 2
-        or rows.shape[1] != width
-        or not rows.is_floating_point()
-        or count not in (None, len(rows))
-    ):
-        shape = f"({'S' if count is None else count}, {width})"
-        got = f"{rows.dtype} {tuple(rows.shape)}"
-        raise ValueError(f"{name}: expected a floating-point {shape}, got {got}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from setokim.evaluation import metrics
 from setokim.tokenizer.modeling_setok import VisualTokens
 from setokim.training.stage import Collate
 from setokim.training.stage1.losses import LossSettings
+
+# Samples, their collated tensors, their visual tokens, and images (B, 3, h, w) from these.
+Reconstructed: TypeAlias = tuple[Sequence[Sample], dict[str, Tensor], VisualTokens, Tensor]
 
 
 class Evaluated(Protocol):
@@ -87,7 +90,7 @@ def evaluate(
 @torch.no_grad()
 def reconstructed(
     stage: Evaluated, collate: Collate, dataset: Dataset, batch_size: int
-) -> Iterator[tuple[Sequence[Sample], dict[str, Tensor], VisualTokens, Tensor]]:
+) -> Iterator[Reconstructed]:
     """Yield each batch of a data set with its visual tokens and reconstructed images."""
     device = next(stage.parameters()).device
     for start in range(0, len(dataset), batch_size):

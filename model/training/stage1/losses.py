@@ -1,4 +1,4 @@
-"""Losses of stage 1 by name: pixel, perceptual and contrastive."""
+"""Losses of stage 1 by name: pixel, perceptual, contrastive and of phrases."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from setokim.tokenizer.modeling_setok import SetokModel, VisualTokens
 from setokim.training.base_settings import check_extra
-from setokim.training.losses import contrastive_loss, pixel_loss
+from setokim.training.losses import contrastive_loss, phrase_loss, pixel_loss
+from setokim.training.stage1.phrase_queue import PhraseQueue
 from setokim.utils.registry import Registry
 
 _MAX_LOG_SCALE = math.log(100.0)
@@ -29,6 +30,8 @@ class LossSettings:
         adversarial: weight of the adversarial loss, multiplied with its adaptive weight.
         adversarial_start: number of steps before adversarial training starts.
         contrastive: weight of the contrastive loss between visual tokens and text concepts.
+        phrases: weight of the contrastive loss between visual tokens and single phrases.
+        phrase_queue: number of phrases of earlier batches that those of a batch compete with.
         extra: weights of further losses by their names in `setokim.training.stage1.losses.LOSSES`.
     """
 
@@ -39,10 +42,14 @@ class LossSettings:
     adversarial: float = 0.5
     adversarial_start: int = 0
     contrastive: float = 1.0
+    phrases: float = 0.0
+    phrase_queue: int = 512
     extra: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
         check_extra(self.extra, LOSSES, BUILT_IN)
+        if self.phrase_queue < 0:
+            raise ValueError(f"losses.phrase_queue: expected at least 0, got {self.phrase_queue}")
 
     def active(self) -> list[str]:
         """Return the names in `LOSSES` of the losses with a nonzero weight."""
@@ -65,6 +72,7 @@ class LossContext:
         images: reconstructed images (B, 3, h, w), float32.
         target: target images (B, 3, h, w) in [0, 1].
         words: token ids (B, W, L) of the phrases of each text.
+        queue: phrases of earlier batches; None if the loss of phrases has no weight.
     """
 
     weights: LossSettings
@@ -76,11 +84,12 @@ class LossContext:
     images: Tensor
     target: Tensor
     words: Tensor
+    queue: PhraseQueue | None = None
 
 
 # A loss returns a 0-dim float32 tensor with its graph. Built-in losses apply their own weights.
 LOSSES: Registry[Callable[[LossContext], Tensor]] = Registry("losses")
-BUILT_IN = ("pixel", "perceptual", "contrastive")
+BUILT_IN = ("pixel", "perceptual", "contrastive", "phrases")
 
 
 def compute_losses(context: LossContext) -> dict[str, Tensor]:
@@ -110,3 +119,15 @@ def _contrastive(context: LossContext) -> Tensor:
     context.log_scale.data.clamp_(max=_MAX_LOG_SCALE)
     sets = (tokens, context.visual.occupied, concepts.float(), present)
     return context.weights.contrastive * contrastive_loss(*sets, context.log_scale)
+
+
+@LOSSES.register("phrases")
+def _phrases(context: LossContext) -> Tensor:
+    assert context.queue is not None
+    ids, own = context.queue.candidates(context.words)
+    concepts, _ = context.text(ids[None])
+    tokens = context.setok.to_concept(context.visual.tokens).float()
+    context.log_scale.data.clamp_(max=_MAX_LOG_SCALE)
+    occupied = context.visual.occupied
+    loss = phrase_loss(tokens, occupied, concepts[0].float(), own, context.log_scale)
+    return context.weights.phrases * loss

@@ -2,43 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from setokim.data import Dataset
-from setokim.training.stage import Collate
-from setokim.training.stage1.evaluation import Evaluated, reconstructed
+from setokim.training.stage1.evaluation import Reconstructed
 from setokim.utils.palette import palette
 
 _CELL = 128
 _GAP = 4
-_SAMPLES = 12
+SHEET_SAMPLES = 12
 
 
-def write_samples(stage: Evaluated, collate: Collate, held_out: Dataset, path: Path) -> None:
+def write_samples(batches: Iterable[Reconstructed], path: Path) -> None:
     """Write an image sheet of the first samples.
 
     Each column has the image, its reconstruction, its clusters and, if known, its true masks.
 
     Args:
-        stage: stage 1.
-        collate: collate function of the stage.
-        held_out: samples with images.
+        batches: batches of samples with their reconstructions; only the first is used.
         path: path of the PNG; its folder is created.
     """
+    samples, batch, visual, images = next(iter(batches))
     columns = []
-    for samples, batch, visual, images in reconstructed(stage, collate, held_out, _SAMPLES):
-        labels = visual.labels.unflatten(1, visual.grid).cpu().numpy()
-        rows = zip(samples, batch["target"], images.clamp(0, 1), labels, strict=True)
-        for sample, target, image, own in rows:
-            cells = [_to_image(target), _to_image(image), _label_map(own)]
-            if sample.masks is not None:
-                cells.append(_label_map(sample.masks))
-            columns.append(cells)
-        break
+    labels = visual.labels.unflatten(1, visual.grid).cpu().numpy()
+    rows = zip(samples, batch["target"], images.clamp(0, 1), labels, strict=True)
+    for sample, target, image, own in rows:
+        cells = [_to_image(target), _to_image(image), _label_map(own)]
+        if sample.masks is not None:
+            cells.append(_label_map(sample.masks))
+        columns.append(cells)
     height = max(map(len, columns))
     side = _CELL + _GAP
     sheet = Image.new("RGB", (side * len(columns) + _GAP, side * height + _GAP), "white")

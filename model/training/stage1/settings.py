@@ -41,7 +41,9 @@ class Stage1Settings(Settings):
             rate = getattr(self, name).visual_lr
             if rate is not None:
                 raise ValueError(f"{name}.visual_lr: expected none in stage 1, got {rate}")
-        check_weights(self.losses, besides=("perceptual_network", "adversarial_start"))
+        check_weights(
+            self.losses, besides=("perceptual_network", "adversarial_start", "phrase_queue")
+        )
         if not 0 <= self.token_noise < math.inf:
             expected = "a finite number of at least 0"
             raise ValueError(f"token_noise: expected {expected}, got {self.token_noise}")

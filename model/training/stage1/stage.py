@@ -5,16 +5,13 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from setokim.data import Dataset, Sample
+from setokim.data import Dataset
 from setokim.evaluation.perceptual import PerceptualLoss
 from setokim.tokenizer.configuration_setok import ENCODERS, SetokConfig
 from setokim.tokenizer.encoders import PATCH_STATISTICS
@@ -25,9 +22,11 @@ from setokim.training.engine import Engine
 from setokim.training.losses import concept_similarity
 from setokim.training.stage import Stage, StageOutput, TrainedModule
 from setokim.training.stage1.adversary import Adversary
-from setokim.training.stage1.evaluation import evaluate
+from setokim.training.stage1.collator import Stage1Collator
+from setokim.training.stage1.evaluation import evaluate, reconstructed
 from setokim.training.stage1.losses import LossContext, LossSettings, compute_losses
-from setokim.training.stage1.samples import write_samples
+from setokim.training.stage1.phrase_queue import PhraseQueue
+from setokim.training.stage1.samples import SHEET_SAMPLES, write_samples
 from setokim.training.stage1.settings import Stage1Settings
 from setokim.training.step_losses import StepLosses
 from setokim.training.text_encoder import build_text_encoder
@@ -35,6 +34,8 @@ from setokim.training.text_encoder import build_text_encoder
 # Initial logarithm of the inverse temperature (Radford et al., 2021).
 _FIRST_SCALE = math.log(1 / 0.07)
 TEXT_FILE = "text.safetensors"
+# Number of images for the statistics of the encoder's features.
+_UNIT_IMAGES = 128
 
 
 class Stage1(Stage):
@@ -56,6 +57,8 @@ class Stage1(Stage):
         )
         self.log_scale = nn.Parameter(torch.tensor(_FIRST_SCALE))
         self.perceptual = build_perceptual(settings.losses, self.setok)
+        size = self.losses.phrase_queue
+        self.queue = PhraseQueue(size) if self.losses.phrases else None
         self._freeze_unused()
 
     def forward(self, batch: dict[str, Tensor]) -> StageOutput:
@@ -81,8 +84,24 @@ class Stage1(Stage):
             images,
             batch["target"],
             batch["words"],
+            self.queue,
         )
-        return StageOutput(compute_losses(context), images)
+        losses = compute_losses(context)
+        if self.queue is not None and self.training:
+            self.queue.push(batch["words"])
+        return StageOutput(losses, images)
+
+    @torch.no_grad()
+    def prepare(self, dataset: Dataset) -> None:
+        """Measure the channels of the encoder's features on the first images, if they are used."""
+        units = getattr(self.setok.merger, "feature_units", None)
+        if units is None:
+            return
+        images = [dataset[i].image for i in range(min(_UNIT_IMAGES, len(dataset)))]
+        features = [
+            self.setok.encoder(images[i : i + 64]).flatten(0, -2) for i in range(0, len(images), 64)
+        ]
+        units.fit(torch.cat(features))
 
     def start(self, engine: Engine) -> dict[str, TrainedModule]:
         """Create the discriminator if the adversarial loss has a weight."""
@@ -120,7 +139,7 @@ class Stage1(Stage):
 
     def collator(self) -> Stage1Collator:
         """Return the collate function of this model."""
-        return Stage1Collator(self)
+        return Stage1Collator(self.setok, self.text.tokenize)
 
     def evaluate(
         self, collate: Stage1Collator, held_out: Dataset, batch_size: int
@@ -130,7 +149,7 @@ class Stage1(Stage):
 
     def write_samples(self, collate: Stage1Collator, held_out: Dataset, path: Path) -> None:
         """Write the image sheet of `setokim.training.stage1.samples.write_samples`."""
-        write_samples(self, collate, held_out, path)
+        write_samples(reconstructed(self, collate, held_out, SHEET_SAMPLES), path)
 
     def similarity(self, tokens: Tensor, occupied: Tensor, text_ids: Tensor) -> Tensor:
         """Return the similarity (B, T) of images and texts.
@@ -175,43 +194,12 @@ class Stage1(Stage):
     def _freeze_unused(self) -> None:
         # Distributed training would wait for the gradients of unused parameters.
         weights = self.losses
-        if not weights.contrastive:
+        if not (weights.contrastive or weights.phrases):
             for module in (self.setok.to_concept, self.text):
                 module.requires_grad_(False)
             self.log_scale.requires_grad_(False)
         if not (weights.l1 or weights.l2 or weights.perceptual or weights.adversarial):
             self.setok.detokenizer.requires_grad_(False)
-
-
-class Stage1Collator:
-    """Collate function of stage 1; it runs in the data loading processes.
-
-    Attributes:
-        size: height and width of the reconstructed images, in pixels.
-
-    Args:
-        stage: stage with the image processor and the text tokenizer.
-    """
-
-    def __init__(self, stage: Stage1):
-        self._preprocess = stage.setok.processor()
-        self._tokenize = stage.text.tokenize
-        config = stage.setok.config
-        self.size = tuple(side * config.decoder_patch_size for side in config.decoder_grid)
-
-    def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """Return `pixels` (B, 3, H, W), `target` (B, 3, h, w) in [0, 1], `words` (B, W, L)."""
-        images = [sample.image for sample in samples]
-        return {
-            "pixels": self._preprocess(images)["pixel_values"],
-            "target": torch.stack([self._target(image) for image in images]),
-            "words": self._tokenize([list(sample.concepts) for sample in samples]),
-        }
-
-    def _target(self, image: Image.Image) -> Tensor:
-        if image.size != (self.size[1], self.size[0]):
-            image = image.resize((self.size[1], self.size[0]), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.asarray(image, np.float32) / 255).permute(2, 0, 1)
 
 
 def build_model(fields: dict) -> SetokModel:

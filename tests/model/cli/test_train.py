@@ -18,8 +18,9 @@ from setok_cli.main import main
 from setokim import SetokModel, SetokProcessor
 from setokim.data import ShapesWorld
 from setokim.training.settings import load_settings
+from setokim.training.stage1.collator import Stage1Collator
 from setokim.training.stage1.evaluation import evaluate
-from setokim.training.stage1.stage import Stage1, Stage1Collator
+from setokim.training.stage1.stage import Stage1
 from setokim.utils.folder_lock import locked
 
 FIGURES = ["psnr", "tokens", "sharpness", "fg_ari", "best_overlap_iou", "token_object_correlation"]
@@ -76,7 +77,9 @@ def test_from_settings_to_a_model(tmp_path, train, capsys, threads):
     stage = Stage1(load_settings(tmp_path / "tiny.yaml", ["seed=99"]))
     stage.setok = model
     stage.load_text_side(out / "model")
-    again = evaluate(stage, Stage1Collator(stage), held_out, TINY["batch_size"])
+    again = evaluate(
+        stage, Stage1Collator(stage.setok, stage.text.tokenize), held_out, TINY["batch_size"]
+    )
     assert {name: metrics[name] for name in FIGURES} == pytest.approx(again)
 
 

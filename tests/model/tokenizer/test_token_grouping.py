@@ -17,6 +17,7 @@ from setokim.tokenizer.configuration_setok import TOKENS
 from setokim.tokenizer.merger import PatchMerger, QueryMerger, TokenMerger
 from setokim.tokenizer.shapelets import encode_shapelets
 from setokim.tokenizer.token_grouping import (
+    ClusterGrouping,
     GridGrouping,
     PatchGrouping,
     QueryGrouping,
@@ -360,3 +361,30 @@ def test_images_of_one_colour(model):
     picture.sum().backward()
     assert visual.tokens.isfinite().all()
     assert all(p.grad.isfinite().all() for p in made.parameters() if p.grad is not None)
+
+
+def test_patches_of_the_residual_go_to_the_cluster_of_their_largest_mask():
+    torch.manual_seed(0)
+    features = torch.rand(4, GRID[0] * GRID[1], 5)
+    # No patch of an image without features is in a cluster.
+    config = sk.ClusterConfig(max_clusters=3, offset=0.8, min_mass=1.0)
+    kept = ClusterGrouping(config, (), 0.0)(features, GRID)
+    found = ClusterGrouping(config, (), 0.0, residual="nearest")(features, GRID)
+    moved = 0
+    for image in range(4):
+        count = int(kept.counts[image])
+        for patch in range(features.shape[1]):
+            label = int(kept.labels[image, patch])
+            if label == count and count:
+                label = int(kept.masks[image, :count, patch].argmax())
+                moved += 1
+            assert int(found.labels[image, patch]) == label
+    assert moved > 5
+    assert torch.equal(found.masks, kept.masks) and torch.equal(found.counts, kept.counts)
+    # An image without a cluster keeps its residual.
+    none = dataclasses.replace(config, min_mass=1e6)
+    found = ClusterGrouping(none, (), 0.0, residual="nearest")(features, GRID)
+    assert not found.counts.any() and not found.labels.any()
+    assert found.occupied()[:, 0].all()
+    with pytest.raises(ValueError, match="residual: expected token or nearest, got 'none'"):
+        SetokConfig(residual="none")

@@ -13,6 +13,7 @@ from setokim.training.losses import (
     contrastive_loss,
     hinge_discriminator_loss,
     hinge_generator_loss,
+    phrase_loss,
     pixel_loss,
 )
 from setokim.utils.distributed import (
@@ -286,3 +287,39 @@ def test_two_processes_match_one(tmp_path):
         assert own["gathered"].tolist() == [[1.0], [2.0]]
     # Each x is in both losses, with the factors 1 and 10, at its own position.
     assert (first["x"].item(), second["x"].item()) == (11.0, 22.0)
+
+
+def test_the_loss_of_phrases_by_loop():
+    torch.manual_seed(0)
+    tokens, phrases = torch.randn(3, 4, 5), torch.randn(6, 5)
+    occupied = torch.tensor([[True] * 4, [True, False, True, False], [False] * 4])
+    own = torch.tensor([[1, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1]]).bool()
+    log_scale = torch.tensor(1.5)
+    expected = []
+    for image in range(3):
+        scores = []
+        for phrase in phrases:
+            cosines = [
+                float(F.cosine_similarity(token, phrase, dim=0))
+                for token, real in zip(tokens[image], occupied[image], strict=True)
+                if real
+            ]
+            scores.append(math.exp(1.5) * max(cosines, default=0.0))
+        others = sum(math.exp(s) for s, o in zip(scores, own[image], strict=True) if not o)
+        expected += [
+            math.log(1 + others / math.exp(s)) for s, o in zip(scores, own[image], strict=True) if o
+        ]
+    found = phrase_loss(tokens, occupied, phrases, own, log_scale)
+    assert float(found) == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+    assert phrase_loss(tokens, occupied, phrases[:0], own[:, :0], log_scale) == 0
+
+
+def test_padding_has_no_influence_on_the_loss_of_phrases():
+    tokens = torch.randn(1, 2, 5, requires_grad=True)
+    occupied = torch.tensor([[True, False]])
+    own = torch.tensor([[True, False]])
+    with torch.no_grad():
+        tokens[0, 1] = torch.nan
+    loss = phrase_loss(tokens, occupied, torch.randn(2, 5), own, torch.tensor(0.0))
+    loss.backward()
+    assert loss.isfinite() and tokens.grad[0, 0].any() and not tokens.grad[0, 1].any()

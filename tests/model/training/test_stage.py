@@ -11,7 +11,8 @@ from setokim.training import trainer as trainer_module
 from setokim.training.base_settings import OptimizerSettings
 from setokim.training.settings import InstructSettings
 from setokim.training.stage import Stage, StageOutput, to_device
-from setokim.training.stage1.stage import Stage1, Stage1Collator
+from setokim.training.stage1.collator import Stage1Collator
+from setokim.training.stage1.stage import Stage1
 from setokim.training.stages import build_stage
 from setokim.training.trainer import Trainer
 

@@ -21,7 +21,8 @@ from setokim.training import (
     rng_state,
     unflatten_state,
 )
-from setokim.training.stage1.stage import Stage1, Stage1Collator
+from setokim.training.stage1.collator import Stage1Collator
+from setokim.training.stage1.stage import Stage1
 from setokim.training.state import changed_settings
 from setokim.training.trainer import Trainer
 
@@ -148,7 +149,7 @@ def test_two_processes_match_one_with_twice_the_batch(tmp_path, train):
     first = tiny_settings(tmp_path, *settings)
     torch.manual_seed(first.seed)
     stage = Stage1(first)
-    world, collate = ShapesWorld(seed=0, size=32), Stage1Collator(stage)
+    world, collate = ShapesWorld(seed=0, size=32), Stage1Collator(stage.setok, stage.text.tokenize)
     apart, together = [], []
     for start in (0, 4):
         halves = [range(start, start + 2), range(start + 2, start + 4)]

@@ -10,9 +10,10 @@ from helpers.tiny_stage1 import tiny_settings
 from setokim.data import Sample, ShapesWorld
 from setokim.tokenizer.modeling_setok import VisualTokens
 from setokim.training.settings import LossSettings
-from setokim.training.stage1.evaluation import evaluate
+from setokim.training.stage1.collator import Stage1Collator
+from setokim.training.stage1.evaluation import evaluate, reconstructed
 from setokim.training.stage1.samples import write_samples
-from setokim.training.stage1.stage import Stage1, Stage1Collator
+from setokim.training.stage1.stage import Stage1
 
 # Three images of 2 × 2 patches and 4 × 4 pixels: clusters of patches, true objects of pixels.
 LABELS = torch.tensor([[0, 1, 1, 1], [0, 1, 2, 2], [0, 1, 2, 3]])
@@ -119,7 +120,10 @@ def test_metrics_that_need_masks_or_texts_are_left_out():
 def test_metrics_do_not_depend_on_the_batch_size(tmp_path):
     torch.manual_seed(0)
     stage = Stage1(tiny_settings(tmp_path))
-    collate, held_out = Stage1Collator(stage), [ShapesWorld(3, size=32)[i] for i in range(7)]
+    collate, held_out = (
+        Stage1Collator(stage.setok, stage.text.tokenize),
+        [ShapesWorld(3, size=32)[i] for i in range(7)],
+    )
     whole = evaluate(stage, collate, held_out, 7)
     assert evaluate(stage, collate, held_out, 3) == pytest.approx(whole, rel=1e-5)
     assert whole["recall_at_1_chance"] == 1 / 7
@@ -127,7 +131,8 @@ def test_metrics_do_not_depend_on_the_batch_size(tmp_path):
 
 def test_image_sheet(tmp_path):
     path = tmp_path / "new" / "sheet.png"
-    write_samples(Stub(error=1.0), collate, samples([OBJECTS[0], None, OBJECTS[2]]), path)
+    shown = samples([OBJECTS[0], None, OBJECTS[2]])
+    write_samples(reconstructed(Stub(error=1.0), collate, shown, 3), path)
     sheet = np.asarray(Image.open(path))
     # Three columns of image, reconstruction, clusters and truth; 128 pixels each, 4 between them.
     assert sheet.shape == (4 * 132 + 4, 3 * 132 + 4, 3)

@@ -8,11 +8,11 @@ from PIL import Image
 from helpers.tiny_stage1 import TINY, tiny_settings
 from setokim import SetokConfig, SetokModel, SetokProcessor
 from setokim.data import Sample, ShapesWorld
+from setokim.training.stage1.collator import Stage1Collator
 from setokim.training.stage1.losses import LossSettings
 from setokim.training.stage1.stage import (
     TEXT_FILE,
     Stage1,
-    Stage1Collator,
     build_model,
     build_perceptual,
 )
@@ -31,7 +31,7 @@ def build(tmp_path):
 
 def batch_of(stage, count=4):
     world = ShapesWorld(seed=0, size=32)
-    return Stage1Collator(stage)([world[i] for i in range(count)])
+    return Stage1Collator(stage.setok, stage.text.tokenize)([world[i] for i in range(count)])
 
 
 def sample(image, *concepts):
@@ -40,7 +40,7 @@ def sample(image, *concepts):
 
 def test_batches_by_hand(build):
     stage = build()
-    collate = Stage1Collator(stage)
+    collate = Stage1Collator(stage.setok, stage.text.tokenize)
     assert collate.size == (32, 32)
     exact = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
     flat = Image.new("RGB", (50, 20), (255, 51, 0))
@@ -60,7 +60,7 @@ def test_batches_by_hand(build):
 
 def test_targets_may_be_oblong(build):
     stage = build("model.decoder_grid=[2, 5]")
-    batch = Stage1Collator(stage)([sample(Image.new("RGB", (40, 16)))])
+    batch = Stage1Collator(stage.setok, stage.text.tokenize)([sample(Image.new("RGB", (40, 16)))])
     assert batch["target"].shape == (1, 3, 16, 40)
     assert stage(batch).images.shape == (1, 3, 16, 40)
 
@@ -228,3 +228,28 @@ class TestTokenNoise:
     def test_bad_noise(self, tmp_path, noise):
         with pytest.raises(ValueError, match="token_noise: expected a finite number of at least 0"):
             tiny_settings(tmp_path, f"token_noise={'.inf' if noise == float('inf') else noise}")
+
+
+def test_features_in_units_of_their_channels(build):
+    stage = build("model.feature_units=true")
+    world = ShapesWorld(seed=0, size=32)
+    stage.prepare([world[i] for i in range(9)])
+    units = stage.setok.merger.feature_units
+    with torch.no_grad():
+        features = stage.setok.encoder([world[i].image for i in range(9)]).flatten(0, -2)
+    normal = units.normalise(features)
+    torch.testing.assert_close(normal.mean(0), torch.zeros(normal.shape[1]), rtol=0, atol=1e-4)
+    varies = features.std(0) > 1e-5
+    torch.testing.assert_close(
+        normal.std(0, unbiased=False)[varies], torch.ones(int(varies.sum())), rtol=1e-3, atol=0
+    )
+    batch = batch_of(stage, 3)
+    before = stage.setok.tokenize(batch["pixels"]).tokens
+    # Channels in other units give the same tokens, once those are measured.
+    weights = stage.setok.encoder.weights
+    stage.setok.encoder.weights = tuple(2 * weight for weight in weights)
+    stage.prepare([world[i] for i in range(9)])
+    again = stage.setok.tokenize(batch["pixels"]).tokens
+    torch.testing.assert_close(again, before, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="feature_units: expected False with tokens='queries'"):
+        SetokConfig(tokens="queries", num_queries=3, feature_units=True)
