@@ -191,5 +191,5 @@ def _split(
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Move the tensors of a batch to a device; plain values stay unchanged."""
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    """Move the tensors of a batch to a device, and values with `to`; plain ones stay unchanged."""
+    return {k: v.to(device) if hasattr(v, "to") else v for k, v in batch.items()}

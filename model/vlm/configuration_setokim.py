@@ -9,6 +9,8 @@ from transformers import AutoConfig, PretrainedConfig
 from setokim.tokenizer.configuration_setok import SetokConfig
 from setokim.vlm.diffusion_head import PREDICTIONS, SCHEDULES
 
+TOKEN_ORDERS = ("raster", "size", "seed", "background")
+
 
 class SetokimConfig(PretrainedConfig):
     """Configuration of `SetokimModel`, complete in itself: no field points to another file.
@@ -30,12 +32,16 @@ class SetokimConfig(PretrainedConfig):
         noise_schedule: noise schedule of the diffusion head, a `beta_schedule` of diffusers.
         noise_steps: number of timesteps of the diffusion in training.
         segmentation_width: channels of the segmentation head.
-        token_order: order of an image's tokens in the text: "raster", "size" or "seed".
+        token_order: order of an image's tokens in the text: "raster", "size", "seed", or
+            "background" for the token with most patches first and the others in raster order.
         answer_order: order of the tokens of a generated image that follows another image: "own" for
             `token_order`, "before" for the order of the nearest tokens of that image.
         recall_width: channels of the queries and keys of the pointer head, which attends to earlier
             visual tokens; None for no pointer head, so that the diffusion head has the hidden state
             before the token alone.
+        copy_tokens: flag for a pointer head that repeats an earlier token exactly, if it chooses
+            one, or else leaves the token to the diffusion head; needs `recall_width`.
+        name_regions: flag for the head that predicts the words for a visual token (`NameHead`).
         lora: rank, alpha, dropout and targets of the adapters in the language model, a dict; None
             for no adapters.
         loss_weights: weights of the training losses by name; None for weight 1 of text, diffusion
@@ -44,7 +50,9 @@ class SetokimConfig(PretrainedConfig):
 
     model_type = "setokim"
     # The Trainer of transformers gathers all other outputs in evaluation, and gathers tensors only.
-    keys_to_ignore_at_inference: ClassVar = ["losses", "spliced", "visual", "packed", "seen"]
+    keys_to_ignore_at_inference: ClassVar = [
+        *("losses", "spliced", "visual", "packed", "seen", "repeated"),
+    ]
 
     def __init__(
         self,
@@ -65,6 +73,8 @@ class SetokimConfig(PretrainedConfig):
         token_order: str = "raster",
         answer_order: str = "own",
         recall_width: int | None = None,
+        copy_tokens: bool = False,
+        name_regions: bool = False,
         lora: dict[str, Any] | None = None,
         loss_weights: dict[str, float] | None = None,
         **kwargs: Any,
@@ -91,6 +101,8 @@ class SetokimConfig(PretrainedConfig):
         self.token_order = token_order
         self.answer_order = answer_order
         self.recall_width = recall_width
+        self.copy_tokens = copy_tokens
+        self.name_regions = name_regions
         self.lora = lora
         self.loss_weights = (
             {"text": 1.0, "diffusion": 1.0, "mask": 1.0} if loss_weights is None else loss_weights
@@ -127,14 +139,18 @@ class SetokimConfig(PretrainedConfig):
             raise ValueError(
                 f"noise_schedule: expected one of {expected}, got {self.noise_schedule!r}"
             )
-        if self.token_order not in ("raster", "size", "seed"):
-            raise ValueError(
-                f"token_order: expected raster, size or seed, got {self.token_order!r}"
-            )
+        if self.token_order not in TOKEN_ORDERS:
+            expected = ", ".join(TOKEN_ORDERS)
+            raise ValueError(f"token_order: expected one of {expected}, got {self.token_order!r}")
         if self.answer_order not in ("own", "before"):
             raise ValueError(f"answer_order: expected own or before, got {self.answer_order!r}")
         if self.recall_width is not None and self.recall_width < 1:
             raise ValueError(f"recall_width: expected None or at least 1, got {self.recall_width}")
+        for name in ("copy_tokens", "name_regions"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}: expected a bool, got {getattr(self, name)!r}")
+        if self.copy_tokens and self.recall_width is None:
+            raise ValueError("recall_width: expected a number with copy_tokens, got None")
         if any(self.special_ids) and len(set(self.special_ids)) < 4:
             expected = "four distinct ids of <image>, <img>, </img> and [SEG]"
             raise ValueError(f"image_token_id: expected {expected}, got {self.special_ids}")

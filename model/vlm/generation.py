@@ -11,7 +11,6 @@ from torch import Tensor
 
 from setok_kernels import Packed
 from setokim.tokenizer.modeling_setok import SetokModel, VisualTokens
-from setokim.tokenizer.shapelets import unit_shapes
 from setokim.vlm.configuration_setokim import SetokimConfig
 from setokim.vlm.diffusion_head import DiffusionHead
 from setokim.vlm.generation_config import SetokimGenerationConfig
@@ -37,6 +36,8 @@ class GenerativeModel(LanguageModel, Protocol):
     ) -> tuple[Spliced, VisualTokens, Packed]: ...
 
     def embed(self, ids: Tensor, visual: Tensor, tokens: Tensor) -> Tensor: ...
+
+    def tokens_of(self, targets: Tensor) -> Tensor: ...
 
     def logits(self, hidden: Tensor) -> Tensor: ...
 
@@ -139,20 +140,8 @@ def generate(
         if visual_rows:
             index = torch.tensor(visual_rows, device=hidden.device)
             indices[index] = torch.arange(len(visual_rows), device=hidden.device)
-            noise = _noise(visual_rows, tokens.shape[1], generators).to(hidden.device)
-            condition, base = reader.conditions(hidden, index)
-            unconditional = reader.conditions(hidden, index + batch) if guided else (None, None)
-            tokens = model.head.sample(
-                condition,
-                unconditional[0],
-                wanted.guidance,
-                wanted.sampling_steps,
-                temperature=wanted.image_temperature,
-                noise=noise,
-                base=base,
-                unconditional_base=unconditional[1],
-            )
-            tokens = unit_shapes(tokens.to(packed.tokens.dtype), model.setok.config.outline_dim)
+            tokens = _next_tokens(model, reader, hidden, index, wanted, guided, generators)
+            tokens = tokens.to(packed.tokens.dtype)
         for i in range(batch):
             if running[i]:
                 rows[i].add(chosen[i], tokens[indices[i]] if i in visual_rows else None)
@@ -237,6 +226,32 @@ class _Row:
     def _end_image(self) -> None:
         self._answer.tokens.append(torch.stack(self._open_image))
         self._open_image = None
+
+
+def _next_tokens(
+    model: GenerativeModel,
+    reader: Reader,
+    hidden: Tensor,
+    rows: Tensor,
+    wanted: SetokimGenerationConfig,
+    guided: bool,
+    generators: Sequence[torch.Generator] | None,
+) -> Tensor:
+    """Return the next visual tokens (S, token_dim) of some rows: repeated or new ones."""
+    pointed = reader.conditions(hidden, rows)
+    unconditional = reader.conditions(hidden, rows + len(hidden) // 2) if guided else None
+    noise = _noise(rows.tolist(), model.head.token_dim, generators).to(hidden.device)
+    targets = model.head.sample(
+        pointed.condition,
+        None if unconditional is None else unconditional.condition,
+        wanted.guidance,
+        wanted.sampling_steps,
+        temperature=wanted.image_temperature,
+        noise=noise,
+        base=pointed.base,
+        unconditional_base=None if unconditional is None else unconditional.base,
+    )
+    return reader.repeat(model.tokens_of(targets), pointed, rows)
 
 
 def _choose(logits: Tensor, temperature: float, top_p: float, generators) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -50,3 +51,40 @@ def add_lora(
 def base_of(llm: nn.Module) -> PreTrainedModel:
     """Return the language model of transformers, unwrapped from its adapters if it has any."""
     return llm.get_base_model() if hasattr(llm, "get_base_model") else llm
+
+
+_Model = TypeVar("_Model", bound="LoraMixin")
+
+
+class LoraMixin:
+    """Methods of `SetokimModel` that add and merge the adapters of its language model."""
+
+    llm: Any
+    config: Any
+
+    def add_lora(self, lora: dict[str, Any]) -> None:
+        """Freeze the language model and add low-rank adapters to it.
+
+        Args:
+            lora: rank, alpha, dropout and targets of the adapters, as in `SetokimConfig`.
+
+        Raises:
+            MissingExtraError: peft is not installed.
+            ValueError: the model has adapters already, or no layer has one of the names.
+        """
+        if self.config.lora is not None:
+            raise ValueError(f"lora: expected a model without adapters, got {self.config.lora}")
+        self.llm = add_lora(self.llm, **lora)
+        self.config.lora = lora
+
+    def merge_lora(self: _Model) -> _Model:
+        """Merge the adapters into the weights of the language model; return this model.
+
+        Raises:
+            ValueError: the model has no adapters.
+        """
+        if self.config.lora is None:
+            raise ValueError("lora: expected a model with adapters, got one without adapters")
+        self.llm = self.llm.merge_and_unload()
+        self.config.lora = None
+        return self

@@ -1,4 +1,4 @@
-"""Training losses of SetokimModel: text, visual tokens and masks.
+"""Training losses of SetokimModel: text, visual tokens, masks, repeated tokens and names.
 
 Means are over the tokens or masks of all processes. Each process returns its part, so that the mean
 over the processes, which DDP takes, is the loss of one process with the whole batch. All processes
@@ -19,7 +19,9 @@ from setokim.utils.distributed import mean_over_ranks, world_size
 from setokim.utils.registry import Registry
 from setokim.vlm.diffusion_head import DiffusionHead
 from setokim.vlm.outputs import SetokimOutput
+from setokim.vlm.pointer_head import Pointed
 from setokim.vlm.processing_setokim import IGNORED
+from setokim.vlm.region_names import NameHead, RegionNames, bag_of_words_loss
 from setokim.vlm.segmentation import MaskLogits
 
 
@@ -27,12 +29,16 @@ class LossModel(Protocol):
     """Interface of `SetokimModel` for the losses."""
 
     head: DiffusionHead
+    names: NameHead | None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of the next token."""
 
     def generated_tokens(self, output: SetokimOutput) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the visual tokens that the assistant generates, with their conditions."""
+        """Return what the diffusion head shall generate, with its conditions."""
+
+    def point(self, output: SetokimOutput, rows: Tensor, positions: Tensor) -> Pointed:
+        """Return the conditions of the tokens at some positions."""
 
     def segment(self, output: SetokimOutput, size: tuple[int, int]) -> tuple[MaskLogits, Tensor]:
         """Return the mask of each `[SEG]`."""
@@ -49,6 +55,7 @@ class LossContext:
             masks.
         diffusion_repeats: number of timesteps and noise samples for each visual token.
         diffusion_noisiest: number of these at the last timestep.
+        regions: named regions of the images; None without names.
     """
 
     model: LossModel
@@ -56,6 +63,7 @@ class LossContext:
     masks: Tensor | None = None
     diffusion_repeats: int = 4
     diffusion_noisiest: int = 0
+    regions: RegionNames | None = None
 
 
 # A loss returns a 0-dim float32 tensor that carries gradient.
@@ -116,6 +124,65 @@ def segmentation_loss(context: LossContext) -> Tensor:
         raise ValueError("masks: expected a (K, h, w) tensor for the mask loss, got None")
     logits, kept = context.model.segment(context.output, tuple(context.masks.shape[1:]))
     return mask_loss(logits, context.masks[kept])
+
+
+@LOSSES.register("copy")
+def copy_loss(context: LossContext) -> Tensor:
+    """Return the mean cross-entropy of repeating a token of the source image or making a new one.
+
+    The mean is over the tokens of edited images.
+
+    Raises:
+        ValueError: the model was built without `copy_tokens`.
+    """
+    output = context.output
+    if output.repeated is None:
+        raise ValueError("losses.copy: expected a model with copy_tokens, got one without")
+    rows, positions, index = output.generated()
+    pointed = context.model.point(output, rows, positions)
+    assert pointed.choices is not None
+    # Where no earlier token can be repeated there is no choice.
+    lowest = torch.finfo(pointed.choices.dtype).min
+    choosing = (pointed.choices[:, :-1] > lowest).any(1)
+    source = output.repeated[index]
+    # Position of each visual token in its row.
+    column = torch.zeros_like(output.repeated)
+    at_visual = output.spliced.visual >= 0
+    column[output.spliced.visual[at_visual]] = at_visual.nonzero()[:, 1]
+    target = torch.where(source >= 0, column[source], pointed.choices.shape[1] - 1)
+    count = mean_over_ranks(choosing.sum().float()).clamp(min=1)
+    loss = F.cross_entropy(pointed.choices[choosing], target[choosing], reduction="sum")
+    return loss / count
+
+
+@LOSSES.register("names")
+def names_loss(context: LossContext) -> Tensor:
+    """Return the mean cross-entropy of the words for visual tokens, before and at each of them.
+
+    A linear layer on the hidden state before a generated token, and another one on the state at
+    every token, predict the words of the region that the token shows (`RegionNames`). Tokens
+    without words do not count.
+
+    Raises:
+        ValueError: the model was built without `name_regions`, or there are no regions.
+    """
+    head, output = context.model.names, context.output
+    if head is None:
+        raise ValueError("losses.names: expected a model with name_regions, got one without")
+    if context.regions is None:
+        raise ValueError("regions: expected named regions for the loss of names, got None")
+    words = context.regions.of_tokens(output.visual, output.packed)  # (S, W)
+    visual, hidden = output.spliced.visual, output.last_hidden_state
+    drawn = output.generated()[:2]
+    read = (visual >= 0).nonzero().unbind(1)
+    total, count = hidden.new_zeros((), dtype=torch.float32), hidden.new_zeros(())
+    for layer, (rows, positions), shift in ((head.drawn, drawn, 1), (head.read, read, 0)):
+        own = words[visual[rows, positions]]
+        named = (own >= 0).any(1)
+        logits = context.model.logits(layer(hidden[rows, positions - shift][named]))
+        total = total + bag_of_words_loss(logits, own[named])
+        count = count + named.sum()
+    return total / mean_over_ranks(count.float()).clamp(min=1)
 
 
 def mask_loss(

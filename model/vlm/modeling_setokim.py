@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,30 +18,29 @@ from transformers import initialization as init
 
 from setok_kernels import Packed
 from setokim.tokenizer.modeling_setok import SetokModel, VisualTokens
-from setokim.tokenizer.token_statistics import token_blocks
+from setokim.tokenizer.shapelets import unit_shapes
+from setokim.tokenizer.token_statistics import ChannelUnits, token_blocks
 from setokim.vlm.configuration_setokim import SetokimConfig
 from setokim.vlm.diffusion_head import DiffusionHead
 from setokim.vlm.generation import Answer, Streamer, generate
 from setokim.vlm.generation_config import SetokimGenerationConfig
-from setokim.vlm.lora import add_lora, base_of
+from setokim.vlm.lora import LoraMixin, add_lora, base_of
 from setokim.vlm.losses import LossContext, compute_losses
-from setokim.vlm.multimodal_inputs import (
-    Spliced,
-    prompt_positions,
-    source_images,
-    source_order,
-    splice,
-)
+from setokim.vlm.multimodal_inputs import Spliced, input_tokens, prompt_positions, splice
 from setokim.vlm.outputs import SetokimOutput
-from setokim.vlm.pointer_head import Memory, PointerHead
-from setokim.vlm.processing_setokim import IGNORED, SetokimProcessor
+from setokim.vlm.pointer_head import Memory, Pointed, PointerHead
+from setokim.vlm.processing_setokim import SetokimProcessor
+from setokim.vlm.region_names import NameHead, RegionNames
 from setokim.vlm.segmentation import MaskLogits, SegmentationHead
+from setokim.vlm.token_order import (
+    pack_in_order,
+    pack_like_sources,
+    repeated_tokens,
+    source_images,
+)
 
-# Fields of `Packed` with one row for each token.
-_TOKEN_FIELDS = ("tokens", "images", "rows", "sizes", "seeds", "seed_positions", "centroids")
 
-
-class SetokimModel(PreTrainedModel):
+class SetokimModel(PreTrainedModel, LoraMixin):
     """Causal language model with a visual tokenizer, a projector, and heads for tokens and masks.
 
     Images become visual tokens at the positions of `<image>`. The language model's head predicts
@@ -77,12 +75,16 @@ class SetokimModel(PreTrainedModel):
         )
         self.special_in = nn.Parameter(torch.zeros(4, hidden))
         self.special_out = nn.Parameter(torch.zeros(4, hidden))
-        blocks = token_blocks(visual.token_dim, visual.outline_dim)
+        # The diffusion head generates codes, if there are any, and tokens otherwise.
+        blocks: tuple[int, ...] = token_blocks(visual.token_dim, visual.outline_dim)
+        if visual.code_dim is not None:
+            blocks = (visual.code_dim,)
         self.recall: PointerHead | None = None
         if config.recall_width is not None:
-            self.recall = PointerHead(hidden, visual.token_dim, config.recall_width, blocks)
+            width = config.recall_width
+            self.recall = PointerHead(hidden, sum(blocks), width, blocks, config.copy_tokens)
         self.head = DiffusionHead(
-            visual.token_dim,
+            sum(blocks),
             hidden if self.recall is None else self.recall.condition_dim,
             config.head_width,
             config.head_layers,
@@ -94,6 +96,7 @@ class SetokimModel(PreTrainedModel):
         self.segmentation = SegmentationHead(
             hidden, visual.token_dim, self.setok.encoder.feature_dim, config.segmentation_width
         )
+        self.names = NameHead(hidden) if config.name_regions else None
         ids = torch.tensor(config.special_ids)
         self.register_buffer("special_ids", ids, persistent=False)
         self.post_init()
@@ -121,6 +124,23 @@ class SetokimModel(PreTrainedModel):
             model.add_lora(lora)
         return model
 
+    @property
+    def token_units(self) -> ChannelUnits:
+        """Module with the channel statistics of visual tokens."""
+        return self.head if self.setok.codes is None else self.setok.codes
+
+    def targets(self, tokens: Tensor) -> Tensor:
+        """Return what the diffusion head generates for tokens (S, token_dim): codes or tokens."""
+        codes = self.setok.codes
+        return tokens if codes is None else codes.encode(tokens)[0].to(tokens)
+
+    def tokens_of(self, targets: Tensor) -> Tensor:
+        """Return the visual tokens (S, token_dim) of an output of the diffusion head."""
+        codes = self.setok.codes
+        if codes is None:
+            return unit_shapes(targets, self.setok.config.outline_dim)
+        return codes.decode(targets)
+
     def embed(self, ids: Tensor, visual: Tensor, tokens: Tensor) -> Tensor:
         """Embed text tokens, special tokens and visual tokens.
 
@@ -137,7 +157,7 @@ class SetokimModel(PreTrainedModel):
         text = table(ids.masked_fill(special >= 0, 0))
         embeddings = torch.where(special[..., None] >= 0, self.special_in[special].to(text), text)
         # One more row for index -1: there may be no visual token at all.
-        normal = self.head.normalise(tokens).to(self.dtype)
+        normal = self.token_units.normalise(tokens).to(self.dtype)
         projected = F.pad(self.project_in(normal), (0, 0, 0, 1))
         return torch.where(visual[..., None] >= 0, projected[visual].to(embeddings), embeddings)
 
@@ -205,15 +225,10 @@ class SetokimModel(PreTrainedModel):
             visual = self.setok.tokenize(pixel_values)
         else:
             visual = pixel_values
-        packed = visual.pack(self.config.token_order)
+        packed = pack_in_order(visual, self.config.token_order)
         if self.config.answer_order == "before":
-            visible = input_ids.masked_fill(attention_mask == 0, -1)
-            sources = source_images(visible, *self.config.special_ids[:2])
-            normal = self.head.normalise(packed.tokens.detach())
-            order = source_order(normal, packed.cu_seqlens, sources, self.head.blocks)
-            packed = replace(
-                packed, **{name: getattr(packed, name)[order] for name in _TOKEN_FIELDS}
-            )
+            sources = self._sources(input_ids, attention_mask)
+            packed = pack_like_sources(packed, self.token_units, sources)
         ids = (self.config.image_token_id, self.config.segment_id)
         offsets = packed.cu_seqlens
         spliced = splice(input_ids, attention_mask, labels, offsets, *ids, max_length, padding_side)
@@ -231,6 +246,7 @@ class SetokimModel(PreTrainedModel):
         loss_weights: Mapping[str, float] | None = None,
         diffusion_repeats: int = 4,
         diffusion_noisiest: int = 0,
+        regions: RegionNames | None = None,
     ) -> SetokimOutput:
         """Run whole conversations through the model and compute their losses.
 
@@ -248,6 +264,7 @@ class SetokimModel(PreTrainedModel):
                 computed. None for `config.loss_weights`, without the mask loss if `masks` is None.
             diffusion_repeats: number of timesteps and noise samples for each visual token.
             diffusion_noisiest: number of these at the last timestep.
+            regions: named regions of the images, for the loss "names".
 
         Returns:
             Hidden states, and with labels `loss` and its parts `losses`, which carry gradient.
@@ -264,11 +281,21 @@ class SetokimModel(PreTrainedModel):
         if unconditional is not None:
             prompt = prompt_positions(spliced.labels)
             seen = seen.masked_fill(unconditional[:, None] & prompt, 0)
-        embeddings = self.embed(spliced.ids, spliced.visual, packed.tokens)
+        repeated = None
+        if self.config.copy_tokens:
+            sources = self._sources(input_ids, attention_mask)
+            repeated = repeated_tokens(packed, self.token_units, sources)
+        tokens = input_tokens(spliced, packed.tokens, self.setok.codes, repeated, self.training)
+        embeddings = self.embed(spliced.ids, spliced.visual, tokens)
         positions = (seen.cumsum(1) - 1).clamp(min=0)
         hidden = self.decode(embeddings, seen, positions, use_cache=False).last_hidden_state
         output = SetokimOutput(
-            last_hidden_state=hidden, spliced=spliced, visual=visual, packed=packed, seen=seen
+            last_hidden_state=hidden,
+            spliced=spliced,
+            visual=visual,
+            packed=packed,
+            seen=seen,
+            repeated=repeated,
         )
         if labels is None:
             return output
@@ -276,7 +303,7 @@ class SetokimModel(PreTrainedModel):
             loss_weights = self.config.loss_weights
             if masks is None:
                 loss_weights = {**loss_weights, "mask": 0.0}
-        context = LossContext(self, output, masks, diffusion_repeats, diffusion_noisiest)
+        context = LossContext(self, output, masks, diffusion_repeats, diffusion_noisiest, regions)
         output.losses = compute_losses(context, loss_weights)
         if output.losses:
             weighted = [loss_weights[name] * loss for name, loss in output.losses.items()]
@@ -284,22 +311,37 @@ class SetokimModel(PreTrainedModel):
         return output
 
     def generated_tokens(self, output: SetokimOutput) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the visual tokens that the assistant generates, with their conditions.
+        """Return what the diffusion head shall generate, with its conditions.
 
         Args:
             output: output of `forward` with labels.
 
         Returns:
-            (S, token_dim) tokens without gradient, then the two results of `conditions`.
+            (S, D) targets without gradient, codes if the model has them and tokens otherwise,
+            (S, C) conditions, and (S, D) base of the head's output, or None. Tokens that repeat
+            one of the source image are left out.
         """
-        spliced = output.spliced
-        generated = (spliced.visual >= 0) & (spliced.labels != IGNORED)
-        rows, positions = generated.nonzero().unbind(1)
-        tokens = output.packed.tokens.detach()[spliced.visual[rows, positions]]
-        inputs = spliced.ids, spliced.visual, output.packed.tokens, output.seen
+        places = output.generated()
+        if output.repeated is not None:
+            places = [place[output.repeated[places[2]] < 0] for place in places]
+        rows, positions, index = places
+        with torch.no_grad():
+            targets = self.targets(output.packed.tokens[index])
+        pointed = self.point(output, rows, positions)
+        return targets, pointed.condition, pointed.base
+
+    def point(self, output: SetokimOutput, rows: Tensor, positions: Tensor) -> Pointed:
+        """Return the conditions of the tokens at some positions of a forward pass.
+
+        Args:
+            output: output of `forward`.
+            rows: (S,) int64 row of each token, in ascending order.
+            positions: (S,) int64 position of each token.
+        """
+        inputs = output.spliced.ids, output.spliced.visual, output.packed.tokens, output.seen
         memory = self.memory(output.last_hidden_state, *inputs)
         hidden_states = output.last_hidden_state[rows, positions - 1]
-        return tokens, *self.conditions(hidden_states, rows, positions - 1, memory)
+        return self.conditions(hidden_states, rows, positions - 1, memory)
 
     def segment(self, output: SetokimOutput, size: tuple[int, int]) -> tuple[MaskLogits, Tensor]:
         """Return the mask of each `[SEG]` in the labels.
@@ -336,14 +378,22 @@ class SetokimModel(PreTrainedModel):
         if self.recall is None:
             return None
         # One more row for index -1.
-        normal = F.pad(self.head.normalise(tokens.detach()), (0, 0, 0, 1))
+        exact = F.pad(tokens.detach(), (0, 0, 0, 1))
+        with torch.no_grad():
+            normal = F.pad(self.head.normalise(self.targets(tokens)), (0, 0, 0, 1))
         kept = seen.bool()
         begun = (ids == self.config.image_start_id).cumsum(1)
-        return Memory(hidden * kept[..., None], normal[visual], (visual >= 0) & kept, begun)
+        return Memory(
+            hidden * kept[..., None],
+            normal[visual],
+            (visual >= 0) & kept,
+            begun,
+            exact[visual] if self.config.copy_tokens else None,
+        )
 
     def conditions(
         self, hidden_states: Tensor, rows: Tensor, positions: Tensor, memory: Memory | None
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> Pointed:
         """Return the conditions of the diffusion head.
 
         Args:
@@ -353,10 +403,10 @@ class SetokimModel(PreTrainedModel):
             memory: result of `memory`.
 
         Returns:
-            (S, C) conditions, and (S, token_dim) base of the head's output, or None.
+            Result of the pointer head; without one the hidden states alone.
         """
         if memory is None:
-            return hidden_states, None
+            return Pointed(hidden_states, None)
         assert self.recall is not None
         return self.recall(hidden_states, rows, positions, memory)
 
@@ -412,33 +462,6 @@ class SetokimModel(PreTrainedModel):
             **options,
         )
 
-    def add_lora(self, lora: dict[str, Any]) -> None:
-        """Freeze the language model and add low-rank adapters to it.
-
-        Args:
-            lora: rank, alpha, dropout and targets of the adapters, as in `SetokimConfig`.
-
-        Raises:
-            MissingExtraError: peft is not installed.
-            ValueError: the model has adapters already, or no layer has one of the names.
-        """
-        if self.config.lora is not None:
-            raise ValueError(f"lora: expected a model without adapters, got {self.config.lora}")
-        self.llm = add_lora(self.llm, **lora)
-        self.config.lora = lora
-
-    def merge_lora(self) -> SetokimModel:
-        """Merge the adapters into the weights of the language model; return this model.
-
-        Raises:
-            ValueError: the model has no adapters.
-        """
-        if self.config.lora is None:
-            raise ValueError("lora: expected a model with adapters, got one without adapters")
-        self.llm = self.llm.merge_and_unload()
-        self.config.lora = None
-        return self
-
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict | None = None
     ) -> None:
@@ -450,6 +473,11 @@ class SetokimModel(PreTrainedModel):
         # Not reentrant: that needs inputs with gradient, and frozen embeddings have none.
         kwargs = {"use_reentrant": False} | (gradient_checkpointing_kwargs or {})
         base_of(self.llm).gradient_checkpointing_enable(kwargs)
+
+    def _sources(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return (M,) int64, the index of each generated image's source, -1 for other images."""
+        visible = input_ids.masked_fill(attention_mask == 0, -1)
+        return source_images(visible, *self.config.special_ids[:2])
 
     def _special(self, ids: Tensor) -> Tensor:
         """Return the index of each id among the four special tokens, -1 for all other ids."""

@@ -1,14 +1,14 @@
-"""Visual tokens in the text: their positions, and the order of an image's tokens."""
+"""Positions of visual tokens in the text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from setokim.tokenizer.token_codes import TokenCodes
 from setokim.vlm.processing_setokim import IGNORED
 
 
@@ -130,59 +130,35 @@ def prompt_positions(labels: Tensor) -> Tensor:
     return ~(trained | last)
 
 
-def source_images(input_ids: Tensor, image_token_id: int, image_start_id: int) -> Tensor:
-    """Return the source of each generated image: the last image before it in its row.
-
-    Args:
-        input_ids: (B, L) ids with one `<image>` for each of M images, after an `<img>` in generated
-            images.
-        image_token_id: id of `<image>`.
-        image_start_id: id of `<img>`.
-
-    Returns:
-        (M,) int64 indices of images; -1 without an earlier image, and for images of a prompt.
-    """
-    rows, positions = (input_ids == image_token_id).nonzero().unbind(1)
-    index = torch.arange(len(rows), device=rows.device)
-    has_earlier = torch.zeros_like(rows, dtype=torch.bool)
-    has_earlier[1:] = rows[1:] == rows[:-1]
-    generated = input_ids[rows, (positions - 1).clamp(min=0)] == image_start_id
-    return torch.where(has_earlier & generated, index - 1, -1)
-
-
-def source_order(
-    tokens: Tensor, cu_seqlens: Tensor, sources: Tensor, blocks: Sequence[int]
+def input_tokens(
+    spliced: Spliced,
+    tokens: Tensor,
+    codes: TokenCodes | None,
+    repeated: Tensor | None = None,
+    sample: bool = False,
 ) -> Tensor:
-    """Reorder the tokens of an edited image to match the source image.
+    """Return visual tokens as the language model reads them in training.
 
-    Each token takes the rank of its nearest token in the source. An edit changes few tokens, but an
-    order by position or size moves the others too. In this order an unchanged token follows the
-    same token as in the source.
+    In generation it reads decoded codes of its own images. So in training it reads decoded codes
+    too, from samples, and learns to go on from their errors. Repeated tokens are exact in both.
 
     Args:
-        tokens: (S, D) tokens of all images, in units in which blocks of channels have equal scale.
-        cu_seqlens: (M + 1,) offsets of the images' tokens.
-        sources: (M,) index of each image's source; -1 for images that keep their order.
-        blocks: sizes of the blocks of channels; each block weighs the same in the distance.
+        spliced: rows of the batch.
+        tokens: (S, token_dim) visual tokens.
+        codes: codes of the tokens; None for exact tokens everywhere.
+        repeated: (S,) int64, at least 0 for tokens that repeat an earlier one; None for none.
+        sample: flag to decode samples of the codes in place of their means.
 
     Returns:
-        (S,) int64 permutation within images; tokens with the same nearest token keep their order.
+        (S, token_dim).
     """
-    starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
-    if not len(tokens) or not bool((sources >= 0).any()):
-        return torch.arange(len(tokens), device=tokens.device)
-    sizes = torch.tensor(blocks, device=tokens.device)
-    scaled = tokens.float() / sizes.float().sqrt().repeat_interleave(sizes)
-    column = torch.arange(int(lengths.max()), device=tokens.device)
-    inside = column < lengths[:, None]  # (M, R)
-    index = torch.where(inside, starts[:, None] + column, 0)
-    padded = scaled[index]  # (M, R, D)
-    source = sources.clamp(min=0)
-    distances = torch.cdist(padded, padded[source])  # (M, R, R)
-    distances = distances.masked_fill(~inside[source][:, None], torch.inf)
-    rank = torch.where(sources[:, None] >= 0, distances.argmin(-1), column)
-    order = rank.masked_fill(~inside, len(column)).argsort(dim=1, stable=True)  # (M, R)
-    return index.gather(1, order)[inside]
+    generated = spliced.visual[(spliced.visual >= 0) & (spliced.labels != IGNORED)]
+    if codes is None or not len(generated):
+        return tokens
+    if repeated is not None:
+        generated = generated[repeated[generated] < 0]
+    with torch.no_grad():
+        return tokens.index_copy(0, generated, codes.recode(tokens[generated], sample))
 
 
 def _ordinal(chosen: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from transformers.utils import ModelOutput
 from setok_kernels import Packed
 from setokim.tokenizer.modeling_setok import VisualTokens
 from setokim.vlm.multimodal_inputs import Spliced
+from setokim.vlm.processing_setokim import IGNORED
 
 
 @dataclass
@@ -24,6 +25,8 @@ class SetokimOutput(ModelOutput):
         visual: visual tokens of all images of the batch.
         packed: visual tokens without padding, as `spliced.visual` indexes them.
         seen: (B, T) attention mask, 0 in padding and in prompts of unconditional rows.
+        repeated: (S,) int64 index of the token of the source image that each token of an edited
+            image repeats, -1 for other tokens; None without `copy_tokens`.
     """
 
     loss: Tensor | None = None
@@ -34,3 +37,15 @@ class SetokimOutput(ModelOutput):
     visual: VisualTokens = None  # type: ignore[assignment]
     packed: Packed = None  # type: ignore[assignment]
     seen: Tensor = None  # type: ignore[assignment]
+    repeated: Tensor | None = None
+
+    def generated(self) -> list[Tensor]:
+        """Return the visual tokens that the assistant generates.
+
+        Returns:
+            (G,) int64 row and position of each, ascending, and its index in `packed`.
+        """
+        spliced = self.spliced
+        generated = (spliced.visual >= 0) & (spliced.labels != IGNORED)
+        rows, positions = generated.nonzero().unbind(1)
+        return [rows, positions, spliced.visual[rows, positions]]

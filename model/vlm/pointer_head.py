@@ -27,15 +27,18 @@ class Memory:
 
     Attributes:
         hidden: (B, T, hidden) hidden states, 0 at positions that are masked out.
-        tokens: (B, T, token_dim) visual tokens in units of the diffusion, 0 at other positions.
+        tokens: (B, T, token_dim) targets of the diffusion head for the visual tokens, in its
+            units; 0 at other positions.
         visual: (B, T) bool, positions of visual tokens that are not masked out.
         begun: (B, T) int64, number of images that the assistant has begun up to each position.
+        exact: (B, T, D) visual tokens themselves, which may be repeated; None where none is.
     """
 
     hidden: Tensor
     tokens: Tensor
     visual: Tensor
     begun: Tensor
+    exact: Tensor | None = None
 
     def then(self, later: Memory) -> Memory:
         """Append later positions, whose `begun` counts from 0."""
@@ -44,11 +47,31 @@ class Memory:
             torch.cat([self.tokens, later.tokens], 1),
             torch.cat([self.visual, later.visual], 1),
             torch.cat([self.begun, later.begun + self.begun[:, -1:]], 1),
+            None if self.exact is None else torch.cat([self.exact, later.exact], 1),
         )
+
+
+@dataclass(frozen=True)
+class Pointed:
+    """Result of the pointer head for S tokens to be generated.
+
+    Attributes:
+        condition: (S, condition_dim) conditions of the diffusion head.
+        base: (S, token_dim) attended tokens in units of the diffusion, times their gates; 0
+            without an earlier token. None without a pointer head.
+        choices: (S, T + 1) logits of repeating the token at each position, and, last, of a new
+            token; None without `copies`.
+    """
+
+    condition: Tensor
+    base: Tensor | None
+    choices: Tensor | None = None
 
 
 class PointerHead(nn.Module):
     """Attention from hidden states to earlier visual tokens, with a gate for each channel block.
+
+    With `copies`, the same similarities decide whether a token repeats an earlier one exactly.
 
     Args:
         hidden: channels of a hidden state.
@@ -56,9 +79,17 @@ class PointerHead(nn.Module):
         width: channels of queries and keys.
         blocks: sizes of the blocks of a token's channels. Each block has a gate of its own: the
             appearance of an object may be copied where its position is not.
+        copies: flag for the choice between earlier tokens and a new one.
     """
 
-    def __init__(self, hidden: int, token_dim: int, width: int, blocks: Sequence[int]):
+    def __init__(
+        self,
+        hidden: int,
+        token_dim: int,
+        width: int,
+        blocks: Sequence[int],
+        copies: bool = False,
+    ):
         super().__init__()
         self.blocks = tuple(blocks)
         self.condition_dim = 2 * hidden + token_dim
@@ -68,6 +99,7 @@ class PointerHead(nn.Module):
         self.at = nn.Linear(hidden, width, bias=False)
         self.gates = nn.Linear(hidden, len(self.blocks))
         self.sharpness = nn.Parameter(torch.tensor(math.log(_INITIAL_SHARPNESS)))
+        self.novelty = nn.Linear(hidden, 1) if copies else None
         # Similar hidden states attend to each other before training.
         self.before.load_state_dict(self.query.state_dict())
         nn.init.zeros_(self.at.weight)
@@ -75,7 +107,7 @@ class PointerHead(nn.Module):
 
     def forward(
         self, hidden_states: Tensor, rows: Tensor, positions: Tensor, memory: Memory
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Pointed:
         """Attend to the visual tokens before the image that is being generated.
 
         Args:
@@ -84,10 +116,6 @@ class PointerHead(nn.Module):
             positions: (S,) int64 position of each. Tokens of the image that is being generated are
                 masked out, so that none is copied within it.
             memory: hidden states and visual tokens of the rows.
-
-        Returns:
-            (S, condition_dim) conditions, and (S, token_dim) attended tokens in units of the
-            diffusion, times their gates; 0 without an earlier token.
         """
         batch = len(memory.visual)
         # Queries are padded to (B, Q): one line for each hidden state of a row.
@@ -103,7 +131,8 @@ class PointerHead(nn.Module):
         earlier = F.pad(memory.hidden[:, :-1], (0, 0, 1, 0))
         keys = F.normalize(self.before(earlier) + self.at(memory.hidden), dim=-1)  # (B, T, width)
         logits = self.sharpness.exp() * queries @ keys.mT  # (B, Q, T)
-        weights = logits.masked_fill(~visible, torch.finfo(logits.dtype).min).softmax(-1)
+        logits = logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
+        weights = logits.softmax(-1)
         # All 0 where no token is visible: the softmax is uniform there.
         weights = weights * visible
         token = (weights @ memory.tokens.to(weights))[rows, column]  # (S, token_dim)
@@ -113,4 +142,7 @@ class PointerHead(nn.Module):
         condition = torch.cat(
             [hidden_states, context.to(hidden_states), token.to(hidden_states)], -1
         )
-        return condition, gate.float() * token
+        choices = None
+        if self.novelty is not None:
+            choices = torch.cat([logits[rows, column], self.novelty(hidden_states)], -1).float()
+        return Pointed(condition, gate.float() * token, choices)

@@ -103,7 +103,8 @@ class SetokimProcessor:
         add_generation_prompt: bool = False,
         padding_side: str = "right",
         pack_to: int | None = None,
-    ) -> dict[str, Tensor]:
+        preprocess: bool = True,
+    ) -> dict[str, Any]:
         """Convert B conversations to a batch.
 
         Names of special tokens in texts, such as "[SEG]" or "</s>", become ordinary tokens. Special
@@ -119,6 +120,7 @@ class SetokimProcessor:
             pack_to: length of packed rows, such as 2048. Conversations without images are
                 concatenated, cut into rows of this length, and placed after the others. No token is
                 dropped, but the number of rows may change. None for one row per conversation.
+            preprocess: flag; False returns the RGB images themselves, a list, as `pixel_values`.
 
         Returns:
             `input_ids` (B, L) int64 with one `<image>` for each image, `attention_mask` (B, L)
@@ -160,7 +162,7 @@ class SetokimProcessor:
         batch = {
             "input_ids": stack("input_ids", self.pad_id),
             "attention_mask": stack("attention_mask", 0),
-            "pixel_values": self._pixels(images),
+            "pixel_values": self._pixels(images) if preprocess else images,
         }
         # A prompt to be continued has no labels.
         return batch if add_generation_prompt else batch | {"labels": stack("labels", IGNORED)}

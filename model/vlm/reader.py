@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from setokim.vlm.pointer_head import Memory
+from setokim.vlm.pointer_head import Memory, Pointed
 
 
 class LanguageModel(Protocol):
@@ -24,7 +24,7 @@ class LanguageModel(Protocol):
 
     def conditions(
         self, states: Tensor, rows: Tensor, places: Tensor, memory: Memory | None
-    ) -> tuple[Tensor, Tensor | None]: ...
+    ) -> Pointed: ...
 
 
 class Reader:
@@ -78,8 +78,8 @@ class Reader:
         self._memory = memory if self._memory is None else self._memory.then(memory)
         return hidden[:, -1]
 
-    def conditions(self, hidden: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the conditions and bases of the diffusion head for the next token of some rows.
+    def conditions(self, hidden: Tensor, rows: Tensor) -> Pointed:
+        """Return the conditions of the diffusion head for the next token of some rows.
 
         Args:
             hidden: result of `read`.
@@ -87,3 +87,20 @@ class Reader:
         """
         last = torch.full_like(rows, self._seen.shape[1] - 1)
         return self._model.conditions(hidden[rows], rows, last, self._memory)
+
+    def repeat(self, tokens: Tensor, pointed: Pointed, rows: Tensor) -> Tensor:
+        """Replace tokens by earlier ones where the pointer head chooses to repeat one.
+
+        Args:
+            tokens: (S, token_dim) new tokens.
+            pointed: result of `conditions`.
+            rows: (S,) int64 indices of the rows.
+        """
+        if pointed.choices is None or self._memory is None:
+            return tokens
+        chosen = pointed.choices.argmax(-1)
+        repeats = (chosen < pointed.choices.shape[1] - 1)[:, None]
+        exact = self._memory.exact
+        assert exact is not None
+        earlier = exact[rows, chosen.clamp(max=exact.shape[1] - 1)]
+        return torch.where(repeats, earlier.to(tokens), tokens)

@@ -24,11 +24,14 @@ LORA = {"rank": 2, "alpha": 4.0, "dropout": 0.0, "targets": ["q_proj", "v_proj"]
 FIELDS = {"head_width": 16, "head_layers": 1, "noise_steps": 20, "segmentation_width": 8}
 
 
-def build(**fields) -> tuple[SetokimModel, SetokimProcessor]:
-    """Build a random model in evaluation mode with a fitted diffusion head, and its processor."""
+def build(code_dim: int | None = None, **fields) -> tuple[SetokimModel, SetokimProcessor]:
+    """Build a random model in evaluation mode with a fitted diffusion head, and its processor.
+
+    With `code_dim`, the head generates codes of the tokens.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        setok = SetokModel(SetokConfig(**TINY["model"]))
+        setok = SetokModel(SetokConfig(**TINY["model"], code_dim=code_dim, code_width=32))
         tokenizer = build_word_tokenizer(WORDS)
         llm = AutoModelForCausalLM.from_config(
             # A large range, so that positions differ clearly.
@@ -43,7 +46,13 @@ def build(**fields) -> tuple[SetokimModel, SetokimProcessor]:
         for parameter in model.head.parameters():
             # The output layer starts as 0, so that conditions would not matter.
             parameter.data += 0.1 * torch.randn_like(parameter)
-        model.head.fit(setok.tokenize([picture(seed) for seed in range(8)]).pack().tokens)
+        tokens = setok.tokenize([picture(seed) for seed in range(8)]).pack().tokens.detach()
+        if setok.codes is not None:
+            setok.codes.fit(tokens)
+            for parameter in setok.codes.parameters():
+                # Random layers of small weights would hardly depend on the code.
+                parameter.data *= 3
+        model.head.fit(model.targets(tokens))
     return model.eval(), processor
 
 

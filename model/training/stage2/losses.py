@@ -17,6 +17,8 @@ from setokim.vlm.losses import LOSSES
 
 # Weights of the absolute and of the squared difference of pixels.
 _L1, _L2 = 0.3, 10.0
+# Losses of the model that have settings of their own.
+_BUILT_IN = ("text", "diffusion", "mask", "names", "copy")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class InstructLossSettings:
         mask: weight of the segmentation loss.
         reconstruction: weight of the pixel loss of the detokenizer's images; above 0 only if the
             tokenizer or the detokenizer is trained.
+        names: weight of the loss of region names (`names_loss`); needs `model.name_regions` and
+            data that name the regions of their images.
+        copy: weight of the loss of repeated tokens (`copy_loss`); needs `model.copy_tokens`.
         extra: weights of further losses by their names in `setokim.vlm.losses.LOSSES`.
     """
 
@@ -36,15 +41,17 @@ class InstructLossSettings:
     diffusion: float = 1.0
     mask: float = 1.0
     reconstruction: float = 0.0
+    names: float = 0.0
+    copy: float = 0.0
     extra: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
-        check_extra(self.extra, LOSSES, ("text", "diffusion", "mask"))
+        check_extra(self.extra, LOSSES, _BUILT_IN)
 
     @property
     def model_weights(self) -> dict[str, float]:
         """Weights of the losses that `SetokimModel` computes."""
-        return {"text": self.text, "diffusion": self.diffusion, "mask": self.mask, **self.extra}
+        return {name: getattr(self, name) for name in _BUILT_IN} | self.extra
 
 
 def reconstruction_loss(detokenizer: Detokenizer, visual: VisualTokens, images: Tensor) -> Tensor:

@@ -88,8 +88,14 @@ def freeze(model: SetokimModel, settings: InstructSettings) -> None:
     Args:
         model: model of the run.
         settings: settings of the run.
+
+    Raises:
+        ValueError: the tokenizer shall be trained, but its tokens have codes, which would not fit
+            any more.
     """
     setok, train, weights = model.setok, settings.train, settings.losses
+    if setok.codes is not None and "tokenizer" in train:
+        raise ValueError("train: expected no tokenizer, whose tokens have codes, got tokenizer")
     setok.to_concept.requires_grad_(False)
     for name, modules in {
         "tokenizer": [setok.merger, setok.clustering],
@@ -104,5 +110,9 @@ def freeze(model: SetokimModel, settings: InstructSettings) -> None:
     # Distributed training would wait for the gradients of unused parameters.
     model.head.requires_grad_(bool(weights.diffusion))
     if model.recall is not None:
-        model.recall.requires_grad_(bool(weights.diffusion))
+        model.recall.requires_grad_(bool(weights.diffusion or weights.copy))
+    if model.names is not None:
+        model.names.requires_grad_(bool(weights.names))
+    if setok.codes is not None:
+        setok.codes.requires_grad_(False)
     model.segmentation.requires_grad_(bool(weights.mask))

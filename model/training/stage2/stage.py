@@ -21,7 +21,8 @@ from setokim.training.stage2.settings import InstructSettings
 from setokim.training.stage2.token_store import TokenStore
 from setokim.vlm.diffusion_head import signal_levels
 from setokim.vlm.lora import base_of
-from setokim.vlm.processing_setokim import SetokimProcessor
+from setokim.vlm.processing_setokim import IGNORED, SetokimProcessor
+from setokim.vlm.region_names import RegionNames
 
 # Number of images for the channel statistics of the diffusion head.
 _FIT_IMAGES = 256
@@ -80,6 +81,7 @@ class Instruct(Stage):
             loss_weights=model_weights,
             diffusion_repeats=settings.diffusion_repeats,
             diffusion_noisiest=settings.diffusion_noisiest,
+            regions=batch.get("regions"),
         )
         losses = {name: model_weights[name] * loss for name, loss in output.losses.items()}
         if weights.reconstruction:
@@ -93,7 +95,9 @@ class Instruct(Stage):
         size = tuple(side * config.decoder_patch_size for side in config.decoder_grid)
         length = self.settings.max_length if self.settings.pack else None
         with_images = bool(self.settings.losses.reconstruction)
-        return InstructCollator(self.processor, size, length, with_images)
+        with_regions = bool(self.settings.losses.names)
+        preprocess = self._store is None
+        return InstructCollator(self.processor, size, length, with_images, with_regions, preprocess)
 
     @torch.no_grad()
     def prepare(self, dataset: Dataset) -> None:
@@ -113,13 +117,13 @@ class Instruct(Stage):
             pixels = self.processor.image_processor(images[start : start + 64])["pixel_values"]
             visual = self.model.setok.tokenize(pixels.to(device))
             tokens.append(visual.tokens[visual.occupied])
-        self.model.head.fit(torch.cat(tokens))
+        self.model.head.fit(self.model.targets(torch.cat(tokens)))
 
     def visual_parts(self) -> Sequence[torch.nn.Module]:
         """Return all modules but the language model."""
         model = self.model
         parts = [model.setok, model.project_in, model.head, model.segmentation]
-        return parts if model.recall is None else [*parts, model.recall]
+        return [*parts, *(part for part in (model.recall, model.names) if part is not None)]
 
     def hidden_parts(self) -> Sequence[torch.nn.Module]:
         """Return the layers of the language model and the projector into it."""
@@ -155,6 +159,9 @@ class InstructCollator:
         size: height and width in pixels of target masks and target images.
         pack_to: length of packed rows, see `SetokimProcessor`; None to pack nothing.
         with_images: flag to return target images for the reconstruction loss.
+        with_regions: flag to return the named regions of the images.
+        preprocess: flag to preprocess the images; False leaves that to the `TokenStore`, which
+            knows most of them.
     """
 
     def __init__(
@@ -163,25 +170,60 @@ class InstructCollator:
         size: tuple[int, int],
         pack_to: int | None = None,
         with_images: bool = False,
+        with_regions: bool = False,
+        preprocess: bool = True,
     ):
+        self._preprocess = preprocess
         self._processor, self._size, self._pack_to = processor, size, pack_to
-        self._with_images = with_images
+        self._with_images, self._with_regions = with_images, with_regions
+        self._known_names: dict[str, list[int]] = {}
 
-    def __call__(self, samples: Sequence[Conversation]) -> dict[str, Tensor]:
+    def __call__(self, samples: Sequence[Conversation]) -> dict[str, Any]:
         """Return the arguments of `SetokimModel.forward` for a batch.
 
         Returns:
             Outputs of the processor by name, and `masks` (K, h, w) bool. With `with_images` also
-            `images` (M, 3, h, w) in [0, 1], which `forward` does not take.
+            `images` (M, 3, h, w) in [0, 1], which `forward` does not take. With `with_regions`
+            also `regions`, `RegionNames` of the M images.
         """
         messages = [sample.messages for sample in samples]
-        batch = self._processor(messages, pack_to=self._pack_to)
+        batch = self._processor(messages, pack_to=self._pack_to, preprocess=self._preprocess)
         masks = [self._mask(mask) for sample in samples for mask in sample.masks]
         batch["masks"] = torch.stack(masks) if masks else torch.zeros(0, *self._size).bool()
         if self._with_images:
             images = [self._image(image) for sample in samples for image in images_of(sample)]
             batch["images"] = torch.stack(images) if images else torch.zeros(0, 3, *self._size)
+        if self._with_regions:
+            batch["regions"] = self._regions(samples)
         return batch
+
+    def _regions(self, samples: Sequence[Conversation]) -> RegionNames:
+        regions = [one for s in samples for one in s.regions or [None] * len(images_of(s))]
+        names = [[] if one is None else [self._word_ids(n) for n in one.names] for one in regions]
+        most = max((len(own) for own in names), default=0)
+        longest = max((len(ids) for own in names for ids in own), default=0)
+        words = torch.full((len(regions), most, longest), IGNORED)
+        for image, own in enumerate(names):
+            for region, ids in enumerate(own):
+                words[image, region, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
+        labels = torch.full((len(regions), *self._size), -1)
+        for image, one in enumerate(regions):
+            if one is not None:
+                labels[image] = self._label_map(one.labels)
+        return RegionNames(labels, words)
+
+    def _word_ids(self, name: str) -> list[int]:
+        if name not in self._known_names:
+            tokenizer = self._processor.tokenizer
+            self._known_names[name] = tokenizer.encode(name, add_special_tokens=False)
+        return self._known_names[name]
+
+    def _label_map(self, labels: np.ndarray) -> Tensor:
+        if labels.shape != self._size:
+            image = Image.fromarray(labels.astype(np.int32))
+            image = image.resize(self._size[::-1], Image.Resampling.NEAREST)
+            labels = np.asarray(image)
+        return torch.from_numpy(labels.astype(np.int64))
 
     def _mask(self, mask: np.ndarray) -> Tensor:
         if mask.shape != self._size:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from PIL import Image
 
 from setokim.tokenizer.modeling_setok import SetokModel, VisualTokens
 
@@ -28,24 +29,25 @@ class TokenStore:
         return len(self._kept)
 
     @torch.no_grad()
-    def tokenize(self, setok: SetokModel, pixel_values: Tensor) -> VisualTokens:
+    def tokenize(self, setok: SetokModel, images: Sequence[Image.Image]) -> VisualTokens:
         """Tokenize images as `SetokModel.tokenize` does, without gradient.
 
         Args:
             setok: tokenizer, with the same weights in each call.
-            pixel_values: preprocessed images (M, 3, H, W).
+            images: M RGB images; those in the cache are not even preprocessed.
 
         Returns:
             Visual tokens of the M images.
         """
-        if not len(pixel_values):
-            return setok.tokenize(pixel_values)
-        keys = [_key(image) for image in pixel_values.cpu()]
+        if not images:
+            pixels = torch.zeros(0, 3, *setok.processor().size, device=setok.device)
+            return setok.tokenize(pixels)
+        keys = [_key(image) for image in images]
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
         missing = [key for key in first if key not in self._kept]
         found = {key: self._kept[key] for key in first if key in self._kept}
         if missing:
-            fresh = setok.tokenize(pixel_values[[first[key] for key in missing]])
+            fresh = setok.tokenize([images[first[key]] for key in missing])
             for i, key in enumerate(missing):
                 found[key] = fresh.select(torch.tensor([i], device=fresh.tokens.device))
                 if len(self._kept) < self._limit:
@@ -53,5 +55,6 @@ class TokenStore:
         return VisualTokens.join([found[key] for key in keys])
 
 
-def _key(image: Tensor) -> bytes:
-    return hashlib.blake2b(image.contiguous().numpy().data, digest_size=16).digest()
+def _key(image: Image.Image) -> bytes:
+    size = f"{image.width} {image.height} ".encode()
+    return hashlib.blake2b(size + image.tobytes(), digest_size=16).digest()

@@ -24,12 +24,22 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 FAST = {"sampling_steps": 4, "mask_size": (12, 10)}
 
 
-@pytest.fixture(scope="module", params=[{}, {"recall_width": 8}], ids=["hidden_states", "recall"])
+COPYING = {"code_dim": 4, "recall_width": 8, "copy_tokens": True}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[{}, {"recall_width": 8}, {"code_dim": 4}, COPYING],
+    ids=["hidden_states", "recall", "codes", "copies"],
+)
 def built(request):
     model, processor = build(**request.param)
     if model.recall is not None:
         # Random hidden states are dissimilar, and a sharp choice among them amplifies rounding.
         model.recall.sharpness.data.fill_(0.7)
+        if model.recall.novelty is not None:
+            # A test of its own has repeated tokens.
+            model.recall.novelty.bias.data.fill_(1e4)
     return model, processor
 
 
@@ -165,7 +175,7 @@ def test_conditions_and_hidden_states_are_those_of_training(model, processor, us
         assert_close(torch.cat(bases[1]), model.generated_tokens(free)[2], **CLOSE)
         # The tokens of the prompt are masked without condition, so nothing can be recalled.
         assert expected[1][0].any() and not model.generated_tokens(free)[2][0].any()
-    assert_close(answer.tokens[0], tokens, **CLOSE)
+    assert_close(answer.tokens[0], model.tokens_of(tokens), **CLOSE)
     # From before <img> to before </s>.
     assert_close(torch.cat(states), output.last_hidden_state[0, -len(states) - 1 : -1], **CLOSE)
 
@@ -366,3 +376,27 @@ def test_a_head_without_units_generates_nothing(model, processor):
             model.generate(**prompt(processor, TEXT), **FAST)
     finally:
         model.head.fitted.fill_(True)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_tokens_are_repeated_exactly_or_decoded_from_new_codes(use_cache):
+    model, processor = build(**COPYING)
+    source = model.setok.tokenize([EDIT[0]["content"][0]["image"]]).pack("raster").tokens
+    script = ["<img><image><image></img> and <img><image></img>"]
+    novelty = model.recall.novelty.bias.data
+    novelty.fill_(-1e4)
+    (answer,), _ = follow(model, processor, [EDIT], script, use_cache=use_cache)
+    for token in torch.cat(answer.tokens):
+        assert (token == source).all(1).any()
+    novelty.fill_(1e4)
+    codes = []
+    sample = model.head.sample
+    model.head.sample = lambda *args, **named: codes.append(sample(*args, **named)) or codes[-1]
+    (answer,), _ = follow(model, processor, [EDIT], script, use_cache=use_cache)
+    expected = model.setok.codes.decode(torch.cat(codes))
+    assert_close(torch.cat(answer.tokens), expected)
+    # Without an image before it there is nothing to repeat.
+    novelty.fill_(-1e4)
+    codes.clear()
+    (answer,), _ = follow(model, processor, [GENERATE], ["<img><image></img>"])
+    assert_close(answer.tokens[0], model.setok.codes.decode(codes[0]))

@@ -166,3 +166,99 @@ def test_the_trainer_of_transformers_trains_the_model(conversations, tmp_path):
     again = SetokimModel.from_pretrained(tmp_path / "checkpoint-30")
     for name, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
+
+
+def edits(number):
+    data = build_dataset("shapes-tasks", size=32, objects=(1, 3), tasks={"edit": 1.0})
+    return [data[i] for i in range(number)]
+
+
+def copying(**fields):
+    return build(code_dim=4, answer_order="before", recall_width=8, copy_tokens=True, **fields)
+
+
+def test_the_choice_of_repeating_a_token_by_loop():
+    model, processor = copying()
+    batch = InstructCollator(processor, (16, 16))(edits(8))
+    output = losses_of(model, batch, loss_weights={"copy": 1.0})
+    spliced = output.spliced
+    expected, repeats = [], 0
+    for row in range(len(spliced.ids)):
+        for position in range(1, spliced.ids.shape[1]):
+            index = int(spliced.visual[row, position])
+            if index < 0 or spliced.labels[row, position] == -100:
+                continue
+            pointed = model.point(output, torch.tensor([row]), torch.tensor([position]))
+            source = int(output.repeated[index])
+            repeats += source >= 0
+            target = pointed.choices.shape[1] - 1
+            if source >= 0:
+                target = int((spliced.visual[row] == source).nonzero())
+            expected.append(-pointed.choices[0].log_softmax(0)[target])
+    assert 0 < repeats < len(expected)
+    torch.testing.assert_close(output.losses["copy"], torch.stack(expected).mean())
+    # Repeated tokens are not generated.
+    assert len(model.generated_tokens(output)[0]) == len(expected) - repeats
+
+
+def test_without_an_earlier_image_nothing_is_repeated(conversations):
+    model, processor = copying()
+    drawn = [one for one in conversations if one.task == "generate"]
+    batch = InstructCollator(processor, (16, 16))(drawn)
+    output = losses_of(model, batch, loss_weights={"copy": 1.0})
+    assert output.losses["copy"] == 0 and (output.repeated < 0).all()
+
+
+def test_names_of_read_and_of_drawn_tokens_by_loop():
+    model, processor = build(name_regions=True)
+    collate = InstructCollator(processor, (16, 16), with_regions=True)
+    batch = collate(edits(6))
+    output = losses_of(model, batch, loss_weights={"names": 1.0})
+    words = batch["regions"].of_tokens(output.visual, output.packed)
+    spliced, total, kinds = output.spliced, [], set()
+    for row, position in (spliced.visual >= 0).nonzero().tolist():
+        own = words[spliced.visual[row, position]]
+        own = own[own >= 0]
+        drawn = bool(spliced.labels[row, position] != -100)
+        kinds.add(drawn)
+        states = [model.names.read(output.last_hidden_state[row, position])]
+        if drawn:
+            states.append(model.names.drawn(output.last_hidden_state[row, position - 1]))
+        if len(own):
+            total += [-model.logits(state).log_softmax(-1)[own].mean() for state in states]
+    assert kinds == {True, False}
+    torch.testing.assert_close(output.losses["names"], torch.stack(total).mean())
+
+
+def test_losses_that_the_model_was_not_built_for(built, conversations):
+    model, processor = built
+    batch = InstructCollator(processor, (16, 16), with_regions=True)(conversations[:6])
+    with pytest.raises(ValueError, match=r"losses\.copy: expected a model with copy_tokens"):
+        model(**batch, loss_weights={"copy": 1.0})
+    with pytest.raises(ValueError, match=r"losses\.names: expected a model with name_regions"):
+        model(**batch, loss_weights={"names": 1.0})
+    model, _ = build(name_regions=True)
+    del batch["regions"]
+    with pytest.raises(ValueError, match="regions: expected named regions"):
+        model(**batch, loss_weights={"names": 1.0})
+
+
+def test_training_reads_decoded_samples_of_generated_images_only():
+    model, processor = copying()
+    batch = InstructCollator(processor, (16, 16))(edits(8))
+    seen = []
+    embed = model.embed
+    model.embed = lambda ids, visual, tokens: seen.append(tokens) or embed(ids, visual, tokens)
+    for training in (False, True):
+        model.train(training)
+        output = losses_of(model, batch, loss_weights={"text": 1.0})
+        index = output.generated()[2]
+        new = index[output.repeated[index] < 0]
+        exact = output.packed.tokens
+        others = torch.ones(len(exact), dtype=torch.bool)
+        others[new] = False
+        assert 0 < len(new) < len(index)
+        torch.testing.assert_close(seen[-1][others], exact[others], rtol=0, atol=0)
+        decoded = model.setok.codes.recode(exact[new])
+        assert torch.allclose(seen[-1][new], decoded, atol=1e-5) != training
+    model.eval()

@@ -356,7 +356,10 @@ def test_saving_and_loading_keeps_the_weights_bit_equal(model, processor, tmp_pa
     ("fields", "expected"),
     [
         ({"prediction": "x"}, "prediction: expected v_prediction or epsilon, got 'x'"),
-        ({"token_order": "x"}, "token_order: expected raster, size or seed, got 'x'"),
+        (
+            {"token_order": "x"},
+            "token_order: expected one of raster, size, seed, background, got 'x'",
+        ),
         (
             {"image_token_id": 1, "segment_id": 1},
             "image_token_id: expected four distinct ids .*, got",

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from setokim.vlm.multimodal_inputs import source_images, source_order, splice
+from setokim.vlm.multimodal_inputs import splice
+from setokim.vlm.token_order import source_images, source_order
 
 IMAGE, SEGMENT, IGNORED = 90, 91, -100
 FIELDS = ("ids", "attention_mask", "labels", "visual", "image", "segment")

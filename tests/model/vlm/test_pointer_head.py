@@ -60,12 +60,12 @@ def by_loop(pointer, hidden_state, row, position, memory):
 
 
 def test_output_equals_a_loop(pointer, memory):
-    condition, base = pointer(hidden_states(memory), ROWS, POSITIONS, memory)
+    found = pointer(hidden_states(memory), ROWS, POSITIONS, memory)
     for i, (row, position) in enumerate(zip(ROWS.tolist(), POSITIONS.tolist(), strict=True)):
         expected = by_loop(pointer, memory.hidden[row, position], row, position, memory)
-        assert_close(condition[i], expected[0])
-        assert_close(base[i], expected[1])
-    assert base[2].any()
+        assert_close(found.condition[i], expected[0])
+        assert_close(found.base[i], expected[1])
+    assert found.base[2].any() and found.choices is None
 
 
 def test_masked_tokens_do_not_matter(pointer, memory):
@@ -78,8 +78,8 @@ def test_masked_tokens_do_not_matter(pointer, memory):
     hidden[1], tokens[1] = 9.0, 9.0
     tokens[~memory.visual] = 9.0
     found = pointer(queries, ROWS, POSITIONS, replace(memory, hidden=hidden, tokens=tokens))
-    for one, other in zip(found, expected, strict=True):
-        assert_close(one, other, rtol=0, atol=0)
+    for name in ("condition", "base"):
+        assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=0)
 
 
 def test_a_new_head_attends_to_tokens_after_a_similar_hidden_state(memory):
@@ -91,24 +91,25 @@ def test_a_new_head_attends_to_tokens_after_a_similar_hidden_state(memory):
     begun = torch.tensor([[0, 0, 0, 0, 1]])
     # The query is the hidden state before token 3.
     memory = Memory(hidden, tokens, visual, begun)
-    condition, base = pointer(hidden[:, 2], ROWS[:1], POSITIONS[1:2], memory)
-    assert_close(condition[0, 2 * HIDDEN :], tokens[0, 3], rtol=1e-3, atol=1e-3)
+    found = pointer(hidden[:, 2], ROWS[:1], POSITIONS[1:2], memory)
+    assert_close(found.condition[0, 2 * HIDDEN :], tokens[0, 3], rtol=1e-3, atol=1e-3)
     gates = pointer.gates(hidden[0, 2]).sigmoid()
     assert gates.min() > 0.6
-    assert_close(base[0, :2], gates[0] * tokens[0, 3, :2], rtol=1e-3, atol=1e-3)
+    assert_close(found.base[0, :2], gates[0] * tokens[0, 3, :2], rtol=1e-3, atol=1e-3)
 
 
 def test_without_queries_the_output_depends_on_the_parameters(pointer, memory):
     empty = torch.zeros(0, dtype=torch.int64)
-    condition, base = pointer(memory.hidden[:0, 0], empty, empty, memory)
-    assert condition.shape == (0, pointer.condition_dim) and base.shape == (0, sum(BLOCKS))
-    (condition.sum() + base.sum()).backward()
+    found = pointer(memory.hidden[:0, 0], empty, empty, memory)
+    assert found.condition.shape == (0, pointer.condition_dim)
+    assert found.base.shape == (0, sum(BLOCKS))
+    (found.condition.sum() + found.base.sum()).backward()
     assert all(parameter.grad is not None for parameter in pointer.parameters())
 
 
 def test_gradients_reach_all_parameters(pointer, memory):
-    condition, base = pointer(hidden_states(memory), ROWS, POSITIONS, memory)
-    (condition.square().sum() + base.square().sum()).backward()
+    found = pointer(hidden_states(memory), ROWS, POSITIONS, memory)
+    (found.condition.square().sum() + found.base.square().sum()).backward()
     assert all(parameter.grad.any() for parameter in pointer.parameters())
 
 

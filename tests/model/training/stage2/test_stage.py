@@ -7,7 +7,7 @@ import yaml
 from safetensors.torch import load_file
 
 from helpers.rounding import assert_same_but_for_rounding
-from helpers.tiny_setokim import build
+from helpers.tiny_setokim import build, picture
 from helpers.tiny_stage1 import change_settings, losses_of, run_in_processes, write_setok
 from setok_kernels.extras import MissingExtraError
 from setokim import SetokimModel, SetokimProcessor, SetokModel
@@ -133,6 +133,7 @@ def test_images_are_tokenized_once(settings, batch_of, monkeypatch):
     batch = batch_of(stage, tasks=tasks)
     expected = losses(stage)
     stage._store = store = TokenStore(2)
+    batch["pixel_values"] = batch_of(stage, tasks=tasks)["pixel_values"]
     sizes, tokenize = [], stage.model.setok.tokenize
     monkeypatch.setattr(
         stage.model.setok, "tokenize", lambda pixels: sizes.append(len(pixels)) or tokenize(pixels)
@@ -148,15 +149,15 @@ def test_images_are_tokenized_once(settings, batch_of, monkeypatch):
 def test_equal_images_and_no_images_in_a_store(setok):
     model = SetokModel.from_pretrained(setok)
     store = TokenStore(9)
-    one, other = torch.rand(2, 3, *model.processor().size)
-    found = store.tokenize(model, torch.stack([one, other, one]))
+    one, other = picture(0), picture(1)
+    found = store.tokenize(model, [one, other, one.copy()])
     assert len(store) == 2
-    expected = model.tokenize(torch.stack([one, other, one]))
+    expected = model.tokenize([one, other, one])
     # The store tokenizes two images in a batch instead of three.
     assert_same_but_for_rounding(found.tokens, expected.tokens)
     assert_same_but_for_rounding(found.features, expected.features)
     assert torch.equal(found.labels, expected.labels) and found.grid == expected.grid
-    assert len(store.tokenize(model, one[None][:0]).tokens) == 0
+    assert len(store.tokenize(model, []).tokens) == 0
 
 
 def test_masks_that_are_cut_off_have_no_loss(settings, batch_of):
