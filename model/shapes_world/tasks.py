@@ -50,8 +50,10 @@ WORDS = tuple(
     )
 )
 
-# Messages, masks, facts and the scenes of the images of a conversation.
-_Parts = tuple[list[dict[str, Any]], list[np.ndarray], dict[str, Any], list[Scene]]
+# Messages, masks and facts of a conversation, and scene and labels of each of its images.
+_Parts = tuple[
+    list[dict[str, Any]], list[np.ndarray], dict[str, Any], list[tuple[Scene, np.ndarray]]
+]
 # Scenes with an edit of each, by the kind of the edit.
 _Changes = dict[str, list[tuple[Scene, Edit]]]
 
@@ -149,24 +151,24 @@ class ShapesTasks:
         check_index(index, self._length)
         # The world samples scene `index` from (seed, index).
         generator = np.random.default_rng((self._seed, index, 1))
-        task = self._tasks[generator.choice(len(self._tasks), p=self._weights)]
+        chooser = generator
         if self._run > 1:
-            own = np.random.default_rng((self._seed, index // self._run, 3))
-            task = self._tasks[own.choice(len(self._tasks), p=self._weights)]
+            chooser = np.random.default_rng((self._seed, index // self._run, 3))
+        task = self._tasks[chooser.choice(len(self._tasks), p=self._weights)]
         for step in range(self._scenes):
             parts = getattr(self, f"_{task}")((index + step) % self._scenes, generator)
             if parts is not None:
                 break
         else:
             raise ValueError(f"scenes: expected one for {task!r}, got none among {self._scenes}")
-        messages, masks, facts, scenes = parts
+        messages, masks, facts, regions = parts
         return Conversation(
             task,
             tuple(messages),
             tuple(masks),
             f"shapes-tasks #{index}",
             facts,
-            tuple(Regions(self._render(scene)[1], region_names(scene)) for scene in scenes),
+            tuple(Regions(labels, region_names(scene)) for scene, labels in regions),
         )
 
     def _scene(self, index: int, generator: np.random.Generator) -> Scene:
@@ -211,47 +213,52 @@ class ShapesTasks:
         questions = interview(scene, generator, self._turns, self._kinds)
         if not questions:
             return None
-        image, _ = self._render(scene)
+        image, labels = self._render(scene)
         facts = {
             "scene": scene.to_dict(),
             "kinds": [question.kind for question in questions],
             "answers": [question.answer for question in questions],
         }
         turns = [(question.text, question.answer) for question in questions]
-        return _messages(turns, image), [], facts, [scene]
+        return _messages(turns, image), [], facts, [(scene, labels)]
 
     def _caption(self, index: int, generator: np.random.Generator) -> _Parts:
         scene = self._scene(index, generator)
-        image, _ = self._render(scene)
+        image, labels = self._render(scene)
         facts = {"scene": scene.to_dict(), "answers": [scene.caption]}
-        return _messages([("describe the picture.", scene.caption)], image), [], facts, [scene]
+        return (
+            _messages([("describe the picture.", scene.caption)], image),
+            [],
+            facts,
+            [(scene, labels)],
+        )
 
     def _locate(self, index: int, generator: np.random.Generator) -> _Parts:
         scene = self._scene(index, generator)
-        image, _ = self._render(scene)
+        image, labels = self._render(scene)
         text = locate(scene)
         facts = {"scene": scene.to_dict(), "answers": [text]}
-        return _messages([("where is everything?", text)], image), [], facts, [scene]
+        return _messages([("where is everything?", text)], image), [], facts, [(scene, labels)]
 
     def _generate(self, index: int, generator: np.random.Generator) -> _Parts:
         scene = self._scene(index, generator)
-        image, _ = self._render(scene)
+        image, labels = self._render(scene)
         facts = {"scene": scene.to_dict(), "wanted": scene.to_dict()}
-        return _messages([(f"draw {describe(scene)}.", image)]), [], facts, [scene]
+        return _messages([(f"draw {describe(scene)}.", image)]), [], facts, [(scene, labels)]
 
     def _edit(self, index: int, generator: np.random.Generator) -> _Parts | None:
         found = self._change(index, generator)
         if found is None:
             return None
         scene, change = found
-        before, after = (self._render(one)[0] for one in (scene, change.scene))
+        (before, own), (after, changed) = (self._render(one) for one in (scene, change.scene))
         facts = {
             "scene": scene.to_dict(),
             "kinds": [change.kind],
             "wanted": change.scene.to_dict(),
         }
-        scenes = [scene, change.scene]
-        return _messages([(change.instruction, after)], before), [], facts, scenes
+        regions = [(scene, own), (change.scene, changed)]
+        return _messages([(change.instruction, after)], before), [], facts, regions
 
     def _segment(self, index: int, generator: np.random.Generator) -> _Parts | None:
         scene = self._scene(index, generator)
@@ -263,7 +270,7 @@ class ShapesTasks:
         turns = [(f"segment the {pick(generator, phrases[number])}.", MASK) for number in chosen]
         facts = {"scene": scene.to_dict(), "objects": chosen}
         masks = [labels == number + 1 for number in chosen]
-        return _messages(turns, image), masks, facts, [scene]
+        return _messages(turns, image), masks, facts, [(scene, labels)]
 
     def _text(self, index: int, generator: np.random.Generator) -> _Parts:
         number = min(self._turns, len(_SUMS))

@@ -67,6 +67,12 @@ class VisualTokens:
         parts = dataclasses.replace(self.parts, grid=self.grid)
         return parts.pack(self.tokens, order=order)
 
+    def replaced(self, tokens: Tensor) -> VisualTokens:
+        """Return the same parts with other tokens (S, token_dim) in the occupied rows, in order."""
+        empty = torch.zeros_like(self.tokens)
+        padded = empty.masked_scatter(self.occupied[..., None], tokens.to(self.tokens))
+        return dataclasses.replace(self, tokens=padded)
+
     def select(self, index: Tensor) -> VisualTokens:
         """Select the tokens of some images, each as often as its index occurs.
 
@@ -194,10 +200,7 @@ class SetokModel(PreTrainedModel):
         """
         if self.codes is None:
             raise ValueError("code_dim: expected a model with token codes, got None")
-        decoded = self.codes.recode(visual.tokens[visual.occupied])
-        padded = torch.zeros_like(visual.tokens)
-        padded = padded.masked_scatter(visual.occupied[..., None], decoded)
-        return dataclasses.replace(visual, tokens=padded)
+        return visual.replaced(self.codes.recode(visual.tokens[visual.occupied]))
 
     def detokenize(
         self,

@@ -142,14 +142,17 @@ def copy_loss(context: LossContext) -> Tensor:
     pointed = context.model.point(output, rows, positions)
     assert pointed.choices is not None
     # Where no earlier token can be repeated there is no choice.
-    lowest = torch.finfo(pointed.choices.dtype).min
-    choosing = (pointed.choices[:, :-1] > lowest).any(1)
+    possible = pointed.choices.isfinite()
+    choosing = possible[:, :-1].any(1)
     source = output.repeated[index]
     # Position of each visual token in its row.
     column = torch.zeros_like(output.repeated)
     at_visual = output.spliced.visual >= 0
     column[output.spliced.visual[at_visual]] = at_visual.nonzero()[:, 1]
-    target = torch.where(source >= 0, column[source], pointed.choices.shape[1] - 1)
+    new = pointed.choices.shape[1] - 1
+    target = torch.where(source >= 0, column[source], new)
+    # The source may be masked out, where an image has lost its condition.
+    target = torch.where(possible.gather(1, target[:, None])[:, 0], target, new)
     count = mean_over_ranks(choosing.sum().float()).clamp(min=1)
     loss = F.cross_entropy(pointed.choices[choosing], target[choosing], reduction="sum")
     return loss / count
@@ -175,14 +178,15 @@ def names_loss(context: LossContext) -> Tensor:
     visual, hidden = output.spliced.visual, output.last_hidden_state
     drawn = output.generated()[:2]
     read = (visual >= 0).nonzero().unbind(1)
-    total, count = hidden.new_zeros((), dtype=torch.float32), hidden.new_zeros(())
+    # In half precision a count above 256 would be rounded.
+    total, count = (hidden.new_zeros((), dtype=torch.float32) for _ in range(2))
     for layer, (rows, positions), shift in ((head.drawn, drawn, 1), (head.read, read, 0)):
         own = words[visual[rows, positions]]
         named = (own >= 0).any(1)
         logits = context.model.logits(layer(hidden[rows, positions - shift][named]))
         total = total + bag_of_words_loss(logits, own[named])
         count = count + named.sum()
-    return total / mean_over_ranks(count.float()).clamp(min=1)
+    return total / mean_over_ranks(count).clamp(min=1)
 
 
 def mask_loss(

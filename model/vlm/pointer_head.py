@@ -59,8 +59,8 @@ class Pointed:
         condition: (S, condition_dim) conditions of the diffusion head.
         base: (S, token_dim) attended tokens in units of the diffusion, times their gates; 0
             without an earlier token. None without a pointer head.
-        choices: (S, T + 1) logits of repeating the token at each position, and, last, of a new
-            token; None without `copies`.
+        choices: (S, T + 1) float32 logits of repeating the token at each position, -inf where it
+            cannot be repeated, and, last, of a new token; None without `copies`.
     """
 
     condition: Tensor
@@ -144,5 +144,6 @@ class PointerHead(nn.Module):
         )
         choices = None
         if self.novelty is not None:
-            choices = torch.cat([logits[rows, column], self.novelty(hidden_states)], -1).float()
+            repeats = logits.float().masked_fill(~visible, -torch.inf)[rows, column]
+            choices = torch.cat([repeats, self.novelty(hidden_states).float()], -1)
         return Pointed(condition, gate.float() * token, choices)

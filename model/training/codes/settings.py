@@ -84,6 +84,9 @@ class CodesSettings(Settings):
         super().__post_init__()
         if self.start is None:
             raise ValueError("start: expected the folder of a model of stage 1, got None")
+        if self.parallel != "ddp":
+            # Codes are fitted before the weights are sharded, and called by parts.
+            raise ValueError(f"parallel: expected ddp, got {self.parallel}")
         check_weights(self.losses)
         if not all(weight >= 0 for weight in self.block_weights) or not any(self.block_weights):
             expected = "four weights of at least 0, not all 0"

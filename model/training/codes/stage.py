@@ -70,9 +70,7 @@ class Codes(Stage):
         tokens = visual.tokens[visual.occupied]
         sampled, mean, log_variance = self.codes.sample(tokens)
         decoded = self.codes.decode(sampled)
-        padded = torch.zeros_like(visual.tokens).masked_scatter(
-            visual.occupied[..., None], decoded.to(visual.tokens)
-        )
+        padded = visual.replaced(decoded).tokens
         images = self.setok.detokenizer(padded, visual.occupied).float()
         losses = {
             "pixel": pixel_loss(images, batch["target"], weights.l1, weights.l2),

@@ -262,3 +262,16 @@ def test_training_reads_decoded_samples_of_generated_images_only():
         decoded = model.setok.codes.recode(exact[new])
         assert torch.allclose(seen[-1][new], decoded, atol=1e-5) != training
     model.eval()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_choices_are_finite_without_a_source_and_in_half_precision(autocast):
+    model, processor = copying()
+    batch = InstructCollator(processor, (16, 16))(edits(8))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        lost = losses_of(
+            model, batch, loss_weights={"copy": 1.0}, unconditional=torch.ones(8).bool()
+        )
+        kept = losses_of(model, batch, loss_weights={"copy": 1.0})
+    # Without its source an image leaves no choice.
+    assert lost.losses["copy"] == 0 and 0 < kept.losses["copy"] < 20

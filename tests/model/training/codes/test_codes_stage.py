@@ -88,6 +88,7 @@ def test_losses_of_weight_0_are_not_computed(settings):
 def test_bad_settings(settings, setok, tmp_path):
     for overrides, message in (
         (["start=null"], "start: expected the folder of a model of stage 1, got None"),
+        (["parallel=fsdp"], "parallel: expected ddp, got fsdp"),
         (["fit.steps=0"], r"fit\.steps: expected at least 1, got 0"),
         (["fit.lr=-1"], r"fit\.lr: expected at least 0, got -1"),
         (["block_weights=[0, 0, 0, 0]"], "block_weights: expected four weights of at least 0"),
