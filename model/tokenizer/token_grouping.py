@@ -124,9 +124,9 @@ def _without_residual(clusters: Clusters) -> Clusters:
     masks, labels, counts = clusters.masks, clusters.labels, clusters.counts[:, None]
     row = torch.arange(masks.shape[1], device=masks.device)
     is_cluster = (row < counts)[..., None]  # (B, R, 1)
+    # Without any cluster this is row 0, the residual itself.
     nearest = masks.masked_fill(~is_cluster, -1).argmax(1)
-    is_residual = (labels == counts) & (counts > 0)
-    return replace(clusters, labels=torch.where(is_residual, nearest, labels))
+    return replace(clusters, labels=torch.where(labels == counts, nearest, labels))
 
 
 class GridGrouping(nn.Module):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from helpers.tiny_setokim import build
+from helpers.tiny_setokim import build, picture
 from setokim.data import build_dataset
+from setokim.data.conversations import message
 from setokim.training.stage2.stage import InstructCollator
 from setokim.vlm.losses import LOSSES, LossContext, compute_losses
 from setokim.vlm.modeling_setokim import SetokimModel
@@ -275,3 +276,19 @@ def test_choices_are_finite_without_a_source_and_in_half_precision(autocast):
         kept = losses_of(model, batch, loss_weights={"copy": 1.0})
     # Without its source an image leaves no choice.
     assert lost.losses["copy"] == 0 and 0 < kept.losses["copy"] < 20
+
+
+def test_a_source_that_is_masked_out_cannot_be_repeated():
+    model, processor = copying()
+    chat = [
+        turn
+        for seed in (0, 1)
+        for turn in (
+            message("user", picture(seed), "make the circle red."),
+            message("assistant", picture(seed)),
+        )
+    ]
+    # The second answer could repeat a token of the first one, but not of its own source.
+    options = {"loss_weights": {"copy": 1.0}, "unconditional": torch.tensor([True])}
+    output = losses_of(model, processor([chat]), **options)
+    assert (output.repeated >= 0).any() and 0 < output.losses["copy"] < 20
