@@ -235,7 +235,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "gqa": Benchmark(READERS["gqa"], _exact, "testdev_balanced", _gqa_submission, **_ANSWERS),
     "flickr30k": Benchmark(READERS["flickr30k"], _captions, "test"),
     "coco-captions": Benchmark(READERS["coco-captions"], _captions, "val2017"),
-    "coco-panoptic": Benchmark(READERS["coco-panoptic"], None, "val2017", tokenizer=cluster_metrics),
+    "coco-panoptic": Benchmark(
+        READERS["coco-panoptic"], None, "val2017", tokenizer=cluster_metrics
+    ),
     "pope-random": Benchmark(READERS["pope"], _pope, "random"),
     "pope-popular": Benchmark(READERS["pope"], _pope, "popular"),
     "pope-adversarial": Benchmark(READERS["pope"], _pope, "adversarial"),

@@ -264,7 +264,7 @@ def test_data_sets_are_the_papers(stage):
     settings = load_settings(config(stage))
     found = {part["kind"] for part in settings.data.options["parts"].values()}
     expected = {
-        **dict.fromkeys(OF_IMAGES, {"folder", "openimages"}),
+        **{key: {"folder", "openimages"} for key in OF_IMAGES},
         2: {"imagenet-folder", "shards", "coco-captions", "allava", "slimpajama"},
         3: {
             *("llava-665k", "allava", "vqav2", "gqa", "okvqa", "aokvqa", "shards"),
