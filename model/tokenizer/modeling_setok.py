@@ -132,7 +132,10 @@ class SetokModel(PreTrainedModel):
             config.decoder_patch_size,
             config.mlp_ratio,
         )
-        self.to_concept = nn.Linear(config.token_dim, config.concept_dim)
+        # Stage 1 compares tokens and texts by it; nothing else does.
+        self.to_concept: nn.Linear | None = None
+        if config.concept_dim is not None:
+            self.to_concept = nn.Linear(config.token_dim, config.concept_dim)
         self.codes: TokenCodes | None = None
         if config.code_dim is not None:
             self.codes = TokenCodes(
