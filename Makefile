@@ -20,7 +20,7 @@ sanitized_flags := -g -fno-omit-frame-pointer -fsanitize=address,undefined \
 sanitized_env := ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)"
 
-.PHONY: demo stage1 small-world token-swap test lint types docs format bench bench-docs compile-report kernel-counts mutants wheels test-wheel kernel-hub clean fuzz test-threads test-ptx build-sanitized test-sanitized $(INSTRUCTION_SETS:%=test-%) $(PTX_ARCHS:%=test-ptx-%) $(SWAPPED:%=token-swap-%)
+.PHONY: demo stage1 small-world release-small-world token-swap test lint types docs format bench bench-docs compile-report kernel-counts mutants wheels test-wheel kernel-hub clean fuzz test-threads test-ptx build-sanitized test-sanitized $(INSTRUCTION_SETS:%=test-%) $(PTX_ARCHS:%=test-ptx-%) $(SWAPPED:%=token-swap-%)
 
 demo: $(DEMO_INSTALLED)
 	$(BIN)/python bench/demo.py --out demo_out
@@ -75,6 +75,11 @@ small-world: $(INSTALLED)
 		setok=$(RUN)/codes/model $(OVERRIDES)
 	$(train_in_two) --config model/configs/stage3_tiny.yaml --out $(RUN)/stage3 \
 		start=$(RUN)/stage2/model $(OVERRIDES)
+
+# The embedded model, from a finished run; its test then checks its figures.
+RUN ?= runs/small-world
+release-small-world: $(INSTALLED)
+	$(BIN)/python -m setokim.pretrained.release $(RUN) model/pretrained/small_world
 
 # Equal numbers of tokens of each kind, except `patches` (all patches); see docs/small-world.md.
 SWAPPED := clusters grid queries patches

@@ -27,6 +27,10 @@ from setokim.evaluation.vqa_answers import choice_of, soft_accuracy
 from setokim.evaluation.yes_no import MmeRecord, mme_scores, pope_scores
 from setokim.utils.parsing import from_plain, import_modules, read_yaml
 
+# File in the folder of a released model: held-out data and options of generation of its figures,
+# the data of "shapes-world" for that model.
+HELD_OUT = "held_out.yaml"
+
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
