@@ -15,7 +15,6 @@ from PIL import Image
 
 from helpers import registries, tiny_embedded, tiny_folders, tiny_llava, tiny_setokim
 from helpers.markdown import code_blocks, commands
-from helpers.tiny_stage1 import write_setok
 from setok_cli.main import build_parser, main
 from setokim.utils.pretrained import EMBEDDED
 
@@ -64,7 +63,6 @@ def write_setokim(folder: Path) -> None:
 
 # Models that earlier commands of a page train in minutes; here they are random and small.
 MODELS = {
-    "runs/tiny/model": write_setok,
     "runs/small-world/stage3/model": write_setokim,
     # Those of others are random and small, too.
     "models/llava-1.5-7b-hf": tiny_llava.write_llava,
