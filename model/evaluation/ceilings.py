@@ -8,8 +8,9 @@ from statistics import fmean
 import torch
 from PIL import Image
 
-from setokim.data import BrokenSampleError, Conversation, Dataset
+from setokim.data import Conversation, Dataset
 from setokim.data.image_processing import to_image
+from setokim.evaluation.readable import read_samples
 from setokim.shapes_world.parser import parse
 from setokim.shapes_world.scene import Scene
 from setokim.shapes_world.scores import edit_success, generation_scores
@@ -44,27 +45,35 @@ def ceiling_metrics(
         `samples`, the number of wanted images; `broken`, the number of unreadable samples.
     """
     scores: dict[str, list[float]] = {}
-    waiting: list[Conversation] = []
     samples = broken = 0
-    for index in range(number):
-        try:
-            sample = dataset[index]
-        except BrokenSampleError:
-            broken += 1
-        else:
-            waiting += [sample] if sample.task in _TASKS else []
-        if waiting and (len(waiting) == _BATCH_SIZE or index == number - 1):
-            for name, value in _scores(setok, waiting):
-                scores.setdefault(name, []).append(value)
-            samples += len(waiting)
-            waiting = []
-        show(index + 1)
+    for wanted in _batches(dataset, number, show):
+        broken += wanted.count(None)
+        readable = [sample for sample in wanted if sample is not None]
+        samples += len(readable)
+        for name, value in _scores(setok, readable):
+            scores.setdefault(name, []).append(value)
     found = {name: fmean(values) for name, values in sorted(scores.items())}
     return found | {"samples": samples, "broken": broken}
 
 
+def _batches(
+    dataset: Dataset, number: int, show: Callable[[int], None]
+) -> Iterator[list[Conversation | None]]:
+    """Yield the samples of the tasks in batches, with None for each unreadable one."""
+    batch: list[Conversation | None] = []
+    for sample in read_samples(dataset, number, show):
+        if sample is None or sample.task in _TASKS:
+            batch.append(sample)
+        if len(batch) == _BATCH_SIZE:
+            yield batch
+            batch = []
+    yield batch
+
+
 def _scores(setok: SetokModel, samples: list[Conversation]) -> Iterator[tuple[str, float]]:
     """Yield name and value of each score of each sample."""
+    if not samples:
+        return
     wanted = [sample.messages[1]["content"][0]["image"] for sample in samples]
     visual = setok.tokenize(wanted)
     shown = {"image": wanted, "tokens": _images(setok, visual)}
