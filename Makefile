@@ -20,7 +20,7 @@ sanitized_flags := -g -fno-omit-frame-pointer -fsanitize=address,undefined \
 sanitized_env := ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)"
 
-.PHONY: demo stage1 small-world token-swap test lint types docs format bench bench-docs compile-report kernel-counts mutants wheels test-wheel kernel-hub clean fuzz test-threads test-ptx build-sanitized test-sanitized $(INSTRUCTION_SETS:%=test-%) $(PTX_ARCHS:%=test-ptx-%) $(SWAPPED:%=token-swap-%)
+.PHONY: demo stage1 small-world release-small-world token-swap test lint types docs format bench bench-docs compile-report kernel-counts mutants wheels test-wheel kernel-hub clean fuzz test-threads test-ptx build-sanitized test-sanitized $(INSTRUCTION_SETS:%=test-%) $(PTX_ARCHS:%=test-ptx-%) $(SWAPPED:%=token-swap-%)
 
 demo: $(DEMO_INSTALLED)
 	$(BIN)/python bench/demo.py --out demo_out
@@ -60,16 +60,32 @@ format: $(INSTALLED)
 stage1: $(INSTALLED)
 	$(BIN)/setok train --config model/configs/stage1_tiny.yaml --out runs/tiny
 
-# Stages 1 to 3 at small scale, each from the previous model, and their metrics.
+# Two processes with a thread each take two thirds of the time of one with two threads.
+train_in_two := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 \
+	-m setok_cli.main train
+
+# Stages 1 to 3 at small scale, each from the previous model, and their metrics. On other scenes:
+# make small-world RUN=runs/other OVERRIDES="data.seed=10 held_out.seed=11"
+RUN ?= runs/small-world
 small-world: $(INSTALLED)
-	$(BIN)/setok train --config model/configs/stage1_small_world.yaml --out runs/small-world/stage1
-	$(BIN)/setok train --config model/configs/stage2_tiny.yaml --out runs/small-world/stage2
-	$(BIN)/setok train --config model/configs/stage3_tiny.yaml --out runs/small-world/stage3
+	$(BIN)/setok train --config model/configs/stage1_small_world.yaml --out $(RUN)/stage1 $(OVERRIDES)
+	$(BIN)/setok train --config model/configs/codes_small_world.yaml --out $(RUN)/codes \
+		start=$(RUN)/stage1/model $(OVERRIDES)
+	$(train_in_two) --config model/configs/stage2_tiny.yaml --out $(RUN)/stage2 \
+		setok=$(RUN)/codes/model $(OVERRIDES)
+	$(train_in_two) --config model/configs/stage3_tiny.yaml --out $(RUN)/stage3 \
+		start=$(RUN)/stage2/model $(OVERRIDES)
+
+# The embedded model, from a finished run; its test then checks its figures.
+RUN ?= runs/small-world
+release-small-world: $(INSTALLED)
+	$(BIN)/python -m setokim.pretrained.release $(RUN) model/pretrained/small_world
 
 # Equal numbers of tokens of each kind, except `patches` (all patches); see docs/small-world.md.
 SWAPPED := clusters grid queries patches
 grid_tokens := "model.token_grid=[3, 3]"
-queries_tokens := model.num_queries=9
+# Queries need attention to become tokens, and learn it from features of equal scale.
+queries_tokens := model.num_queries=9 model.feature_units=false model.intra_layers=1
 patches_tokens := "model.grid=[8, 8]" model.patch_size=16
 
 token-swap: $(SWAPPED:%=token-swap-%)
@@ -77,8 +93,10 @@ token-swap: $(SWAPPED:%=token-swap-%)
 $(SWAPPED:%=token-swap-%): token-swap-%: $(INSTALLED)
 	$(BIN)/setok train --config model/configs/stage1_small_world.yaml --out runs/token-swap/$*/stage1 \
 		steps=700 model.tokens=$* $($*_tokens)
-	$(BIN)/setok train --config model/configs/token_swap.yaml --out runs/token-swap/$*/stage2 \
-		setok=runs/token-swap/$*/stage1/model
+	$(BIN)/setok train --config model/configs/codes_small_world.yaml --out runs/token-swap/$*/codes \
+		start=runs/token-swap/$*/stage1/model
+	$(train_in_two) --config model/configs/token_swap.yaml --out runs/token-swap/$*/stage2 \
+		setok=runs/token-swap/$*/codes/model
 
 # Also measures other projects cloned into PEER_ROOT: make bench PEER_ROOT=clones
 bench: $(INSTALLED)

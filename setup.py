@@ -26,6 +26,8 @@ PACKAGES = [
     *find_packages("triton", include=["setok_triton", "setok_triton.*"]),
     "setokim",
     *(f"setokim.{name}" for name in find_packages("model")),
+    # Embedded models and the script that makes them; a folder of data, without an __init__.py.
+    "setokim.pretrained",
     "setok_bench",
     # A separate package, because importing setok_kernels imports torch, which would slow down
     # `setok --help`.
@@ -125,6 +127,8 @@ setup(
         "setok_kernels": ["py.typed"],
         "setok_bench": ["schema.json", "results/triton-counts.json"],
         "setokim": ["configs/*.yaml", "py.typed"],
+        # Without an embedded model, a wheel is built all the same.
+        "setokim.pretrained": ["model_card.md", "small_world/*"],
     },
     # Placeholder, so that build_ext runs; csrc/build.py has the sources.
     ext_modules=[Extension(f"setok_kernels.{native.MODULE}", sources=[], optional=True)],

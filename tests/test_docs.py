@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import registries, tiny_folders, tiny_llava, tiny_setokim
+from helpers import registries, tiny_embedded, tiny_folders, tiny_llava, tiny_setokim
 from helpers.markdown import code_blocks, commands
-from helpers.tiny_stage1 import write_setok
 from setok_cli.main import build_parser, main
+from setokim.utils.pretrained import EMBEDDED
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -63,7 +63,6 @@ def write_setokim(folder: Path) -> None:
 
 # Models that earlier commands of a page train in minutes; here they are random and small.
 MODELS = {
-    "runs/tiny/model": write_setok,
     "runs/small-world/stage3/model": write_setokim,
     # Those of others are random and small, too.
     "models/llava-1.5-7b-hf": tiny_llava.write_llava,
@@ -73,10 +72,17 @@ MODELS = {
 }
 
 
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory):
+    """A random model in place of the embedded one, whose answers take longer."""
+    return tiny_embedded.write_model(tmp_path_factory.mktemp("embedded"))
+
+
 @pytest.fixture
-def readers_folder(tmp_path, monkeypatch):
+def readers_folder(tmp_path, stand_in, monkeypatch):
     """A folder with what the pages name; the working directory."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(EMBEDDED, "small-world", stand_in)
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     for name in IMAGES:
         Path(name).parent.mkdir(exist_ok=True)

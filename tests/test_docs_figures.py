@@ -16,11 +16,13 @@ def committed(name):
 
 STAGE1 = committed("stage1/metrics.json")
 STAGE3 = committed("small-world/stage3.json")
+THIRD = committed("small-world/third-seed.json")["stage3"]
+CEILINGS = committed("small-world/ceilings.json")
 SWAPPED = committed("small-world/token-swap.json")
 ABLATIONS = committed("stage1/ablations.json")["runs"]
 IDENTITY = json.loads((ROOT / "bench/results/epyc-zen4-2threads-identity.json").read_text())
 
-# Beginning of a row of docs/stage1.md or docs/small-world.md and of docs/status.md, the value, and
+# Beginning of a row of docs/stage1.md or of docs/status.md, the value, and
 # its format.
 ROWS = [
     ("stage1.md", "PSNR of reconstructions", STAGE1["psnr"], "{:.2f} dB"),
@@ -34,18 +36,14 @@ ROWS = [
     ("stage1.md", "mean best-overlap IoU", STAGE1["best_overlap_iou"], "{:.3f}"),
     ("stage1.md", "recall@1 of", STAGE1["recall_at_1"], "{:.3f}"),
     ("stage1.md", "tokens an image", STAGE1["tokens"], "{:.1f}"),
-    ("small-world.md", "questions (VQA)", STAGE3["vqa_accuracy"], "{:.2f}"),
-    ("small-world.md", "attributes in captions", STAGE3["caption_accuracy"], "{:.2f}"),
-    ("small-world.md", "positions of all objects", STAGE3["locate_accuracy"], "{:.2f}"),
-    ("small-world.md", "attributes in generated", STAGE3["generation_accuracy"], "{:.2f}"),
-    ("small-world.md", "edits", STAGE3["edit_success"], "{:.2f}"),
-    ("small-world.md", "referring segmentation", STAGE3["ciou"], "{:.2f}"),
-    ("small-world.md", "sums in words", STAGE3["text_accuracy"], "{:.2f}"),
     ("status.md", "PSNR of reconstructions", STAGE1["psnr"], "{:.2f} dB"),
     ("status.md", "foreground ARI", STAGE1["fg_ari"], "{:.3f}"),
     ("status.md", "correlation of", STAGE1["token_object_correlation"], "{:.3f}"),
     ("status.md", "recall@1 of", STAGE1["recall_at_1"], "{:.3f}"),
     ("status.md", "accuracy of answers", STAGE3["vqa_accuracy"], "{:.2f}"),
+    ("status.md", "relations among them", STAGE3["vqa_relation"], "{:.2f}"),
+    ("status.md", "attributes in captions", STAGE3["caption_accuracy"], "{:.2f}"),
+    ("status.md", "shapes among them", STAGE3["generation_shape"], "{:.2f}"),
     ("status.md", "attributes in generated", STAGE3["generation_accuracy"], "{:.2f}"),
     ("status.md", "edits", STAGE3["edit_success"], "{:.2f}"),
     ("status.md", "cIoU of referring", STAGE3["ciou"], "{:.2f}"),
@@ -69,11 +67,51 @@ def test_metrics_of_the_tables(page, start, value, form):
         assert verdict == ("reached" if met else "missed")
 
 
-@pytest.mark.parametrize("kind", ["colour", "count", "relation", "shape"])
-def test_metrics_of_each_kind_of_question(kind):
-    text = (DOCS / "small-world.md").read_text()
-    by_kind = re.search(r"by kind: (count.*?) \|", text)[1]
-    assert f"{kind} {STAGE3[f'vqa_{kind}']:.2f}" in by_kind
+@pytest.mark.parametrize(
+    ("start", "key"),
+    [
+        ("questions (VQA)", "vqa_accuracy"),
+        *((f"of these: {kind}", f"vqa_{kind}") for kind in ("count", "relation")),
+        # Attributes in captions and images have the same names.
+        *((f"of these: {kind} |", f"vqa_{kind}") for kind in ("colour", "shape")),
+        ("attributes in captions", "caption_accuracy"),
+        *(
+            (f"of these: {kind} in captions", f"caption_{kind}")
+            for kind in ("colour", "size", "shape", "texture")
+        ),
+        ("positions of all objects", "locate_accuracy"),
+        ("attributes in generated", "generation_accuracy"),
+        *(
+            (f"of these: {kind}, generated", f"generation_{kind}")
+            for kind in ("colour", "place", "size", "shape")
+        ),
+        ("edits |", "edit_success"),
+        ("the requested change alone", "edit_changed"),
+        ("the unchanged part alone", "edit_kept"),
+        ("referring segmentation", "ciou"),
+        ("the same, gIoU", "giou"),
+        ("sums in words", "text_accuracy"),
+    ],
+)
+def test_metrics_of_the_small_world(start, key):
+    lines = (DOCS / "small-world.md").read_text().splitlines()
+    (line,) = [one for one in lines if one.startswith(f"| {start}")]
+    reached, third, goal, verdict = (cell.strip() for cell in line.strip("|").split("|")[1:])
+    assert (reached, third) == (f"{STAGE3[key]:.2f}", f"{THIRD[key]:.2f}")
+    assert verdict == ("" if not goal else "reached" if STAGE3[key] >= float(goal) else "missed")
+
+
+@pytest.mark.parametrize("source", ["image", "tokens", "codes"])
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("attributes", "generation"), ("shapes", "generation_shape"), ("edits", "edit")],
+)
+def test_what_the_parser_reads(name, key, source):
+    end = "themselves" if source == "image" else f"their {source}"
+    lines = (DOCS / "small-world.md").read_text().splitlines()
+    (line,) = [one for one in lines if re.match(rf"\| {name} of .* {end} \|", one)]
+    found = [cell.strip() for cell in line.strip("|").split("|")[1:]]
+    assert found == [f"{CEILINGS[run][f'{key}_{source}']:.2f}" for run in ("committed", "third")]
 
 
 @pytest.mark.parametrize(
@@ -127,3 +165,5 @@ def test_the_readme_quotes_the_small_world():
     text = " ".join((ROOT / "README.md").read_text().split())
     assert f"answers {STAGE3['vqa_accuracy']:.0%}".replace("%", " %") in text
     assert f"cIoU of {STAGE3['ciou']:.2f}" in text
+    assert f"generates {STAGE3['generation_accuracy']:.0%}".replace("%", " %") in text
+    assert f"makes {STAGE3['edit_success']:.0%}".replace("%", " %") in text

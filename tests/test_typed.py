@@ -82,6 +82,10 @@ images: Tensor = model.detokenize(visual.pack(order="size").tokens, cu_seqlens)
 processor: setokim.SetokProcessor = model.processor()
 values: Tensor = processor(Image.new("RGB", (24, 24)))["pixel_values"]
 text: str = setokim.SetokimProcessor.from_pretrained("folder").decode([1])
+text = setokim.SetokimProcessor.from_pretrained().decode([1])
+values = setokim.SetokProcessor.from_pretrained()(Image.new("RGB", (24, 24)))["pixel_values"]
+model = setokim.SetokModel.from_pretrained()
+setokim.SetokimModel.from_pretrained().generate(values, values, values)
 """
 
 # What is wrong with each, and the code of the error.

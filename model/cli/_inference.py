@@ -62,7 +62,11 @@ def add_generation_options(
         parser: parser of the command.
         defaults: values that the command has in place of the default ones, for `--help`.
     """
-    group = parser.add_argument_group("generation")
+    group = parser.add_argument_group(
+        "generation",
+        "The model's own options, in the file generation_config.json of its folder, come before "
+        "these defaults.",
+    )
     for name, ((kind, metavar), default, text) in GENERATION_OPTIONS.items():
         default = (defaults or {}).get(name, default)
         shown = "none" if default is None else default
@@ -85,7 +89,10 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
 def add_model_option(parser: argparse.ArgumentParser) -> None:
     """Add `--model`, `--device` and `--trust-remote-code`."""
     parser.add_argument(
-        "--model", required=True, type=Path, metavar="DIR", help="folder that `setok train` wrote"
+        "--model",
+        metavar="DIR",
+        help="folder that `setok train` wrote (default: small-world, the embedded model, which "
+        "comes with the package)",
     )
     add_device_option(parser, "the model")
     add_trust_option(parser)
@@ -187,11 +194,31 @@ def make_assistant(arguments: argparse.Namespace) -> Assistant:
     except ImportError as error:
         raise missing_package(error, "cli,model") from error
     try:
-        config = SetokimGenerationConfig(**given_options(arguments))
+        # Before the model, which takes seconds to load.
+        SetokimGenerationConfig(**given_options(arguments))
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
-    model, processor = load_model(arguments.model, arguments.device, arguments.trust_remote_code)
+    folder = model_folder(arguments)
+    model, processor = load_model(folder, arguments.device, arguments.trust_remote_code)
+    config = model.generation_config.replace(**given_options(arguments))
     return Assistant(model, processor, config, torch.Generator().manual_seed(arguments.seed))
+
+
+def model_folder(arguments: argparse.Namespace) -> Path:
+    """Return the folder of `--model`; without the option, that of the embedded model.
+
+    Raises:
+        UsageError: there is no such folder, this installation lacks the embedded model, or a
+            package is missing.
+    """
+    try:
+        from setokim.utils.pretrained import resolve_model
+    except ImportError as error:
+        raise missing_package(error, "cli,model") from error
+    try:
+        return resolve_model(arguments.model)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from error
 
 
 def load_model(

@@ -16,6 +16,7 @@ from setokim.cli._inference import (
     add_model_option,
     given_options,
     load_model,
+    model_folder,
 )
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ _DEFAULTS = {"max_new_tokens": 64}
 _ALWAYS_KEPT = ("max_new_tokens", "guidance", "sampling_steps", "image_temperature")
 # Benchmark with two kinds of descriptions.
 _DESCRIBED = "magicbrush"
+# Benchmark whose data a model may bring along.
+_GENERATED = "shapes-world"
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -48,11 +51,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--data",
-        required=True,
         type=Path,
         metavar="DIR",
         help="folder of the benchmark; with --all, a folder with one folder NAME for each. For "
-        "shapes-world the YAML file of a run, for its held-out conversations",
+        "shapes-world the YAML file of a run, for its held-out conversations (default: the file "
+        "held_out.yaml of the model, if it has one, as the embedded model has)",
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of results")
     parser.add_argument("--split", metavar="NAME", help="split (default: the benchmark's own)")
@@ -102,6 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         raise missing_package(error, "cli,model") from error
     names = [arguments.benchmark]
+    if arguments.data is None and (arguments.all or arguments.benchmark in BENCHMARKS):
+        arguments.data = _own_data(arguments)
     if arguments.all:
         names = [name for name in BENCHMARKS if (arguments.data / name).exists()]
         if not names:
@@ -114,12 +119,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.descriptions is not None and _DESCRIBED not in names:
         got = ", ".join(names)
         raise UsageError(f"--descriptions: expected the benchmark {_DESCRIBED}, got {got}")
-    model, processor = load_model(arguments.model, arguments.device, arguments.trust_remote_code)
+    source = model_folder(arguments)
+    model, processor = load_model(source, arguments.device, arguments.trust_remote_code)
     networks = _networks(arguments)
     with _usage_errors("--model", OSError):
         identity = {
-            "model": str(arguments.model.resolve()),
-            "weights": fingerprint(arguments.model),
+            "model": str(source.resolve()),
+            "weights": fingerprint(source),
             "versions": versions(),
         }
     found, failed = {}, []
@@ -144,6 +150,26 @@ def run(arguments: argparse.Namespace) -> int:
     return int(bool(failed))
 
 
+def _own_data(arguments: argparse.Namespace) -> Path:
+    """Return what stands for `--data` without the option: the held-out data of the model.
+
+    Raises:
+        UsageError: the benchmark has files of its own, or the model has no such data.
+    """
+    from setokim.evaluation.benchmarks import HELD_OUT
+
+    if arguments.all:
+        raise UsageError("--data: expected a folder with one folder for each benchmark, got none")
+    if arguments.benchmark != _GENERATED:
+        expected = f"the folder of the benchmark {arguments.benchmark}"
+        raise UsageError(f"--data: expected {expected}, got none")
+    path = model_folder(arguments) / HELD_OUT
+    if not path.is_file():
+        expected = f"the YAML file of a run, since the model has no {path}"
+        raise UsageError(f"--data: expected {expected}, got none")
+    return path
+
+
 def _score(
     name: str,
     model: Any,
@@ -164,7 +190,7 @@ def _score(
     with _usage_errors(name, OSError, ValueError, TypeError, RecursionError):
         split = arguments.split or benchmark.split
         dataset = _open(name, benchmark, data, split, arguments)
-        samples, config = _config(benchmark.generation(data), arguments)
+        samples, config = _config(benchmark.generation(data), arguments, model.generation_config)
     run = {
         "benchmark": name,
         "data": str(data.resolve()),
@@ -237,26 +263,25 @@ def _networks(arguments: argparse.Namespace) -> ImageNetworks:
 
 
 def _config(
-    own: dict[str, Any], arguments: argparse.Namespace
+    own: dict[str, Any], arguments: argparse.Namespace, defaults: SetokimGenerationConfig
 ) -> tuple[int | None, SetokimGenerationConfig]:
     """Return the number of samples and the options of generation.
 
     Args:
         own: values of the benchmark, which those of the command line replace.
         arguments: command line.
+        defaults: options of the model, which those of the benchmark replace.
 
     Raises:
         TypeError, ValueError: a value does not fit.
     """
-    from setokim.vlm.generation_config import SetokimGenerationConfig
-
     options = _DEFAULTS | own | given_options(arguments)
     samples = options.pop("samples", None)
     if arguments.samples is not None:
         samples = arguments.samples
     if samples is not None and samples < 1:
         raise ValueError(f"samples: expected at least 1, got {samples}")
-    return samples, SetokimGenerationConfig(**options)
+    return samples, defaults.replace(**options)
 
 
 def _kept(samples: int | None, config: SetokimGenerationConfig) -> dict[str, Any]:

@@ -15,7 +15,9 @@ from setokim.data import Dataset
 from setokim.data.readers import READERS
 from setokim.data.rle import decode_rle
 from setokim.data.settings import DataSettings
+from setokim.evaluation.ceilings import ceiling_metrics
 from setokim.evaluation.cider import cider
+from setokim.evaluation.clusters import cluster_metrics
 from setokim.evaluation.image_scores import ImageMetrics, edit_metrics, generation_metrics
 from setokim.evaluation.prompting import Response
 from setokim.evaluation.segmentation_scores import SegmentationScore
@@ -25,6 +27,10 @@ from setokim.evaluation.vqa_answers import choice_of, soft_accuracy
 from setokim.evaluation.yes_no import MmeRecord, mme_scores, pope_scores
 from setokim.utils.parsing import from_plain, import_modules, read_yaml
 
+# File in the folder of a released model: held-out data and options of generation of its figures,
+# the data of "shapes-world" for that model.
+HELD_OUT = "held_out.yaml"
+
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
@@ -33,24 +39,25 @@ class Benchmark:
     Attributes:
         open: function from a folder and, if there are several, the name of a split to the data set.
         metrics: function from all responses to their metrics; None for an external judge and for
-            benchmarks of images or clusters.
+            benchmarks of images or of the tokenizer.
         split: split of the published metrics; None for a data set without splits.
         submission: function from all responses to the upload for the benchmark's server; None for
             a benchmark without a server.
-        clusters: evaluation of the clusters of images in place of responses.
+        tokenizer: function from tokenizer, data set, number of samples and a callback to metrics,
+            without responses; None for benchmarks of responses.
         blind: addition of each question of "vqa" without its image.
         answers: name of the fact that is empty without a public answer; None if all samples have
             one.
         generation: function from the data's folder to its own options of generation.
         image_metrics: function from generated images and their references to metrics; None for
-            benchmarks of text, masks or clusters.
+            benchmarks of text, masks or the tokenizer.
     """
 
     open: Callable[..., Dataset]
     metrics: Callable[[Sequence[Response]], dict[str, float]] | None
     split: str | None = None
     submission: Callable[[Sequence[Response]], Any] | None = None
-    clusters: bool = False
+    tokenizer: Callable[..., dict[str, float]] | None = None
     blind: bool = False
     answers: str | None = None
     generation: Callable[[Path], dict[str, Any]] = lambda path: {}
@@ -232,7 +239,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "gqa": Benchmark(READERS["gqa"], _exact, "testdev_balanced", _gqa_submission, **_ANSWERS),
     "flickr30k": Benchmark(READERS["flickr30k"], _captions, "test"),
     "coco-captions": Benchmark(READERS["coco-captions"], _captions, "val2017"),
-    "coco-panoptic": Benchmark(READERS["coco-panoptic"], None, "val2017", clusters=True),
+    "coco-panoptic": Benchmark(
+        READERS["coco-panoptic"], None, "val2017", tokenizer=cluster_metrics
+    ),
     "pope-random": Benchmark(READERS["pope"], _pope, "random"),
     "pope-popular": Benchmark(READERS["pope"], _pope, "popular"),
     "pope-adversarial": Benchmark(READERS["pope"], _pope, "adversarial"),
@@ -252,4 +261,5 @@ BENCHMARKS: dict[str, Benchmark] = {
     "evr": Benchmark(READERS["evr"], None, "test", **_EDITS),
     "ma5k": Benchmark(READERS["ma5k"], None, "test", **_EDITS),
     "shapes-world": Benchmark(_shapes, shapes_metrics, blind=True, generation=_shapes_generation),
+    "shapes-world-ceiling": Benchmark(_shapes, None, tokenizer=ceiling_metrics),
 }

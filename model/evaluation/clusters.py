@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
 import torch
 
-from setokim.data import BrokenSampleError, Dataset, Sample
+from setokim.data import Dataset, Sample
 from setokim.evaluation.metrics import best_overlap_iou, upsample_labels
+from setokim.evaluation.readable import read_samples
 from setokim.tokenizer.modeling_setok import SetokModel
 
 _BATCH_SIZE = 16
@@ -40,29 +41,33 @@ def cluster_metrics(
     counts: list[int] = []
     broken = 0
     waiting: list[Sample] = []
-    for index in range(number):
-        try:
-            sample = dataset[index]
-        except BrokenSampleError:
+
+    def measure() -> None:
+        visual = setok.tokenize(setok.preprocess([one.image for one in waiting]))
+        counts.extend(visual.occupied.sum(1).tolist())
+        labels = visual.labels.unflatten(1, visual.grid).cpu()
+        for one, own in zip(waiting, labels, strict=True):
+            truth = torch.from_numpy(one.masks)[None]
+            spread = upsample_labels(own[None], tuple(truth.shape[1:]))
+            overlaps.extend(best_overlap_iou(spread, truth).tolist())
+        waiting.clear()
+
+    for sample in read_samples(dataset, number, show):
+        if sample is None or not _fits(sample, setok.config.grid):
             broken += 1
-        else:
-            sides = zip(sample.masks.shape, setok.config.grid, strict=True)
-            if all(pixels >= patches for pixels, patches in sides):
-                waiting.append(sample)
-            else:
-                broken += 1
-        if waiting and (len(waiting) == _BATCH_SIZE or index == number - 1):
-            visual = setok.tokenize(setok.preprocess([one.image for one in waiting]))
-            counts += visual.occupied.sum(1).tolist()
-            labels = visual.labels.unflatten(1, visual.grid).cpu()
-            for one, own in zip(waiting, labels, strict=True):
-                truth = torch.from_numpy(one.masks)[None]
-                spread = upsample_labels(own[None], tuple(truth.shape[1:]))
-                overlaps += best_overlap_iou(spread, truth).tolist()
-            waiting = []
-        show(index + 1)
+            continue
+        waiting.append(sample)
+        if len(waiting) == _BATCH_SIZE:
+            measure()
+    if waiting:
+        measure()
     known = [value for value in overlaps if not math.isnan(value)]
     metrics = {"miou": fmean(known)} if known else {}
     if counts:
         metrics["tokens"] = fmean(counts)
     return metrics | {"samples": len(counts), "broken": broken}
+
+
+def _fits(sample: Sample, grid: Sequence[int]) -> bool:
+    """Return whether a sample has at least as many pixels as patches in height and width."""
+    return all(pixels >= cells for pixels, cells in zip(sample.masks.shape, grid, strict=True))

@@ -1,12 +1,32 @@
-"""Data set wrapper that logs and limits the broken samples of a benchmark."""
+"""Reading of the samples of a benchmark, some of which may be broken."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from setokim.data import BrokenSampleError, Dataset, Guarded
 from setokim.data.samples import Broken, Reading
 from setokim.evaluation.answer_log import AnswerLog
+
+
+def read_samples(
+    dataset: Dataset, number: int, show: Callable[[int], None] = lambda number: None
+) -> Iterator[Any]:
+    """Yield the first samples, and None for each that cannot be read.
+
+    Args:
+        dataset: data set of at least `number` samples.
+        number: number of samples, from the beginning.
+        show: callback with the number of samples read so far.
+    """
+    for index in range(number):
+        try:
+            sample = dataset[index]
+        except BrokenSampleError:
+            sample = None
+        yield sample
+        show(index + 1)
 
 
 class Readable:

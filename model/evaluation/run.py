@@ -11,7 +11,6 @@ from PIL import Image
 from setokim.data import BrokenSampleError, Dataset
 from setokim.evaluation.answer_log import FILE, AnswerLog, to_json
 from setokim.evaluation.benchmarks import Benchmark
-from setokim.evaluation.clusters import cluster_metrics
 from setokim.evaluation.image_networks import ImageNetworks
 from setokim.evaluation.prompting import (
     Prompt,
@@ -77,8 +76,8 @@ def run_benchmark(
     """
     number = len(dataset) if samples is None else min(samples, len(dataset))
     readable = Readable(dataset, log, allow_missing)
-    if benchmark.clusters:
-        metrics = cluster_metrics(model.setok, readable, number, show)
+    if benchmark.tokenizer is not None:
+        metrics = benchmark.tokenizer(model.setok, readable, number, show)
         _check_judged(metrics["samples"], readable)
         _write(folder / METRICS, metrics)
         return metrics

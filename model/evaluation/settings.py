@@ -33,6 +33,17 @@ class GenerationSettings:
         except (TypeError, ValueError) as error:
             raise type(error)(f"generation.{error}") from error
 
+    def defaults(self) -> SetokimGenerationConfig:
+        """Return the options that a trained model keeps: those of its images.
+
+        The length of an answer is limited in evaluations only.
+        """
+        return SetokimGenerationConfig(
+            guidance=self.guidance,
+            sampling_steps=self.sampling_steps,
+            image_temperature=self.image_temperature,
+        )
+
     def config(self) -> SetokimGenerationConfig:
         """Return the options as `SetokimModel.generate` takes them."""
         options = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "samples"}

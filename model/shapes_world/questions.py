@@ -11,9 +11,12 @@ import numpy as np
 
 from setok_kernels.config import check_count
 from setokim.shapes_world.dataset import pick
-from setokim.shapes_world.scene import COLOURS, SHAPES, SIZES, Object, Scene
+from setokim.shapes_world.scene import COLOURS, PLACES, SHAPES, SIZES, Object, Scene, place_name
 
+# Kinds of questions that are asked unless others are named.
 QUESTION_KINDS = ("count", "colour", "shape", "relation")
+# "place" is for training: relations are learned much faster beside it.
+ALL_KINDS = (*QUESTION_KINDS, "place")
 NUMBERS = (
     *("zero", "one", "two", "three", "four", "five"),
     *("six", "seven", "eight", "nine", "ten", "eleven"),
@@ -24,7 +27,7 @@ RELATIONS = {"x": ("left of", "right of"), "y": ("above", "below")}
 _MIN_DISTANCE = 0.1
 
 # Facts that earlier questions revealed: ("number", "" or a size), ("look", object) for its colour
-# and shape, (coordinate, lower object, higher object).
+# and shape, ("place", object), (coordinate, lower object, higher object).
 _Facts = frozenset[tuple[Hashable, ...]]
 
 
@@ -33,9 +36,9 @@ class Question:
     """A question, its answer, and the facts that they reveal.
 
     Attributes:
-        kind: name in `QUESTION_KINDS`.
+        kind: name in `ALL_KINDS`.
         text: sentence with its question mark.
-        answer: single word.
+        answer: single word, or a name of `PLACES`.
         choices: possible answers of the kind.
         gives: facts known after the answer, which no other question asks for.
     """
@@ -53,13 +56,13 @@ def ask(
     """Sample a question about a scene.
 
     Answers are balanced: a "relation" holds in half of the cases, and for a "count" of a size the
-    numbers of objects that the scene has of its sizes are equally likely. The answers to "colour"
-    and "shape" follow the distribution of the objects.
+    numbers of objects that the scene has of its sizes are equally likely. The answers to "colour",
+    "shape" and "place" follow the distribution of the objects.
 
     Args:
         scene: scene of the question.
         generator: random number generator.
-        kind: name in `QUESTION_KINDS`.
+        kind: name in `ALL_KINDS`.
         asked: earlier questions about the same scene. The new question is none of them, and its
             answer does not follow from them and their answers.
 
@@ -69,8 +72,8 @@ def ask(
     Raises:
         ValueError: the kind is unknown.
     """
-    if kind not in QUESTION_KINDS:
-        raise ValueError(f"kind: expected one of {', '.join(QUESTION_KINDS)}, got {kind!r}")
+    if kind not in ALL_KINDS:
+        raise ValueError(f"kind: expected one of {', '.join(ALL_KINDS)}, got {kind!r}")
     known_facts = frozenset().union(*(question.gives for question in asked))
     return _SAMPLERS[kind](scene, generator, known_facts)
 
@@ -87,14 +90,15 @@ def interview(
         scene: scene of the questions.
         generator: random number generator.
         turns: max number of questions; a scene may allow fewer.
-        kinds: weights of the kinds in the sampling; None for equal weights.
+        kinds: weights of the kinds in the sampling; None for equal weights of `QUESTION_KINDS`.
 
     Raises:
         TypeError, ValueError: `turns` is no integer of at least 1.
     """
     check_count("turns", turns)
-    names = [kind for kind in QUESTION_KINDS if kinds is None or kinds.get(kind)]
-    weights = np.array([1.0 if kinds is None else kinds[kind] for kind in names])
+    kinds = dict.fromkeys(QUESTION_KINDS, 1.0) if kinds is None else kinds
+    names = [kind for kind in ALL_KINDS if kinds.get(kind)]
+    weights = np.array([kinds[kind] for kind in names])
     asked: list[Question] = []
     for _ in range(turns):
         order = generator.choice(len(names), len(names), False, weights / weights.sum())
@@ -178,8 +182,12 @@ def _relation(scene: Scene, generator: np.random.Generator, known_facts: _Facts)
     objects = scene.objects
     named = only_ones(objects, "colour", "shape")
     possible = []
+    placed = [fact[1] for fact in known_facts if fact[0] == "place"]
     for axis in RELATIONS:
-        known = _closure({fact[1:] for fact in known_facts if fact[0] == axis})
+        told = {fact[1:] for fact in known_facts if fact[0] == axis}
+        cells = {number: _cell(objects[number], axis) for number in placed}
+        told |= {(a, b) for a in placed for b in placed if cells[a] < cells[b]}
+        known = _closure(told)
         for pair in combinations(named, 2):
             low, high = sorted(pair, key=lambda number: getattr(objects[number], axis))
             apart = getattr(objects[high], axis) - getattr(objects[low], axis)
@@ -199,7 +207,32 @@ def _relation(scene: Scene, generator: np.random.Generator, known_facts: _Facts)
     return Question("relation", text, answer, ("yes", "no"), gives)
 
 
-_SAMPLERS = {"count": _count, "colour": _colour, "shape": _shape, "relation": _relation}
+def _place(scene: Scene, generator: np.random.Generator, known_facts: _Facts) -> Question | None:
+    objects = scene.objects
+    named = only_ones(objects, "colour", "shape")
+    unknown = [number for number in named if ("place", number) not in known_facts]
+    if not unknown:
+        return None
+    number = pick(generator, unknown)
+    thing = objects[number]
+    text = f"where is the {thing.colour} {thing.shape}?"
+    gives = frozenset({("place", number), ("look", number)})
+    choices = tuple(name for row in PLACES for name in row)
+    return Question("place", text, place_name(thing.y, thing.x), choices, gives)
+
+
+def _cell(thing: Object, axis: str) -> int:
+    """Return the row or column of `PLACES` that holds an object."""
+    return min(2, int(3 * getattr(thing, axis)))
+
+
+_SAMPLERS = {
+    "count": _count,
+    "colour": _colour,
+    "shape": _shape,
+    "relation": _relation,
+    "place": _place,
+}
 
 
 def _closure(pairs: set[tuple[int, int]]) -> set[tuple[int, int]]:

@@ -18,6 +18,7 @@ from setokim.data.samples import check_index, check_natural
 from setokim.shapes_world.dataset import ShapesWorld, pick
 from setokim.shapes_world.edits import Edit, edit, edit_between
 from setokim.shapes_world.questions import (
+    ALL_KINDS,
     NUMBERS,
     QUESTION_KINDS,
     RELATIONS,
@@ -110,7 +111,8 @@ class ShapesTasks:
             contrast: contrast of the textures.
             repeat_colours: probability that an object may take a colour already in the scene.
             scenes: number of different scenes.
-            questions: weights of the kinds of questions in "vqa"; None for equal weights.
+            questions: weights of the kinds of questions in "vqa"; None for equal weights of those
+                in `QUESTION_KINDS`.
             run: number of successive items of one task. With that of a batch, its rows have like
                 lengths and little padding.
             variants: max number of changed scenes beside each scene. Above 0, all tasks use them
@@ -126,7 +128,9 @@ class ShapesTasks:
         check_count("run", run)
         check_natural("variants", variants)
         weights = _checked("tasks", tasks, TASKS)
-        self._kinds = _checked("questions", questions, QUESTION_KINDS)
+        if questions is None:
+            questions = dict.fromkeys(QUESTION_KINDS, 1.0)
+        self._kinds = _checked("questions", questions, ALL_KINDS)
         # In a fixed order, so that the order in a settings file does not matter.
         self._tasks = [task for task in TASKS if weights.get(task)]
         self._weights = np.array([weights[task] for task in self._tasks], np.float64)

@@ -70,7 +70,8 @@ class SetokConfig(PretrainedConfig):
         decoder_grid: rows and columns of the detokenizer's queries.
         decoder_patch_size: side of a reconstructed patch in pixels.
         mlp_ratio: ratio of an MLP's width to that of its transformer.
-        concept_dim: number of dimensions of the space that compares tokens and text concepts.
+        concept_dim: number of dimensions of the space that compares tokens and text concepts; None
+            for a model without that head, which only stage 1 needs.
     """
 
     model_type = "setok"
@@ -108,7 +109,7 @@ class SetokConfig(PretrainedConfig):
         decoder_grid: tuple[int, int] = (24, 24),
         decoder_patch_size: int = 16,
         mlp_ratio: float = 4.0,
-        concept_dim: int = 512,
+        concept_dim: int | None = 512,
         **kwargs: Any,
     ):
         """Check the fields against one another.
@@ -196,9 +197,9 @@ class SetokConfig(PretrainedConfig):
                 f"outline_dim: expected more than {POSE} and less than token_dim={self.token_dim}, "
                 f"got {self.outline_dim}"
             )
-        for name in ("code_dim", "code_width"):
+        for name in ("code_dim", "code_width", "concept_dim"):
             value = getattr(self, name)
-            if not (_is_count(value) or (name == "code_dim" and value is None)):
+            if not (_is_count(value) or (name != "code_width" and value is None)):
                 raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
         if not self.position_weight >= 0:
             raise ValueError(f"position_weight: expected at least 0, got {self.position_weight!r}")

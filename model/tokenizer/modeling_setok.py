@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
@@ -21,6 +24,7 @@ from setokim.tokenizer.factory import encoder_from_config, tokenizer_from_config
 from setokim.tokenizer.processing_setok import SetokProcessor
 from setokim.tokenizer.token_codes import TokenCodes
 from setokim.tokenizer.token_grouping import ClusterGrouping, QueryGrouping, TokenGroups
+from setokim.utils.pretrained import is_embedded, resolve_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,13 +136,51 @@ class SetokModel(PreTrainedModel):
             config.decoder_patch_size,
             config.mlp_ratio,
         )
-        self.to_concept = nn.Linear(config.token_dim, config.concept_dim)
+        # Stage 1 compares tokens and texts by it; nothing else does.
+        self.to_concept: nn.Linear | None = None
+        if config.concept_dim is not None:
+            self.to_concept = nn.Linear(config.token_dim, config.concept_dim)
         self.codes: TokenCodes | None = None
         if config.code_dim is not None:
             self.codes = TokenCodes(
                 config.token_dim, config.outline_dim, config.code_dim, config.code_width
             )
         self.post_init()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path | None = None, *args: Any, **options: Any
+    ) -> Any:
+        """Load a model.
+
+        Args:
+            pretrained_model_name_or_path: folder, or name on the Hugging Face hub; None or the name
+                of an embedded SeTokim model for the visual tokenizer of that model, in float32.
+            *args: further arguments of transformers.
+            **options: further arguments of transformers, such as `dtype`.
+
+        Raises:
+            OSError: the model does not exist.
+            ValueError: this installation lacks the embedded model.
+        """
+        name = pretrained_model_name_or_path
+        if is_embedded(name) and "state_dict" not in options:
+            folder, name = resolve_model(name), None
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            weights = load_file(folder / "model.safetensors")
+            prefix = f"{cls.base_model_prefix}."
+            options = {
+                "config": SetokConfig(**config["setok"]),
+                "state_dict": {
+                    key.removeprefix(prefix): value
+                    for key, value in weights.items()
+                    if key.startswith(prefix)
+                },
+                # bfloat16, as stored, is slow on CPUs.
+                "dtype": torch.float32,
+                **options,
+            }
+        return super().from_pretrained(name, *args, **options)
 
     @classmethod
     def from_encoder(cls, name_or_path: str, **fields: Any) -> SetokModel:

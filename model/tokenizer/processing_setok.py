@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from setokim.data.image_processing import ImageProcessor, to_rgb
+from setokim.utils.pretrained import locate
 
 FILE = "preprocessor_config.json"
 
@@ -51,14 +52,17 @@ class SetokProcessor:
         Path(folder, FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> SetokProcessor:
+    def from_pretrained(cls, folder: str | Path | None = None) -> SetokProcessor:
         """Read a folder written by `save_pretrained`.
+
+        Args:
+            folder: folder of the processor, or name of an embedded model; None for the default one.
 
         Raises:
             OSError: the file does not exist.
-            ValueError: the file has no size.
+            ValueError: the file has no size, or this installation lacks the embedded model.
         """
-        path = Path(folder, FILE)
+        path = Path(locate(folder), FILE)
         size = json.loads(path.read_text(encoding="utf-8")).get("size")
         if not isinstance(size, dict) or not {"height", "width"} <= set(size):
             raise ValueError(f"size: expected height and width in {path}, got {size!r}")

@@ -85,9 +85,13 @@ def vicuna_7b() -> LlamaConfig:
 
 
 def paper_setok() -> SetokConfig:
-    """Return the tokenizer of configs/stage1_paper.yaml, with SigLIP so400m at 384 px."""
-    path = Path(__file__).parents[1] / "configs" / "stage1_paper.yaml"
-    fields = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
+    """Return the tokenizer of configs/*_paper.yaml: SigLIP so400m at 384 px, and codes."""
+    configs = Path(__file__).parents[1] / "configs"
+    one, codes = (
+        yaml.safe_load((configs / f"{name}_paper.yaml").read_text(encoding="utf-8"))
+        for name in ("stage1", "codes")
+    )
+    fields = one["model"] | {name: codes[name] for name in ("code_dim", "code_width")}
     return SetokConfig(**fields | {"encoder": "hf", "encoder_config": dict(_SIGLIP_SO400M)})
 
 

@@ -70,6 +70,8 @@ class Trainer:
             find_unused_parameters=settings.leaves_parameters_unused
         )
         self.accelerator = Accelerator(
+            # Without this, processes that torchrun starts on a CPU would each train alone.
+            cpu=not torch.accelerator.is_available(),
             mixed_precision=settings.precision,
             log_with=_tracker() if settings.every.log else None,
             project_dir=out,

@@ -80,6 +80,50 @@ def filling(folder: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def replacing_folder(folder: str | Path) -> Iterator[Path]:
+    """Replace a folder as a whole, so that no file of an earlier one stays.
+
+    A killed writer leaves a hidden folder beside it, which the next one removes. Only one process
+    at a time may write.
+
+    Args:
+        folder: folder to replace or create.
+
+    Yields:
+        An empty folder beside it to write to. When the block ends, it takes the name of `folder`;
+        if an error ends the block, it is removed and `folder` stays.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    folder = Path(folder).absolute()
+    new, old = (folder.with_name(f"{UNFINISHED}{kind}-{folder.name}") for kind in ("new", "old"))
+    with naming(folder):
+        for leftover in (new, old):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        new.mkdir(parents=True)
+        try:
+            yield new
+            for path in sorted(new.rglob("*")):
+                sync(path)
+            sync(new)
+            if folder.exists():
+                # A folder with files cannot be replaced in one step.
+                folder.rename(old)
+            try:
+                new.rename(folder)
+            except OSError:
+                if old.exists():
+                    old.rename(folder)
+                raise
+            sync(folder.parent)
+        finally:
+            for leftover in (new, old):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def naming(path: str | Path) -> Iterator[None]:
     """Add the file's name to errors of writing it; that of a full disk, for example, has none.
 

@@ -1,4 +1,4 @@
-"""Loading of pretrained models, ours or Hugging Face's, without running their code."""
+"""Finding and loading of pretrained models, ours or Hugging Face's, without running their code."""
 
 from __future__ import annotations
 
@@ -7,6 +7,61 @@ import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+# Folders of the embedded models, which come with the package, by name; the first is the default.
+EMBEDDED = {"small-world": Path(__file__).parents[1] / "pretrained" / "small_world"}
+
+
+def is_embedded(name: str | Path | None) -> bool:
+    """Return whether `resolve_model` takes this for an embedded model.
+
+    Args:
+        name: folder, name, or None.
+    """
+    # A `Path` is never a name, and neither is "./small-world".
+    return name is None or (isinstance(name, str) and name in EMBEDDED and not os.path.isdir(name))
+
+
+def resolve_model(name: str | Path | None = None) -> Path:
+    """Return the folder of a model.
+
+    As on the Hugging Face hub, an existing folder comes before a model of the same name.
+
+    Args:
+        name: folder of a model, or name of an embedded one; None for the default embedded model.
+
+    Raises:
+        ValueError: there is neither such a folder nor such a name, or this installation lacks the
+            embedded model.
+    """
+    if is_embedded(name):
+        known = next(iter(EMBEDDED)) if name is None else str(name)
+        folder = EMBEDDED[known]
+        if not (folder / "config.json").is_file():
+            raise ValueError(
+                "model: expected the folder of a model, since this installation lacks the "
+                f"embedded model {known} ({folder}), got {name}"
+            )
+        return folder
+    folder = Path(name or "")
+    if not name or not folder.is_dir():
+        known = " or ".join(EMBEDDED)
+        raise ValueError(
+            f"model: expected a folder with a SeTokim model, or the name {known}, got {str(name)!r}"
+        )
+    return folder
+
+
+def locate(name: str | Path | None) -> str | Path:
+    """Return the folder of an embedded model, or any other folder or name unchanged.
+
+    Args:
+        name: folder, name, or None for the default embedded model.
+
+    Raises:
+        ValueError: this installation lacks the embedded model.
+    """
+    return resolve_model(name) if name is None or is_embedded(name) else name
 
 
 def load_pretrained(

@@ -94,7 +94,7 @@ def generate(
         input_ids: (B, L) token ids of `SetokimProcessor` with `add_generation_prompt`.
         attention_mask: (B, L), 0 for padding.
         pixel_values: (M, 3, H, W), images of the prompts in order.
-        generation_config: options; None for the defaults.
+        generation_config: options; None for those of `SetokimGenerationConfig`.
         generators: random generator of each row, on the CPU; None for torch's own.
         streamer: receiver of the ids of the prompt and of each new token; for a single row only.
         **options: options of `SetokimGenerationConfig` that replace those of `generation_config`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,8 +22,8 @@ from setokim.tokenizer.shapelets import unit_shapes
 from setokim.tokenizer.token_statistics import ChannelUnits, token_blocks
 from setokim.vlm.configuration_setokim import SetokimConfig
 from setokim.vlm.diffusion_head import DiffusionHead
-from setokim.vlm.generation import Answer, Streamer, generate
 from setokim.vlm.generation_config import SetokimGenerationConfig
+from setokim.vlm.generation_mixin import SetokimGenerationMixin
 from setokim.vlm.lora import LoraMixin, add_lora, base_of
 from setokim.vlm.losses import LossContext, compute_losses
 from setokim.vlm.multimodal_inputs import Spliced, input_tokens, prompt_positions, splice
@@ -40,7 +40,7 @@ from setokim.vlm.token_order import (
 )
 
 
-class SetokimModel(PreTrainedModel, LoraMixin):
+class SetokimModel(SetokimGenerationMixin, PreTrainedModel, LoraMixin):
     """Causal language model with a visual tokenizer, a projector, and heads for tokens and masks.
 
     Images become visual tokens at the positions of `<image>`. The language model's head predicts
@@ -61,6 +61,8 @@ class SetokimModel(PreTrainedModel, LoraMixin):
 
     def __init__(self, config: SetokimConfig):
         super().__init__(config)
+        # transformers has set options of its own.
+        self.generation_config = SetokimGenerationConfig()
         self.setok = SetokModel(config.setok_config())
         self.llm = AutoModelForCausalLM.from_config(config.llm_config(), trust_remote_code=False)
         if config.lora is not None:
@@ -437,29 +439,6 @@ class SetokimModel(PreTrainedModel, LoraMixin):
             chosen.features,
             chosen.grid,
             size,
-        )
-
-    def generate(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        pixel_values: Tensor,
-        generation_config: SetokimGenerationConfig | None = None,
-        *,
-        generators: Sequence[torch.Generator] | None = None,
-        streamer: Streamer | None = None,
-        **options: Any,
-    ) -> list[Answer]:
-        """Generate text, images and masks; see `setokim.vlm.generation.generate`."""
-        return generate(
-            self,
-            input_ids,
-            attention_mask,
-            pixel_values,
-            generation_config,
-            generators=generators,
-            streamer=streamer,
-            **options,
         )
 
     def gradient_checkpointing_enable(

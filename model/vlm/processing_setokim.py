@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from setokim.data.conversations import SPECIAL
 from setokim.tokenizer.processing_setok import SetokProcessor
-from setokim.utils.pretrained import load_pretrained
+from setokim.utils.pretrained import load_pretrained, locate
 from setokim.vlm.chat_tokenizer import ChatTokenizer
 
 IGNORED = -100  # label of positions without a loss, as in transformers
@@ -182,18 +182,20 @@ class SetokimProcessor:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, trust_remote_code: bool = False
+        cls, folder: str | Path | None = None, trust_remote_code: bool = False
     ) -> SetokimProcessor:
         """Load a processor that `save_pretrained` wrote.
 
         Args:
-            folder: folder of the tokenizer and the image processor.
+            folder: folder of the tokenizer and the image processor, or name of an embedded model;
+                None for the default one.
             trust_remote_code: flag that allows the folder's own Python code for its tokenizer.
 
         Raises:
             OSError: a file is missing.
-            ValueError: a file has invalid content.
+            ValueError: a file has invalid content, or this installation lacks the embedded model.
         """
+        folder = locate(folder)
         tokenizer = load_pretrained(AutoTokenizer, folder, trust_remote_code)
         template = tokenizer.chat_template or CHAT_TEMPLATE
         return cls(tokenizer, SetokProcessor.from_pretrained(folder), template)

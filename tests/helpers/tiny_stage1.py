@@ -137,7 +137,7 @@ def start_in_processes(
                 *(*launcher, *script, f"--world={world}"),
                 *(f"--die-at={die_at}", f"--wait-at={wait_at}", f"--notes={folder}"),
             ],
-            env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
             stdout=stdout,
             stderr=stderr,
             start_new_session=True,

@@ -24,6 +24,12 @@ NOT_SOURCE = shutil.ignore_patterns(
     "__pycache__", ".*_cache", ".hypothesis", "*.so", "_build_failed.txt",
 )  # fmt: skip
 
+EMBEDDED_FILES = (
+    *("README.md", "chat_template.jinja", "config.json", "figures.json", "generation_config.json"),
+    *("held_out.yaml", "model.safetensors", "preprocessor_config.json", "scene.png"),
+    *("tokenizer.json", "tokenizer_config.json"),
+)
+
 slow = [pytest.mark.packaging, pytest.mark.slow]
 needs_compiler = pytest.mark.skipif(
     not any(shutil.which(name) for name in ("c++", "g++", "clang++")), reason="no C++ compiler"
@@ -45,8 +51,16 @@ def probe():
         ("setokim", "configs/stage1_tiny.yaml"),
         ("setok_kernels", "py.typed"),
         ("setokim", "py.typed"),
+        ("setokim", "pretrained/model_card.md"),
+        ("setokim", "pretrained/release.py"),
     )
     found["data"] = [importlib.resources.files(p).joinpath(f).is_file() for p, f in data]
+    found["release"] = importlib.import_module("setokim.pretrained.release").__file__
+    from setokim.utils.pretrained import resolve_model
+    try:
+        found["embedded"] = str(resolve_model())
+    except ValueError as error:
+        found["embedded"] = str(error)
     found["why_missing"] = _native.why_missing()
     found["real triton"] = hasattr(triton, "jit")
     if found["why_missing"] is None:
@@ -165,6 +179,11 @@ def wheel(tmp_path_factory, quick_compiler):
     # ninja, as in the barest isolated build.
     folder = tmp_path_factory.mktemp("wheel")
     clone = copy_source(folder / "setok_kernels_clone")
+    for name in EMBEDDED_FILES:
+        # The same names as those of a real embedded model.
+        file = clone / "model" / "pretrained" / "small_world" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("{}")
     builder = bare_environment(folder / "builder", *BUILD_TOOLS)
     build = ("--no-isolation", "--skip-dependency-check", "--outdir", folder, clone)
     run(builder, "-m", "build", *build, cwd=folder, **quick_compiler)
@@ -192,8 +211,9 @@ def probe(python, runner, cwd, scratch):
 def assert_all_resolve(found, ours):
     real = importlib.util.find_spec("triton").origin
     assert found["triton"] == found["triton origin"] == real and found["real triton"]
-    assert found["data"] == [True] * 5
-    for name in ("setok_kernels", "setok_triton", "setokim", "setok_bench", "setok_cli"):
+    assert found["data"] == [True] * 7
+    packages = ("setok_kernels", "setok_triton", "setokim", "setok_bench", "setok_cli")
+    for name in (*packages, "release"):
         assert Path(found[name]).is_relative_to(ours), f"{name} came from {found[name]}"
     assert found["version"] == setok_kernels.__version__
     assert found["why_missing"] is None
@@ -268,6 +288,16 @@ class TestArchives:
         assert not [name for name in installed if "tests" in name.split("/")]
         assert not [name for name in installed + shipped if "ptxemu" in name.split("/")]
 
+    def test_the_embedded_model_gets_in(self, wheel):
+        _, clone = wheel
+        with zipfile.ZipFile(next(clone.parent.glob("*.whl"))) as archive:
+            installed = archive.namelist()
+        with tarfile.open(next(clone.parent.glob("*.tar.gz"))) as archive:
+            shipped = [name.partition("/")[2] for name in archive.getnames()]
+        for name in EMBEDDED_FILES:
+            assert f"setokim/pretrained/small_world/{name}" in installed
+            assert f"model/pretrained/small_world/{name}" in shipped
+
     def test_the_commands_are_installed_once(self, wheel):
         """Each with the package that it needs."""
         _, clone = wheel
@@ -288,6 +318,8 @@ class TestWithoutCompiler:
     )
     def test_installs_and_says_why(self, editable_flag, compiler, tmp_path):
         clone = copy_source(tmp_path / "clone")
+        # Nor has everyone the weights of the embedded model.
+        shutil.rmtree(clone / "model" / "pretrained" / "small_world", ignore_errors=True)
         stale = clone / "setok_kernels" / "libsetok_kernels.so"
         if editable_flag:
             stale.write_bytes(b"a library built from older sources")
@@ -304,6 +336,7 @@ class TestWithoutCompiler:
         found = probe(python, "python", tmp_path, tmp_path)
         assert "could not be built when the package was installed" in found["why_missing"]
         assert compiler in found["why_missing"]
+        assert "this installation lacks the embedded model small-world" in found["embedded"]
         remedy = f"pip install --force-reinstall --no-deps --no-cache-dir {' '.join(editable_flag)}"
         assert f"{remedy.strip()} {clone}`" in found["why_missing"]
         assert not stale.exists()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from setokim.data.conversations import MASK, Conversation, message
+from setokim.data.conversations import MASK, Conversation, Regions, message
 from setokim.data.file_dataset import FileDataset
 from setokim.data.plain_pickle import read_plain_pickle
 from setokim.data.polygon_pixels import polygon_pixels
@@ -33,6 +33,8 @@ _TARGET, _IGNORED = 1, 255
 
 class ReferringExpressions(FileDataset):
     """refCOCO+ and refCOCOg (UMD): one referring phrase a sample, with the mask of its object.
+
+    The phrase also names the region of the object (`Conversation.regions`).
 
     `facts`: "ref_id", "sent_id", "phrase".
 
@@ -96,7 +98,8 @@ class ReferringExpressions(FileDataset):
             "phrase": phrase,
         }
         turns = message("user", image, f"segment the {phrase}."), message("assistant", MASK)
-        return Conversation("segment", turns, (mask,), source, facts)
+        regions = (Regions(np.where(mask, 0, -1), (phrase,)),)
+        return Conversation("segment", turns, (mask,), source, facts, regions)
 
 
 class ReasonSeg(FileDataset):

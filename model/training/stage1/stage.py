@@ -52,6 +52,8 @@ class Stage1(Stage):
         # Created by `start`. It is not a submodule: its weights are not part of the model.
         self.adversary: Adversary | None = None
         self.setok = build_model(settings.model)
+        if self.setok.to_concept is None:
+            raise ValueError("model.concept_dim: expected a number in stage 1, got None")
         self.text = build_text_encoder(
             settings.text_encoder, self.setok.config.concept_dim, settings.trust_remote_code
         )

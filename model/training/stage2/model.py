@@ -96,7 +96,8 @@ def freeze(model: SetokimModel, settings: InstructSettings) -> None:
     setok, train, weights = model.setok, settings.train, settings.losses
     if setok.codes is not None and "tokenizer" in train:
         raise ValueError("train: expected no tokenizer, whose tokens have codes, got tokenizer")
-    setok.to_concept.requires_grad_(False)
+    if setok.to_concept is not None:
+        setok.to_concept.requires_grad_(False)
     for name, modules in {
         "tokenizer": [setok.merger, setok.clustering],
         "detokenizer": [setok.detokenizer],

@@ -16,7 +16,7 @@ from setokim.vlm.generation import Answer
 from setokim.vlm.modeling_setokim import SetokimModel
 from setokim.vlm.processing_setokim import SetokimProcessor
 
-_ROWS = 8  # conversations of each task
+_ROWS = 10  # conversations of each task
 _MAX_SAMPLES = 256  # samples to search for them
 _MARGIN = 4  # pixels
 _MAX_SIDE = 384  # pixels, maximum side of an image on the sheet

@@ -146,7 +146,11 @@ class Instruct(Stage):
         write_samples(self.model, self.processor, held_out, self.settings.generation, path)
 
     def export(self, folder: Path) -> None:
-        """Write model and processor; `from_pretrained` of both reads them."""
+        """Write model and processor; `from_pretrained` of both reads them.
+
+        The images that the model generates later have the options of the run's evaluation.
+        """
+        self.model.generation_config = self.settings.generation.defaults()
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 

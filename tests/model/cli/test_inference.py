@@ -11,8 +11,8 @@ from setokim.evaluation.settings import GenerationSettings
 from setokim.vlm.generation_config import SetokimGenerationConfig
 
 COMMANDS = {
-    "chat": ["chat", "--model", "m"],
-    "generate": ["generate", "--model", "m", "--out", "o", "text"],
+    "chat": ["chat"],
+    "generate": ["generate", "--out", "o", "text"],
     "edit": ["edit", "--model", "m", "--out", "o", "--image", "i", "text"],
     "segment": ["segment", "--model", "m", "--out", "o", "--image", "i", "text"],
     "eval": ["eval", "--benchmark", "gqa", "--data", "d", "--model", "m", "--out", "o"],
@@ -67,7 +67,8 @@ def test_help_shows_the_defaults_of_the_command(capsys):
 def test_the_settings_that_answers_depend_on():
     """Older folders have the same keys and can be resumed."""
     arguments = build_parser().parse_args(COMMANDS["eval"])
-    samples, config = evaluate._config({}, arguments)
+    usual = SetokimGenerationConfig()
+    samples, config = evaluate._config({}, arguments, usual)
     assert evaluate._kept(samples, config) == {
         "samples": None,
         "max_new_tokens": 64,
@@ -79,11 +80,17 @@ def test_the_settings_that_answers_depend_on():
         [*COMMANDS["eval"], "--temperature", "0.5", "--samples", "3", "--max-new-tokens", "9"]
     )
     own = {"samples": 7, "sampling_steps": 20, "max_new_tokens": 8}
-    samples, config = evaluate._config(own, arguments)
+    samples, config = evaluate._config(own, arguments, usual)
     kept = evaluate._kept(samples, config)
     assert (kept["samples"], kept["sampling_steps"], kept["max_new_tokens"]) == (3, 20, 9)
     assert kept["temperature"] == 0.5 and "top_p" not in kept
-    assert evaluate._config(own, build_parser().parse_args(COMMANDS["eval"]))[0] == 7
+    bare = build_parser().parse_args(COMMANDS["eval"])
+    assert evaluate._config(own, bare, usual)[0] == 7
+    # The model's own options, but for the length of an answer.
+    own_of_model = usual.replace(image_temperature=0.0, sampling_steps=20, max_new_tokens=300)
+    options = evaluate._config({}, bare, own_of_model)[1].options
+    assert options == own_of_model.options | {"max_new_tokens": 64}
+    assert evaluate._config({"sampling_steps": 3}, bare, own_of_model)[1].sampling_steps == 3
     arguments.samples = 0
     with pytest.raises(ValueError, match=r"^samples: expected at least 1, got 0$"):
-        evaluate._config({}, arguments)
+        evaluate._config({}, arguments, usual)

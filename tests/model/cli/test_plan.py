@@ -25,8 +25,16 @@ def table(text):
     ]
 
 
-@pytest.mark.parametrize("config", ["stage2_paper.yaml", "stage3_paper.yaml"])
-def test_the_runs_of_the_paper(capsys, config):
+@pytest.mark.parametrize(
+    ("config", "weights"),
+    [
+        # 7,529,014,506 weights of 4 bytes, an eighth and a 64th of them.
+        ("stage2_paper.yaml", ["3.51", "0.44"]),
+        # Pointer and name heads are fields of the model of stage II, which is not there.
+        ("stage3_paper.yaml", ["3.49", "0.44"]),
+    ],
+)
+def test_the_runs_of_the_paper(capsys, config, weights):
     assert plan(*SHAPES, config=config) == 0
     printed = capsys.readouterr().out
     assert "GiB per GPU             8 GPUs         64 GPUs\n" in printed
@@ -40,8 +48,7 @@ def test_the_runs_of_the_paper(capsys, config):
         names = ["weights", "gradients", "moments", "averages", "gathered", "activations"]
         sizes = [float(memory[name][column]) for name in names]
         assert sum(sizes) == pytest.approx(float(memory["all"][column]), abs=0.04)
-    # 7,469,709,450 weights of 4 bytes, an eighth of them.
-    assert memory["weights"] == ["3.48", "0.43"]
+    assert memory["weights"] == weights
 
 
 def test_the_same_as_json(capsys):
@@ -71,7 +78,7 @@ def test_settings_in_place_of_the_files(capsys):
     printed = capsys.readouterr().out
     assert "GiB per GPU              1 GPU\n" in printed
     assert "ddp, precision bf16, batches of 16 x 2048 tokens, 1 for a step" in printed
-    assert table(printed)[1]["weights"] == ["27.83"]
+    assert table(printed)[1]["weights"] == ["28.05"]
 
 
 def test_table_9():

@@ -245,7 +245,7 @@ def test_a_full_disk_ends_the_run_in_one_line(tmp_path, limit, name):
     config, out = tiny_file(tmp_path), tmp_path / "out"
     arguments = ["train", "--config", str(config), "--out", str(out), "losses.adversarial=0"]
     command = [sys.executable, "-c", LIMITED, str(limit), *arguments]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     line = one_line(done.stderr)
@@ -260,7 +260,7 @@ def test_a_signal_saves_and_has_its_exit_code(tmp_path, name):
     number, out = getattr(signal, name), tmp_path / "out"
     command = [sys.executable, "-m", "setok_cli.main", "train", "--out", str(out)]
     command += ["--config", str(tiny_file(tmp_path)), "steps=1000000"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     with (tmp_path / "stderr.txt").open("w") as stderr:
         process = subprocess.Popen(command, env=environment, stderr=stderr)
     wait_for(out / "losses.jsonl", process)

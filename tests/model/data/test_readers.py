@@ -168,6 +168,9 @@ def test_masks_of_phrases(tmp_path):
     # Corners at 2 and 12, 2 and 10.
     assert np.array_equal(dataset[0].masks[0], mask_in(2, 2, 10, 8))
     assert np.array_equal(dataset[2].masks[0], mask_in(4, 4, 3, 2))
+    (regions,) = dataset[1].regions
+    assert regions.names == ("left dog 1",)
+    assert np.array_equal(regions.labels, np.where(dataset[1].masks[0], 0, -1))
     assert len(READERS["refcoco+"](tmp_path, split="train")) == 2
     with pytest.raises(ValueError, match=r"^split: expected one of .*, got 'testC'$"):
         READERS["refcoco+"](tmp_path, split="testC")

@@ -5,8 +5,16 @@ import numpy as np
 import pytest
 
 from setokim.data import Object, Scene, ShapesWorld
-from setokim.shapes_world.questions import NUMBERS, QUESTION_KINDS, Question, ask, chance, interview
-from setokim.shapes_world.scene import COLOURS, SHAPES
+from setokim.shapes_world.questions import (
+    ALL_KINDS,
+    NUMBERS,
+    QUESTION_KINDS,
+    Question,
+    ask,
+    chance,
+    interview,
+)
+from setokim.shapes_world.scene import COLOURS, PLACES, SHAPES, place_name
 
 
 def thing(colour, shape="circle", size="small", y=0.5, x=0.5, depth=0):
@@ -50,6 +58,8 @@ def looked_up(text, scene):
         return NUMBERS[sum(size in (None, one.size) for one in scene.objects)]
     if match := re.fullmatch(r"what (colour|shape) is the ([a-z ]+)\?", text):
         return getattr(named(match[2]), match[1])
+    if match := re.fullmatch(r"where is the (\w+ \w+)\?", text):
+        return place_name(named(match[1]).y, named(match[1]).x)
     match = re.fullmatch(r"is the (\w+ \w+) (left of|right of|above|below) the (\w+ \w+)\?", text)
     one, other = named(match[1]), named(match[3])
     further = {
@@ -63,31 +73,61 @@ def looked_up(text, scene):
 
 
 @pytest.mark.parametrize("repeat_colours", [0.0, 0.6])
-def test_answers_are_true_and_nothing_is_asked_twice(repeat_colours):
+@pytest.mark.parametrize("asked", [None, dict.fromkeys(ALL_KINDS, 1.0)])
+def test_answers_are_true_and_nothing_is_asked_twice(repeat_colours, asked):
     world = ShapesWorld(2, objects=(1, 8), repeat_colours=repeat_colours)
     generator = np.random.default_rng(1)
     kinds = Counter()
     for index in range(80):
         scene = world.scene(index)
-        questions = interview(scene, generator, 6)
+        questions = interview(scene, generator, 6, asked)
         assert len({question.text for question in questions}) == len(questions)
         for question in questions:
             assert question.answer == looked_up(question.text, scene)
             assert question.answer in question.choices
             kinds[question.kind] += 1
-    assert set(kinds) == set(QUESTION_KINDS) and min(kinds.values()) > 40
+    # Places are asked for only where they are named.
+    assert set(kinds) == set(QUESTION_KINDS if asked is None else ALL_KINDS)
+    assert min(kinds.values()) > 40
 
 
 def test_choices_are_all_answers_of_the_kind():
     scene = row("small", "large")
-    choices = {kind: draws(scene, kind, 1)[0].choices for kind in QUESTION_KINDS}
+    choices = {kind: draws(scene, kind, 1)[0].choices for kind in ALL_KINDS}
     assert choices == {
         "count": NUMBERS,
         "colour": tuple(COLOURS),
         "shape": SHAPES,
         "relation": ("yes", "no"),
+        "place": tuple(name for names in PLACES for name in names),
     }
     assert (NUMBERS[0], NUMBERS[9], len(NUMBERS)) == ("zero", "nine", len(COLOURS) + 1)
+
+
+def test_two_places_answer_a_relation():
+    """If they lie in different columns; circles of one column can still be compared."""
+    columns = Scene(
+        tuple(
+            thing(colour, x=x, y=0.1 + 0.2 * i, depth=i)
+            for i, (colour, x) in enumerate(zip(COLOURS, (0.02, 0.15, 0.3, 0.9), strict=False))
+        ),
+        "grey",
+    )
+    first, second, third, last = tuple(COLOURS)[:4]
+    asked = [
+        first_of(columns, "place", f"where is the {colour} circle?")
+        for colour in (first, second, last)
+    ]
+    assert [one.answer for one in asked] == ["top left", "top left", "bottom right"]
+    texts = {one.text for one in draws(columns, "relation", 400, asked) if "of" in one.text}
+
+    def compared(one, other):
+        return any(f"{one} circle" in text and f"{other} circle" in text for text in texts)
+
+    assert not compared(first, last) and not compared(second, last)
+    assert compared(first, second) and compared(third, last)
+    # No place is asked for twice.
+    assert draws(columns, "place", 1, asked)[0].text == f"where is the {third} circle?"
 
 
 def test_counts_ask_for_all_and_for_sizes():

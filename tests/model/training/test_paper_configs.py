@@ -26,7 +26,9 @@ pytest.importorskip("pyarrow")
 pytest.importorskip("pycocotools")
 
 CONFIGS = Path(setokim.__file__).parent / "configs"
-STAGES = (1, 2, 3)
+STAGES = (1, "codes", 2, 3)
+# Stages that train on images and texts, not on conversations.
+OF_IMAGES = (1, "codes")
 LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 2}
 VISION = {"hidden_size": 16, "intermediate_size": 24, "image_size": 32, "patch_size": 8, **LAYERS}
 TEXT = {"hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 16, **LAYERS}
@@ -55,6 +57,13 @@ DIMENSIONS = {
         "model.cluster.max_clusters": 4,
         "discriminator_width": 4,
     },
+    "codes": {
+        "code_dim": 4,
+        "code_width": 8,
+        "fit.images": 8,
+        "fit.steps": 2,
+        "fit.batch_size": 8,
+    },
     2: {
         "llm": {
             "model_type": "llama",
@@ -63,7 +72,10 @@ DIMENSIONS = {
             "num_hidden_layers": 1,
             "num_attention_heads": 2,
         },
-        "model": {"head_width": 16, "head_layers": 1, "segmentation_width": 8},
+        "model.head_width": 16,
+        "model.head_layers": 1,
+        "model.segmentation_width": 8,
+        "model.recall_width": 8,
         "generation.max_new_tokens": 2,
         "generation.sampling_steps": 2,
     },
@@ -137,7 +149,12 @@ def world(tmp_path_factory):
 
 
 def config(stage):
-    return CONFIGS / f"stage{stage}_paper.yaml"
+    return CONFIGS / f"{folder_of(stage)}_paper.yaml"
+
+
+def folder_of(stage):
+    """Return the stem of a stage's YAML file and folder."""
+    return stage if stage == "codes" else f"stage{stage}"
 
 
 def overrides(stage, world):
@@ -145,8 +162,10 @@ def overrides(stage, world):
     changed = SMALL | DIMENSIONS[stage]
     if stage == 1:
         changed |= dict.fromkeys(("model.encoder", "text_encoder"), str(world / "siglip"))
+    if stage == "codes":
+        changed |= {"start": str(world / "stage1" / "model")}
     if stage == 2:
-        changed |= {"setok": str(world / "stage1" / "model")}
+        changed |= {"setok": str(world / "codes" / "model")}
     if stage == 3:
         changed |= {"start": str(world / "stage2" / "model")}
     return changed
@@ -211,7 +230,7 @@ def runs(world):
 
             patch.setattr(build, "Mixture", counted)
             settings = settings_of(stage, world)
-            out = world / f"stage{stage}"
+            out = world / folder_of(stage)
             trainer = Trainer(settings, out)
             # Only readings by the training itself count.
             read.clear()
@@ -245,7 +264,7 @@ def test_data_sets_are_the_papers(stage):
     settings = load_settings(config(stage))
     found = {part["kind"] for part in settings.data.options["parts"].values()}
     expected = {
-        1: {"folder", "openimages"},
+        **{key: {"folder", "openimages"} for key in OF_IMAGES},
         2: {"imagenet-folder", "shards", "coco-captions", "allava", "slimpajama"},
         3: {
             *("llava-665k", "allava", "vqav2", "gqa", "okvqa", "aokvqa", "shards"),
@@ -268,8 +287,8 @@ def test_data_sets_are_the_papers(stage):
 def test_every_data_set_is_read(runs, stage):
     settings, _, read, _ = runs[stage]
     mixtures = [data for data in (settings.data, settings.held_out) if data.kind == "mixture"]
-    # In stage 1 one data set is held out.
-    assert len(mixtures) == min(stage, 2)
+    # Of images and texts one data set is held out.
+    assert len(mixtures) == (1 if stage in OF_IMAGES else 2)
     assert set(read) == {(data.seed, name) for data in mixtures for name in data.options["parts"]}
 
 
@@ -283,7 +302,7 @@ def test_each_part_gives_a_batch_alone(runs, stage, tmp_path):
             fields = {key: value for key, value in part.items() if key != "weight"}
             dataset = build_dataset(**fields.pop("options", {}), **fields)
             batch = collate([dataset[0]])
-            name = "pixels" if stage == 1 else "input_ids"
+            name = "pixels" if stage in OF_IMAGES else "input_ids"
             assert len(batch[name]) >= 1
 
 
@@ -292,15 +311,24 @@ def test_a_step_has_finite_losses_and_metrics(runs, stage):
     _, metrics, _, out = runs[stage]
     (line,) = (out / "losses.jsonl").read_text().splitlines()
     losses = json.loads(line)
-    expected = {1: {"pixel", "perceptual", "contrastive"}, 2: {"text", "diffusion", "mask"}}
-    assert expected[min(stage, 2)] <= losses.keys()
+    expected = {
+        1: {"pixel", "perceptual", "contrastive"},
+        "codes": {"pixel", "token", "kl"},
+        2: {"text", "diffusion", "mask"},
+        3: {"text", "diffusion", "mask", "copy", "names"},
+    }
+    assert expected[stage] <= losses.keys()
     assert all(math.isfinite(value) for value in losses.values())
     # Each loss has samples in every stage, except that stage 2 has no masks.
-    zero = {name for name, value in losses.items() if value == 0} - {"step"}
+    # No token of the few small images need lie in a named region.
+    zero = {name for name, value in losses.items() if value == 0} - {"step", "names"}
     assert zero == ({"mask"} if stage == 2 else set())
     assert json.loads((out / "metrics.json").read_text()) == metrics
     if stage == 1:
         assert metrics["psnr"] > 0 and metrics["recall_at_1_chance"] == pytest.approx(1 / 3)
+        return
+    if stage == "codes":
+        assert metrics["psnr"] > 0 and metrics["code_psnr"] > 0
         return
     tasks = {2: {"caption", "generate", "text"}, 3: {"vqa", "generate", "edit", "segment"}}
     names = {"text_loss", *(f"{task}_text_loss" for task in tasks[stage])}
@@ -323,7 +351,7 @@ def test_images_are_shown(runs, stage):
 def test_the_model_folder_loads(runs, stage):
     *_, out = runs[stage]
     stage_1, others = (SetokModel, SetokProcessor), (SetokimModel, SetokimProcessor)
-    kinds = stage_1 if stage == 1 else others
+    kinds = stage_1 if stage in OF_IMAGES else others
     model, processor = (kind.from_pretrained(out / "model") for kind in kinds)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert processor is not None

@@ -77,7 +77,7 @@ def test_a_closed_terminal_does_not_break_the_run(tmp_path):
         command = [sys.executable, tiny_stage1.__file__, str(config), str(out), *SETTINGS]
         command += ["every.log=1", "--world=1", "--die-at=-1"]
         command += [f"--wait-at={STEP}", f"--notes={tmp_path}"]
-        os.execvpe(command[0], command, os.environ | {"ACCELERATE_USE_CPU": "true"})
+        os.execvpe(command[0], command, os.environ | {"CUDA_VISIBLE_DEVICES": ""})
     while not (tmp_path / "waiting-0").exists():
         assert os.waitpid(child, os.WNOHANG) == (0, 0)
         # An unread terminal blocks after some pages.

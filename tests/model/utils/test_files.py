@@ -5,7 +5,14 @@ import os
 import pytest
 from safetensors import SafetensorError
 
-from setokim.utils.files import UNFINISHED, filling, naming, replacing, write_file
+from setokim.utils.files import (
+    UNFINISHED,
+    filling,
+    naming,
+    replacing,
+    replacing_folder,
+    write_file,
+)
 
 
 def test_a_text_and_bytes_are_written_and_nothing_is_left_beside(tmp_path):
@@ -116,3 +123,38 @@ class TestFilling:
             (beside / "a").touch()
         assert calls[0].endswith("/a") and UNFINISHED in calls[0]
         assert calls[1:] == ["replace", str(tmp_path / "out"), str(tmp_path)]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    folder = tmp_path / "out" / "model"
+    for name in ("a", "b"):
+        with replacing_folder(folder) as beside:
+            assert list(beside.iterdir()) == []
+            (beside / name).write_text(name)
+            (beside / "deep").mkdir()
+        assert sorted(os.listdir(folder)) == [name, "deep"]
+        assert os.listdir(folder.parent) == ["model"]
+
+
+def test_a_folder_stays_whatever_stops_its_writer(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    # What a killed writer leaves.
+    (tmp_path / f"{UNFINISHED}new-model").mkdir()
+    (tmp_path / f"{UNFINISHED}new-model" / "half").write_text("")
+    with replacing_folder(folder) as beside:
+        (beside / "a").write_text("old")
+    assert os.listdir(folder) == ["a"]
+    with pytest.raises(KeyboardInterrupt), replacing_folder(folder) as beside:
+        (beside / "a").write_text("new")
+        raise KeyboardInterrupt
+    rename = type(folder).rename
+
+    def fails(self, target):
+        if self.name.startswith(f"{UNFINISHED}new"):
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(type(folder), "rename", fails)
+    with pytest.raises(OSError, match="Input/output error"), replacing_folder(folder) as beside:
+        (beside / "a").write_text("new")
+    assert (folder / "a").read_text() == "old" and os.listdir(tmp_path) == ["model"]

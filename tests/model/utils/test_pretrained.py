@@ -1,14 +1,25 @@
-"""Folders that bring code, that are damaged, and that are not there."""
+"""Folders that bring code, that are damaged, and that are not there; the embedded model."""
 
 import json
+import re
+import shutil
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer, SiglipVisionConfig, SiglipVisionModel
 
 from helpers.tiny_setokim import build
-from setokim import HFVisionEncoder, build_encoder
+from setokim import HFVisionEncoder, SetokConfig, SetokModel, SetokProcessor, build_encoder
 from setokim.training.text_encoder import build_text_encoder
-from setokim.utils.pretrained import load_pretrained
+from setokim.utils.pretrained import (
+    EMBEDDED,
+    is_embedded,
+    load_pretrained,
+    load_whole,
+    resolve_model,
+)
 from setokim.vlm.modeling_setokim import SetokimModel
 from setokim.vlm.processing_setokim import SetokimProcessor
 
@@ -159,3 +170,74 @@ def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "model.bin").touch()
     with pytest.raises(ValueError, match="expected a folder, got a file"):
         load_pretrained(AutoConfig, tmp_path / "model.bin")
+
+
+@pytest.fixture
+def embedded(speaker, monkeypatch):
+    monkeypatch.setitem(EMBEDDED, "small-world", speaker)
+    return speaker
+
+
+def test_which_folder_a_name_stands_for(embedded, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve_model() == resolve_model("small-world") == embedded
+    for name in (tmp_path, str(tmp_path), "."):
+        assert resolve_model(name) == Path(name) and not is_embedded(name)
+    # A path is no name.
+    for name in (Path("small-world"), "./small-world", "nothing", "", tmp_path / "nothing"):
+        expected = "^model: expected a folder with a SeTokim model, or the name small-world, got "
+        with pytest.raises(ValueError, match=expected + re.escape(repr(str(name)))):
+            resolve_model(name)
+    Path("a-file").touch()
+    with pytest.raises(ValueError, match=r"got 'a-file'$"):
+        resolve_model("a-file")
+    # As on the hub, a folder comes first.
+    Path("small-world").mkdir()
+    assert resolve_model("small-world") == Path("small-world") and resolve_model() == embedded
+
+
+def test_an_installation_without_the_embedded_model(tmp_path, monkeypatch):
+    monkeypatch.setitem(EMBEDDED, "small-world", tmp_path)
+    loads = [resolve_model, *(k.from_pretrained for k in (SetokimModel, SetokimProcessor))]
+    loads += [SetokModel.from_pretrained, SetokProcessor.from_pretrained]
+    for load in loads:
+        with pytest.raises(ValueError, match=r"^model: expected .* lacks the embedded model"):
+            load()
+        with pytest.raises(ValueError, match=r"got small-world$"):
+            load("small-world")
+
+
+def test_the_embedded_model_is_stored_in_bfloat16_and_loaded_in_float32(
+    speaker, tmp_path, monkeypatch
+):
+    folder = Path(shutil.copytree(speaker, tmp_path / "half"))
+    weights = load_file(folder / "model.safetensors")
+    half = {n: t.bfloat16() if t.is_floating_point() else t for n, t in weights.items()}
+    save_file(half, folder / "model.safetensors", {"format": "pt"})
+    monkeypatch.setitem(EMBEDDED, "small-world", folder)
+    model, info = SetokimModel.from_pretrained(output_loading_info=True)
+    assert not any(info.values()) and not model.training
+    for name, tensor in model.state_dict().items():
+        assert tensor.dtype == weights[name].dtype and torch.equal(tensor, half[name].to(tensor))
+    setok, info = SetokModel.from_pretrained("small-world", output_loading_info=True)
+    assert not any(info.values()) and setok.dtype == torch.float32 and not setok.training
+    for name, tensor in setok.state_dict().items():
+        assert torch.equal(tensor, model.setok.state_dict()[name])
+    assert SetokModel.from_pretrained(dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert SetokimModel.from_pretrained("small-world", dtype=torch.bfloat16).dtype == torch.bfloat16
+    processor, images = SetokimProcessor.from_pretrained(), SetokProcessor.from_pretrained()
+    assert processor.image_processor == images == setok.processor()
+    # `state_dict` says which weights to load.
+    config = SetokConfig(**model.config.setok)
+    again = SetokModel.from_pretrained(None, config=config, state_dict=setok.state_dict())
+    assert torch.equal(again.to_concept.weight, setok.to_concept.weight)
+
+
+def test_a_model_without_the_head_of_stage_1(speaker, tmp_path):
+    setok = SetokimModel.from_pretrained(speaker).setok
+    setok.config.concept_dim = setok.to_concept = None
+    setok.save_pretrained(tmp_path)
+    again = load_whole(SetokModel, tmp_path)
+    assert again.to_concept is None and again.config.concept_dim is None
+    with pytest.raises(ValueError, match=r"^concept_dim: expected a whole number"):
+        SetokConfig(concept_dim=0)

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import AutoModel, GenerationConfig
 
 from helpers.tiny_setokim import build, picture
 from setokim.data.conversations import message
 from setokim.vlm.generation_config import OPTIONS, SetokimGenerationConfig
+from setokim.vlm.modeling_setokim import SetokimModel
 
 OTHERS = {
     "max_new_tokens": 7,
@@ -83,6 +84,31 @@ def test_an_option_that_was_set_later_is_checked(built):
         model.generate(**prompt, generation_config=GenerationConfig())
     with pytest.raises(ValueError, match=r"^beams: expected one of"):
         model.generate(**prompt, beams=4)
+
+
+def test_defaults_travel_with_a_model(built, tmp_path):
+    model, processor = built
+    prompt = processor([[message("user", picture(0), "draw a red circle.")]], True)
+    assert model.generation_config == SetokimGenerationConfig()
+    model.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    older = SetokimModel.from_pretrained(tmp_path)
+    assert older.generation_config == SetokimGenerationConfig()
+    mine = SetokimGenerationConfig(max_new_tokens=3, image_temperature=0.0)
+    older.generation_config = mine
+    older.save_pretrained(tmp_path)
+    for kind in (SetokimModel, AutoModel):
+        again = kind.from_pretrained(tmp_path)
+        assert again.generation_config == mine
+    assert len(again.generate(**prompt)[0].ids) <= 3
+    assert len(again.generate(**prompt, max_new_tokens=1)[0].ids) <= 1
+    given = SetokimGenerationConfig(max_new_tokens=2)
+    assert len(again.generate(**prompt, generation_config=given)[0].ids) <= 2
+    loaded = SetokimModel.from_pretrained(tmp_path, generation_config=given)
+    assert loaded.generation_config is given
+    (tmp_path / "generation_config.json").write_text('{"num_beams": 4}')
+    with pytest.raises(ValueError, match=r"^num_beams: expected one of"):
+        SetokimModel.from_pretrained(tmp_path)
 
 
 def test_a_configuration_is_its_keywords(built):

@@ -58,6 +58,11 @@ def test_batches_by_hand(build):
     assert torch.equal(batch["words"], stage.text.tokenize([["red dog", "cat"], []]))
 
 
+def test_stage_1_needs_the_space_of_concepts(build):
+    with pytest.raises(ValueError, match=r"^model\.concept_dim: expected a number in stage 1, got"):
+        build("model.concept_dim=null")
+
+
 def test_targets_may_be_oblong(build):
     stage = build("model.decoder_grid=[2, 5]")
     batch = Stage1Collator(stage.setok, stage.text.tokenize)([sample(Image.new("RGB", (40, 16)))])

@@ -325,9 +325,18 @@ def test_two_sharded_processes_match_one(settings, tmp_path, threads, lora):
 
 
 @pytest.mark.slow
-def test_sharding_does_not_change_the_random_numbers(settings, tmp_path):
+@pytest.mark.parametrize("recipe", [False, True])
+def test_sharding_does_not_change_the_random_numbers(settings, tmp_path, recipe):
     """Noise and dropout included: each process has its own generator in both cases."""
     common = ("steps=3", "batch_size=3", "condition_dropout=0.5", "held_out.samples=4")
+    if recipe:
+        model, processor = build(code_dim=4)
+        model.setok.save_pretrained(tmp_path / "codes")
+        processor.image_processor.save_pretrained(tmp_path / "codes")
+        fields = ("recall_width: 8", "copy_tokens: true", "answer_order: before")
+        fields += ("token_order: background", "name_regions: true")
+        common += (f"setok={tmp_path / 'codes'}", f"model={{{', '.join(fields)}}}")
+        common += ("losses.copy=1", "losses.names=1")
     settings()
     config = tmp_path / "stage2.yaml"
     for parallel in ("ddp", "fsdp"):
