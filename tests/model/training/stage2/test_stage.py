@@ -157,6 +157,9 @@ def test_equal_images_and_no_images_in_a_store(setok):
     assert_same_but_for_rounding(found.tokens, expected.tokens)
     assert_same_but_for_rounding(found.features, expected.features)
     assert torch.equal(found.labels, expected.labels) and found.grid == expected.grid
+    # Neighbours would take 40 % of the memory, and seeds are still there.
+    assert found.clusters.decisions.knn.shape[-1] == 0
+    assert torch.equal(found.clusters.decisions.seeds, expected.clusters.decisions.seeds)
     assert len(store.tokenize(model, []).tokens) == 0
 
 
