@@ -26,11 +26,13 @@ demo: $(DEMO_INSTALLED)
 	$(BIN)/python bench/demo.py --out demo_out
 	$(BIN)/setok bench --out demo_out/bench.json
 
-# A worker per core, each with one thread: two threads each would wait for one another. The two
-# packages have a gate each, so that one cannot hide what the other lacks.
+# A worker per core, each with one thread: two threads each would wait for one another. A worker
+# whose test takes ten minutes ends, with the place where it waited. The two packages have a gate
+# each, so that one cannot hide what the other lacks.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not gpu" --cov --cov-report= \
-		--numprocesses=auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
+		--numprocesses=auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder \
+		-o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true --max-worker-restart=0
 	$(BIN)/coverage report --include="setok_kernels/*" --fail-under=95
 	$(BIN)/coverage report --include="model/*" --fail-under=95
 

@@ -1,7 +1,8 @@
 """Repairs of Triton 3.7's interpreter, and tokens too far apart for 31 bits.
 
-It multiplies the bit patterns of bfloat16 in a dot, cuts float32 off to bfloat16, and reduces by a
-function of ours one number after the other. And memory that finds accesses out of bounds.
+It multiplies the bit patterns of bfloat16 in a dot, sums products in the order of the BLAS, cuts
+float32 off to bfloat16, and reduces by a function of ours one number after the other. And memory
+that finds accesses out of bounds.
 """
 
 import contextlib
@@ -19,28 +20,31 @@ def repair() -> None:
     """Repairs all of it, where kernels are interpreted: compiled, they need Triton as it is."""
     if not isinstance(locate, interpreter.InterpretedFunction):
         return
-    repair_bfloat16_dot()
+    repair_dot()
     round_to_bfloat16()
     reduce_by_halves()
     fast_interpreter.speed_up()
 
 
-def repair_bfloat16_dot() -> None:
-    """Makes `tl.dot` of the interpreter widen bfloat16 operands first; the products are exact."""
-    builder = interpreter.InterpreterBuilder
-    plain = builder.create_dot
+def repair_dot() -> None:
+    """Makes `tl.dot` of the interpreter widen bfloat16, and sum each product in the same order.
 
-    def widened(handle):
+    The products of NumPy's BLAS depend on the row and the column on some processors, so that equal
+    tokens would not have equal products, as they have on a GPU.
+    """
+
+    def numbers(handle, dtype):
         if handle.dtype.scalar != tl.bfloat16:
-            return handle
-        bits = handle.data.astype(np.uint32) << 16
-        return interpreter.TensorHandle(bits.view(np.float32), tl.float32)
+            return handle.data.astype(dtype)
+        return (handle.data.astype(np.uint32) << 16).view(np.float32).astype(dtype)
 
-    def create_dot(self, a, b, *rest):
-        return plain(self, widened(a), widened(b), *rest)
+    def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
+        rows, dtype = numbers(a, d.data.dtype), d.data.dtype
+        columns = np.ascontiguousarray(np.swapaxes(numbers(b, dtype), -1, -2))
+        products = np.einsum("...ik,...jk->...ij", rows, columns)
+        return interpreter.TensorHandle(products + d.data, d.dtype.scalar)
 
-    if plain.__name__ != "create_dot" or plain.__module__ == interpreter.__name__:
-        builder.create_dot = create_dot
+    interpreter.InterpreterBuilder.create_dot = create_dot
 
 
 def round_to_bfloat16() -> None:
