@@ -27,21 +27,21 @@ def repair() -> None:
 
 
 def repair_dot() -> None:
-    """Makes `tl.dot` of the interpreter widen bfloat16, and sum each product in the same order.
+    """Makes `tl.dot` of the interpreter widen bfloat16, and sum in one order, rounded once.
 
-    The products of NumPy's BLAS depend on the row and the column on some processors, so that equal
+    The rounding of NumPy's BLAS depends on the row and the column on some processors, so that equal
     tokens would not have equal products, as they have on a GPU.
     """
 
-    def numbers(handle, dtype):
-        if handle.dtype.scalar != tl.bfloat16:
-            return handle.data.astype(dtype)
-        return (handle.data.astype(np.uint32) << 16).view(np.float32).astype(dtype)
+    def numbers(handle):
+        bits = handle.data
+        if handle.dtype.scalar == tl.bfloat16:
+            bits = (bits.astype(np.uint32) << 16).view(np.float32)
+        return bits.astype(np.float64)
 
     def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
-        rows, dtype = numbers(a, d.data.dtype), d.data.dtype
-        columns = np.ascontiguousarray(np.swapaxes(numbers(b, dtype), -1, -2))
-        products = np.einsum("...ik,...jk->...ij", rows, columns)
+        rows, columns = numbers(a), np.ascontiguousarray(numbers(b).swapaxes(-1, -2))
+        products = np.einsum("...ik,...jk->...ij", rows, columns).astype(d.data.dtype)
         return interpreter.TensorHandle(products + d.data, d.dtype.scalar)
 
     interpreter.InterpreterBuilder.create_dot = create_dot
