@@ -62,8 +62,22 @@ void distance_matrix(const Features<T>& tokens, bool all_zero, T* distance, inde
 }
 
 template <class T>
-void distance_rows(const Features<T>& tokens, bool all_zero, const T* x, index_t count, T* distance,
-                   index_t ld, Scratch& scratch) {
+void norms_of_tokens(const Features<T>& tokens, index_t count, T* norm) {
+  const index_t n = tokens.n, dim = tokens.dim;
+  std::fill_n(norm, count, kFar<T>);
+  parallel_tasks(panels_of(n), [&](index_t p) {
+    alignas(64) T tile[kPanel * kPanel];
+    T* packed = Scratch::of_this_thread().get<T>(Scratch::tile, kPanel * dim);
+    const index_t top = p * kPanel, width = std::min(kPanel, n - top);
+    kernels<T>().pack_panel(tokens.x + top * dim, dim, width, dim, packed);
+    kernels<T>().multiply_panels(packed, packed, dim, tile, kPanel);
+    norms_of_panel(tile, width, norm + top);
+  });
+}
+
+template <class T>
+void distance_rows(const Features<T>& tokens, const T* norm, bool all_zero, const T* x,
+                   index_t count, T* distance, index_t ld, Scratch& scratch) {
   const index_t n = tokens.n, dim = tokens.dim, panels = panels_of(count);
   if (all_zero || n * n * dim <= kSmall) {
     for (index_t c = 0; c < count; ++c) {
@@ -75,26 +89,29 @@ void distance_rows(const Features<T>& tokens, bool all_zero, const T* x, index_t
     return;
   }
   T* packed = scratch.get<T>(Scratch::packed, panels * kPanel * dim);
-  T* norm = scratch.get<T>(Scratch::norm, panels * kPanel);
+  T* own = scratch.get<T>(Scratch::norm, panels * kPanel);
   const auto panel = [=](index_t p) { return packed + p * kPanel * dim; };
   for (index_t p = 0; p < panels; ++p) {
     alignas(64) T tile[kPanel * kPanel];
     const index_t top = p * kPanel, rows = std::min(kPanel, count - top);
     kernels<T>().pack_panel(x + top * dim, dim, rows, dim, panel(p));
     kernels<T>().multiply_panels(panel(p), panel(p), dim, tile, kPanel);
-    norms_of_panel(tile, rows, norm + top);
+    norms_of_panel(tile, rows, own + top);
   }
   parallel_tasks(panels_of(n), [&](index_t q) {
-    alignas(64) T tile[kPanel * kPanel], own[kPanel];
+    alignas(64) T tile[kPanel * kPanel], computed[kPanel];
     T* columns = Scratch::of_this_thread().get<T>(Scratch::tile, kPanel * dim);
     const index_t left = q * kPanel, width = std::min(kPanel, n - left);
     kernels<T>().pack_panel(tokens.x + left * dim, dim, width, dim, columns);
-    kernels<T>().multiply_panels(columns, columns, dim, tile, kPanel);
-    norms_of_panel(tile, width, own);
+    if (norm == nullptr) {
+      kernels<T>().multiply_panels(columns, columns, dim, tile, kPanel);
+      norms_of_panel(tile, width, computed);
+    }
+    const T* other = norm == nullptr ? computed : norm + left;
     for (index_t p = 0; p < panels; ++p) {
       const index_t top = p * kPanel;
       kernels<T>().multiply_panels(panel(p), columns, dim, tile, std::min(kPanel, count - top));
-      kernels<T>().finish_tile(tile, norm + top, own, distance + top * ld + left, ld);
+      kernels<T>().finish_tile(tile, own + top, other, distance + top * ld + left, ld);
     }
   });
 }
@@ -131,10 +148,12 @@ template void norms_of_panel(const float*, index_t, float*);
 template void norms_of_panel(const double*, index_t, double*);
 template void distance_matrix(const Features<float>&, bool, float*, index_t, Scratch&);
 template void distance_matrix(const Features<double>&, bool, double*, index_t, Scratch&);
-template void distance_rows(const Features<float>&, bool, const float*, index_t, float*, index_t,
-                            Scratch&);
-template void distance_rows(const Features<double>&, bool, const double*, index_t, double*, index_t,
-                            Scratch&);
+template void norms_of_tokens(const Features<float>&, index_t, float*);
+template void norms_of_tokens(const Features<double>&, index_t, double*);
+template void distance_rows(const Features<float>&, const float*, bool, const float*, index_t,
+                            float*, index_t, Scratch&);
+template void distance_rows(const Features<double>&, const double*, bool, const double*, index_t,
+                            double*, index_t, Scratch&);
 template void nearest_in_row(const float*, index_t, index_t, index_t, bool, index_t*, int32_t*);
 template void nearest_in_row(const double*, index_t, index_t, index_t, bool, index_t*, int32_t*);
 

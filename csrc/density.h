@@ -15,10 +15,15 @@ void distance_matrix(const Features<T>& tokens, bool all_zero, T* distance, inde
                      Scratch& scratch);
 
 // Computes distance rows, `ld` apart, of the tokens x (count, dim), bit-equal to the matrix;
-// `distance` has room for whole panels of rows.
+// `distance` has room for whole panels of rows. `norm` has those of all tokens, or is null.
 template <class T>
-void distance_rows(const Features<T>& tokens, bool all_zero, const T* x, index_t count, T* distance,
-                   index_t ld, Scratch& scratch);
+void distance_rows(const Features<T>& tokens, const T* norm, bool all_zero, const T* x,
+                   index_t count, T* distance, index_t ld, Scratch& scratch);
+
+// Computes norm (count,), a multiple of the panel: squared norms of all tokens, kFar after the
+// last.
+template <class T>
+void norms_of_tokens(const Features<T>& tokens, index_t count, T* norm);
 
 // Writes the neighbours of token i into knn (k,), -1 after the last. `row` is its distance row, and
 // `candidate` has room for padded(n) + kLanes.

@@ -70,12 +70,13 @@ void find_eccentricity_cap(const T* density, const T* farthest, index_t n, T* ca
 
 // Adds the noise to the density, and computes delta and score; `factor` scales the distances.
 template <class T>
-void find_score(const Peaks<T>& peaks, const HardGuide<T>& guide, bool capped, T factor) {
+void find_score(const Peaks<T>& peaks, index_t k, const index_t* knn, const HardGuide<T>& guide,
+                bool capped, T factor) {
   const index_t n = peaks.tokens.n;
   for (index_t i = 0; guide.noise != nullptr && i < n; ++i)
     peaks.density[i] += guide.noise[peaks.tokens.position_of(i)];
   T *farthest = peaks.more, *cap = farthest + peaks.width;
-  find_parents<T>(peaks, nullptr, farthest);
+  find_parents(peaks, k, knn, nullptr);
   if (capped)
     find_eccentricity_cap(peaks.density, farthest, n, cap);
   else
@@ -116,18 +117,10 @@ void find_nearest(const Peaks<T>& peaks, const std::vector<index_t>& centres, T*
   const Features<T>& tokens = peaks.tokens;
   const index_t count = static_cast<index_t>(centres.size()), ld = peaks.rows.ld;
   const index_t rows = peaks.dense() ? count : kRows;
-  Scratch& scratch = Scratch::of_this_thread();
   std::fill_n(distance, tokens.n, std::numeric_limits<T>::infinity());
   for (index_t first = 0; first < count; first += rows) {
     const index_t last = std::min(first + rows, count);
-    T* computed = nullptr;
-    if (!peaks.dense()) {
-      T* x = scratch.get<T>(Scratch::seeds, rows * tokens.dim);
-      for (index_t c = first; c < last; ++c)
-        std::copy_n(tokens.x + centres[c] * tokens.dim, tokens.dim, x + (c - first) * tokens.dim);
-      computed = scratch.get<T>(Scratch::distances, rows * ld);
-      distance_rows(tokens, peaks.rows.all_zero, x, last - first, computed, ld, scratch);
-    }
+    const T* computed = peaks.dense() ? nullptr : peaks.rows.block(&centres[first], last - first);
     parallel_blocks(tokens.n, kBlock, [&](index_t begin, index_t end) {
       for (index_t c = first; c < last; ++c) {
         const T* row = peaks.dense() ? peaks.rows.row(centres[c]) : computed + (c - first) * ld;
@@ -146,8 +139,9 @@ void cluster_image(const ImageInput& image, const Options& options, const Choice
   std::fill_n(out.centres, choice.columns, index_t{-1});
   *out.count = 0;
   if (tokens.n > 0) {
-    find_density(peaks, options, nullptr, out.peaks.knn);
-    find_score(peaks, guide, choice.capped, static_cast<T>(options.factor));
+    find_density(peaks, options, nullptr, out.peaks.knn, peaks.more);
+    find_score(peaks, options.k, out.peaks.knn, guide, choice.capped,
+               static_cast<T>(options.factor));
     const std::vector<index_t> centres = choose_centres(peaks, choice, guide.budget);
     T *distance = peaks.more, *nearest = distance + peaks.width;
     find_nearest(peaks, centres, distance, nearest);

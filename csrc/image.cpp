@@ -1,6 +1,7 @@
 #include "image.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "scope.h"
 #include "simd/kernels.h"
@@ -73,17 +74,60 @@ ScopeState<T> initial_scope(const Job<T>& job) {
   return state;
 }
 
+// Distance rows of seeds. Without a matrix they are computed for several candidates at a time.
+template <class T>
+class SeedRows {
+ public:
+  explicit SeedRows(const DistanceRows<T>& rows) : rows_(rows) {}
+
+  // Row of a seed that is among the candidates, or else of the first of new ones.
+  template <class F>
+  const T* row(index_t seed, const F& candidates) {
+    if (rows_.dense()) return rows_.row(seed);
+    auto at = std::find(chosen_.begin(), chosen_.end(), seed);
+    if (at == chosen_.end()) {
+      chosen_ = candidates();
+      block_ = rows_.block(chosen_.data(), static_cast<index_t>(chosen_.size()));
+      at = std::find(chosen_.begin(), chosen_.end(), seed);
+    }
+    return block_ + (at - chosen_.begin()) * rows_.ld;
+  }
+
+ private:
+  const DistanceRows<T>& rows_;
+  std::vector<index_t> chosen_;
+  const T* block_ = nullptr;
+};
+
+// Eligible tokens of the largest scope * score, at most a panel of them; the first is the next
+// seed.
+template <class T>
+std::vector<index_t> next_candidates(const ScopeState<T>& state, index_t n) {
+  std::vector<index_t> found;
+  for (index_t i = 0; i < n; ++i)
+    if (state.eligible[i] > 0) found.push_back(i);
+  const index_t count = std::min(kPanel, static_cast<index_t>(found.size()));
+  std::partial_sort(found.begin(), found.begin() + count, found.end(), [&](index_t a, index_t b) {
+    const T one = state.scope[a] * state.score[a], other = state.scope[b] * state.score[b];
+    return one > other || (one == other && a < b);
+  });
+  found.resize(count);
+  return found;
+}
+
 // Chooses the seeds and writes their masks; returns their count.
 template <class T>
 index_t choose_seeds(const Job<T>& job, ScopeState<T>& state) {
   const Options& options = job.options;
   const double min_mass = options.exact ? 0 : options.min_mass;
   index_t count = 0;
+  SeedRows<T> rows(job.peaks.rows);
+  const auto candidates = [&] { return next_candidates(state, job.peaks.tokens.n); };
   Priority<T> top = kernels<T>().largest_priority(state);
   while (count < job.guide.budget && top.token >= 0) {
     const index_t seed = top.token;
     const T mass =
-        kernels<T>().scope_step(state, options.kernel, options.alpha, job.peaks.rows.row(seed));
+        kernels<T>().scope_step(state, options.kernel, options.alpha, rows.row(seed, candidates));
     if (min_mass > 0 && !(mass >= static_cast<T>(min_mass))) break;
     write_mask(job, count, state.mask);
     commit(state, count);
@@ -97,9 +141,20 @@ index_t choose_seeds(const Job<T>& job, ScopeState<T>& state) {
   return count;
 }
 
+// Given seeds from a row on, at most a panel of them.
+template <class T>
+std::vector<index_t> following_seeds(const Job<T>& job, index_t row) {
+  std::vector<index_t> found;
+  for (; row < job.options.max_clusters && static_cast<index_t>(found.size()) < kPanel; ++row)
+    if (const index_t seed = job.peaks.compact(job.known.seed(row)); seed >= 0)
+      found.push_back(seed);
+  return found;
+}
+
 // Writes the masks of given seeds; an absent seed has a zero mask.
 template <class T>
 void replay_seeds(const Job<T>& job, ScopeState<T>& state) {
+  SeedRows<T> rows(job.peaks.rows);
   for (index_t row = 0; row < job.options.max_clusters; ++row) {
     const index_t seed = job.peaks.compact(job.known.seed(row));
     if (seed < 0) {
@@ -107,7 +162,9 @@ void replay_seeds(const Job<T>& job, ScopeState<T>& state) {
       write_mask(job, row, state.mask);
       continue;
     }
-    kernels<T>().scope_step(state, job.options.kernel, job.options.alpha, job.peaks.rows.row(seed));
+    const auto candidates = [&] { return following_seeds(job, row); };
+    kernels<T>().scope_step(state, job.options.kernel, job.options.alpha,
+                            rows.row(seed, candidates));
     write_mask(job, row, state.mask);
     std::swap(state.scope, state.next);
   }
@@ -196,8 +253,8 @@ void cluster_image(const ImageInput& image, const Options& options, const KnownD
   std::fill_n(out.labels, image.tokens, index_t{-1});
   if (known.knn == nullptr) std::fill_n(out.seeds, options.max_clusters, index_t{-1});
   if (peaks.tokens.n > 0) {
-    find_density(peaks, options, known.knn, out.peaks.knn);
-    find_parents<T>(peaks, known.parent, nullptr);
+    find_density<T>(peaks, options, known.knn, out.peaks.knn, nullptr);
+    find_parents(peaks, options.k, out.peaks.knn, known.parent);
     find_delta(job);
     find_score(job);
   }

@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "density.h"
-#include "rows.h"
 #include "scope_backward.h"
 #include "token_backward.h"
 
@@ -59,7 +58,8 @@ Seeds<T> find_seeds(const Job<T>& job) {
   seeds.x = x;
   seeds.distance =
       job.scratch.template get<T>(Scratch::distances, panels_of(seeds.count()) * kPanel * seeds.ld);
-  distance_rows(job.tokens, job.all_zero, x, seeds.count(), seeds.distance, seeds.ld, job.scratch);
+  distance_rows<T>(job.tokens, nullptr, job.all_zero, x, seeds.count(), seeds.distance, seeds.ld,
+                   job.scratch);
   return seeds;
 }
 
@@ -118,9 +118,10 @@ struct Slopes {
 
 template <class T>
 index_t farthest_from(const Job<T>& job, index_t i) {
-  const index_t n = job.tokens.n;
-  T* buffer = job.scratch.template get<T>(Scratch::row, padded(n));
-  const T* row = DistanceRows<T>{job.tokens, job.all_zero, nullptr, 0, buffer}.row(i);
+  const index_t n = job.tokens.n, ld = panels_of(n) * kPanel;
+  T* row = job.scratch.template get<T>(Scratch::row, kPanel * ld);
+  distance_rows<T>(job.tokens, nullptr, job.all_zero, job.tokens.x + i * job.tokens.dim, 1, row, ld,
+                   job.scratch);
   return std::max_element(row, row + n) - row;
 }
 

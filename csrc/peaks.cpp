@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "density.h"
 #include "simd/kernels.h"
@@ -13,9 +14,46 @@ namespace {
 // Number of rows of a task.
 constexpr index_t kBlock = 32;
 
+// Number of rows that meet all tokens at a time, without a distance matrix.
+constexpr index_t kMet = 128;
+
 template <class T>
 bool all_equal(const Features<T>& tokens, const Options& options) {
   return options.scale == Scale::variance && tokens.sigma == 0;
+}
+
+// First neighbour of higher order, -1 for none. Neighbours are in ascending order of distance and
+// index, so it is the nearest token of higher order.
+template <class T>
+index_t parent_among(const index_t* neighbour, index_t k, const T* density, index_t i) {
+  for (index_t slot = 0; slot < k && neighbour[slot] >= 0; ++slot) {
+    const index_t j = neighbour[slot];
+    if (density[j] > density[i] || (density[j] == density[i] && j < i)) return j;
+  }
+  return -1;
+}
+
+// Nearest token of higher order than each token: a neighbour, but for the peaks, which meet all.
+template <class T>
+void search_parents(const Peaks<T>& peaks, index_t k, const index_t* knn) {
+  const index_t n = peaks.tokens.n;
+  std::vector<index_t> met;
+  for (index_t i = 0; i < n; ++i) {
+    peaks.parent[i] = parent_among(knn + i * k, k, peaks.density, i);
+    if (peaks.parent[i] < 0) met.push_back(i);
+  }
+  const index_t count = static_cast<index_t>(met.size()), step = peaks.dense() ? count : kMet;
+  for (index_t first = 0; first < count; first += step) {
+    const index_t last = std::min(first + step, count);
+    const T* block = peaks.dense() ? nullptr : peaks.rows.block(&met[first], last - first);
+    parallel_blocks(last - first, kBlock / 4, [&](index_t begin, index_t end) {
+      for (index_t c = begin; c < end; ++c) {
+        const index_t i = met[first + c];
+        const T* row = block == nullptr ? peaks.rows.row(i) : block + c * peaks.rows.ld;
+        peaks.parent[i] = kernels<T>().nearest_higher(row, peaks.density, peaks.number, n, i);
+      }
+    });
+  }
 }
 
 }  // namespace
@@ -46,26 +84,30 @@ Peaks<T>::Peaks(const ImageInput& image, const Options& options, index_t dense_l
     distance_matrix(tokens, rows.all_zero, matrix, rows.ld, scratch);
     rows.matrix = matrix;
   } else {
-    rows.buffer = scratch.get<T>(Scratch::row, width);
+    T* norm = scratch.get<T>(Scratch::row, rows.ld);
+    norms_of_tokens(tokens, rows.ld, norm);
+    rows.norm = norm;
   }
 }
 
 template <class T>
-void find_density(const Peaks<T>& peaks, const Options& options, const index_t* known,
-                  index_t* knn) {
+void find_density(const Peaks<T>& peaks, const Options& options, const index_t* known, index_t* knn,
+                  T* farthest) {
   const index_t k = options.k;
   const Features<T>& tokens = peaks.tokens;
   const bool replay = known != nullptr;
   if (!replay && !peaks.dense())
-    stream_neighbours(tokens, peaks.rows.all_zero, k, options.include_self, knn);
+    stream_neighbours(peaks.rows, k, options.include_self, knn, farthest);
   parallel_blocks(tokens.n, kBlock, [&](index_t begin, index_t end) {
     auto* candidate =
         Scratch::of_this_thread().get<int32_t>(Scratch::candidate, padded(tokens.n) + kLanes);
     for (index_t i = begin; i < end; ++i) {
       const index_t* chosen = replay ? known + tokens.position_of(i) * k : knn + i * k;
-      if (!replay && peaks.dense())
-        nearest_in_row(peaks.rows.row(i), tokens.n, i, k, options.include_self, knn + i * k,
-                       candidate);
+      if (!replay && peaks.dense()) {
+        const T* row = peaks.rows.row(i);
+        nearest_in_row(row, tokens.n, i, k, options.include_self, knn + i * k, candidate);
+        if (farthest != nullptr) farthest[i] = kernels<T>().largest_of(row, tokens.n);
+      }
       T sum = 0;
       index_t found = 0;
       for (index_t slot = 0; slot < k; ++slot) {
@@ -80,25 +122,20 @@ void find_density(const Peaks<T>& peaks, const Options& options, const index_t* 
 }
 
 template <class T>
-void find_parents(const Peaks<T>& peaks, const index_t* known, T* farthest) {
+void find_parents(const Peaks<T>& peaks, index_t k, const index_t* knn, const index_t* known) {
   const Features<T>& tokens = peaks.tokens;
-  const index_t n = tokens.n;
-  const bool replay = known != nullptr;
-  // Padding: precedes no token, however low its density.
-  std::fill(peaks.density + n, peaks.density + peaks.width, -std::numeric_limits<T>::infinity());
-  if (!replay && !peaks.dense())
-    stream_parents(tokens, peaks.rows.all_zero, peaks.density, peaks.parent, farthest);
-  parallel_blocks(n, kBlock, [&](index_t begin, index_t end) {
-    for (index_t i = begin; i < end; ++i) {
-      if (replay) {
-        peaks.parent[i] = peaks.compact(known[tokens.position_of(i)]);
-      } else if (peaks.dense()) {
-        const T* row = peaks.rows.row(i);
-        peaks.parent[i] = kernels<T>().nearest_higher(row, peaks.density, peaks.number, n, i);
-        if (farthest != nullptr) farthest[i] = kernels<T>().largest_of(row, n);
-      }
+  if (known != nullptr) {
+    for (index_t i = 0; i < tokens.n; ++i)
+      peaks.parent[i] = peaks.compact(known[tokens.position_of(i)]);
+  } else {
+    // Padding: precedes no token, however low its density.
+    std::fill(peaks.density + tokens.n, peaks.density + peaks.width,
+              -std::numeric_limits<T>::infinity());
+    search_parents(peaks, k, knn);
+  }
+  parallel_blocks(tokens.n, kBlock, [&](index_t begin, index_t end) {
+    for (index_t i = begin; i < end; ++i)
       if (peaks.parent[i] >= 0) peaks.delta[i] = peaks.rows.pair(i, peaks.parent[i]);
-    }
   });
 }
 
@@ -139,11 +176,11 @@ void write_statistics(const Peaks<T>& peaks, index_t k, const PeakOutput<T>& out
   }
 }
 
-#define SETOK_INSTANTIATE(T)                                                             \
-  template struct Peaks<T>;                                                              \
-  template void find_density(const Peaks<T>&, const Options&, const index_t*, index_t*); \
-  template void find_parents(const Peaks<T>&, const index_t*, T*);                       \
-  template void weigh_scores(const Peaks<T>&, const T*);                                 \
+#define SETOK_INSTANTIATE(T)                                                                 \
+  template struct Peaks<T>;                                                                  \
+  template void find_density(const Peaks<T>&, const Options&, const index_t*, index_t*, T*); \
+  template void find_parents(const Peaks<T>&, index_t, const index_t*, const index_t*);      \
+  template void weigh_scores(const Peaks<T>&, const T*);                                     \
   template void write_statistics(const Peaks<T>&, index_t, const PeakOutput<T>&);
 SETOK_INSTANTIATE(float)
 SETOK_INSTANTIATE(double)

@@ -33,7 +33,7 @@ struct Peaks {
   Peaks(const Peaks&) = delete;
   Peaks& operator=(const Peaks&) = delete;
 
-  bool dense() const { return rows.matrix != nullptr; }
+  bool dense() const { return rows.dense(); }
 
   // Index of an image's token among the usable ones, -1 if it is not usable.
   index_t compact(index_t position) const {
@@ -42,15 +42,16 @@ struct Peaks {
 };
 
 // Writes the neighbours into knn (n, k), as indices of usable tokens, and the density. `known`
-// neighbours, as positions in the image, are replayed.
+// neighbours, as positions in the image, are replayed. `farthest` (width,), unless null, receives
+// the maximum distance of each token.
 template <class T>
-void find_density(const Peaks<T>& peaks, const Options& options, const index_t* known,
-                  index_t* knn);
+void find_density(const Peaks<T>& peaks, const Options& options, const index_t* known, index_t* knn,
+                  T* farthest);
 
-// Finds the parents, or replays the `known` ones, and the unscaled distance to each as delta, 0 for
-// none. `farthest` (width,), unless null, receives the maximum distance of each token.
+// Finds the parents from the neighbours knn (n, k), or replays the `known` ones, and the unscaled
+// distance to each as delta, 0 for none.
 template <class T>
-void find_parents(const Peaks<T>& peaks, const index_t* known, T* farthest);
+void find_parents(const Peaks<T>& peaks, index_t k, const index_t* knn, const index_t* known);
 
 // Multiplies the scores by the importance (image.tokens,) unless it is null, up to the largest
 // number: an infinite score would make its product with a scope of 0 NaN.

@@ -1,4 +1,4 @@
-// Distance rows of one image, read from a matrix or recomputed.
+// Distance rows of one image, read from a matrix or computed in blocks.
 
 #pragma once
 
@@ -16,24 +16,31 @@ struct DistanceRows {
   const Features<T>& tokens;
   bool all_zero;
   const T* matrix;  // (n, ld), null if rows are computed
-  index_t ld;
-  T* buffer;  // (padded(n),), without a matrix
+  index_t ld;       // a multiple of the panel
+  const T* norm;    // (ld,) squared norms, without a matrix
+
+  bool dense() const { return matrix != nullptr; }
 
   T pair(index_t i, index_t j) const {
-    if (matrix != nullptr) return matrix[i * ld + j];
+    if (dense()) return matrix[i * ld + j];
     if (all_zero) return 0;
     return kernels<T>().squared_distance(tokens.x + i * tokens.dim, tokens.x + j * tokens.dim,
                                          tokens.dim);
   }
 
-  const T* row(index_t i) const {
-    if (matrix != nullptr) return matrix + i * ld;
-    const index_t n = tokens.n;
-    parallel_blocks(n, 256, [&](index_t begin, index_t end) {
-      for (index_t j = begin; j < end; ++j) buffer[j] = pair(i, j);
-    });
-    std::fill(buffer + n, buffer + padded(n), kFar<T>);
-    return buffer;
+  // Row of one token; without a matrix until the next row or block.
+  const T* row(index_t i) const { return dense() ? matrix + i * ld : block(&i, 1); }
+
+  // Without a matrix: rows of `count` tokens, `ld` apart, until the next row or block. A block
+  // takes little longer than a row, because both read all tokens.
+  const T* block(const index_t* chosen, index_t count) const {
+    Scratch& scratch = Scratch::of_this_thread();
+    const index_t dim = tokens.dim;
+    T* x = scratch.get<T>(Scratch::seeds, count * dim);
+    for (index_t c = 0; c < count; ++c) std::copy_n(tokens.x + chosen[c] * dim, dim, x + c * dim);
+    T* distance = scratch.get<T>(Scratch::distances, panels_of(count) * kPanel * ld);
+    distance_rows(tokens, norm, all_zero, x, count, distance, ld, scratch);
+    return distance;
   }
 };
 

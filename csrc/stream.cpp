@@ -4,7 +4,6 @@
 #include <atomic>
 #include <vector>
 
-#include "density.h"
 #include "simd/kernels.h"
 
 namespace setok {
@@ -33,29 +32,12 @@ struct Strip {
   T* panel(index_t p, index_t dim) const { return packed + p * kPanel * dim; }
 };
 
-// Returns (strips * kStrip,) squared norms, kFar after the last token.
-template <class T>
-T* norms_of_tokens(const Features<T>& tokens, index_t strips) {
-  const index_t n = tokens.n, dim = tokens.dim;
-  T* norm = Scratch::of_this_thread().get<T>(Scratch::norm, strips * kStrip);
-  std::fill_n(norm, strips * kStrip, kFar<T>);
-  parallel_tasks(panels_of(n), [&](index_t p) {
-    alignas(64) T tile[kPanel * kPanel];
-    T* packed = Scratch::of_this_thread().get<T>(Scratch::packed, kPanel * dim);
-    const index_t top = p * kPanel, count = std::min(kPanel, n - top);
-    kernels<T>().pack_panel(tokens.x + top * dim, dim, count, dim, packed);
-    kernels<T>().multiply_panels(packed, packed, dim, tile, kPanel);
-    norms_of_panel(tile, count, norm + top);
-  });
-  return norm;
-}
-
 // Calls consume(worker, tile) for each panel and each strip from its own on. Each worker gets its
 // tiles in row-major order, so every token sees the others in ascending order.
 template <class T, class F>
-void walk(const Features<T>& tokens, bool include_self, const F& consume) {
+void walk(const DistanceRows<T>& rows, const F& consume) {
+  const Features<T>& tokens = rows.tokens;
   const index_t n = tokens.n, dim = tokens.dim, strips = (n + kStrip - 1) / kStrip;
-  const T* norm = norms_of_tokens(tokens, strips);
   std::atomic<index_t> next{0};
   const index_t pairs = strips * (strips + 1) / 2;
   parallel_tasks(num_threads(), [&](index_t worker) {
@@ -63,26 +45,24 @@ void walk(const Features<T>& tokens, bool include_self, const F& consume) {
     alignas(64) T product[kPanel * kPanel];
     T* buffer = scratch.get<T>(Scratch::tile, kPanel * kStrip);
     T* packed = scratch.get<T>(Scratch::packed, 2 * kStrip * dim);
-    Strip<T> rows{packed, -1}, columns{packed + kStrip * dim, -1};
+    Strip<T> own{packed, -1}, columns{packed + kStrip * dim, -1};
     for (index_t pair = next++; pair < pairs; pair = next++) {
       index_t above = 0, right = pair;
       while (right >= strips - above) right -= strips - above++;
-      rows.load(tokens, above);
+      own.load(tokens, above);
       if (right > 0) columns.load(tokens, above + right);
-      const Strip<T>& other = right > 0 ? columns : rows;
+      const Strip<T>& other = right > 0 ? columns : own;
       const index_t left = other.strip * kStrip, count = std::min(kStrip, n - left);
       for (index_t p = 0; p < kPanels && above * kStrip + p * kPanel < n; ++p) {
         const index_t top = above * kStrip + p * kPanel;
         for (index_t q = 0; q < panels_of(count); ++q) {
-          kernels<T>().multiply_panels(rows.panel(p, dim), other.panel(q, dim), dim, product,
+          kernels<T>().multiply_panels(own.panel(p, dim), other.panel(q, dim), dim, product,
                                        kPanel);
-          kernels<T>().finish_tile(product, norm + top, norm + left + q * kPanel,
+          kernels<T>().finish_tile(product, rows.norm + top, rows.norm + left + q * kPanel,
                                    buffer + q * kPanel, kStrip);
         }
-        const Tile<T> tile{buffer, kStrip, top, left, std::min(kPanel, n - top), count, right == 0};
-        if (tile.diagonal && !include_self)
-          for (index_t r = 0; r < tile.rows; ++r) buffer[r * kStrip + top - left + r] = kFar<T>;
-        consume(worker, tile);
+        consume(worker,
+                Tile<T>{buffer, kStrip, top, left, std::min(kPanel, n - top), count, right == 0});
       }
     }
   });
@@ -101,25 +81,15 @@ struct OwnLists {
   Lists<T> view() { return {k, distance.data(), bound.data(), index.data(), found.data()}; }
 };
 
-// Nearest tokens of higher order that one worker has seen.
-template <class T>
-struct OwnHigher {
-  std::vector<T> distance, index;
-
-  explicit OwnHigher(index_t n)
-      : distance(n + kStrip, std::numeric_limits<T>::infinity()), index(n + kStrip, T{-1}) {}
-
-  Higher<T> view() { return {distance.data(), index.data()}; }
-};
-
 }  // namespace
 
 template <class T>
-void stream_neighbours(const Features<T>& tokens, bool all_zero, index_t k, bool include_self,
-                       index_t* knn) {
-  const index_t n = tokens.n;
+void stream_neighbours(const DistanceRows<T>& rows, index_t k, bool include_self, index_t* knn,
+                       T* farthest) {
+  const index_t n = rows.tokens.n;
   std::fill_n(knn, n * k, index_t{-1});
-  if (all_zero) {
+  if (farthest != nullptr) std::fill_n(farthest, n, T{0});
+  if (rows.all_zero) {
     for (index_t i = 0; i < n; ++i) {
       index_t slot = 0;
       for (index_t j = 0; j < n && slot < k; ++j)
@@ -128,10 +98,19 @@ void stream_neighbours(const Features<T>& tokens, bool all_zero, index_t k, bool
     return;
   }
   std::vector<OwnLists<T>> lists(num_threads(), OwnLists<T>(n, std::min(k, n)));
-  walk(tokens, include_self, [&](index_t worker, const Tile<T>& tile) {
+  std::vector<std::vector<T>> maxima(farthest == nullptr ? 0 : num_threads(),
+                                     std::vector<T>(n + kStrip, T{0}));
+  walk(rows, [&](index_t worker, const Tile<T>& tile) {
     const Lists<T> own = lists[worker].view();
-    for (index_t r = 0; r < tile.rows; ++r) kernels<T>().take_row(own, tile, r);
+    for (index_t r = 0; r < tile.rows; ++r) {
+      if (!maxima.empty()) kernels<T>().take_farthest(maxima[worker].data(), tile, r);
+      if (tile.diagonal && !include_self)
+        tile.distance[r * tile.ld + tile.top - tile.left + r] = kFar<T>;
+      kernels<T>().take_row(own, tile, r);
+    }
   });
+  for (const std::vector<T>& met : maxima)
+    for (index_t i = 0; i < n; ++i) farthest[i] = std::max(farthest[i], met[i]);
   // Lists are sorted by distance and index, so the result does not depend on the workers.
   const Lists<T> merged = lists[0].view();
   parallel_blocks(n, 1024, [&](index_t begin, index_t end) {
@@ -146,45 +125,7 @@ void stream_neighbours(const Features<T>& tokens, bool all_zero, index_t k, bool
   });
 }
 
-template <class T>
-void stream_parents(const Features<T>& tokens, bool all_zero, const T* density, index_t* parent,
-                    T* farthest) {
-  const index_t n = tokens.n;
-  if (farthest != nullptr) std::fill_n(farthest, n, T{0});
-  if (all_zero) {
-    std::fill_n(parent, n, index_t{0});
-    parent[0] = -1;
-    return;
-  }
-  // Columns after the last token precede no token.
-  std::vector<T> order(n + kStrip, -std::numeric_limits<T>::infinity());
-  std::copy_n(density, n, order.begin());
-  std::vector<OwnHigher<T>> higher(num_threads(), OwnHigher<T>(n));
-  std::vector<std::vector<T>> maxima(farthest == nullptr ? 0 : num_threads(),
-                                     std::vector<T>(n + kStrip, T{0}));
-  walk(tokens, true, [&](index_t worker, const Tile<T>& tile) {
-    const Higher<T> own = higher[worker].view();
-    for (index_t r = 0; r < tile.rows; ++r) kernels<T>().take_parents(own, tile, order.data(), r);
-    for (index_t r = 0; r < tile.rows && !maxima.empty(); ++r)
-      kernels<T>().take_farthest(maxima[worker].data(), tile, r);
-  });
-  for (const std::vector<T>& met : maxima)
-    for (index_t i = 0; i < n; ++i) farthest[i] = std::max(farthest[i], met[i]);
-  for (index_t i = 0; i < n; ++i) {
-    T distance = std::numeric_limits<T>::infinity();
-    parent[i] = -1;
-    for (const OwnHigher<T>& found : higher) {
-      const auto j = static_cast<index_t>(found.index[i]);
-      if (j < 0 || !Nearest<T>::before(found.distance[i], j, distance, parent[i])) continue;
-      distance = found.distance[i];
-      parent[i] = j;
-    }
-  }
-}
-
-template void stream_neighbours(const Features<float>&, bool, index_t, bool, index_t*);
-template void stream_neighbours(const Features<double>&, bool, index_t, bool, index_t*);
-template void stream_parents(const Features<float>&, bool, const float*, index_t*, float*);
-template void stream_parents(const Features<double>&, bool, const double*, index_t*, double*);
+template void stream_neighbours(const DistanceRows<float>&, index_t, bool, index_t*, float*);
+template void stream_neighbours(const DistanceRows<double>&, index_t, bool, index_t*, double*);
 
 }  // namespace setok

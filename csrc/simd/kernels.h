@@ -58,7 +58,6 @@ struct Kernels {
 
   // Merges a row of a tile into the running lists of its token and of the columns' tokens.
   void (*take_row)(const Lists<T>& lists, const Tile<T>& tile, index_t r);
-  void (*take_parents)(const Higher<T>& higher, const Tile<T>& tile, const T* density, index_t r);
 
   // Updates the maximum distances so far by a row of a tile; (n,) for whole strips.
   void (*take_farthest)(T* farthest, const Tile<T>& tile, index_t r);

@@ -41,45 +41,6 @@ void take_row(const Lists<T>& lists, const Tile<T>& tile, index_t r) {
 }
 
 template <class T>
-void take_parents(const Higher<T>& higher, const Tile<T>& tile, const T* density, index_t r) {
-  const index_t i = tile.top + r, width = padded(tile.columns);
-  constexpr T none = std::numeric_limits<T>::infinity();
-  const T own = density[i], me = static_cast<T>(i);
-  const T* d = tile.distance + r * tile.ld;
-  const T* other = density + tile.left;
-  // Only columns of the row's own strip may precede it by index.
-  T minima[kLanes];
-  for (index_t lane = 0; lane < kLanes; ++lane) minima[lane] = none;
-  const index_t before = tile.diagonal ? i - tile.left : 0;
-  for (index_t block = 0; block < width; block += kLanes) {
-#pragma omp simd
-    for (index_t lane = 0; lane < kLanes; ++lane) {
-      const index_t c = block + lane;
-      const bool precedes = (other[c] > own) | ((other[c] == own) & (c < before));
-      const T value = precedes ? d[c] : none;
-      minima[lane] = value < minima[lane] ? value : minima[lane];
-    }
-  }
-  T best = none;
-  for (index_t lane = 0; lane < kLanes; ++lane) best = min_of(best, minima[lane]);
-  if (best < higher.distance[i]) {
-    index_t c = 0;
-    while (d[c] != best || !(other[c] > own || (other[c] == own && c < before))) ++c;
-    higher.distance[i] = best;
-    higher.index[i] = static_cast<T>(tile.left + c);
-  }
-  if (tile.diagonal) return;
-  T* distance = higher.distance + tile.left;
-  T* index = higher.index + tile.left;
-#pragma omp simd
-  for (index_t c = 0; c < width; ++c) {
-    const bool nearer = (own >= other[c]) & (d[c] < distance[c]);
-    distance[c] = nearer ? d[c] : distance[c];
-    index[c] = nearer ? me : index[c];
-  }
-}
-
-template <class T>
 void take_farthest(T* farthest, const Tile<T>& tile, index_t r) {
   const T* d = tile.distance + r * tile.ld;
   T* own = farthest + tile.top + r;

@@ -59,7 +59,6 @@ constexpr Kernels<T> table() {
   SETOK_ENTER(largest_of)
   SETOK_ENTER(take_centre)
   SETOK_ENTER(take_row)
-  SETOK_ENTER(take_parents)
   SETOK_ENTER(take_farthest)
   SETOK_ENTER(scope_step)
   SETOK_ENTER(update_labels)
@@ -75,7 +74,7 @@ constexpr Kernels<T> table() {
   SETOK_ENTER(find_near)
 #undef SETOK_ENTER
   // A missing entry would be null.
-  static_assert(sizeof(table) == 31 * sizeof(void (*)()));
+  static_assert(sizeof(table) == 30 * sizeof(void (*)()));
   table.count_bits = count_bits;
   table.widen = widen;
   table.narrow = narrow;

@@ -114,13 +114,6 @@ struct Lists {
   }
 };
 
-// Nearest tokens of higher order so far, both (n,) for whole strips; indices have the same width as
-// the distances.
-template <class T>
-struct Higher {
-  T *distance, *index;
-};
-
 // Vectors over the tokens of one image, all padded to whole groups of lanes with zeros.
 template <class T>
 struct ScopeState {
