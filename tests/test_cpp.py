@@ -53,6 +53,17 @@ def test_many_tokens(regime, config, dtype, shape):
     assert_bit_equal(cluster(x, config, decisions=out.decisions), out)
 
 
+@pytest.mark.parametrize("regime", REGIMES, indirect=True)
+@pytest.mark.parametrize("distinct", [True, False])
+def test_more_seeds_than_candidate_rows(regime, distinct):
+    """Rows of candidates are computed again and again; with equal seeds, some are used twice."""
+    x = testing.vit_like_tokens(1, 600, 24)
+    config = sk.ClusterConfig(k=3, max_clusters=100, stop_residual=0.0, distinct_seeds=distinct)
+    out = testing.check_backend("cpp", x, config)
+    assert out.counts.tolist() == [100]
+    assert_bit_equal(cluster(x, config, decisions=out.decisions), out)
+
+
 @pytest.mark.parametrize(
     "regime, config, kind, masked",
     pairwise(
