@@ -16,7 +16,7 @@ def committed(name):
 
 STAGE1 = committed("stage1/metrics.json")
 STAGE3 = committed("small-world/stage3.json")
-THIRD = committed("small-world/third-seed.json")["stage3"]
+SECOND = committed("small-world/second-seed.json")["stage3"]
 CEILINGS = committed("small-world/ceilings.json")
 SWAPPED = committed("small-world/token-swap.json")
 ABLATIONS = committed("stage1/ablations.json")["runs"]
@@ -96,9 +96,10 @@ def test_metrics_of_the_tables(page, start, value, form):
 def test_metrics_of_the_small_world(start, key):
     lines = (DOCS / "small-world.md").read_text().splitlines()
     (line,) = [one for one in lines if one.startswith(f"| {start}")]
-    reached, third, goal, verdict = (cell.strip() for cell in line.strip("|").split("|")[1:])
-    assert (reached, third) == (f"{STAGE3[key]:.2f}", f"{THIRD[key]:.2f}")
-    assert verdict == ("" if not goal else "reached" if STAGE3[key] >= float(goal) else "missed")
+    *both, goal, verdict = (cell.strip() for cell in line.strip("|").split("|")[1:])
+    assert both == [f"{STAGE3[key]:.2f}", f"{SECOND[key]:.2f}"]
+    reached = not goal or min(STAGE3[key], SECOND[key]) >= float(goal)
+    assert verdict == ("" if not goal else "reached" if reached else "missed once")
 
 
 @pytest.mark.parametrize("source", ["image", "tokens", "codes"])
@@ -111,7 +112,7 @@ def test_what_the_parser_reads(name, key, source):
     lines = (DOCS / "small-world.md").read_text().splitlines()
     (line,) = [one for one in lines if re.match(rf"\| {name} of .* {end} \|", one)]
     found = [cell.strip() for cell in line.strip("|").split("|")[1:]]
-    assert found == [f"{CEILINGS[run][f'{key}_{source}']:.2f}" for run in ("committed", "third")]
+    assert found == [f"{CEILINGS[run][f'{key}_{source}']:.2f}" for run in ("committed", "second")]
 
 
 @pytest.mark.parametrize(
