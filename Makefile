@@ -12,7 +12,7 @@ NATIVE_TESTS := $(addprefix tests/test_,cpp.py cpp_backward.py dpc_knn_cpp.py ed
 	error_table.py errors.py invariants.py merge.py oracle.py threshold_greedy_cpp.py)
 PTX_ARCHS := 80 90
 ptx_env := PYTHONPATH=tests PTXEMU_CACHE=build OMP_NUM_THREADS=1
-INSTRUCTION_SETS := avx512 avx2 baseline
+INSTRUCTION_SETS := avx512bf16 avx512 avx2 baseline
 sanitized_flags := -g -fno-omit-frame-pointer -fsanitize=address,undefined \
 	-fno-sanitize-recover=undefined
 # Python is not built with the sanitizers, and leaks on purpose.

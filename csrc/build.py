@@ -33,13 +33,15 @@ FLAGS = [
 KERNELS = SOURCES / "simd" / "table.cpp"
 # Single features, because GCC, clang and zig spell x86-64-v3 and x86-64-v4 differently.
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-mmovbe", "-mpopcnt", "-mlzcnt", "-mbmi", "-mbmi2"]
+AVX512_FLAGS = [
+    *AVX2_FLAGS,
+    *(f"-mavx512{feature}" for feature in ("f", "bw", "cd", "dq", "vl")),
+    # Otherwise clang uses 256-bit vectors.
+    "-mprefer-vector-width=512",
+]
 INSTRUCTION_SETS = {
-    "avx512": [
-        *AVX2_FLAGS,
-        *(f"-mavx512{feature}" for feature in ("f", "bw", "cd", "dq", "vl")),
-        # Otherwise clang uses 256-bit vectors.
-        "-mprefer-vector-width=512",
-    ],
+    "avx512bf16": [*AVX512_FLAGS, "-mavx512bf16"],
+    "avx512": AVX512_FLAGS,
     "avx2": AVX2_FLAGS,
     "baseline": [],
 }

@@ -44,8 +44,8 @@ void distance_matrix(const Features<T>& tokens, bool all_zero, T* distance, inde
   parallel_tasks(panels, [&](index_t p) {
     alignas(64) T tile[kPanel * kPanel];
     const index_t top = p * kPanel, count = std::min(kPanel, n - top);
-    kernels<T>().pack_panel(tokens.x + top * dim, dim, count, dim, panel(p));
-    kernels<T>().multiply_panels(panel(p), panel(p), dim, tile, kPanel);
+    tokens.pack(tokens.x + top * dim, count, panel(p));
+    tokens.multiply(panel(p), panel(p), tile, kPanel);
     norms_of_panel(tile, count, norm + top);
     kernels<T>().finish_tile(tile, norm + top, norm + top, distance + top * ld + top, ld);
   });
@@ -54,7 +54,7 @@ void distance_matrix(const Features<T>& tokens, bool all_zero, T* distance, inde
     const index_t top = p * kPanel;
     for (index_t q = p + 1; q < panels; ++q) {
       const index_t left = q * kPanel;
-      kernels<T>().multiply_panels(panel(p), panel(q), dim, tile, kPanel);
+      tokens.multiply(panel(p), panel(q), tile, kPanel);
       kernels<T>().finish_tile(tile, norm + top, norm + left, distance + top * ld + left, ld);
       kernels<T>().transpose_tile(tile, distance + left * ld + top, ld);
     }
@@ -69,8 +69,8 @@ void norms_of_tokens(const Features<T>& tokens, index_t count, T* norm) {
     alignas(64) T tile[kPanel * kPanel];
     T* packed = Scratch::of_this_thread().get<T>(Scratch::tile, kPanel * dim);
     const index_t top = p * kPanel, width = std::min(kPanel, n - top);
-    kernels<T>().pack_panel(tokens.x + top * dim, dim, width, dim, packed);
-    kernels<T>().multiply_panels(packed, packed, dim, tile, kPanel);
+    tokens.pack(tokens.x + top * dim, width, packed);
+    tokens.multiply(packed, packed, tile, kPanel);
     norms_of_panel(tile, width, norm + top);
   });
 }
@@ -94,23 +94,23 @@ void distance_rows(const Features<T>& tokens, const T* norm, bool all_zero, cons
   for (index_t p = 0; p < panels; ++p) {
     alignas(64) T tile[kPanel * kPanel];
     const index_t top = p * kPanel, rows = std::min(kPanel, count - top);
-    kernels<T>().pack_panel(x + top * dim, dim, rows, dim, panel(p));
-    kernels<T>().multiply_panels(panel(p), panel(p), dim, tile, kPanel);
+    tokens.pack(x + top * dim, rows, panel(p));
+    tokens.multiply(panel(p), panel(p), tile, kPanel);
     norms_of_panel(tile, rows, own + top);
   }
   parallel_tasks(panels_of(n), [&](index_t q) {
     alignas(64) T tile[kPanel * kPanel], computed[kPanel];
     T* columns = Scratch::of_this_thread().get<T>(Scratch::tile, kPanel * dim);
     const index_t left = q * kPanel, width = std::min(kPanel, n - left);
-    kernels<T>().pack_panel(tokens.x + left * dim, dim, width, dim, columns);
+    tokens.pack(tokens.x + left * dim, width, columns);
     if (norm == nullptr) {
-      kernels<T>().multiply_panels(columns, columns, dim, tile, kPanel);
+      tokens.multiply(columns, columns, tile, kPanel);
       norms_of_panel(tile, width, computed);
     }
     const T* other = norm == nullptr ? computed : norm + left;
     for (index_t p = 0; p < panels; ++p) {
       const index_t top = p * kPanel;
-      kernels<T>().multiply_panels(panel(p), columns, dim, tile, std::min(kPanel, count - top));
+      tokens.multiply(panel(p), columns, tile, std::min(kPanel, count - top));
       kernels<T>().finish_tile(tile, own + top, other, distance + top * ld + left, ld);
     }
   });

@@ -117,7 +117,8 @@ Features<T> load_features(const ImageInput& image, const Options& options, Scrat
   index_t n = 0;
   for (index_t i = 0; i < image.tokens; ++i)
     if (image.valid == nullptr || image.valid[i]) position[n++] = i;
-  Features<T> out{static_cast<const T*>(image.x), n, dim, nullptr, 0, 0, 0};
+  Features<T> out{static_cast<const T*>(image.x), n, dim, nullptr, 0, 0, 0, false};
+  out.bf16 = image.dtype == Dtype::bf16 && kernels<T>().multiply_bf16 != nullptr;
   if (n < image.tokens) out.position = position;
   if (n == 0) return out;
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common.h"
+#include "simd/kernels.h"
 
 namespace setok {
 
@@ -30,8 +31,19 @@ struct Features {
   int exponent;             // tokens of the image are x times 2**exponent
   T slope;                  // gradient of scaled distances by the image's tokens, over that of
                             // squared distances by these tokens
+  bool bf16;                // products by the kernels for bfloat16
 
   index_t position_of(index_t i) const { return position == nullptr ? i : position[i]; }
+
+  // Panel (kPanel, dim) of rows of these tokens, at most `count`.
+  void pack(const T* rows, index_t count, T* panel) const {
+    (bf16 ? kernels<T>().pack_bf16 : kernels<T>().pack_panel)(rows, dim, count, dim, panel);
+  }
+
+  // Inner products of two such panels.
+  void multiply(const T* a, const T* b, T* tile, index_t rows) const {
+    (bf16 ? kernels<T>().multiply_bf16 : kernels<T>().multiply_panels)(a, b, dim, tile, rows);
+  }
 };
 
 // Loads token `row` of the image with conversion.

@@ -25,12 +25,14 @@ struct Set {
 // Queries the processor directly: the compilers' __builtin_cpu_supports needs their run-time
 // library, and zig's always returns false.
 struct Processor {
-  unsigned first = 0, seventh = 0, extended = 0, saved = 0;
+  unsigned maker = 0, first = 0, seventh = 0, more = 0, extended = 0, saved = 0;
 
   Processor() {
     unsigned a, b, c, d;
+    if (__get_cpuid(0, &a, &b, &c, &d)) maker = b;
     if (__get_cpuid(1, &a, &b, &c, &d)) first = c;
     if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) seventh = b;
+    if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) more = a;
     if (__get_cpuid(0x80000001, &a, &b, &c, &d)) extended = c;
     // Registers that the operating system saves at a context switch.
     if (first & bit_OSXSAVE) __asm__("xgetbv" : "=a"(saved), "=d"(d) : "c"(0));
@@ -48,11 +50,16 @@ struct Processor {
     return avx2() && all(saved, 0xe6) &&
            all(seventh, bit_AVX512F | bit_AVX512BW | bit_AVX512CD | bit_AVX512DQ | bit_AVX512VL);
   }
+
+  // Intel's processors have half as many units for bfloat16 as for float32, and gain nothing.
+  bool avx512bf16() const { return avx512() && all(more, 1u << 5) && maker == signature_AMD_ebx; }
 };
 #endif
 
 constexpr Set kSets[] = {
 #ifdef SETOK_X86
+    {"avx512bf16", [] { return Processor().avx512bf16(); }, &avx512bf16::kFloat,
+     &avx512bf16::kDouble},
     {"avx512", [] { return Processor().avx512(); }, &avx512::kFloat, &avx512::kDouble},
     {"avx2", [] { return Processor().avx2(); }, &avx2::kFloat, &avx2::kDouble},
 #endif

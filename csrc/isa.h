@@ -7,7 +7,8 @@
 
 namespace setok {
 
-// Names of the sets, best first: avx512, avx2 and baseline, or baseline alone.
+// Names of the sets, best first: avx512bf16, avx512, avx2 and baseline, or baseline
+// alone.
 std::vector<std::string> isas();
 
 // Best set that this processor supports.

@@ -24,8 +24,8 @@ struct Strip {
     for (index_t p = 0; p < kPanels; ++p) {
       const index_t top = strip * kStrip + p * kPanel;
       if (top < tokens.n)
-        kernels<T>().pack_panel(tokens.x + top * tokens.dim, tokens.dim,
-                                std::min(kPanel, tokens.n - top), tokens.dim, panel(p, tokens.dim));
+        tokens.pack(tokens.x + top * tokens.dim, std::min(kPanel, tokens.n - top),
+                    panel(p, tokens.dim));
     }
   }
 
@@ -56,8 +56,7 @@ void walk(const DistanceRows<T>& rows, const F& consume) {
       for (index_t p = 0; p < kPanels && above * kStrip + p * kPanel < n; ++p) {
         const index_t top = above * kStrip + p * kPanel;
         for (index_t q = 0; q < panels_of(count); ++q) {
-          kernels<T>().multiply_panels(own.panel(p, dim), other.panel(q, dim), dim, product,
-                                       kPanel);
+          tokens.multiply(own.panel(p, dim), other.panel(q, dim), product, kPanel);
           kernels<T>().finish_tile(product, rows.norm + top, rows.norm + left + q * kPanel,
                                    buffer + q * kPanel, kStrip);
         }

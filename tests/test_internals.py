@@ -13,7 +13,7 @@ PANEL = 32
 
 def test_there_are_kernels_for_every_instruction_set():
     x86 = platform.machine() in ("x86_64", "AMD64") and sys.platform != "darwin"
-    isas = ["avx512", "avx2", "baseline"] if x86 else ["baseline"]
+    isas = ["avx512bf16", "avx512", "avx2", "baseline"] if x86 else ["baseline"]
     info = internals.build_info()
     assert set(info) == {"compiler", "cxx_standard", "openmp", "isas", "isa"}
     assert info["isas"] == isas
@@ -62,6 +62,55 @@ def test_a_product_has_the_same_bits_wherever_its_tokens_stand():
     np.testing.assert_array_equal(moved, tile[np.ix_(order, order)])
 
 
+def bf16_numbers(seed, *shape):
+    """Normal float32 numbers cut off to bfloat16."""
+    x = np.random.default_rng(seed).standard_normal(shape, np.float32)
+    return (x.view(np.uint32) & 0xFFFF0000).view(np.float32)
+
+
+needs_bf16 = pytest.mark.skipif(
+    internals.multiply_bf16(*np.ones((2, 1, 1), np.float32)) is None,
+    reason="the processor has no instructions for bfloat16 that are faster",
+)
+
+
+@needs_bf16
+@pytest.mark.parametrize("count", [1, 16, 17, PANEL])
+@pytest.mark.parametrize("dim", [1, 2, 31, 32, 33, 127, 128, 129, 300])
+def test_products_of_bfloat16_integers_are_exact(count, dim):
+    a, b = np.random.default_rng(1).integers(-8, 9, (2, count, dim)).astype(np.float32)
+    tile = internals.multiply_bf16(a, b)
+    np.testing.assert_array_equal(tile[:count, :count], a @ b.T)
+    assert not tile[count:].any() and not tile[:, count:].any()
+
+
+@needs_bf16
+@pytest.mark.parametrize("dim", [37, 1152])
+def test_sums_of_bfloat16_products_are_rounded_as_float32(dim):
+    """A sum of 128 products, and of these sums, with half a unit in the last place each."""
+    a, b = bf16_numbers(0, PANEL, dim), bf16_numbers(1, PANEL, dim)
+    wide = a.astype(np.float64), b.astype(np.float64)
+    error = abs(internals.multiply_bf16(a, b) - wide[0] @ wide[1].T)
+    allowed = (min(dim, 128) + dim / 128) * 2.0**-24 * (abs(wide[0]) @ abs(wide[1]).T)
+    assert (error <= allowed).all()
+
+
+@needs_bf16
+def test_a_bfloat16_product_has_the_same_bits_wherever_its_tokens_stand():
+    x = bf16_numbers(2, PANEL, 300)
+    tile, order = internals.multiply_bf16(x, x), np.random.default_rng(3).permutation(PANEL)
+    np.testing.assert_array_equal(tile, tile.T)
+    moved = internals.multiply_bf16(x[order], x[order])
+    np.testing.assert_array_equal(moved, tile[np.ix_(order, order)])
+
+
+@needs_bf16
+def test_subnormal_bfloat16_numbers_count_as_zero():
+    x = np.array([[2.0**-130, 3.0], [2.0**-70, 2.0**-70]], np.float32)
+    tile = internals.multiply_bf16(x, x)
+    assert tile[:2, :2].tolist() == [[9.0, 3 * 2.0**-70], [3 * 2.0**-70, 0.0]]
+
+
 @pytest.mark.parametrize("include_self", [True, False])
 @pytest.mark.parametrize("k", [1, 8, 40, 70])
 @pytest.mark.parametrize("n", [1, 5, 64, 200])
@@ -94,6 +143,7 @@ def test_a_scope_step_is_that_of_algorithm_1(n):
         (lambda x: internals.pack_panel(x.repeat(3, 0)), "more tokens than a panel"),
         (lambda x: internals.pack_panel(x[0]), "x: an array of another shape"),
         (lambda x: internals.multiply_panels(x, x[:5]), "b: an array of another shape"),
+        (lambda x: internals.multiply_bf16(x.repeat(3, 0), x), "more tokens than a panel"),
         (lambda x: internals.nearest_in_row(x[0], 99, 2), "token: outside of the row"),
         (lambda x: internals.nearest_in_row(x[0], 0, 0), "k: expected at least 1"),
         (lambda x: internals.scope_step(x[0], x[1], x[0, :3], 1, 0, 1, 0), "scope: an array"),

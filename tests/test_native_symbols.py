@@ -54,7 +54,7 @@ def weak_symbols(build, isa, level, tmp_path, more=""):
 
 
 @needs_compiler
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"] if X86 else ["baseline"])
+@pytest.mark.parametrize("isa", ["avx512bf16", "avx512", "avx2", "baseline"] if X86 else ["baseline"])
 class TestNoWeakSymbols:
     # Without optimisation nothing is inlined but what always is.
     @pytest.mark.parametrize("level", ["-O0", "-O3"])
@@ -70,8 +70,8 @@ class TestNoWeakSymbols:
 @pytest.mark.parametrize(
     ("target", "isas"),
     [
-        ("linux-x86_64", ["avx512", "avx2", "baseline"]),
-        ("win-amd64", ["avx512", "avx2", "baseline"]),
+        ("linux-x86_64", ["avx512bf16", "avx512", "avx2", "baseline"]),
+        ("win-amd64", ["avx512bf16", "avx512", "avx2", "baseline"]),
         ("linux-aarch64", ["baseline"]),
         ("macosx-11.0-arm64", ["baseline"]),
     ],

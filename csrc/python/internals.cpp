@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <new>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -89,6 +90,21 @@ Floats multiply(const Floats& a, const Floats& b, index_t repeats) {
   return array_of(tile.data(), {kPanel, kPanel});
 }
 
+std::optional<Floats> multiply_bf16(const Floats& a, const Floats& b) {
+  require("a", a, {-1, -1});
+  require("b", b, {-1, a.shape(1)});
+  if (a.shape(0) > kPanel || b.shape(0) > kPanel)
+    throw std::invalid_argument("a, b: more tokens than a panel has");
+  if (kernels<float>().multiply_bf16 == nullptr) return std::nullopt;
+  const index_t dim = a.shape(1);
+  const Aligned left(dim * kPanel), right(dim * kPanel), tile(kPanel * kPanel);
+  for (const auto& [x, packed] : {std::pair(&a, &left), std::pair(&b, &right)}) {
+    kernels<float>().pack_bf16(x->data(), dim, x->shape(0), dim, packed->data());
+  }
+  kernels<float>().multiply_bf16(left.data(), right.data(), dim, tile.data(), kPanel);
+  return array_of(tile.data(), {kPanel, kPanel});
+}
+
 py::array_t<index_t> nearest(const Floats& row, index_t token, index_t k, bool include_self) {
   require("row", row, {-1});
   const index_t n = row.size();
@@ -143,7 +159,7 @@ PYBIND11_MODULE(_internals, m) {
   m.def("build_info", &setok::info,
         "Compiler, C++ standard, OpenMP, instruction sets of the kernels and the one in use.");
   m.def("cpu_isa", &setok::cpu_isa,
-        "Best of avx512, avx2 and baseline that this processor supports.");
+        "Best of avx512bf16, avx512, avx2 and baseline that this processor supports.");
   m.def(
       "choose_isa",
       [](const std::string& limit, const std::string& best) {
@@ -154,6 +170,9 @@ PYBIND11_MODULE(_internals, m) {
         "x (count, D) of at most 32 tokens as a panel (D, 32), zeros behind the last.");
   m.def("multiply_panels", &setok::multiply, py::arg("a"), py::arg("b"), py::arg("repeats") = 1,
         "Inner products (32, 32) of the tokens of two panels (D, 32), `repeats` times for timing.");
+  m.def("multiply_bf16", &setok::multiply_bf16, py::arg("a"), py::arg("b"),
+        "Inner products (32, 32) of at most 32 tokens (count, D) each, whose features are bfloat16 "
+        "numbers; None without instructions for them.");
   m.def("nearest_in_row", &setok::nearest, py::arg("row"), py::arg("token"), py::arg("k"),
         py::arg("include_self") = true,
         "The k nearest tokens of one, from its row of distances (N,), -1 behind the last.");

@@ -18,6 +18,12 @@ struct Kernels {
   // equal bits at every position. Only `rows` of the tile are defined.
   void (*multiply_panels)(const T* a, const T* b, index_t dim, T* tile, index_t rows);
 
+  // The same for features that are bfloat16 numbers, with half as much packed memory and as many
+  // instructions; null without instructions for it. Products are exact, and sums in float32 are
+  // rounded to nearest as those above. Subnormal features, products and sums count as 0.
+  void (*pack_bf16)(const T* x, index_t ld, index_t count, index_t dim, T* packed);
+  void (*multiply_bf16)(const T* a, const T* b, index_t dim, T* tile, index_t rows);
+
   // to[c * ld + r] = tile[r * kPanel + c].
   void (*transpose_tile)(const T* tile, T* to, index_t ld);
 
@@ -116,6 +122,7 @@ const Kernels<T>& kernels();
   extern const Kernels<float> kFloat;   \
   extern const Kernels<double> kDouble; \
   }
+SETOK_DECLARE_TABLES(avx512bf16)
 SETOK_DECLARE_TABLES(avx512)
 SETOK_DECLARE_TABLES(avx2)
 SETOK_DECLARE_TABLES(baseline)

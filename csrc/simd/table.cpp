@@ -23,6 +23,7 @@
 #define SETOK_ROWS 4
 #endif
 
+#include "bf16.h"
 #include "centres.h"
 #include "convert.h"
 #include "delta.h"
@@ -73,8 +74,14 @@ constexpr Kernels<T> table() {
   SETOK_ENTER(normalise)
   SETOK_ENTER(find_near)
 #undef SETOK_ENTER
-  // A missing entry would be null.
-  static_assert(sizeof(table) == 30 * sizeof(void (*)()));
+  // A missing entry would be null, as those of bfloat16 are without its instructions.
+  static_assert(sizeof(table) == 32 * sizeof(void (*)()));
+#ifdef __AVX512BF16__
+  if constexpr (sizeof(T) == 4) {
+    table.pack_bf16 = pack_bf16;
+    table.multiply_bf16 = multiply_bf16;
+  }
+#endif
   table.count_bits = count_bits;
   table.widen = widen;
   table.narrow = narrow;
