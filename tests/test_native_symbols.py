@@ -17,6 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 COMPILER = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
 X86 = platform.machine() in ("x86_64", "AMD64")
+X86_SETS = ["avx512bf16", "avx512", "avx2", "baseline"]
 
 needs_compiler = pytest.mark.skipif(
     sys.platform != "linux" or not (COMPILER and shutil.which("nm")),
@@ -54,7 +55,7 @@ def weak_symbols(build, isa, level, tmp_path, more=""):
 
 
 @needs_compiler
-@pytest.mark.parametrize("isa", ["avx512bf16", "avx512", "avx2", "baseline"] if X86 else ["baseline"])
+@pytest.mark.parametrize("isa", X86_SETS if X86 else ["baseline"])
 class TestNoWeakSymbols:
     # Without optimisation nothing is inlined but what always is.
     @pytest.mark.parametrize("level", ["-O0", "-O3"])
@@ -70,8 +71,8 @@ class TestNoWeakSymbols:
 @pytest.mark.parametrize(
     ("target", "isas"),
     [
-        ("linux-x86_64", ["avx512bf16", "avx512", "avx2", "baseline"]),
-        ("win-amd64", ["avx512bf16", "avx512", "avx2", "baseline"]),
+        ("linux-x86_64", X86_SETS),
+        ("win-amd64", X86_SETS),
         ("linux-aarch64", ["baseline"]),
         ("macosx-11.0-arm64", ["baseline"]),
     ],
