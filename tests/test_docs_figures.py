@@ -19,6 +19,7 @@ STAGE3 = committed("small-world/stage3.json")
 SECOND = committed("small-world/second-seed.json")["stage3"]
 CEILINGS = committed("small-world/ceilings.json")
 SWAPPED = committed("small-world/token-swap.json")
+CHANGES = committed("small-world/ablations.json")
 ABLATIONS = committed("stage1/ablations.json")["runs"]
 IDENTITY = json.loads((ROOT / "bench/results/epyc-zen4-2threads-identity.json").read_text())
 
@@ -125,15 +126,32 @@ def test_what_the_parser_reads(name, key, source):
     ],
 )
 def test_metrics_of_swapped_tokens(name, kind):
-    stage1, stage2 = SWAPPED[kind]["stage1"], SWAPPED[kind]["stage2"]
+    stage1, codes, stage2 = (SWAPPED[kind][stage] for stage in ("stage1", "codes", "stage2"))
     named = ("vqa_accuracy", "vqa_count", "vqa_colour", "vqa_shape", "vqa_relation")
-    named += ("caption_accuracy", "locate_accuracy")
+    named += ("caption_accuracy", "locate_accuracy", "generation_accuracy", "edit_success")
     assert cells("small-world.md", name) == [
         f"{stage1['tokens']:.1f}",
         f"{stage1['psnr']:.1f}",
         *(f"{stage2[key]:.2f}" for key in named),
-        f"{stage1['seconds']:.0f} + {stage2['seconds']:.0f}",
+        f"{stage1['seconds'] + codes['seconds'] + stage2['seconds']:.0f}",
     ]
+
+
+@pytest.mark.parametrize("point", SWAPPED["clusters"]["curve"], ids=lambda point: point["step"])
+def test_metrics_during_training(point):
+    named = ("vqa_accuracy", "caption_accuracy", "locate_accuracy")
+    named += ("generation_accuracy", "edit_success")
+    found = cells("small-world.md", f"step {point['step']}")
+    assert found == [f"{point[key]:.2f}" for key in named]
+
+
+@pytest.mark.parametrize("name", list(CHANGES))
+def test_what_each_change_is_worth(name):
+    run = CHANGES[name]
+    named = ("generation_accuracy", "generation_shape", "generation_colour")
+    if name.startswith("edits"):
+        named = ("edit_success", "edit_changed", "edit_kept")
+    assert cells("small-world.md", name) == [f"{run[key]:.2f}" for key in named]
 
 
 @pytest.mark.parametrize("name", list(ABLATIONS))
