@@ -1,6 +1,6 @@
 """Repairs of Triton 3.7's interpreter, and tokens too far apart for 31 bits.
 
-It multiplies the bit patterns of bfloat16 in a dot, sums products in the order of the BLAS, cuts
+It multiplies the bit patterns of bfloat16 in a dot, rounds products as the BLAS does, cuts
 float32 off to bfloat16, and reduces by a function of ours one number after the other. And memory
 that finds accesses out of bounds.
 """
