@@ -17,12 +17,14 @@ from setok_triton.chunk import Chunk
 from setok_triton.cluster_backward import gradients
 from setok_triton.common import Clusters
 from setok_triton.configs import dense_images
-from setok_triton.delta import delta, parents, score
+from setok_triton.delta import delta, score
 from setok_triton.density import density, neighbours
 from setok_triton.distances import distances
 from setok_triton.features import norms, scales
 from setok_triton.image import cluster_images
+from setok_triton.parents import find_parents, settle_parents
 from setok_triton.prepare import prepare
+from setok_triton.rows import empty_rows
 from setok_triton.scope import labels
 from setok_triton.select import select
 from setok_triton.stream import stream_scope
@@ -123,7 +125,7 @@ def cluster(
         else:
             ok, *range_and_scale = scales(x, flags, offsets, longest, options.sigma)
             whole = Chunk(ok, offsets, *range_and_scale, longest)
-            norm, left = norms(x, offsets, longest, whole.factor), torch.empty_like(rho)
+            norm, left = torch.empty_like(rho), torch.empty_like(rho)
         for cut, chunk in whole.parts(size):
             part = masks[cut] if cu_seqlens is None else masks
             known = seeds[cut], counts[cut]
@@ -138,15 +140,21 @@ def cluster(
                     *(part, label, *known, scratch, replay),
                 )
             else:
-                if not replay:
-                    neighbours(x, norm, chunk, knn, include_self)
+                full, peaks, tops = empty_rows(chunk, 3)
+                if replay:
+                    norms(x, offsets, longest, chunk.factor, norm)
+                else:
+                    neighbours(x, norm, chunk, knn, include_self, None, full)
                 density(x, chunk, knn, rho)
+                best = None
                 if not replay:
-                    parents(x, norm, chunk, rho, parent)
-                delta(x, chunk, parent, dlt)
+                    best = find_parents(x, norm, chunk, knn, rho, parent, peaks)
+                key = offsets.new_empty(total)
+                settle_parents(chunk, parent, best, tops, key)
+                delta(x, chunk, parent, tops, key, dlt)
                 first = seeds[cut] if replay else None
                 score(chunk, rho, dlt, importance, first, s, options.score_norm_max)
-                stream_scope(x, chunk, s, most, options, loop, part, left, *known, replay)
+                stream_scope(x, norm, chunk, s, most, options, loop, part, left, *known, replay)
                 labels(chunk, flags, left, *known, part, label, loop.exact)
     return masks, *(t.view(leading) for t in (label, rho, dlt, s)), *made
 

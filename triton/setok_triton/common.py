@@ -24,7 +24,7 @@ from setok_triton.chunk import Chunk
 
 # Arguments without specialisation: counts, and strides over tokens or clusters.
 COUNTERS = (
-    *("C", "K", "L", "T", "rows", "parts", "step"),
+    *("C", "K", "L", "T", "rows", "parts", "step", "first", "width", "size"),
     *("stride_image", "stride_row", "stride_line", "stride_start", "stride_seeds"),
 )
 # Distance rows begin on multiples of 64 bytes.

@@ -110,6 +110,11 @@ def select_config(groups: int, k: int) -> SelectConfig:
     return SelectConfig(rows, block_g, block_c, num_warps=1)
 
 
+def keep_config(slots: int) -> TokenConfig:
+    """Return rows of candidates for one warp, which needs no barrier."""
+    return TokenConfig(block_n=max(1, 512 // slots), block_d=1, num_warps=1)
+
+
 def token_config(dtype: torch.dtype) -> TokenConfig:
     """Return blocks of 32 lanes x 16 bytes: a warp reads them in one widest load."""
     return TokenConfig(block_n=16, block_d=32 * 16 // dtype.itemsize, num_warps=4)

@@ -11,7 +11,6 @@ from setok_triton.common import (
     Images,
     Tokens,
     distance_tile,
-    farthest,
     flagged,
     locate,
     pair_distance,
@@ -24,6 +23,8 @@ from setok_triton.configs import (
     token_config,
 )
 from setok_triton.importance import weighted_score
+from setok_triton.parents import precedes
+from setok_triton.rows import Rows
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -55,9 +56,7 @@ def parents_fwd_kernel(
             b_d = distance_tile(x, images, at, o_m, o_n, factor, L, PRECISION, BLOCK_D)  # (M, N)
             # (N,) -1 precedes no token
             b_other = tl.load(p_density + start + o_n, mask=o_n < n, other=-1.0)
-            m_higher = b_other[None, :] > b_own[:, None]
-            m_tied = (b_other[None, :] == b_own[:, None]) & (o_n[None, :] < o_m[:, None])
-            m_precedes = m_higher | m_tied
+            m_precedes = precedes(b_other[None, :], o_n[None, :], b_own[:, None], o_m[:, None])
             if p_cap is not None:
                 b_far = tl.load(p_farthest + start + o_n, mask=o_n < n, other=0.0)  # (N,)
                 m_pair = (b_d < float("inf")) & ~m_precedes
@@ -76,10 +75,48 @@ def parents_fwd_kernel(
 
 
 @triton.jit(do_not_specialize=COUNTERS)
+def farthest_fwd_kernel(
+    x,
+    images,
+    tops,  # Rows: tokens without parent
+    p_key,  # (T,) int64, initially -1
+    L,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Raise the key (distance, token) of each top token to that of the farthest of BLOCK_N tokens.
+
+    Of equal distances the lowest token has the largest key, see `farthest_of`.
+    """
+    at = locate(images.p_offsets, L, tl.cdiv(L, BLOCK_N))
+    i_b, i_n, start, n = at
+    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_ok = flagged(images.p_ok, start, o_n, o_n < n)
+    factor = tl.load(images.p_factor + i_b)
+    # An image has one top token; a replay may have more.
+    for i_top in range(tl.load(tops.p_count + i_b)):
+        top = tl.load(tops.p_tokens + start + i_top)
+        b_top = tl.zeros((BLOCK_N,), dtype=tl.int32) + top
+        b_d = pair_distance(x, images, at, b_top, o_n, m_ok, factor, L, BLOCK_D)
+        # Bits of non-negative floats order like the floats, and a maximum is order-independent.
+        b_key = (b_d.to(tl.int32, bitcast=True).to(tl.int64) << 32) | (FAR_INDEX - o_n)
+        key = tl.max(tl.where(m_ok, b_key, -1), axis=0)
+        tl.atomic_max(p_key + start + top, key, sem="relaxed")
+
+
+@triton.jit
+def farthest_of(b_key):
+    """Return the squared distances and the tokens in keys of `farthest_fwd_kernel`."""
+    b_d = (b_key >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+    return b_d, FAR_INDEX - (b_key & FAR_INDEX).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=COUNTERS)
 def delta_fwd_kernel(
     x,
     images,
     p_parent,  # (T,) int64
+    p_key,  # (T,) int64 keys of the farthest tokens, read for tokens without parent
     p_delta,  # (T,) float32
     L,
     BLOCK_N: tl.constexpr,
@@ -96,14 +133,9 @@ def delta_fwd_kernel(
     m_pair = m_ok & (b_parent >= 0)
     b_other = tl.where(m_pair, b_parent, 0)
     b_delta = pair_distance(x, images, at, o_n, b_other, m_pair, factor, L, BLOCK_D)
-    # Most blocks have no top token, and an image has one; a replay may have more.
     m_top = m_ok & (b_parent < 0)
-    top = tl.max(tl.where(m_top, o_n, -1), axis=0)
-    while top >= 0:
-        largest, _ = farthest(x, images, at, top, factor, L, BLOCK_N, BLOCK_D)
-        b_delta = tl.where(o_n == top, largest, b_delta)
-        m_top = m_top & (o_n != top)
-        top = tl.max(tl.where(m_top, o_n, -1), axis=0)
+    b_far, _ = farthest_of(tl.load(p_key + start + o_n, mask=m_top, other=0))
+    b_delta = tl.where(m_top, b_far, b_delta)
     # An infinite delta at density 0 would make the score NaN.
     b_delta = tl.minimum(sigma * b_delta, 3.4028234663852886e38)
     tl.store(p_delta + start + o_n, tl.where(m_ok, b_delta, 0.0), mask=m_n)
@@ -178,15 +210,23 @@ def parents(
     )
 
 
-def delta(x: Tensor, chunk: Chunk, parent: Tensor, out: Tensor) -> None:
-    """Write the distances to given parents into `out` (T,)."""
+def delta(x: Tensor, chunk: Chunk, parent: Tensor, tops: Rows, key: Tensor, out: Tensor) -> None:
+    """Write the distances to the parents, or to the farthest tokens of those without parent.
+
+    Args:
+        x: (T, D) tokens of all images.
+        chunk: all images.
+        parent: (T,) int64 parents.
+        tops: tokens without parent.
+        key: (T,) int64, -1 for tokens without parent; receives those of `farthest_fwd_kernel`.
+        out: output, (T,) float32 seed distances.
+    """
     config = token_config(x.dtype)
-    blocks = triton.cdiv(chunk.longest, config.block_n)
-    delta_fwd_kernel[(chunk.images * blocks,)](
-        *(Tokens.of(x), Images.of(chunk), parent, out, chunk.longest),
-        **config.launch(),
-        maxnreg=max_registers(x),
-    )
+    programs = (chunk.images * triton.cdiv(chunk.longest, config.block_n),)
+    tokens, images = Tokens.of(x), Images.of(chunk)
+    launch = config.launch() | {"maxnreg": max_registers(x)}
+    farthest_fwd_kernel[programs](tokens, images, tops, key, chunk.longest, **launch)
+    delta_fwd_kernel[programs](tokens, images, parent, key, out, chunk.longest, **launch)
 
 
 def score(

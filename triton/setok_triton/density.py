@@ -6,18 +6,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from setok_triton.bands import band_neighbours
 from setok_triton.chunk import Chunk
-from setok_triton.common import (
-    COUNTERS,
-    FAR_INDEX,
-    Images,
-    Tokens,
-    distance_tile,
-    flagged,
-    locate,
-    pair_distance,
-)
+from setok_triton.common import COUNTERS, FAR_INDEX, Images, Tokens, distance_tile, flagged, locate
 from setok_triton.configs import dot_precision, tile_config, token_config
+from setok_triton.features import norms
+from setok_triton.rows import Rows
+
+# Longest neighbour list that bands of tiles fill; longer ones need too many slots.
+MAX_LISTED = 16
 
 
 @triton.jit
@@ -57,6 +54,7 @@ def neighbours_fwd_kernel(
     images,
     p_knn,  # (T, K) int64
     p_farthest,  # (T,) float32 squared distance to the farthest token, or None
+    rows,  # Rows to search, or None for all
     K,
     L,
     INCLUDE_SELF: tl.constexpr,
@@ -69,13 +67,16 @@ def neighbours_fwd_kernel(
     """Write the K nearest tokens of BLOCK_M tokens, ascending, ties lowest index, -1 for none."""
     at = locate(images.p_offsets, L, tl.cdiv(L, BLOCK_M))
     i_b, i_m, start, n = at
-    o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_m, count = i_m * BLOCK_M + tl.arange(0, BLOCK_M), n
+    if rows is not None:
+        count = tl.load(rows.p_count + i_b)
+        o_m = tl.load(rows.p_tokens + start + o_m, mask=o_m < count, other=FAR_INDEX)
     o_k = tl.arange(0, BLOCK_K)
     factor = tl.load(images.p_factor + i_b)
     b_list = tl.full((BLOCK_M, BLOCK_K), float("inf"), dtype=tl.float32)
     b_index = tl.full((BLOCK_M, BLOCK_K), 0, dtype=tl.int32)
     b_farthest = tl.zeros((BLOCK_M,), dtype=tl.float32)
-    if i_m * BLOCK_M < n:
+    if i_m * BLOCK_M < count:
         for i_n in range(0, n, BLOCK_N):
             o_n = i_n + tl.arange(0, BLOCK_N)
             b_d = distance_tile(x, images, at, o_m, o_n, factor, L, PRECISION, BLOCK_D)  # (M, N)
@@ -109,22 +110,37 @@ def density_fwd_kernel(
     L,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
-    """Write rho = exp(-sigma * mean distance to the neighbours); 1 without any, 0 if excluded."""
+    """Write rho = exp(-sigma * mean distance to the neighbours); 1 without any, 0 if excluded.
+
+    The distances are summed from differences, so a replay needs no products of all pairs.
+    """
     at = locate(images.p_offsets, L, tl.cdiv(L, BLOCK_N))
     i_b, i_n, start, n = at
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
     factor, sigma = tl.load(images.p_factor + i_b), tl.load(images.p_sigma + i_b)
-    b_sum = tl.zeros((BLOCK_N,), dtype=tl.float32)
-    b_found = tl.zeros((BLOCK_N,), dtype=tl.float32)
-    for i_k in range(K):
-        # (N,) neighbour i_k of each token
-        b_other = tl.load(p_knn + (start + o_n) * K + i_k, mask=m_n, other=-1)
-        m_pair = m_n & (b_other >= 0)
-        b_other = tl.where(m_pair, b_other, 0)
-        b_sum += pair_distance(x, images, at, o_n, b_other, m_pair, factor, L, BLOCK_D)
-        b_found += m_pair.to(tl.float32)
+    o_d, o_k = tl.arange(0, BLOCK_D).to(tl.int64), tl.arange(0, BLOCK_K)[None, :]
+    p_list = p_knn + (start + o_n) * K
+    b_listed = tl.load(p_list[:, None] + o_k, mask=m_n[:, None] & (o_k < K), other=-1)  # (N, K)
+    b_found = tl.sum((b_listed >= 0).to(tl.float32), axis=1)
+    b_sums = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
+    # Features outside, so that a token's own are read once for all neighbours.
+    for i_d in range(0, x.D, BLOCK_D):
+        m_d, o_f = (i_d + o_d < x.D)[None, :], ((i_d + o_d) * x.stride_d)[None, :]
+        p_own = x.p_x + ((start + o_n) * x.stride_n)[:, None] + o_f
+        b_own = tl.load(p_own, mask=m_n[:, None] & m_d, other=0.0).to(tl.float32) * factor  # (N, D)
+        for i_k in tl.range(0, K, loop_unroll_factor=2):
+            # (N,) neighbour i_k of each token, not loaded again, which would delay its features
+            b_other = tl.max(tl.where(o_k == i_k, b_listed, -1), axis=1)
+            p_other = x.p_x + ((start + b_other) * x.stride_n)[:, None] + o_f
+            m_pair = (b_other >= 0)[:, None] & m_d
+            b_diff = tl.load(p_other, mask=m_pair, other=0.0).to(tl.float32) * factor - b_own
+            b_diff = tl.where(m_pair, b_diff, 0.0)
+            b_square = tl.sum(b_diff * b_diff, axis=1)
+            b_sums = tl.where(o_k == i_k, b_sums + b_square[:, None], b_sums)
+    b_sum = tl.sum(b_sums, axis=1)
     # Scaling the sum, not the terms, keeps sums of small integers exact, so ties stay ties.
     b_density = tl.exp(-sigma * tl.div_rn(b_sum, tl.maximum(b_found, 1.0)))
     if p_noise is not None:
@@ -139,20 +155,50 @@ def neighbours(
     chunk: Chunk,
     knn: Tensor,
     include_self: bool,
-    farthest: Tensor | None = None,
+    farthest: Tensor | None,
+    full: Rows,
 ) -> None:
-    """Write the nearest tokens of a chunk without kept rows into `knn` (T, K) int64.
+    """Write the nearest tokens of images without kept rows, and the norms of their tokens.
 
-    If given, `farthest` (T,) receives the squared distances to the farthest tokens.
+    Args:
+        x: (T, D) tokens of all images.
+        norm: output, (T,) squared norms of the tokens in range.
+        chunk: all images.
+        knn: output, (T, K) int64 nearest tokens, ascending, ties lowest index, -1 for none.
+        include_self: flag: a token is one of its own neighbours.
+        farthest: output or None, (T,) float32 squared distance to the farthest token.
+        full: initially empty; buffer of the rows that are searched on their own.
+    """
+    if knn.shape[1] <= MAX_LISTED:
+        band_neighbours(x, norm, chunk, knn, include_self, farthest, full)
+        search_rows(x, norm, chunk, knn, include_self, None, full)
+    else:
+        norms(x, chunk.offsets, chunk.longest, chunk.factor, norm)
+        search_rows(x, norm, chunk, knn, include_self, farthest, None)
+
+
+def search_rows(
+    x: Tensor,
+    norm: Tensor,
+    chunk: Chunk,
+    knn: Tensor,
+    include_self: bool,
+    farthest: Tensor | None,
+    rows: Rows | None,
+) -> None:
+    """Write the nearest tokens of some rows, or all, from their products with all tokens.
+
+    Arguments are as in `neighbours`; `norm` is an input.
     """
     slots = max(2, triton.next_power_of_2(knn.shape[1]))
     config = tile_config(x.dtype)
-    if farthest is not None and slots >= 64:
+    if slots >= 64:
         # A long list leaves no registers for a second pass over a whole tile.
         config = dataclasses.replace(config, block_n=config.block_n // 2)
     blocks = triton.cdiv(chunk.longest, config.block_m)
     neighbours_fwd_kernel[(chunk.images * blocks,)](
-        *(Tokens.of(x), Images.of(chunk, norm), knn, farthest, knn.shape[1], chunk.longest),
+        *(Tokens.of(x), Images.of(chunk, norm), knn, farthest, rows),
+        *(knn.shape[1], chunk.longest),
         INCLUDE_SELF=include_self,
         PRECISION=dot_precision(x.dtype),
         BLOCK_K=slots,
@@ -166,5 +212,6 @@ def density(x: Tensor, chunk: Chunk, knn: Tensor, out: Tensor, noise: Tensor | N
     blocks = triton.cdiv(chunk.longest, config.block_n)
     density_fwd_kernel[(chunk.images * blocks,)](
         *(Tokens.of(x), Images.of(chunk), knn, noise, out, knn.shape[1], chunk.longest),
+        BLOCK_K=triton.next_power_of_2(knn.shape[1]),
         **config.launch(),
     )

@@ -148,6 +148,15 @@ def diagonal_of(b_dot):
 
 
 @triton.jit
+def distances_of(b_dot, b_norm_m, b_norm_n):
+    """Return (M, N) squared distances from products and norms, which are infinite if excluded."""
+    b_d = b_norm_m[:, None] + b_norm_n[None, :] - 2 * b_dot
+    # A product with a non-finite token (NaN) also becomes infinite. On the diagonal the norm equals
+    # the product, so the distance is exactly 0.
+    return tl.maximum(tl.where(b_d < float("inf"), b_d, float("inf")), 0.0)
+
+
+@triton.jit
 def store_columns(
     image,  # ImageRows
     p_maxima,  # maxima of the image, or None
@@ -169,10 +178,7 @@ def store_columns(
     BLOCK: tl.constexpr = b_dot.shape[0]
     W: tl.constexpr = b_dot.shape[1]
     o_m, o_n = tl.arange(0, BLOCK), tl.arange(0, W)
-    b_d = b_norm_m[:, None] + b_norm_n[None, :] - 2 * b_dot
-    # A product with a non-finite token (NaN) also becomes infinite. On the diagonal the norm equals
-    # the product, so the distance is exactly 0.
-    b_d = tl.maximum(tl.where(b_d < float("inf"), b_d, float("inf")), 0.0)
+    b_d = distances_of(b_dot, b_norm_m, b_norm_n)
 
     # Offsets within a tile fit in 32 bits. Rows are filled with infinity up to a multiple of 16
     # columns: such a mask does not narrow the stores. Transposed tiles never have the last column.

@@ -14,8 +14,10 @@ from setok_triton.configs import dense_images, token_config
 from setok_triton.delta import parents
 from setok_triton.density import density, neighbours
 from setok_triton.distances import distances
-from setok_triton.features import norms, scales
+from setok_triton.features import scales
 from setok_triton.importance import weighted_score
+from setok_triton.parents import find_parents, settle_parents
+from setok_triton.rows import empty_rows
 from setok_triton.select import select
 from setok_triton.workspace import workspace
 
@@ -143,16 +145,21 @@ def dpc_knn(
     else:
         ok, *range_and_scale = scales(x, valid, offsets, longest, scale)
         whole = Chunk(ok, offsets, *range_and_scale, longest)
-        norm = norms(x, offsets, longest, whole.factor)
+        norm = torch.empty_like(rho)
     for cut, chunk in whole.parts(size):
         if size:
             distances(x, valid, chunk, rows, norm, include_self=True)
             chunk = chunk.keeping(rows.p_distance)
             select(chunk, rows, knn, rho, True, scale, noise, far)
         else:
-            neighbours(x, norm, chunk, knn, True, far)
+            full, peaky = empty_rows(chunk, 2)
+            neighbours(x, norm, chunk, knn, True, far, full)
             density(x, chunk, knn, rho, noise)
-        parents(x, norm, chunk, rho, parent, *((far, cap) if capped else ()))
+        if size or capped:
+            parents(x, norm, chunk, rho, parent, *((far, cap) if capped else ()))
+        else:
+            best = find_parents(x, norm, chunk, knn, rho, parent, peaky)
+            settle_parents(chunk, parent, best)
         bound = cap if capped else padded(far)[cut].amax(1)
         peaks(x, chunk, rho, parent, bound, capped, importance, dlt, s)
     centres, counts = choose_centres(

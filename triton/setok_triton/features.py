@@ -1,5 +1,7 @@
 """Kernels of statistics of the features: finite tokens, their range, scale and norms."""
 
+import dataclasses
+
 import torch
 import triton
 import triton.language as tl
@@ -7,6 +9,9 @@ from torch import Tensor
 
 from setok_triton.common import COUNTERS, FAR_INDEX, Tokens, flagged, locate, products
 from setok_triton.configs import dot_precision, tile_config, token_config
+
+# Parts of an image whose features are summed by different programs.
+CHUNKS = 64
 
 
 @triton.jit
@@ -48,46 +53,62 @@ def token_state_fwd_kernel(
     tl.atomic_max(p_largest + i_b, largest.to(tl.int32, bitcast=True))
 
 
+@triton.jit
+def first_usable(p_ok, start, n, BLOCK_N):
+    """Return the first token of an image that is not excluded, FAR_INDEX without one."""
+    first, i_n = n * 0 + FAR_INDEX, 0
+    while (first == FAR_INDEX) & (i_n < n):
+        o_n = i_n + tl.arange(0, BLOCK_N)
+        m_ok = tl.load(p_ok + start + o_n, mask=o_n < n, other=0) != 0
+        first = tl.min(tl.where(m_ok, o_n, FAR_INDEX), axis=0)
+        i_n += BLOCK_N
+    return first
+
+
 @triton.jit(do_not_specialize=COUNTERS)
 def variance_fwd_kernel(
     x,
     p_ok,
     p_offsets,
-    p_sums,  # (B, blocks of features, 2) float64
+    p_totals,  # (B, CHUNKS, D) float64
+    p_squares,  # (B, CHUNKS, blocks of features) float64
     L,
+    CHUNKS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Write sum_i ||y_i||^2 and ||sum_i y_i||^2 of a block of features, y = x - first token.
+    """Write sum_i y_i and sum_i ||y_i||^2 of a chunk of tokens and a block of features.
 
-    All-equal tokens give exactly 0, and float64 sums of small integers do not depend on the order.
+    y = x - first token: all-equal tokens give exactly 0, and float64 sums of small integers do not
+    depend on the order.
     """
-    _, i_d, start, n = locate(p_offsets, L, tl.cdiv(x.D, BLOCK_D))
+    parts = tl.cdiv(x.D, BLOCK_D)
+    i_b, i_part, start, n = locate(p_offsets, L, CHUNKS * parts)
+    i_chunk, i_d = i_part // parts, i_part % parts
+    size = tl.cdiv(tl.cdiv(L, CHUNKS), BLOCK_N) * BLOCK_N
     o_n = tl.arange(0, BLOCK_N)
     o_d = i_d * BLOCK_D + tl.arange(0, BLOCK_D).to(tl.int64)
     m_d = o_d < x.D
-    first = FAR_INDEX
-    for i_n in range(0, n, BLOCK_N):
-        m_ok = tl.load(p_ok + start + i_n + o_n, mask=i_n + o_n < n, other=0) != 0
-        first = tl.minimum(first, tl.min(tl.where(m_ok, i_n + o_n, FAR_INDEX), axis=0))
-    m_any = first < n
-    p_first = x.p_x + (start + first) * x.stride_n + o_d * x.stride_d
-    b_origin = tl.load(p_first, mask=m_d & m_any, other=0.0).to(tl.float64)  # (D,)
-    b_total = tl.zeros((BLOCK_D,), dtype=tl.float64)
-    b_square = tl.zeros((BLOCK_D,), dtype=tl.float64)
-    for i_n in range(0, n, BLOCK_N):
-        m_ok = tl.load(p_ok + start + i_n + o_n, mask=i_n + o_n < n, other=0) != 0
-        p_rows = x.p_x + ((start + i_n + o_n) * x.stride_n)[:, None]
-        p_block = p_rows + (o_d * x.stride_d)[None, :]
-        m_x = m_ok[:, None] & m_d[None, :]
-        # (N, D)
-        b_x = tl.load(p_block, mask=m_x, other=0.0).to(tl.float64) - b_origin[None, :]
-        b_x = tl.where(m_x, b_x, 0.0)
-        b_total += tl.sum(b_x, axis=0)
-        b_square += tl.sum(b_x * b_x, axis=0)
-    p_out = p_sums + tl.program_id(0).to(tl.int64) * 2
-    tl.store(p_out, tl.sum(b_square, axis=0))
-    tl.store(p_out + 1, tl.sum(b_total * b_total, axis=0))
+    b_total = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float64)
+    b_square = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float64)
+    if i_chunk * size < n:
+        first = first_usable(p_ok, start, n, 1024)
+        p_first = x.p_x + (start + first) * x.stride_n + o_d * x.stride_d
+        b_origin = tl.load(p_first, mask=m_d & (first < n), other=0.0).to(tl.float64)  # (D,)
+        end = tl.minimum((i_chunk + 1) * size, n)
+        for i_n in tl.range(i_chunk * size, end, BLOCK_N, loop_unroll_factor=4):
+            m_ok = tl.load(p_ok + start + i_n + o_n, mask=i_n + o_n < n, other=0) != 0
+            p_rows = x.p_x + ((start + i_n + o_n) * x.stride_n)[:, None]
+            p_block = p_rows + (o_d * x.stride_d)[None, :]
+            m_x = m_ok[:, None] & m_d[None, :]
+            # (N, D)
+            b_x = tl.load(p_block, mask=m_x, other=0.0).to(tl.float64) - b_origin[None, :]
+            b_x = tl.where(m_x, b_x, 0.0)
+            b_total += b_x
+            b_square += b_x * b_x
+    i_row = i_b * CHUNKS + i_chunk
+    tl.store(p_totals + i_row * x.D + o_d, tl.sum(b_total, axis=0), mask=m_d)
+    tl.store(p_squares + i_row * parts + i_d, tl.sum(tl.sum(b_square, axis=1), axis=0))
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -95,15 +116,19 @@ def scale_fwd_kernel(
     p_ok,
     p_offsets,
     p_largest,
-    p_sums,
+    p_totals,  # with VARIANCE
+    p_squares,  # with VARIANCE
     p_factor,  # (B,) float32 power of two that scales the tokens into range; 0: all are equal
     p_sigma,  # (B,) float32 scale of the distances of the tokens in range
     p_num_ok,  # (B,) int32
     sigma,  # fixed scale, without VARIANCE
     L,
+    D,
     parts,
     VARIANCE: tl.constexpr,
+    CHUNKS: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
     """Write range and scale of each image."""
     i_b, _, start, n = locate(p_offsets, L, 1)
@@ -125,14 +150,18 @@ def scale_fwd_kernel(
     factor = ((127 - exponent) << 23).to(tl.float32, bitcast=True)
     undo = ((exponent + 127).to(tl.int32) << 23).to(tl.float32, bitcast=True).to(tl.float64)
     if VARIANCE:
-        squares = tl.zeros((), dtype=tl.float64)
-        total = tl.zeros((), dtype=tl.float64)
+        o_c = tl.arange(0, CHUNKS)
+        b_norm = tl.zeros((BLOCK_D,), dtype=tl.float64)
+        for i_d in range(0, D, BLOCK_D):
+            o_d = i_d + tl.arange(0, BLOCK_D)
+            p_total = p_totals + ((i_b * CHUNKS + o_c) * D)[:, None] + o_d[None, :]
+            b_total = tl.sum(tl.load(p_total, mask=(o_d < D)[None, :], other=0.0), axis=0)  # (D,)
+            b_norm += b_total * b_total
+        b_squares = tl.zeros((CHUNKS,), dtype=tl.float64)
         for i in range(parts):
-            p_part = p_sums + (i_b * parts + i) * 2
-            squares += tl.load(p_part)
-            total += tl.load(p_part + 1)
+            b_squares += tl.load(p_squares + (i_b * CHUNKS + o_c) * parts + i)
         c = count.to(tl.float64)
-        variance = c * squares - total
+        variance = c * tl.sum(b_squares, axis=0) - tl.sum(b_norm, axis=0)
         positive = variance > 0
         scale = tl.where(positive, 0.5 * c * c / tl.where(positive, variance, 1.0), 0.0)
         factor = tl.where(positive, factor, 0.0)
@@ -205,37 +234,37 @@ def scales(
     """
     dim, images, config = x.shape[1], offsets.shape[0] - 1, token_config(x.dtype)
     ok, largest = token_states(x, valid, offsets, longest)
+    config = dataclasses.replace(config, block_n=config.block_n // 2, block_d=config.block_d // 2)
     parts = triton.cdiv(dim, config.block_d)
-    sums = x.new_empty(images, parts, 2, dtype=torch.float64)
     factor, scale = (x.new_empty(images, dtype=torch.float32) for _ in range(2))
     num_ok = x.new_empty(images, dtype=torch.int32)
+    totals = squares = None
     if images and sigma is None:
-        variance_fwd_kernel[(images * parts,)](
-            *(Tokens.of(x), ok, offsets, sums, longest),
+        totals = x.new_empty(images, CHUNKS, dim, dtype=torch.float64)
+        squares = x.new_empty(images, CHUNKS, parts, dtype=torch.float64)
+        variance_fwd_kernel[(images * CHUNKS * parts,)](
+            *(Tokens.of(x), ok, offsets, totals, squares, longest),
+            CHUNKS=CHUNKS,
             **config.launch(),
         )
     if images:
         scale_fwd_kernel[(images,)](
-            ok,
-            offsets,
-            largest,
-            sums,
-            factor,
-            scale,
-            num_ok,
-            0.0 if sigma is None else sigma,
-            longest,
-            parts,
+            *(ok, offsets, largest, totals, squares, factor, scale, num_ok),
+            *(0.0 if sigma is None else sigma, longest, dim, parts),
             VARIANCE=sigma is None,
+            CHUNKS=CHUNKS,
             BLOCK_N=1024,
+            BLOCK_D=64,
         )
     return ok, factor, scale, num_ok
 
 
-def norms(x: Tensor, offsets: Tensor, longest: int, factor: Tensor) -> Tensor:
+def norms(
+    x: Tensor, offsets: Tensor, longest: int, factor: Tensor, out: Tensor | None = None
+) -> Tensor:
     """Return the squared norms (T,) of the tokens in range; arguments as in `scales`."""
     config = tile_config(x.dtype)
-    out = x.new_empty(x.shape[0], dtype=torch.float32)
+    out = x.new_empty(x.shape[0], dtype=torch.float32) if out is None else out
     blocks = triton.cdiv(longest, config.block_m)
     images = offsets.shape[0] - 1
     if images * blocks:

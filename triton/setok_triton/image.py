@@ -21,44 +21,8 @@ from setok_triton.common import (
 )
 from setok_triton.configs import host_pitch, image_config
 from setok_triton.importance import weighted_score
+from setok_triton.parents import listed_parents, precedes
 from setok_triton.scope import LARGEST, MaskLayout, alpha_mask, load_learnables, number_of_steps
-
-
-@triton.jit
-def precedes(b_other, o_other, b_own, o_own):
-    """Return True if the other token has a higher density, or equal density and lower index."""
-    return (b_other > b_own) | ((b_other == b_own) & (o_other < o_own))
-
-
-@triton.jit
-def first_preceding(p_knn, p_density, b_rho, o_n, m_ok, i_k, K):
-    """Return the first of the eight neighbours from i_k on that precedes each token, else -1.
-
-    The eight neighbours are loaded at once, then their densities: two waits, not sixteen.
-    """
-    o_k = (i_k + tl.arange(0, 8))[None, :]
-    p_list = p_knn + (o_n.to(tl.int64) * K)[:, None] + o_k
-    b_j = tl.load(p_list, mask=m_ok[:, None] & (o_k < K), other=-1).to(tl.int32)  # (N, 8)
-    b_other = tl.load(p_density + b_j, mask=b_j >= 0, other=0.0)  # (N, 8)
-    m_j = (b_j >= 0) & precedes(b_other, b_j, b_rho[:, None], o_n[:, None])
-    b_first = tl.min(tl.where(m_j, o_k, FAR_INDEX), axis=1)
-    return tl.max(tl.where(o_k == b_first[:, None], b_j, -1), axis=1)
-
-
-@triton.jit
-def listed_parents(p_knn, p_density, b_rho, o_n, m_ok, K):
-    """Return the first neighbour of each token that precedes it, -1 for local peaks.
-
-    The list is sorted by distance and contains the nearest tokens, so the first neighbour that
-    precedes is the nearest of all tokens that do.
-    """
-    # The first turn is outside the loop: Triton 3.7.1 miscompiles a loop-carried vector that starts
-    # as a constant in the layout of a reduction.
-    b_parent = first_preceding(p_knn, p_density, b_rho, o_n, m_ok, 0, K)
-    for i_k in range(8, K, 8):
-        b_found = first_preceding(p_knn, p_density, b_rho, o_n, m_ok, i_k, K)
-        b_parent = tl.where(b_parent < 0, b_found, b_parent)
-    return b_parent
 
 
 @triton.jit

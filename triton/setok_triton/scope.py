@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from setok_triton.chunk import Chunk
-from setok_triton.common import COUNTERS, Images, flagged, locate
+from setok_triton.common import COUNTERS, FAR_INDEX, Images, flagged, locate
 
 # Upper bound of scaled distances, far beyond the support of any kernel.
 FARTHEST = tl.constexpr(1.8446742974197924e19)
@@ -80,6 +80,7 @@ def labels_fwd_kernel(
     stride_start,
     stride_seeds,
     EXACT: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Write the residual row, rows without a seed, and the row of each token's maximum mask.
@@ -98,19 +99,25 @@ def labels_fwd_kernel(
     p_image = p_masks + i_b * stride_image + start * stride_start + o_n
     b_best = tl.full((BLOCK_N,), -1.0, dtype=tl.float32)
     b_label = tl.full((BLOCK_N,), 0, dtype=tl.int32)
-    p_row = p_image
-    for row in range(C + 1):
-        seed = tl.load(p_seeds + i_b * stride_seeds + row, mask=row < C, other=-1)
-        taken = (seed >= 0) & (row != count)
-        b_mask = tl.load(p_row, mask=o_n < tl.where(taken, n, 0), other=0.0)  # (N,)
-        b_mask = tl.where(row == count, b_residual, b_mask)
-        tl.store(p_row, b_mask, mask=o_n < tl.where(taken, 0, n))
+    p_seed = p_seeds + i_b * stride_seeds
+    # Several rows at once: their loads are under way together.
+    for i_row in range(0, C + 1, ROWS):
+        o_row = i_row + tl.arange(0, ROWS)
+        b_seed = tl.load(p_seed + o_row, mask=o_row < C, other=-1)  # (rows,)
+        m_kept = ((b_seed >= 0) & (o_row != count))[:, None]
+        p_rows = p_image[None, :] + o_row.to(tl.int64)[:, None] * stride_row
+        b_masks = tl.load(p_rows, mask=m_kept & m_n[None, :], other=0.0)  # (rows, N)
+        b_masks = tl.where((o_row == count)[:, None], b_residual[None, :], b_masks)
+        tl.store(p_rows, b_masks, mask=(o_row <= C)[:, None] & m_n[None, :] & ~m_kept)
         if EXACT:
-            b_mask = tl.where(o_n == seed, float("inf"), b_mask)
-            b_mask = tl.where(row < count, b_mask, -1.0)
-        b_label = tl.where(b_mask > b_best, row, b_label)
-        b_best = tl.maximum(b_best, b_mask)
-        p_row += stride_row
+            b_masks = tl.where(o_n[None, :] == b_seed[:, None], float("inf"), b_masks)
+        last = count - 1 if EXACT else C + count * 0
+        b_masks = tl.where((o_row <= last)[:, None], b_masks, -1.0)
+        b_max = tl.max(b_masks, axis=0)
+        m_max = b_masks == b_max[None, :]
+        b_first = tl.min(tl.where(m_max, o_row[:, None], FAR_INDEX), axis=0)
+        b_label = tl.where(b_max > b_best, b_first, b_label)
+        b_best = tl.maximum(b_best, b_max)
     if EXACT:
         # Without a seed, row 0 is the residual.
         b_label = tl.where(m_ok, b_label, count.to(tl.int32))
@@ -153,6 +160,7 @@ def labels(
         *(Images.of(chunk), valid, left, seeds, counts, masks, out, seeds.shape[1], chunk.longest),
         *(*MaskLayout.of(masks), seeds.stride(0)),
         EXACT=exact,
+        ROWS=8,
         BLOCK_N=block,
         num_warps=4,
     )

@@ -1,4 +1,9 @@
-"""Scope loop of images too large for one program: one launch per step, no distance rows."""
+"""Scope loop of images too large for one program: one launch per step.
+
+Every ROUND steps the distance rows of likely seeds are computed by one product: of the tokens with
+the highest priority, one of each SPAN tokens at most. A step whose seed is not among them
+computes its row, with the same products and so the same bits.
+"""
 
 from typing import NamedTuple
 
@@ -8,22 +13,35 @@ import triton.language as tl
 from torch import Tensor
 
 from setok_triton.chunk import Chunk
-from setok_triton.common import COUNTERS, FAR_INDEX, Images, Tokens, flagged, locate, pair_distance
-from setok_triton.configs import token_config
+from setok_triton.common import COUNTERS, FAR_INDEX, Images, Tokens, distance_tile, flagged, locate
+from setok_triton.configs import dot_precision, tile_config
 from setok_triton.scope import MaskLayout, alpha_mask, load_learnables, number_of_steps
+
+# Steps with the same candidates, and candidates of an image.
+ROUND = 16
+CANDIDATES = 64
+# Tokens of which only the one with the highest priority may be a candidate.
+SPAN = tl.constexpr(32)
 
 
 @triton.jit
-def store_partials(p_partial, b_scope, b_s, m_eligible, b_mask, o_n):
-    """Write the partial results of a block: maximum priority, its token, sums of scope and mask."""
+def store_partials(loop, i_slot, b_scope, b_s, m_eligible, b_mask, o_n):
+    """Write the partial results of a block: maximum priorities, their tokens, and sums.
+
+    A warp has the tokens of a span. `i_slot` is the index of the block among those of all steps and
+    images.
+    """
+    SPANS: tl.constexpr = o_n.shape[0] // SPAN
     b_priority = tl.where(m_eligible, b_scope * b_s, -1.0)
-    highest = tl.max(b_priority, axis=0)
-    token = tl.min(tl.where(b_priority == highest, o_n, FAR_INDEX), axis=0)
-    tl.store(p_partial, highest)
-    # Indices below 2**24 are exact in float32.
-    tl.store(p_partial + 1, token.to(tl.float32))
-    tl.store(p_partial + 2, tl.sum(b_scope, axis=0))
-    tl.store(p_partial + 3, tl.sum(b_mask, axis=0))
+    b_priority = tl.reshape(b_priority, (SPANS, SPAN))
+    b_highest = tl.max(b_priority, axis=1)
+    m_first = b_priority == b_highest[:, None]
+    b_token = tl.min(tl.where(m_first, tl.reshape(o_n, (SPANS, SPAN)), FAR_INDEX), axis=1)
+    o_span = i_slot * SPANS + tl.arange(0, SPANS)
+    tl.store(loop.p_priority + o_span, b_highest)
+    tl.store(loop.p_token + o_span, b_token)
+    tl.store(loop.p_sum + o_span * 2, tl.sum(tl.reshape(b_scope, (SPANS, SPAN)), axis=1))
+    tl.store(loop.p_sum + o_span * 2 + 1, tl.sum(tl.reshape(b_mask, (SPANS, SPAN)), axis=1))
 
 
 class Loop(NamedTuple):
@@ -31,14 +49,111 @@ class Loop(NamedTuple):
 
     p_scope: Tensor  # (2, T) float32 scope before and after a step, alternating
     p_eligible: Tensor  # (T,) int8
-    p_partial: Tensor  # (C + 2, B, blocks, 4) float32, see `store_partials`
+    p_priority: Tensor  # (C + 2, B, spans) float32 maximum scope * score, -1 for none
+    p_token: Tensor  # (C + 2, B, spans) int32 its token, ties lowest index
+    p_sum: Tensor  # (C + 2, B, spans, 2) float32 sums of scope and mask
     p_state: Tensor  # (C + 2, B, 3) int32: active flag, count, current half of p_scope
+    p_candidate: Tensor  # (B, CANDIDATES) int32 tokens with a row in p_row, -1 for none
+    p_row: Tensor  # (B, CANDIDATES + 1, L) float32 squared distances; last that of a seed without
+
+
+@triton.jit(do_not_specialize=COUNTERS)
+def candidates_fwd_kernel(
+    loop,
+    p_seeds,  # (B, C) int64
+    step,  # first step of the round
+    C,
+    size,  # spans of an image
+    stride_seeds,
+    REPLAY: tl.constexpr,  # seeds are inputs
+    CANDIDATES: tl.constexpr,
+    ROUND: tl.constexpr,
+    BLOCK_P: tl.constexpr,  # at least the spans of an image
+):
+    """Choose the candidates of a round for one image; in a replay they are its seeds.
+
+    Candidates are those of all spans whose priorities exceed a threshold: the largest number that
+    more than CANDIDATES priorities reach, found bit by bit.
+    """
+    i_b, B = tl.program_id(0).to(tl.int64), tl.num_programs(0)
+    p_out = loop.p_candidate + i_b * CANDIDATES
+    if REPLAY:
+        o_c = tl.arange(0, CANDIDATES)
+        m_c = (o_c < ROUND) & (step + o_c < C)
+        b_seed = tl.load(p_seeds + i_b * stride_seeds + step + o_c, mask=m_c, other=-1)
+        tl.store(p_out + o_c, b_seed.to(tl.int32))
+    else:
+        i_last = step.to(tl.int64) * B + i_b
+        going = tl.load(loop.p_state + i_last * 3) != 0
+        o_p = tl.arange(0, BLOCK_P)
+        m_p = o_p < tl.where(going, size, 0)
+        o_last = i_last * size + o_p
+        # Bits of non-negative floats order like the floats; negative ones are no candidates.
+        b_bits = tl.load(loop.p_priority + o_last, mask=m_p, other=-1.0)  # (P,)
+        b_bits = b_bits.to(tl.int32, bitcast=True)
+        b_token = tl.load(loop.p_token + o_last, mask=m_p, other=-1)  # (P,)
+        bound = tl.where(tl.sum((b_bits >= 0).to(tl.int32), axis=0) > CANDIDATES, 0, -1)
+        for i in range(31):
+            trial = tl.maximum(bound, 0) | (1 << (30 - i))
+            reached = tl.sum((b_bits >= trial).to(tl.int32), axis=0)
+            bound = tl.where(reached > CANDIDATES, trial, bound)
+        m_above = b_bits > bound
+        b_one = m_above.to(tl.int32)
+        tl.store(p_out + tl.cumsum(b_one, axis=0) - b_one, b_token, mask=m_above)
+        o_c = tl.arange(0, CANDIDATES)
+        tl.store(
+            p_out + o_c, tl.full((CANDIDATES,), -1, tl.int32), mask=o_c >= tl.sum(b_one, axis=0)
+        )
+
+
+@triton.jit(do_not_specialize=COUNTERS)
+def candidate_rows_fwd_kernel(
+    x,
+    images,  # with norms
+    loop,
+    L,
+    CANDIDATES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Write the squared distances from BLOCK_M candidates to BLOCK_N tokens."""
+    blocks = tl.cdiv(L, BLOCK_N)
+    at = locate(images.p_offsets, L, CANDIDATES // BLOCK_M * blocks)
+    o_c = at.i_block // blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_n = at.i_block % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    b_token = tl.load(loop.p_candidate + at.i_b * CANDIDATES + o_c)  # (M,)
+    if tl.max(b_token, axis=0) >= 0:
+        o_m = tl.where(b_token >= 0, b_token, FAR_INDEX)
+        factor = tl.load(images.p_factor + at.i_b)
+        b_d = distance_tile(x, images, at, o_m, o_n, factor, L, PRECISION, BLOCK_D)  # (M, N)
+        p_tile = loop.p_row + (at.i_b * (CANDIDATES + 1) + o_c)[:, None] * L + o_n[None, :]
+        tl.store(p_tile, b_d, mask=(b_token >= 0)[:, None] & (o_n < at.n)[None, :])
+
+
+@triton.jit
+def seed_row(x, images, at, loop, seed, o_n, factor, L, CANDIDATES, PRECISION, BLOCK_M, BLOCK_D):
+    """Return the squared distances (N,) to the seed: loaded, or computed if it has no row."""
+    o_c = tl.arange(0, CANDIDATES)
+    b_candidate = tl.load(loop.p_candidate + at.i_b * CANDIDATES + o_c)  # (C,)
+    slot = tl.max(tl.where(b_candidate == seed, o_c, -1), axis=0)
+    p_rows = loop.p_row + at.i_b * (CANDIDATES + 1) * L
+    if slot < 0:
+        o_m, slot = tl.arange(0, BLOCK_M), slot + CANDIDATES + 1
+        o_seed = tl.where(o_m == 0, seed, FAR_INDEX)
+        b_d = distance_tile(x, images, at, o_seed, o_n, factor, L, PRECISION, BLOCK_D)  # (M, N)
+        # Through memory: the row of a tile would give each lane a quarter of the tokens.
+        p_tile = p_rows + slot * L + o_n[None, :] + (o_m * 0)[:, None]
+        tl.store(p_tile, b_d, mask=(o_m == 0)[:, None] & (o_n < at.n)[None, :])
+        tl.debug_barrier()
+    return tl.load(p_rows + slot * L + o_n, mask=o_n < at.n, other=0.0)  # (N,)
 
 
 @triton.jit(do_not_specialize=COUNTERS)
 def scope_step_fwd_kernel(
     x,
-    images,
+    images,  # with norms
     p_score,  # (T,) float32
     p_budget,  # (B,) int64 maximum number of seeds, or None for C
     p_learnable,
@@ -60,9 +175,12 @@ def scope_step_fwd_kernel(
     DISTINCT: tl.constexpr,
     EXACT: tl.constexpr,  # only the budget stops the loop
     REPLAY: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    BLOCK_P: tl.constexpr,
+    BLOCK_P: tl.constexpr,  # at least the spans of an image
 ):
     """Run one step for one block of tokens; every program first evaluates the previous step."""
     blocks = tl.cdiv(L, BLOCK_N)
@@ -75,21 +193,19 @@ def scope_step_fwd_kernel(
     B = tl.num_programs(0) // blocks
     # Slot step + 1 belongs to this step, slot step to the previous one.
     i_now, i_last = (step + 1).to(tl.int64) * B + i_b, step.to(tl.int64) * B + i_b
-    p_slot = loop.p_partial + (i_now * blocks + i_n) * 4
+    SPANS: tl.constexpr = BLOCK_N // SPAN
+    i_slot = i_now * blocks + i_n
     p_now = loop.p_state + i_now * 3
     if step < 0:
         b_scope = m_ok.to(tl.float32)
         tl.store(loop.p_scope + start + o_n, b_scope, mask=m_n)
         tl.store(loop.p_eligible + start + o_n, m_ok.to(tl.int8), mask=m_n)
-        store_partials(p_slot, b_scope, b_s, m_ok, tl.zeros_like(b_scope), o_n)
+        store_partials(loop, i_slot, b_scope, b_s, m_ok, tl.zeros_like(b_scope), o_n)
         if i_n == 0:
             tl.store(p_now, (tl.load(images.p_num_ok + i_b) > 0).to(tl.int32))
             tl.store(p_now + 1, 0)
             tl.store(p_now + 2, 0)
     else:
-        o_p = tl.arange(0, BLOCK_P)
-        m_p = o_p < blocks
-        p_before = loop.p_partial + (i_last * blocks + o_p) * 4
         p_last = loop.p_state + i_last * 3
         going = tl.load(p_last) != 0
         count = tl.load(p_last + 1)
@@ -100,20 +216,23 @@ def scope_step_fwd_kernel(
             seed = tl.load(p_seed, mask=step < C, other=-1).to(tl.int32)
             going = seed >= 0
         else:
-            # Steps that did not run have no partial results.
-            m_p = m_p & (o_p < tl.where(going, blocks, 0))
-            # (P,) maximum priority of each block, and its token
-            b_highest = tl.load(p_before, mask=m_p, other=-1.0)
-            b_token = tl.load(p_before + 1, mask=m_p, other=0.0).to(tl.int32)
+            # Steps that did not run have unwritten partial results.
+            o_p = tl.arange(0, BLOCK_P)
+            m_p = o_p < tl.where(going, blocks * SPANS, 0)
+            o_last = i_last * blocks * SPANS + o_p
+            # (P,) maximum priority of each span, and its token
+            b_highest = tl.load(loop.p_priority + o_last, mask=m_p, other=-1.0)
+            b_token = tl.load(loop.p_token + o_last, mask=m_p, other=FAR_INDEX)
             highest = tl.max(b_highest, axis=0)
-            seed = tl.min(tl.where(m_p & (b_highest == highest), b_token, FAR_INDEX), axis=0)
+            seed = tl.min(tl.where(b_highest == highest, b_token, FAR_INDEX), axis=0)
             if EXACT:
                 if step > 0:
                     count += going.to(tl.int32)
                     half = tl.where(going, 1 - half, half)
             elif step > 0:
-                mass = tl.sum(tl.load(p_before + 3, mask=m_p, other=0.0), axis=0)
-                left = tl.sum(tl.load(p_before + 2, mask=m_p, other=0.0), axis=0)
+                p_sum = loop.p_sum + o_last * 2
+                mass = tl.sum(tl.load(p_sum + 1, mask=m_p, other=0.0), axis=0)
+                left = tl.sum(tl.load(p_sum, mask=m_p, other=0.0), axis=0)
                 appended = going & (mass >= min_mass)
                 part = tl.maximum(tl.load(images.p_num_ok + i_b), 1).to(tl.float32)
                 # The seed of the previous step was provisional until its mass was known.
@@ -130,9 +249,11 @@ def scope_step_fwd_kernel(
             tl.store(p_now + 2, tl.where(going & REPLAY, 1 - half, half))
         if going:
             b_scope = tl.load(loop.p_scope + half * T + start + o_n, mask=m_n, other=0.0)  # (N,)
-            b_seed = tl.zeros((BLOCK_N,), dtype=tl.int32) + seed
             factor = tl.load(images.p_factor + i_b)
-            b_d = pair_distance(x, images, at, b_seed, o_n, m_ok, factor, L, BLOCK_D)
+            b_d = seed_row(
+                *(x, images, at, loop, seed, o_n, factor, L),
+                *(CANDIDATES, PRECISION, BLOCK_M, BLOCK_D),
+            )
             b_d = tl.load(images.p_sigma + i_b) * b_d
             b_alpha = tl.where(
                 m_ok, alpha_mask(b_d, b_s, load_learnables(p_learnable), KERNEL, SIGMOID), 0.0
@@ -151,7 +272,7 @@ def scope_step_fwd_kernel(
             if not REPLAY:
                 if i_n == 0:
                     tl.store(p_seeds + i_b * stride_seeds + step, seed.to(tl.int64))
-                store_partials(p_slot, b_scope, b_s, m_eligible, b_mask, o_n)
+                store_partials(loop, i_slot, b_scope, b_s, m_eligible, b_mask, o_n)
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -182,6 +303,7 @@ def scope_end_fwd_kernel(
 
 def stream_scope(
     x: Tensor,
+    norm: Tensor,
     chunk: Chunk,
     score: Tensor,
     budget: Tensor | None,
@@ -195,35 +317,53 @@ def stream_scope(
 ) -> None:
     """Run the loop of all images step by step.
 
-    `left` (T,) receives the final scope; the other arguments are those of `image.cluster_images`.
+    `norm` (T,) are the squared norms of the tokens in range, `left` (T,) receives the final scope;
+    the other arguments are those of `image.cluster_images`.
     """
-    launch, layout = token_config(x.dtype), MaskLayout.of(masks)
-    block, total, steps = 8 * launch.block_n, x.shape[0], loop.max_clusters
-    blocks = triton.cdiv(chunk.longest, block)
+    config, layout = tile_config(x.dtype), MaskLayout.of(masks)
+    block, total, steps = config.block_n, x.shape[0], loop.max_clusters
+    images, longest = chunk.images, chunk.longest
+    blocks = triton.cdiv(longest, block)
+    spans = blocks * (block // SPAN.value)
     carried = Loop(
         score.new_empty(2, total),
         torch.empty_like(chunk.ok),
-        score.new_empty(steps + 2, chunk.images, blocks, 4),
-        counts.new_empty(steps + 2, chunk.images, 3, dtype=torch.int32),
+        score.new_empty(steps + 2, images, spans),
+        counts.new_empty(steps + 2, images, spans, dtype=torch.int32),
+        score.new_empty(steps + 2, images, spans, 2),
+        counts.new_empty(steps + 2, images, 3, dtype=torch.int32),
+        counts.new_empty(images, CANDIDATES, dtype=torch.int32),
+        score.new_empty(images, CANDIDATES + 1, longest),
     )
-    tokens, images = Tokens.of(x), Images.of(chunk)
+    known = Tokens.of(x), Images.of(chunk, norm)
+    block_p = max(32, triton.next_power_of_2(spans))
+    tiles = {"CANDIDATES": CANDIDATES, "PRECISION": dot_precision(x.dtype), **config.launch()}
     for step in range(-1, steps + 1):
-        scope_step_fwd_kernel[(chunk.images * blocks,)](
-            *(tokens, images, score, budget, options.learnable, masks, seeds, carried),
+        if step % ROUND == 0 and step < steps:
+            candidates_fwd_kernel[(images,)](
+                *(carried, seeds, step, steps, spans, seeds.stride(0)),
+                REPLAY=replay,
+                CANDIDATES=CANDIDATES,
+                ROUND=ROUND,
+                BLOCK_P=block_p,
+                num_warps=1,
+            )
+            rows = CANDIDATES // config.block_m
+            candidate_rows_fwd_kernel[(images * rows * blocks,)](*known, carried, longest, **tiles)
+        scope_step_fwd_kernel[(images * blocks,)](
+            *(*known, score, budget, options.learnable, masks, seeds, carried),
             *(step, steps, total),
-            *(loop.stop_residual, loop.min_mass, chunk.longest, *layout, seeds.stride(0)),
+            *(loop.stop_residual, loop.min_mass, longest, *layout, seeds.stride(0)),
             KERNEL=options.kernel,
             SIGMOID=options.alpha == "sigmoid",
             DISTINCT=loop.distinct_seeds,
             EXACT=loop.exact,
             REPLAY=replay,
-            BLOCK_N=block,
-            BLOCK_D=launch.block_d // 8,
-            BLOCK_P=triton.next_power_of_2(blocks),
-            num_warps=2 * launch.num_warps,
+            BLOCK_P=block_p,
+            **tiles | {"num_warps": 4},
         )
-    scope_end_fwd_kernel[(chunk.images * blocks,)](
-        *(chunk.offsets, carried, left, counts, steps, total, chunk.longest),
+    scope_end_fwd_kernel[(images * blocks,)](
+        *(chunk.offsets, carried, left, counts, steps, total, longest),
         REPLAY=replay,
         BLOCK_N=block,
         num_warps=4,

@@ -1,0 +1,291 @@
+"""Kernels of the nearest neighbours of images whose distance rows are not kept.
+
+Each pair of tokens is multiplied once. Tiles of distances lie on bands: tile (i, i + o), blocks
+counted around the end, has offset o from the diagonal. A tile hands each token the candidates that
+are nearer than the token's K-th nearest so far, through a list with a few free slots. After each
+band the K nearest candidates stay in the list. A band has about four times as many columns as all
+bands before it, so that about 4 K candidates of a row are nearer than its K-th. A row with more
+candidates than slots is searched by `density.neighbours`.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from setok_triton.chunk import Chunk
+from setok_triton.common import COUNTERS, Images, Tokens, flagged, locate
+from setok_triton.configs import dot_precision, gram_config, keep_config
+from setok_triton.distances import (
+    described,
+    diagonal_of,
+    distances_of,
+    gram_tile,
+    split_columns,
+)
+from setok_triton.rows import Rows, append
+from setok_triton.select import INFINITE, take_min
+
+# Columns of a band over those of all bands before it.
+GROWTH = 4.4
+
+
+class Lists(NamedTuple):
+    """Candidates of each token: the K nearest first, then new ones in any order."""
+
+    p_distance: Tensor  # (T, slots) float32, infinite where empty, -1 in slot K - 1 of a full list
+    p_token: Tensor  # (T, slots) int32, -1 where empty
+    p_count: Tensor  # (T,) int32 candidates that were handed over, more than `slots` if lost
+
+
+@triton.jit
+def image_products(blocks, x, at, i_m, i_n, factor, PRECISION, BLOCK, BLOCK_D):
+    """Return `gram_tile` of tokens scaled into range; a factor of 1 skips the scaling."""
+    if factor == 1.0:
+        b_dot = gram_tile(blocks, x, at, i_m, i_n, None, PRECISION, BLOCK, BLOCK_D)
+    else:
+        b_dot = gram_tile(blocks, x, at, i_m, i_n, factor, PRECISION, BLOCK, BLOCK_D)
+    return b_dot
+
+
+@triton.jit
+def load_norms(images, start, o_n, n):
+    """Return the squared norms (N,) of tokens, infinite if excluded."""
+    m_n = flagged(images.p_ok, start, o_n, o_n < n)
+    return tl.load(images.p_norm + start + o_n, mask=m_n, other=float("inf"))
+
+
+@triton.jit
+def store_farthest(p_farthest, b_d, start, o_n, n, AXIS):
+    """Raise the maximum distances of tokens o_n to the finite ones of a tile, along an axis."""
+    b_far = tl.max(tl.where(b_d < float("inf"), b_d, 0.0), axis=AXIS)
+    # Bits of non-negative floats order like the floats, and a maximum is order-independent.
+    p_bits = p_farthest.to(tl.pointer_type(tl.int32)) + start + o_n
+    tl.atomic_max(p_bits, b_far.to(tl.int32, bitcast=True), mask=o_n < n, sem="relaxed")
+
+
+@triton.jit
+def hand_over(lists, b_d, b_bound, b_last, b_row, o_token, SLOTS):
+    """Append the tokens that precede the K-th nearest (b_bound, b_last) of their row to its list.
+
+    All blocks broadcast to that of the distances `b_d`. `b_row` are rows of the lists.
+    """
+    m_near = (b_d < b_bound) | ((b_d == b_bound) & (o_token < b_last))
+    b_row = tl.broadcast_to(b_row, b_d.shape)
+    b_slot = tl.atomic_add(lists.p_count + b_row, 1, mask=m_near, sem="relaxed")
+    m_near = m_near & (b_slot < SLOTS)
+    p_slot = b_row * SLOTS + b_slot
+    tl.store(lists.p_distance + p_slot, b_d, mask=m_near)
+    tl.store(lists.p_token + p_slot, tl.broadcast_to(o_token, b_d.shape), mask=m_near)
+
+
+@triton.jit(do_not_specialize=COUNTERS)
+def band_diagonal_fwd_kernel(
+    blocks,  # descriptor of x in blocks (BLOCK, BLOCK_D), or None
+    x,
+    images,  # p_norm is written
+    lists,  # Lists
+    p_farthest,  # (T,) float32, initially 0, or None
+    L,
+    INCLUDE_SELF: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    SLOTS: tl.constexpr,
+):
+    """Write the norms, and fill the first BLOCK slots of each list with the tile on the diagonal.
+
+    The norm is the diagonal of the product, so equal tokens have distance exactly 0.
+    """
+    at = locate(images.p_offsets, L, tl.cdiv(L, BLOCK))
+    i_b, i_m, start, n = at
+    if i_m * BLOCK < n:
+        factor = tl.load(images.p_factor + i_b)
+        b_dot = image_products(blocks, x, at, i_m, i_m, factor, PRECISION, BLOCK, BLOCK_D)
+        b_norm = diagonal_of(b_dot)
+        o_m = i_m * BLOCK + tl.arange(0, BLOCK)
+        tl.store(images.p_norm + start + o_m, b_norm, mask=o_m < n)
+        m_ok = flagged(images.p_ok, start, o_m, o_m < n)
+        b_norm = tl.where(m_ok, b_norm, float("inf"))
+        # Part by part, to save registers.
+        PARTS: tl.constexpr = 4 if BLOCK >= 128 else 1
+        W: tl.constexpr = BLOCK // PARTS
+        b_dots, b_norms = split_columns(b_dot, PARTS), split_columns(b_norm, PARTS)
+        p_row = (start + o_m)[:, None] * SLOTS
+        for i in tl.static_range(PARTS):
+            o_c = i * W + tl.arange(0, W)
+            o_n = i_m * BLOCK + o_c
+            b_d = distances_of(b_dots[i], b_norm, b_norms[i])
+            if p_farthest is not None:
+                store_farthest(p_farthest, b_d, start, o_m, n, 1)
+            if not INCLUDE_SELF:
+                b_d = tl.where(o_m[:, None] == o_n[None, :], float("inf"), b_d)
+            m_rows = (o_m < n)[:, None] & (o_c >= 0)[None, :]
+            b_token = tl.where(b_d < float("inf"), o_n[None, :], -1)
+            tl.store(lists.p_distance + p_row + o_c[None, :], b_d, mask=m_rows)
+            tl.store(lists.p_token + p_row + o_c[None, :], b_token, mask=m_rows)
+        tl.store(lists.p_count + start + o_m, tl.full((BLOCK,), BLOCK, tl.int32), mask=o_m < n)
+
+
+@triton.jit(do_not_specialize=COUNTERS)
+def band_fwd_kernel(
+    blocks,  # descriptor of x in blocks (BLOCK, BLOCK_D), or None
+    x,
+    images,  # with norms
+    lists,  # Lists
+    p_farthest,  # (T,) float32, or None
+    first,  # offset of the first band from the diagonal, in blocks
+    width,  # number of bands
+    K,
+    L,
+    PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    SLOTS: tl.constexpr,
+):
+    """Hand the candidates of some bands over, to the rows and the columns of each tile."""
+    at = locate(images.p_offsets, L, tl.cdiv(L, BLOCK) * width)
+    i_b, i_tile, start, n = at
+    i_m, offset, side = i_tile // width, first + i_tile % width, tl.cdiv(n, BLOCK)
+    # Bands go around the end, so each has a tile in every row. The last one of an even number of
+    # blocks has each pair of blocks twice.
+    half = tl.where(2 * offset == side, offset, side)
+    if (2 * offset <= side) & (i_m < half):
+        i_n = tl.where(i_m + offset < side, i_m + offset, i_m + offset - side)
+        factor = tl.load(images.p_factor + i_b)
+        b_dot = image_products(blocks, x, at, i_m, i_n, factor, PRECISION, BLOCK, BLOCK_D)
+        PARTS: tl.constexpr = 4 if BLOCK >= 128 else 1
+        W: tl.constexpr = BLOCK // PARTS
+        b_dots = split_columns(b_dot, PARTS)
+        o_m = i_m * BLOCK + tl.arange(0, BLOCK)
+        b_norm_m = load_norms(images, start, o_m, n)
+        b_row_m = start + o_m
+        p_last = b_row_m * SLOTS + K - 1
+        b_bound_m = tl.load(lists.p_distance + p_last, mask=o_m < n, other=-1.0)
+        b_last_m = tl.load(lists.p_token + p_last, mask=o_m < n, other=-1)
+        for i in tl.static_range(PARTS):
+            o_n = i_n * BLOCK + i * W + tl.arange(0, W)
+            b_d = distances_of(b_dots[i], b_norm_m, load_norms(images, start, o_n, n))
+            if p_farthest is not None:
+                store_farthest(p_farthest, b_d, start, o_m, n, 1)
+                store_farthest(p_farthest, b_d, start, o_n, n, 0)
+            hand_over(
+                *(lists, b_d, b_bound_m[:, None], b_last_m[:, None], b_row_m[:, None]),
+                *(o_n[None, :], SLOTS),
+            )
+            p_last = (start + o_n) * SLOTS + K - 1
+            b_bound = tl.load(lists.p_distance + p_last, mask=o_n < n, other=-1.0)
+            b_last = tl.load(lists.p_token + p_last, mask=o_n < n, other=-1)
+            hand_over(
+                *(lists, b_d, b_bound[None, :], b_last[None, :], (start + o_n)[None, :]),
+                *(o_m[:, None], SLOTS),
+            )
+
+
+@triton.jit(do_not_specialize=COUNTERS)
+def keep_nearest_fwd_kernel(
+    p_offsets,
+    lists,  # Lists
+    p_knn,  # (T, K) int64 after the last band, else None
+    full,  # Rows, initially none: those whose list was too short; None before the last band
+    K,
+    L,
+    SLOTS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """Keep the K nearest candidates of each list, ascending, ties lowest index."""
+    i_b, i_m, start, n = locate(p_offsets, L, tl.cdiv(L, BLOCK_M))
+    o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    m_m = o_m < n
+    b_count = tl.load(lists.p_count + start + o_m, mask=m_m, other=0)  # (M,)
+    m_full = b_count > SLOTS
+    p_list, o_c = (start + o_m) * SLOTS, tl.arange(0, SLOTS)[None, :]
+    m_c = o_c < b_count[:, None]
+    b_d = tl.load(lists.p_distance + p_list[:, None] + o_c, mask=m_c, other=float("inf"))
+    b_token = tl.load(lists.p_token + p_list[:, None] + o_c, mask=m_c, other=-1)  # (M, slots)
+    b_bits = b_d.to(tl.int32, bitcast=True)
+    for i_k in range(K):
+        b_min, b_first, b_bits = take_min(b_bits, b_token)
+        m_found = b_min < INFINITE
+        b_first = tl.where(m_found, b_first, -1)
+        if p_knn is None:
+            # No distance precedes the -1 of a full list, so nothing more is handed to it.
+            b_near = tl.where(m_full & (i_k == K - 1), -1.0, b_min.to(tl.float32, bitcast=True))
+            tl.store(lists.p_distance + p_list + i_k, b_near, mask=m_m)
+            tl.store(lists.p_token + p_list + i_k, b_first, mask=m_m)
+        else:
+            tl.store(p_knn + (start + o_m) * K + i_k, b_first.to(tl.int64), mask=m_m)
+    if p_knn is None:
+        b_kept = tl.where(m_full, SLOTS + 1, tl.full((BLOCK_M,), 0, tl.int32) + K)
+        tl.store(lists.p_count + start + o_m, b_kept, mask=m_m)
+    else:
+        append(full, i_b, start, o_m, m_full)
+
+
+def bands(side: int) -> Iterator[tuple[int, int]]:
+    """Yield the first offset and the number of the bands of each launch, for `side` blocks."""
+    last = 0
+    while 2 * last + 1 < side:
+        grown = min(side // 2, int((2 * last + 1) * (1 + GROWTH) / 2 - 0.5))
+        yield last + 1, grown - last
+        last = grown
+
+
+def slots_of(k: int) -> int:
+    """Return the number of slots of a list."""
+    return max(128, triton.next_power_of_2(16 * k))
+
+
+def band_neighbours(
+    x: Tensor,
+    norm: Tensor,
+    chunk: Chunk,
+    knn: Tensor,
+    include_self: bool,
+    farthest: Tensor | None,
+    full: Rows,
+) -> None:
+    """Write the nearest tokens into `knn` (T, K) int64, and the norms of the tokens.
+
+    Args:
+        x: (T, D) tokens of all images.
+        norm: output, (T,) squared norms of the tokens in range.
+        chunk: all images.
+        knn: output, (T, K) int64 nearest tokens, ascending, ties lowest index, -1 for none.
+        include_self: flag: a token is one of its own neighbours.
+        farthest: output or None, (T,) float32 squared distance to the farthest token.
+        full: output, initially empty: rows of `knn` that remain to be searched.
+    """
+    config, (total, k), longest = gram_config(x.dtype), knn.shape, chunk.longest
+    slots, side = slots_of(k), triton.cdiv(longest, config.block_m)
+    lists = Lists(
+        norm.new_empty(total, slots),
+        norm.new_empty(total, slots, dtype=torch.int32),
+        norm.new_empty(total, dtype=torch.int32),
+    )
+    if farthest is not None:
+        farthest.zero_()
+    known = (described(x, [config.block_m, config.block_d]), Tokens.of(x), Images.of(chunk, norm))
+    options = {
+        "PRECISION": dot_precision(x.dtype),
+        "BLOCK": config.block_m,
+        "BLOCK_D": config.block_d,
+        "SLOTS": slots,
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+    }
+    band_diagonal_fwd_kernel[(chunk.images * side,)](
+        *(*known, lists, farthest, longest), INCLUDE_SELF=include_self, **options
+    )
+    keep = keep_config(slots)
+    programs = (chunk.images * triton.cdiv(longest, keep.block_n),)
+    launch = {"SLOTS": slots, "BLOCK_M": keep.block_n, "num_warps": keep.num_warps}
+    for first, width in bands(side):
+        keep_nearest_fwd_kernel[programs](chunk.offsets, lists, None, None, k, longest, **launch)
+        band_fwd_kernel[(chunk.images * side * width,)](
+            *(*known, lists, farthest, first, width, k, longest), **options
+        )
+    keep_nearest_fwd_kernel[programs](chunk.offsets, lists, knn, full, k, longest, **launch)
