@@ -33,11 +33,17 @@ from setok_triton.select import INFINITE, take_min
 GROWTH = 4.4
 
 
-class Lists(NamedTuple):
-    """Candidates of each token: the K nearest first, then new ones in any order."""
+# Key of no candidate: that of an infinite distance.
+EMPTY = tl.constexpr(0x7F800000 << 32)
 
-    p_distance: Tensor  # (T, slots) float32, infinite where empty, -1 in slot K - 1 of a full list
-    p_token: Tensor  # (T, slots) int32, -1 where empty
+
+class Lists(NamedTuple):
+    """Candidates of each token: the K nearest first, then new ones in any order.
+
+    A key has the bits of the squared distance above the token, and orders by both.
+    """
+
+    p_key: Tensor  # (T, slots) int64; slot K - 1 of a list that was too short has -1
     p_count: Tensor  # (T,) int32 candidates that were handed over, more than `slots` if lost
 
 
@@ -68,18 +74,31 @@ def store_farthest(p_farthest, b_d, start, o_n, n, AXIS):
 
 
 @triton.jit
-def hand_over(lists, b_d, b_bound, b_last, b_row, o_token, SLOTS):
-    """Append the tokens that precede the K-th nearest (b_bound, b_last) of their row to its list.
+def keys_of(b_d, o_token):
+    """Return the keys of distances and tokens that broadcast to their shape."""
+    b_bits = b_d.to(tl.int32, bitcast=True).to(tl.int64)
+    return (b_bits << 32) | tl.broadcast_to(o_token, b_d.shape).to(tl.int64)
 
-    All blocks broadcast to that of the distances `b_d`. `b_row` are rows of the lists.
+
+@triton.jit
+def load_bounds(lists, start, o_n, n, K, SLOTS):
+    """Return the keys (N,) that a new candidate of each token must precede."""
+    p_last = lists.p_key + start * SLOTS + K - 1
+    return tl.load(p_last + o_n * SLOTS, mask=o_n < n, other=-1)
+
+
+@triton.jit
+def hand_over(lists, start, b_key, b_bound, o_row, SLOTS):
+    """Append the keys that precede the bounds to the lists of tokens o_row.
+
+    Bounds and tokens broadcast to the shape of the keys.
     """
-    m_near = (b_d < b_bound) | ((b_d == b_bound) & (o_token < b_last))
-    b_row = tl.broadcast_to(b_row, b_d.shape)
-    b_slot = tl.atomic_add(lists.p_count + b_row, 1, mask=m_near, sem="relaxed")
-    m_near = m_near & (b_slot < SLOTS)
-    p_slot = b_row * SLOTS + b_slot
-    tl.store(lists.p_distance + p_slot, b_d, mask=m_near)
-    tl.store(lists.p_token + p_slot, tl.broadcast_to(o_token, b_d.shape), mask=m_near)
+    m_near = b_key < b_bound
+    # Offsets within an image have 32 bits, which saves half of the instructions.
+    o_row = tl.broadcast_to(o_row, b_key.shape)
+    b_slot = tl.atomic_add(lists.p_count + start + o_row, 1, mask=m_near, sem="relaxed")
+    p_slot = lists.p_key + start * SLOTS + (o_row * SLOTS + b_slot)
+    tl.store(p_slot, b_key, mask=m_near & (b_slot < SLOTS))
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -114,7 +133,7 @@ def band_diagonal_fwd_kernel(
         PARTS: tl.constexpr = 4 if BLOCK >= 128 else 1
         W: tl.constexpr = BLOCK // PARTS
         b_dots, b_norms = split_columns(b_dot, PARTS), split_columns(b_norm, PARTS)
-        p_row = (start + o_m)[:, None] * SLOTS
+        p_row = lists.p_key + start * SLOTS + o_m[:, None] * SLOTS
         for i in tl.static_range(PARTS):
             o_c = i * W + tl.arange(0, W)
             o_n = i_m * BLOCK + o_c
@@ -124,9 +143,7 @@ def band_diagonal_fwd_kernel(
             if not INCLUDE_SELF:
                 b_d = tl.where(o_m[:, None] == o_n[None, :], float("inf"), b_d)
             m_rows = (o_m < n)[:, None] & (o_c >= 0)[None, :]
-            b_token = tl.where(b_d < float("inf"), o_n[None, :], -1)
-            tl.store(lists.p_distance + p_row + o_c[None, :], b_d, mask=m_rows)
-            tl.store(lists.p_token + p_row + o_c[None, :], b_token, mask=m_rows)
+            tl.store(p_row + o_c[None, :], keys_of(b_d, o_n[None, :]), mask=m_rows)
         tl.store(lists.p_count + start + o_m, tl.full((BLOCK,), BLOCK, tl.int32), mask=o_m < n)
 
 
@@ -162,27 +179,20 @@ def band_fwd_kernel(
         b_dots = split_columns(b_dot, PARTS)
         o_m = i_m * BLOCK + tl.arange(0, BLOCK)
         b_norm_m = load_norms(images, start, o_m, n)
-        b_row_m = start + o_m
-        p_last = b_row_m * SLOTS + K - 1
-        b_bound_m = tl.load(lists.p_distance + p_last, mask=o_m < n, other=-1.0)
-        b_last_m = tl.load(lists.p_token + p_last, mask=o_m < n, other=-1)
+        b_bound_m = load_bounds(lists, start, o_m, n, K, SLOTS)
+        o_all = i_n * BLOCK + tl.arange(0, BLOCK)
+        b_norms = split_columns(load_norms(images, start, o_all, n), PARTS)
+        b_bounds = split_columns(load_bounds(lists, start, o_all, n, K, SLOTS), PARTS)
         for i in tl.static_range(PARTS):
             o_n = i_n * BLOCK + i * W + tl.arange(0, W)
-            b_d = distances_of(b_dots[i], b_norm_m, load_norms(images, start, o_n, n))
+            b_d = distances_of(b_dots[i], b_norm_m, b_norms[i])
             if p_farthest is not None:
                 store_farthest(p_farthest, b_d, start, o_m, n, 1)
                 store_farthest(p_farthest, b_d, start, o_n, n, 0)
-            hand_over(
-                *(lists, b_d, b_bound_m[:, None], b_last_m[:, None], b_row_m[:, None]),
-                *(o_n[None, :], SLOTS),
-            )
-            p_last = (start + o_n) * SLOTS + K - 1
-            b_bound = tl.load(lists.p_distance + p_last, mask=o_n < n, other=-1.0)
-            b_last = tl.load(lists.p_token + p_last, mask=o_n < n, other=-1)
-            hand_over(
-                *(lists, b_d, b_bound[None, :], b_last[None, :], (start + o_n)[None, :]),
-                *(o_m[:, None], SLOTS),
-            )
+            b_key = keys_of(b_d, o_n[None, :])
+            hand_over(lists, start, b_key, b_bound_m[:, None], o_m[:, None], SLOTS)
+            b_key = keys_of(b_d, o_m[:, None])
+            hand_over(lists, start, b_key, b_bounds[i][None, :], o_n[None, :], SLOTS)
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -202,21 +212,20 @@ def keep_nearest_fwd_kernel(
     m_m = o_m < n
     b_count = tl.load(lists.p_count + start + o_m, mask=m_m, other=0)  # (M,)
     m_full = b_count > SLOTS
-    p_list, o_c = (start + o_m) * SLOTS, tl.arange(0, SLOTS)[None, :]
-    m_c = o_c < b_count[:, None]
-    b_d = tl.load(lists.p_distance + p_list[:, None] + o_c, mask=m_c, other=float("inf"))
-    b_token = tl.load(lists.p_token + p_list[:, None] + o_c, mask=m_c, other=-1)  # (M, slots)
-    b_bits = b_d.to(tl.int32, bitcast=True)
+    p_list = lists.p_key + (start + o_m) * SLOTS
+    o_c = tl.arange(0, SLOTS)[None, :]
+    b_key = tl.load(p_list[:, None] + o_c, mask=o_c < b_count[:, None], other=EMPTY)  # (M, slots)
+    b_bits, b_token = (b_key >> 32).to(tl.int32), b_key.to(tl.int32)
     for i_k in range(K):
         b_min, b_first, b_bits = take_min(b_bits, b_token)
         m_found = b_min < INFINITE
-        b_first = tl.where(m_found, b_first, -1)
         if p_knn is None:
-            # No distance precedes the -1 of a full list, so nothing more is handed to it.
-            b_near = tl.where(m_full & (i_k == K - 1), -1.0, b_min.to(tl.float32, bitcast=True))
-            tl.store(lists.p_distance + p_list + i_k, b_near, mask=m_m)
-            tl.store(lists.p_token + p_list + i_k, b_first, mask=m_m)
+            b_near = (b_min.to(tl.int64) << 32) | b_first.to(tl.int64)
+            # Nothing precedes the -1 of a list that was too short, so it gets nothing more.
+            b_near = tl.where(m_full & (i_k == K - 1), -1, tl.where(m_found, b_near, EMPTY))
+            tl.store(p_list + i_k, b_near, mask=m_m)
         else:
+            b_first = tl.where(m_found, b_first, -1)
             tl.store(p_knn + (start + o_m) * K + i_k, b_first.to(tl.int64), mask=m_m)
     if p_knn is None:
         b_kept = tl.where(m_full, SLOTS + 1, tl.full((BLOCK_M,), 0, tl.int32) + K)
@@ -261,11 +270,7 @@ def band_neighbours(
     """
     config, (total, k), longest = gram_config(x.dtype), knn.shape, chunk.longest
     slots, side = slots_of(k), triton.cdiv(longest, config.block_m)
-    lists = Lists(
-        norm.new_empty(total, slots),
-        norm.new_empty(total, slots, dtype=torch.int32),
-        norm.new_empty(total, dtype=torch.int32),
-    )
+    lists = Lists(knn.new_empty(total, slots), knn.new_empty(total, dtype=torch.int32))
     if farthest is not None:
         farthest.zero_()
     known = (described(x, [config.block_m, config.block_d]), Tokens.of(x), Images.of(chunk, norm))

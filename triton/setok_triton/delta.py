@@ -96,7 +96,7 @@ def farthest_fwd_kernel(
     # An image has one top token; a replay may have more.
     for i_top in range(tl.load(tops.p_count + i_b)):
         top = tl.load(tops.p_tokens + start + i_top)
-        b_top = tl.zeros((BLOCK_N,), dtype=tl.int32) + top
+        b_top = tl.zeros((1,), dtype=tl.int32) + top
         b_d = pair_distance(x, images, at, b_top, o_n, m_ok, factor, L, BLOCK_D)
         # Bits of non-negative floats order like the floats, and a maximum is order-independent.
         b_key = (b_d.to(tl.int32, bitcast=True).to(tl.int64) << 32) | (FAR_INDEX - o_n)
@@ -243,5 +243,6 @@ def score(
         *(chunk.offsets, density, delta, importance, seeds, out, chunk.longest),
         0 if seeds is None else seeds.stride(0),
         NORMALISE=norm,
-        BLOCK_N=1024,
+        BLOCK_N=2048,
+        num_warps=8,
     )

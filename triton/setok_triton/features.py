@@ -38,19 +38,22 @@ def token_state_fwd_kernel(
     p_offsets,
     p_ok,  # (T,) int8: valid and finite
     p_largest,  # (B,) int32 bits of the maximum magnitude, initially 0
+    p_num_ok,  # (B,) int32 number of these tokens, initially 0
     L,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Write the `ok` flag of each token, and the maximum magnitude of each image."""
+    """Write the `ok` flag of each token; maximum magnitude and number of them of each image."""
     i_b, i_n, start, n = locate(p_offsets, L, tl.cdiv(L, BLOCK_N))
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
     m_ok, b_largest = usable(x, p_valid, start, o_n, m_n, BLOCK_D)
     tl.store(p_ok + start + o_n, m_ok.to(tl.int8), mask=m_n)
     largest = tl.max(b_largest, axis=0)
-    # Bits of non-negative floats order like the floats, and a maximum is order-independent.
-    tl.atomic_max(p_largest + i_b, largest.to(tl.int32, bitcast=True))
+    # Bits of non-negative floats order like the floats, and neither the maximum nor the number
+    # depends on the order.
+    tl.atomic_max(p_largest + i_b, largest.to(tl.int32, bitcast=True), sem="relaxed")
+    tl.atomic_add(p_num_ok + i_b, tl.sum(m_ok.to(tl.int32), axis=0), sem="relaxed")
 
 
 @triton.jit
@@ -97,13 +100,15 @@ def variance_fwd_kernel(
         b_origin = tl.load(p_first, mask=m_d & (first < n), other=0.0).to(tl.float64)  # (D,)
         end = tl.minimum((i_chunk + 1) * size, n)
         for i_n in tl.range(i_chunk * size, end, BLOCK_N, loop_unroll_factor=4):
-            m_ok = tl.load(p_ok + start + i_n + o_n, mask=i_n + o_n < n, other=0) != 0
+            m_n = i_n + o_n < end
+            m_ok = tl.load(p_ok + start + i_n + o_n, mask=m_n, other=0) != 0
             p_rows = x.p_x + ((start + i_n + o_n) * x.stride_n)[:, None]
             p_block = p_rows + (o_d * x.stride_d)[None, :]
-            m_x = m_ok[:, None] & m_d[None, :]
+            # Excluded tokens are loaded too: waiting for their flags would delay the features.
+            m_x = m_n[:, None] & m_d[None, :]
             # (N, D)
             b_x = tl.load(p_block, mask=m_x, other=0.0).to(tl.float64) - b_origin[None, :]
-            b_x = tl.where(m_x, b_x, 0.0)
+            b_x = tl.where(m_ok[:, None] & m_d[None, :], b_x, 0.0)
             b_total += b_x
             b_square += b_x * b_x
     i_row = i_b * CHUNKS + i_chunk
@@ -113,33 +118,22 @@ def variance_fwd_kernel(
 
 @triton.jit(do_not_specialize=COUNTERS)
 def scale_fwd_kernel(
-    p_ok,
-    p_offsets,
     p_largest,
+    p_num_ok,  # (B,) int32
     p_totals,  # with VARIANCE
     p_squares,  # with VARIANCE
     p_factor,  # (B,) float32 power of two that scales the tokens into range; 0: all are equal
     p_sigma,  # (B,) float32 scale of the distances of the tokens in range
-    p_num_ok,  # (B,) int32
     sigma,  # fixed scale, without VARIANCE
-    L,
     D,
     parts,
     VARIANCE: tl.constexpr,
     CHUNKS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """Write range and scale of each image."""
-    i_b, _, start, n = locate(p_offsets, L, 1)
-    o_n = tl.arange(0, BLOCK_N)
-    b_count = tl.zeros((BLOCK_N,), dtype=tl.int32)
-    for i_n in range(0, n, BLOCK_N):
-        # (N,)
-        b_count += tl.load(p_ok + start + i_n + o_n, mask=i_n + o_n < n, other=0).to(tl.int32)
-    count = tl.sum(b_count, axis=0)
-    tl.store(p_num_ok + i_b, count)
-
+    i_b = tl.program_id(0).to(tl.int64)
+    count = tl.load(p_num_ok + i_b)
     # Scaling by a power of two is only needed if a square may leave the range of float32, which is
     # impossible for magnitudes from 2**-4 to 2**20.
     bits = tl.load(p_largest + i_b)
@@ -152,7 +146,7 @@ def scale_fwd_kernel(
     if VARIANCE:
         o_c = tl.arange(0, CHUNKS)
         b_norm = tl.zeros((BLOCK_D,), dtype=tl.float64)
-        for i_d in range(0, D, BLOCK_D):
+        for i_d in tl.range(0, D, BLOCK_D, loop_unroll_factor=2):
             o_d = i_d + tl.arange(0, BLOCK_D)
             p_total = p_totals + ((i_b * CHUNKS + o_c) * D)[:, None] + o_d[None, :]
             b_total = tl.sum(tl.load(p_total, mask=(o_d < D)[None, :], other=0.0), axis=0)  # (D,)
@@ -196,8 +190,8 @@ def norms_fwd_kernel(
 
 def token_states(
     x: Tensor, valid: Tensor | None, offsets: Tensor, longest: int
-) -> tuple[Tensor, Tensor]:
-    """Return (T,) int8 flags of valid finite tokens, and (B,) int32 bits of each maximum.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (T,) int8 flags of valid finite tokens, (B,) int32 bits of each maximum, and counts.
 
     Args:
         x: (T, D) tokens of all images.
@@ -207,14 +201,14 @@ def token_states(
     """
     images, config = offsets.shape[0] - 1, token_config(x.dtype)
     ok = x.new_zeros(x.shape[0], dtype=torch.int8)
-    largest = x.new_zeros(images, dtype=torch.int32)
+    largest, num_ok = x.new_zeros(2, images, dtype=torch.int32)
     blocks = triton.cdiv(longest, config.block_n)
     if images * blocks:
         token_state_fwd_kernel[(images * blocks,)](
-            *(Tokens.of(x), valid, offsets, ok, largest, longest),
+            *(Tokens.of(x), valid, offsets, ok, largest, num_ok, longest),
             **config.launch(),
         )
-    return ok, largest
+    return ok, largest, num_ok
 
 
 def scales(
@@ -233,11 +227,10 @@ def scales(
         ok (T,) int8, factor (B,), sigma (B,), num_ok (B,) int32.
     """
     dim, images, config = x.shape[1], offsets.shape[0] - 1, token_config(x.dtype)
-    ok, largest = token_states(x, valid, offsets, longest)
+    ok, largest, num_ok = token_states(x, valid, offsets, longest)
     config = dataclasses.replace(config, block_n=config.block_n // 2, block_d=config.block_d // 2)
     parts = triton.cdiv(dim, config.block_d)
     factor, scale = (x.new_empty(images, dtype=torch.float32) for _ in range(2))
-    num_ok = x.new_empty(images, dtype=torch.int32)
     totals = squares = None
     if images and sigma is None:
         totals = x.new_empty(images, CHUNKS, dim, dtype=torch.float64)
@@ -249,12 +242,12 @@ def scales(
         )
     if images:
         scale_fwd_kernel[(images,)](
-            *(ok, offsets, largest, totals, squares, factor, scale, num_ok),
-            *(0.0 if sigma is None else sigma, longest, dim, parts),
+            *(largest, num_ok, totals, squares, factor, scale),
+            *(0.0 if sigma is None else sigma, dim, parts),
             VARIANCE=sigma is None,
             CHUNKS=CHUNKS,
-            BLOCK_N=1024,
             BLOCK_D=64,
+            num_warps=8,
         )
     return ok, factor, scale, num_ok
 

@@ -32,16 +32,21 @@ def store_partials(loop, i_slot, b_scope, b_s, m_eligible, b_mask, o_n):
     images.
     """
     SPANS: tl.constexpr = o_n.shape[0] // SPAN
-    b_priority = tl.where(m_eligible, b_scope * b_s, -1.0)
-    b_priority = tl.reshape(b_priority, (SPANS, SPAN))
-    b_highest = tl.max(b_priority, axis=1)
-    m_first = b_priority == b_highest[:, None]
-    b_token = tl.min(tl.where(m_first, tl.reshape(o_n, (SPANS, SPAN)), FAR_INDEX), axis=1)
-    o_span = i_slot * SPANS + tl.arange(0, SPANS)
-    tl.store(loop.p_priority + o_span, b_highest)
-    tl.store(loop.p_token + o_span, b_token)
-    tl.store(loop.p_sum + o_span * 2, tl.sum(tl.reshape(b_scope, (SPANS, SPAN)), axis=1))
-    tl.store(loop.p_sum + o_span * 2 + 1, tl.sum(tl.reshape(b_mask, (SPANS, SPAN)), axis=1))
+    b_n = tl.reshape(o_n, (SPANS, SPAN))
+    b_priority = tl.reshape(tl.where(m_eligible, b_scope * b_s, -1.0), (SPANS, SPAN))
+    b_highest = tl.max(b_priority, axis=1)[:, None]
+    b_token = tl.min(tl.where(b_priority == b_highest, b_n, FAR_INDEX), axis=1)[:, None]
+    b_left = tl.sum(tl.reshape(b_scope, (SPANS, SPAN)), axis=1)[:, None]
+    # Stored by the warp that has them; vectors of the spans would be exchanged first.
+    o_lane = tl.arange(0, SPAN)[None, :]
+    o_span = i_slot * SPANS + tl.arange(0, SPANS)[:, None] + o_lane * 0
+    m_span = tl.broadcast_to(o_lane == 0, b_n.shape)
+    tl.store(loop.p_priority + o_span, tl.broadcast_to(b_highest, b_n.shape), mask=m_span)
+    tl.store(loop.p_token + o_span, tl.broadcast_to(b_token, b_n.shape), mask=m_span)
+    tl.store(loop.p_left + o_span, tl.broadcast_to(b_left, b_n.shape), mask=m_span)
+    if loop.p_mass is not None:
+        b_mass = tl.sum(tl.reshape(b_mask, (SPANS, SPAN)), axis=1)[:, None]
+        tl.store(loop.p_mass + o_span, tl.broadcast_to(b_mass, b_n.shape), mask=m_span)
 
 
 class Loop(NamedTuple):
@@ -51,7 +56,8 @@ class Loop(NamedTuple):
     p_eligible: Tensor  # (T,) int8
     p_priority: Tensor  # (C + 2, B, spans) float32 maximum scope * score, -1 for none
     p_token: Tensor  # (C + 2, B, spans) int32 its token, ties lowest index
-    p_sum: Tensor  # (C + 2, B, spans, 2) float32 sums of scope and mask
+    p_left: Tensor  # (C + 2, B, spans) float32 sums of the scope
+    p_mass: Tensor | None  # (C + 2, B, spans) float32 sums of the mask, if they matter
     p_state: Tensor  # (C + 2, B, 3) int32: active flag, count, current half of p_scope
     p_candidate: Tensor  # (B, CANDIDATES) int32 tokens with a row in p_row, -1 for none
     p_row: Tensor  # (B, CANDIDATES + 1, L) float32 squared distances; last that of a seed without
@@ -175,6 +181,7 @@ def scope_step_fwd_kernel(
     DISTINCT: tl.constexpr,
     EXACT: tl.constexpr,  # only the budget stops the loop
     REPLAY: tl.constexpr,
+    WEIGHED: tl.constexpr,  # min_mass is positive, and not EXACT
     CANDIDATES: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -216,9 +223,8 @@ def scope_step_fwd_kernel(
             seed = tl.load(p_seed, mask=step < C, other=-1).to(tl.int32)
             going = seed >= 0
         else:
-            # Steps that did not run have unwritten partial results.
             o_p = tl.arange(0, BLOCK_P)
-            m_p = o_p < tl.where(going, blocks * SPANS, 0)
+            m_p = o_p < blocks * SPANS
             o_last = i_last * blocks * SPANS + o_p
             # (P,) maximum priority of each span, and its token
             b_highest = tl.load(loop.p_priority + o_last, mask=m_p, other=-1.0)
@@ -230,14 +236,15 @@ def scope_step_fwd_kernel(
                     count += going.to(tl.int32)
                     half = tl.where(going, 1 - half, half)
             elif step > 0:
-                p_sum = loop.p_sum + o_last * 2
-                mass = tl.sum(tl.load(p_sum + 1, mask=m_p, other=0.0), axis=0)
-                left = tl.sum(tl.load(p_sum, mask=m_p, other=0.0), axis=0)
-                appended = going & (mass >= min_mass)
+                left = tl.sum(tl.load(loop.p_left + o_last, mask=m_p, other=0.0), axis=0)
                 part = tl.maximum(tl.load(images.p_num_ok + i_b), 1).to(tl.float32)
-                # The seed of the previous step was provisional until its mass was known.
-                if going & (i_n == 0) & (mass < min_mass):
-                    tl.store(p_seeds + i_b * stride_seeds + step - 1, -1)
+                appended = going
+                if WEIGHED:
+                    mass = tl.sum(tl.load(loop.p_mass + o_last, mask=m_p, other=0.0), axis=0)
+                    appended = going & (mass >= min_mass)
+                    # The seed of the previous step was provisional until its mass was known.
+                    if going & (i_n == 0) & (mass < min_mass):
+                        tl.store(p_seeds + i_b * stride_seeds + step - 1, -1)
                 count += appended.to(tl.int32)
                 half = tl.where(appended, 1 - half, half)
                 going = appended & (tl.div_rn(left, part) > stop_residual)
@@ -273,6 +280,10 @@ def scope_step_fwd_kernel(
                 if i_n == 0:
                     tl.store(p_seeds + i_b * stride_seeds + step, seed.to(tl.int64))
                 store_partials(loop, i_slot, b_scope, b_s, m_eligible, b_mask, o_n)
+        elif not REPLAY:
+            # The next step reads the partial results whether this one ran or not.
+            b_none = tl.zeros((BLOCK_N,), dtype=tl.float32)
+            store_partials(loop, i_slot, b_none, b_s, b_none > 0, b_none, o_n)
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -325,12 +336,14 @@ def stream_scope(
     images, longest = chunk.images, chunk.longest
     blocks = triton.cdiv(longest, block)
     spans = blocks * (block // SPAN.value)
+    weighed = loop.min_mass > 0 and not loop.exact
     carried = Loop(
         score.new_empty(2, total),
         torch.empty_like(chunk.ok),
         score.new_empty(steps + 2, images, spans),
         counts.new_empty(steps + 2, images, spans, dtype=torch.int32),
-        score.new_empty(steps + 2, images, spans, 2),
+        score.new_empty(steps + 2, images, spans),
+        score.new_empty(steps + 2, images, spans) if weighed else None,
         counts.new_empty(steps + 2, images, 3, dtype=torch.int32),
         counts.new_empty(images, CANDIDATES, dtype=torch.int32),
         score.new_empty(images, CANDIDATES + 1, longest),
@@ -359,6 +372,7 @@ def stream_scope(
             DISTINCT=loop.distinct_seeds,
             EXACT=loop.exact,
             REPLAY=replay,
+            WEIGHED=weighed,
             BLOCK_P=block_p,
             **tiles | {"num_warps": 4},
         )
