@@ -106,7 +106,9 @@ def test_no_kernel_leaves_its_tensors(monkeypatch):
         everything(x.clone())
         everything(x[0], cu_seqlens=torch.tensor([0, 19]), max_seqlen=19)
         monkeypatch.setitem(compiled.DENSE_LIMITS, "triton", 0)
-        everything(x.clone(), token_mask=torch.arange(19)[None] != 18)
+        # More than one block of tokens.
+        x = testing.integer_tokens(1, 37, 5)
+        everything(x, token_mask=torch.arange(37)[None] != 36)
     assert launched == kernels()
 
 

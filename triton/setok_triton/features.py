@@ -37,8 +37,7 @@ def token_state_fwd_kernel(
     p_valid,  # (T,) uint8 or None
     p_offsets,
     p_ok,  # (T,) int8: valid and finite
-    p_largest,  # (B,) int32 bits of the maximum magnitude, initially 0
-    p_num_ok,  # (B,) int32 number of these tokens, initially 0
+    p_found,  # (B, 2) int32, initially 0: bits of their maximum magnitude, and their number
     L,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -52,8 +51,8 @@ def token_state_fwd_kernel(
     largest = tl.max(b_largest, axis=0)
     # Bits of non-negative floats order like the floats, and neither the maximum nor the number
     # depends on the order.
-    tl.atomic_max(p_largest + i_b, largest.to(tl.int32, bitcast=True), sem="relaxed")
-    tl.atomic_add(p_num_ok + i_b, tl.sum(m_ok.to(tl.int32), axis=0), sem="relaxed")
+    tl.atomic_max(p_found + i_b * 2, largest.to(tl.int32, bitcast=True), sem="relaxed")
+    tl.atomic_add(p_found + i_b * 2 + 1, tl.sum(m_ok.to(tl.int32), axis=0), sem="relaxed")
 
 
 @triton.jit
@@ -118,12 +117,12 @@ def variance_fwd_kernel(
 
 @triton.jit(do_not_specialize=COUNTERS)
 def scale_fwd_kernel(
-    p_largest,
-    p_num_ok,  # (B,) int32
+    p_found,  # (B, 2) int32, of `token_state_fwd_kernel`
     p_totals,  # with VARIANCE
     p_squares,  # with VARIANCE
     p_factor,  # (B,) float32 power of two that scales the tokens into range; 0: all are equal
     p_sigma,  # (B,) float32 scale of the distances of the tokens in range
+    p_num_ok,  # (B,) int32
     sigma,  # fixed scale, without VARIANCE
     D,
     parts,
@@ -133,10 +132,11 @@ def scale_fwd_kernel(
 ):
     """Write range and scale of each image."""
     i_b = tl.program_id(0).to(tl.int64)
-    count = tl.load(p_num_ok + i_b)
+    count = tl.load(p_found + i_b * 2 + 1)
+    tl.store(p_num_ok + i_b, count)
     # Scaling by a power of two is only needed if a square may leave the range of float32, which is
     # impossible for magnitudes from 2**-4 to 2**20.
-    bits = tl.load(p_largest + i_b)
+    bits = tl.load(p_found + i_b * 2)
     exponent = (bits >> 23) - 126
     exponent = tl.minimum(tl.maximum(exponent, -126), 126)
     keep = (bits == 0) | ((exponent >= -3) & (exponent <= 20))
@@ -190,8 +190,8 @@ def norms_fwd_kernel(
 
 def token_states(
     x: Tensor, valid: Tensor | None, offsets: Tensor, longest: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (T,) int8 flags of valid finite tokens, (B,) int32 bits of each maximum, and counts.
+) -> tuple[Tensor, Tensor]:
+    """Return (T,) int8 flags of valid finite tokens, and (B, 2) int32 maximum bits and counts.
 
     Args:
         x: (T, D) tokens of all images.
@@ -201,14 +201,14 @@ def token_states(
     """
     images, config = offsets.shape[0] - 1, token_config(x.dtype)
     ok = x.new_zeros(x.shape[0], dtype=torch.int8)
-    largest, num_ok = x.new_zeros(2, images, dtype=torch.int32)
+    found = x.new_zeros(images, 2, dtype=torch.int32)
     blocks = triton.cdiv(longest, config.block_n)
     if images * blocks:
         token_state_fwd_kernel[(images * blocks,)](
-            *(Tokens.of(x), valid, offsets, ok, largest, num_ok, longest),
+            *(Tokens.of(x), valid, offsets, ok, found, longest),
             **config.launch(),
         )
-    return ok, largest, num_ok
+    return ok, found
 
 
 def scales(
@@ -227,10 +227,11 @@ def scales(
         ok (T,) int8, factor (B,), sigma (B,), num_ok (B,) int32.
     """
     dim, images, config = x.shape[1], offsets.shape[0] - 1, token_config(x.dtype)
-    ok, largest, num_ok = token_states(x, valid, offsets, longest)
+    ok, found = token_states(x, valid, offsets, longest)
     config = dataclasses.replace(config, block_n=config.block_n // 2, block_d=config.block_d // 2)
     parts = triton.cdiv(dim, config.block_d)
     factor, scale = (x.new_empty(images, dtype=torch.float32) for _ in range(2))
+    num_ok = x.new_empty(images, dtype=torch.int32)
     totals = squares = None
     if images and sigma is None:
         totals = x.new_empty(images, CHUNKS, dim, dtype=torch.float64)
@@ -242,7 +243,7 @@ def scales(
         )
     if images:
         scale_fwd_kernel[(images,)](
-            *(largest, num_ok, totals, squares, factor, scale),
+            *(found, totals, squares, factor, scale, num_ok),
             *(0.0 if sigma is None else sigma, dim, parts),
             VARIANCE=sigma is None,
             CHUNKS=CHUNKS,

@@ -177,7 +177,7 @@ def merge_backward(
         residual, or None; float32 gradient of the weights, or None.
     """
     grad, x = grad.contiguous(), x.contiguous()
-    usable, *_ = token_states(x, (labels >= 0).view(torch.uint8), offsets, longest)
+    usable, _ = token_states(x, (labels >= 0).view(torch.uint8), offsets, longest)
     flags = usable != 0
     weight = flags.float() if weights is None else torch.where(flags, weights, 0)
     if masks is None:

@@ -25,6 +25,14 @@ SPAN = tl.constexpr(32)
 
 
 @triton.jit
+def combine(highest_a, token_a, left_a, highest_b, token_b, left_b):
+    """Combine the maximum, its token (ties lowest index) and the sum of two parts."""
+    m_a = (highest_a > highest_b) | ((highest_a == highest_b) & (token_a < token_b))
+    token = tl.where(m_a, token_a, token_b)
+    return tl.maximum(highest_a, highest_b), token, left_a + left_b
+
+
+@triton.jit
 def store_partials(loop, i_slot, b_scope, b_s, m_eligible, b_mask, o_n):
     """Write the partial results of a block: maximum priorities, their tokens, and sums.
 
@@ -34,16 +42,15 @@ def store_partials(loop, i_slot, b_scope, b_s, m_eligible, b_mask, o_n):
     SPANS: tl.constexpr = o_n.shape[0] // SPAN
     b_n = tl.reshape(o_n, (SPANS, SPAN))
     b_priority = tl.reshape(tl.where(m_eligible, b_scope * b_s, -1.0), (SPANS, SPAN))
-    b_highest = tl.max(b_priority, axis=1)[:, None]
-    b_token = tl.min(tl.where(b_priority == b_highest, b_n, FAR_INDEX), axis=1)[:, None]
-    b_left = tl.sum(tl.reshape(b_scope, (SPANS, SPAN)), axis=1)[:, None]
+    b_left = tl.reshape(b_scope, (SPANS, SPAN))
+    b_highest, b_token, b_left = tl.reduce((b_priority, b_n, b_left), 1, combine)
     # Stored by the warp that has them; vectors of the spans would be exchanged first.
     o_lane = tl.arange(0, SPAN)[None, :]
     o_span = i_slot * SPANS + tl.arange(0, SPANS)[:, None] + o_lane * 0
     m_span = tl.broadcast_to(o_lane == 0, b_n.shape)
-    tl.store(loop.p_priority + o_span, tl.broadcast_to(b_highest, b_n.shape), mask=m_span)
-    tl.store(loop.p_token + o_span, tl.broadcast_to(b_token, b_n.shape), mask=m_span)
-    tl.store(loop.p_left + o_span, tl.broadcast_to(b_left, b_n.shape), mask=m_span)
+    tl.store(loop.p_priority + o_span, tl.broadcast_to(b_highest[:, None], b_n.shape), mask=m_span)
+    tl.store(loop.p_token + o_span, tl.broadcast_to(b_token[:, None], b_n.shape), mask=m_span)
+    tl.store(loop.p_left + o_span, tl.broadcast_to(b_left[:, None], b_n.shape), mask=m_span)
     if loop.p_mass is not None:
         b_mass = tl.sum(tl.reshape(b_mask, (SPANS, SPAN)), axis=1)[:, None]
         tl.store(loop.p_mass + o_span, tl.broadcast_to(b_mass, b_n.shape), mask=m_span)
@@ -229,14 +236,13 @@ def scope_step_fwd_kernel(
             # (P,) maximum priority of each span, and its token
             b_highest = tl.load(loop.p_priority + o_last, mask=m_p, other=-1.0)
             b_token = tl.load(loop.p_token + o_last, mask=m_p, other=FAR_INDEX)
-            highest = tl.max(b_highest, axis=0)
-            seed = tl.min(tl.where(b_highest == highest, b_token, FAR_INDEX), axis=0)
+            b_left = tl.load(loop.p_left + o_last, mask=m_p, other=0.0)
+            highest, seed, left = tl.reduce((b_highest, b_token, b_left), 0, combine)
             if EXACT:
                 if step > 0:
                     count += going.to(tl.int32)
                     half = tl.where(going, 1 - half, half)
             elif step > 0:
-                left = tl.sum(tl.load(loop.p_left + o_last, mask=m_p, other=0.0), axis=0)
                 part = tl.maximum(tl.load(images.p_num_ok + i_b), 1).to(tl.float32)
                 appended = going
                 if WEIGHED:
