@@ -1,0 +1,107 @@
+"""Counts at a number of tokens that was not counted: between the counted ones, or beyond them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+# Terms of a count by the number of tokens: in general, and for launches.
+_TERMS: tuple[Callable[[float], float], ...] = (lambda n: 1.0, float, lambda n: float(n) ** 2)
+_LAUNCH_TERMS: tuple[Callable[[float], float], ...] = (lambda n: 1.0, math.log2, float)
+
+
+def parabola(cases: dict[int, dict], size: int, fields: tuple[str, ...]) -> dict:
+    """Return the case of `size` tokens by a parabola through three counted ones.
+
+    Args:
+        cases: three cases by their number of tokens.
+        size: number of tokens.
+        fields: fields of a kernel that grow with its work; the others are those of the first case.
+    """
+    weights = [
+        math.prod((size - b) / (a - b) for b in cases if b != a) for a in cases
+    ]  # of Lagrange
+    first, *_ = cases.values()
+    kernels = {}
+    for name, nearest in first["kernels"].items():
+        values = [case["kernels"][name] for case in cases.values()]
+        sums = {
+            f: sum(w * v.get(f, 0) for w, v in zip(weights, values, strict=True)) for f in fields
+        }
+        kernels[name] = nearest | sums
+    how = f"a parabola through {', '.join(map(str, sorted(cases)))} tokens"
+    return first | {"how": how, "kernels": kernels}
+
+
+def extrapolated(
+    cases: dict[int, dict], size: int, fields: tuple[str, ...], launched: dict | None = None
+) -> dict:
+    """Return the case of `size` tokens, more than were counted.
+
+    A count of one launch is a sum of a constant, a linear and a quadratic term of the number of
+    tokens, none of them negative, so that noise of a linear count cannot grow into a wrong sign.
+
+    Args:
+        cases: at least two counted cases by their number of tokens.
+        size: number of tokens.
+        fields: fields of a kernel that grow with its work; the others are those of the largest
+            case, or of `launched`.
+        launched: case of the size that was launched but not run. Without it the number of launches
+            is a sum of a constant, the logarithm of the number of tokens, and a linear term.
+
+    Raises:
+        ValueError: the launched kernels are not those that were counted.
+    """
+    sizes = sorted(cases)
+    largest = cases[sizes[-1]]
+    known = largest if launched is None else launched
+    for n, case in cases.items():
+        if set(case["kernels"]) != set(known["kernels"]):
+            missing = ", ".join(sorted(set(case["kernels"]) ^ set(known["kernels"])))
+            raise ValueError(
+                f"counts: expected the kernels of {n} tokens at {size} too, got a difference in "
+                f"{missing}"
+            )
+    kernels = {}
+    for name in largest["kernels"]:
+        values = [cases[n]["kernels"][name] for n in sizes]
+        found = dict(known["kernels"][name], loops=largest["kernels"][name]["loops"])
+        launches = [v["launches"] for v in values]
+        if launched is None:
+            found["launches"] = fitted(sizes, launches, size, _LAUNCH_TERMS)
+        for f in fields:
+            if f == "launches" or (launched is not None and f in ("programs", "reached_bytes")):
+                continue
+            a_launch = [v[f] / n for v, n in zip(values, launches, strict=True)]
+            found[f] = found["launches"] * fitted(sizes, a_launch, size, _TERMS)
+        kernels[name] = found
+    how = f"extrapolated from {', '.join(map(str, sizes))} tokens"
+    return known | {"how": how, "kernels": kernels}
+
+
+def fitted(
+    sizes: list[int], values: list[float], size: int, terms: tuple[Callable[[float], float], ...]
+) -> float:
+    """Return the value at `size` of a sum of terms with weights that are not negative.
+
+    Relative errors count. Of equally good sums, the one with the fewest terms is taken.
+    """
+    if len(set(values)) == 1:
+        return float(values[0])
+    scale = np.maximum(np.abs(values), 1e-3 * np.max(np.abs(values)))
+    # Each column is divided by its maximum, as squares and constants differ by many powers of ten.
+    columns = np.array([[term(n) for term in terms] for n in sizes])
+    heights = columns.max(0)
+    left, right = columns / heights / scale[:, None], np.asarray(values) / scale
+    best, error = None, math.inf
+    for number in range(1, len(terms) + 1):
+        for chosen in map(list, itertools.combinations(range(len(terms)), number)):
+            weights, *_ = np.linalg.lstsq(left[:, chosen], right, rcond=None)
+            wrong = float(np.square(left[:, chosen] @ weights - right).sum())
+            if (weights >= 0).all() and wrong < 0.999 * error - 1e-12:
+                best, error = (chosen, weights), wrong
+    chosen, weights = best
+    return float(sum(w * terms[i](size) / heights[i] for i, w in zip(chosen, weights, strict=True)))
