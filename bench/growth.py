@@ -12,6 +12,9 @@ import numpy as np
 _TERMS: tuple[Callable[[float], float], ...] = (lambda n: 1.0, float, lambda n: float(n) ** 2)
 _LAUNCH_TERMS: tuple[Callable[[float], float], ...] = (lambda n: 1.0, math.log2, float)
 
+# Relative errors that data alone make of counts.
+_NOISE = 0.015
+
 
 def parabola(cases: dict[int, dict], size: int, fields: tuple[str, ...]) -> dict:
     """Return the case of `size` tokens by a parabola through three counted ones.
@@ -87,7 +90,8 @@ def fitted(
 ) -> float:
     """Return the value at `size` of a sum of terms with weights that are not negative.
 
-    Relative errors count. Of equally good sums, the one with the fewest terms is taken.
+    Relative errors count. The sum has the fewest terms that come within `_NOISE` of the values,
+    because more terms would carry noise far beyond the sizes.
     """
     if len(set(values)) == 1:
         return float(values[0])
@@ -100,8 +104,10 @@ def fitted(
     for number in range(1, len(terms) + 1):
         for chosen in map(list, itertools.combinations(range(len(terms)), number)):
             weights, *_ = np.linalg.lstsq(left[:, chosen], right, rcond=None)
-            wrong = float(np.square(left[:, chosen] @ weights - right).sum())
-            if (weights >= 0).all() and wrong < 0.999 * error - 1e-12:
+            wrong = float(np.abs(left[:, chosen] @ weights - right).max())
+            if (weights >= 0).all() and wrong < error:
                 best, error = (chosen, weights), wrong
+        if error <= _NOISE:
+            break
     chosen, weights = best
     return float(sum(w * terms[i](size) / heights[i] for i, w in zip(chosen, weights, strict=True)))

@@ -85,7 +85,7 @@ def predict(name: str, count: dict, images: int, machine: Machine) -> Prediction
     """Predict the time of one kernel on a batch, from the counts of one image."""
     launches = count["launches"]
     programs = count["programs"] * images / launches
-    # Maximum number of programs on a multiprocessor.
+    # Maximum number of programs on a multiprocessor, and of those that it holds at once.
     busiest = math.ceil(programs / machine.multiprocessors)
     resident = min(count["fit"], busiest)
     # Each of the four schedulers issues one instruction per clock for a quarter of the warps.
@@ -106,8 +106,8 @@ def predict(name: str, count: dict, images: int, machine: Machine) -> Prediction
         name: machine.seconds(work[name] / machine.multiprocessors / rate)
         for name, rate in rates.items()
     }
-    hits = l1_hits(count, resident, machine)
-    sectors = ((1 - hits) * count["read_bytes"] + count["written_bytes"]) * images / launches
+    hits = l1_hits(count, images, machine)
+    sectors = l2_bytes(count, images, machine) * images / launches
     reached = count["reached_bytes"] * images / launches
     alone = machine.seconds(busiest * sectors / programs / machine.l2_port)
     parts["L2"] = max(sectors / machine.l2, alone)
@@ -129,12 +129,20 @@ def predict(name: str, count: dict, images: int, machine: Machine) -> Prediction
     )
 
 
-def l1_hits(count: dict, resident: int, machine: Machine) -> float:
-    """Return the fraction of the bytes read from L2 that L1 serves, see the docstring of the file.
+def l2_bytes(count: dict, images: int, machine: Machine) -> float:
+    """Return the bytes of one image that a kernel moves to and from L2 in a batch of `images`."""
+    hits = l1_hits(count, images, machine)
+    return (1 - hits) * count["read_bytes"] + count["written_bytes"]
+
+
+def l1_hits(count: dict, images: int, machine: Machine) -> float:
+    """Return the fraction of `read_bytes` that L1 serves, by the rule of the module's docstring.
 
     Counts of an earlier format have no numbers for it: nothing is served.
     """
     kept, first = count.get("kept_bytes", 0), count.get("first_bytes", 0)
+    programs = count["programs"] * images / count["launches"]
+    resident = min(count["fit"], math.ceil(programs / machine.multiprocessors))
     footprint = first / count["programs"] + count["shared"]
     if not kept or resident * footprint > machine.l1_bytes:
         return 0.0

@@ -13,7 +13,8 @@ MAP_FIELDS = [
 ORDER = {"weak", "relaxed", "acquire", "release", "acq_rel", "volatile", "gpu", "cta", "sys"}
 CACHES = {"nc", "ca", "cg", "cs", "cv", "lu", "wb", "wt"}
 # Qualifiers of loads whose sectors are not counted on in L1, and their flag in core/lanes.h.
-NOT_KEPT = {"cg", "cs", "cv", "lu", "relaxed", "acquire", "volatile", "L1::no_allocate"}
+NOT_KEPT = {"cg", "cs", "cv", "lu", "relaxed", "acquire", "volatile"}
+NOT_KEPT |= {"L1::no_allocate", "L1::evict_first"}
 PAST_L1 = 0x1000
 
 
