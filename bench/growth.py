@@ -23,11 +23,20 @@ def parabola(cases: dict[int, dict], size: int, fields: tuple[str, ...]) -> dict
         cases: three cases by their number of tokens.
         size: number of tokens.
         fields: fields of a kernel that grow with its work; the others are those of the first case.
+
+    Raises:
+        ValueError: the cases have different kernels.
     """
     weights = [
         math.prod((size - b) / (a - b) for b in cases if b != a) for a in cases
     ]  # of Lagrange
     first, *_ = cases.values()
+    if any(set(case["kernels"]) != set(first["kernels"]) for case in cases.values()):
+        sizes = ", ".join(map(str, sorted(cases)))
+        raise ValueError(
+            f"counts: expected the same kernels at {sizes} tokens, got different ones; "
+            f"bench/kernel_counts.py counts {size} tokens"
+        )
     kernels = {}
     for name, nearest in first["kernels"].items():
         values = [case["kernels"][name] for case in cases.values()]
@@ -56,30 +65,30 @@ def extrapolated(
             is a sum of a constant, the logarithm of the number of tokens, and a linear term.
 
     Raises:
-        ValueError: the launched kernels are not those that were counted.
+        ValueError: a launched kernel was counted at less than two sizes.
     """
     sizes = sorted(cases)
     largest = cases[sizes[-1]]
     known = largest if launched is None else launched
-    for n, case in cases.items():
-        if set(case["kernels"]) != set(known["kernels"]):
-            missing = ", ".join(sorted(set(case["kernels"]) ^ set(known["kernels"])))
-            raise ValueError(
-                f"counts: expected the kernels of {n} tokens at {size} too, got a difference in "
-                f"{missing}"
-            )
     kernels = {}
-    for name in largest["kernels"]:
-        values = [cases[n]["kernels"][name] for n in sizes]
-        found = dict(known["kernels"][name], loops=largest["kernels"][name]["loops"])
+    for name in known["kernels"]:
+        # A pass may take other kernels for fewer tokens.
+        having = [n for n in sizes if name in cases[n]["kernels"]]
+        if len(having) < 2:
+            raise ValueError(
+                f"counts: expected {name}, launched at {size} tokens, at two sizes or more, got it "
+                f"at {having}"
+            )
+        values = [cases[n]["kernels"][name] for n in having]
+        found = dict(known["kernels"][name], loops=values[-1]["loops"])
         launches = [v["launches"] for v in values]
         if launched is None:
-            found["launches"] = fitted(sizes, launches, size, _LAUNCH_TERMS)
+            found["launches"] = fitted(having, launches, size, _LAUNCH_TERMS)
         for f in fields:
             if f == "launches" or (launched is not None and f in ("programs", "reached_bytes")):
                 continue
             a_launch = [v[f] / n for v, n in zip(values, launches, strict=True)]
-            found[f] = found["launches"] * fitted(sizes, a_launch, size, _TERMS)
+            found[f] = found["launches"] * fitted(having, a_launch, size, _TERMS)
         kernels[name] = found
     how = f"extrapolated from {', '.join(map(str, sizes))} tokens"
     return known | {"how": how, "kernels": kernels}

@@ -286,7 +286,7 @@ def main() -> int:
     """Print a table for each pass and shape."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--pass", nargs="+", choices=PASSES, default=["forward"], dest="passes", help="what to time"
+        "--pass", nargs="+", choices=PASSES, dest="passes", help="in place of all that were counted"
     )
     parser.add_argument("--shapes", nargs="+", metavar="BxNxD", help="in place of the usual ones")
     parser.add_argument("--dtype", nargs="+", help="in place of those that were counted")
@@ -297,7 +297,8 @@ def main() -> int:
     print(machine.described())
     try:
         counts = load_counts(args.counts)
-        for name in args.passes:
+        counted = dict.fromkeys(case.get("pass", "forward") for case in counts["cases"])
+        for name in args.passes or counted:
             for dtype in args.dtype or dict.fromkeys(d for d, _ in PASSES[name].shapes):
                 for text in args.shapes or PASS_SHAPES.get(name, _OTHER_SHAPES):
                     shape = Shape.parse(text, getattr(torch, dtype))

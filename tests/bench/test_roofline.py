@@ -207,8 +207,18 @@ def test_other_kernels_at_the_size_are_not_guessed():
     other = streamed(16384, launched=True)
     other["kernels"]["another"] = other["kernels"].pop("some")
     counts = {"cases": [*(streamed(n) for n in (1024, 2048, 4096)), other]}
-    with pytest.raises(ValueError, match="got a difference in another, some"):
+    with pytest.raises(ValueError, match=r"expected another, launched at 16384 tokens, .* \[\]"):
         roofline.find_case(Shape(1, 16384, 64), counts, "streaming")
+
+
+def test_other_kernels_of_fewer_tokens_are_left_out():
+    small = streamed(1024)
+    small["kernels"]["another"] = small["kernels"].pop("some")
+    counts = {"cases": [small, streamed(2048), streamed(4096)]}
+    shape = Shape(1, 16384, 64)
+    assert list(roofline.find_case(shape, counts, "streaming")["kernels"]) == ["some"]
+    with pytest.raises(ValueError, match="expected the same kernels at 1024, 2048, 4096 tokens"):
+        roofline.find_case(Shape(1, 3000, 64), counts, "streaming")
 
 
 def test_noise_of_a_linear_count_stays_small():
