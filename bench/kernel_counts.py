@@ -361,7 +361,8 @@ def main_loops(record) -> list[dict]:
 
 
 # Counts that the tests guard, and their tolerated relative growth over the committed counts.
-WATCHED = ("launches", "issue", "shuffle", "barrier", "read_bytes", "written_bytes")
+WATCHED = ("launches", "issue", "shuffle", "barrier", "shared_bytes", "read_bytes")
+WATCHED += ("written_bytes", "longest_l2")
 TOLERATED = 0.1
 
 

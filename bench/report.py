@@ -72,6 +72,7 @@ of the device ({machine}). `make kernel-counts` counts anew.
 - The longest program of a launch bounds its wait, not the mean program.
 - `streaming` is the forward pass without distance rows, as above 2048 tokens. Its launches at 16384
   and 65536 tokens are counted, and what they execute is extrapolated from fewer tokens.
+- *torch's own* operations, sorts too, count as one launch of {small:g} us, whatever they move.
 - `backward` is the gradient of masks, density, delta and score, without the forward pass.
 - Latencies, the rate of L2 and the gaps are assumed (`bench/machine.py`).
 - `bmm` is counted as whole tiles of 128 x 128 at the measured rate of products.
@@ -102,7 +103,7 @@ def report(result: dict, stem: str, pictures: list[Path], level: int = 2) -> str
 def kernel_section() -> str:
     """Return the Markdown of the kernels' counts and expected times."""
     counts = roofline.load_counts()
-    parts = [_KERNELS.format(machine=H200.described()).strip()]
+    parts = [_KERNELS.format(machine=H200.described(), small=H200.small_kernel * 1e6).strip()]
     for table in kernel_tables.kernel_tables(counts, kernel_tables.committed_before()):
         parts += [f"### {table.title}", table.markdown().strip()]
     return "\n\n".join(parts) + "\n"
