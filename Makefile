@@ -151,8 +151,8 @@ $(PTX_ARCHS:%=test-ptx-%): test-ptx-%: $(INSTALLED)
 compile-report: $(INSTALLED)
 	$(BIN)/python bench/compile_report.py --out bench_out/triton-compile.json
 
-# Counts of the forward kernels, with the reports and documentation made from them. Run it after a
-# change of the kernels; takes minutes on one core.
+# Counts of the kernels of all passes, with the reports and documentation made from them. Run it after
+# a change of the kernels; takes ten minutes on one core.
 kernel-counts: $(INSTALLED)
 	$(BIN)/python bench/kernel_counts.py --out bench/results/triton-counts.json
 	$(BIN)/python bench/compile_report.py --out bench/results/triton-compile.json

@@ -1,17 +1,17 @@
-"""Count instructions and memory accesses of the forward pass's Triton kernels without a GPU.
+"""Count instructions and memory accesses of the Triton kernels of each pass without a GPU.
 
 Triton compiles every launch for Hopper. The emulator of tests/ptxemu runs the PTX and counts its
 lines. The assembler gives the machine code of each line (`sass.py`). Counts are for one image,
-because kernels do the same for each. Such a process cannot use Triton's interpreter.
+because kernels do the same for each. Such a process cannot use Triton's interpreter. `passes.py`
+has the passes and the usual sizes.
 
     python bench/kernel_counts.py --out bench/results/triton-counts.json
-    python bench/kernel_counts.py --checkout ../earlier --shapes 729x1152 --dtypes bfloat16
+    python bench/kernel_counts.py --checkout ../earlier --pass forward --shapes 729x1152
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import json
 import os
@@ -21,19 +21,23 @@ import time
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from unittest import mock
 
 import torch
 
+from setok_bench.machine import H200, SECTOR
+from setok_bench.passes import CLUSTERS, PASSES, K, counting_torch, distance_rows
+
 SCHEMA = 1
 ARCH = 90
-K, CLUSTERS = 8, 64
 EMULATOR = Path(__file__).resolve().parent.parent / "tests"
 # Shape that the tests compare with the committed counts: takes seconds, not minutes.
 GATE = (160, 64)
-SHAPES = ((256, 1152), (576, 1152), (729, 1152), (2048, 1152))
+# Passes of batches: tests compare their counts with those of three images.
+BATCHES = ("forward", "backward")
 _WIDTH = re.compile(r"ld\.global\S*?(?:\.v(?P<vector>\d))?\.[a-z](?P<bits>\d+)\b")
 _PRODUCT = re.compile(r"\.m(\d+)n(\d+)k(\d+)")
+# Columns of an instruction of the emulator, see `Ins` in tests/ptxemu/core/launch.h.
+_IMM, _IMM2 = 12, 13
 # Counts of a kernel that grow with its work. The other fields describe the build.
 GROWING = (
     "launches",
@@ -46,17 +50,25 @@ GROWING = (
     "fp64",
     "shared_bytes",
     "read_bytes",
+    "kept_bytes",
+    "first_bytes",
     "written_bytes",
     "reached_bytes",
     "flops",
+    "chain_l1",
     "chain_l2",
     "chain_memory",
+    "longest_l1",
+    "longest_l2",
+    "longest_memory",
+    "longest_first_bytes",
 )
+_NEAREST = ("l1", "l2", "memory")
 
 
 @dataclass
 class KernelCount:
-    """Counts of one kernel for an image, over all its launches in a forward pass.
+    """Counts of one kernel for an image, over all its launches in a pass.
 
     Attributes:
         launches: number of launches.
@@ -74,12 +86,20 @@ class KernelCount:
         fp64: machine instructions on float64.
         shared_bytes: bytes through shared memory and L1 (one unit), with bank conflicts and the
             reads of tensor cores.
-        read_bytes: bytes read from L2.
+        read_bytes: bytes read from L2, if L1 serves only lanes of one load.
+        kept_bytes: bytes of these that are read by loads that L1 keeps.
+        first_bytes: bytes of distinct sectors that a program reads by such loads, summed over the
+            programs.
         written_bytes: bytes written to L2.
         reached_bytes: bytes of all tensors that were passed.
         flops: flops on tensor cores.
+        chain_l1: clocks of one warp alone, with loads from L1, but copies from L2.
         chain_l2: clocks of one warp alone, with loads from L2.
         chain_memory: clocks of one warp alone, with loads from memory.
+        longest_l1: like `chain_l1`, of the program that executes most, not the mean program.
+        longest_l2: the same with loads from L2.
+        longest_memory: the same with loads from memory.
+        longest_first_bytes: `first_bytes` of that program.
         loops: main loops, each with source line, turns of a warp, and PTX instructions, shuffles
             and barriers of a turn.
     """
@@ -99,11 +119,18 @@ class KernelCount:
     fp64: float = 0
     shared_bytes: float = 0
     read_bytes: float = 0
+    kept_bytes: float = 0
+    first_bytes: float = 0
     written_bytes: float = 0
     reached_bytes: float = 0
     flops: float = 0
+    chain_l1: float = 0
     chain_l2: float = 0
     chain_memory: float = 0
+    longest_l1: float = 0
+    longest_l2: float = 0
+    longest_memory: float = 0
+    longest_first_bytes: float = 0
     loops: list[dict] = field(default_factory=list)
 
 
@@ -127,17 +154,19 @@ def find_emulator() -> None:
     driver.prepare()
 
 
-def count_forward(
-    tokens: int, dim: int, dtype: torch.dtype, images: int = 1, streaming: bool = False
+def count_pass(
+    name: str, tokens: int, dim: int, dtype: torch.dtype, images: int = 1, run: bool = True
 ) -> dict:
-    """Count `cluster_tokens` on ViT-like features, with all steps of the scope loop.
+    """Count one pass of `PASSES` on ViT-like features, with all steps of the scope loop.
 
     Args:
+        name: name of the pass.
         tokens: number of tokens of an image.
         dim: number of features of a token.
         dtype: dtype of the features.
         images: number of images of the batch; the counts are per image.
-        streaming: flag: keep no distance rows, whatever the number of tokens.
+        run: flag: run the kernels. Without it only launches, programs, the build and the bytes of
+            the tensors are counted.
 
     Returns:
         dict with "kernels", a `KernelCount` as a dictionary by name, and "torch_kernels", the
@@ -146,27 +175,28 @@ def count_forward(
     Raises:
         RuntimeError: the emulator found a fault.
     """
-    import setok_kernels as sk
     from ptxemu import driver
     from ptxemu.engine import options_of
-    from setok_kernels import compiled, testing
+    from setok_kernels import testing
 
+    counted = PASSES[name]
     x = testing.vit_like_tokens(images, tokens, dim).to(dtype)
-    config = sk.ClusterConfig(k=K, max_clusters=CLUSTERS, stop_residual=0.0)
     sources, reached = [], []
-    limit = compiled.DENSE_LIMITS["triton"]
-    with driver.emulated(ARCH, options_of("checks=0")) as emulator:
+    with (
+        driver.emulated(ARCH, options_of("checks=0")) as emulator,
+        distance_rows(counted.streaming),
+    ):
+        emulator.only_launch = not run
+        call = counted.prepare(x)
+        faults = [str(f) for f in emulator.findings if not f.is_note]
+        emulator.clear()
         emulator.edit = lambda ptx: sources.append(ptx) or ptx
-        emulator.on_launch = lambda name, grid, run, memories, scalars: reached.append(
+        emulator.on_launch = lambda kernel, grid, result, memories, scalars: reached.append(
             sum(end - begin for m in memories for begin, end in _union(m.spans))
         )
-        compiled.DENSE_LIMITS["triton"] = 0 if streaming else limit
-        try:
-            with counting_torch() as others:
-                sk.cluster_tokens(x, config, backend="triton")
-        finally:
-            compiled.DENSE_LIMITS["triton"] = limit
-        faults = [str(f) for f in emulator.findings if not f.is_note]
+        with counting_torch() as others:
+            call()
+        faults += [str(f) for f in emulator.findings if not f.is_note]
         records = emulator.records
     if faults:
         raise RuntimeError(f"kernel counts: the emulator found {faults[0]}")
@@ -174,51 +204,14 @@ def count_forward(
     for record, ptx, size in zip(records, sources, reached, strict=True):
         add_launch(kernels[record.kernel.removesuffix("_kernel")], record, ptx, size)
     for found in kernels.values():
-        for name in GROWING:
+        for field_name in GROWING:
             # Launches do not scale with the images, and a warp's chain does not depend on them.
-            if name not in ("launches", "chain_l2", "chain_memory"):
-                setattr(found, name, getattr(found, name) / images)
+            if field_name != "launches" and not field_name.startswith(("chain", "longest")):
+                setattr(found, field_name, getattr(found, field_name) / images)
     return {
         "torch_kernels": others.launches,
-        "kernels": {name: asdict(found) for name, found in kernels.items()},
+        "kernels": {kernel: asdict(found) for kernel, found in kernels.items()},
     }
-
-
-class TorchKernels(torch.utils._python_dispatch.TorchDispatchMode):
-    """Counter of torch operations that launch a kernel on a GPU."""
-
-    _NONE = ("empty", "view", "reshape", "slice", "select", "detach", "alias", "as_strided")
-    _NONE += ("unsqueeze", "squeeze", "expand", "transpose", "permute", "unbind", "split", "t.")
-
-    def __init__(self):
-        super().__init__()
-        self.launches = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = str(function).removeprefix("aten.").lstrip("_")
-        # `counting_torch` counts the operations inside ours.
-        ours = str(function).startswith("setok")
-        self.launches += not ours and not name.startswith(("new_empty", *self._NONE))
-        return function(*args, **(kwargs or {}))
-
-
-@contextlib.contextmanager
-def counting_torch():
-    """Enter a `TorchKernels` that also counts inside our operations.
-
-    A dispatch mode is off while it handles an operation, so a second one is entered inside.
-    """
-    from setok_triton import backend
-
-    outer, inner, plain = TorchKernels(), TorchKernels(), backend.cluster
-
-    def cluster(*args):
-        with inner:
-            return plain(*args)
-
-    with mock.patch.object(backend, "cluster", cluster), outer:
-        yield outer
-    outer.launches += inner.launches
 
 
 def _union(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -234,18 +227,15 @@ def _union(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
 def add_launch(found: KernelCount, record, ptx: str, reached: int) -> None:
     """Add one launch of the emulator to the counts of its kernel."""
     from setok_bench.assembler import occupancy
-    from setok_bench.machine import H200
     from setok_bench.sass import assemble, block_counts, chain, class_counts, latency_of
 
     run, program = record.run, record.run.program
     programs = int(record.grid[0] * record.grid[1] * record.grid[2])
     warps = programs * record.num_warps
-    executed: dict[int, float] = {}
-    for line, count in zip(program.ptx_line, run.executed.tolist(), strict=True):
-        executed[line] = max(executed.get(line, 0), count)
     machine_code = assemble_once(ptx, assemble)
     blocks = machine_code.blocks
-    counts = block_counts(blocks, executed)
+    counts = block_counts(blocks, by_line(program, run.executed))
+    longest = block_counts(blocks, by_line(program, run.longest))
     classes = class_counts(blocks, counts)
     built = machine_code.resources
     found.launches += 1
@@ -262,14 +252,29 @@ def add_launch(found: KernelCount, record, ptx: str, reached: int) -> None:
     traffic = memory_traffic(program, run)
     found.shared_bytes += traffic["shared"]
     found.read_bytes += traffic["read"]
+    found.kept_bytes += traffic["kept"]
+    found.first_bytes += min(traffic["kept"], SECTOR * run.first_sectors)
+    found.longest_first_bytes += SECTOR * run.longest_first_sectors
     found.written_bytes += traffic["written"]
     found.reached_bytes += reached
     found.flops += traffic["flops"]
-    a_warp = [count / warps for count in counts]
-    for name, loads in (("chain_l2", "l2"), ("chain_memory", "memory")):
-        clocks = chain(blocks, a_warp, latency_of(H200.latency, loads))
-        setattr(found, name, getattr(found, name) + clocks)
+    for name, of_warps, number in (
+        ("chain", counts, warps),
+        ("longest", longest, record.num_warps),
+    ):
+        a_warp = [count / number for count in of_warps]
+        for loads in _NEAREST:
+            clocks = chain(blocks, a_warp, latency_of(H200.latency, loads))
+            setattr(found, f"{name}_{loads}", getattr(found, f"{name}_{loads}") + clocks)
     found.loops = found.loops or main_loops(record)
+
+
+def by_line(program, executed) -> dict[int, float]:
+    """Return the executions by line of PTX, the maximum of its instructions."""
+    found: dict[int, float] = {}
+    for line, count in zip(program.ptx_line, executed.tolist(), strict=True):
+        found[line] = max(found.get(line, 0), count)
+    return found
 
 
 _ASSEMBLED: dict[str, object] = {}
@@ -285,12 +290,15 @@ def assemble_once(ptx: str, assemble):
 def memory_traffic(program, run) -> Counter:
     """Return bytes "read" and "written" through L2, bytes through L1 or "shared", and "flops".
 
+    Bytes "kept" are those of "read" by loads that L1 keeps: not of `ld.global.cg`, `.cs` or
+    `.L1::no_allocate`, of `cp.async.cg`, and of descriptor copies.
+
     Consecutive loads of parts of a sector hit L1 from the second on, so plain loads read no more
     from L2 than their lanes take. Flops are in units of 16-bit products: tf32, at half their rate,
     counts twice.
     """
     from ptxemu.build import opcodes
-    from setok_bench.machine import SECTOR
+    from ptxemu.ptx_memory import PAST_L1
 
     names = {number: name for name, number in opcodes().items()}
     found = Counter()
@@ -298,10 +306,13 @@ def memory_traffic(program, run) -> Counter:
     for row, text, count, lanes, passes in zip(program.code, program.text, *numbers, strict=True):
         name = names[int(row[0])]
         if name == "LD_GLOBAL":
-            found["read"] += min(SECTOR * passes, lanes * bytes_of(text))
+            read = min(SECTOR * passes, lanes * bytes_of(text))
+            found["read"] += read
+            found["kept"] += 0 if int(row[_IMM]) & PAST_L1 else read
             found["shared"] += SECTOR * passes
         elif name in ("CP_ASYNC", "BULK_LOAD"):
             found["read"] += SECTOR * passes
+            found["kept"] += SECTOR * passes if name == "CP_ASYNC" and not row[_IMM2] else 0
             found["shared"] += SECTOR * passes
         elif name in ("ST_GLOBAL", "ATOM_GLOBAL", "BULK_STORE"):
             found["written"] += SECTOR * passes
@@ -350,7 +361,8 @@ def main_loops(record) -> list[dict]:
 
 
 # Counts that the tests guard, and their tolerated relative growth over the committed counts.
-WATCHED = ("launches", "issue", "shuffle", "barrier", "read_bytes", "written_bytes")
+WATCHED = ("launches", "issue", "shuffle", "barrier", "shared_bytes", "read_bytes")
+WATCHED += ("written_bytes", "longest_l2")
 TOLERATED = 0.1
 
 
@@ -374,11 +386,15 @@ def grown(counted: dict, committed: dict) -> list[str]:
     return lines
 
 
-def count_case(tokens: int, dim: int, dtype: torch.dtype, images: int = 1) -> dict:
-    """Return a case of the committed counts: its shape, its origin, and the counts."""
-    name = str(dtype).removeprefix("torch.")
-    shape = {"tokens": tokens, "features": dim, "k": K, "clusters": CLUSTERS, "dtype": name}
-    return {"shape": shape, "how": "counted", **count_forward(tokens, dim, dtype, images)}
+def count_case(
+    name: str, tokens: int, dim: int, dtype: torch.dtype, images: int = 1, run: bool = True
+) -> dict:
+    """Return a case of the committed counts: its pass, its shape, its origin, and the counts."""
+    kind = str(dtype).removeprefix("torch.")
+    shape = {"tokens": tokens, "features": dim, "k": K, "clusters": CLUSTERS, "dtype": kind}
+    how = "counted" if run else "launched, not run"
+    counts = count_pass(name, tokens, dim, dtype, images, run)
+    return {"pass": name, "shape": shape, "how": how, **counts}
 
 
 def rounded(value):
@@ -393,11 +409,22 @@ def rounded(value):
     return value
 
 
+def usual_cases(name: str, shapes: list[str] | None, dtypes: list[str] | None) -> list[tuple]:
+    """Return (dtype, (tokens, features), flag: run) of each case of a pass."""
+    if shapes:
+        sizes = [tuple(map(int, shape.split("x"))) for shape in shapes]
+        return [(dtype, size, True) for dtype in dtypes or ["bfloat16"] for size in sizes]
+    found = [(*case, True) for case in PASSES[name].shapes]
+    found += [(*case, False) for case in PASSES[name].launched]
+    return [case for case in found if dtypes is None or case[0] in dtypes]
+
+
 def main() -> int:
     """Count, and write or print the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pass", nargs="+", choices=PASSES, default=list(PASSES), dest="passes")
     parser.add_argument("--shapes", nargs="+", metavar="NxD", help="in place of the usual ones")
-    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--dtypes", nargs="+", help="in place of the usual ones")
     parser.add_argument(
         "--checkout",
         type=Path,
@@ -405,7 +432,7 @@ def main() -> int:
         metavar="DIR",
         help="checkout with the kernels to count, e.g. a worktree of an earlier commit",
     )
-    parser.add_argument("--gate", action="store_true", help="count only the case of the tests")
+    parser.add_argument("--gate", action="store_true", help="count only the cases of the tests")
     parser.add_argument("--out", type=Path, metavar="FILE", help="in place of the terminal")
     args = parser.parse_args()
     os.environ.pop("TRITON_INTERPRET", None)
@@ -418,18 +445,24 @@ def main() -> int:
         parser.error(str(error))
     from setok_bench.provenance import source
 
-    shapes = [tuple(map(int, s.split("x"))) for s in args.shapes] if args.shapes else SHAPES
+    def case(name, size, dtype, **options):
+        begin = time.monotonic()
+        found = count_case(name, *size, getattr(torch, dtype), **options)
+        took = time.monotonic() - begin
+        print(f"{name} {dtype} {size[0]}x{size[1]}: {took:.0f} s", file=sys.stderr, flush=True)
+        return found
+
     result = {"schema": SCHEMA, **source(args.checkout), "arch": ARCH}
-    result["gate"] = count_case(*GATE, torch.bfloat16)
+    result["gates"] = [case(name, GATE, "bfloat16") for name in args.passes]
     if args.gate:
-        result["gate_of_three"] = count_case(*GATE, torch.bfloat16, images=3)
-    result["cases"] = []
-    for dtype in [] if args.gate else args.dtypes:
-        for shape in shapes:
-            begin = time.monotonic()
-            result["cases"].append(count_case(*shape, getattr(torch, dtype)))
-            took = time.monotonic() - begin
-            print(f"{dtype} {shape[0]}x{shape[1]}: {took:.0f} s", file=sys.stderr, flush=True)
+        result["gates_of_three"] = [
+            case(name, GATE, "bfloat16", images=3) for name in args.passes if name in BATCHES
+        ]
+    result["cases"] = [
+        case(name, size, dtype, run=run)
+        for name in ([] if args.gate else args.passes)
+        for dtype, size, run in usual_cases(name, args.shapes, args.dtypes)
+    ]
     text = json.dumps(rounded(result), indent=1) + "\n"
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

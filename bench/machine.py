@@ -25,6 +25,7 @@ class Machine:
         copy: bytes per second of memory, read and written.
         matmul: flop per second of 16-bit products on tensor cores.
         l2_bytes: size of the L2 cache in bytes.
+        l1_bytes: size of L1 and shared memory of a multiprocessor together in bytes.
         launch_gap: seconds between the end of a kernel and the start of the next.
         small_kernel: seconds of a torch kernel that fills or copies almost nothing.
         latency: clocks until the result of an instruction, by kind.
@@ -45,6 +46,7 @@ class Machine:
     copy: float
     matmul: float
     l2_bytes: float
+    l1_bytes: float
     launch_gap: float
     small_kernel: float
     latency: dict[str, int]
@@ -64,8 +66,8 @@ class Machine:
             f"memory; memory {self.copy / 1e12:g} TB/s, products {self.matmul / 1e12:g} TFLOP/s "
             f"({origin}). Assumed: L2 {self.l2 / 1e12:g} TB/s ({self.l2_best / 1e12:g} at best), "
             f"{self.l2_port:g} B a clock for one multiprocessor, {self.launch_gap * 1e6:g} us "
-            f"between kernels, {self.latency['memory']} clocks from memory and "
-            f"{self.latency['l2']} from L2"
+            f"between kernels, {self.latency['memory']} clocks from memory, {self.latency['l2']} "
+            f"from L2 and {self.latency['l1']} from L1"
         )
 
 
@@ -74,6 +76,7 @@ ASSUMED = ("l2", "l2_best", "l2_port", "launch_gap", "small_kernel", "latency")
 
 _LATENCY = {
     "memory": 600,
+    "l1": 40,
     "l2": 270,
     "shared": 30,
     "shuffle": 24,
@@ -99,6 +102,7 @@ H200 = Machine(
     copy=4.3e12,
     matmul=790e12,
     l2_bytes=50e6,
+    l1_bytes=256 * 1024,
     launch_gap=1e-6,
     small_kernel=1e-6,
     latency=_LATENCY,

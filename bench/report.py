@@ -65,7 +65,15 @@ of the device ({machine}). `make kernel-counts` counts anew.
 - *waiting* is the other bound: the time of one warp alone in the scheduled code, times the number
   of rounds of programs that do not fit at once. Further overlap between programs is not modelled.
 - *expected* includes the gaps between launches. The *floor* has neither gaps nor waits.
-- A load hits L1 where another lane or instruction of the program requested the data before.
+- L1 serves the lanes of one load. It also keeps the sectors that a program has read by cacheable
+  loads, if those of all programs that a multiprocessor holds at once fit into 256 KB together with
+  their shared memory. L2 then delivers each such sector once a program. Otherwise every load reads
+  from L2. Copies to shared memory past L1 and descriptor copies always do.
+- The longest program of a launch bounds its wait, not the mean program.
+- `streaming` is the forward pass without distance rows, as above 2048 tokens. Its launches at 16384
+  and 65536 tokens are counted, and what they execute is extrapolated from fewer tokens.
+- *torch's own* operations, sorts too, count as one launch of {small:g} us, whatever they move.
+- `backward` is the gradient of masks, density, delta and score, without the forward pass.
 - Latencies, the rate of L2 and the gaps are assumed (`bench/machine.py`).
 - `bmm` is counted as whole tiles of 128 x 128 at the measured rate of products.
 """
@@ -94,24 +102,28 @@ def report(result: dict, stem: str, pictures: list[Path], level: int = 2) -> str
 
 def kernel_section() -> str:
     """Return the Markdown of the kernels' counts and expected times."""
-    counts, before = (roofline.load_counts(p) for p in (roofline.COUNTS, kernel_tables.BEFORE))
-    parts = [_KERNELS.format(machine=H200.described()).strip()]
-    for table in kernel_tables.kernel_tables(counts, before):
+    counts = roofline.load_counts()
+    parts = [_KERNELS.format(machine=H200.described(), small=H200.small_kernel * 1e6).strip()]
+    for table in kernel_tables.kernel_tables(counts, kernel_tables.committed_before()):
         parts += [f"### {table.title}", table.markdown().strip()]
     return "\n\n".join(parts) + "\n"
 
 
 def kernel_summary() -> str:
-    """Return the expected time of the forward pass on a GPU, in one sentence."""
+    """Return the expected times of the passes on a GPU, in two sentences."""
     counts, shape = roofline.load_counts(), kernel_tables.LARGE
     found = roofline.forward(shape, H200, counts)
     expected, product = roofline.total(found), roofline.product_seconds(shape, H200)
     issued = sum(k["issue"] for k in roofline.find_case(shape, counts)["kernels"].values())
+    ratio = roofline.training_over_forward(shape, H200, counts)
+    long = kernel_tables.LONG[0]
+    streamed = roofline.total(roofline.streaming(long, H200, counts))
     return (
         f"Expected, not measured: {shape} in {dtype_name(shape.dtype)} on an {H200.name} takes "
         f"{expected * 1e3:.2f} ms, {expected / product:.1f} times `torch.bmm(x, x.mT)`, in "
         f"{sum(p.launches for p in found):.0f} launches and {issued / 1e6:.1f} million warp "
-        "instructions an image "
+        f"instructions an image. Forward and backward pass take {ratio:.1f} times the forward "
+        f"pass, and the forward pass of {long} takes {streamed * 1e3:.1f} ms "
         "([what bounds each kernel](performance.md#triton-kernels-counted-not-measured))."
     )
 

@@ -229,13 +229,19 @@ def _clocks(instructions: list[Instruction], latency: Callable[[Instruction], in
 
 
 def latency_of(table: dict[str, int], loads: str) -> Callable[[Instruction], int]:
-    """Return the latency function of a `Machine.latency`; `loads` come from "l2" or "memory"."""
-    kinds = {"load": loads, "store": loads}
+    """Return the latency function of a `Machine.latency`; `loads` come from "l2" or "memory".
+
+    From "l1" come plain loads alone: asynchronous copies, stores and atomics go to L2.
+    """
+    far = "l2" if loads == "l1" else loads
+    kinds = {"load": far, "store": far}
 
     def latency(i: Instruction) -> int:
         name = i.opcode.partition(".")[0]
         if name in ("LDC", "LDCU", "S2R", "S2UR"):
             return table["constant"]
+        if name == "LDG":
+            return table[loads]
         return table[kinds.get(i.kind, i.kind) if i.kind != "fp64" else "other"]
 
     return latency

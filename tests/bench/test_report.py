@@ -104,11 +104,36 @@ def test_parts_by_hand():
 def test_the_counts_of_the_kernels_stand_in_the_documentation():
     counts = roofline.load_counts()
     section = report.kernel_section()
-    for name in roofline.find_case(kernel_tables.LARGE, counts)["kernels"]:
-        assert f"| {name} |" in section and f"| 64 x {name} |" in section
+    for names, shape in kernel_tables.TABLED:
+        for name in names:
+            prefix = f"{name}: " if len(names) > 1 else ""
+            for kernel in roofline.find_case(shape, counts, name)["kernels"]:
+                assert f"| {prefix}{kernel} |" in section
     total = roofline.total(roofline.forward(kernel_tables.LARGE, H200, counts))
     assert f"| 64x729x1152, bfloat16 | {total * 1e6:.1f} |" in section
     assert "Commit 71c21cff5b;" in section and counts["commit"][:10] in section
+
+
+def test_the_sums_of_the_passes_by_hand():
+    now, before = roofline.load_counts(), kernel_tables.committed_before()
+    table = kernel_tables.sums_table(now, before, H200)
+    lines = {line[0]: line[1:] for line in table.lines}
+    long = kernel_tables.LONG[0]
+    expected = [
+        roofline.total(roofline.streaming(long, H200, c)) for c in (before["streaming"], now)
+    ]
+    cells = lines[f"streaming, {long}, us"]
+    assert [float(cell) for cell in cells[:2]] == pytest.approx(
+        [s * 1e6 for s in expected], abs=0.1
+    )
+    assert cells[2].startswith("extrapolated from")
+    large = kernel_tables.LARGE
+    ahead, back = (
+        sum(p.expected for p in f(large, H200, now)) for f in (roofline.forward, roofline.backward)
+    )
+    ratio = lines[f"forward and backward over forward, {large}"][1]
+    assert float(ratio) == pytest.approx(1 + back / ahead, abs=0.01)
+    assert ratio[:-1] in report.kernel_summary()
 
 
 def test_goals_by_hand(result):

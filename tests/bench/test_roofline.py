@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from setok_bench import roofline
-from setok_bench.kernel_counts import KernelCount
+from setok_bench.growth import _TERMS, fitted
+from setok_bench.kernel_counts import GROWING, KernelCount
 from setok_bench.machine import ASSUMED, H100, H200
+from setok_bench.passes import PASSES
 from setok_bench.work import Shape
 
 # Of one image: 264 programs of 4 warps, of which 8 fit on a multiprocessor.
@@ -118,6 +120,127 @@ def test_a_length_between_is_a_parabola():
     assert roofline.find_case(Shape(1, 200, 64), counts)["how"] == "counted"
 
 
+def test_the_longest_program_is_waited_for():
+    """One round of programs, and the last of two rounds."""
+    one = predict(longest_l2=175_500)
+    assert one.bound == "waiting" and one.parts["waiting"] == pytest.approx(1e-4)
+    # 132 multiprocessors hold 1056 programs at once.
+    two = predict(images=5, longest_l2=175_500)
+    assert two.parts["waiting"] == pytest.approx(1e-4 + 5000 / 1.755e9)
+    assert predict(longest_l2=1).parts["waiting"] == pytest.approx(5000 / 1.755e9)
+
+
+# Each program reads 16 KB four times, and others once.
+KEPT = {"read_bytes": 264 * 80e3, "kept_bytes": 264 * 64e3, "first_bytes": 264 * 16e3}
+KEPT |= {"written_bytes": 264 * 10e3, "reached_bytes": 1e9}
+
+
+@pytest.mark.parametrize(
+    ("images", "changes", "served"),
+    [
+        (1, {}, 48e3),
+        # Eight programs at once: 16 KB each and up to 16.7 KB of shared memory.
+        (4, {"shared": 16_700}, 48e3),
+        (4, {"shared": 16_800}, 0),
+        # Two of them at once.
+        (1, {"shared": 16_800}, 48e3),
+        (1, {"kept_bytes": 0, "first_bytes": 0}, 0),
+        (1, {"first_bytes": 264 * 64e3}, 0),
+    ],
+)
+def test_rows_that_stay_in_l1(images, changes, served):
+    count = dataclasses.asdict(dataclasses.replace(COUNT, **(KEPT | changes)))
+    assert roofline.l1_hits(count, images, H200) == pytest.approx(served / 80e3)
+    assert roofline.l2_bytes(count, images, H200) == pytest.approx(264 * (90e3 - served))
+    moved = images * 264 * (90e3 - served)
+    assert predict(images, **(KEPT | changes)).parts["L2"] >= moved / 5.5e12
+
+
+def test_loads_from_l1_wait_less():
+    chains = {"chain_l1": 1000, "chain_l2": 5000, "longest_l1": 2000, "longest_l2": 10_000}
+    chains |= {"chain_memory": 5000, "longest_memory": 10_000}
+    clocks = 0.6 * 2000 + 0.4 * 10_000
+    assert predict(**KEPT, **chains).parts["waiting"] == pytest.approx(clocks / 1.755e9)
+    # The longest program alone reads more than fits.
+    far = predict(**KEPT, **chains, longest_first_bytes=300e3)
+    assert far.parts["waiting"] == pytest.approx(10_000 / 1.755e9)
+
+
+def streamed(tokens, launched=False, **changes):
+    """A case whose counts are quadratic, and whose launches grow with the logarithm."""
+    launches = tokens.bit_length()
+    numbers = dict.fromkeys(GROWING, 0) | {"launches": launches, "programs": launches * tokens}
+    if not launched:
+        numbers |= {"issue": launches * (5 * tokens**2 + tokens), "read_bytes": launches * 7}
+        numbers |= {"chain_l2": launches * 3 * tokens}
+    found = case(tokens, 0)
+    found["kernels"]["some"] |= numbers | changes
+    how = "launched, not run" if launched else "counted"
+    return found | {"pass": "streaming", "how": how}
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_the_streaming_pass_is_extrapolated(launched):
+    counts = {"cases": [streamed(n) for n in (1024, 2048, 4096)]}
+    if launched:
+        counts["cases"].append(streamed(16384, launched=True, registers=77, fit=3))
+    shape = Shape(1, 16384, 64)
+    found = roofline.find_case(shape, counts, "streaming")
+    assert found["how"] == "extrapolated from 1024, 2048, 4096 tokens"
+    some = found["kernels"]["some"]
+    # The number of launches is known exactly only where they were launched.
+    close = {"rel": 1e-3 if launched else 0.03}
+    assert some["launches"] == pytest.approx(15, **close)
+    assert some["programs"] == pytest.approx(15 * 16384, **close)
+    assert some["issue"] == pytest.approx(15 * (5 * 16384**2 + 16384), **close)
+    assert some["read_bytes"] == pytest.approx(15 * 7, **close)
+    assert some["chain_l2"] == pytest.approx(15 * 3 * 16384, **close)
+    assert (some["registers"], some["fit"]) == ((77, 3) if launched else (0, 8))
+    waiting = {p.kernel: p for p in roofline.streaming(shape, H200, counts)}["some"]
+    assert waiting.expected > 14 * 3 * 16384 / 1.755e9
+    for name in ("forward", "backward"):
+        with pytest.raises(ValueError, match="expected one up to the counted ones of the pass"):
+            roofline.find_case(shape, counts, name)
+
+
+def test_other_kernels_at_the_size_are_not_guessed():
+    other = streamed(16384, launched=True)
+    other["kernels"]["another"] = other["kernels"].pop("some")
+    counts = {"cases": [*(streamed(n) for n in (1024, 2048, 4096)), other]}
+    with pytest.raises(ValueError, match=r"expected another, launched at 16384 tokens, .* \[\]"):
+        roofline.find_case(Shape(1, 16384, 64), counts, "streaming")
+
+
+def test_other_kernels_of_fewer_tokens_are_left_out():
+    small = streamed(1024)
+    small["kernels"]["another"] = small["kernels"].pop("some")
+    counts = {"cases": [small, streamed(2048), streamed(4096)]}
+    shape = Shape(1, 16384, 64)
+    assert list(roofline.find_case(shape, counts, "streaming")["kernels"]) == ["some"]
+    with pytest.raises(ValueError, match="expected the same kernels at 1024, 2048, 4096 tokens"):
+        roofline.find_case(Shape(1, 3000, 64), counts, "streaming")
+
+
+def test_noise_of_a_linear_count_stays_small():
+    sizes = [1024, 2048, 4096]
+    for noise in ([1.01, 0.99, 1.01], [0.99, 1.01, 0.99], [1.01, 1, 0.99]):
+        values = [3 * n * e for n, e in zip(sizes, noise, strict=True)]
+        found = fitted(sizes, values, 16384, _TERMS)
+        assert found == pytest.approx(3 * 16384, rel=0.1)
+
+
+def test_forward_and_backward_over_forward():
+    ahead = case(200, 2_640_000)
+    counts = {"cases": [ahead, ahead | {"pass": "backward", "torch_kernels": 0}]}
+    shape = Shape(8, 200, 64)
+    forward, backward = (
+        roofline.total(f(shape, H200, counts)) for f in (roofline.forward, roofline.backward)
+    )
+    assert forward == pytest.approx(backward + 4e-6)
+    ratio = roofline.training_over_forward(shape, H200, counts)
+    assert ratio == pytest.approx(1 + backward / forward)
+
+
 @pytest.mark.parametrize("shape", [Shape(1, 1001, 64), Shape(1, 300, 65), Shape(1, 300, 64, k=9)])
 def test_what_was_not_counted_is_refused(shape):
     counts = {"cases": [case(n, n) for n in (100, 200, 400, 1000)]}
@@ -159,6 +282,13 @@ class TestCommitted:
         found = roofline.forward(shape, H200, self.counts)
         assert all(0 <= p.floor <= p.expected for p in found), found
         assert 0 < roofline.product_seconds(shape, H200) < roofline.total(found)
+
+    @pytest.mark.parametrize("name", PASSES)
+    def test_every_pass_is_predicted(self, name):
+        for text in roofline.PASS_SHAPES.get(name, ("1x729x1152", "64x729x1152")):
+            found = roofline.predictions(name, Shape.parse(text), H200, self.counts)
+            assert len(found) > 1
+            assert all(0 <= p.floor <= p.expected for p in found), found
 
     def test_more_images_take_no_less(self):
         times = [

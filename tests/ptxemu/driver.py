@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ptxemu.build import cache_folder
-from ptxemu.engine import Finding, Memory, Options, Run, TensorMap, launch
+from ptxemu.engine import Finding, Memory, Options, Run, TensorMap, launch, nothing_run
 from ptxemu.parser import Program, parse
 
 # Maximum bytes of shared memory of a program.
@@ -130,6 +130,7 @@ class Emulator:
         keep_records: flag: keep records, not only counts.
         on_launch: function called after each launch with name, grid, `Run`, memories and scalars.
         edit: function that changes the PTX before it runs, for tests of the checks.
+        only_launch: flag: compile and record launches, but do not run them; results are unwritten.
     """
 
     arch: int
@@ -141,6 +142,7 @@ class Emulator:
     launches: int = 0
     on_launch: object = None
     edit: object = None
+    only_launch: bool = False
 
     def clear(self) -> None:
         self.records, self.findings = [], []
@@ -177,7 +179,10 @@ class Emulator:
         )
         if min(grid) < 1 or max(grid) > 2**31 - 1 or max(grid[1:]) > 65535:
             raise RuntimeError(f"{program.name}: a grid of {grid}")
-        run = launch(program, grid, passed, memories, shared, options, metadata.num_warps)
+        if self.only_launch:
+            run = nothing_run(program)
+        else:
+            run = launch(program, grid, passed, memories, shared, options, metadata.num_warps)
         self.findings += run.findings
         if self.keep_records:
             signature = ",".join(f"{k}:{v}" for k, v in compiled.src.signature.items())

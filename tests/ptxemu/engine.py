@@ -76,12 +76,17 @@ class CLaunch(ctypes.Structure):
         ("seed", ctypes.c_uint64),
         ("flags", ctypes.c_int64),
         ("max_ins", ctypes.c_int64),
-        *((n, ctypes.c_void_p) for n in ["pc_count", "pc_lanes", "pc_cost", "findings"]),
+        *(
+            (n, ctypes.c_void_p)
+            for n in ["pc_count", "pc_lanes", "pc_cost", "pc_longest", "findings"]
+        ),
         *(
             (n, ctypes.c_int64)
             for n in [
                 "max_findings",
                 "n_findings",
+                "n_longest_first",
+                "n_first",
                 "shared_base",
                 "param_base",
                 "param_bytes",
@@ -240,7 +245,20 @@ def key_of(finding: Finding) -> str:
 
 @dataclass
 class Run:
-    """Result of a launch."""
+    """Result of a launch. Arrays have an entry for each instruction.
+
+    Attributes:
+        program: parsed kernel.
+        findings: faults and notes of the checks.
+        aborted: flag: a fault stopped the launch.
+        executed: executions by warps.
+        lanes: executions by lanes.
+        cost: sectors of global memory, or passes through the banks of shared memory.
+        longest: executions by the warps of the program with the most executions.
+        first_sectors: distinct sectors that a program reads by loads that L1 keeps, summed over
+            the programs.
+        longest_first_sectors: those of the program with the most executions.
+    """
 
     program: Program
     findings: list[Finding]
@@ -248,6 +266,9 @@ class Run:
     executed: np.ndarray
     lanes: np.ndarray
     cost: np.ndarray
+    longest: np.ndarray
+    first_sectors: int = 0
+    longest_first_sectors: int = 0
 
 
 def launch(
@@ -300,7 +321,7 @@ def launch(
         init = None if m.init is None else m.init.ctypes.data
         segments[i] = CSegment(m.host, m.size, m.address(i), init, len(spans), spans.ctypes.data)
     n = len(program.code)
-    executed, lanes, cost = (np.zeros(n, np.uint64) for _ in range(3))
+    executed, lanes, cost, longest = (np.zeros(n, np.uint64) for _ in range(4))
     found = (CFinding * MAX_FINDINGS)()
     c = CLaunch(
         program.code.ctypes.data,
@@ -321,8 +342,11 @@ def launch(
         executed.ctypes.data,
         lanes.ctypes.data,
         cost.ctypes.data,
+        longest.ctypes.data,
         ctypes.addressof(found),
         MAX_FINDINGS,
+        0,
+        0,
         0,
         SHARED_BASE,
         PARAM_BASE,
@@ -333,7 +357,14 @@ def launch(
         raise RuntimeError("engine.py and core.cpp disagree about the layout of a launch")
     aborted = bool(lib.emulate(ctypes.byref(c)))
     findings = [_describe(program, memories, found[i]) for i in range(c.n_findings)]
-    return Run(program, findings, aborted, executed, lanes, cost)
+    first = (c.n_first, c.n_longest_first)
+    return Run(program, findings, aborted, executed, lanes, cost, longest, *first)
+
+
+def nothing_run(program: Program) -> Run:
+    """Return the result of a launch that executed nothing."""
+    zeros = (np.zeros(len(program.code), np.uint64) for _ in range(4))
+    return Run(program, [], False, *zeros)
 
 
 def _describe(program: Program, memories: list[Memory], f: CFinding) -> Finding:

@@ -15,6 +15,7 @@ from ptxemu.plain_kernels import (
     low_half,
     matmul,
     promised,
+    read_again,
     scaled_matmul,
     softmax,
     sort_and_scan,
@@ -40,6 +41,19 @@ def right(arch):
         out = torch.empty(128, dtype=torch.int32)
         low_half[(1,)](x, out, N=128, num_warps=4)
         close(out, x.view(torch.int32)[::2], 0)
+
+    def run_read_again(cache):
+        def run(e):
+            x, out = random(512), torch.empty(3 * 128)
+            read_again[(3,)](x, out, 512, 4, BLOCK=128, CACHE=cache)
+            turns = torch.tensor([4.0, 4.0, 5.0])
+            close(out.view(3, 128), turns[:, None] * x.view(4, 128).sum(0), 1e-4)
+            found, distinct = e.records[-1].run, 0 if cache else 512 * 4 // 32
+            assert found.first_sectors == 3 * distinct, found.first_sectors
+            assert found.longest_first_sectors == distinct, found.longest_first_sectors
+            assert int(found.longest.sum()) > int(found.executed.sum()) / 3, "the longest of three"
+
+        return run
 
     def run_softmax(columns):
         def run(e):
@@ -136,6 +150,8 @@ def right(arch):
         yield f"transpose {n} {str(dtype)[6:]}", run_transpose(n, dtype, warps)
     yield "sort and cumulative sum", run_sort
     yield "atomic counts", run_count
+    for cache in ("", ".cg"):
+        yield f"read again {cache}", run_read_again(cache)
     yield "through memory, with a barrier", run_through
 
 

@@ -92,6 +92,16 @@ def sort_and_scan(x, out, total, N: tl.constexpr):
 
 
 @triton.jit
+def read_again(x, out, n, turns, BLOCK: tl.constexpr, CACHE: tl.constexpr):
+    """Sum `n` values `turns` times, the last program one turn more."""
+    i, total = tl.arange(0, BLOCK), tl.zeros((BLOCK,), tl.float32)
+    for _ in range(turns + (tl.program_id(0) == tl.num_programs(0) - 1).to(tl.int32)):
+        for begin in range(0, n, BLOCK):
+            total += tl.load(x + begin + i, cache_modifier=CACHE)
+    tl.store(out + tl.program_id(0) * BLOCK + i, total)
+
+
+@triton.jit
 def count(x, out, n, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.atomic_add(out + tl.load(x + i, mask=i < n, other=0), 1, mask=i < n)

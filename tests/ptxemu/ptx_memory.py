@@ -12,6 +12,10 @@ MAP_FIELDS = [
 # Qualifiers without effect on a machine without caches that runs one program at a time.
 ORDER = {"weak", "relaxed", "acquire", "release", "acq_rel", "volatile", "gpu", "cta", "sys"}
 CACHES = {"nc", "ca", "cg", "cs", "cv", "lu", "wb", "wt"}
+# Qualifiers of loads whose sectors are not counted on in L1, and their flag in core/lanes.h.
+NOT_KEPT = {"cg", "cs", "cv", "lu", "relaxed", "acquire", "volatile"}
+NOT_KEPT |= {"L1::no_allocate", "L1::evict_first"}
+PAST_L1 = 0x1000
 
 
 def without_hints(qualifiers: list[str]) -> list[str]:
@@ -23,6 +27,7 @@ class Memory:
     """Parser mixin with one method per operation, by the first word of its name."""
 
     def _op_ld(self, opcode, q, o):
+        past = 0 if NOT_KEPT.isdisjoint(q) else PAST_L1
         space, *q = without_hints(q)
         size = size_of(q[-1])
         names = self.vector(o[0])
@@ -45,7 +50,7 @@ class Memory:
             return
         xs = [self.dst(n, wide) for n in names]
         if space == "global":
-            self.emit("LD_GLOBAL", [self.val(base, 8), offset], xs=xs, imm=flags, which=1)
+            self.emit("LD_GLOBAL", [self.val(base, 8), offset], xs=xs, imm=flags | past, which=1)
         elif space == "shared":
             at = 8 if self.is_register(base) and self.width(base) == 8 else 4
             self.emit(
@@ -159,7 +164,7 @@ class Memory:
             source, offset = self.address(o[1])
             given = self.val(o[3], 4) if len(o) > 3 else NONE
             a = [self.val(to, 4), to_offset, self.val(source, 8), offset, given]
-            self.emit("CP_ASYNC", a, imm=int(o[2], 0), which=0b10101)
+            self.emit("CP_ASYNC", a, imm=int(o[2], 0), imm2=int(q[1] == "cg"), which=0b10101)
         elif q[:2] == ["async", "bulk"]:
             self._bulk(opcode, q[2:], o)
         else:

@@ -52,7 +52,10 @@ void Machine::ld_st_global(Warp& w, const Ins& in, int pc, u32 m) {
       }
     }
   }
-  if (counting) L.pc_cost[pc] += sectors(address, m, size * n);
+  if (counting) {
+    bool cached = !store && !(in.imm & PAST_L1);
+    L.pc_cost[pc] += sectors(address, m, size * n, cached);
+  }
 }
 
 void Machine::ld_st_shared(Warp& w, const Ins& in, int pc, u32 m) {

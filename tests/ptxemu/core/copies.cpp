@@ -23,7 +23,8 @@ void Machine::write_copy(Copy& c) {
 }
 
 void Machine::cp_async(Warp& w, const Ins& in, int pc, u32 m) {
-  // a: shared address, offset, global address, offset, size in the source or NONE; imm: bytes
+  // a: shared address, offset, global address, offset, size in the source or NONE; imm: bytes;
+  // imm2: past L1
   const u32* to = P(w, in.a[0]);
   const u64* from = (const u64*)P(w, in.a[2]);
   const u32* given = in.a[4] == NONE ? nullptr : P(w, in.a[4]);
@@ -54,7 +55,7 @@ void Machine::cp_async(Warp& w, const Ins& in, int pc, u32 m) {
     if (lands_now()) write_copy(c);
     w.open.push_back(c);
   }
-  if (counting) L.pc_cost[pc] += sectors(address, read, in.imm);
+  if (counting) L.pc_cost[pc] += sectors(address, read, in.imm, !in.imm2);
 }
 
 // Waits for all groups but the newest `in.imm`.

@@ -43,12 +43,13 @@ enum Cmp {
   C_NAN
 };
 
-// Flags of loads, beside the size: as the type and the registers say.
+// Flags of loads, beside the size: as the type, the registers and the qualifiers say.
 enum LoadFlags {
   SIGNED = 0x100,
   WIDE_REGISTER = 0x200,
   HALF_REGISTER = 0x400,
-  WIDE_ADDRESS = 0x800
+  WIDE_ADDRESS = 0x800,
+  PAST_L1 = 0x1000
 };
 
 // What a register holds after a load of `size` bytes.

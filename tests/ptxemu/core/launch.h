@@ -76,9 +76,12 @@ struct Launch {
   int64_t max_ins;  // per warp, before a hang is reported
   uint64_t* pc_count;
   uint64_t* pc_lanes;
-  uint64_t* pc_cost;  // sectors, or passes through the banks
+  uint64_t* pc_cost;     // sectors, or passes through the banks
+  uint64_t* pc_longest;  // executions by the program with the most of them
   Finding* findings;
   int64_t max_findings;
-  int64_t n_findings;  // out
+  int64_t n_findings;       // out
+  int64_t n_longest_first;  // out: of these, those of the program with the most executions
+  int64_t n_first;  // out: distinct sectors that loads through L1 read, summed over programs
   int64_t shared_base, param_base, param_bytes;
 };

@@ -144,7 +144,13 @@ struct Machine {
   std::vector<size_t> flying;  // those that have not landed
   std::map<uint32_t, Mbar> mbars;
   std::vector<Unfinished> unfinished;
-  uint64_t progress = 0;  // changes with each change of an mbarrier
+  uint64_t progress = 0;         // changes with each change of an mbarrier
+  std::vector<uint64_t> counts;  // executions of each instruction by this program
+  uint64_t longest = 0;          // most executions of a program so far
+  int64_t first_before = 0;      // `n_first` before this program
+  uint32_t program = 0;          // number of programs begun
+  // By segment and sector: the last program that read it through L1.
+  std::vector<std::vector<uint32_t>> readers;
 
   explicit Machine(Launch& l) : L(l) {
     checks = l.flags & 1;
@@ -154,6 +160,8 @@ struct Machine {
     ulp_off = l.flags & 32;
     strict = l.flags & 64;
     rng.seed(l.seed);
+    counts.assign(l.n_ins, 0);
+    readers.resize(l.n_segments);
   }
 
   // shadow.cpp
@@ -181,7 +189,9 @@ struct Machine {
   // costs.cpp
 
   int bank_passes(const uint32_t* address, uint32_t mask, int n);
-  int sectors(const uint64_t* address, uint32_t mask, int n);
+  int sectors(const uint64_t* address, uint32_t mask, int n, bool cached = false);
+  void first_read(uint64_t sector);
+  void add_counts();
 
   // copies.cpp
 

@@ -3,6 +3,7 @@
 
 void Machine::start_cta() {
   cta_base = next_epoch;
+  program++;
   shared.assign(L.shared_bytes, 0xcd);
   if (checks) {
     if ((int64_t)sshadow.size() < L.shared_bytes) sshadow.assign(L.shared_bytes, SShadow{});
@@ -107,12 +108,13 @@ void Machine::run() {
     ctaid[1] = i / L.grid[0] % L.grid[1];
     ctaid[2] = i / (L.grid[0] * L.grid[1]);
     run_cta();
+    add_counts();
     if (aborted) break;
   }
 }
 
 extern "C" int emulate(Launch* launch) {
-  launch->n_findings = 0;
+  launch->n_findings = launch->n_first = launch->n_longest_first = 0;
   Machine machine(*launch);
   machine.run();
   return machine.aborted;

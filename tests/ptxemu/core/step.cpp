@@ -129,7 +129,7 @@ bool Machine::execute(Warp& w, const Ins& in, int pc, u32 m, u32 live) {
         // Not counted: the number of turns of a wait is arbitrary.
         w.executed--;
         if (counting) {
-          L.pc_count[pc]--;
+          counts[pc]--;
           L.pc_lanes[pc] -= __builtin_popcount(m);
         }
         w.groups[0].pc = pc;
@@ -181,7 +181,7 @@ void Machine::step(Warp& w, int64_t quantum) {
       quantum--;
       w.executed++;
       if (counting) {
-        L.pc_count[pc]++;
+        counts[pc]++;
         L.pc_lanes[pc] += __builtin_popcount(m);
       }
       if (w.executed > (u64)L.max_ins) {
