@@ -144,7 +144,9 @@ class Arithmetic:
         )
 
     def _op_bfe(self, opcode, q, o):
-        self.emit(f"BFE_{q[0].upper()}", [self.dst(o[0], 4), *(self.val(x, 4) for x in o[1:])])
+        size = size_of(q[0])
+        bits = (self.val(x, 4) for x in o[2:])
+        self.emit(f"BFE_{q[0].upper()}", [self.dst(o[0], size), self.val(o[1], size), *bits])
 
     def _op_bfi(self, opcode, q, o):
         if q != ["b32"]:
@@ -166,7 +168,12 @@ class Arithmetic:
             self._unknown(opcode, o)
         self._unary(name, 4, o)
 
-    _op_popc = partialmethod(_bits, name="POPC32")
+    def _op_popc(self, opcode, q, o):
+        if q == ["b64"]:
+            self.emit("POPC64", [self.dst(o[0], 4), self.val(o[1], 8)])
+        else:
+            self._bits(opcode, q, o, "POPC32")
+
     _op_clz = partialmethod(_bits, name="CLZ32")
     _op_brev = partialmethod(_bits, name="BREV32")
     _op_bfind = partialmethod(_bits, name="BFIND_U32", kind="u32")

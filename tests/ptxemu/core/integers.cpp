@@ -124,6 +124,17 @@ bool Machine::integers(Warp& w, const Ins& in, u32 m) {
           (y[l] & 255) > 31 || (z[l] & 255) == 0
               ? 0
               : (x[l] >> (y[l] & 255)) & ((z[l] & 255) > 31 ? FULL : (1u << (z[l] & 255)) - 1));
+    case BFE_U64: {
+      const u64* x = (const u64*)P(w, in.a[1]);
+      const u32 *y = P(w, in.a[2]), *z = P(w, in.a[3]);
+      u64* d = (u64*)P(w, in.a[0]);
+      FOR({
+        u32 pos = y[l] & 255, len = z[l] & 255;
+        u64 kept = len > 63 ? ~0ull : (1ull << len) - 1;
+        d[l] = pos > 63 ? 0 : (x[l] >> pos) & kept;
+      });
+      break;
+    }
     case BFE_S32: {
       const u32 *x = P(w, in.a[1]), *y = P(w, in.a[2]), *z = P(w, in.a[3]);
       u32* d = P(w, in.a[0]);
@@ -188,6 +199,7 @@ bool Machine::integers(Warp& w, const Ins& in, u32 m) {
       break;
     }
       OP1(POPC32, u32, u32, (u32)__builtin_popcount(x[l]));
+      OP1(POPC64, u32, u64, (u32)__builtin_popcountll(x[l]));
       OP1(CLZ32, u32, u32, x[l] ? (u32)__builtin_clz(x[l]) : 32u);
     case BREV32: {
       const u32* x = P(w, in.a[1]);
