@@ -101,10 +101,11 @@ _BOTH, _BF16 = ("bfloat16", "float32"), ("bfloat16",)
 PASSES = {
     "forward": Pass(_forward, _shapes(_BOTH, 256, 576, 729, 2048)),
     "backward": Pass(_backward, _shapes(_BF16, 256, 576, 729, 2048)),
-    # Powers of two, as blocks of kernels are; 4096 tokens take a minute, 8192 four.
+    # Powers of two, as blocks of kernels are; 4096 tokens take a minute, 8192 four. Fewer than 2048
+    # have too few candidates of seeds.
     "streaming": Pass(
         _forward,
-        _shapes(_BF16, 1024, 2048, 4096),
+        _shapes(_BF16, 2048, 4096, 8192),
         launched=_shapes(_BF16, 16384, 65536),
         streaming=True,
     ),

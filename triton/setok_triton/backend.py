@@ -113,8 +113,7 @@ def cluster(
         knn, parent = offsets.new_empty(total, k), offsets.new_empty(total)
         seeds = offsets.new_empty(images, max_clusters)
         counts = offsets.new_empty(images)
-        if size == 0 or total == 0:
-            # The streaming loop only writes the seeds that it finds.
+        if total == 0:
             seeds.fill_(-1)
             counts.zero_()
         made = (knn.view(*leading, k), parent.view(leading), seeds, counts)
@@ -151,9 +150,9 @@ def cluster(
                     best = find_parents(x, norm, chunk, knn, rho, parent, peaks)
                 key = offsets.new_empty(total)
                 settle_parents(chunk, parent, best, tops, key)
-                delta(x, chunk, parent, tops, key, dlt)
+                highest = delta(x, chunk, parent, tops, key, rho, importance, dlt)
                 first = seeds[cut] if replay else None
-                score(chunk, rho, dlt, importance, first, s, options.score_norm_max)
+                score(chunk, rho, dlt, importance, first, highest, s, options.score_norm_max)
                 stream_scope(x, norm, chunk, s, most, options, loop, part, left, *known, replay)
                 labels(chunk, flags, left, *known, part, label, loop.exact)
     return masks, *(t.view(leading) for t in (label, rho, dlt, s)), *made

@@ -1,5 +1,6 @@
 """Kernels of the token order, the seed distance (SeTok, Eq. 2) and the seed score."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -80,6 +81,7 @@ def farthest_fwd_kernel(
     images,
     tops,  # Rows: tokens without parent
     p_key,  # (T,) int64, initially -1
+    p_highest,  # (B,) int32; 0 is written
     L,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -93,6 +95,8 @@ def farthest_fwd_kernel(
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_ok = flagged(images.p_ok, start, o_n, o_n < n)
     factor = tl.load(images.p_factor + i_b)
+    if i_n == 0:
+        tl.store(p_highest + i_b, 0)
     # An image has one top token; a replay may have more.
     for i_top in range(tl.load(tops.p_count + i_b)):
         top = tl.load(tops.p_tokens + start + i_top)
@@ -117,7 +121,10 @@ def delta_fwd_kernel(
     images,
     p_parent,  # (T,) int64
     p_key,  # (T,) int64 keys of the farthest tokens, read for tokens without parent
+    p_density,  # (T,) float32
+    p_importance,  # (T,) weights, or None
     p_delta,  # (T,) float32
+    p_highest,  # (B,) int32 bits of the maximum rho * delta * w, initially 0
     L,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -138,7 +145,12 @@ def delta_fwd_kernel(
     b_delta = tl.where(m_top, b_far, b_delta)
     # An infinite delta at density 0 would make the score NaN.
     b_delta = tl.minimum(sigma * b_delta, 3.4028234663852886e38)
-    tl.store(p_delta + start + o_n, tl.where(m_ok, b_delta, 0.0), mask=m_n)
+    b_delta = tl.where(m_ok, b_delta, 0.0)
+    tl.store(p_delta + start + o_n, b_delta, mask=m_n)
+    b_rho = tl.load(p_density + start + o_n, mask=m_ok, other=0.0)  # (N,)
+    b_raw = weighted_score(b_rho * b_delta, p_importance, start, o_n, m_n)
+    highest = tl.max(tl.where(m_ok, b_raw, 0.0), axis=0)
+    tl.atomic_max(p_highest + i_b, highest.to(tl.int32, bitcast=True), sem="relaxed")
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -148,6 +160,7 @@ def score_fwd_kernel(
     p_delta,  # (T,) float32
     p_importance,  # (T,) weights, or None
     p_seeds,  # (B, C) int64 of a replay, or None
+    p_highest,  # (B,) int32 bits of the maximum rho * delta * w
     p_score,  # (T,) float32
     L,
     stride_seeds,
@@ -158,18 +171,11 @@ def score_fwd_kernel(
 
     A replay has the token of the maximum in `p_seeds`.
     """
-    i_b, _, start, n = locate(p_offsets, L, 1)
-    o_n = tl.arange(0, BLOCK_N)
-    largest = 1.0
+    i_b, i_n, start, n = locate(p_offsets, L, tl.cdiv(L, BLOCK_N))
+    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_n, largest = o_n < n, 1.0
     if NORMALISE:
-        b_largest = tl.zeros((BLOCK_N,), dtype=tl.float32)
-        for i_n in range(0, n, BLOCK_N):
-            m_n = i_n + o_n < n
-            b_rho = tl.load(p_density + start + i_n + o_n, mask=m_n, other=0.0)  # (N,)
-            b_delta = tl.load(p_delta + start + i_n + o_n, mask=m_n, other=0.0)  # (N,)
-            b_raw = weighted_score(b_rho * b_delta, p_importance, start, i_n + o_n, m_n)
-            b_largest = tl.maximum(b_largest, b_raw)
-        largest = tl.max(b_largest, axis=0)
+        largest = tl.load(p_highest + i_b).to(tl.float32, bitcast=True)
         if p_seeds is not None:
             top = tl.load(p_seeds + i_b * stride_seeds)
             m_top = top >= 0
@@ -179,12 +185,10 @@ def score_fwd_kernel(
             largest = tl.where(m_top, raw, largest)
         # A subnormal maximum counts as 0: its reciprocal is not finite.
         largest = tl.where(largest >= 1.1754943508222875e-38, largest, 1.0)
-    for i_n in range(0, n, BLOCK_N):
-        m_n = i_n + o_n < n
-        b_rho = tl.load(p_density + start + i_n + o_n, mask=m_n, other=0.0)  # (N,)
-        b_delta = tl.load(p_delta + start + i_n + o_n, mask=m_n, other=0.0)  # (N,)
-        b_raw = weighted_score(b_rho * b_delta, p_importance, start, i_n + o_n, m_n)
-        tl.store(p_score + start + i_n + o_n, tl.div_rn(b_raw, largest), mask=m_n)
+    b_rho = tl.load(p_density + start + o_n, mask=m_n, other=0.0)  # (N,)
+    b_delta = tl.load(p_delta + start + o_n, mask=m_n, other=0.0)  # (N,)
+    b_raw = weighted_score(b_rho * b_delta, p_importance, start, o_n, m_n)
+    tl.store(p_score + start + o_n, tl.div_rn(b_raw, largest), mask=m_n)
 
 
 def parents(
@@ -210,7 +214,16 @@ def parents(
     )
 
 
-def delta(x: Tensor, chunk: Chunk, parent: Tensor, tops: Rows, key: Tensor, out: Tensor) -> None:
+def delta(
+    x: Tensor,
+    chunk: Chunk,
+    parent: Tensor,
+    tops: Rows,
+    key: Tensor,
+    density: Tensor,
+    importance: Tensor | None,
+    out: Tensor,
+) -> Tensor:
     """Write the distances to the parents, or to the farthest tokens of those without parent.
 
     Args:
@@ -219,14 +232,22 @@ def delta(x: Tensor, chunk: Chunk, parent: Tensor, tops: Rows, key: Tensor, out:
         parent: (T,) int64 parents.
         tops: tokens without parent.
         key: (T,) int64, -1 for tokens without parent; receives those of `farthest_fwd_kernel`.
+        density: (T,) float32 local densities.
+        importance: (T,) weights of the scores or None.
         out: output, (T,) float32 seed distances.
+
+    Returns:
+        (B,) int32 bits of the maximum score of each image before its normalisation.
     """
-    config = token_config(x.dtype)
+    config, highest = token_config(x.dtype), torch.empty_like(tops.p_count)
     programs = (chunk.images * triton.cdiv(chunk.longest, config.block_n),)
     tokens, images = Tokens.of(x), Images.of(chunk)
     launch = config.launch() | {"maxnreg": max_registers(x)}
-    farthest_fwd_kernel[programs](tokens, images, tops, key, chunk.longest, **launch)
-    delta_fwd_kernel[programs](tokens, images, parent, key, out, chunk.longest, **launch)
+    farthest_fwd_kernel[programs](tokens, images, tops, key, highest, chunk.longest, **launch)
+    delta_fwd_kernel[programs](
+        *(tokens, images, parent, key, density, importance, out, highest, chunk.longest), **launch
+    )
+    return highest
 
 
 def score(
@@ -235,14 +256,15 @@ def score(
     delta: Tensor,
     importance: Tensor | None,
     seeds: Tensor | None,
+    highest: Tensor,
     out: Tensor,
     norm: bool,
 ) -> None:
     """Write the seed score of the chunk into `out` (T,); a replay passes its `seeds` (B, C)."""
-    score_fwd_kernel[(chunk.images,)](
-        *(chunk.offsets, density, delta, importance, seeds, out, chunk.longest),
+    block = 256
+    score_fwd_kernel[(chunk.images * triton.cdiv(chunk.longest, block),)](
+        *(chunk.offsets, density, delta, importance, seeds, highest, out, chunk.longest),
         0 if seeds is None else seeds.stride(0),
         NORMALISE=norm,
-        BLOCK_N=2048,
-        num_warps=8,
+        BLOCK_N=block,
     )

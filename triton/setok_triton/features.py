@@ -11,7 +11,7 @@ from setok_triton.common import COUNTERS, FAR_INDEX, Tokens, flagged, locate, pr
 from setok_triton.configs import dot_precision, tile_config, token_config
 
 # Parts of an image whose features are summed by different programs.
-CHUNKS = 64
+CHUNKS = 32
 
 
 @triton.jit

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from setok_triton.chunk import Chunk
 from setok_triton.common import COUNTERS, FAR_INDEX, Images, Tokens, distance_tile, flagged, locate
-from setok_triton.configs import dot_precision, tile_config
+from setok_triton.configs import dot_precision, gram_config
 from setok_triton.rows import Rows, append
 
 # No key of a distance and a token is larger.
 NO_KEY = tl.constexpr(2**63 - 1)
 # Tiles that a program compares its peaks with in one turn.
-TURN = 16
+TURN = 4
 
 
 @triton.jit
@@ -183,9 +183,9 @@ def find_parents(
     listed_parents_fwd_kernel[(chunk.images * triton.cdiv(longest, block),)](
         *(images, knn, density, parent, peaks, best, k, longest), BLOCK_N=block, num_warps=4
     )
-    config = tile_config(x.dtype)
-    # Two programs for each multiprocessor of the largest GPUs, as long as there are tokens.
-    width = max(1, min(256 // chunk.images, triton.cdiv(longest, config.block_m)))
+    config = gram_config(x.dtype)
+    # One program for each multiprocessor of the largest GPUs, as long as there are tokens.
+    width = max(1, min(132 // chunk.images, triton.cdiv(longest, config.block_n)))
     peak_parents_fwd_kernel[(chunk.images * width,)](
         *(Tokens.of(x), images, density, peaks, best, longest, width),
         PRECISION=dot_precision(x.dtype),

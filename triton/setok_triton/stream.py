@@ -20,6 +20,8 @@ from setok_triton.scope import MaskLayout, alpha_mask, load_learnables, number_o
 # Steps with the same candidates, and candidates of an image.
 ROUND = 16
 CANDIDATES = 64
+# Leading bits of a priority that the choice of candidates compares.
+PLACES = tl.constexpr(20)
 # Tokens of which only the one with the highest priority may be a candidate.
 SPAN = tl.constexpr(32)
 
@@ -86,7 +88,7 @@ def candidates_fwd_kernel(
     """Choose the candidates of a round for one image; in a replay they are its seeds.
 
     Candidates are those of all spans whose priorities exceed a threshold: the largest number that
-    more than CANDIDATES priorities reach, found bit by bit.
+    more than CANDIDATES priorities reach, found bit by bit down to the last of PLACES.
     """
     i_b, B = tl.program_id(0).to(tl.int64), tl.num_programs(0)
     p_out = loop.p_candidate + i_b * CANDIDATES
@@ -106,7 +108,7 @@ def candidates_fwd_kernel(
         b_bits = b_bits.to(tl.int32, bitcast=True)
         b_token = tl.load(loop.p_token + o_last, mask=m_p, other=-1)  # (P,)
         bound = tl.where(tl.sum((b_bits >= 0).to(tl.int32), axis=0) > CANDIDATES, 0, -1)
-        for i in range(31):
+        for i in range(PLACES):
             trial = tl.maximum(bound, 0) | (1 << (30 - i))
             reached = tl.sum((b_bits >= trial).to(tl.int32), axis=0)
             bound = tl.where(reached > CANDIDATES, trial, bound)
@@ -146,12 +148,21 @@ def candidate_rows_fwd_kernel(
 
 
 @triton.jit
-def seed_row(x, images, at, loop, seed, o_n, factor, L, CANDIDATES, PRECISION, BLOCK_M, BLOCK_D):
+def slot_of(b_low, b_high, seed):
+    """Return the slot of the seed among the candidates (two halves), -1 if it is none.
+
+    A half has no more entries than a warp has lanes, so every warp has all of them.
+    """
+    o_c = tl.arange(0, b_low.shape[0])
+    low = tl.max(tl.where(b_low == seed, o_c, -1), axis=0)
+    return tl.maximum(low, tl.max(tl.where(b_high == seed, o_c + b_low.shape[0], -1), axis=0))
+
+
+@triton.jit
+def seed_row(
+    x, images, at, p_rows, seed, slot, o_n, factor, L, CANDIDATES, PRECISION, BLOCK_M, BLOCK_D
+):
     """Return the squared distances (N,) to the seed: loaded, or computed if it has no row."""
-    o_c = tl.arange(0, CANDIDATES)
-    b_candidate = tl.load(loop.p_candidate + at.i_b * CANDIDATES + o_c)  # (C,)
-    slot = tl.max(tl.where(b_candidate == seed, o_c, -1), axis=0)
-    p_rows = loop.p_row + at.i_b * (CANDIDATES + 1) * L
     if slot < 0:
         o_m, slot = tl.arange(0, BLOCK_M), slot + CANDIDATES + 1
         o_seed = tl.where(o_m == 0, seed, FAR_INDEX)
@@ -219,41 +230,50 @@ def scope_step_fwd_kernel(
             tl.store(p_now, (tl.load(images.p_num_ok + i_b) > 0).to(tl.int32))
             tl.store(p_now + 1, 0)
             tl.store(p_now + 2, 0)
+            if not REPLAY:
+                # The loop only writes the seeds that it finds.
+                for i_c in range(0, C, BLOCK_N):
+                    o_c = i_c + tl.arange(0, BLOCK_N)
+                    b_none = tl.full((BLOCK_N,), -1, tl.int64)
+                    tl.store(p_seeds + i_b * stride_seeds + o_c, b_none, mask=o_c < C)
     else:
         p_last = loop.p_state + i_last * 3
         going = tl.load(p_last) != 0
         count = tl.load(p_last + 1)
         half = tl.load(p_last + 2)
+        HALF: tl.constexpr = CANDIDATES // 2
+        p_candidate = loop.p_candidate + i_b * CANDIDATES + tl.arange(0, HALF)
+        b_low, b_high = tl.load(p_candidate), tl.load(p_candidate + HALF)  # (C / 2,) each
         seed = 0
         if REPLAY:
             p_seed = p_seeds + i_b * stride_seeds + step
             seed = tl.load(p_seed, mask=step < C, other=-1).to(tl.int32)
             going = seed >= 0
+            b_scope = tl.load(loop.p_scope + half * T + start + o_n, mask=m_n, other=0.0)  # (N,)
         else:
             o_p = tl.arange(0, BLOCK_P)
             m_p = o_p < blocks * SPANS
             o_last = i_last * blocks * SPANS + o_p
-            # (P,) maximum priority of each span, and its token
+            # (P,) maximum priority of each span, its token, and the sum of the scope
             b_highest = tl.load(loop.p_priority + o_last, mask=m_p, other=-1.0)
             b_token = tl.load(loop.p_token + o_last, mask=m_p, other=FAR_INDEX)
             b_left = tl.load(loop.p_left + o_last, mask=m_p, other=0.0)
+            if WEIGHED:
+                mass = tl.sum(tl.load(loop.p_mass + o_last, mask=m_p, other=0.0), axis=0)
+                light = (step > 0) & (mass < min_mass)
+                # The seed of the previous step was provisional until its mass was known.
+                if going & (i_n == 0) & light:
+                    tl.store(p_seeds + i_b * stride_seeds + step - 1, -1)
+                going = going & ~light
+            moved = (going & (step > 0)).to(tl.int32)
+            count += moved
+            half = tl.where(moved != 0, 1 - half, half)
+            # Loaded before the reduction, which then hides the latency.
+            b_scope = tl.load(loop.p_scope + half * T + start + o_n, mask=m_n, other=0.0)  # (N,)
             highest, seed, left = tl.reduce((b_highest, b_token, b_left), 0, combine)
-            if EXACT:
-                if step > 0:
-                    count += going.to(tl.int32)
-                    half = tl.where(going, 1 - half, half)
-            elif step > 0:
+            if not EXACT:
                 part = tl.maximum(tl.load(images.p_num_ok + i_b), 1).to(tl.float32)
-                appended = going
-                if WEIGHED:
-                    mass = tl.sum(tl.load(loop.p_mass + o_last, mask=m_p, other=0.0), axis=0)
-                    appended = going & (mass >= min_mass)
-                    # The seed of the previous step was provisional until its mass was known.
-                    if going & (i_n == 0) & (mass < min_mass):
-                        tl.store(p_seeds + i_b * stride_seeds + step - 1, -1)
-                count += appended.to(tl.int32)
-                half = tl.where(appended, 1 - half, half)
-                going = appended & (tl.div_rn(left, part) > stop_residual)
+                going = going & ((step == 0) | (tl.div_rn(left, part) > stop_residual))
             going = going & (highest >= 0)
         going = going & (step < number_of_steps(p_budget, i_b, C))
         if i_n == 0:
@@ -261,10 +281,10 @@ def scope_step_fwd_kernel(
             tl.store(p_now + 1, count)
             tl.store(p_now + 2, tl.where(going & REPLAY, 1 - half, half))
         if going:
-            b_scope = tl.load(loop.p_scope + half * T + start + o_n, mask=m_n, other=0.0)  # (N,)
             factor = tl.load(images.p_factor + i_b)
+            p_rows = loop.p_row + i_b * (CANDIDATES + 1) * L
             b_d = seed_row(
-                *(x, images, at, loop, seed, o_n, factor, L),
+                *(x, images, at, p_rows, seed, slot_of(b_low, b_high, seed), o_n, factor, L),
                 *(CANDIDATES, PRECISION, BLOCK_M, BLOCK_D),
             )
             b_d = tl.load(images.p_sigma + i_b) * b_d
