@@ -46,6 +46,7 @@ class Cost:
 
     Attributes:
         allocations: new storages.
+        allocated: bytes of them.
         aten: operations of torch that dispatch, views too, by name.
         aten_launches: those that run something on the device.
         kernels: launches of ours, by name.
@@ -53,6 +54,7 @@ class Cost:
     """
 
     allocations: int = 0
+    allocated: int = 0
     aten: Counter = field(default_factory=Counter)
     aten_launches: Counter = field(default_factory=Counter)
     kernels: Counter = field(default_factory=Counter)
@@ -95,8 +97,10 @@ class _Counting(TorchDispatchMode):
         ):
             self.cost.waits.append(f"{function} to the CPU")
         known = {t.untyped_storage()._cdata for t in given}
-        new = {t.untyped_storage()._cdata for t in found} - known
+        new = {t.untyped_storage()._cdata: t for t in found}
+        new = [t for storage, t in new.items() if storage not in known]
         self.cost.allocations += len(new)
+        self.cost.allocated += sum(t.untyped_storage().nbytes() for t in new)
         changes = function._schema.is_mutable or function in _ASSERTIONS
         if function not in _EMPTY and (new or changes):
             self.cost.aten_launches[str(function).removeprefix("aten.")] += 1
