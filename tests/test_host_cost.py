@@ -33,7 +33,7 @@ COSTS = {
     "cluster, learnable": (12, 36, 6),
     "cluster, importance and budget": (11, 40, 5),
     "cluster, replayed": (15, 43, 9),
-    "cluster, many tokens": (33, 50, 99),
+    "cluster, many tokens": (34, 49, 97),
     "cluster, backward": (44, 62, 38),
     "cluster, backward with importance": (44, 64, 38),
     "merge, hard": (17, 22, 17),

@@ -136,6 +136,39 @@ def test_rows_of_other_candidates_are_caught(monkeypatch):
         testing.check_backend("triton", x, CONFIG, exact=True)
 
 
+@pytest.mark.parametrize("kind", ["distinct", "ties", "close", "few", "zeros", "none"])
+def test_candidates_are_the_highest(kind):
+    """Never more than fit; those left out are no higher, up to the bits that are compared."""
+    generator = torch.Generator().manual_seed(0)
+    priority = {
+        "distinct": lambda: torch.rand(400, generator=generator),
+        "ties": lambda: torch.randint(0, 4, (400,), generator=generator).float(),
+        "close": lambda: 0.5 + 1e-6 * torch.rand(400, generator=generator),
+        "few": lambda: torch.where(torch.arange(400) < 20, torch.rand(400), -1.0),
+        "zeros": lambda: torch.zeros(400),
+        "none": lambda: torch.full((400,), -1.0),
+    }[kind]()
+    spans = len(priority)
+    loop = stream.Loop(
+        *(None, None, priority, 32 * torch.arange(spans, dtype=torch.int32), None, None),
+        torch.ones(3, dtype=torch.int32),
+        torch.full((stream.CANDIDATES,), -7, dtype=torch.int32),
+        None,
+    )
+    stream.candidates_fwd_kernel[(1,)](
+        *(loop, torch.zeros(1, 8, dtype=torch.int64), 0, 8, spans, 8),
+        **dict(REPLAY=False, CANDIDATES=stream.CANDIDATES, ROUND=stream.ROUND, BLOCK_P=512),
+    )
+    chosen = loop.p_candidate[loop.p_candidate >= 0].long() // 32
+    assert (loop.p_candidate >= -1).all() and len(chosen) == len(set(chosen.tolist()))
+    left = torch.ones(spans, dtype=torch.bool)
+    left[chosen] = False
+    if len(chosen) and left.any():
+        assert priority[left].max() <= priority[chosen].min() * (1 + 2**-11)
+    if kind in ("distinct", "few"):
+        assert len(chosen) == min(stream.CANDIDATES, int((priority >= 0).sum()))
+
+
 def test_most_seeds_are_candidates(monkeypatch):
     """The candidates of a round have the seeds of most of its steps, even with few spans."""
     x = testing.vit_like_tokens(1, 1024, 8)

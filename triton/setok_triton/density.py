@@ -124,6 +124,7 @@ def density_fwd_kernel(
     o_d, o_k = tl.arange(0, BLOCK_D).to(tl.int64), tl.arange(0, BLOCK_K)[None, :]
     p_list = p_knn + (start + o_n) * K
     b_listed = tl.load(p_list[:, None] + o_k, mask=m_n[:, None] & (o_k < K), other=-1)  # (N, K)
+    b_listed = b_listed.to(tl.int32)
     b_found = tl.sum((b_listed >= 0).to(tl.float32), axis=1)
     b_sums = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
     # Features outside, so that a token's own are read once for all neighbours.
@@ -209,9 +210,14 @@ def search_rows(
 def density(x: Tensor, chunk: Chunk, knn: Tensor, out: Tensor, noise: Tensor | None = None) -> None:
     """Write the density of given neighbours, plus the noise (T,), into `out` (T,)."""
     config = token_config(x.dtype)
+    if knn.shape[1] > 32:
+        # The sums of a long list take registers.
+        config = dataclasses.replace(config, block_n=config.block_n // 2)
     blocks = triton.cdiv(chunk.longest, config.block_n)
     density_fwd_kernel[(chunk.images * blocks,)](
         *(Tokens.of(x), Images.of(chunk), knn, noise, out, knn.shape[1], chunk.longest),
         BLOCK_K=triton.next_power_of_2(knn.shape[1]),
         **config.launch(),
+        # Without a limit the assembler spills a few registers to fit one more program.
+        maxnreg=176,
     )

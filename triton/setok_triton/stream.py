@@ -20,8 +20,9 @@ from setok_triton.scope import MaskLayout, alpha_mask, load_learnables, number_o
 # Steps with the same candidates, and candidates of an image.
 ROUND = 16
 CANDIDATES = 64
-# Leading bits of a priority that the choice of candidates compares.
+# Leading bits of a priority that the choice of candidates compares, and the bits after them.
 PLACES = tl.constexpr(20)
+IGNORED = tl.constexpr(2 ** (31 - 20) - 1)
 # Tokens of which only the one with the highest priority may be a candidate.
 SPAN = tl.constexpr(32)
 
@@ -112,6 +113,8 @@ def candidates_fwd_kernel(
             trial = tl.maximum(bound, 0) | (1 << (30 - i))
             reached = tl.sum((b_bits >= trial).to(tl.int32), axis=0)
             bound = tl.where(reached > CANDIDATES, trial, bound)
+        # Those that share the leading bits of the bound are left out, as there are too many.
+        bound = tl.where(bound < 0, bound, bound | IGNORED)
         m_above = b_bits > bound
         b_one = m_above.to(tl.int32)
         tl.store(p_out + tl.cumsum(b_one, axis=0) - b_one, b_token, mask=m_above)
@@ -400,7 +403,8 @@ def stream_scope(
             REPLAY=replay,
             WEIGHED=weighed,
             BLOCK_P=block_p,
-            **tiles | {"num_warps": 4},
+            # Without a limit the assembler spills a few registers to fit one more program.
+            **tiles | {"num_warps": 4, "maxnreg": 240},
         )
     scope_end_fwd_kernel[(images * blocks,)](
         *(chunk.offsets, carried, left, counts, steps, total, longest),
