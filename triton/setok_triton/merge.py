@@ -10,51 +10,86 @@ from setok_triton.configs import coefficient_precision, merge_config, token_conf
 from setok_triton.features import token_states
 from setok_triton.scope import MaskLayout
 from setok_triton.segments import segments
-from setok_triton.weighted_sums import weighted_dot, weighted_sums
+from setok_triton.shares import shares_of
+from setok_triton.weighted_sums import weighted_dot
 
 
 @triton.jit(do_not_specialize=COUNTERS)
 def merge_soft_fwd_kernel(
     x,
-    images,
-    p_weights,  # (T,) float32 or None
+    shares,
+    p_offsets,
     p_counts,  # (B,) int64
-    p_masks,
     p_out,  # (B, rows, D)
     rows,
     L,
     eps,
-    stride_image,
-    stride_row,
-    stride_start,
-    MEANS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    REST_C: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Write sum_i w_i M_ci x_i for a block of clusters and one of features.
+    """Write sum_i s_ci x_i for BLOCK_C + REST_C rows and a block of features.
 
-    MEANS divides it by sum_i w_i M_ci + eps.
+    With masses it is divided by sum_i s_ci + eps.
     """
     feature_blocks = tl.cdiv(x.D, BLOCK_D)
-    i_b, i_tile, start, n = locate(images.p_offsets, L, tl.cdiv(rows, BLOCK_C) * feature_blocks)
-    i_c = i_tile // feature_blocks * BLOCK_C
-    o_c = i_c + tl.arange(0, BLOCK_C)  # (C,)
+    row_blocks = tl.cdiv(rows, BLOCK_C + REST_C)
+    i_b, i_tile, start, n = locate(p_offsets, L, row_blocks * feature_blocks)
+    i_c = i_tile // feature_blocks * (BLOCK_C + REST_C)
     o_d = i_tile % feature_blocks * BLOCK_D + tl.arange(0, BLOCK_D)  # (D,)
+    m_d = o_d < x.D
     # Rows after the residual are 0.
-    count = tl.load(p_counts + i_b)
+    count = tl.load(p_counts + i_b).to(tl.int32)
+    PARTS: tl.constexpr = 2 if shares.p_parts.dtype.element_ty == tl.bfloat16 else 1
+    o_s = i_c * PARTS + tl.arange(0, PARTS * BLOCK_C)
+    o_rest = (i_c + BLOCK_C) * PARTS + tl.arange(0, PARTS * REST_C)
+    m_s = (o_s < (count + 1) * PARTS)[:, None]
+    m_rest = (o_rest < (count + 1) * PARTS)[:, None]
+    p_parts = shares.p_parts + i_b * rows * PARTS * shares.pitch
+    o_s, o_rest = (o_s * shares.pitch)[:, None], (o_rest * shares.pitch)[:, None]
+    p_columns = x.p_x + start * x.stride_n + (o_d.to(tl.int64) * x.stride_d)[None, :]
+    # Features by rows: a product on tensor cores may have few columns, but not few rows.
+    b_out = tl.zeros((BLOCK_D, PARTS * BLOCK_C), dtype=tl.float32)
+    b_rest = tl.zeros((BLOCK_D, PARTS * REST_C), dtype=tl.float32)
+    for i_n in range(0, tl.where(i_c <= count, n, 0), BLOCK_N):
+        o_n = i_n + tl.arange(0, BLOCK_N)
+        m_n = flagged(shares.p_ok, start, o_n, o_n < n)
+        p_block = p_columns + (o_n * x.stride_n)[:, None]
+        b_x = tl.load(p_block, mask=m_n[:, None] & m_d[None, :], other=0.0)  # (N, D)
+        b_s = tl.load(p_parts + (o_s + o_n[None, :]), mask=m_s, other=0.0)  # (C, N)
+        b_s_rest = tl.load(p_parts + (o_rest + o_n[None, :]), mask=m_rest, other=0.0)  # (rest, N)
+        b_t = tl.trans(b_x.to(b_s.dtype))
+        b_out = tl.dot(b_t, tl.trans(b_s), b_out, input_precision=PRECISION)
+        b_rest = tl.dot(b_t, tl.trans(b_s_rest), b_rest, input_precision=PRECISION)
+    b_out = tl.sum(tl.reshape(b_out, (BLOCK_D, BLOCK_C, PARTS)), axis=2)
+    b_rest = tl.sum(tl.reshape(b_rest, (BLOCK_D, REST_C, PARTS)), axis=2)
+    p_columns = p_out + i_b * rows * x.D + o_d[:, None]
+    o_c, o_rest = i_c + tl.arange(0, BLOCK_C), i_c + BLOCK_C + tl.arange(0, REST_C)
+    store_rows(p_columns, b_out, shares, i_b, o_c, m_d, count, rows, x.D, eps)
+    store_rows(p_columns, b_rest, shares, i_b, o_rest, m_d, count, rows, x.D, eps)
+
+
+@triton.jit
+def store_rows(p_columns, b_out, shares, i_b, o_c, m_d, count, rows, D, eps):
+    """Store sums (D, C), divided by their mass if any, and 0 after the residual."""
     m_c = o_c <= count
-    p_coefs = p_masks + i_b * stride_image + start * stride_start + o_c.to(tl.int64) * stride_row
-    n = tl.where(i_c <= count, n, 0)
-    b_out, b_mass = weighted_sums(
-        x, images.p_ok, p_weights, p_coefs, m_c, o_d, start, n, None, PRECISION, BLOCK_N
-    )
-    if MEANS:
-        b_out = tl.div_rn(b_out, (b_mass + eps)[:, None])
-    p_rows = p_out + (i_b * rows + o_c)[:, None] * x.D + o_d[None, :]
-    b_out = tl.where(m_c[:, None], b_out, 0.0).to(p_out.dtype.element_ty)
-    tl.store(p_rows, b_out, mask=(o_c < rows)[:, None] & (o_d < x.D)[None, :])
+    if shares.p_mass is not None:
+        blocks = shares.pitch // 16
+        o_k = tl.arange(0, 16)
+        p_mass = shares.p_mass + i_b * blocks * rows + o_c[:, None]
+        b_mass = tl.zeros((o_c.shape[0], 16), dtype=tl.float32)
+        for i_k in range(0, blocks, 16):
+            m_k = (i_k + o_k < blocks)[None, :]
+            # (C, K) sums of blocks of tokens
+            b_mass += tl.load(
+                p_mass + ((i_k + o_k) * rows)[None, :], mask=m_c[:, None] & m_k, other=0.0
+            )
+        b_out = tl.div_rn(b_out, (tl.sum(b_mass, axis=1) + eps)[None, :])
+    b_out = tl.where(m_c[None, :], b_out, 0.0).to(p_columns.dtype.element_ty)
+    p_tile = p_columns + (o_c * D)[None, :]
+    tl.store(p_tile, b_out, mask=(o_c < rows)[None, :] & m_d[:, None])
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -208,19 +243,17 @@ def merge_soft(
     images, rows, dim = counts.shape[0], masks.shape[-2], x.shape[1]
     config = merge_config(x.dtype)
     out = x.new_empty(images, rows, dim)
-    usable = _usable(x, labels, offsets, longest, means)
-    row_blocks = triton.cdiv(rows, config.block_m)
-    feature_blocks = triton.cdiv(dim, config.block_n)
-    if images * feature_blocks:
+    if not longest:
+        return out.zero_()
+    if images * dim:
+        shares = shares_of(x, labels, weights, masks, counts, offsets, longest, means)
+        row_blocks = triton.cdiv(rows, config.block_m + 16)
+        feature_blocks = triton.cdiv(dim, config.block_n)
         merge_soft_fwd_kernel[(images * row_blocks * feature_blocks,)](
-            *(Tokens.of(x), Images(offsets, usable), weights, counts, masks, out),
-            *(rows, longest, eps, *MaskLayout.of(masks)),
-            MEANS=means,
+            *(Tokens.of(x), shares, offsets, counts, out, rows, longest, eps),
             PRECISION=coefficient_precision(x.dtype),
+            REST_C=16,
             **config.launch("BLOCK_C", "BLOCK_D", "BLOCK_N"),
-            # Some lanes would fuse the product weight * mask into the sum, others not, and a row
-            # would have several masses.
-            enable_fp_fusion=weights is None,
         )
     return out
 
