@@ -17,6 +17,9 @@ PITCH = 16
 # Number of columns with one kept minimum; the candidates of a row are whole groups.
 GROUP = 16
 
+# Rows of a block of cluster rows beyond its power of two: 64 clusters have a residual, too.
+REST = 16
+
 
 def host_pitch(tokens: int) -> int:
     """Return the columns of a kept distance row; `common.row_pitch` is the same in kernels."""
@@ -95,6 +98,27 @@ def merge_config(dtype: torch.dtype) -> TileConfig:
         return TileConfig(block_m=64, block_n=64, block_d=16, num_warps=4, num_stages=3)
     block_d = 64 if dtype == torch.bfloat16 else 16
     return TileConfig(block_m=64, block_n=128, block_d=block_d, num_warps=4, num_stages=3)
+
+
+def unmerge_config(dtype: torch.dtype) -> TileConfig:
+    """Return tiles of 64 tokens by 128 features, summed over steps of `block_d` rows."""
+    return merge_config(dtype)
+
+
+def feature_parts(tiles: int, blocks: int) -> int:
+    """Return the number of programs that share the feature blocks of a tile of tokens.
+
+    Each has to prepare the masks, but there should be enough programs for the device.
+    """
+    return max(1, min(blocks, triton.cdiv(256, max(1, tiles))))
+
+
+def products_config(dtype: torch.dtype) -> TileConfig:
+    """Return tiles of 64 tokens by 64 rows, and `REST` more, summed over steps of features."""
+    config = tile_config(dtype)
+    if dtype == torch.float32 and dot_precision(dtype) == "ieee":
+        return config
+    return dataclasses.replace(config, block_n=64, num_warps=4)
 
 
 def row_tile_config(rows: int) -> TileConfig:

@@ -6,11 +6,19 @@ import triton.language as tl
 from torch import Tensor
 
 from setok_triton.common import COUNTERS, Images, Tokens, flagged, locate
-from setok_triton.configs import coefficient_precision, merge_config, token_config
+from setok_triton.configs import (
+    REST,
+    coefficient_precision,
+    feature_parts,
+    merge_config,
+    token_config,
+    unmerge_config,
+)
 from setok_triton.features import token_states
 from setok_triton.scope import MaskLayout
 from setok_triton.segments import segments
-from setok_triton.shares import shares_of
+from setok_triton.mask_gradients import Merged, mask_gradients, token_weight
+from setok_triton.shares import row_total, shares_of
 from setok_triton.weighted_sums import weighted_dot
 
 
@@ -48,18 +56,19 @@ def merge_soft_fwd_kernel(
     m_s = (o_s < (count + 1) * PARTS)[:, None]
     m_rest = (o_rest < (count + 1) * PARTS)[:, None]
     p_parts = shares.p_parts + i_b * rows * PARTS * shares.pitch
-    o_s, o_rest = (o_s * shares.pitch)[:, None], (o_rest * shares.pitch)[:, None]
-    p_columns = x.p_x + start * x.stride_n + (o_d.to(tl.int64) * x.stride_d)[None, :]
+    p_main = p_parts + (o_s.to(tl.int64) * shares.pitch)[:, None]
+    p_rest = p_parts + (o_rest.to(tl.int64) * shares.pitch)[:, None]
+    p_columns = x.p_x + (o_d.to(tl.int64) * x.stride_d)[None, :]
     # Features by rows: a product on tensor cores may have few columns, but not few rows.
     b_out = tl.zeros((BLOCK_D, PARTS * BLOCK_C), dtype=tl.float32)
     b_rest = tl.zeros((BLOCK_D, PARTS * REST_C), dtype=tl.float32)
     for i_n in range(0, tl.where(i_c <= count, n, 0), BLOCK_N):
         o_n = i_n + tl.arange(0, BLOCK_N)
         m_n = flagged(shares.p_ok, start, o_n, o_n < n)
-        p_block = p_columns + (o_n * x.stride_n)[:, None]
+        p_block = p_columns + ((start + o_n) * x.stride_n)[:, None]
         b_x = tl.load(p_block, mask=m_n[:, None] & m_d[None, :], other=0.0)  # (N, D)
-        b_s = tl.load(p_parts + (o_s + o_n[None, :]), mask=m_s, other=0.0)  # (C, N)
-        b_s_rest = tl.load(p_parts + (o_rest + o_n[None, :]), mask=m_rest, other=0.0)  # (rest, N)
+        b_s = tl.load(p_main + o_n[None, :], mask=m_s, other=0.0)  # (C, N)
+        b_s_rest = tl.load(p_rest + o_n[None, :], mask=m_rest, other=0.0)  # (rest, N)
         b_t = tl.trans(b_x.to(b_s.dtype))
         b_out = tl.dot(b_t, tl.trans(b_s), b_out, input_precision=PRECISION)
         b_rest = tl.dot(b_t, tl.trans(b_s_rest), b_rest, input_precision=PRECISION)
@@ -76,17 +85,8 @@ def store_rows(p_columns, b_out, shares, i_b, o_c, m_d, count, rows, D, eps):
     """Store sums (D, C), divided by their mass if any, and 0 after the residual."""
     m_c = o_c <= count
     if shares.p_mass is not None:
-        blocks = shares.pitch // 16
-        o_k = tl.arange(0, 16)
-        p_mass = shares.p_mass + i_b * blocks * rows + o_c[:, None]
-        b_mass = tl.zeros((o_c.shape[0], 16), dtype=tl.float32)
-        for i_k in range(0, blocks, 16):
-            m_k = (i_k + o_k < blocks)[None, :]
-            # (C, K) sums of blocks of tokens
-            b_mass += tl.load(
-                p_mass + ((i_k + o_k) * rows)[None, :], mask=m_c[:, None] & m_k, other=0.0
-            )
-        b_out = tl.div_rn(b_out, (tl.sum(b_mass, axis=1) + eps)[None, :])
+        b_mass = row_total(shares.p_mass, i_b, shares.blocks, rows, o_c, m_c) + eps
+        b_out = tl.div_rn(b_out, b_mass[None, :])
     b_out = tl.where(m_c[None, :], b_out, 0.0).to(p_columns.dtype.element_ty)
     p_tile = p_columns + (o_c * D)[None, :]
     tl.store(p_tile, b_out, mask=(o_c < rows)[None, :] & m_d[:, None])
@@ -141,46 +141,95 @@ def unmerge_soft_fwd_kernel(
     p_offsets,
     p_counts,  # (B,) int64 last row of each image
     p_masks,
-    p_mass,  # (B, rows) float32 or None
-    p_weights,  # (T,) float32, with p_mass
+    merged,  # Merged, or None
     p_out,  # (T, D)
     rows,
     L,
+    parts,
     stride_image,
     stride_row,
     stride_start,
+    FEW: tl.constexpr,
     PRECISION: tl.constexpr,
-    BLOCK_C: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    REST_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Write sum_c M_ci t_c for a block of tokens and one of features.
+    """Write sum_c M_ci t_c for a block of tokens and one of `parts` groups of features.
 
-    With p_mass, M_ci w_i / mass_c takes the place of M_ci.
+    With `merged` the masks are scaled, see `mask_tile`, and one more program of the block of tokens
+    writes the gradients of masks and weights. FEW: one step of the sum takes all rows.
     """
-    feature_blocks = tl.cdiv(tokens.D, BLOCK_D)
-    i_b, i_tile, start, n = locate(p_offsets, L, tl.cdiv(L, BLOCK_N) * feature_blocks)
-    o_n = i_tile // feature_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
-    o_d = i_tile % feature_blocks * BLOCK_D + tl.arange(0, BLOCK_D)
-    m_n, m_d = o_n < n, o_d < tokens.D
+    ROWS: tl.constexpr = BLOCK_C + REST_C
+    programs = parts
+    if merged is not None and merged.p_products is not None:
+        programs += 1
+    i_b, i_tile, start, n = locate(p_offsets, L, tl.cdiv(L, BLOCK_N) * programs)
+    i_part = i_tile % programs
+    o_n = i_tile // programs * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_n = o_n < n
     count = tl.load(p_counts + i_b).to(tl.int32)
-    p_coefs = p_masks + i_b * stride_image + start * stride_start + o_n[:, None]
-    p_rows = tokens.p_x + i_b * rows * tokens.stride_n + (o_d * tokens.stride_d)[None, :]
-    b_out = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
-    for i_c in range(0, count + 1, BLOCK_C):
-        o_c = (i_c + tl.arange(0, BLOCK_C)).to(tl.int64)
-        m_c = o_c <= count
-        m_coef = m_n[:, None] & m_c[None, :]
-        # (N, C) masks
-        b_coef = tl.load(p_coefs + o_c[None, :] * stride_row, mask=m_coef, other=0.0)
-        if p_mass is not None:
-            b_coef /= tl.load(p_mass + i_b * rows + o_c, mask=m_c, other=1.0)[None, :]
-            b_coef *= tl.load(p_weights + start + o_n, mask=m_n, other=0.0)[:, None]
-        m_t = m_c[:, None] & m_d[None, :]
-        b_t = tl.load(p_rows + o_c[:, None] * tokens.stride_n, mask=m_t, other=0.0)  # (C, D)
-        b_out = weighted_dot(b_coef, b_t, b_out, PRECISION)
-    p_block = p_out + (start + o_n)[:, None] * tokens.D + o_d[None, :]
-    tl.store(p_block, b_out.to(p_out.dtype.element_ty), mask=m_n[:, None] & m_d[None, :])
+    o_image = i_b * stride_image + start * stride_start
+    p_tile = p_masks + o_image + o_n[:, None]
+    if i_part < parts:
+        o_c, o_rest = tl.arange(0, BLOCK_C).to(tl.int64), tl.arange(0, REST_C).to(tl.int64)
+        o_d = tl.arange(0, BLOCK_D)
+        p_rows = tokens.p_x + i_b * rows * tokens.stride_n
+        p_block = p_out + (start + o_n)[:, None] * tokens.D
+        width = tl.cdiv(tl.cdiv(tokens.D, BLOCK_D), parts) * BLOCK_D
+        begin, end = i_part * width, tl.minimum((i_part + 1) * width, tokens.D)
+        if FEW:
+            b_m = mask_tile(p_tile, merged, i_b, o_c, count, start, o_n, m_n, rows, L, stride_row)
+            o_rest += BLOCK_C
+            b_r = mask_tile(
+                p_tile, merged, i_b, o_rest, count, start, o_n, m_n, rows, L, stride_row
+            )
+            for i_d in range(begin, end, BLOCK_D):
+                b_out = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
+                b_t = row_tile(tokens, p_rows, o_c, count, i_d + o_d)
+                b_out = weighted_dot(b_m, b_t, b_out, PRECISION)
+                b_t = row_tile(tokens, p_rows, o_rest, count, i_d + o_d)
+                b_out = weighted_dot(b_r, b_t, b_out, PRECISION)
+                m_tile = m_n[:, None] & (i_d + o_d < tokens.D)[None, :]
+                b_out = b_out.to(p_out.dtype.element_ty)
+                tl.store(p_block + (i_d + o_d)[None, :], b_out, mask=m_tile)
+        else:
+            for i_d in range(begin, end, BLOCK_D):
+                b_out = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
+                for i_c in range(0, count + 1, BLOCK_C):
+                    b_m = mask_tile(
+                        p_tile, merged, i_b, i_c + o_c, count, start, o_n, m_n, rows, L, stride_row
+                    )
+                    b_t = row_tile(tokens, p_rows, i_c + o_c, count, i_d + o_d)
+                    b_out = weighted_dot(b_m, b_t, b_out, PRECISION)
+                m_tile = m_n[:, None] & (i_d + o_d < tokens.D)[None, :]
+                b_out = b_out.to(p_out.dtype.element_ty)
+                tl.store(p_block + (i_d + o_d)[None, :], b_out, mask=m_tile)
+    elif merged is not None and merged.p_products is not None:
+        mask_gradients(
+            p_tile, merged, i_b, o_image, count, start, o_n, m_n, rows, L, stride_row, REST_C
+        )
+
+
+@triton.jit
+def row_tile(tokens, p_rows, o_c, count, o_d):
+    """Return the features o_d of cluster rows o_c (C, D), 0 after the last row."""
+    m_tile = (o_c <= count)[:, None] & (o_d < tokens.D)[None, :]
+    p_tile = p_rows + (o_c * tokens.stride_n)[:, None] + (o_d * tokens.stride_d)[None, :]
+    return tl.load(p_tile, mask=m_tile, other=0.0)
+
+
+@triton.jit
+def mask_tile(p_tile, merged, i_b, o_c, count, start, o_n, m_n, rows, L, stride_row):
+    """Return the masks (N, C) of rows o_c, or w_i M_ci / m_c with `merged`."""
+    m_c = o_c <= count
+    m_tile = m_n[:, None] & m_c[None, :]
+    b_m = tl.load(p_tile + (o_c.to(tl.int64) * stride_row)[None, :], mask=m_tile, other=0.0)
+    if merged is not None:
+        b_mass = row_total(merged.p_mass, i_b, merged.blocks, rows, o_c, m_c) + merged.eps
+        b_m = b_m / tl.where(m_c, b_mass, 1.0)[None, :] * token_weight(merged, start, o_n, m_n)[:, None]
+    return b_m
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -247,12 +296,12 @@ def merge_soft(
         return out.zero_()
     if images * dim:
         shares = shares_of(x, labels, weights, masks, counts, offsets, longest, means)
-        row_blocks = triton.cdiv(rows, config.block_m + 16)
+        row_blocks = triton.cdiv(rows, config.block_m + REST)
         feature_blocks = triton.cdiv(dim, config.block_n)
         merge_soft_fwd_kernel[(images * row_blocks * feature_blocks,)](
             *(Tokens.of(x), shares, offsets, counts, out, rows, longest, eps),
             PRECISION=coefficient_precision(x.dtype),
-            REST_C=16,
+            REST_C=REST,
             **config.launch("BLOCK_C", "BLOCK_D", "BLOCK_N"),
         )
     return out
@@ -297,8 +346,7 @@ def unmerge_soft(
     offsets: Tensor,
     longest: int,
     total: int,
-    mass: Tensor | None = None,
-    weights: Tensor | None = None,
+    merged: Merged | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Return the mixture of the cluster tokens for each token, by the masks.
@@ -310,23 +358,25 @@ def unmerge_soft(
         offsets: (B + 1,) int64 offsets of the images.
         longest: maximum number of tokens of an image.
         total: number of tokens of all images.
-        mass: (B, rows) float32 divisor of the masks of each row; only with `weights`.
-        weights: (T,) float32 factor of the masks of each token; only with `mass`.
+        merged: sums that scale the masks, for the gradient of a merge, or None.
         dtype: dtype of the result; None for that of `tokens`.
 
     Returns:
         (total, D) mixtures.
     """
     images, rows, dim = tokens.shape
-    config = merge_config(tokens.dtype)
+    config = unmerge_config(tokens.dtype)
     out = tokens.new_empty(total, dim, dtype=dtype)
     token_blocks = triton.cdiv(longest, config.block_m)
-    feature_blocks = triton.cdiv(dim, config.block_n)
-    if images * token_blocks * feature_blocks:
-        unmerge_soft_fwd_kernel[(images * token_blocks * feature_blocks,)](
-            *(Tokens.of(tokens.flatten(0, 1)), offsets, counts, masks, mass, weights, out),
-            *(rows, longest, *MaskLayout.of(masks)),
+    parts = feature_parts(images * token_blocks, triton.cdiv(dim, config.block_n))
+    programs = parts + (merged is not None and merged.p_products is not None)
+    if images * token_blocks * programs:
+        unmerge_soft_fwd_kernel[(images * token_blocks * programs,)](
+            *(Tokens.of(tokens.flatten(0, 1)), offsets, counts, masks, merged, out),
+            *(rows, longest, parts, *MaskLayout.of(masks)),
+            FEW=rows <= config.block_d + REST,
             PRECISION=coefficient_precision(tokens.dtype),
+            REST_C=REST,
             **config.launch("BLOCK_N", "BLOCK_D", "BLOCK_C"),
         )
     return out

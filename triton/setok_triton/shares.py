@@ -26,6 +26,19 @@ class Shares(NamedTuple):
     pitch: int  # tokens of a row: a multiple of `STEP`
     p_ok: Tensor  # (T,) int8, 0 for unusable tokens
     p_mass: Tensor | None  # (B, blocks, rows) float32 sums of the shares of each block of tokens
+    blocks: int
+
+
+@triton.jit
+def row_total(p_parts, i_b, blocks, rows, o_c, m_c):
+    """Return the sums over all blocks of tokens (C,) of rows o_c, from those (B, blocks, rows)."""
+    o_k = tl.arange(0, 16)
+    p_image = p_parts + i_b * blocks * rows + o_c[:, None]
+    b_total = tl.zeros((o_c.shape[0], 16), dtype=tl.float32)
+    for i_k in range(0, blocks, 16):
+        m_k = m_c[:, None] & (i_k + o_k < blocks)[None, :]
+        b_total += tl.load(p_image + ((i_k + o_k) * rows)[None, :], mask=m_k, other=0.0)  # (C, K)
+    return tl.sum(b_total, axis=1)
 
 
 @triton.jit
@@ -115,6 +128,7 @@ def shares_of(
         *(masks.new_empty(images, rows, parts, pitch, dtype=dtype), pitch),
         x.new_empty(x.shape[0], dtype=torch.int8),
         masks.new_empty(images, blocks, rows) if means else None,
+        blocks,
     )
     shares_fwd_kernel[(images * blocks,)](
         *(Tokens.of(x), shares, offsets, labels, weights, counts, masks, rows, longest),
