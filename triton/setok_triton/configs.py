@@ -97,12 +97,12 @@ def merge_config(dtype: torch.dtype) -> TileConfig:
     if coefficient_precision(dtype) == "ieee" and dtype != torch.bfloat16:
         return TileConfig(block_m=64, block_n=64, block_d=16, num_warps=4, num_stages=3)
     block_d = 64 if dtype == torch.bfloat16 else 16
-    return TileConfig(block_m=64, block_n=128, block_d=block_d, num_warps=4, num_stages=3)
+    return TileConfig(block_m=64, block_n=128, block_d=block_d, num_warps=8, num_stages=3)
 
 
 def unmerge_config(dtype: torch.dtype) -> TileConfig:
     """Return tiles of 64 tokens by 128 features, summed over steps of `block_d` rows."""
-    return merge_config(dtype)
+    return dataclasses.replace(merge_config(dtype), num_warps=4)
 
 
 def feature_parts(tiles: int, blocks: int) -> int:

@@ -303,6 +303,7 @@ def merge_soft(
             PRECISION=coefficient_precision(x.dtype),
             REST_C=REST,
             **config.launch("BLOCK_C", "BLOCK_D", "BLOCK_N"),
+            maxnreg=128 if x.dtype == torch.bfloat16 else None,
         )
     return out
 

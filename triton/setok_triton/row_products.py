@@ -144,6 +144,9 @@ def row_products(
             PRECISION=dot_precision(x.dtype),
             REST_C=REST,
             **config.launch("BLOCK_N", "BLOCK_C"),
+            # Some lanes would fuse the product weight * mask into the sum, others not, and a row
+            # would have several sums.
+            enable_fp_fusion=sums is None,
         )
     return out
 

@@ -136,5 +136,7 @@ def shares_of(
         FINITE=means,
         BLOCK_C=16,
         **config.launch(),
+        # Some lanes would fuse the product weight * mask into the sum, others not.
+        enable_fp_fusion=weights is None,
     )
     return shares
