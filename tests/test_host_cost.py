@@ -37,7 +37,7 @@ COSTS = {
     "cluster, backward": (43, 61, 38),
     "cluster, backward with importance": (43, 63, 38),
     "merge, hard": (17, 22, 17),
-    "merge, soft": (5, 10, 6),
+    "merge, soft": (5, 9, 3),
     "unmerge, hard": (2, 6, 2),
     "unmerge, soft": (2, 5, 2),
     "dpc_knn": (28, 57, 24),

@@ -96,19 +96,29 @@ def merge_config(dtype: torch.dtype) -> TileConfig:
     """
     if coefficient_precision(dtype) == "ieee" and dtype != torch.bfloat16:
         return TileConfig(block_m=64, block_n=64, block_d=16, num_warps=4, num_stages=3)
-    block_d = 64 if dtype == torch.bfloat16 else 16
+    block_d = 32 if dtype == torch.bfloat16 else 16
     return TileConfig(block_m=64, block_n=128, block_d=block_d, num_warps=8, num_stages=3)
 
 
+def shares_config(dtype: torch.dtype) -> TileConfig:
+    """Return tiles of 64 rows by 128 features; a step of 64 tokens fills a swizzled row."""
+    config = merge_config(dtype)
+    return dataclasses.replace(config, block_d=64) if dtype == torch.bfloat16 else config
+
+
 def unmerge_config(dtype: torch.dtype) -> TileConfig:
-    """Return tiles of 64 tokens by 128 features, summed over steps of `block_d` rows."""
-    return dataclasses.replace(merge_config(dtype), num_warps=4)
+    """Return tiles of 64 tokens by 128 features, summed over steps of `block_d` rows.
+
+    Split masks take half of the registers of those that the tensor cores split themselves.
+    """
+    config = shares_config(dtype)
+    return dataclasses.replace(config, num_warps=4) if dtype == torch.bfloat16 else config
 
 
 def feature_parts(tiles: int, blocks: int) -> int:
     """Return the number of programs that share the feature blocks of a tile of tokens.
 
-    Each has to prepare the masks, but there should be enough programs for the device.
+    Each prepares the masks again, but a small batch needs the programs.
     """
     return max(1, min(blocks, triton.cdiv(256, max(1, tiles))))
 

@@ -5,19 +5,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from setok_triton.common import COUNTERS, Images, Tokens, flagged, locate
+from setok_triton.common import COUNTERS, Tokens, flagged, locate
 from setok_triton.configs import (
     REST,
     coefficient_precision,
     feature_parts,
-    merge_config,
+    shares_config,
     token_config,
     unmerge_config,
 )
 from setok_triton.features import token_states
+from setok_triton.mask_gradients import Merged, mask_gradients, token_weight
 from setok_triton.scope import MaskLayout
 from setok_triton.segments import segments
-from setok_triton.mask_gradients import Merged, mask_gradients, token_weight
 from setok_triton.shares import row_total, shares_of
 from setok_triton.weighted_sums import weighted_dot
 
@@ -51,13 +51,11 @@ def merge_soft_fwd_kernel(
     # Rows after the residual are 0.
     count = tl.load(p_counts + i_b).to(tl.int32)
     PARTS: tl.constexpr = 2 if shares.p_parts.dtype.element_ty == tl.bfloat16 else 1
-    o_s = i_c * PARTS + tl.arange(0, PARTS * BLOCK_C)
-    o_rest = (i_c + BLOCK_C) * PARTS + tl.arange(0, PARTS * REST_C)
-    m_s = (o_s < (count + 1) * PARTS)[:, None]
-    m_rest = (o_rest < (count + 1) * PARTS)[:, None]
-    p_parts = shares.p_parts + i_b * rows * PARTS * shares.pitch
-    p_main = p_parts + (o_s.to(tl.int64) * shares.pitch)[:, None]
-    p_rest = p_parts + (o_rest.to(tl.int64) * shares.pitch)[:, None]
+    live = (count + 1 - i_c) * PARTS
+    o_s, o_rest = tl.arange(0, PARTS * BLOCK_C), PARTS * BLOCK_C + tl.arange(0, PARTS * REST_C)
+    m_s, m_rest = (o_s < live)[:, None], (o_rest < live)[:, None]
+    p_parts = shares.p_parts + (i_b * rows + i_c) * PARTS * shares.pitch
+    o_s, o_rest = (o_s * shares.pitch)[:, None], (o_rest * shares.pitch)[:, None]
     p_columns = x.p_x + (o_d.to(tl.int64) * x.stride_d)[None, :]
     # Features by rows: a product on tensor cores may have few columns, but not few rows.
     b_out = tl.zeros((BLOCK_D, PARTS * BLOCK_C), dtype=tl.float32)
@@ -67,8 +65,8 @@ def merge_soft_fwd_kernel(
         m_n = flagged(shares.p_ok, start, o_n, o_n < n)
         p_block = p_columns + ((start + o_n) * x.stride_n)[:, None]
         b_x = tl.load(p_block, mask=m_n[:, None] & m_d[None, :], other=0.0)  # (N, D)
-        b_s = tl.load(p_main + o_n[None, :], mask=m_s, other=0.0)  # (C, N)
-        b_s_rest = tl.load(p_rest + o_n[None, :], mask=m_rest, other=0.0)  # (rest, N)
+        b_s = tl.load(p_parts + (o_s + o_n[None, :]), mask=m_s, other=0.0)  # (C, N)
+        b_s_rest = tl.load(p_parts + (o_rest + o_n[None, :]), mask=m_rest, other=0.0)  # (rest, N)
         b_t = tl.trans(b_x.to(b_s.dtype))
         b_out = tl.dot(b_t, tl.trans(b_s), b_out, input_precision=PRECISION)
         b_rest = tl.dot(b_t, tl.trans(b_s_rest), b_rest, input_precision=PRECISION)
@@ -88,7 +86,7 @@ def store_rows(p_columns, b_out, shares, i_b, o_c, m_d, count, rows, D, eps):
         b_mass = row_total(shares.p_mass, i_b, shares.blocks, rows, o_c, m_c) + eps
         b_out = tl.div_rn(b_out, b_mass[None, :])
     b_out = tl.where(m_c[None, :], b_out, 0.0).to(p_columns.dtype.element_ty)
-    p_tile = p_columns + (o_c * D)[None, :]
+    p_tile = p_columns + (o_c.to(tl.int64) * D)[None, :]
     tl.store(p_tile, b_out, mask=(o_c < rows)[None, :] & m_d[:, None])
 
 
@@ -228,7 +226,11 @@ def mask_tile(p_tile, merged, i_b, o_c, count, start, o_n, m_n, rows, L, stride_
     b_m = tl.load(p_tile + (o_c.to(tl.int64) * stride_row)[None, :], mask=m_tile, other=0.0)
     if merged is not None:
         b_mass = row_total(merged.p_mass, i_b, merged.blocks, rows, o_c, m_c) + merged.eps
-        b_m = b_m / tl.where(m_c, b_mass, 1.0)[None, :] * token_weight(merged, start, o_n, m_n)[:, None]
+        b_m = (
+            b_m
+            / tl.where(m_c, b_mass, 1.0)[None, :]
+            * token_weight(merged, start, o_n, m_n)[:, None]
+        )
     return b_m
 
 
@@ -290,20 +292,21 @@ def merge_soft(
         (B, rows, D) in the dtype of `x`.
     """
     images, rows, dim = counts.shape[0], masks.shape[-2], x.shape[1]
-    config = merge_config(x.dtype)
+    config = shares_config(x.dtype)
     out = x.new_empty(images, rows, dim)
     if not longest:
         return out.zero_()
     if images * dim:
         shares = shares_of(x, labels, weights, masks, counts, offsets, longest, means)
-        row_blocks = triton.cdiv(rows, config.block_m + REST)
+        # Parts of rows are columns of a product.
+        rest = REST // shares.p_parts.shape[2]
+        row_blocks = triton.cdiv(rows, config.block_m + rest)
         feature_blocks = triton.cdiv(dim, config.block_n)
         merge_soft_fwd_kernel[(images * row_blocks * feature_blocks,)](
             *(Tokens.of(x), shares, offsets, counts, out, rows, longest, eps),
             PRECISION=coefficient_precision(x.dtype),
-            REST_C=REST,
+            REST_C=rest,
             **config.launch("BLOCK_C", "BLOCK_D", "BLOCK_N"),
-            maxnreg=128 if x.dtype == torch.bfloat16 else None,
         )
     return out
 

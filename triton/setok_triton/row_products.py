@@ -79,34 +79,35 @@ def row_products_bwd_kernel(
         m_ok = m_ok & (tl.sum(tl.where(m_zero, b_rest, 0.0), axis=1) == 0.0)
         if i_c == 0:
             tl.store(sums.p_ok + start + o_n, m_ok.to(tl.int8), mask=m_n)
+    o_tile = i_b * stride_image + start * stride_start + o_n[:, None]
+    o_rows = o_tile + (o_c.to(tl.int64) * stride_row)[None, :]
+    o_rest_rows = o_tile + (o_rest.to(tl.int64) * stride_row)[None, :]
+    if p_out is not None:
+        m_main, m_last = o_c < rows, (o_rest < rows) & (o_rest < i_c + ROWS)
+        b_dot = tl.where(m_ok[:, None], b_dot, 0.0)
+        b_rest = tl.where(m_ok[:, None], b_rest, 0.0)
+        tl.store(p_out + o_rows, b_dot, mask=m_n[:, None] & m_main[None, :])
+        tl.store(p_out + o_rest_rows, b_rest, mask=m_n[:, None] & m_last[None, :])
+        # The sums read them in the layout of the masks.
+        tl.debug_barrier()
+    if sums is not None:
         b_w = m_ok.to(tl.float32)
         if sums.p_weights is not None:
             b_w = tl.load(sums.p_weights + start + o_n, mask=m_ok, other=0.0)  # (N,)
-        o_image = i_b * stride_image + start * stride_start
-        p_masks = sums.p_masks + o_image + o_n[:, None]
         o_part = (i_b * token_blocks + i_n) * rows
-        add_rows(p_masks, sums, b_dot, b_w, m_ok, o_c, m_c, o_part, stride_row)
-        add_rows(p_masks, sums, b_rest, b_w, m_ok, o_rest, m_rest, o_part, stride_row)
-    if p_out is not None:
-        p_image = p_out + i_b * stride_image + start * stride_start + o_n[:, None]
-        b_dot = tl.where(m_ok[:, None], b_dot, 0.0)
-        b_rest = tl.where(m_ok[:, None], b_rest, 0.0)
-        m_c, m_rest = o_c < rows, (o_rest < rows) & (o_rest < i_c + ROWS)
-        p_rows = p_image + (o_c.to(tl.int64) * stride_row)[None, :]
-        p_rest = p_image + (o_rest.to(tl.int64) * stride_row)[None, :]
-        tl.store(p_rows, b_dot, mask=m_n[:, None] & m_c[None, :])
-        tl.store(p_rest, b_rest, mask=m_n[:, None] & m_rest[None, :])
+        add_rows(sums, p_out, o_rows, b_w, m_ok, o_part + o_c, m_c)
+        add_rows(sums, p_out, o_rest_rows, b_w, m_ok, o_part + o_rest, m_rest)
 
 
 @triton.jit
-def add_rows(p_masks, sums, b_dot, b_w, m_ok, o_c, m_c, o_part, stride_row):
-    """Write the sums over a block of tokens for rows o_c, from their products (N, C)."""
-    p_tile = p_masks + (o_c.to(tl.int64) * stride_row)[None, :]
+def add_rows(sums, p_products, o_tile, b_w, m_ok, o_part, m_c):
+    """Write the sums over a block of tokens for some rows, from a tile (N, C) of their masks."""
     m_tile = m_ok[:, None] & m_c[None, :]
-    b_s = tl.load(p_tile, mask=m_tile, other=0.0) * b_w[:, None]  # (N, C) shares
-    tl.store(sums.p_mass + o_part + o_c, tl.sum(b_s, axis=0), mask=m_c)
-    b_mean = tl.sum(tl.where(m_tile, b_s * b_dot, 0.0), axis=0)
-    tl.store(sums.p_mean + o_part + o_c, b_mean, mask=m_c)
+    b_s = tl.load(sums.p_masks + o_tile, mask=m_tile, other=0.0) * b_w[:, None]  # (N, C) shares
+    tl.store(sums.p_mass + o_part, tl.sum(b_s, axis=0), mask=m_c)
+    if p_products is not None:
+        b_s *= tl.load(p_products + o_tile, mask=m_tile, other=0.0)  # (N, C)
+        tl.store(sums.p_mean + o_part, tl.sum(b_s, axis=0), mask=m_c)
 
 
 def row_products(

@@ -134,7 +134,7 @@ def shares_of(
         *(Tokens.of(x), shares, offsets, labels, weights, counts, masks, rows, longest),
         *MaskLayout.of(masks),
         FINITE=means,
-        BLOCK_C=16,
+        BLOCK_C=64,
         **config.launch(),
         # Some lanes would fuse the product weight * mask into the sum, others not.
         enable_fp_fusion=weights is None,
