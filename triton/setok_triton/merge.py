@@ -170,7 +170,7 @@ def unmerge_soft_fwd_kernel(
     o_image = i_b * stride_image + start * stride_start
     p_tile = p_masks + o_image + o_n[:, None]
     if i_part < parts:
-        o_c, o_rest = tl.arange(0, BLOCK_C).to(tl.int64), tl.arange(0, REST_C).to(tl.int64)
+        o_c, o_rest = tl.arange(0, BLOCK_C), tl.arange(0, REST_C)
         o_d = tl.arange(0, BLOCK_D)
         p_rows = tokens.p_x + i_b * rows * tokens.stride_n
         p_block = p_out + (start + o_n)[:, None] * tokens.D
@@ -213,7 +213,9 @@ def unmerge_soft_fwd_kernel(
 def row_tile(tokens, p_rows, o_c, count, o_d):
     """Return the features o_d of cluster rows o_c (C, D), 0 after the last row."""
     m_tile = (o_c <= count)[:, None] & (o_d < tokens.D)[None, :]
-    p_tile = p_rows + (o_c * tokens.stride_n)[:, None] + (o_d * tokens.stride_d)[None, :]
+    p_tile = (
+        p_rows + (o_c.to(tl.int64) * tokens.stride_n)[:, None] + (o_d * tokens.stride_d)[None, :]
+    )
     return tl.load(p_tile, mask=m_tile, other=0.0)
 
 
