@@ -1,0 +1,33 @@
+"""Print a digest of each result of soft merges on the PTX emulator; run by `ptxemu.run`."""
+
+import hashlib
+
+import torch
+from setok_triton import merge, merge_backward
+
+
+def main() -> None:
+    """Merge and unmerge two images, forward and backward, in each dtype."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        draw = torch.Generator().manual_seed(0)
+        x = torch.randn(140, 24, generator=draw).to(dtype)
+        x[3, 5] = torch.nan
+        grad = torch.randn(2, 90, 24, generator=draw).to(dtype)
+        masks = torch.rand(2, 90, 70, generator=draw)
+        weights = torch.rand(140, generator=draw)
+        labels = torch.where(torch.arange(140) % 9 == 4, -1, 0)
+        counts, offsets = torch.tensor([64, 89]), torch.tensor([0, 70, 140])
+        images = (counts, offsets, 70)
+        results = [
+            merge.merge_soft(x, labels, weights, masks, *images, 1e-6),
+            merge.unmerge_soft(grad, masks, *images, 140),
+            *merge_backward.merge_backward(grad, x, masks, labels, weights, *images, 1e-6, True),
+            *merge_backward.unmerge_backward(x.nan_to_num(), grad, masks, labels, *images, True),
+        ]
+        for result in results:
+            data = result.contiguous().view(torch.uint8).numpy().tobytes()
+            print(dtype, hashlib.sha256(data).hexdigest())
+
+
+if __name__ == "__main__":
+    main()
