@@ -90,7 +90,7 @@ def test_an_image_does_not_depend_on_the_batch(rows, monkeypatch):
     """Although fewer programs share the features of each block of tokens in a large batch."""
     case = batch(2, 70, 300, rows, torch.bfloat16)
     together = outputs(*case)
-    monkeypatch.setattr("setok_triton.merge.feature_parts", lambda tiles, blocks: 1)
+    monkeypatch.setattr("setok_triton.unmerge.feature_step", lambda tiles, blocks: blocks)
     alone = outputs(*(t[:1] for t in case))
     for a, b in zip(alone, together, strict=True):
         assert torch.equal(a, b[:1])

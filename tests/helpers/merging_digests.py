@@ -3,7 +3,8 @@
 import hashlib
 
 import torch
-from setok_triton import merge, merge_backward
+
+from setok_triton import merge, merge_backward, unmerge
 
 
 def main() -> None:
@@ -20,7 +21,7 @@ def main() -> None:
         images = (counts, offsets, 70)
         results = [
             merge.merge_soft(x, labels, weights, masks, *images, 1e-6),
-            merge.unmerge_soft(grad, masks, *images, 140),
+            unmerge.unmerge_soft(grad, masks, *images, 140),
             *merge_backward.merge_backward(grad, x, masks, labels, weights, *images, 1e-6, True),
             *merge_backward.unmerge_backward(x.nan_to_num(), grad, masks, labels, *images, True),
         ]

@@ -115,12 +115,13 @@ def unmerge_config(dtype: torch.dtype) -> TileConfig:
     return dataclasses.replace(config, num_warps=4) if dtype == torch.bfloat16 else config
 
 
-def feature_parts(tiles: int, blocks: int) -> int:
-    """Return the number of programs that share the feature blocks of a tile of tokens.
+def feature_step(tiles: int, blocks: int) -> int:
+    """Return the feature blocks of a program, of all `blocks` of each of the token tiles.
 
-    Each prepares the masks again, but a small batch needs the programs.
+    Each program prepares the masks of its tokens, but a small batch needs many programs.
     """
-    return max(1, min(blocks, triton.cdiv(256, max(1, tiles))))
+    programs = max(1, min(blocks, triton.cdiv(256, max(1, tiles))))
+    return max(1, triton.cdiv(blocks, programs))
 
 
 def products_config(dtype: torch.dtype) -> TileConfig:

@@ -18,7 +18,6 @@ class Merged(NamedTuple):
     p_mean: Tensor  # (B, blocks, rows) float32
     p_products: Tensor | None  # E before, the gradient of the masks after, in their layout
     p_grad_weights: Tensor | None  # (T,) float32
-    blocks: int
     eps: float
 
 
@@ -34,7 +33,7 @@ def token_weight(merged, start, o_n, m_n):
 
 @triton.jit
 def mask_gradients(
-    p_masks, merged, i_b, o_image, count, start, o_n, m_n, rows, L, stride_row, BLOCK_C
+    p_masks, merged, o_tile, start, o_n, m_n, i_b, count, rows, parts, stride_row, BLOCK_C
 ):
     """Write dM_ci = w_i dA_ci and dw_i = sum_c M_ci dA_ci, where dA_ci = (E_ci - mean_c) / m_c."""
     m_ok = tl.load(merged.p_ok + start + o_n, mask=m_n, other=0) != 0
@@ -44,15 +43,15 @@ def mask_gradients(
         o_c = i_c + tl.arange(0, BLOCK_C)
         # Rows after the residual stay 0.
         m_c = o_c <= count
-        b_mass = row_total(merged.p_mass, i_b, merged.blocks, rows, o_c, m_c) + merged.eps
+        b_mass = row_total(merged.p_mass, i_b, parts, rows, o_c, m_c) + merged.eps
         b_mass = tl.where(m_c, b_mass, 1.0)
-        b_mean = row_total(merged.p_mean, i_b, merged.blocks, rows, o_c, m_c) / b_mass
-        o_tile = (o_c.to(tl.int64) * stride_row)[None, :]
+        b_mean = row_total(merged.p_mean, i_b, parts, rows, o_c, m_c) / b_mass
+        o_rows = o_tile + (o_c.to(tl.int64) * stride_row)[None, :]
         m_tile = m_ok[:, None] & m_c[None, :]
-        p_products = merged.p_products + o_image + o_n[:, None] + o_tile
+        p_products = merged.p_products + o_rows
         b_grad = tl.load(p_products, mask=m_tile, other=0.0) - b_mean[None, :]  # (N, C)
         b_grad = tl.where(m_tile, b_grad / b_mass[None, :], 0.0)
-        b_m = tl.load(p_masks + o_tile, mask=m_tile, other=0.0)  # (N, C)
+        b_m = tl.load(p_masks + o_rows, mask=m_tile, other=0.0)  # (N, C)
         b_sum += tl.sum(b_grad * b_m, axis=1)
         tl.store(p_products, b_w[:, None] * b_grad, mask=m_n[:, None] & (o_c < rows)[None, :])
     if merged.p_grad_weights is not None:

@@ -9,9 +9,10 @@ from setok_triton.common import COUNTERS, Images, Tokens, flagged, locate
 from setok_triton.configs import token_config
 from setok_triton.features import token_states
 from setok_triton.mask_gradients import Merged
-from setok_triton.merge import merge_hard, merge_soft, unmerge_hard, unmerge_soft
+from setok_triton.merge import merge_hard, merge_soft
 from setok_triton.row_products import row_products, row_sums
 from setok_triton.segments import segments
+from setok_triton.unmerge import unmerge_hard, unmerge_soft
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -117,10 +118,8 @@ def merge_backward(
     sums = row_sums(x, masks, weights, grad.shape[0], longest)
     grad_masks = row_products(grad, x, labels, masks, counts, offsets, longest, sums, keep)
     grad_weights = None if weights is None else torch.empty_like(weights)
-    merged = Merged(
-        *(weights, sums.p_ok, sums.p_mass, sums.p_mean, grad_masks, grad_weights),
-        *(sums.p_mass.shape[1], eps),
-    )
+    totals = (sums.p_ok, sums.p_mass, sums.p_mean)
+    merged = Merged(weights, *totals, grad_masks, grad_weights, eps)
     grad_x = unmerge_soft(grad, masks, counts, offsets, longest, x.shape[0], merged)
     return grad_x, grad_masks if need_masks else None, grad_weights
 

@@ -26,17 +26,16 @@ class Shares(NamedTuple):
     pitch: int  # tokens of a row: a multiple of `STEP`
     p_ok: Tensor  # (T,) int8, 0 for unusable tokens
     p_mass: Tensor | None  # (B, blocks, rows) float32 sums of the shares of each block of tokens
-    blocks: int
 
 
 @triton.jit
-def row_total(p_parts, i_b, blocks, rows, o_c, m_c):
-    """Return the sums over all blocks of tokens (C,) of rows o_c, from those (B, blocks, rows)."""
+def row_total(p_sums, i_b, parts, rows, o_c, m_c):
+    """Return the sums (C,) of rows o_c over all tokens, from those (B, parts, rows) over blocks."""
     o_k = tl.arange(0, 16)
-    p_image = p_parts + i_b * blocks * rows + o_c[:, None]
+    p_image = p_sums + i_b * parts * rows + o_c[:, None]
     b_total = tl.zeros((o_c.shape[0], 16), dtype=tl.float32)
-    for i_k in range(0, blocks, 16):
-        m_k = m_c[:, None] & (i_k + o_k < blocks)[None, :]
+    for i_k in range(0, parts, 16):
+        m_k = m_c[:, None] & (i_k + o_k < parts)[None, :]
         b_total += tl.load(p_image + ((i_k + o_k) * rows)[None, :], mask=m_k, other=0.0)  # (C, K)
     return tl.sum(b_total, axis=1)
 
@@ -118,8 +117,11 @@ def shares_of(
     offsets: Tensor,
     longest: int,
     means: bool,
-) -> Shares:
-    """Return the shares; arguments as in `merge.merge_soft`, for at least one image and token."""
+) -> tuple[Shares, int]:
+    """Return the shares, and the number of blocks of tokens of an image.
+
+    There must be an image and a token; the arguments are those of `merge.merge_soft`.
+    """
     images, rows, config = counts.shape[0], masks.shape[-2], token_config(x.dtype)
     pitch = triton.cdiv(longest, STEP) * STEP
     parts, dtype = (2, torch.bfloat16) if x.dtype == torch.bfloat16 else (1, torch.float32)
@@ -128,7 +130,6 @@ def shares_of(
         *(masks.new_empty(images, rows, parts, pitch, dtype=dtype), pitch),
         x.new_empty(x.shape[0], dtype=torch.int8),
         masks.new_empty(images, blocks, rows) if means else None,
-        blocks,
     )
     shares_fwd_kernel[(images * blocks,)](
         *(Tokens.of(x), shares, offsets, labels, weights, counts, masks, rows, longest),
@@ -139,4 +140,4 @@ def shares_of(
         # Some lanes would fuse the product weight * mask into the sum, others not.
         enable_fp_fusion=weights is None,
     )
-    return shares
+    return shares, blocks
