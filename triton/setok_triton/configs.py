@@ -101,18 +101,26 @@ def merge_config(dtype: torch.dtype) -> TileConfig:
 
 
 def shares_config(dtype: torch.dtype) -> TileConfig:
-    """Return tiles of 64 rows by 128 features; a step of 64 tokens fills a swizzled row."""
+    """Return tiles of 64 rows by 128 features, summed over steps of `block_d` tokens.
+
+    16-bit tokens take longer steps: 64 in bfloat16, and in float16, whose shares are float32, as
+    many as the registers hold.
+    """
+    block_d = {torch.bfloat16: 64, torch.float16: 32}
     config = merge_config(dtype)
-    return dataclasses.replace(config, block_d=64) if dtype == torch.bfloat16 else config
+    return dataclasses.replace(config, block_d=block_d.get(dtype, config.block_d))
 
 
 def unmerge_config(dtype: torch.dtype) -> TileConfig:
     """Return tiles of 64 tokens by 128 features, summed over steps of `block_d` rows.
 
-    Split masks take half of the registers of those that the tensor cores split themselves.
+    16-bit tokens take 64 clusters in one step. With bfloat16 four warps hold the split masks.
     """
-    config = shares_config(dtype)
-    return dataclasses.replace(config, num_warps=4) if dtype == torch.bfloat16 else config
+    config = merge_config(dtype)
+    if dtype == torch.float32:
+        return config
+    num_warps = 4 if dtype == torch.bfloat16 else 8
+    return dataclasses.replace(config, block_d=64, num_warps=num_warps)
 
 
 def feature_step(tiles: int, blocks: int) -> int:
@@ -125,10 +133,13 @@ def feature_step(tiles: int, blocks: int) -> int:
 
 
 def products_config(dtype: torch.dtype) -> TileConfig:
-    """Return tiles of 64 tokens by 64 rows, and `REST` more, summed over steps of features."""
+    """Return tiles of 64 tokens by 64 rows, and `REST` more, summed over steps of features.
+
+    Without tensor cores both are half of that.
+    """
     config = tile_config(dtype)
     if dtype == torch.float32 and dot_precision(dtype) == "ieee":
-        return config
+        return dataclasses.replace(config, block_n=32)
     return dataclasses.replace(config, block_n=64, num_warps=4)
 
 

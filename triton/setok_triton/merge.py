@@ -53,9 +53,15 @@ def merge_soft_fwd_kernel(
     p_parts = shares.p_parts + (i_b * rows + i_c) * PARTS * shares.pitch
     o_s, o_rest = (o_s * shares.pitch)[:, None], (o_rest * shares.pitch)[:, None]
     p_columns = x.p_x + (o_d.to(tl.int64) * x.stride_d)[None, :]
-    # Features by rows: a product on tensor cores may have few columns, but not few rows.
-    b_out = tl.zeros((BLOCK_D, PARTS * BLOCK_C), dtype=tl.float32)
-    b_rest = tl.zeros((BLOCK_D, PARTS * REST_C), dtype=tl.float32)
+    # Features by rows: a product on tensor cores may have few columns, but not few rows. Without
+    # them the transposed operands would have bank conflicts.
+    PLAIN: tl.constexpr = PARTS == 1 and PRECISION == "ieee"
+    if PLAIN:
+        b_out = tl.zeros((BLOCK_C, BLOCK_D), dtype=tl.float32)
+        b_rest = tl.zeros((REST_C, BLOCK_D), dtype=tl.float32)
+    else:
+        b_out = tl.zeros((BLOCK_D, PARTS * BLOCK_C), dtype=tl.float32)
+        b_rest = tl.zeros((BLOCK_D, PARTS * REST_C), dtype=tl.float32)
     for i_n in range(0, tl.where(i_c <= count, n, 0), BLOCK_N):
         o_n = i_n + tl.arange(0, BLOCK_N)
         m_n = flagged(shares.p_ok, start, o_n, o_n < n)
@@ -63,9 +69,15 @@ def merge_soft_fwd_kernel(
         b_x = tl.load(p_block, mask=m_n[:, None] & m_d[None, :], other=0.0)  # (N, D)
         b_s = tl.load(p_parts + (o_s + o_n[None, :]), mask=m_s, other=0.0)  # (C, N)
         b_s_rest = tl.load(p_parts + (o_rest + o_n[None, :]), mask=m_rest, other=0.0)  # (rest, N)
-        b_t = tl.trans(b_x.to(b_s.dtype))
-        b_out = tl.dot(b_t, tl.trans(b_s), b_out, input_precision=PRECISION)
-        b_rest = tl.dot(b_t, tl.trans(b_s_rest), b_rest, input_precision=PRECISION)
+        b_x = b_x.to(b_s.dtype)
+        if PLAIN:
+            b_out = tl.dot(b_s, b_x, b_out, input_precision=PRECISION)
+            b_rest = tl.dot(b_s_rest, b_x, b_rest, input_precision=PRECISION)
+        else:
+            b_out = tl.dot(tl.trans(b_x), tl.trans(b_s), b_out, input_precision=PRECISION)
+            b_rest = tl.dot(tl.trans(b_x), tl.trans(b_s_rest), b_rest, input_precision=PRECISION)
+    if PLAIN:
+        b_out, b_rest = tl.trans(b_out), tl.trans(b_rest)
     b_out = tl.sum(tl.reshape(b_out, (BLOCK_D, BLOCK_C, PARTS)), axis=2)
     b_rest = tl.sum(tl.reshape(b_rest, (BLOCK_D, REST_C, PARTS)), axis=2)
     p_columns = p_out + i_b * rows * x.D + o_d[:, None]

@@ -64,15 +64,26 @@ def row_products_bwd_kernel(
     p_tokens = tokens.p_x + i_b * rows * tokens.stride_n + o_d[:, None]
     p_rows = p_tokens + (o_c * tokens.stride_n)[None, :]
     p_rest = p_tokens + (o_rest * tokens.stride_n)[None, :]
-    b_dot = tl.zeros((BLOCK_N, BLOCK_C), dtype=tl.float32)
-    b_rest = tl.zeros((BLOCK_N, REST_C), dtype=tl.float32)
+    PLAIN: tl.constexpr = x.p_x.dtype.element_ty == tl.float32 and PRECISION == "ieee"
+    if PLAIN:
+        b_dot = tl.zeros((BLOCK_C, BLOCK_N), dtype=tl.float32)
+        b_rest = tl.zeros((REST_C, BLOCK_N), dtype=tl.float32)
+    else:
+        b_dot = tl.zeros((BLOCK_N, BLOCK_C), dtype=tl.float32)
+        b_rest = tl.zeros((BLOCK_N, REST_C), dtype=tl.float32)
     for i_d in range(0, x.D, BLOCK_D):
         m_d = i_d + o_d < x.D
         b_x = tl.load(p_columns + i_d, mask=m_ok[:, None] & m_d[None, :], other=0.0)  # (N, D)
         b_t = tl.load(p_rows + i_d, mask=m_c[None, :] & m_d[:, None], other=0.0)  # (D, C)
         b_t_rest = tl.load(p_rest + i_d, mask=m_rest[None, :] & m_d[:, None], other=0.0)
-        b_dot = tl.dot(b_x, b_t, b_dot, input_precision=PRECISION)
-        b_rest = tl.dot(b_x, b_t_rest, b_rest, input_precision=PRECISION)
+        if PLAIN:
+            b_dot = tl.dot(tl.trans(b_t), tl.trans(b_x), b_dot, input_precision=PRECISION)
+            b_rest = tl.dot(tl.trans(b_t_rest), tl.trans(b_x), b_rest, input_precision=PRECISION)
+        else:
+            b_dot = tl.dot(b_x, b_t, b_dot, input_precision=PRECISION)
+            b_rest = tl.dot(b_x, b_t_rest, b_rest, input_precision=PRECISION)
+    if PLAIN:
+        b_dot, b_rest = tl.trans(b_dot), tl.trans(b_rest)
     if sums is not None:
         # Not 0, but no number, if a feature is infinite or none.
         m_zero = (o_rest == i_c + ROWS)[None, :]
