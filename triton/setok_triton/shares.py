@@ -136,7 +136,7 @@ def shares_of(
         *MaskLayout.of(masks),
         FINITE=means,
         BLOCK_C=64,
-        **config.launch(),
+        **config.launch() | {"num_warps": 8 if means else config.num_warps},
         # Some lanes would fuse the product weight * mask into the sum, others not.
         enable_fp_fusion=weights is None,
     )
