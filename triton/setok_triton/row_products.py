@@ -10,6 +10,7 @@ from torch import Tensor
 from setok_triton.common import COUNTERS, Tokens, locate
 from setok_triton.configs import REST, dot_precision, products_config
 from setok_triton.scope import MaskLayout
+from setok_triton.shares import finite
 
 
 class RowSums(NamedTuple):
@@ -56,6 +57,9 @@ def row_products_bwd_kernel(
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
     m_ok = m_n & (tl.load(p_labels + start + o_n, mask=m_n, other=-1) >= 0)
+    if sums is not None and PRECISION == "tf32x3":
+        # Rounding to tf32 takes the largest finite numbers to infinity.
+        m_ok = finite(x, start, o_n, m_ok, BLOCK_D)
     count = tl.load(p_counts + i_b).to(tl.int32)
     m_c, m_rest = o_c <= count, (o_rest <= count) & (o_rest < i_c + ROWS)
     # The features of both are contiguous (stride 1).
@@ -85,9 +89,10 @@ def row_products_bwd_kernel(
     if PLAIN:
         b_dot, b_rest = tl.trans(b_dot), tl.trans(b_rest)
     if sums is not None:
-        # Not 0, but no number, if a feature is infinite or none.
-        m_zero = (o_rest == i_c + ROWS)[None, :]
-        m_ok = m_ok & (tl.sum(tl.where(m_zero, b_rest, 0.0), axis=1) == 0.0)
+        if PRECISION != "tf32x3":
+            # Not 0, but no number, if a feature is infinite or none.
+            m_zero = (o_rest == i_c + ROWS)[None, :]
+            m_ok = m_ok & (tl.sum(tl.where(m_zero, b_rest, 0.0), axis=1) == 0.0)
         if i_c == 0:
             tl.store(sums.p_ok + start + o_n, m_ok.to(tl.int8), mask=m_n)
     o_tile = i_b * stride_image + start * stride_start + o_n[:, None]
