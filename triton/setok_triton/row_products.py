@@ -48,7 +48,8 @@ def row_products_bwd_kernel(
     E is 0 in rows after the residual and at unusable tokens: those without a label, and those with
     a non-finite feature if there are sums.
     """
-    # One row less than the products have: the last one multiplies the tokens by 0.
+    # One row less than the tiles have: the last one multiplies the tokens by 0, which shows the
+    # non-finite ones.
     ROWS: tl.constexpr = BLOCK_C + REST_C - 1
     token_blocks = tl.cdiv(L, BLOCK_N)
     i_b, i_tile, start, n = locate(p_offsets, L, tl.cdiv(rows, ROWS) * token_blocks)
@@ -68,6 +69,7 @@ def row_products_bwd_kernel(
     p_tokens = tokens.p_x + i_b * rows * tokens.stride_n + o_d[:, None]
     p_rows = p_tokens + (o_c * tokens.stride_n)[None, :]
     p_rest = p_tokens + (o_rest * tokens.stride_n)[None, :]
+    # Without tensor cores the operands have fewer bank conflicts the other way round.
     PLAIN: tl.constexpr = x.p_x.dtype.element_ty == tl.float32 and PRECISION == "ieee"
     if PLAIN:
         b_dot = tl.zeros((BLOCK_C, BLOCK_N), dtype=tl.float32)
@@ -75,7 +77,7 @@ def row_products_bwd_kernel(
     else:
         b_dot = tl.zeros((BLOCK_N, BLOCK_C), dtype=tl.float32)
         b_rest = tl.zeros((BLOCK_N, REST_C), dtype=tl.float32)
-    for i_d in range(0, x.D, BLOCK_D):
+    for i_d in range(0, tl.where(i_c <= count, x.D, 0), BLOCK_D):
         m_d = i_d + o_d < x.D
         b_x = tl.load(p_columns + i_d, mask=m_ok[:, None] & m_d[None, :], other=0.0)  # (N, D)
         b_t = tl.load(p_rows + i_d, mask=m_c[None, :] & m_d[:, None], other=0.0)  # (D, C)
@@ -90,7 +92,7 @@ def row_products_bwd_kernel(
         b_dot, b_rest = tl.trans(b_dot), tl.trans(b_rest)
     if sums is not None:
         if PRECISION != "tf32x3":
-            # Not 0, but no number, if a feature is infinite or none.
+            # NaN instead of 0 if a feature of the token is not finite.
             m_zero = (o_rest == i_c + ROWS)[None, :]
             m_ok = m_ok & (tl.sum(tl.where(m_zero, b_rest, 0.0), axis=1) == 0.0)
         if i_c == 0:
@@ -104,9 +106,9 @@ def row_products_bwd_kernel(
         b_rest = tl.where(m_ok[:, None], b_rest, 0.0)
         tl.store(p_out + o_rows, b_dot, mask=m_n[:, None] & m_main[None, :])
         tl.store(p_out + o_rest_rows, b_rest, mask=m_n[:, None] & m_last[None, :])
-        # The sums read them in the layout of the masks.
-        tl.debug_barrier()
     if sums is not None:
+        # The sums read the products in the layout of the masks.
+        tl.debug_barrier()
         b_w = m_ok.to(tl.float32)
         if sums.p_weights is not None:
             b_w = tl.load(sums.p_weights + start + o_n, mask=m_ok, other=0.0)  # (N,)

@@ -11,7 +11,7 @@ from setok_triton.common import COUNTERS, Tokens, locate
 from setok_triton.configs import token_config
 from setok_triton.scope import MaskLayout
 
-# Tokens of a share row, rounded up to a multiple of this; the most that a product takes in a step.
+# Tokens of a row are rounded up to a multiple of this, the longest step of a product.
 STEP = 64
 
 
@@ -49,7 +49,7 @@ def finite(x, start, o_n, m_n, BLOCK_D):
     for i_d in range(0, x.D, BLOCK_D):
         m_x = m_n[:, None] & (i_d + o_d < x.D)[None, :]
         b_x = tl.load(p_rows + ((i_d + o_d) * x.stride_d)[None, :], mask=m_x, other=0.0)  # (N, D)
-        # Not a number if the feature is infinite or none, else 0.
+        # NaN if the feature is not finite, else 0.
         b_none += b_x.to(tl.float32) * 0.0
     return m_n & (tl.sum(b_none, axis=1) == 0.0)
 
