@@ -37,9 +37,11 @@ COSTS = {
     "cluster, backward": (44, 62, 38),
     "cluster, backward with importance": (44, 64, 38),
     "merge, hard": (17, 22, 17),
-    "merge, soft": (5, 10, 6),
+    "merge, soft": (5, 9, 3),
+    "merge, soft, backward": (6, 13, 3),
     "unmerge, hard": (2, 6, 2),
     "unmerge, soft": (2, 5, 2),
+    "unmerge, soft, backward": (5, 8, 4),
     "dpc_knn": (28, 57, 24),
     "dpc_knn, importance": (28, 60, 24),
     "threshold_greedy": (16, 22, 14),
@@ -92,6 +94,7 @@ def calls(device):
     rows = tokens(device, 4, out.num_rows, 64)
     config = sk.ClusterConfig(**learnable(device))
     weights = torch.empty(4, 729, device=device)
+    shares = (out.masks, out.labels, out.counts)
     guided = dict(importance=weights, num_clusters=torch.empty(4, dtype=torch.int64, device=device))
     of = dict(backend="triton")
     return {
@@ -106,8 +109,14 @@ def calls(device):
         "cluster, backward with importance": backward(out, device, weights),
         "merge, hard": lambda: sk.merge_tokens(x, out, **of),
         "merge, soft": lambda: sk.merge_tokens(x, out, "soft", **of),
+        "merge, soft, backward": lambda: torch.ops.setok.merge_backward(
+            rows, x, *shares, None, None, 729, 1e-6, True
+        ),
         "unmerge, hard": lambda: sk.unmerge_tokens(rows, out, **of),
         "unmerge, soft": lambda: sk.unmerge_tokens(rows, out, "soft", **of),
+        "unmerge, soft, backward": lambda: torch.ops.setok.unmerge_backward(
+            x, rows, *shares, None, 729, True
+        ),
         "dpc_knn": lambda: sk.dpc_knn(x, 20, **of),
         "dpc_knn, importance": lambda: sk.dpc_knn(x, 20, importance=weights, **of),
         "threshold_greedy": lambda: sk.threshold_greedy(x, 0.5, **of),

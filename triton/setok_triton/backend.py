@@ -13,6 +13,7 @@ from setok_triton import dpc_knn as peaks
 from setok_triton import merge as merging
 from setok_triton import merge_backward as merging_backward
 from setok_triton import threshold_greedy as greedy
+from setok_triton import unmerge as unmerging
 from setok_triton.chunk import Chunk
 from setok_triton.cluster_backward import gradients
 from setok_triton.common import Clusters
@@ -248,10 +249,10 @@ def unmerge(tokens, masks, label, counts, cu_seqlens, max_seqlen) -> Tensor:
     _check_dtype(tokens, masks)
     offsets, _ = prepare(label, cu_seqlens, max_seqlen)
     if masks is None:
-        spread = merging.unmerge_hard(tokens, label.reshape(-1), offsets, max_seqlen)
+        spread = unmerging.unmerge_hard(tokens, label.reshape(-1), offsets, max_seqlen)
     else:
         total = label.numel()
-        spread = merging.unmerge_soft(tokens, masks, counts, offsets, max_seqlen, total)
+        spread = unmerging.unmerge_soft(tokens, masks, counts, offsets, max_seqlen, total)
     return spread.view(*label.shape, tokens.shape[-1])
 
 

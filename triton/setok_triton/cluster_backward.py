@@ -9,9 +9,9 @@ from setok_triton.common import Clusters, Images, Tokens
 from setok_triton.configs import max_registers, token_config
 from setok_triton.features import norms
 from setok_triton.features_backward import SeedTerms, edges, features_bwd_kernel, seed_sums
-from setok_triton.merge import unmerge_soft
 from setok_triton.scope_backward import scope_backward, score_backward, seed_rows
 from setok_triton.segments import sorted_by_target
+from setok_triton.unmerge import unmerge_soft
 
 
 def gradients(

@@ -17,6 +17,9 @@ PITCH = 16
 # Number of columns with one kept minimum; the candidates of a row are whole groups.
 GROUP = 16
 
+# Rows of a block of cluster rows beyond its power of two: 64 clusters have a residual, too.
+REST = 16
+
 
 def host_pitch(tokens: int) -> int:
     """Return the columns of a kept distance row; `common.row_pitch` is the same in kernels."""
@@ -95,6 +98,49 @@ def merge_config(dtype: torch.dtype) -> TileConfig:
         return TileConfig(block_m=64, block_n=64, block_d=16, num_warps=4, num_stages=3)
     block_d = 32 if dtype == torch.bfloat16 else 16
     return TileConfig(block_m=64, block_n=128, block_d=block_d, num_warps=8, num_stages=3)
+
+
+def shares_config(dtype: torch.dtype) -> TileConfig:
+    """Return tiles of 64 rows by 128 features, summed over steps of `block_d` tokens.
+
+    16-bit tokens take longer steps: 64 in bfloat16, and in float16, whose shares are float32, as
+    many as the registers hold.
+    """
+    block_d = {torch.bfloat16: 64, torch.float16: 32}
+    config = merge_config(dtype)
+    return dataclasses.replace(config, block_d=block_d.get(dtype, config.block_d))
+
+
+def unmerge_config(dtype: torch.dtype) -> TileConfig:
+    """Return tiles of 64 tokens by 128 features, summed over steps of `block_d` rows.
+
+    16-bit tokens take 64 clusters in one step. With bfloat16 four warps hold the split masks.
+    """
+    config = merge_config(dtype)
+    if dtype == torch.float32:
+        return config
+    num_warps = 4 if dtype == torch.bfloat16 else 8
+    return dataclasses.replace(config, block_d=64, num_warps=num_warps)
+
+
+def feature_step(tiles: int, blocks: int) -> int:
+    """Return the feature blocks of a program, of all `blocks` of each of the token tiles.
+
+    Each program prepares the masks of its tokens, but a small batch needs many programs.
+    """
+    programs = max(1, min(blocks, triton.cdiv(256, max(1, tiles))))
+    return max(1, triton.cdiv(blocks, programs))
+
+
+def products_config(dtype: torch.dtype) -> TileConfig:
+    """Return tiles of 64 tokens by 64 rows, and `REST` more, summed over steps of features.
+
+    Without tensor cores both are half of that.
+    """
+    config = tile_config(dtype)
+    if dtype == torch.float32 and dot_precision(dtype) == "ieee":
+        return dataclasses.replace(config, block_n=32)
+    return dataclasses.replace(config, block_n=64, num_warps=4)
 
 
 def row_tile_config(rows: int) -> TileConfig:

@@ -1,60 +1,101 @@
-"""Kernels of merge and unmerge: soft by products with the masks, hard by labels."""
+"""Kernels of merge: soft by products with the shares of the tokens, hard by labels."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from setok_triton.common import COUNTERS, Images, Tokens, flagged, locate
-from setok_triton.configs import coefficient_precision, merge_config, token_config
+from setok_triton.common import COUNTERS, Tokens, flagged, locate
+from setok_triton.configs import (
+    REST,
+    coefficient_precision,
+    shares_config,
+    token_config,
+)
 from setok_triton.features import token_states
-from setok_triton.scope import MaskLayout
 from setok_triton.segments import segments
-from setok_triton.weighted_sums import weighted_dot, weighted_sums
+from setok_triton.shares import row_total, shares_of
 
 
 @triton.jit(do_not_specialize=COUNTERS)
 def merge_soft_fwd_kernel(
     x,
-    images,
-    p_weights,  # (T,) float32 or None
+    shares,
+    p_offsets,
     p_counts,  # (B,) int64
-    p_masks,
     p_out,  # (B, rows, D)
     rows,
     L,
+    parts,
     eps,
-    stride_image,
-    stride_row,
-    stride_start,
-    MEANS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    REST_C: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Write sum_i w_i M_ci x_i for a block of clusters and one of features.
+    """Write sum_i s_ci x_i for BLOCK_C + REST_C rows and a block of features.
 
-    MEANS divides it by sum_i w_i M_ci + eps.
+    With masses it is divided by sum_i s_ci + eps.
     """
     feature_blocks = tl.cdiv(x.D, BLOCK_D)
-    i_b, i_tile, start, n = locate(images.p_offsets, L, tl.cdiv(rows, BLOCK_C) * feature_blocks)
-    i_c = i_tile // feature_blocks * BLOCK_C
-    o_c = i_c + tl.arange(0, BLOCK_C)  # (C,)
+    row_blocks = tl.cdiv(rows, BLOCK_C + REST_C)
+    i_b, i_tile, start, n = locate(p_offsets, L, row_blocks * feature_blocks)
+    i_c = i_tile // feature_blocks * (BLOCK_C + REST_C)
     o_d = i_tile % feature_blocks * BLOCK_D + tl.arange(0, BLOCK_D)  # (D,)
+    m_d = o_d < x.D
     # Rows after the residual are 0.
-    count = tl.load(p_counts + i_b)
+    count = tl.load(p_counts + i_b).to(tl.int32)
+    PARTS: tl.constexpr = 2 if shares.p_parts.dtype.element_ty == tl.bfloat16 else 1
+    live = (count + 1 - i_c) * PARTS
+    o_s, o_rest = tl.arange(0, PARTS * BLOCK_C), PARTS * BLOCK_C + tl.arange(0, PARTS * REST_C)
+    m_s, m_rest = (o_s < live)[:, None], (o_rest < live)[:, None]
+    p_parts = shares.p_parts + (i_b * rows + i_c) * PARTS * shares.pitch
+    o_s, o_rest = (o_s * shares.pitch)[:, None], (o_rest * shares.pitch)[:, None]
+    p_columns = x.p_x + (o_d.to(tl.int64) * x.stride_d)[None, :]
+    # Features by rows: a product on tensor cores may have few columns, but not few rows. Without
+    # them the transposed operands would have bank conflicts.
+    PLAIN: tl.constexpr = PARTS == 1 and PRECISION == "ieee"
+    if PLAIN:
+        b_out = tl.zeros((BLOCK_C, BLOCK_D), dtype=tl.float32)
+        b_rest = tl.zeros((REST_C, BLOCK_D), dtype=tl.float32)
+    else:
+        b_out = tl.zeros((BLOCK_D, PARTS * BLOCK_C), dtype=tl.float32)
+        b_rest = tl.zeros((BLOCK_D, PARTS * REST_C), dtype=tl.float32)
+    for i_n in range(0, tl.where(i_c <= count, n, 0), BLOCK_N):
+        o_n = i_n + tl.arange(0, BLOCK_N)
+        m_n = flagged(shares.p_ok, start, o_n, o_n < n)
+        p_block = p_columns + ((start + o_n) * x.stride_n)[:, None]
+        b_x = tl.load(p_block, mask=m_n[:, None] & m_d[None, :], other=0.0)  # (N, D)
+        b_s = tl.load(p_parts + (o_s + o_n[None, :]), mask=m_s, other=0.0)  # (C, N)
+        b_s_rest = tl.load(p_parts + (o_rest + o_n[None, :]), mask=m_rest, other=0.0)  # (rest, N)
+        b_x = b_x.to(b_s.dtype)
+        if PLAIN:
+            b_out = tl.dot(b_s, b_x, b_out, input_precision=PRECISION)
+            b_rest = tl.dot(b_s_rest, b_x, b_rest, input_precision=PRECISION)
+        else:
+            b_out = tl.dot(tl.trans(b_x), tl.trans(b_s), b_out, input_precision=PRECISION)
+            b_rest = tl.dot(tl.trans(b_x), tl.trans(b_s_rest), b_rest, input_precision=PRECISION)
+    if PLAIN:
+        b_out, b_rest = tl.trans(b_out), tl.trans(b_rest)
+    b_out = tl.sum(tl.reshape(b_out, (BLOCK_D, BLOCK_C, PARTS)), axis=2)
+    b_rest = tl.sum(tl.reshape(b_rest, (BLOCK_D, REST_C, PARTS)), axis=2)
+    p_columns = p_out + i_b * rows * x.D + o_d[:, None]
+    o_c, o_rest = i_c + tl.arange(0, BLOCK_C), i_c + BLOCK_C + tl.arange(0, REST_C)
+    store_rows(p_columns, b_out, shares, i_b, o_c, m_d, count, rows, x.D, parts, eps)
+    store_rows(p_columns, b_rest, shares, i_b, o_rest, m_d, count, rows, x.D, parts, eps)
+
+
+@triton.jit
+def store_rows(p_columns, b_out, shares, i_b, o_c, m_d, count, rows, D, parts, eps):
+    """Store sums (D, C), divided by their mass if any, and 0 after the residual."""
     m_c = o_c <= count
-    p_coefs = p_masks + i_b * stride_image + start * stride_start + o_c.to(tl.int64) * stride_row
-    n = tl.where(i_c <= count, n, 0)
-    b_out, b_mass = weighted_sums(
-        x, images.p_ok, p_weights, p_coefs, m_c, o_d, start, n, None, PRECISION, BLOCK_N
-    )
-    if MEANS:
-        b_out = tl.div_rn(b_out, (b_mass + eps)[:, None])
-    p_rows = p_out + (i_b * rows + o_c)[:, None] * x.D + o_d[None, :]
-    b_out = tl.where(m_c[:, None], b_out, 0.0).to(p_out.dtype.element_ty)
-    tl.store(p_rows, b_out, mask=(o_c < rows)[:, None] & (o_d < x.D)[None, :])
+    if shares.p_mass is not None:
+        b_mass = row_total(shares.p_mass, i_b, parts, rows, o_c, m_c) + eps
+        b_out = tl.div_rn(b_out, b_mass[None, :])
+    b_out = tl.where(m_c[None, :], b_out, 0.0).to(p_columns.dtype.element_ty)
+    p_tile = p_columns + (o_c.to(tl.int64) * D)[None, :]
+    tl.store(p_tile, b_out, mask=(o_c < rows)[None, :] & m_d[:, None])
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -100,84 +141,6 @@ def merge_hard_fwd_kernel(
     tl.store(p_out + i_q * x.D + o_d, b_out.to(p_out.dtype.element_ty), mask=m_d)
 
 
-@triton.jit(do_not_specialize=COUNTERS)
-def unmerge_soft_fwd_kernel(
-    tokens,  # (B rows, D)
-    p_offsets,
-    p_counts,  # (B,) int64 last row of each image
-    p_masks,
-    p_mass,  # (B, rows) float32 or None
-    p_weights,  # (T,) float32, with p_mass
-    p_out,  # (T, D)
-    rows,
-    L,
-    stride_image,
-    stride_row,
-    stride_start,
-    PRECISION: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Write sum_c M_ci t_c for a block of tokens and one of features.
-
-    With p_mass, M_ci w_i / mass_c takes the place of M_ci.
-    """
-    feature_blocks = tl.cdiv(tokens.D, BLOCK_D)
-    i_b, i_tile, start, n = locate(p_offsets, L, tl.cdiv(L, BLOCK_N) * feature_blocks)
-    o_n = i_tile // feature_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
-    o_d = i_tile % feature_blocks * BLOCK_D + tl.arange(0, BLOCK_D)
-    m_n, m_d = o_n < n, o_d < tokens.D
-    count = tl.load(p_counts + i_b).to(tl.int32)
-    p_coefs = p_masks + i_b * stride_image + start * stride_start + o_n[:, None]
-    p_rows = tokens.p_x + i_b * rows * tokens.stride_n + (o_d * tokens.stride_d)[None, :]
-    b_out = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
-    for i_c in range(0, count + 1, BLOCK_C):
-        o_c = (i_c + tl.arange(0, BLOCK_C)).to(tl.int64)
-        m_c = o_c <= count
-        m_coef = m_n[:, None] & m_c[None, :]
-        # (N, C) masks
-        b_coef = tl.load(p_coefs + o_c[None, :] * stride_row, mask=m_coef, other=0.0)
-        if p_mass is not None:
-            b_coef /= tl.load(p_mass + i_b * rows + o_c, mask=m_c, other=1.0)[None, :]
-            b_coef *= tl.load(p_weights + start + o_n, mask=m_n, other=0.0)[:, None]
-        m_t = m_c[:, None] & m_d[None, :]
-        b_t = tl.load(p_rows + o_c[:, None] * tokens.stride_n, mask=m_t, other=0.0)  # (C, D)
-        b_out = weighted_dot(b_coef, b_t, b_out, PRECISION)
-    p_block = p_out + (start + o_n)[:, None] * tokens.D + o_d[None, :]
-    tl.store(p_block, b_out.to(p_out.dtype.element_ty), mask=m_n[:, None] & m_d[None, :])
-
-
-@triton.jit(do_not_specialize=COUNTERS)
-def unmerge_hard_fwd_kernel(
-    tokens,  # (B rows, D)
-    p_offsets,
-    p_labels,  # (T,) int64
-    p_weights,  # (T,) float32 or None
-    p_out,  # (T, D)
-    rows,
-    L,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Write the cluster token of each label, times the token's weight; 0 without a label."""
-    i_b, i_n, start, n = locate(p_offsets, L, tl.cdiv(L, BLOCK_N))
-    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    m_n = o_n < n
-    b_label = tl.load(p_labels + start + o_n, mask=m_n, other=-1)  # (N,)
-    for i_d in range(0, tokens.D, BLOCK_D):
-        o_d = i_d + tl.arange(0, BLOCK_D)
-        m_d = (o_d < tokens.D)[None, :]
-        p_rows = tokens.p_x + ((i_b * rows + b_label) * tokens.stride_n)[:, None]
-        p_tile = p_rows + (o_d * tokens.stride_d)[None, :]
-        b_t = tl.load(p_tile, mask=(b_label >= 0)[:, None] & m_d, other=0.0)  # (N, D)
-        if p_weights is not None:
-            b_w = tl.load(p_weights + start + o_n, mask=m_n, other=0.0)  # (N,)
-            b_t = (b_t * b_w[:, None]).to(b_t.dtype)
-        p_block = p_out + (start + o_n)[:, None] * tokens.D + o_d[None, :]
-        tl.store(p_block, b_t, mask=m_n[:, None] & m_d)
-
-
 def merge_soft(
     x: Tensor,
     labels: Tensor,
@@ -206,21 +169,21 @@ def merge_soft(
         (B, rows, D) in the dtype of `x`.
     """
     images, rows, dim = counts.shape[0], masks.shape[-2], x.shape[1]
-    config = merge_config(x.dtype)
+    config = shares_config(x.dtype)
     out = x.new_empty(images, rows, dim)
-    usable = _usable(x, labels, offsets, longest, means)
-    row_blocks = triton.cdiv(rows, config.block_m)
-    feature_blocks = triton.cdiv(dim, config.block_n)
-    if images * feature_blocks:
+    if not longest:
+        return out.zero_()
+    if images * dim:
+        shares, parts = shares_of(x, labels, weights, masks, counts, offsets, longest, means)
+        # Parts of rows are columns of a product.
+        rest = REST // shares.p_parts.shape[2]
+        row_blocks = triton.cdiv(rows, config.block_m + rest)
+        feature_blocks = triton.cdiv(dim, config.block_n)
         merge_soft_fwd_kernel[(images * row_blocks * feature_blocks,)](
-            *(Tokens.of(x), Images(offsets, usable), weights, counts, masks, out),
-            *(rows, longest, eps, *MaskLayout.of(masks)),
-            MEANS=means,
+            *(Tokens.of(x), shares, offsets, counts, out, rows, longest, parts, eps),
             PRECISION=coefficient_precision(x.dtype),
+            REST_C=rest,
             **config.launch("BLOCK_C", "BLOCK_D", "BLOCK_N"),
-            # Some lanes would fuse the product weight * mask into the sum, others not, and a row
-            # would have several masses.
-            enable_fp_fusion=weights is None,
         )
     return out
 
@@ -255,65 +218,3 @@ def _usable(x, labels, offsets, longest, finite) -> Tensor:
     if not finite:
         return labelled.view(torch.int8)
     return token_states(x, labelled.view(torch.uint8), offsets, longest)[0]
-
-
-def unmerge_soft(
-    tokens: Tensor,
-    masks: Tensor,
-    counts: Tensor,
-    offsets: Tensor,
-    longest: int,
-    total: int,
-    mass: Tensor | None = None,
-    weights: Tensor | None = None,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """Return the mixture of the cluster tokens for each token, by the masks.
-
-    Args:
-        tokens: (B, rows, D) cluster tokens, contiguous.
-        masks: (B, rows or more, N), or packed (rows or more, T), float32 masks.
-        counts: (B,) int64 last row of each image.
-        offsets: (B + 1,) int64 offsets of the images.
-        longest: maximum number of tokens of an image.
-        total: number of tokens of all images.
-        mass: (B, rows) float32 divisor of the masks of each row; only with `weights`.
-        weights: (T,) float32 factor of the masks of each token; only with `mass`.
-        dtype: dtype of the result; None for that of `tokens`.
-
-    Returns:
-        (total, D) mixtures.
-    """
-    images, rows, dim = tokens.shape
-    config = merge_config(tokens.dtype)
-    out = tokens.new_empty(total, dim, dtype=dtype)
-    token_blocks = triton.cdiv(longest, config.block_m)
-    feature_blocks = triton.cdiv(dim, config.block_n)
-    if images * token_blocks * feature_blocks:
-        unmerge_soft_fwd_kernel[(images * token_blocks * feature_blocks,)](
-            *(Tokens.of(tokens.flatten(0, 1)), offsets, counts, masks, mass, weights, out),
-            *(rows, longest, *MaskLayout.of(masks)),
-            PRECISION=coefficient_precision(tokens.dtype),
-            **config.launch("BLOCK_N", "BLOCK_D", "BLOCK_C"),
-        )
-    return out
-
-
-def unmerge_hard(
-    tokens: Tensor,
-    labels: Tensor,
-    offsets: Tensor,
-    longest: int,
-    weights: Tensor | None = None,
-) -> Tensor:
-    """Return the token (T, D) of each label (T,), from (B, rows, D), times the weights (T,)."""
-    images, rows, dim = tokens.shape
-    config = token_config(tokens.dtype)
-    out = tokens.new_empty(labels.shape[0], dim)
-    blocks = triton.cdiv(longest, config.block_n)
-    if images * blocks * dim:
-        unmerge_hard_fwd_kernel[(images * blocks,)](
-            *(Tokens.of(tokens.flatten(0, 1)), offsets, labels, weights, out, rows, longest),
-            **config.launch(),
-        )
-    return out

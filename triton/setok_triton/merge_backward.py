@@ -8,81 +8,11 @@ from torch import Tensor
 from setok_triton.common import COUNTERS, Images, Tokens, flagged, locate
 from setok_triton.configs import token_config
 from setok_triton.features import token_states
-from setok_triton.merge import merge_hard, merge_soft, unmerge_hard, unmerge_soft
-from setok_triton.row_products import row_products
-from setok_triton.scope import MaskLayout
+from setok_triton.mask_gradients import Merged
+from setok_triton.merge import merge_hard, merge_soft
+from setok_triton.row_products import row_products, row_sums
 from setok_triton.segments import segments
-
-
-@triton.jit(do_not_specialize=COUNTERS)
-def row_sums_bwd_kernel(
-    p_masks,
-    p_products,  # E, like the masks, or None
-    p_weights,  # (T,) float32
-    p_offsets,
-    p_mass,  # (B, rows) float32
-    p_mean,  # (B, rows) float32
-    rows,
-    L,
-    eps,
-    stride_image,
-    stride_row,
-    stride_start,
-    BLOCK_N: tl.constexpr,
-):
-    """Write m_c = sum_i w_i M_ci + eps, and the mean sum_i w_i M_ci E_ci / m_c, of one row."""
-    i_b, i_c, start, n = locate(p_offsets, L, rows)
-    o_row = i_b * stride_image + start * stride_start + i_c.to(tl.int64) * stride_row
-    b_mass = tl.zeros((BLOCK_N,), dtype=tl.float32)
-    b_mean = tl.zeros((BLOCK_N,), dtype=tl.float32)
-    for i_n in range(0, n, BLOCK_N):
-        o_n = i_n + tl.arange(0, BLOCK_N)
-        b_coef = tl.load(p_masks + o_row + o_n, mask=o_n < n, other=0.0)  # (N,)
-        b_coef *= tl.load(p_weights + start + o_n, mask=o_n < n, other=0.0)  # (N,)
-        b_mass += b_coef
-        if p_products is not None:
-            b_mean += b_coef * tl.load(p_products + o_row + o_n, mask=o_n < n, other=0.0)
-    mass = tl.sum(b_mass, axis=0) + eps
-    tl.store(p_mass + tl.program_id(0), mass)
-    tl.store(p_mean + tl.program_id(0), tl.sum(b_mean, axis=0) / mass)
-
-
-@triton.jit(do_not_specialize=COUNTERS)
-def merge_masks_bwd_kernel(
-    images,
-    p_masks,
-    p_products,  # E before, the gradient of the masks after
-    p_weights,  # (T,) float32
-    p_counts,  # (B,) int64
-    p_mass,  # (B, rows) float32
-    p_mean,  # (B, rows) float32
-    p_grad_weights,  # (T,) float32
-    rows,
-    L,
-    stride_image,
-    stride_row,
-    stride_start,
-    BLOCK_N: tl.constexpr,
-):
-    """Write dM_ci = w_i dA_ci and dw_i = sum_c M_ci dA_ci, where dA_ci = (E_ci - mean_c) / m_c."""
-    i_b, i_n, start, n = locate(images.p_offsets, L, tl.cdiv(L, BLOCK_N))
-    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    m_n = o_n < n
-    m_usable = flagged(images.p_ok, start, o_n, m_n)
-    b_w = tl.load(p_weights + start + o_n, mask=m_n, other=0.0)  # (N,)
-    b_sum = tl.zeros((BLOCK_N,), dtype=tl.float32)
-    count = tl.load(p_counts + i_b).to(tl.int32)
-    o_row = i_b * stride_image + start * stride_start + o_n
-    for i_c in range(rows):
-        # Rows after the residual stay 0.
-        m_c = m_usable & (o_n < tl.where(i_c <= count, n, 0))
-        mass, mean = tl.load(p_mass + i_b * rows + i_c), tl.load(p_mean + i_b * rows + i_c)
-        b_grad = tl.load(p_products + o_row, mask=m_c, other=0.0) - mean  # (N,)
-        b_grad = tl.where(m_c, b_grad / mass, 0.0)
-        b_sum += b_grad * tl.load(p_masks + o_row, mask=m_c, other=0.0)
-        tl.store(p_products + o_row, b_w * b_grad, mask=m_n)
-        o_row += stride_row
-    tl.store(p_grad_weights + start + o_n, b_sum, mask=m_n)
+from setok_triton.unmerge import unmerge_hard, unmerge_soft
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -177,38 +107,21 @@ def merge_backward(
         residual, or None; float32 gradient of the weights, or None.
     """
     grad, x = grad.contiguous(), x.contiguous()
-    usable, _ = token_states(x, (labels >= 0).view(torch.uint8), offsets, longest)
-    flags = usable != 0
-    weight = flags.float() if weights is None else torch.where(flags, weights, 0)
     if masks is None:
+        usable, _ = token_states(x, (labels >= 0).view(torch.uint8), offsets, longest)
+        flags = usable != 0
+        weight = flags.float() if weights is None else torch.where(flags, weights, 0)
         return _merge_hard_backward(
             grad, x, labels, weight, usable, offsets, longest, weights is not None
         )
-    images, rows, _ = grad.shape
-    masks = masks.contiguous()
-    layout = MaskLayout.of(masks)
-    mass, mean = (x.new_empty(images, rows, dtype=torch.float32) for _ in range(2))
-    grad_masks = grad_weights = None
-    if need_masks or weights is not None:
-        grad_masks = row_products(grad, x, usable, masks, counts, offsets, longest)
-    if images * rows:
-        row_sums_bwd_kernel[(images * rows,)](
-            *(masks, grad_masks, weight, offsets, mass, mean, rows, longest, eps, *layout),
-            BLOCK_N=1024,
-        )
-    if grad_masks is not None:
-        block, grad_weights = 128, torch.empty_like(weight)
-        blocks = triton.cdiv(longest, block)
-        if images * blocks:
-            merge_masks_bwd_kernel[(images * blocks,)](
-                *(Images(offsets, usable), masks, grad_masks, weight, counts, mass, mean),
-                *(grad_weights, rows, longest, *layout),
-                BLOCK_N=block,
-                num_warps=4,
-            )
-    total = x.shape[0]
-    grad_x = unmerge_soft(grad, masks, counts, offsets, longest, total, mass, weight)
-    return grad_x, grad_masks if need_masks else None, None if weights is None else grad_weights
+    masks, keep = masks.contiguous(), need_masks or weights is not None
+    sums = row_sums(x, masks, weights, grad.shape[0], longest)
+    grad_masks = row_products(grad, x, labels, masks, counts, offsets, longest, sums, keep)
+    grad_weights = None if weights is None else torch.empty_like(weights)
+    totals = (sums.p_ok, sums.p_mass, sums.p_mean)
+    merged = Merged(weights, *totals, grad_masks, grad_weights, eps)
+    grad_x = unmerge_soft(grad, masks, counts, offsets, longest, x.shape[0], merged)
+    return grad_x, grad_masks if need_masks else None, grad_weights
 
 
 def _merge_hard_backward(grad, x, labels, weight, usable, offsets, longest, weighted):
@@ -270,8 +183,7 @@ def unmerge_backward(
         return merge_hard(grad, labels, None, rows, offsets, longest, means=False), None
     masks, grad_masks = masks.contiguous(), None
     if need_masks:
-        usable = (labels >= 0).view(torch.int8)
         tokens = tokens.contiguous()
-        grad_masks = row_products(tokens, grad, usable, masks, counts, offsets, longest)
+        grad_masks = row_products(tokens, grad, labels, masks, counts, offsets, longest)
     sums = merge_soft(grad, labels, None, masks, counts, offsets, longest, 0.0, means=False)
     return sums, grad_masks
