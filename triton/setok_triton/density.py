@@ -132,7 +132,7 @@ def density_fwd_kernel(
         m_d, o_f = (i_d + o_d < x.D)[None, :], ((i_d + o_d) * x.stride_d)[None, :]
         p_own = x.p_x + ((start + o_n) * x.stride_n)[:, None] + o_f
         b_own = tl.load(p_own, mask=m_n[:, None] & m_d, other=0.0).to(tl.float32) * factor  # (N, D)
-        for i_k in tl.range(0, K, loop_unroll_factor=2):
+        for i_k in range(K):
             # (N,) neighbour i_k of each token, not loaded again, which would delay its features
             b_other = tl.max(tl.where(o_k == i_k, b_listed, -1), axis=1)
             p_other = x.p_x + ((start + b_other) * x.stride_n)[:, None] + o_f
@@ -219,5 +219,5 @@ def density(x: Tensor, chunk: Chunk, knn: Tensor, out: Tensor, noise: Tensor | N
         BLOCK_K=triton.next_power_of_2(knn.shape[1]),
         **config.launch(),
         # Without a limit the assembler spills a few registers to fit one more program.
-        maxnreg=176,
+        maxnreg=128,
     )

@@ -11,7 +11,7 @@ from setok_triton.common import COUNTERS, FAR_INDEX, Tokens, flagged, locate, pr
 from setok_triton.configs import dot_precision, tile_config, token_config
 
 # Parts of an image whose features are summed by different programs.
-CHUNKS = 32
+CHUNKS = 64
 
 
 @triton.jit
@@ -144,13 +144,15 @@ def scale_fwd_kernel(
     factor = ((127 - exponent) << 23).to(tl.float32, bitcast=True)
     undo = ((exponent + 127).to(tl.int32) << 23).to(tl.float32, bitcast=True).to(tl.float64)
     if VARIANCE:
-        o_c = tl.arange(0, CHUNKS)
         b_norm = tl.zeros((BLOCK_D,), dtype=tl.float64)
-        for i_d in tl.range(0, D, BLOCK_D, loop_unroll_factor=2):
+        for i_d in range(0, D, BLOCK_D):
             o_d = i_d + tl.arange(0, BLOCK_D)
-            p_total = p_totals + ((i_b * CHUNKS + o_c) * D)[:, None] + o_d[None, :]
-            b_total = tl.sum(tl.load(p_total, mask=(o_d < D)[None, :], other=0.0), axis=0)  # (D,)
+            b_total = tl.zeros((BLOCK_D,), dtype=tl.float64)
+            for i_c in tl.range(0, CHUNKS, loop_unroll_factor=8):
+                p_total = p_totals + (i_b * CHUNKS + i_c) * D + o_d
+                b_total += tl.load(p_total, mask=o_d < D, other=0.0)  # (D,)
             b_norm += b_total * b_total
+        o_c = tl.arange(0, CHUNKS)
         b_squares = tl.zeros((CHUNKS,), dtype=tl.float64)
         for i in range(parts):
             b_squares += tl.load(p_squares + (i_b * CHUNKS + o_c) * parts + i)
@@ -247,7 +249,7 @@ def scales(
             *(0.0 if sigma is None else sigma, dim, parts),
             VARIANCE=sigma is None,
             CHUNKS=CHUNKS,
-            BLOCK_D=64,
+            BLOCK_D=1024,
             num_warps=8,
         )
     return ok, factor, scale, num_ok

@@ -17,7 +17,7 @@ from setok_triton.rows import Rows, append
 # No key of a distance and a token is larger.
 NO_KEY = tl.constexpr(2**63 - 1)
 # Tiles that a program compares its peaks with in one turn.
-TURN = 4
+TURN = 2
 
 
 @triton.jit

@@ -21,8 +21,8 @@ from setok_triton.scope import MaskLayout, alpha_mask, load_learnables, number_o
 ROUND = 16
 CANDIDATES = 64
 # Leading bits of a priority that the choice of candidates compares, and the bits after them.
-PLACES = tl.constexpr(20)
-IGNORED = tl.constexpr(2 ** (31 - 20) - 1)
+PLACES = tl.constexpr(16)
+IGNORED = tl.constexpr(2 ** (31 - 16) - 1)
 # Tokens of which only the one with the highest priority may be a candidate.
 SPAN = tl.constexpr(32)
 
@@ -388,7 +388,7 @@ def stream_scope(
                 CANDIDATES=CANDIDATES,
                 ROUND=ROUND,
                 BLOCK_P=block_p,
-                num_warps=max(1, min(8, block_p // 512)),
+                num_warps=max(1, min(8, block_p // 128)),
             )
             rows = CANDIDATES // config.block_m
             candidate_rows_fwd_kernel[(images * rows * blocks,)](*known, carried, longest, **tiles)
