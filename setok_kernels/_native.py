@@ -54,7 +54,7 @@ def why_missing() -> str | None:
             cause = f"was found but does not load ({' '.join(str(error).split())})"
         else:
             return None
-    return f"{_LIBRARY.name} {cause}; {remedy()}"
+    return f"{_LIBRARY.name} {cause}; {remedy()}, or install a wheel for this platform"
 
 
 def internals() -> ModuleType | None:
@@ -65,8 +65,12 @@ def internals() -> ModuleType | None:
         return None
 
 
-def remedy() -> str:
-    """Return the command that reinstalls the package with its kernels from the same source."""
+def remedy(tool: str = "a C++17 compiler") -> str:
+    """Return the command that reinstalls the package with its kernels from the same source.
+
+    Args:
+        tool: name of the compiler that they need.
+    """
     try:
         origin = importlib.metadata.distribution("setok-kernels").read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:
@@ -75,13 +79,13 @@ def remedy() -> str:
     url = source.get("url", "")
     if url.endswith(".whl"):
         # Reinstalling the same wheel would not add the kernels.
-        again = f"build {shlex.quote(_local(url))} again where a C++17 compiler is on PATH"
+        again = f"build {shlex.quote(_local(url))} again where {tool} is on PATH"
     else:
         again = (
-            "put a C++17 compiler on PATH and run `pip install --force-reinstall --no-deps "
+            f"put {tool} on PATH and run `pip install --force-reinstall --no-deps "
             f"--no-cache-dir {_requirement(source)}`"
         )
-    return f"{again}, or install a wheel for this platform"
+    return again
 
 
 def _requirement(source: dict) -> str:
