@@ -7,7 +7,6 @@ namespace setok {
 
 constexpr unsigned kAll = 0xffffffff;
 constexpr int kLanes = 32;
-constexpr int kMaxWarps = 16;
 // Larger than any index of a token.
 constexpr int kFar = 0x7fffffff;
 
@@ -50,28 +49,31 @@ __device__ inline float sum(float value) {
 
 // Partials of the warps. Two sets take turns, so one barrier per reduction suffices: a warp can
 // write a set again only after a barrier that all warps reach after reading it.
+template <int WARPS>
 struct Board {
-  Partial partials[2][kMaxWarps];
+  Partial partials[2][WARPS];
 };
 
-// Reduce over the block; all threads get the result. `turn` alternates between calls.
-__device__ inline Reduced reduce(Board& board, int turn, Partial own, bool weighed) {
+// Reduce over a block of at most WARPS warps, a power of two; all threads get the result. `turn`
+// alternates between calls.
+template <int WARPS>
+__device__ inline Reduced reduce(Board<WARPS>& board, int turn, Partial own, bool weighed) {
   const int lane = threadIdx.x % kLanes, warps = blockDim.x / kLanes;
   own.best = largest(own.best);
   own.left = sum<kLanes / 2>(own.left);
   if (weighed) own.mass = sum<kLanes / 2>(own.mass);
   if (lane == 0) board.partials[turn][threadIdx.x / kLanes] = own;
   __syncthreads();
-  // Both halves of a warp hold all partials.
-  const int other = lane % kMaxWarps;
+  // Each group of WARPS lanes holds all partials.
+  const int other = lane % WARPS;
   Partial found{{-1, kFar}, 0.0f, 0.0f};
   if (other < warps) found = board.partials[turn][other];
   Reduced all;
   all.first = largest(found.best);
   if (found.best.token == all.first.token) found.best.bits = -1;
   all.second = largest(found.best);
-  all.left = sum<kMaxWarps / 2>(found.left);
-  all.mass = weighed ? sum<kMaxWarps / 2>(found.mass) : 0.0f;
+  all.left = sum<WARPS / 2>(found.left);
+  all.mass = weighed ? sum<WARPS / 2>(found.mass) : 0.0f;
   return all;
 }
 

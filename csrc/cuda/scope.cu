@@ -5,10 +5,7 @@
 // the seed of the step after next, so its distance row is loaded one step early. Compiled with
 // -fmad=false: a replay repeats the roundings of the loop.
 
-#include <cfloat>
-
-#include "reduce.h"
-#include "scope.h"
+#include "tokens.h"
 
 namespace setok {
 namespace {
@@ -37,11 +34,6 @@ __device__ float sqrt_approx(float x) {
   return y;
 }
 
-// Higher density, or equal density and lower index.
-__device__ bool precedes(float rho_other, int other, float rho_own, int own) {
-  return rho_other > rho_own || (rho_other == rho_own && other < own);
-}
-
 // Hyper-parameters of alpha; divisions before the loop would delay every step inside.
 struct Alpha {
   float slope;  // factor of a distance: -1 / bandwidth, for exponentials times log2(e)
@@ -63,208 +55,11 @@ struct Alpha {
   }
 };
 
-// Shared memory of a block of at most SIZE tokens.
-template <int SIZE>
-struct Shared {
-  alignas(16) float density[SIZE];
-  float delta[SIZE];  // of local peaks, unscaled
-  int peaks[SIZE];    // local peaks, ascending within a warp's tokens
-  int warp_peaks[kMaxWarps];
-  Board board;
-};
-
-// Tokens of a thread: first, first + 32, ...; a warp holds consecutive tokens.
-template <int TOKENS>
-struct Tokens {
-  const Arguments& a;
-  int64_t image;
-  int64_t start;
-  int n;
-  int first;
-  const float* rows;  // distance rows of the image
-  float sigma;
-  bool ok[TOKENS];
-
-  __device__ explicit Tokens(const Arguments& arguments) : a(arguments) {
-    image = blockIdx.x;
-    start = a.offsets[image];
-    // A caller's `max_seqlen` may be too small.
-    n = min(static_cast<int>(a.offsets[image + 1] - start), a.longest);
-    first = threadIdx.x / kLanes * kLanes * TOKENS + threadIdx.x % kLanes;
-    rows = a.distance + image * a.longest * a.pitch;
-    sigma = a.sigma[image];
-#pragma unroll
-    for (int t = 0; t < TOKENS; ++t) ok[t] = inside(t) && a.ok[start + index(t)] != 0;
-  }
-
-  __device__ int index(int t) const { return first + t * kLanes; }
-  __device__ bool inside(int t) const { return index(t) < n; }
-  __device__ const float* row(int token) const {
-    return rows + static_cast<int64_t>(token) * a.pitch;
-  }
-
-  // Load the unscaled distances to a token.
-  __device__ void load(float (&d)[TOKENS], int token) const {
-    const float* p = row(token) + first;
-#pragma unroll
-    for (int t = 0; t < TOKENS; ++t) {
-      if (inside(t)) d[t] = __ldg(p + t * kLanes);
-    }
-  }
-
-  // The first of the neighbours that precedes each token, else -1: the lists are sorted and contain
-  // the nearest tokens.
-  __device__ int listed_parent(int t, const float* density) const {
-    constexpr int kTurn = 8;
-    const int64_t* list = a.knn + (start + index(t)) * a.k;
-    const float own = density[index(t)];
-    int parent = -1;
-    for (int k = 0; k < a.k && parent < 0; k += kTurn) {
-      int others[kTurn];
-#pragma unroll
-      for (int i = 0; i < kTurn; ++i) {
-        others[i] = k + i < a.k ? static_cast<int>(__ldg(list + k + i)) : -1;
-      }
-#pragma unroll
-      for (int i = 0; i < kTurn; ++i) {
-        const int other = others[i];
-        if (parent < 0 && other >= 0 && precedes(density[other], other, own, index(t))) {
-          parent = other;
-        }
-      }
-    }
-    return parent;
-  }
-
-  // Find the parent of a local peak in its row, and its unscaled delta; a warp for each.
-  template <int SIZE>
-  __device__ void scan_peak(Shared<SIZE>& shared, int peak) const {
-    const float* p = row(peak);
-    const float own = shared.density[peak];
-    const int lane = threadIdx.x % kLanes;
-    float far = 0.0f, nearest = INFINITY;
-    int parent = kFar;
-    const auto visit = [&](float d, float rho, int j) {
-      if (d < INFINITY) far = fmaxf(far, d);
-      if (d < nearest && precedes(rho, j, own, peak)) {
-        nearest = d;
-        parent = j;
-      }
-    };
-    const int quads = n / 4;
-    for (int q = lane; q < quads; q += kLanes) {
-      const float4 d = __ldg(reinterpret_cast<const float4*>(p) + q);
-      const float4 rho = reinterpret_cast<const float4*>(shared.density)[q];
-      visit(d.x, rho.x, 4 * q);
-      visit(d.y, rho.y, 4 * q + 1);
-      visit(d.z, rho.z, 4 * q + 2);
-      visit(d.w, rho.w, 4 * q + 3);
-    }
-    if (const int j = 4 * quads + lane; j < n) visit(__ldg(p + j), shared.density[j], j);
-    // Distances are non-negative, so their bits order like the floats.
-    const int least = __reduce_min_sync(kAll, __float_as_int(nearest));
-    parent = __reduce_min_sync(kAll, __float_as_int(nearest) == least ? parent : kFar);
-    const bool found = parent != kFar;
-    const int largest = __reduce_max_sync(kAll, __float_as_int(far));
-    if (lane == 0) {
-      shared.delta[peak] = __int_as_float(found && !a.replay ? least : largest);
-      if (!a.replay) a.parent[start + peak] = found ? parent : -1;
-    }
-  }
-
-  // Write parents, and set the unscaled distances to them; the top token takes the maximum.
-  template <int SIZE>
-  __device__ void find_parents(Shared<SIZE>& shared, float (&delta)[TOKENS]) const {
-#pragma unroll
-    for (int t = 0; t < TOKENS; ++t) {
-      if (inside(t)) shared.density[index(t)] = __ldg(a.density + start + index(t));
-    }
-    __syncthreads();
-    const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
-    bool is_peak[TOKENS];
-    unsigned ballots[TOKENS];
-    int own_peaks = 0;
-#pragma unroll
-    for (int t = 0; t < TOKENS; ++t) {
-      int parent = -1;
-      delta[t] = 0.0f;
-      if (ok[t]) {
-        parent = a.replay ? static_cast<int>(a.parent[start + index(t)])
-                          : listed_parent(t, shared.density);
-      }
-      if (parent >= 0) delta[t] = __ldg(row(index(t)) + parent);
-      is_peak[t] = ok[t] && parent < 0;
-      if (!a.replay && inside(t) && !is_peak[t]) a.parent[start + index(t)] = parent;
-      ballots[t] = __ballot_sync(kAll, is_peak[t]);
-      own_peaks += __popc(ballots[t]);
-    }
-    if (lane == 0) shared.warp_peaks[warp] = own_peaks;
-    __syncthreads();
-    int place = 0, peaks = 0;
-    for (int w = 0; w < blockDim.x / kLanes; ++w) {
-      if (w == warp) place = peaks;
-      peaks += shared.warp_peaks[w];
-    }
-#pragma unroll
-    for (int t = 0; t < TOKENS; ++t) {
-      const unsigned before = ballots[t] & ((1u << lane) - 1);
-      if (is_peak[t]) shared.peaks[place + __popc(before)] = index(t);
-      place += __popc(ballots[t]);
-    }
-    __syncthreads();
-    for (int i = warp; i < peaks; i += blockDim.x / kLanes) scan_peak(shared, shared.peaks[i]);
-    __syncthreads();
-#pragma unroll
-    for (int t = 0; t < TOKENS; ++t) {
-      if (is_peak[t]) delta[t] = shared.delta[index(t)];
-    }
-  }
-
-  // Weight of a token in the score: 0 if negative or not finite. Not -0, whose bits are below those
-  // of any other.
-  __device__ float weight(int t) const {
-    const float given = __ldg(a.importance + start + index(t));
-    return given > 0.0f && given < INFINITY ? given : 0.0f;
-  }
-
-  // Write delta and scores, from unscaled distances to the parents.
-  __device__ void set_scores(Board& board, const float* density, const float (&delta)[TOKENS],
-                             float (&score)[TOKENS]) const {
-    const int top = a.replay ? static_cast<int>(a.seeds[image * a.stride_seeds]) : -1;
-    int largest = -1;
-#pragma unroll
-    for (int t = 0; t < TOKENS; ++t) {
-      score[t] = 0.0f;
-      if (!inside(t)) continue;
-      // An infinite delta at density 0 would make the score NaN.
-      const float scaled = ok[t] ? fminf(sigma * delta[t], FLT_MAX) : 0.0f;
-      a.delta[start + index(t)] = scaled;
-      score[t] = density[index(t)] * scaled;
-      // An infinite score would make its normalised form NaN.
-      if (a.importance != nullptr) score[t] = fminf(score[t] * weight(t), FLT_MAX);
-      if (top < 0 || index(t) == top) largest = max(largest, __float_as_int(score[t]));
-    }
-    if (a.normalise) {
-      const Reduced all = reduce(board, 1, {{largest, first}, 0.0f, 0.0f}, false);
-      const float maximum = __int_as_float(all.first.bits);
-      // The reciprocal of a subnormal maximum is not finite. Exact division, so that the maximum
-      // becomes exactly 1. Without a token the bits are those of a NaN.
-      const float divisor = maximum >= FLT_MIN ? maximum : 1.0f;
-#pragma unroll
-      for (int t = 0; t < TOKENS; ++t) score[t] = __fdiv_rn(score[t], divisor);
-    }
-#pragma unroll
-    for (int t = 0; t < TOKENS; ++t) {
-      if (inside(t)) a.score[start + index(t)] = score[t];
-    }
-  }
-};
-
 // State of the scope loop.
-template <int TOKENS>
+template <int TOKENS, int WARPS>
 struct Scope {
   const Arguments& a;
-  const Tokens<TOKENS>& tokens;
+  const Tokens<TOKENS, WARPS>& tokens;
   const Alpha alpha;
   float* row;  // of the masks, from the thread's first token
   float scope[TOKENS];
@@ -273,7 +68,7 @@ struct Scope {
   float best[TOKENS];      // largest mask so far, and its row
   int label[TOKENS];
 
-  __device__ Scope(const Tokens<TOKENS>& of, const float (&score)[TOKENS])
+  __device__ Scope(const Tokens<TOKENS, WARPS>& of, const float (&score)[TOKENS])
       : a(of.a), tokens(of), alpha(of.a) {
     row = a.masks + tokens.image * a.stride_image + tokens.start * a.stride_start + tokens.first;
 #pragma unroll
@@ -304,15 +99,15 @@ struct Scope {
 #pragma unroll
       for (int t = 0; t < TOKENS; ++t) out[t] = exp2_approx(out[t] * alpha.slope);
     }
+    if (alpha.sigmoid) {
 #pragma unroll
-    for (int t = 0; t < TOKENS; ++t) {
-      const float level = out[t] - shift[t];
-      if (alpha.sigmoid) {
-        const float exponent = fminf(level * alpha.steep, kDeepest);
+      for (int t = 0; t < TOKENS; ++t) {
+        const float exponent = fminf((out[t] - shift[t]) * alpha.steep, kDeepest);
         out[t] = reciprocal_approx(1.0f + exp2_approx(exponent));
-      } else {
-        out[t] = fminf(fmaxf(level, 0.01f), 0.99f);
       }
+    } else {
+#pragma unroll
+      for (int t = 0; t < TOKENS; ++t) out[t] = fminf(fmaxf(out[t] - shift[t], 0.01f), 0.99f);
     }
   }
 
@@ -344,14 +139,15 @@ struct Scope {
   }
 
   // Run the loop; return the number of seeds.
-  __device__ int find_seeds(Board& board) {
+  __device__ int find_seeds(Board<WARPS>& board) {
     const int64_t image = tokens.image;
     int steps = a.max_clusters;
     if (a.budget != nullptr) {
       steps = static_cast<int>(min(max(a.budget[image], int64_t{0}), int64_t{a.max_clusters}));
     }
     const bool weighed = a.min_mass > 0.0f && !a.exact;
-    const float num_ok = static_cast<float>(max(a.num_ok[image], 1));
+    // No division in the loop.
+    const float enough = a.stop_residual * static_cast<float>(max(a.num_ok[image], 1));
     int64_t* const seeds = a.seeds + image * a.stride_seeds;
     Reduced all = reduce(board, 0, products(scope), false);
     int count = 0, seed = all.first.token_or_first(), guess = seed;
@@ -393,8 +189,7 @@ struct Scope {
       for (int t = 0; t < TOKENS; ++t) scope[t] = left[t];
       seed = next;
       ++count;
-      going = all.first.exists() && count < steps &&
-              (a.exact || __fdiv_rn(all.left, num_ok) > a.stop_residual);
+      going = all.first.exists() && count < steps && (a.exact || all.left > enough);
     }
     for (int c = count + threadIdx.x; c < a.max_clusters; c += blockDim.x) seeds[c] = -1;
     if (threadIdx.x == 0) a.counts[image] = count;
@@ -450,28 +245,28 @@ struct Scope {
   }
 };
 
-template <int TOKENS, int THREADS>
+template <int TOKENS, int WARPS>
 __device__ void cluster_image(const Arguments& a) {
-  __shared__ Shared<TOKENS * THREADS> shared;
-  const Tokens<TOKENS> tokens(a);
+  __shared__ Shared<TOKENS, WARPS> shared;
+  const Tokens<TOKENS, WARPS> tokens(a);
   float delta[TOKENS], score[TOKENS];
   tokens.find_parents(shared, delta);
-  tokens.set_scores(shared.board, shared.density, delta, score);
-  Scope<TOKENS> scope(tokens, score);
+  tokens.set_scores(shared, delta, score);
+  Scope<TOKENS, WARPS> scope(tokens, score);
   scope.finish(a.replay ? scope.replay_seeds() : scope.find_seeds(shared.board));
 }
 
 }  // namespace
 
 // Names: number of tokens of a thread. Images of at most 256, 768 and 2048 tokens.
-#define SETOK_SCOPE_KERNEL(TOKENS, THREADS)                            \
-  extern "C" __global__ void __launch_bounds__(THREADS)                \
+#define SETOK_SCOPE_KERNEL(TOKENS, WARPS)                              \
+  extern "C" __global__ void __launch_bounds__(WARPS* kLanes)          \
       scope_fwd_kernel_##TOKENS(const __grid_constant__ Arguments a) { \
-    cluster_image<TOKENS, THREADS>(a);                                 \
+    cluster_image<TOKENS, WARPS>(a);                                   \
   }
 
-SETOK_SCOPE_KERNEL(1, 256)
-SETOK_SCOPE_KERNEL(3, 256)
-SETOK_SCOPE_KERNEL(4, 512)
+SETOK_SCOPE_KERNEL(1, 8)
+SETOK_SCOPE_KERNEL(3, 8)
+SETOK_SCOPE_KERNEL(4, 16)
 
 }  // namespace setok
