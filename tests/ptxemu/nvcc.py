@@ -7,6 +7,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import re
 import sys
 from pathlib import Path
 from unittest import mock
@@ -59,3 +60,31 @@ def in_place_of_triton(emulator, edit=None):
         mock.patch.object(dispatch, "_why_no_cuda", lambda device: None),
     ):
         yield
+
+
+_BARRIER = re.compile(r"\t(?:bar|barrier)\.sync\s+0;")
+
+
+def barriers(arch: int, kernel: str) -> list[str]:
+    """Return for each barrier of a kernel, in the text's order, whether it is in the step loop."""
+    text = kernels(arch)[kernel]
+    begin, end = step_loop(text)
+    places = [found.start() for found in _BARRIER.finditer(text)]
+    return ["in the step loop" if begin <= at < end else "before it" for at in places]
+
+
+def without(text: str, number: int) -> str:
+    """Return the PTX of a kernel without one of its barriers."""
+    found = list(_BARRIER.finditer(text))[number]
+    return text[: found.start()] + text[found.end() :]
+
+
+def step_loop(text: str) -> tuple[int, int]:
+    """Return the span of the step loop in a kernel's PTX: the one loop with a barrier."""
+    labels = {found[1]: found.start() for found in re.finditer(r"(?m)^(\$\w+):", text)}
+    jumps = re.finditer(r"\bbra(?:\.uni)?\s+(\$\w+);", text)
+    back = [(labels[j[1]], j.end()) for j in jumps if labels[j[1]] < j.start()]
+    held = [span for span in back if _BARRIER.search(text, *span)]
+    if not held:
+        raise ValueError("no loop has a barrier")
+    return min(begin for begin, _ in held), max(end for _, end in held)
