@@ -147,6 +147,7 @@ test-ptx: $(PTX_ARCHS:%=test-ptx-%)
 $(PTX_ARCHS:%=test-ptx-%): test-ptx-%: $(INSTALLED)
 	$(ptx_env) $(BIN)/python -m ptxemu.selftest --arch $* --mutations 3
 	$(ptx_env) $(BIN)/python -m ptxemu.check --arch $*
+	$(ptx_env) $(BIN)/python -m ptxemu.cuda_check --arch $*
 
 compile-report: $(INSTALLED)
 	$(BIN)/python bench/compile_report.py --out bench_out/triton-compile.json

@@ -8,6 +8,13 @@
 
 namespace setok {
 
+// Keep a pointer in a register; otherwise the compiler derives each address from the arguments.
+__device__ inline void keep(const float*& p) { asm("" : "+l"(p)); }
+
+// Have all loads above on their way before the first is awaited. To save registers, the assembler
+// would put each load just before its use; it does not move one over this.
+__device__ inline void wait_once() { __syncwarp(); }
+
 // Higher density, or equal density and lower index.
 __device__ inline bool precedes(float rho_other, int other, float rho_own, int own) {
   // No short circuit: branches would delay the loads that follow.
@@ -46,8 +53,7 @@ struct Tokens {
     n = min(static_cast<int>(a.offsets[image + 1] - start), a.longest);
     first = threadIdx.x / kLanes * kLanes * TOKENS + threadIdx.x % kLanes;
     rows = a.distance + image * a.longest * a.pitch;
-    // Otherwise the compiler derives each address from the argument anew.
-    asm("" : "+l"(rows));
+    keep(rows);
     sigma = a.sigma[image];
 #pragma unroll
     for (int t = 0; t < TOKENS; ++t) ok[t] = inside(t) && a.ok[start + index(t)] != 0;
@@ -74,85 +80,101 @@ struct Tokens {
     constexpr int kTurn = 8;
 #pragma unroll
     for (int t = 0; t < TOKENS; ++t) parent[t] = -1;
+    if (n == 0) return;
     for (int k = 0; k < a.k; k += kTurn) {
-      // All loads first, then one wait.
       int others[TOKENS][kTurn];
 #pragma unroll
       for (int t = 0; t < TOKENS; ++t) {
-        const int64_t* list = a.knn + (start + index(t)) * a.k + k;
+        const int64_t* list = a.knn + (start + min(index(t), n - 1)) * a.k;
 #pragma unroll
         for (int i = 0; i < kTurn; ++i) {
-          others[t][i] = ok[t] && k + i < a.k ? static_cast<int>(__ldg(list + i)) : -1;
+          // The last neighbour again: see `visit_row`.
+          others[t][i] = static_cast<int>(list[min(k + i, a.k - 1)]);
         }
       }
+      wait_once();
 #pragma unroll
       for (int t = 0; t < TOKENS; ++t) {
-        const float own = ok[t] ? density[index(t)] : 0.0f;
+        const float own = density[index(t)];
         int found = -1;
 #pragma unroll
         for (int i = kTurn - 1; i >= 0; --i) {
           const int other = others[t][i];
-          const float rho = other >= 0 ? density[other] : -1.0f;
-          if (precedes(rho, other, own, index(t))) found = other;
+          const bool first = (other >= 0) & precedes(density[max(other, 0)], other, own, index(t));
+          found = first ? other : found;
         }
-        if (parent[t] < 0) parent[t] = found;
+        parent[t] = parent[t] < 0 && ok[t] ? found : parent[t];
       }
     }
   }
 
-  // Find the parent of a local peak in its row, and its unscaled delta; a warp for each.
-  __device__ void scan_peak(Memory& shared, int peak) const {
-    constexpr int kTurn = 6;
-    const float* p = row(peak);
-    const float own = shared.density[peak];
-    const int lane = threadIdx.x % kLanes, quads = n / 4, rest = 4 * quads + lane;
-    float far = 0.0f, nearest = INFINITY;
-    int parent = kFar;
-    const auto visit = [&](float d, float rho, int j) {
-      far = fmaxf(far, d < INFINITY ? d : 0.0f);
-      const bool nearer = (d < nearest) & precedes(rho, j, own, peak);
-      nearest = nearer ? d : nearest;
-      parent = nearer ? j : parent;
-    };
-    const float last = rest < n ? __ldg(p + rest) : INFINITY;
-    for (int q = lane; q < quads; q += kTurn * kLanes) {
-      // All loads first, then one wait.
+  // Call `visit(d, j)` for the lane's part of a row of distances, for some j again.
+  template <class Visit>
+  __device__ void visit_row(int token, Visit visit) const {
+    // Quads of a lane that are loaded before the first is awaited.
+    constexpr int kTurn = TOKENS == 1 ? 2 : TOKENS == 3 ? 6 : 4;
+    constexpr int kStride = 4 * kLanes * kTurn;
+    static_assert(Memory::kSize % kStride == 0);
+    const float* p = row(token);
+    keep(p);
+    const int lane = threadIdx.x % kLanes, whole = n / 4 * 4;
+    const int rest = min(whole + lane, n - 1);
+    const float last = __ldcg(p + rest);
+#pragma unroll 1
+    for (int begin = 0; begin < Memory::kSize; begin += kStride) {
+      if (begin >= whole) break;
       float4 d[kTurn];
 #pragma unroll
       for (int i = 0; i < kTurn; ++i) {
-        d[i] = float4{INFINITY, INFINITY, INFINITY, INFINITY};
-        if (const int at = q + i * kLanes; at < quads) {
-          d[i] = __ldg(reinterpret_cast<const float4*>(p) + at);
-        }
+        // The last quad again, because a condition would make the loads wait for one another.
+        const int at = min(begin + 4 * (lane + i * kLanes), whole - 4);
+        d[i] = __ldcg(reinterpret_cast<const float4*>(p + at));
       }
+      wait_once();
 #pragma unroll
       for (int i = 0; i < kTurn; ++i) {
-        const int at = q + i * kLanes;
-        if (at >= quads) break;
-        const float4 rho = reinterpret_cast<const float4*>(shared.density)[at];
-        visit(d[i].x, rho.x, 4 * at);
-        visit(d[i].y, rho.y, 4 * at + 1);
-        visit(d[i].z, rho.z, 4 * at + 2);
-        visit(d[i].w, rho.w, 4 * at + 3);
+        const int at = min(begin + 4 * (lane + i * kLanes), whole - 4);
+        visit(d[i].x, at);
+        visit(d[i].y, at + 1);
+        visit(d[i].z, at + 2);
+        visit(d[i].w, at + 3);
       }
     }
-    if (rest < n) visit(last, shared.density[rest], rest);
+    visit(last, rest);
+  }
+
+  // Find the parent of a local peak in its row, and its unscaled delta; a warp for each.
+  __device__ void scan_peak(Memory& shared, int peak) const {
+    int parent = kFar, delta = 0;
     // Distances are non-negative, so their bits order like the floats.
-    const int least = __reduce_min_sync(kAll, __float_as_int(nearest));
-    parent = __reduce_min_sync(kAll, __float_as_int(nearest) == least ? parent : kFar);
+    if (!a.replay) {
+      const float own = shared.density[peak];
+      float nearest = INFINITY;
+      visit_row(peak, [&](float d, int j) {
+        const bool nearer = (d < nearest) & precedes(shared.density[j], j, own, peak);
+        nearest = nearer ? d : nearest;
+        parent = nearer ? j : parent;
+      });
+      delta = __reduce_min_sync(kAll, __float_as_int(nearest));
+      parent = __reduce_min_sync(kAll, __float_as_int(nearest) == delta ? parent : kFar);
+    }
     const bool found = parent != kFar;
-    const int largest = __reduce_max_sync(kAll, __float_as_int(far));
-    if (lane == 0) {
-      shared.delta[peak] = __int_as_float(found && !a.replay ? least : largest);
+    if (!found) {
+      // The top token.
+      float far = 0.0f;
+      visit_row(peak, [&](float d, int) { far = fmaxf(far, d < INFINITY ? d : 0.0f); });
+      delta = __reduce_max_sync(kAll, __float_as_int(far));
+    }
+    if (threadIdx.x % kLanes == 0) {
+      shared.delta[peak] = __int_as_float(delta);
       if (!a.replay) a.parent[start + peak] = found ? parent : -1;
     }
   }
 
   // Write parents, and set the unscaled distances to them; the top token takes the maximum.
   __device__ void find_parents(Memory& shared, float (&delta)[TOKENS]) const {
-#pragma unroll
-    for (int t = 0; t < TOKENS; ++t) {
-      if (inside(t)) shared.density[index(t)] = __ldg(a.density + start + index(t));
+    for (int i = threadIdx.x; i < Memory::kSize; i += blockDim.x) {
+      shared.density[i] = i < n ? __ldg(a.density + start + i) : 0.0f;
     }
     __syncthreads();
     const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;

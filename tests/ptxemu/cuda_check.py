@@ -134,7 +134,7 @@ def mutate(arch):
     kernel = "scope_fwd_kernel_3"
     for number, where in enumerate(barriers(arch, kernel)):
         with (
-            driver.emulated(arch, Options(seed=1)) as emulator,
+            driver.emulated(arch, Options(seed=1, max_instructions=10**6)) as emulator,
             in_place_of_triton(emulator, lambda ptx, number=number: without(ptx, number)),
         ):
             failed = ""
