@@ -60,7 +60,7 @@ def why_missing() -> str | None:
         cause = f"could not be built when the package was installed ({text})"
     else:
         cause = f"were not found in {FOLDER}"
-    return f"the CUDA kernels {cause}; {_native.remedy('nvcc')}"
+    return f"the CUDA kernels {cause}; {_native.rebuild('nvcc')}"
 
 
 def digest() -> str:

@@ -54,7 +54,7 @@ def why_missing() -> str | None:
             cause = f"was found but does not load ({' '.join(str(error).split())})"
         else:
             return None
-    return f"{_LIBRARY.name} {cause}; {remedy()}, or install a wheel for this platform"
+    return f"{_LIBRARY.name} {cause}; {remedy()}"
 
 
 def internals() -> ModuleType | None:
@@ -65,7 +65,12 @@ def internals() -> ModuleType | None:
         return None
 
 
-def remedy(tool: str = "a C++17 compiler") -> str:
+def remedy() -> str:
+    """Return how to get the compiled CPU kernels."""
+    return f"{rebuild('a C++17 compiler')}, or install a wheel for this platform"
+
+
+def rebuild(tool: str) -> str:
     """Return the command that reinstalls the package with its kernels from the same source.
 
     Args:

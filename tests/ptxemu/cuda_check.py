@@ -51,6 +51,8 @@ class Case:
     def tokens(self):
         """Return the tokens and the arguments that describe their layout."""
         x, given = arrange(tokens_of(self.kind, self.shape).to(self.dtype), self.layout)
+        if self.name == "non-finite tokens":
+            x[0, 3, 0], x[1, 5] = float("nan"), float("inf")
         if self.name == "no usable token":
             given["token_mask"] = torch.arange(x.shape[0])[:, None].expand(x.shape[:2]) > 0
         return x, given
@@ -86,7 +88,7 @@ def cases():
             yield Case(f"{kernel} {alpha} {layout}", (2, 70, 16, 5), layout, options=options)
     paper = dict(score_norm=None, distinct_seeds=False, temperature=1.0, offset=0.0, beta=0.5)
     yield Case("repeated seeds, raw scores", (1, 130, 24, 5), options=paper)
-    yield Case("minimum mass", (1, 130, 24, 5), "masked", options=dict(min_mass=3.0))
+    yield Case("minimum mass", (1, 130, 24, 5), "masked", options=dict(min_mass=6.0))
     yield Case("late stop", (1, 40, 8, 3), options=dict(stop_residual=0.0, max_clusters=64))
     yield Case("budgets", (2, 33, 9, 3), "packed", "integers", guided=True)
     yield Case("exact budgets", (2, 35, 9, 3), "masked", "duplicates", guided=True, exact=True)
@@ -96,6 +98,9 @@ def cases():
     yield Case("long lists", (1, 130, 24, 64), "masked")
     yield Case("one token", (1, 1, 3, 1))
     yield Case("no usable token", (2, 20, 4, 3))
+    yield Case("non-finite tokens", (2, 40, 6, 3), "padded", options=dict(min_mass=0.5))
+    sharp = dict(temperature=1e-4, bandwidth=1e-3, beta=0.0)
+    yield Case("masks of 0 and 1", (1, 100, 8, 5), "masked", options=sharp)
     yield Case("few tokens", (2, 5, 8, 8), "packed", dtype=torch.bfloat16)
     yield Case("729 tokens", (1, 729, 48, 8), dtype=torch.bfloat16, options=dict(max_clusters=64))
     yield Case("four tokens a thread", (1, 900, 16, 8), "masked", dtype=torch.bfloat16)
