@@ -47,13 +47,14 @@ def test_nothing_spills_and_the_registers_suffice(built):
 
 
 def test_the_step_loop_has_one_barrier(built):
+    """It is the only one that is in a loop."""
     _, ptx, _ = built
     for text in entries(ptx.read_text()).values():
-        begin, end = nvcc.step_loop(text)
-        loop = text[begin:end]
+        (lines,) = nvcc.step_loops(text)
+        loop = "\n".join(lines)
         assert len(re.findall(r"\bbar(?:rier)?\.sync\b", loop)) == 1
-        assert "st.global.cs.f32" in loop
-        assert "div." not in loop
+        assert "st.global.cs.f32" in loop and "redux.sync.max.s32" in loop
+        assert "div." not in loop and "ld.local" not in loop
 
 
 def test_the_machine_code_has_every_kernel(built):

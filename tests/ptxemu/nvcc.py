@@ -63,14 +63,14 @@ def in_place_of_triton(emulator, edit=None):
 
 
 _BARRIER = re.compile(r"\t(?:bar|barrier)\.sync\s+0;")
+_JUMP = re.compile(r"\bbra(?:\.uni)?\s+(\$\w+);")
 
 
 def barriers(arch: int, kernel: str) -> list[str]:
     """Return for each barrier of a kernel, in the text's order, whether it is in the step loop."""
-    text = kernels(arch)[kernel]
-    begin, end = step_loop(text)
-    places = [found.start() for found in _BARRIER.finditer(text)]
-    return ["in the step loop" if begin <= at < end else "before it" for at in places]
+    lines = kernels(arch)[kernel].splitlines()
+    places = [number for number, line in enumerate(lines) if _BARRIER.search(line)]
+    return ["in the step loop" if loop_of(lines, at) else "in no loop" for at in places]
 
 
 def without(text: str, number: int) -> str:
@@ -79,12 +79,36 @@ def without(text: str, number: int) -> str:
     return text[: found.start()] + text[found.end() :]
 
 
-def step_loop(text: str) -> tuple[int, int]:
-    """Return the span of the step loop in a kernel's PTX: the one loop with a barrier."""
-    labels = {found[1]: found.start() for found in re.finditer(r"(?m)^(\$\w+):", text)}
-    jumps = re.finditer(r"\bbra(?:\.uni)?\s+(\$\w+);", text)
-    back = [(labels[j[1]], j.end()) for j in jumps if labels[j[1]] < j.start()]
-    held = [span for span in back if _BARRIER.search(text, *span)]
-    if not held:
-        raise ValueError("no loop has a barrier")
-    return min(begin for begin, _ in held), max(end for _, end in held)
+def step_loops(text: str) -> list[list[str]]:
+    """Return the lines of the loop around each barrier that is in a loop."""
+    lines = text.splitlines()
+    loops = [loop_of(lines, n) for n, line in enumerate(lines) if _BARRIER.search(line)]
+    return [[lines[n] for n in sorted(loop)] for loop in loops if loop]
+
+
+def loop_of(lines: list[str], at: int) -> set[int]:
+    """Return the numbers of the lines that line `at` leads to and that lead back to it."""
+    labels = {line[:-1]: number for number, line in enumerate(lines) if re.match(r"\$\w+:$", line)}
+    after = {number: _successors(line, number, labels) for number, line in enumerate(lines)}
+    before = {number: [] for number in after}
+    for number, following in after.items():
+        for other in following:
+            before.setdefault(other, []).append(number)
+    return _reached(at, after) & _reached(at, before)
+
+
+def _successors(line: str, number: int, labels: dict[str, int]) -> list[int]:
+    jump, guarded = _JUMP.search(line), line.lstrip().startswith("@")
+    ends = jump or re.search(r"\bret;", line)
+    found = [labels[jump[1]]] if jump else []
+    return found if ends and not guarded else [*found, number + 1]
+
+
+def _reached(at: int, edges: dict[int, list[int]]) -> set[int]:
+    found, left = set(), list(edges.get(at, []))
+    while left:
+        number = left.pop()
+        if number not in found:
+            found.add(number)
+            left += edges.get(number, [])
+    return found
