@@ -130,7 +130,7 @@ def launch(**fields):
     pytest.importorskip("triton", exc_type=ImportError)
     from setok_triton.cuda_image import Arguments
 
-    _cuda_kernels.launch("scope_fwd_kernel_3", 5, 96, Arguments, fields, torch.device("cuda", 0))
+    _cuda_kernels.launch("scope_fwd_kernel_2", 5, 96, Arguments, fields, torch.device("cuda", 0))
 
 
 @pytest.mark.parametrize("value", [None, "0"])
@@ -223,7 +223,7 @@ def test_a_launch(driver):
     from setok_triton.cuda_image import Arguments
 
     got = driver.launched().contents
-    assert driver.asked() == b"scope_fwd_kernel_3" and driver.loaded() == b"scope_sm_90.cubin"
+    assert driver.asked() == b"scope_fwd_kernel_2" and driver.loaded() == b"scope_sm_90.cubin"
     assert (list(got.grid), list(got.block), got.shared) == ([5, 1, 1], [96, 1, 1], 0)
     assert got.stream == 0xABCDEF0123 and got.count == before + 1
     raw = ctypes.string_at(ctypes.addressof(got) + Launch.argument.offset, 224)
@@ -269,7 +269,7 @@ def test_a_launch_that_the_driver_refuses(driver):
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("tokens", "kernel", "threads"), [(5, 1, 32), (300, 3, 128), (800, 4, 224)]
+    ("tokens", "kernel", "threads"), [(5, 1, 32), (300, 2, 160), (1100, 4, 288)]
 )
 def test_a_call_launches_it(driver, monkeypatch, tokens, kernel, threads):
     """In place of the Triton kernel, with the tensors of the operation."""

@@ -112,7 +112,7 @@ struct Tokens {
   template <class Visit>
   __device__ void visit_row(int token, Visit visit) const {
     // Quads of a lane that are loaded before the first is awaited.
-    constexpr int kTurn = TOKENS == 1 ? 2 : TOKENS == 3 ? 6 : 4;
+    constexpr int kTurn = TOKENS == 1 ? 2 : TOKENS == 2 ? 8 : 4;
     constexpr int kStride = 4 * kLanes * kTurn;
     static_assert(Memory::kSize % kStride == 0);
     const float* p = row(token);

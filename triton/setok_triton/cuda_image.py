@@ -14,7 +14,7 @@ from setok_triton.scope import MaskLayout
 
 _LANES = 32
 # Maximum number of tokens of an image, by the tokens of a thread; the kernels' names end with them.
-_SIZES = {1: 256, 3: 768, 4: 2048}
+_SIZES = {1: 256, 2: 1024, 4: 2048}
 # Tensors of the argument, in the order of csrc/cuda/scope.h.
 _TENSORS = (
     *("offsets", "ok", "sigma", "num_ok", "distance", "valid", "importance", "budget", "learnable"),
