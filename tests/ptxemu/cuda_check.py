@@ -101,6 +101,8 @@ def cases():
     yield Case("non-finite tokens", (2, 40, 6, 3), "padded", options=dict(min_mass=0.5))
     sharp = dict(temperature=1e-4, bandwidth=1e-3, beta=0.0)
     yield Case("masks of 0 and 1", (1, 100, 8, 5), "masked", options=sharp)
+    for tokens in (3, 31, 256, 257):
+        yield Case(f"{tokens} integers", (1, tokens, 4, 2), kind="integers")
     yield Case("few tokens", (2, 5, 8, 8), "packed", dtype=torch.bfloat16)
     yield Case("729 tokens", (1, 729, 48, 8), dtype=torch.bfloat16, options=dict(max_clusters=64))
     yield Case("four tokens a thread", (1, 1030, 16, 8), "masked", dtype=torch.bfloat16)
