@@ -4,7 +4,7 @@ INSTALLED := .venv/.installed
 DEMO_INSTALLED := .venv/.installed-demo
 # Extras of the package, with the development tools.
 EXTRAS := triton,cli,model,generate,lora,train,eval,completion,bench,report,photographs,peers,onnx,docs,dev
-CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
+CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 EMULATOR_SOURCES := $(wildcard tests/ptxemu/core/*.h tests/ptxemu/core/*.cpp)
 
 # Tests that run the compiled kernels.
@@ -147,6 +147,7 @@ test-ptx: $(PTX_ARCHS:%=test-ptx-%)
 $(PTX_ARCHS:%=test-ptx-%): test-ptx-%: $(INSTALLED)
 	$(ptx_env) $(BIN)/python -m ptxemu.selftest --arch $* --mutations 3
 	$(ptx_env) $(BIN)/python -m ptxemu.check --arch $*
+	$(ptx_env) $(BIN)/python -m ptxemu.cuda_check --arch $*
 
 compile-report: $(INSTALLED)
 	$(BIN)/python bench/compile_report.py --out bench_out/triton-compile.json
@@ -203,5 +204,6 @@ $(INSTALLED): $(DEMO_INSTALLED)
 clean:
 	rm -rf .venv build dist *.egg-info demo_out bench_out runs mutants htmlcov .coverage
 	rm -rf .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf setok_kernels/_cuda
 	rm -f setok_kernels/libsetok_kernels.* setok_kernels/_internals.* setok_kernels/_build_failed.txt
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

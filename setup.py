@@ -18,6 +18,8 @@ from setuptools.command.build_ext import build_ext
 # File with the reason, installed in place of a library that could not be built, because pip hides
 # build output. setok_kernels/_native.py reads it for the warning and for `setok doctor`.
 FAILURE_NOTE = "_build_failed.txt"
+# Folder of the CUDA kernels in the package, with their own note.
+CUDA_FOLDER = "_cuda"
 # SETOK_INTERNALS=0 leaves out the module, which is for one Python version only.
 WITH_INTERNALS = os.environ.get("SETOK_INTERNALS", "1") != "0"
 
@@ -56,13 +58,32 @@ class CleanBuild(build):
 
 
 class BuildNative(build_ext):
-    """Build of the operator library and the optional module; a failure leaves a note."""
+    """Build of the operator library, the optional module, and the optional CUDA kernels.
+
+    A failure leaves a note.
+    """
 
     made: tuple = ()
 
     def run(self):
         folder = Path("." if self.inplace else self.build_lib, "setok_kernels")
         folder.mkdir(parents=True, exist_ok=True)
+        self.build_native(folder)
+        self.build_cuda(folder / CUDA_FOLDER)
+
+    def build_cuda(self, folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            files = native.build_cuda(Path(self.build_temp, "cuda").resolve())
+        except native.BuildError as error:
+            (folder / FAILURE_NOTE).write_text(f"{error}\n")
+            print(f"*** The CUDA kernels, optional, were not built: {error}", file=sys.stderr)
+            return
+        for file in files:
+            shutil.copy2(file, folder)
+
+    def build_native(self, folder):
         # Files of an earlier build do not match these sources.
         for name in (f"{native.LIBRARY}.*", f"{native.MODULE}.*", FAILURE_NOTE):
             for old in folder.glob(name):

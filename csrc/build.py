@@ -2,7 +2,7 @@
 
 setup.py calls it. `python csrc/build.py` works without an installation, also for another platform.
 It needs a C++17 compiler, and uses ninja if installed. CXX, CXXFLAGS, CPPFLAGS and LDFLAGS in the
-environment have their usual meaning.
+environment have their usual meaning. nvcc, or NVCC in the environment, also makes the CUDA kernels.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ AVX512_FLAGS = [
     # Otherwise clang uses 256-bit vectors.
     "-mprefer-vector-width=512",
 ]
+# A replay repeats the roundings of the loop, so no product is contracted unless written so.
+CUDA_FLAGS = ["-std=c++17", "-fmad=false"]
+# Compute capabilities with machine code; newer devices compile the PTX of the last.
+CUDA_ARCHS = (80, 90)
 INSTRUCTION_SETS = {
     "avx512bf16": [*AVX512_FLAGS, "-mavx512bf16"],
     "avx512": AVX512_FLAGS,
@@ -256,6 +260,43 @@ def find_compiler() -> list[str]:
         if shutil.which(name) is not None:
             return [name]
     raise BuildError(f"no C++ compiler was found ({', '.join(names)} on PATH, or CXX)")
+
+
+def find_nvcc() -> str:
+    """Return the path of nvcc.
+
+    Raises:
+        BuildError: it was not found.
+    """
+    chosen = os.getenv("NVCC", "nvcc")
+    found = shutil.which(chosen)
+    if found is None:
+        raise BuildError(f"{chosen} was not found (nvcc on PATH, or NVCC)")
+    return found
+
+
+def build_cuda(folder: Path) -> list[Path]:
+    """Build the kernels of csrc/cuda: PTX, and machine code made from it.
+
+    Args:
+        folder: output folder, created if missing.
+
+    Returns:
+        Paths of the files.
+
+    Raises:
+        BuildError: nvcc was not found, or fails.
+    """
+    nvcc = find_nvcc()
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for arch in CUDA_ARCHS:
+        ptx, cubin = (folder / f"scope_sm_{arch}.{kind}" for kind in ("ptx", "cubin"))
+        source = str(SOURCES / "cuda/scope.cu")
+        run([nvcc, *CUDA_FLAGS, "-ptx", f"-arch=compute_{arch}", source, "-o", str(ptx)])
+        run([nvcc, "-cubin", f"-arch=sm_{arch}", str(ptx), "-o", str(cubin)])
+        made += [ptx, cubin]
+    return made
 
 
 def find_ninja() -> str | None:

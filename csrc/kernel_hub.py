@@ -75,7 +75,9 @@ def main() -> None:
     (folder / "__init__.py").write_text(INIT)
     (folder / "metadata.json").write_text(json.dumps(metadata(folder, identity), indent=2) + "\n")
     (out / "build.toml").write_text(build_toml(build))
-    shutil.copytree(SOURCES, out / "csrc", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    # The hub's copy is for the CPU.
+    unused = shutil.ignore_patterns("*.py", "__pycache__", "cuda")
+    shutil.copytree(SOURCES, out / "csrc", ignore=unused)
     shutil.rmtree(out / "objects")
     print(folder)
 
@@ -148,7 +150,11 @@ def build_toml(build: Build) -> str:
     groups: dict[tuple[str, ...], list[str]] = {}
     for job in build.kernels():
         groups.setdefault(job.flags, []).append(job.source.relative_to(ROOT).as_posix())
-    headers = [path.relative_to(ROOT).as_posix() for path in sorted(SOURCES.rglob("*.h"))]
+    headers = [
+        path.relative_to(ROOT).as_posix()
+        for path in sorted(SOURCES.rglob("*.h"))
+        if path.parent.name != "cuda"
+    ]
     text = BUILD_TOML.format(abi=STABLE_ABI)
     for number, (flags, files) in enumerate(groups.items()):
         text += KERNEL_TOML.format(

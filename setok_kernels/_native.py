@@ -66,7 +66,16 @@ def internals() -> ModuleType | None:
 
 
 def remedy() -> str:
-    """Return the command that reinstalls the package with its kernels from the same source."""
+    """Return how to get the compiled CPU kernels."""
+    return f"{rebuild('a C++17 compiler')}, or install a wheel for this platform"
+
+
+def rebuild(tool: str) -> str:
+    """Return the command that reinstalls the package with its kernels from the same source.
+
+    Args:
+        tool: name of the compiler that they need.
+    """
     try:
         origin = importlib.metadata.distribution("setok-kernels").read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:
@@ -75,13 +84,13 @@ def remedy() -> str:
     url = source.get("url", "")
     if url.endswith(".whl"):
         # Reinstalling the same wheel would not add the kernels.
-        again = f"build {shlex.quote(_local(url))} again where a C++17 compiler is on PATH"
+        again = f"build {shlex.quote(_local(url))} again where {tool} is on PATH"
     else:
         again = (
-            "put a C++17 compiler on PATH and run `pip install --force-reinstall --no-deps "
+            f"put {tool} on PATH and run `pip install --force-reinstall --no-deps "
             f"--no-cache-dir {_requirement(source)}`"
         )
-    return f"{again}, or install a wheel for this platform"
+    return again
 
 
 def _requirement(source: dict) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.autograd import forward_ad
 
-from setok_kernels import _native, _triton_package, reference
+from setok_kernels import _cuda_kernels, _native, _triton_package, reference
 from setok_kernels._tracing import constant_in_graphs
 from setok_kernels.compiled import Compiled
 from setok_kernels.config import INTERPRETED, NAMESPACE, TRITON_DTYPES
@@ -36,6 +36,11 @@ def can_run_triton(device: torch.device, *dtypes: torch.dtype, raise_error: bool
     """Return True if the Triton kernels can run with these dtypes on `device`.
 
     Triton's interpreter takes CPU tensors.
+
+    Raises:
+        ValueError: `SETOK_CUDA` is invalid.
+        RuntimeError: `SETOK_CUDA=1` cannot be obeyed on a CUDA device, whatever `raise_error` says:
+            backend="auto" must not drop an explicit request.
     """
     reason = _why_no_triton()
     if reason is None and not (device.type == "cpu" and _interpreted()):
@@ -46,6 +51,9 @@ def can_run_triton(device: torch.device, *dtypes: torch.dtype, raise_error: bool
     for dtype in dtypes:
         if reason is None and dtype not in TRITON_DTYPES:
             reason = f"expected float32, bfloat16 or float16, got {dtype}; use backend='reference'"
+    if reason is None:
+        reason = _why_no_cuda(device)
+        raise_error = raise_error or (reason is not None and device.type == "cuda")
     return _verdict("triton", reason, raise_error)
 
 
@@ -75,6 +83,16 @@ def _why_no_triton() -> str | None:
         'the package triton is not installed; pip install "setok-kernels[triton]", or use '
         "backend='reference'"
     )
+
+
+@constant_in_graphs
+def _why_no_cuda(device: torch.device) -> str | None:
+    """Return None if `SETOK_CUDA` can be obeyed, else the reason and the remedy."""
+    if not _cuda_kernels.requested():
+        return None
+    if device.type != "cuda":
+        return "SETOK_CUDA=1: expected CUDA tensors, got Triton's interpreter; unset SETOK_CUDA"
+    return _cuda_kernels.why_not(torch.cuda.get_device_capability(device))
 
 
 @constant_in_graphs

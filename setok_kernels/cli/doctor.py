@@ -60,13 +60,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the report; return 0 if the reference works and no verification fails, else 1.
 
     Raises:
-        UsageError: there is no device to verify, or SETOK_VERIFY is wrong.
+        UsageError: there is no device to verify, or SETOK_VERIFY or SETOK_CUDA is wrong.
     """
+    from setok_kernels import _cuda_kernels
     from setok_kernels.verification import trust
 
     devices = _devices()
     try:
         trust.mode()
+        _cuda_kernels.requested()
     except ValueError as error:
         raise UsageError(str(error)) from error
     if arguments.verify and not devices:
@@ -106,6 +108,8 @@ def _machine(write: Callable[[str], None]) -> dict[str, Any]:
         write(f"  {name:<14} {text}")
     native = _describe_native()
     write(f"\ncompiled CPU kernels\n  {native}")
+    cuda = _describe_cuda_kernels()
+    write(f"\nCUDA kernels (SETOK_CUDA=1)\n  {cuda}")
     versions = {"python": platform.python_version()}
     versions |= {name: _version(name) for name in _PACKAGES}
     write("\nversions")
@@ -120,6 +124,7 @@ def _machine(write: Callable[[str], None]) -> dict[str, Any]:
         "version": __version__,
         "backends": reasons,
         "compiled": native,
+        "cuda_kernels": cuda,
         "versions": versions,
         "cpu": {"processor": processor, "capability": capability, "threads": threads},
     }
@@ -199,6 +204,15 @@ def _describe_native() -> str:
         f"{key} {' '.join(value) if isinstance(value, list) else value}"
         for key, value in info.items()
     )
+
+
+def _describe_cuda_kernels() -> str:
+    from setok_kernels import _cuda_kernels
+
+    reason = _cuda_kernels.why_missing()
+    if reason is not None:
+        return reason
+    return "built, requested" if _cuda_kernels.requested() else "built, not requested"
 
 
 def _devices() -> list[torch.device]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from setok_kernels import _cuda_kernels
+
 _DRIVER_NOTE = Path("/proc/driver/nvidia/version")
 
 
@@ -27,6 +29,7 @@ class Identity:
         triton: version of Triton.
         package: version of setok_kernels.
         sources: digest of the Python sources of the package and the kernels.
+        cuda: digest of the CUDA kernels of `SETOK_CUDA=1`, else empty.
     """
 
     device: str
@@ -37,6 +40,7 @@ class Identity:
     triton: str
     package: str
     sources: str
+    cuda: str = ""
 
     @property
     def key(self) -> str:
@@ -59,6 +63,7 @@ def identify(device: torch.device) -> Identity:
         triton=_version_of("triton"),
         package=__version__,
         sources=_digest_of_sources(),
+        cuda=_cuda_kernels.digest(),
     )
 
 

@@ -62,6 +62,8 @@ def probe():
     except ValueError as error:
         found["embedded"] = str(error)
     found["why_missing"] = _native.why_missing()
+    from setok_kernels import _cuda_kernels
+    found["no cuda"] = _cuda_kernels.why_missing()
     found["real triton"] = hasattr(triton, "jit")
     if found["why_missing"] is None:
         found["library"] = str(_native.load())
@@ -298,6 +300,16 @@ class TestArchives:
             assert f"setokim/pretrained/small_world/{name}" in installed
             assert f"model/pretrained/small_world/{name}" in shipped
 
+    @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+    def test_the_cuda_kernels_get_in(self, wheel, tmp_path):
+        """Also by way of the source archive."""
+        python, clone = wheel
+        with zipfile.ZipFile(next(clone.parent.glob("*.whl"))) as archive:
+            names = {name for name in archive.namelist() if "/_cuda/" in name}
+        kinds = [f"scope_sm_{arch}.{kind}" for arch in (80, 90) for kind in ("cubin", "ptx")]
+        assert names == {f"setok_kernels/_cuda/{kind}" for kind in kinds}
+        assert probe(python, "python", tmp_path, tmp_path)["no cuda"] is None
+
     def test_the_commands_are_installed_once(self, wheel):
         """Each with the package that it needs."""
         _, clone = wheel
@@ -329,13 +341,21 @@ class TestWithoutCompiler:
         left.parent.mkdir(parents=True)
         left.write_text("")
         python = fresh_environment(tmp_path / "environment")
-        said = pip_install(python, *editable_flag, clone, cwd=tmp_path, CC=compiler, CXX=compiler)
+        folders = os.environ["PATH"].split(os.pathsep)
+        without_nvcc = os.pathsep.join(f for f in folders if not Path(f, "nvcc").exists())
+        said = pip_install(
+            *(python, *editable_flag, clone),
+            **dict(cwd=tmp_path, CC=compiler, CXX=compiler, PATH=without_nvcc),
+        )
+        assert "The CUDA kernels, optional, were not built: nvcc was not found" in said
         assert "The compiled CPU kernels were NOT built" in said
         assert editable_flag or "-py3-none-any.whl" in said
 
         found = probe(python, "python", tmp_path, tmp_path)
         assert "could not be built when the package was installed" in found["why_missing"]
         assert compiler in found["why_missing"]
+        note = "the CUDA kernels could not be built when the package was installed (nvcc was not"
+        assert found["no cuda"].startswith(note) and "put nvcc on PATH" in found["no cuda"]
         assert "this installation lacks the embedded model small-world" in found["embedded"]
         remedy = f"pip install --force-reinstall --no-deps --no-cache-dir {' '.join(editable_flag)}"
         assert f"{remedy.strip()} {clone}`" in found["why_missing"]

@@ -69,6 +69,7 @@ def tokens_of(kind, shape, seed=0):
         "vit": lambda: testing.vit_like_tokens(b, n, d, seed, huge=min(2, d)),
         "integers": lambda: testing.integer_tokens(b, n, d, seed),
         "duplicates": lambda: testing.duplicate_tokens(b, n, d, seed, distinct=max(1, n // 3)),
+        "equal": lambda: torch.ones(b, n, d),
         "planted": lambda: testing.planted_clusters(b, n, d, max(1, min(5, n)), seed, noise=0.3)[0],
     }
     return made[kind]()

@@ -170,7 +170,35 @@ class Emulator:
             raise RuntimeError(
                 f"{program.name} has {len(program.params)} parameters, {len(passed)} were passed"
             )
-        shared = metadata.shared
+        signature = ",".join(f"{k}:{v}" for k, v in compiled.src.signature.items())
+        sizes = (metadata.num_warps, metadata.shared)
+        self._launch(program, grid, passed, memories, sizes, signature, scalars)
+
+    def execute_struct(self, ptx: str, blocks: int, threads: int, structure, values: dict) -> None:
+        """Run a kernel whose one parameter is a struct, as nvcc compiles it.
+
+        Args:
+            ptx: text of the kernel.
+            blocks: number of programs.
+            threads: number of threads of a program.
+            structure: `ctypes.Structure` of the parameter.
+            values: its fields: numbers, tensors, or None.
+        """
+        program = _parsed(self.edit(ptx) if self.edit else ptx)
+        call = Arguments(self.unwritten, None)
+        fields = {}
+        for name, value in values.items():
+            fields[name] = value
+            if isinstance(value, torch.Tensor):
+                index, inside = call._memory(name, value)
+                fields[name] = call.memories[index].address(index) + inside
+        sizes = (threads // 32, program.shared_bytes)
+        passed = [bytes(structure(**fields))]
+        self._launch(program, (blocks, 1, 1), passed, call.memories, sizes, structure.__name__, [])
+
+    def _launch(self, program, grid, passed, memories, sizes, signature, scalars) -> None:
+        """Run a program; `sizes` are its warps and its bytes of shared memory."""
+        num_warps, shared = sizes
         if shared > MOST_SHARED.get(self.arch, 48 * 1024):
             raise RuntimeError(f"{program.name} needs {shared} bytes of shared memory")
         self.launches += 1
@@ -182,12 +210,11 @@ class Emulator:
         if self.only_launch:
             run = nothing_run(program)
         else:
-            run = launch(program, grid, passed, memories, shared, options, metadata.num_warps)
+            run = launch(program, grid, passed, memories, shared, options, num_warps)
         self.findings += run.findings
         if self.keep_records:
-            signature = ",".join(f"{k}:{v}" for k, v in compiled.src.signature.items())
             self.records.append(
-                Record(program.name, self.arch, grid, metadata.num_warps, shared, run, signature)
+                Record(program.name, self.arch, grid, num_warps, shared, run, signature)
             )
         if self.on_launch:
             self.on_launch(program.name, grid, run, memories, scalars)

@@ -285,7 +285,8 @@ def launch(
     Args:
         program: parsed kernel.
         grid: number of programs in each dimension.
-        arguments: values of its parameters: numbers, tensor maps, or (memory index, byte offset).
+        arguments: values of its parameters: numbers, tensor maps, (memory index, byte offset), or
+            the bytes of a struct.
         memories: memories that the kernel may reach.
         shared: bytes of shared memory of a program.
         options: options of the machine.
@@ -296,6 +297,9 @@ def launch(
         if isinstance(value, TensorMap):
             data = value.encode(memories[value.memory].address(value.memory) + value.offset)
             params[offset : offset + len(data)] = data
+            continue
+        if isinstance(value, bytes):
+            params[offset : offset + len(value)] = value
             continue
         size = size_of(kind)
         if isinstance(value, tuple):

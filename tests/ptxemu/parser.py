@@ -28,6 +28,7 @@ class Program:
         where: source file and line of each instruction, innermost first.
         ptx_line: PTX line of each instruction.
         num_warps: number of warps, from .reqntid.
+        shared_bytes: size of its variables in shared memory.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Program:
     where: list[str]
     ptx_line: list[int]
     num_warps: int
+    shared_bytes: int = 0
     labels: dict[str, int] = field(default_factory=dict)
 
 
@@ -73,7 +75,7 @@ class Parser(Arithmetic, Memory, Warps):
         self.text, self.where, self.lines = [], [], []
         self.labels, self.params, self.param_offsets = {}, [], {}
         self.param_bytes = 0
-        self.symbols = {}
+        self.symbols, self.shared_bytes = {}, 0
         self.files = dict(re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', ptx, re.MULTILINE))
         self.name, self.num_warps = "", 4
         self.scopes = []
@@ -162,6 +164,11 @@ class Parser(Arithmetic, Memory, Warps):
             if found := re.match(r"\.reg\s+\.(\w+)\s+(.*)", text):
                 for name in found[2].split(","):
                     self._declare(found[1], name.strip())
+            elif found := re.match(r"\.shared\s+\.align\s+(\d+)\s+\.b8\s+(\w+)\[(\d+)\]$", text):
+                align, size = int(found[1]), int(found[3])
+                self.shared_bytes = -(-self.shared_bytes // align) * align
+                self.symbols[found[2]] = SHARED_BASE + self.shared_bytes
+                self.shared_bytes += size
             elif not text.startswith((".pragma", ".loc")):
                 raise UnknownPtx(text)
             return
@@ -333,8 +340,15 @@ class Parser(Arithmetic, Memory, Warps):
             self.where,
             self.lines,
             self.num_warps,
+            self.shared_bytes,
             self.labels,
         )
+
+
+def entries(ptx: str) -> dict[str, str]:
+    """Return the PTX of each kernel of a module, which `parse` takes, by its name."""
+    header, *kernels = re.split(r"(?m)^(?=\.visible \.entry)", ptx)
+    return {re.match(r"\.visible \.entry (\w+)", text)[1]: header + text for text in kernels}
 
 
 def parse(ptx: str) -> Program:

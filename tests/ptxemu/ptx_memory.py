@@ -39,14 +39,12 @@ class Memory:
         flags |= 0x200 if wide == 8 else 0x400 if wide == 2 else 0
         base, offset = self.address(o[1])
         if space == "param":
-            if len(names) != 1:
-                self._unknown(opcode, o)
-            self.emit(
-                "LDPARAM",
-                [self.dst(names[0], wide)],
-                imm=flags,
-                imm2=self.param_offsets[base] + offset,
-            )
+            # nvcc also addresses a struct by a register.
+            pointer = NONE if base in self.param_offsets else self.val(base, 8)
+            offset += self.param_offsets.get(base, 0)
+            for i, name in enumerate(names):
+                a = [self.dst(name, wide), pointer]
+                self.emit("LDPARAM", a, imm=flags, imm2=offset + i * size)
             return
         xs = [self.dst(n, wide) for n in names]
         if space == "global":

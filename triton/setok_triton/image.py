@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from setok_kernels import _cuda_kernels
+from setok_triton import cuda_image
 from setok_triton.chunk import Chunk
 from setok_triton.common import (
     COUNTERS,
@@ -332,6 +334,8 @@ def cluster_images(
 ) -> None:
     """Write parents, delta, score, masks and labels of a chunk with distance rows.
 
+    `SETOK_CUDA=1` launches the CUDA kernel instead.
+
     Args:
         chunk: images of the chunk.
         valid: (T,) uint8 flags or None.
@@ -351,8 +355,11 @@ def cluster_images(
         scratch: (T,) int32 buffer.
         replay: flag: parents, seeds and counts are inputs.
     """
-    launch = image_config(chunk.longest)
     out = Clusters(knn, parent, seeds, counts, masks, density, delta, score, labels)
+    if _cuda_kernels.requested():
+        cuda_image.cluster_images(chunk, valid, importance, budget, options, loop, out, replay)
+        return
+    launch = image_config(chunk.longest)
     image_fwd_kernel[(chunk.images,)](
         *(Images.of(chunk), valid, importance, budget, options.learnable, out, scratch),
         *(loop.max_clusters, knn.shape[1], chunk.longest, host_pitch(chunk.longest)),

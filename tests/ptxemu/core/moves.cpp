@@ -83,7 +83,13 @@ bool Machine::moves(Warp& w, const Ins& in, u32 m) {
     case LDPARAM: {
       u64 v = 0;
       int size = in.imm & 0xff;
-      memcpy(&v, L.params + in.imm2, size);
+      int64_t offset = in.imm2;
+      if (in.a[1] != NONE) {
+        // A parameter has no address that depends on the thread.
+        offset += ((const u64*)P(w, in.a[1]))[__builtin_ctz(m)] - L.param_base;
+        if (offset < 0 || offset + size > L.param_bytes) return false;
+      }
+      memcpy(&v, L.params + offset, size);
       v = extended(v, size, in.imm);
       if (in.imm & WIDE_REGISTER) {
         u64* d = (u64*)P(w, in.a[0]);
