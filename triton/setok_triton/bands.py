@@ -30,7 +30,7 @@ from setok_triton.rows import Rows, append
 from setok_triton.select import INFINITE, take_min
 
 # Columns of a band over those of all bands before it.
-GROWTH = 4.4
+GROWTH = 4.8
 
 
 # Key of no candidate: that of an infinite distance.
@@ -58,6 +58,28 @@ def image_products(blocks, x, at, i_m, i_n, factor, PRECISION, BLOCK, BLOCK_D):
 
 
 @triton.jit
+def pair_products(blocks, x, at, i_m, i_first, i_second, factor, PRECISION, BLOCK, BLOCK_D):
+    """Return two tiles of `gram_tile`, with rows i_m and two blocks of columns.
+
+    The features of the rows are read once for both.
+    """
+    if (blocks is not None) and (factor is None):
+        b_first = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
+        b_second = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
+        start = at.start.to(tl.int32)
+        for i_d in range(0, x.D, BLOCK_D):
+            b_a = blocks.load([start + i_m * BLOCK, i_d])  # (M, D)
+            b_b = blocks.load([start + i_first * BLOCK, i_d])  # (N, D)
+            b_c = blocks.load([start + i_second * BLOCK, i_d])  # (N, D)
+            b_first = tl.dot(b_a, tl.trans(b_b), b_first, input_precision=PRECISION)
+            b_second = tl.dot(b_a, tl.trans(b_c), b_second, input_precision=PRECISION)
+    else:
+        b_first = gram_tile(blocks, x, at, i_m, i_first, factor, PRECISION, BLOCK, BLOCK_D)
+        b_second = gram_tile(blocks, x, at, i_m, i_second, factor, PRECISION, BLOCK, BLOCK_D)
+    return b_first, b_second
+
+
+@triton.jit
 def load_norms(images, start, o_n, n):
     """Return the squared norms (N,) of tokens, infinite if excluded."""
     m_n = flagged(images.p_ok, start, o_n, o_n < n)
@@ -65,9 +87,14 @@ def load_norms(images, start, o_n, n):
 
 
 @triton.jit
-def store_farthest(p_farthest, b_d, start, o_n, n, AXIS):
-    """Raise the maximum distances of tokens o_n to the finite ones of a tile, along an axis."""
-    b_far = tl.max(tl.where(b_d < float("inf"), b_d, 0.0), axis=AXIS)
+def farthest_along(b_d, AXIS):
+    """Return the maximum of the finite distances along an axis."""
+    return tl.max(tl.where(b_d < float("inf"), b_d, 0.0), axis=AXIS)
+
+
+@triton.jit
+def store_farthest(p_farthest, b_far, start, o_n, n):
+    """Raise the maximum distances of tokens o_n."""
     # Bits of non-negative floats order like the floats, and a maximum is order-independent.
     p_bits = p_farthest.to(tl.pointer_type(tl.int32)) + start + o_n
     tl.atomic_max(p_bits, b_far.to(tl.int32, bitcast=True), mask=o_n < n, sem="relaxed")
@@ -139,12 +166,52 @@ def band_diagonal_fwd_kernel(
             o_n = i_m * BLOCK + o_c
             b_d = distances_of(b_dots[i], b_norm, b_norms[i])
             if p_farthest is not None:
-                store_farthest(p_farthest, b_d, start, o_m, n, 1)
+                store_farthest(p_farthest, farthest_along(b_d, 1), start, o_m, n)
             if not INCLUDE_SELF:
                 b_d = tl.where(o_m[:, None] == o_n[None, :], float("inf"), b_d)
             m_rows = (o_m < n)[:, None] & (o_c >= 0)[None, :]
             tl.store(p_row + o_c[None, :], keys_of(b_d, o_n[None, :]), mask=m_rows)
         tl.store(lists.p_count + start + o_m, tl.full((BLOCK,), BLOCK, tl.int32), mask=o_m < n)
+
+
+@triton.jit
+def hand_over_tile(
+    images, lists, p_farthest, at, b_dot, b_norm_m, b_bound_m, i_m, i_n, n, K, BLOCK, SLOTS
+):
+    """Hand the candidates of a tile over to its rows and columns; n is 0 to leave it out."""
+    start, o_m = at.start, i_m * BLOCK + tl.arange(0, BLOCK)
+    PARTS: tl.constexpr = 8 if BLOCK >= 128 else 1
+    W: tl.constexpr = BLOCK // PARTS
+    o_all = i_n * BLOCK + tl.arange(0, BLOCK)
+    b_dots = split_columns(b_dot, PARTS)
+    b_norms = split_columns(load_norms(images, start, o_all, n), PARTS)
+    b_bounds = split_columns(load_bounds(lists, start, o_all, n, K, SLOTS), PARTS)
+    b_far = tl.zeros((BLOCK,), dtype=tl.float32)
+    for i in tl.static_range(PARTS):
+        o_n = i_n * BLOCK + i * W + tl.arange(0, W)
+        b_d = distances_of(b_dots[i], b_norm_m, b_norms[i])
+        if p_farthest is not None:
+            b_far = tl.maximum(b_far, farthest_along(b_d, 1))
+            store_farthest(p_farthest, farthest_along(b_d, 0), start, o_n, n)
+        b_key = keys_of(b_d, o_n[None, :])
+        hand_over(lists, start, b_key, b_bound_m[:, None], o_m[:, None], SLOTS)
+        b_key = keys_of(b_d, o_m[:, None])
+        hand_over(lists, start, b_key, b_bounds[i][None, :], o_n[None, :], SLOTS)
+    if p_farthest is not None:
+        store_farthest(p_farthest, b_far, start, o_m, at.n)
+
+
+@triton.jit
+def band_block(i_m, offset, end, side):
+    """Return the block of columns of row i_m with an offset, and whether the tile counts.
+
+    Bands go around the end, so each has a tile in every row. The last one of an even number of
+    blocks has each pair of blocks twice.
+    """
+    half = tl.where(2 * offset == side, offset, side)
+    counts = (offset < end) & (2 * offset <= side) & (i_m < half)
+    i_n = tl.where(i_m + offset < side, i_m + offset, i_m + offset - side)
+    return tl.where(counts, i_n, i_m), counts
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -162,37 +229,42 @@ def band_fwd_kernel(
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
     SLOTS: tl.constexpr,
+    TILES: tl.constexpr,  # tiles of a program, one or two
 ):
-    """Hand the candidates of some bands over, to the rows and the columns of each tile."""
-    at = locate(images.p_offsets, L, tl.cdiv(L, BLOCK) * width)
-    i_b, i_tile, start, n = at
-    i_m, offset, side = i_tile // width, first + i_tile % width, tl.cdiv(n, BLOCK)
-    # Bands go around the end, so each has a tile in every row. The last one of an even number of
-    # blocks has each pair of blocks twice.
-    half = tl.where(2 * offset == side, offset, side)
-    if (2 * offset <= side) & (i_m < half):
-        i_n = tl.where(i_m + offset < side, i_m + offset, i_m + offset - side)
-        factor = tl.load(images.p_factor + i_b)
-        b_dot = image_products(blocks, x, at, i_m, i_n, factor, PRECISION, BLOCK, BLOCK_D)
-        PARTS: tl.constexpr = 4 if BLOCK >= 128 else 1
-        W: tl.constexpr = BLOCK // PARTS
-        b_dots = split_columns(b_dot, PARTS)
-        o_m = i_m * BLOCK + tl.arange(0, BLOCK)
-        b_norm_m = load_norms(images, start, o_m, n)
-        b_bound_m = load_bounds(lists, start, o_m, n, K, SLOTS)
-        o_all = i_n * BLOCK + tl.arange(0, BLOCK)
-        b_norms = split_columns(load_norms(images, start, o_all, n), PARTS)
-        b_bounds = split_columns(load_bounds(lists, start, o_all, n, K, SLOTS), PARTS)
-        for i in tl.static_range(PARTS):
-            o_n = i_n * BLOCK + i * W + tl.arange(0, W)
-            b_d = distances_of(b_dots[i], b_norm_m, b_norms[i])
-            if p_farthest is not None:
-                store_farthest(p_farthest, b_d, start, o_m, n, 1)
-                store_farthest(p_farthest, b_d, start, o_n, n, 0)
-            b_key = keys_of(b_d, o_n[None, :])
-            hand_over(lists, start, b_key, b_bound_m[:, None], o_m[:, None], SLOTS)
-            b_key = keys_of(b_d, o_m[:, None])
-            hand_over(lists, start, b_key, b_bounds[i][None, :], o_n[None, :], SLOTS)
+    """Hand the candidates of some bands over, to the rows and the columns of each tile.
+
+    Two tiles of a row read its features once.
+    """
+    groups = tl.cdiv(width, TILES)
+    at = locate(images.p_offsets, L, tl.cdiv(L, BLOCK) * groups)
+    i_b, i_group, start, n = at
+    i_m, offset, side = i_group // groups, first + i_group % groups * TILES, tl.cdiv(n, BLOCK)
+    i_n, one = band_block(i_m, offset, first + width, side)
+    known = (images, lists, p_farthest, at)
+    o_m = i_m * BLOCK + tl.arange(0, BLOCK)
+    factor = tl.load(images.p_factor + i_b)
+    if TILES == 1:
+        if one:
+            b_dot = image_products(blocks, x, at, i_m, i_n, factor, PRECISION, BLOCK, BLOCK_D)
+            b_norm = load_norms(images, start, o_m, n)
+            b_bound = load_bounds(lists, start, o_m, n, K, SLOTS)
+            hand_over_tile(*known, b_dot, b_norm, b_bound, i_m, i_n, n, K, BLOCK, SLOTS)
+    else:
+        i_other, other = band_block(i_m, offset + 1, first + width, side)
+        if one | other:
+            if factor == 1.0:
+                b_dot, b_dots = pair_products(
+                    blocks, x, at, i_m, i_n, i_other, None, PRECISION, BLOCK, BLOCK_D
+                )
+            else:
+                b_dot, b_dots = pair_products(
+                    blocks, x, at, i_m, i_n, i_other, factor, PRECISION, BLOCK, BLOCK_D
+                )
+            b_norm = load_norms(images, start, o_m, n)
+            b_bound = load_bounds(lists, start, o_m, n, K, SLOTS)
+            here, there = tl.where(one, n, 0), tl.where(other, n, 0)
+            hand_over_tile(*known, b_dot, b_norm, b_bound, i_m, i_n, here, K, BLOCK, SLOTS)
+            hand_over_tile(*known, b_dots, b_norm, b_bound, i_m, i_other, there, K, BLOCK, SLOTS)
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -270,6 +342,8 @@ def band_neighbours(
     """
     config, (total, k), longest = gram_config(x.dtype), knn.shape, chunk.longest
     slots, side = slots_of(k), triton.cdiv(longest, config.block_m)
+    # Maxima take the registers of a second tile.
+    tiles = 2 if farthest is None else 1
     lists = Lists(knn.new_empty(total, slots), knn.new_empty(total, dtype=torch.int32))
     if farthest is not None:
         farthest.zero_()
@@ -290,7 +364,7 @@ def band_neighbours(
     launch = {"SLOTS": slots, "BLOCK_M": keep.block_n, "num_warps": keep.num_warps}
     for first, width in bands(side):
         keep_nearest_fwd_kernel[programs](chunk.offsets, lists, None, None, k, longest, **launch)
-        band_fwd_kernel[(chunk.images * side * width,)](
-            *(*known, lists, farthest, first, width, k, longest), **options
+        band_fwd_kernel[(chunk.images * side * triton.cdiv(width, tiles),)](
+            *(*known, lists, farthest, first, width, k, longest), TILES=tiles, **options
         )
     keep_nearest_fwd_kernel[programs](chunk.offsets, lists, knn, full, k, longest, **launch)

@@ -121,8 +121,11 @@ def halves(b):
 
 @triton.jit
 def split_columns(b, PARTS):
-    """Return a tuple of four equal parts, or one, of the columns or of a vector."""
-    if PARTS == 4:
+    """Return a tuple of eight or four equal parts, or one, of the columns or of a vector."""
+    if PARTS == 8:
+        b_left, b_right = halves(b)
+        return split_columns(b_left, 4) + split_columns(b_right, 4)
+    elif PARTS == 4:
         b_left, b_right = halves(b)
         b_first, b_second = halves(b_left)
         b_third, b_fourth = halves(b_right)
