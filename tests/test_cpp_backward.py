@@ -44,6 +44,7 @@ class Case:
             *(getattr(out, n).contiguous() for n in VALUES),
             *self.grads,
             *mask_options(config, self.x),
+            None,
         )
         assert grad_importance.shape == (0,)
         return grad_x, grad_learnable

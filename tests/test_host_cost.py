@@ -21,6 +21,7 @@ import setok_kernels as sk
 from helpers.fake_gpu import fake_gpu
 from helpers.host_cost import counted
 from setok_kernels.compiled import Compiled, mask_options
+from setok_kernels.saved import saved_bytes
 
 # What a fake tensor raises that has no value to give.
 READS = (DataDependentOutputException, DynamicOutputShapeException)
@@ -77,9 +78,10 @@ def backward(out, device, importance=None):
     d, values = out.decisions, (out.masks, out.density, out.delta, out.score)
     x = tokens(device)
     options = mask_options(sk.ClusterConfig(), x)
+    saved = torch.empty(saved_bytes(4 * 729, 4), dtype=torch.uint8, device=device)
     return lambda: torch.ops.setok.cluster_backward(
         *(x, None, importance, None, 729, d.knn, d.parent, d.seeds, d.counts),
-        *(*values, *values, *options),
+        *(*values, *values, *options, saved),
     )
 
 

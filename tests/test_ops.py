@@ -130,6 +130,7 @@ def test_opcheck_of_the_backward_operations(layout, mode):
             *(d.knn, d.parent, d.seeds, d.counts, *values),
             *(torch.ones_like(out.masks), None, torch.ones_like(out.delta), None),
             *(torch.tensor([0.5, 0.1, 0.4, 0.5]), 0, 0, 0.0, 0.0, 0.0, 0.0, 0, 0.0, True),
+            None,
         ),
     )
     masks = out.masks if mode == "soft" else None

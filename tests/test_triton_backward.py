@@ -30,7 +30,7 @@ VALUES = ("masks", "density", "delta", "score")
 FLOOR = 16
 
 
-def triton_gradients(x, config, out, grads, token_mask=None):
+def triton_gradients(x, config, out, grads, token_mask=None, saved=None):
     """Gradients of x and of the learnable options by the operation, in the interpreter."""
     d = out.decisions
     wide = [None if g is None else g.contiguous() for g in grads]
@@ -44,6 +44,7 @@ def triton_gradients(x, config, out, grads, token_mask=None):
         *(getattr(out, name).contiguous() for name in VALUES),
         *wide,
         *mask_options(config, x),
+        saved,
     )
     assert grad_importance.shape == (0,)
     return grad_x, grad_learnable

@@ -81,6 +81,7 @@ def delta_fwd_kernel(
     images,
     p_parent,  # (T,) int64
     p_delta,  # (T,) float32
+    p_target,  # (T,) int32 token of delta: the parent, without one the farthest token; or None
     L,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -100,13 +101,16 @@ def delta_fwd_kernel(
     m_top = m_ok & (b_parent < 0)
     top = tl.max(tl.where(m_top, o_n, -1), axis=0)
     while top >= 0:
-        largest, _ = farthest(x, images, at, top, factor, L, BLOCK_N, BLOCK_D)
+        largest, far = farthest(x, images, at, top, factor, L, BLOCK_N, BLOCK_D)
         b_delta = tl.where(o_n == top, largest, b_delta)
+        b_parent = tl.where(o_n == top, far.to(tl.int64), b_parent)
         m_top = m_top & (o_n != top)
         top = tl.max(tl.where(m_top, o_n, -1), axis=0)
     # An infinite delta at density 0 would make the score NaN.
     b_delta = tl.minimum(sigma * b_delta, 3.4028234663852886e38)
     tl.store(p_delta + start + o_n, tl.where(m_ok, b_delta, 0.0), mask=m_n)
+    if p_target is not None:
+        tl.store(p_target + start + o_n, tl.where(m_ok, b_parent, -1).to(tl.int32), mask=m_n)
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -178,12 +182,17 @@ def parents(
     )
 
 
-def delta(x: Tensor, chunk: Chunk, parent: Tensor, out: Tensor) -> None:
-    """Write the distances to given parents into `out` (T,)."""
+def delta(
+    x: Tensor, chunk: Chunk, parent: Tensor, out: Tensor, target: Tensor | None = None
+) -> None:
+    """Write the distances to given parents into `out` (T,).
+
+    If given, `target` (T,) int32 receives the tokens of these distances.
+    """
     config = token_config(x.dtype)
     blocks = triton.cdiv(chunk.longest, config.block_n)
     delta_fwd_kernel[(chunk.images * blocks,)](
-        *(Tokens.of(x), Images.of(chunk), parent, out, chunk.longest),
+        *(Tokens.of(x), Images.of(chunk), parent, out, target, chunk.longest),
         **config.launch(),
         maxnreg=max_registers(x),
     )
