@@ -23,7 +23,7 @@ from setok_triton.importance import load_weights
 from setok_triton.scope import LARGEST
 
 # Tokens of a program, and slots that it reads at once.
-TOKENS, SLOTS = 64, 8
+TOKENS, SLOTS = 32, 16
 
 
 class Adjacency(NamedTuple):
@@ -33,7 +33,7 @@ class Adjacency(NamedTuple):
     p_entries: Tensor  # (T (K + 2),) int64 other pairs by token; an image has n (K + 2) of them
     p_begin: Tensor  # (T,) int32 first entry of a token among those of the image
     p_degree: Tensor  # (T,) int32 number of its entries
-    p_order: Tensor  # (T,) int32 tokens of an image, those with many entries first
+    p_order: Tensor  # (T,) int32 tokens of an image: seeds, then those with most entries first
     p_first: Tensor | None  # (T,) int32 first cluster with this seed, or FAR_INDEX
     p_next: Tensor | None  # (B, C) int32 next cluster with the same seed, or FAR_INDEX
 
@@ -48,8 +48,9 @@ class ScoreGrads(NamedTuple):
 
 @triton.jit
 def pack(b_other, b_weight):
-    """Return the other end of a pair and its weight in one word."""
-    return (b_weight.to(tl.int32, bitcast=True).to(tl.int64) << 32) | b_other.to(tl.int64)
+    """Return the other end of a pair (int32) and its weight in one word."""
+    b_high = b_weight.to(tl.int32, bitcast=True).to(tl.int64) << 32
+    return b_high | (b_other.to(tl.int64) & 0xFFFFFFFF)
 
 
 @triton.jit
@@ -101,8 +102,7 @@ def edges_bwd_kernel(
     p_importance,  # (T,) weights of the scores, or None
     p_grad_importance,  # (T,) float32; None without weights
     edges,  # Adjacency
-    p_targets,  # (T, K + 1) int32 other end of each slot, -1 for none
-    p_directed,  # (T, K + 1) float32 weights of the edges
+    p_slots,  # (T, K + 1) int64 edges, as of `pack`; -1 for none
     C,
     K,
     L,
@@ -158,8 +158,7 @@ def edges_bwd_kernel(
         # A token's distance to itself is constant.
         b_other = tl.where(b_other == o_n[:, None], -1, b_other)
         m_slot = m_n[:, None] & (o_k <= K)
-        tl.store(p_targets + p_edge + o_k, b_other, mask=m_slot)
-        tl.store(p_directed + p_edge + o_k, b_weight, mask=m_slot)
+        tl.store(p_slots + p_edge + o_k, pack(b_other, b_weight), mask=m_slot)
     tl.store(edges.p_degree + start + o_n, tl.zeros_like(b_slot), mask=m_n)
     if edges.p_first is not None:
         b_none = tl.full((BLOCK_N,), -1, dtype=tl.int32)
@@ -171,8 +170,7 @@ def edges_bwd_kernel(
 def pairs_bwd_kernel(
     p_offsets,
     edges,  # Adjacency
-    p_targets,  # (T, K + 1) int32
-    p_directed,  # (T, K + 1) float32
+    p_slots,  # (T, K + 1) int64
     p_ranks,  # (T, K + 2) int32 place of a slot's entry in its segment, in any order; -1 for none
     K,
     L,
@@ -190,8 +188,9 @@ def pairs_bwd_kernel(
     for i_k in range(0, K + 1, BLOCK_K):
         o_k = (i_k + tl.arange(0, BLOCK_K))[None, :]
         m_slot = m_n[:, None] & (o_k <= K)
-        b_other = tl.load(p_targets + p_edge[:, None] + o_k, mask=m_slot, other=-1)  # (N, K)
-        b_weight = tl.load(p_directed + p_edge[:, None] + o_k, mask=m_slot, other=0.0)
+        # (N, K) other end and weight of each slot
+        b_slot = tl.load(p_slots + p_edge[:, None] + o_k, mask=m_slot, other=-1)
+        b_other, b_weight = unpack(b_slot)
         m_edge = b_other >= 0
         m_near = m_edge & (o_k < K)
         b_back = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
@@ -199,11 +198,11 @@ def pairs_bwd_kernel(
         m_again = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.int1)
         p_other = (start + b_other) * (K + 1)
         for i in tl.range(0, K, loop_unroll_factor=4):
-            b_of_other = tl.load(p_targets + p_other + i, mask=m_near, other=-1)
+            b_of_other, b_by_other = unpack(tl.load(p_slots + p_other + i, mask=m_near, other=-1))
             m_same = m_near & (b_of_other == o_n[:, None])
-            b_back += tl.load(p_directed + p_other + i, mask=m_same, other=0.0)
+            b_back += tl.where(m_same, b_by_other, 0.0)
             m_back = m_back | m_same
-            b_own = tl.load(p_targets + p_edge + i, mask=m_n, other=-1)  # (N,)
+            b_own = tl.load(p_slots + p_edge + i, mask=m_n, other=-1).to(tl.int32)  # (N,)
             m_again = m_again | ((b_own[:, None] == b_other) & (i < o_k))
         b_weight += tl.where(m_again, 0.0, b_back)
         # Without an edge the token itself, with weight 0: nothing needs a mask.
@@ -223,12 +222,16 @@ def pairs_bwd_kernel(
 
 
 @triton.jit
-def degree_class(b_degree):
-    """Return 0 for the largest numbers of entries, up to 7 for the smallest."""
+def degree_class(edges, p_token, m_n):
+    """Return numbers of entries, and classes of them: 0 for seeds, 1 for most to 7 for fewest."""
+    b_degree = tl.load(edges.p_degree + p_token, mask=m_n, other=0)
     b_class = 7 - (b_degree > 1).to(tl.int32) - (b_degree > 3).to(tl.int32)
-    b_class -= (b_degree > 5).to(tl.int32) + (b_degree > 7).to(tl.int32)
-    b_class -= (b_degree > 11).to(tl.int32) + (b_degree > 15).to(tl.int32)
-    return b_class - (b_degree > 31).to(tl.int32)
+    b_class -= (b_degree > 5).to(tl.int32) + (b_degree > 8).to(tl.int32)
+    b_class -= (b_degree > 12).to(tl.int32) + (b_degree > 24).to(tl.int32)
+    if edges.p_first is not None:
+        b_first = tl.load(edges.p_first + p_token, mask=m_n, other=0)
+        b_class = tl.where(b_first < FAR_INDEX, 0, b_class)
+    return b_degree, b_class
 
 
 @triton.jit(do_not_specialize=COUNTERS)
@@ -244,7 +247,8 @@ def order_bwd_kernel(
     """Write the first entry of each token of an image, and the tokens by their number of entries.
 
     Tokens with about as many entries come together, because a block takes as many turns as its
-    largest token needs. Also write the next cluster with the same seed.
+    largest token needs. So do the seeds, for which a block does more. Also write the next cluster
+    with the same seed.
     """
     i_b, _, start, n = locate(p_offsets, L, 1)
     o_n = tl.arange(0, BLOCK_N)
@@ -253,17 +257,17 @@ def order_bwd_kernel(
     entries = tl.zeros((), dtype=tl.int32)
     for i_n in range(0, n, BLOCK_N):
         m_n = i_n + o_n < n
-        b_degree = tl.load(edges.p_degree + start + i_n + o_n, mask=m_n, other=0)  # (N,)
+        b_degree, b_class = degree_class(edges, start + i_n + o_n, m_n)  # (N,)
         b_begin = entries + tl.cumsum(b_degree, axis=0) - b_degree
         tl.store(edges.p_begin + start + i_n + o_n, b_begin, mask=m_n)
         entries += tl.sum(b_degree, axis=0)
-        m_class = (degree_class(b_degree)[:, None] == o_class) & m_n[:, None]
+        m_class = (b_class[:, None] == o_class) & m_n[:, None]
         b_sizes += tl.sum(m_class.to(tl.int32), axis=0)
     b_next = tl.cumsum(b_sizes, axis=0) - b_sizes  # (8,) place of the next token of each class
     for i_n in range(0, n, BLOCK_N):
         m_n = i_n + o_n < n
-        b_degree = tl.load(edges.p_degree + start + i_n + o_n, mask=m_n, other=0)  # (N,)
-        m_class = (degree_class(b_degree)[:, None] == o_class) & m_n[:, None]
+        b_class = degree_class(edges, start + i_n + o_n, m_n)[1]  # (N,)
+        m_class = (b_class[:, None] == o_class) & m_n[:, None]
         b_one = m_class.to(tl.int32)
         b_place = b_next[None, :] + tl.cumsum(b_one, axis=0) - 1
         b_place = tl.sum(tl.where(m_class, b_place, 0), axis=1)
@@ -279,8 +283,8 @@ def order_bwd_kernel(
 
 
 @triton.jit
-def entry(p_offsets, edges, p_targets, p_ranks, i_k, K, L, BLOCK_N, BLOCK_K):
-    """Return number, segment, its size, rank and mask of the entries (N, K) of slots from i_k."""
+def entry(p_offsets, edges, p_slots, p_ranks, i_k, K, L, BLOCK_N, BLOCK_K):
+    """Return number, segment, its size, rank, mask and pair of the entries (N, K) from i_k on."""
     _, i_n, start, n = locate(p_offsets, L, tl.cdiv(L, BLOCK_N))
     o_n = (i_n * BLOCK_N + tl.arange(0, BLOCK_N))[:, None]
     o_k = (i_k + tl.arange(0, BLOCK_K))[None, :]
@@ -289,20 +293,20 @@ def entry(p_offsets, edges, p_targets, p_ranks, i_k, K, L, BLOCK_N, BLOCK_K):
     b_rank = tl.load(p_ranks + start * (K + 2) + b_id, mask=m_slot, other=-1)
     m_entry = b_rank >= 0
     # Slots K and K + 1 have the same edge.
-    p_edge = (start + o_n) * (K + 1) + tl.minimum(o_k, K)
-    b_target = tl.load(p_targets + p_edge, mask=m_entry, other=0)
+    p_slot = p_slots + (start + o_n) * (K + 1) + tl.minimum(o_k, K)
+    b_target, b_weight = unpack(tl.load(p_slot, mask=m_entry, other=0))
     b_owner = tl.where(o_k > K, o_n, b_target)
-    b_other = tl.where(o_k > K, b_target, o_n)
+    b_pair = pack(tl.where(o_k > K, b_target, o_n), b_weight)
     b_degree = tl.load(edges.p_degree + start + b_owner, mask=m_entry, other=0)
     b_begin = tl.load(edges.p_begin + start + b_owner, mask=m_entry, other=0)
-    return start, b_id, b_begin, b_degree, b_rank, m_entry, p_edge, b_other
+    return start, b_id, b_begin, b_degree, b_rank, m_entry, b_pair
 
 
 @triton.jit(do_not_specialize=COUNTERS)
 def place_bwd_kernel(
     p_offsets,
     edges,  # Adjacency
-    p_targets,  # (T, K + 1) int32
+    p_slots,  # (T, K + 1) int64
     p_ranks,  # (T, K + 2) int32
     p_placed,  # (T (K + 2),) int32 entries by segment, in any order within it
     K,
@@ -312,8 +316,8 @@ def place_bwd_kernel(
 ):
     """Write the entries into their segments, in the order of the atomics."""
     for i_k in range(0, K + 2, BLOCK_K):
-        start, b_id, b_begin, _, b_rank, m_entry, _, _ = entry(
-            p_offsets, edges, p_targets, p_ranks, i_k, K, L, BLOCK_N, BLOCK_K
+        start, b_id, b_begin, _, b_rank, m_entry, _ = entry(
+            p_offsets, edges, p_slots, p_ranks, i_k, K, L, BLOCK_N, BLOCK_K
         )
         tl.store(p_placed + start * (K + 2) + b_begin + b_rank, b_id, mask=m_entry)
 
@@ -322,8 +326,7 @@ def place_bwd_kernel(
 def rank_bwd_kernel(
     p_offsets,
     edges,  # Adjacency
-    p_targets,  # (T, K + 1) int32
-    p_directed,  # (T, K + 1) float32
+    p_slots,  # (T, K + 1) int64
     p_ranks,  # (T, K + 2) int32
     p_placed,  # (T (K + 2),) int32
     K,
@@ -333,8 +336,8 @@ def rank_bwd_kernel(
 ):
     """Write the entries of each segment in the order of their numbers."""
     for i_k in range(0, K + 2, BLOCK_K):
-        start, b_id, b_begin, b_degree, _, m_entry, p_edge, b_other = entry(
-            p_offsets, edges, p_targets, p_ranks, i_k, K, L, BLOCK_N, BLOCK_K
+        start, b_id, b_begin, b_degree, _, m_entry, b_pair = entry(
+            p_offsets, edges, p_slots, p_ranks, i_k, K, L, BLOCK_N, BLOCK_K
         )
         o_begin = start * (K + 2) + b_begin
         b_rank = tl.zeros_like(b_id)
@@ -342,8 +345,7 @@ def rank_bwd_kernel(
             m_i = i < b_degree
             b_placed = tl.load(p_placed + o_begin + i, mask=m_i, other=FAR_INDEX)
             b_rank += (b_placed < b_id).to(tl.int32)
-        b_weight = tl.load(p_directed + p_edge, mask=m_entry, other=0.0)
-        tl.store(edges.p_entries + o_begin + b_rank, pack(b_other, b_weight), mask=m_entry)
+        tl.store(edges.p_entries + o_begin + b_rank, b_pair, mask=m_entry)
 
 
 def adjacency(
@@ -379,8 +381,7 @@ def adjacency(
         like.new_empty(total) if seeded else None,
         like.new_empty(images, clusters) if seeded else None,
     )
-    slots = like.new_empty(total, k + 1)
-    directed = torch.empty_like(slots, dtype=torch.float32)
+    slots = like.new_empty(total, k + 1, dtype=torch.int64)
     ranks, placed = like.new_empty(total, k + 2), like.new_empty(entries)
     grad_importance = None
     if importance is not None:
@@ -389,10 +390,10 @@ def adjacency(
     launch = dict(BLOCK_N=TOKENS, BLOCK_K=SLOTS, num_warps=4)
     edges_bwd_kernel[grid](
         *(Images.of(chunk), out, target, *grads, scores, importance, grad_importance),
-        *(edges, slots, directed, clusters, k, longest),
+        *(edges, slots, clusters, k, longest),
         **launch,
     )
-    pairs_bwd_kernel[grid](chunk.offsets, edges, slots, directed, ranks, k, longest, **launch)
+    pairs_bwd_kernel[grid](chunk.offsets, edges, slots, ranks, k, longest, **launch)
     order_bwd_kernel[(images,)](
         *(chunk.offsets, out.p_seeds, edges, clusters, longest),
         BLOCK_N=min(1024, max(32, triton.next_power_of_2(longest))),
@@ -400,7 +401,5 @@ def adjacency(
         num_warps=8,
     )
     place_bwd_kernel[grid](chunk.offsets, edges, slots, ranks, placed, k, longest, **launch)
-    rank_bwd_kernel[grid](
-        *(chunk.offsets, edges, slots, directed, ranks, placed, k, longest), **launch
-    )
+    rank_bwd_kernel[grid](*(chunk.offsets, edges, slots, ranks, placed, k, longest), **launch)
     return edges, grad_importance

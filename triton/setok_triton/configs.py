@@ -148,10 +148,10 @@ def slice_config(dtype: torch.dtype) -> SliceConfig:
     """Return slices of 128 bytes; products without tensor cores take fewer seeds at once."""
     ieee = dtype == torch.float32 and dot_precision(dtype) == "ieee"
     return SliceConfig(
-        block_n=32 if ieee else 64,
+        block_n=32 if ieee else 128,
         block_c=16 if ieee else 64,
         block_d=128 // dtype.itemsize,
-        num_warps=8,
+        num_warps=16,  # slices
     )
 
 

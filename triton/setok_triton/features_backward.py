@@ -133,28 +133,87 @@ def load_seeds(x, images, p_seed, start, factor, o_c, C, o_d):
 
 
 @triton.jit
-def load_slice(p_row, m_d):
-    """Return float32 features of a slice; `m_d` is None if all of them exist."""
-    b_x = tl.load(p_row) if m_d is None else tl.load(p_row, mask=m_d, other=0.0)
-    return b_x.to(tl.float32)
+def load_rows(p_columns, b_row, stride_n, m_d, NARROW):
+    """Return float32 features of a slice of rows, as a block (N, D) or its even and odd columns.
+
+    The latter are the halves of words. `m_d` is None if all features exist, and NARROW says that
+    offsets of rows fit into 32 bits.
+    """
+    b_offset = b_row.to(tl.int32 if NARROW else tl.int64) * stride_n
+    p_row = p_columns + b_offset[:, None]
+    b_x = tl.load(p_row) if m_d is None else tl.load(p_row, mask=m_d, other=0)
+    if b_x.dtype == tl.int32:
+        # A bfloat16 is the upper half of a float32.
+        b_even = (b_x << 16).to(tl.float32, bitcast=True)
+        columns = (b_even, (b_x & -65536).to(tl.float32, bitcast=True))
+    else:
+        columns = (b_x.to(tl.float32),)
+    return columns
 
 
 @triton.jit
-def add_pair(b_sum, b_y, b_pair, p_columns, m_d, stride_n, factor):
-    """Return `b_sum` + w (y_i - y_j) for a pair (N,) of each token."""
-    b_other, b_w = unpack(b_pair)
-    b_x = load_slice(p_columns + (b_other.to(tl.int64) * stride_n)[:, None], m_d)  # (N, D)
-    return b_sum + b_w[:, None] * (b_y - b_x * factor)
+def columns_of(b, own):
+    """Return a block (N, D) in the form of `own`, which is that of `load_rows`."""
+    if len(own) == 1:
+        return (b,)
+    else:
+        return tl.split(tl.reshape(b, (b.shape[0], b.shape[1] // 2, 2)))
+
+
+@triton.jit
+def add_pair(sums, own, pair, p_columns, m_d, stride_n, factor, NARROW):
+    """Return sums + w (y_i - factor x_j) for a pair (j, w) of each token, (N,) both."""
+    b_other, b_w = pair
+    b_w = b_w[:, None]
+    other = load_rows(p_columns, b_other, stride_n, m_d, NARROW)
+    b_sum = sums[0] + b_w * (own[0] - other[0] * factor)
+    if len(own) == 2:
+        return b_sum, sums[1] + b_w * (own[1] - other[1] * factor)
+    else:
+        return (b_sum,)
+
+
+@triton.jit
+def zeros(columns):
+    """Return zeros for what `load_rows` returns."""
+    b = tl.zeros_like(columns[0])
+    return (b,) if len(columns) == 1 else (b, b)
+
+
+@triton.jit
+def scaled(columns, factor):
+    """Return what `load_rows` returns, times a factor."""
+    b = columns[0] * factor
+    return (b,) if len(columns) == 1 else (b, columns[1] * factor)
+
+
+@triton.jit
+def add_scaled(sums, b_factor, columns):
+    """Return sums + factor times columns, all in the form of `load_rows`."""
+    b = sums[0] + b_factor * columns[0]
+    return (b,) if len(sums) == 1 else (b, sums[1] + b_factor * columns[1])
+
+
+@triton.jit
+def store_rows(p_row, columns, m_ok, m_row):
+    """Write rows in the form of `load_rows`, 0 for tokens that are not `m_ok` (N,)."""
+    b = tl.where(m_ok[:, None], columns[0], 0.0)
+    if len(columns) == 2:
+        b_odd = tl.where(m_ok[:, None], columns[1], 0.0).to(tl.bfloat16).to(tl.int16, bitcast=True)
+        b_even = b.to(tl.bfloat16).to(tl.int16, bitcast=True)
+        b = (b_odd.to(tl.int32) << 16) | (b_even.to(tl.int32) & 0xFFFF)
+    tl.store(p_row, b.to(p_row.dtype.element_ty), mask=m_row)
 
 
 @triton.jit(do_not_specialize=COUNTERS)
 def features_bwd_kernel(
     x,
+    words,  # x as Tokens with two bfloat16 in an int32, or None
     images,
     edges,  # Adjacency
     p_seeds,  # (B, C) int64
     terms,  # SeedTerms, or None without a gradient of the masks
-    p_out,  # (T, D)
+    p_out,  # (T, D), or (T, D / 2) int32 if there are words
     C,
     K,
     L,
@@ -162,6 +221,7 @@ def features_bwd_kernel(
     PRECISION: tl.constexpr,
     ONCE: tl.constexpr,  # one block holds all seeds
     WHOLE: tl.constexpr,  # the slices are whole
+    NARROW: tl.constexpr,  # offsets within an image fit into 32 bits
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -181,7 +241,17 @@ def features_bwd_kernel(
     begin = i_rest % parts * size
     end = tl.minimum(begin + size, n)
     factor = tl.load(images.p_factor + i_b)
-    p_columns = x.p_x + start * x.stride_n + (o_d * x.stride_d)[None, :]
+    if words is None:
+        stride_n = x.stride_n
+        p_columns = x.p_x + start * stride_n + (o_d * x.stride_d)[None, :]
+        p_grad = p_out + start * D + o_d[None, :]
+        width = D
+    else:
+        stride_n = words.stride_n
+        o_word = i_rest // parts * (BLOCK_D // 2) + tl.arange(0, BLOCK_D // 2).to(tl.int64)
+        p_columns = words.p_x + start * stride_n + o_word[None, :]
+        p_grad = p_out + start * words.D + o_word[None, :]
+        width = words.D
     p_seed = p_seeds + i_b * C
     o_seed = tl.arange(0, BLOCK_C)
     pitch = row_length(C)
@@ -192,20 +262,22 @@ def features_bwd_kernel(
         m_n = o_place < end
         o_n = tl.load(edges.p_order + start + o_place, mask=m_n, other=0)  # (N,) tokens
         b_degree = tl.load(edges.p_degree + start + o_n, mask=m_n, other=0)  # (N,)
-        p_entry = edges.p_entries + start * (K + 2) + tl.load(edges.p_begin + start + o_n)
+        b_begin = tl.load(edges.p_begin + start + o_n)  # (N,)
         p_pair = edges.p_pairs + (start + o_n) * K
-        b_y = load_slice(p_columns + (o_n.to(tl.int64) * x.stride_n)[:, None], m_d)  # (N, D)
-        b_y *= factor
-        b_sum = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
+        # Tokens without another entry read their last, or a pair of theirs, with weight 0.
+        p_entry = edges.p_entries + start * (K + 2) + b_begin
+        p_entry = tl.where(b_degree > 0, p_entry, p_pair)
+        b_last = tl.maximum(b_degree - 1, 0)
+        own = scaled(load_rows(p_columns, o_n, stride_n, m_d, NARROW), factor)
+        sums = zeros(own)
         # Pairs without an edge, and of excluded tokens, are those of a token with itself.
         for i_k in tl.range(0, K, loop_unroll_factor=4):
             b_pair = tl.load(p_pair + i_k)  # (N,)
-            b_sum = add_pair(b_sum, b_y, b_pair, p_columns, m_d, x.stride_n, factor)
+            sums = add_pair(sums, own, unpack(b_pair), p_columns, m_d, stride_n, factor, NARROW)
         for i_e in tl.range(0, tl.max(b_degree, axis=0), loop_unroll_factor=4):
-            m_pair = i_e < b_degree
-            b_pair = tl.load(p_entry + i_e, mask=m_pair, other=0)
-            b_pair = tl.where(m_pair, b_pair, o_n)
-            b_sum = add_pair(b_sum, b_y, b_pair, p_columns, m_d, x.stride_n, factor)
+            b_other, b_w = unpack(tl.load(p_entry + tl.minimum(i_e, b_last)))  # (N,)
+            pair = b_other, tl.where(i_e < b_degree, b_w, 0.0)
+            sums = add_pair(sums, own, pair, p_columns, m_d, stride_n, factor, NARROW)
         m_ok = flagged(images.p_ok, start, o_n, m_n)
         if terms is not None:
             b_mixed = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
@@ -217,7 +289,8 @@ def features_bwd_kernel(
                 b_pull, b_rest = load_pulls(p_pull + i_c, m_pull, pitch)  # (N, C)
                 b_mixed = add_product(b_pull, b_rest, b_seeds, b_mixed, PRECISION)
             b_total = tl.load(terms.p_total + start + o_n, mask=m_n, other=0.0)  # (N,)
-            b_sum += b_total[:, None] * b_y - b_mixed
+            sums = add_scaled(sums, b_total[:, None], own)
+            sums = add_scaled(sums, -1.0, columns_of(b_mixed, own))
             # A token may be the seed of several clusters; most are the seed of none.
             b_c = tl.load(edges.p_first + start + o_n, mask=m_n, other=FAR_INDEX)  # (N,)
             while tl.min(b_c, axis=0) < C:
@@ -227,11 +300,12 @@ def features_bwd_kernel(
                 p_row = terms.p_sums + (o_c * D)[:, None] + o_d[None, :]
                 m_row = m_seed[:, None] & (o_d < D)[None, :]
                 b_row = tl.load(p_row, mask=m_row, other=0.0, cache_modifier=".cg")  # (N, D)
-                b_sum += b_mass[:, None] * b_y - b_row
+                sums = add_scaled(sums, b_mass[:, None], own)
+                sums = add_scaled(sums, -1.0, columns_of(b_row, own))
                 b_c = tl.load(edges.p_next + o_c, mask=m_seed, other=FAR_INDEX)
-        b_grad = tl.where(m_ok[:, None], 2.0 * b_sum * factor, 0.0)
-        p_grad = p_out + ((start + o_n) * D)[:, None] + o_d[None, :]
-        tl.store(p_grad, b_grad.to(p_out.dtype.element_ty), mask=m_n[:, None] & (o_d < D)[None, :])
+        m_row = m_n[:, None] if m_d is None else m_n[:, None] & m_d
+        p_row = p_grad + (o_n.to(tl.int64) * width)[:, None]
+        store_rows(p_row, scaled(sums, 2.0 * factor), m_ok, m_row)
 
 
 def seed_sums(x: Tensor, chunk: Chunk, seeds: Tensor, pulls: Tensor, total: Tensor) -> SeedTerms:
@@ -276,12 +350,19 @@ def features(
     grad = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     slices = triton.cdiv(dim, config.block_d)
     parts = config.parts(chunk.images * slices, chunk.longest)
+    # The offset and both strides are even if rows are whole slices.
+    whole = dim % config.block_d == 0
+    wide = x.dtype == torch.bfloat16 and whole and x.is_contiguous() and x.storage_offset() % 2 == 0
+    words = Tokens.of(x.view(torch.int32)) if wide else None
+    written = grad.view(torch.int32) if wide else grad
     features_bwd_kernel[(chunk.images * slices * parts,)](
-        *(Tokens.of(x), Images.of(chunk), edges, seeds, terms, grad),
+        *(Tokens.of(x), words, Images.of(chunk), edges, seeds, terms, written),
         *(seeds.shape[1], edges.p_pairs.shape[1], chunk.longest, parts),
         PRECISION=coefficient_precision(x.dtype),
         ONCE=seeds.shape[1] <= config.block_c,
-        WHOLE=dim % config.block_d == 0,
+        WHOLE=whole,
+        NARROW=chunk.longest * x.stride(0) < 2**31,
+        maxnreg=128,
         **config.launch(),
     )
     return grad

@@ -147,7 +147,7 @@ def step_back(
     m_ok,
     o_n,
     step,
-    residual,  # flag: the row of the masks holds the residual, not this step's mask
+    residual,  # step whose row of the masks holds the residual, or None
     KERNEL,
     SIGMOID,
     SHORT,
@@ -160,13 +160,16 @@ def step_back(
     b_d = tl.minimum(b_scaled, FARTHEST)
     b_phi = similarity(b_d, per_bandwidth, KERNEL)
     b_alpha = alpha_mask(b_d, b_s, learnables, KERNEL, SIGMOID)
-    if residual:
-        b_scope = scope_before(p_row, p_seed, learnables, b_s, m_ok, sigma, step, KERNEL, SIGMOID)
-        b_mask = b_scope * b_alpha
-    else:
-        # Scope before the step = scope after it + mask. mask / alpha would amplify the error of
-        # a small alpha.
-        b_scope += b_mask
+    # Scope before the step = scope after it + mask. mask / alpha would amplify the error of a small
+    # alpha.
+    b_scope += b_mask
+    if residual is not None:
+        is_residual = step == residual
+        if is_residual:
+            b_scope = scope_before(
+                p_row, p_seed, learnables, b_s, m_ok, sigma, step, KERNEL, SIGMOID
+            )
+            b_mask = b_scope * b_alpha
     b_diff = b_grad - b_later
     if SIGMOID:
         # Clamped to finite numbers, because 0 * inf would be NaN.
@@ -299,19 +302,29 @@ def scope_bwd_kernel(
         p_step = p_row[:, None] + step + tl.arange(0, STEPS)[None, :]
         b_0, b_1, b_2, b_3 = columns(sigma * tl.load(p_step, mask=m_n[:, None], other=0.0))
         fixed = (b_s, sigma, learnables, p_row, p_seed, m_ok, o_n)
-        last = tl.where(count < live, count, -1)
-        state, b_3 = step_back(
-            state, loads_3, b_3, *fixed, step + 3, step + 3 == last, KERNEL, SIGMOID, SHORT
-        )
-        state, b_2 = step_back(
-            state, loads_2, b_2, *fixed, step + 2, step + 2 == last, KERNEL, SIGMOID, SHORT
-        )
-        state, b_1 = step_back(
-            state, loads_1, b_1, *fixed, step + 1, step + 1 == last, KERNEL, SIGMOID, SHORT
-        )
-        state, b_0 = step_back(
-            state, loads_0, b_0, *fixed, step, step == last, KERNEL, SIGMOID, SHORT
-        )
+        if (count >= step) & (count < tl.minimum(step + STEPS, live)):
+            state, b_3 = step_back(
+                state, loads_3, b_3, *fixed, step + 3, count, KERNEL, SIGMOID, SHORT
+            )
+            state, b_2 = step_back(
+                state, loads_2, b_2, *fixed, step + 2, count, KERNEL, SIGMOID, SHORT
+            )
+            state, b_1 = step_back(
+                state, loads_1, b_1, *fixed, step + 1, count, KERNEL, SIGMOID, SHORT
+            )
+            state, b_0 = step_back(state, loads_0, b_0, *fixed, step, count, KERNEL, SIGMOID, SHORT)
+        else:
+            # Without the test in every step, the steps overlap.
+            state, b_3 = step_back(
+                state, loads_3, b_3, *fixed, step + 3, None, KERNEL, SIGMOID, SHORT
+            )
+            state, b_2 = step_back(
+                state, loads_2, b_2, *fixed, step + 2, None, KERNEL, SIGMOID, SHORT
+            )
+            state, b_1 = step_back(
+                state, loads_1, b_1, *fixed, step + 1, None, KERNEL, SIGMOID, SHORT
+            )
+            state, b_0 = step_back(state, loads_0, b_0, *fixed, step, None, KERNEL, SIGMOID, SHORT)
         store_gradients(p_pull, pitch, step, b_0, b_1, b_2, b_3, m_n, SHORT)
     for i in range(groups, pitch // STEPS):
         store_gradients(p_pull, pitch, i * STEPS, b_zero, b_zero, b_zero, b_zero, m_n, SHORT)
