@@ -23,7 +23,7 @@ from setok_triton.importance import load_weights
 from setok_triton.scope import LARGEST
 
 # Tokens of a program, and slots that it reads at once.
-TOKENS, SLOTS = 32, 16
+TOKENS, SLOTS = 16, 16
 
 
 class Adjacency(NamedTuple):
@@ -196,13 +196,16 @@ def pairs_bwd_kernel(
         b_back = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
         m_back = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.int1)
         m_again = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.int1)
-        p_other = (start + b_other) * (K + 1)
-        for i in tl.range(0, K, loop_unroll_factor=4):
-            b_of_other, b_by_other = unpack(tl.load(p_slots + p_other + i, mask=m_near, other=-1))
+        # Slots without an edge read those of a token of the block: loads without a mask overlap.
+        b_there = tl.minimum(o_n, n - 1)
+        p_own = p_slots + (start + b_there) * (K + 1)
+        p_other = p_slots + (start + tl.where(m_near, b_other, b_there[:, None])) * (K + 1)
+        for i in tl.range(0, tl.where(i_n * BLOCK_N < n, K, 0), loop_unroll_factor=4):
+            b_of_other, b_by_other = unpack(tl.load(p_other + i))
             m_same = m_near & (b_of_other == o_n[:, None])
             b_back += tl.where(m_same, b_by_other, 0.0)
             m_back = m_back | m_same
-            b_own = tl.load(p_slots + p_edge + i, mask=m_n, other=-1).to(tl.int32)  # (N,)
+            b_own = tl.load(p_own + i).to(tl.int32)  # (N,)
             m_again = m_again | ((b_own[:, None] == b_other) & (i < o_k))
         b_weight += tl.where(m_again, 0.0, b_back)
         # Without an edge the token itself, with weight 0: nothing needs a mask.
@@ -340,11 +343,13 @@ def rank_bwd_kernel(
             p_offsets, edges, p_slots, p_ranks, i_k, K, L, BLOCK_N, BLOCK_K
         )
         o_begin = start * (K + 2) + b_begin
+        # Slots without an entry read a rank: loads without a mask overlap.
+        p_segment = tl.where(m_entry, p_placed + o_begin, p_ranks + start * (K + 2))
+        b_last = tl.maximum(b_degree - 1, 0)
         b_rank = tl.zeros_like(b_id)
         for i in tl.range(0, tl.max(b_degree), loop_unroll_factor=4):
-            m_i = i < b_degree
-            b_placed = tl.load(p_placed + o_begin + i, mask=m_i, other=FAR_INDEX)
-            b_rank += (b_placed < b_id).to(tl.int32)
+            b_placed = tl.load(p_segment + tl.minimum(i, b_last))
+            b_rank += ((b_placed < b_id) & (i < b_degree)).to(tl.int32)
         tl.store(edges.p_entries + o_begin + b_rank, b_pair, mask=m_entry)
 
 

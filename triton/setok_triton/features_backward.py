@@ -32,12 +32,12 @@ def pulls_of(terms, token, pitch):
 
 
 @triton.jit
-def load_pulls(p_pull, m_pull, pitch):
-    """Return gradients and, in bfloat16, their rests; otherwise None. Each is read once."""
-    b_pull = tl.load(p_pull, mask=m_pull, other=0.0, cache_modifier=".cg")
+def load_pulls(p_pull, m_pull, pitch, CACHE):
+    """Return gradients and, in bfloat16, their rests; otherwise None."""
+    b_pull = tl.load(p_pull, mask=m_pull, other=0.0, cache_modifier=CACHE)
     b_rest = None
     if b_pull.dtype == tl.bfloat16:
-        b_rest = tl.load(p_pull + pitch, mask=m_pull, other=0.0, cache_modifier=".cg")
+        b_rest = tl.load(p_pull + pitch, mask=m_pull, other=0.0, cache_modifier=CACHE)
     return b_pull, b_rest
 
 
@@ -68,7 +68,7 @@ def pulled(x, images, p_image, pitch, o_c, o_d, start, n, factor, PRECISION, BLO
         words: tl.constexpr = 2 if p_image.dtype.element_ty == tl.bfloat16 else 1
         p_pull = p_image + (o_n.to(tl.int64) * (words * pitch))[:, None] + o_c[None, :]
         m_pull = m_n[:, None] & (o_c < pitch)[None, :]
-        b_pull, b_rest = load_pulls(p_pull, m_pull, pitch)  # (N, C)
+        b_pull, b_rest = load_pulls(p_pull, m_pull, pitch, "")  # (N, C)
         b_pull = tl.trans(b_pull)
         if b_rest is not None:
             b_rest = tl.trans(b_rest)
@@ -105,7 +105,7 @@ def seed_sums_bwd_kernel(
             o_n = i_n + tl.arange(0, BLOCK_N)
             p_pull = p_image + (o_n.to(tl.int64) * (words * pitch))[:, None] + o_c[None, :]
             m_pull = (o_n < n)[:, None] & (o_c < pitch)[None, :]
-            b_pull, b_rest = load_pulls(p_pull, m_pull, pitch)  # (N, C)
+            b_pull, b_rest = load_pulls(p_pull, m_pull, pitch, "")  # (N, C)
             b_pull = b_pull.to(tl.float32)
             if b_rest is not None:
                 b_pull += b_rest.to(tl.float32)
@@ -282,12 +282,17 @@ def features_bwd_kernel(
         if terms is not None:
             b_mixed = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
             p_pull = pulls_of(terms, start + o_n, pitch)[:, None] + o_seed[None, :]
-            for i_c in range(0, C, BLOCK_C):
-                if not ONCE:
-                    b_seeds = load_seeds(x, images, p_seed, start, factor, i_c + o_seed, C, o_d)
-                m_pull = m_n[:, None] & (i_c + o_seed < pitch)[None, :]
-                b_pull, b_rest = load_pulls(p_pull + i_c, m_pull, pitch)  # (N, C)
+            if ONCE:
+                m_pull = m_n[:, None] & (o_seed < pitch)[None, :]
+                b_pull, b_rest = load_pulls(p_pull, m_pull, pitch, ".cg")  # (N, C)
                 b_mixed = add_product(b_pull, b_rest, b_seeds, b_mixed, PRECISION)
+            else:
+                for i_c in range(0, C, BLOCK_C):
+                    o_c = i_c + o_seed
+                    b_seeds = load_seeds(x, images, p_seed, start, factor, o_c, C, o_d)
+                    m_pull = m_n[:, None] & (o_c < pitch)[None, :]
+                    b_pull, b_rest = load_pulls(p_pull + i_c, m_pull, pitch, ".cg")  # (N, C)
+                    b_mixed = add_product(b_pull, b_rest, b_seeds, b_mixed, PRECISION)
             b_total = tl.load(terms.p_total + start + o_n, mask=m_n, other=0.0)  # (N,)
             sums = add_scaled(sums, b_total[:, None], own)
             sums = add_scaled(sums, -1.0, columns_of(b_mixed, own))

@@ -124,13 +124,17 @@ class ScopeState(NamedTuple):
 @triton.jit
 def load_step(p_masks, p_grad, p_seed, o_n, n, m_ok, o_image, stride_row, step, count, live):
     """Return the `StepLoads` of a step; none from step `live` on."""
-    seed = tl.load(p_seed + step, mask=step < live, other=-1).to(tl.int32)
+    is_step = step < live
+    seed = tl.load(p_seed + step, mask=is_step, other=-1).to(tl.int32)
     o_row = o_image + step.to(tl.int64) * stride_row
+    m_load = m_ok & (o_n < tl.where(is_step, n, 0))
+    b_mask = tl.load(p_masks + o_row, mask=m_load, other=0.0)  # (N,)
+    b_grad = tl.load(p_grad + o_row, mask=m_load, other=0.0)  # (N,)
+    # Selected after the loads, which need not wait for the seed.
     m_row = m_ok & (o_n < tl.where(seed >= 0, n, 0))
     # The residual occupies the row of seed `count`.
     m_own = m_row & (o_n < tl.where(step == count, 0, n))
-    b_mask = tl.load(p_masks + o_row, mask=m_own, other=0.0)  # (N,)
-    b_grad = tl.load(p_grad + o_row, mask=m_own, other=0.0)  # (N,)
+    b_mask, b_grad = tl.where(m_own, b_mask, 0.0), tl.where(m_own, b_grad, 0.0)
     return StepLoads(seed, m_row, b_mask, b_grad)
 
 
@@ -454,6 +458,8 @@ def scope_backward(
         SHORT=short,
         BLOCK_N=block,
         num_warps=4,
+        # Without a limit the assembler spills some registers to fit more programs.
+        maxnreg=96,
     )
     return pulls, total, score, partial.sum(0).float()
 
