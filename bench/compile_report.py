@@ -161,7 +161,7 @@ def launches(
             for importance, saved in ((None, kept), (weights, None)):
                 ops.cluster_backward(
                     *(x, mask, importance, *lengths, d.knn, d.parent, d.seeds, d.counts),
-                    *(*values, *values, None, 0, 0, 0.5, 0.1, 0.1, 0.5, 0, 0.0, True, saved),
+                    *(*values, *values, saved, None, 0, 0, 0.5, 0.1, 0.1, 0.5, 0, 0.0, True),
                 )
             # At most and exactly as many clusters as the budget.
             for exact in (False, True):

@@ -25,9 +25,9 @@ std::array<Tensor, 3> cluster_backward(
     int64_t max_seqlen, const Tensor& knn, const Tensor& parent, const Tensor& seeds,
     const Tensor& counts, const Tensor& masks, const Tensor& density, const Tensor& delta,
     const Tensor& score, const Tensor* grad_masks, const Tensor* grad_density,
-    const Tensor* grad_delta, const Tensor* grad_score, const Tensor* learnable, int64_t kernel,
-    int64_t alpha, double bandwidth, double beta, double temperature, double offset, int64_t scale,
-    double factor, bool score_norm_max, const Tensor* saved);
+    const Tensor* grad_delta, const Tensor* grad_score, const Tensor* saved,
+    const Tensor* learnable, int64_t kernel, int64_t alpha, double bandwidth, double beta,
+    double temperature, double offset, int64_t scale, double factor, bool score_norm_max);
 
 Tensor merge(const Tensor& x, const Tensor* masks, const Tensor& labels, const Tensor& counts,
              const Tensor* weights, const Tensor* cu_seqlens, int64_t max_seqlen, int64_t rows,

@@ -37,8 +37,8 @@ SCHEMAS = {
     "Tensor knn, Tensor parent, Tensor seeds, Tensor counts, Tensor saved)",
     # `saved` is that of `cluster`; without it the kernels compute again what it holds.
     "cluster_backward": f"(Tensor x, Tensor? valid, Tensor? importance, {_IMAGES}, {_DECISIONS}, "
-    f"{_VALUES}, {_VALUES.replace('Tensor ', 'Tensor? grad_')}, Tensor? learnable, "
-    f"{_MASK_OPTIONS}, Tensor? saved) -> "
+    f"{_VALUES}, {_VALUES.replace('Tensor ', 'Tensor? grad_')}, Tensor? saved, "
+    f"Tensor? learnable, {_MASK_OPTIONS}) -> "
     "(Tensor grad_x, Tensor grad_importance, Tensor grad_learnable)",
     "merge": f"(Tensor x, Tensor? masks, Tensor labels, Tensor counts, Tensor? weights, {_IMAGES}, "
     "SymInt rows, float eps) -> Tensor",
@@ -211,9 +211,9 @@ def _cluster_backward(ops):
                 ctx.max_seqlen,
                 *values,
                 *wanted,
+                saved,
                 learnable,
                 *ctx.mask_options,
-                saved,
             )
         if importance is None:
             grad_importance = None

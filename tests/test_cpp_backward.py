@@ -43,8 +43,8 @@ class Case:
             *(getattr(out.decisions, n) for n in ("knn", "parent", "seeds", "counts")),
             *(getattr(out, n).contiguous() for n in VALUES),
             *self.grads,
-            *mask_options(config, self.x),
             None,
+            *mask_options(config, self.x),
         )
         assert grad_importance.shape == (0,)
         return grad_x, grad_learnable

@@ -81,7 +81,7 @@ def backward(out, device, importance=None):
     saved = torch.empty(saved_bytes(4 * 729, 4), dtype=torch.uint8, device=device)
     return lambda: torch.ops.setok.cluster_backward(
         *(x, None, importance, None, 729, d.knn, d.parent, d.seeds, d.counts),
-        *(*values, *values, *options, saved),
+        *(*values, *values, saved, *options),
     )
 
 

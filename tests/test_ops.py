@@ -128,9 +128,8 @@ def test_opcheck_of_the_backward_operations(layout, mode):
         (
             *(x, arguments.get("token_mask"), importance, offsets, longest),
             *(d.knn, d.parent, d.seeds, d.counts, *values),
-            *(torch.ones_like(out.masks), None, torch.ones_like(out.delta), None),
+            *(torch.ones_like(out.masks), None, torch.ones_like(out.delta), None, None),
             *(torch.tensor([0.5, 0.1, 0.4, 0.5]), 0, 0, 0.0, 0.0, 0.0, 0.0, 0, 0.0, True),
-            None,
         ),
     )
     masks = out.masks if mode == "soft" else None

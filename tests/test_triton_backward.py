@@ -43,8 +43,8 @@ def triton_gradients(x, config, out, grads, token_mask=None, saved=None):
         *(t.contiguous() for t in (d.knn, d.parent, d.seeds, d.counts)),
         *(getattr(out, name).contiguous() for name in VALUES),
         *wide,
-        *mask_options(config, x),
         saved,
+        *mask_options(config, x),
     )
     assert grad_importance.shape == (0,)
     return grad_x, grad_learnable

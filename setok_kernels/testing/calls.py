@@ -242,7 +242,7 @@ def _clustering_operands(choices: random.Random, scene: _Scene) -> dict[str, tup
             *options, *loop, 0.02, 0.0, limit,
         ),
         "cluster_backward": (
-            x, valid, importance, *images, *known, *values, *grads, *options, None,
+            x, valid, importance, *images, *known, *values, *grads, None, *options,
         ),
         "dpc_knn": (
             x, valid, *images, choices.choice([None, noise]), importance, budget, config.k, 3,

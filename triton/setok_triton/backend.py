@@ -162,8 +162,7 @@ def cluster_backward(
         RuntimeError: x is float64.
     """
     _check_dtype(x)
-    forward, grads, (learnable, *numbers) = Clusters(*rest[:8]), rest[8:12], rest[12:-1]
-    memory = rest[-1]
+    forward, grads, (memory, learnable, *numbers) = Clusters(*rest[:8]), rest[8:12], rest[12:]
     options, offsets = MaskOptions.of((x, cu_seqlens, max_seqlen), learnable, *numbers)
     if x.numel() == 0:
         shape = (0,) if importance is None else importance.shape

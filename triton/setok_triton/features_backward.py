@@ -33,9 +33,9 @@ def pulls_of(terms, token, pitch):
 
 @triton.jit
 def load_pulls(p_pull, m_pull, pitch, CACHE):
-    """Return gradients and, in bfloat16, their rests; otherwise None."""
+    """Return gradients and, if they are bfloat16, their rests; otherwise the former twice."""
     b_pull = tl.load(p_pull, mask=m_pull, other=0.0, cache_modifier=CACHE)
-    b_rest = None
+    b_rest = b_pull
     if b_pull.dtype == tl.bfloat16:
         b_rest = tl.load(p_pull + pitch, mask=m_pull, other=0.0, cache_modifier=CACHE)
     return b_pull, b_rest
@@ -44,11 +44,11 @@ def load_pulls(p_pull, m_pull, pitch, CACHE):
 @triton.jit
 def add_product(b_pull, b_rest, b_x, b_sum, PRECISION):
     """Return `b_sum` + gradients times tokens."""
-    if b_rest is None:
-        b_sum = tl.dot(b_pull, b_x.to(tl.float32), b_sum, input_precision=PRECISION)
-    else:
+    if b_pull.dtype == tl.bfloat16:
         b_sum = tl.dot(b_pull, b_x, b_sum)
         b_sum = tl.dot(b_rest, b_x, b_sum)
+    else:
+        b_sum = tl.dot(b_pull, b_x.to(tl.float32), b_sum, input_precision=PRECISION)
     return b_sum
 
 
@@ -69,10 +69,7 @@ def pulled(x, images, p_image, pitch, o_c, o_d, start, n, factor, PRECISION, BLO
         p_pull = p_image + (o_n.to(tl.int64) * (words * pitch))[:, None] + o_c[None, :]
         m_pull = m_n[:, None] & (o_c < pitch)[None, :]
         b_pull, b_rest = load_pulls(p_pull, m_pull, pitch, "")  # (N, C)
-        b_pull = tl.trans(b_pull)
-        if b_rest is not None:
-            b_rest = tl.trans(b_rest)
-        b_sum = add_product(b_pull, b_rest, b_x, b_sum, PRECISION)
+        b_sum = add_product(tl.trans(b_pull), tl.trans(b_rest), b_x, b_sum, PRECISION)
     return b_sum
 
 
@@ -106,10 +103,10 @@ def seed_sums_bwd_kernel(
             p_pull = p_image + (o_n.to(tl.int64) * (words * pitch))[:, None] + o_c[None, :]
             m_pull = (o_n < n)[:, None] & (o_c < pitch)[None, :]
             b_pull, b_rest = load_pulls(p_pull, m_pull, pitch, "")  # (N, C)
-            b_pull = b_pull.to(tl.float32)
-            if b_rest is not None:
-                b_pull += b_rest.to(tl.float32)
-            b_mass += tl.sum(b_pull, axis=0)
+            b_coef = b_pull.to(tl.float32)
+            if b_pull.dtype == tl.bfloat16:
+                b_coef += b_rest.to(tl.float32)
+            b_mass += tl.sum(b_coef, axis=0)
         tl.store(terms.p_mass + i_b * C + o_c, b_mass, mask=m_c)
     else:
         if factor == 1.0:
