@@ -87,6 +87,7 @@ def first_cluster(p_seed, C, o_i, o_c, BLOCK_C):
         o_row = i_c + tl.arange(0, BLOCK_C)
         b_seed = tl.load(p_seed + o_row, mask=o_row < C, other=-1).to(tl.int32)  # (C,)
         m_seed = (b_seed[None, :] == o_i[:, None]) & (o_row[None, :] > o_c[:, None])
+        m_seed = m_seed & (b_seed >= 0)[None, :]
         b_first = tl.minimum(b_first, tl.min(tl.where(m_seed, o_row[None, :], FAR_INDEX), axis=1))
     return b_first
 

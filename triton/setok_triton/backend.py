@@ -122,10 +122,10 @@ def cluster(
         if size:
             whole, rows, norm, scratch = workspace(x, offsets, longest, size, saved)
         else:
-            ok, *range_and_scale = scales(x, flags, offsets, longest, options.sigma)
+            ok, *range_and_scale = scales(x, flags, offsets, longest, options.sigma, saved[:3])
             whole = Chunk(ok, offsets, *range_and_scale, longest)
-            norm, left = norms(x, offsets, longest, whole.factor), torch.empty_like(rho)
-            saved.keep(ok, whole.factor, whole.sigma, norm)
+            norm = norms(x, offsets, longest, whole.factor, saved.norm)
+            left = torch.empty_like(rho)
         for cut, chunk in whole.parts(size):
             part = masks[cut] if cu_seqlens is None else masks
             known = seeds[cut], counts[cut]

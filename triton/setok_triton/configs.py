@@ -145,14 +145,17 @@ def sums_config(dtype: torch.dtype) -> TileConfig:
 
 
 def slice_config(dtype: torch.dtype) -> SliceConfig:
-    """Return slices of 128 bytes; products without tensor cores take fewer seeds at once."""
-    ieee = dtype == torch.float32 and dot_precision(dtype) == "ieee"
-    return SliceConfig(
-        block_n=32 if ieee else 128,
-        block_c=16 if ieee else 64,
-        block_d=128 // dtype.itemsize,
-        num_warps=16,  # slices
-    )
+    """Return slices of 128 bytes.
+
+    One program of bfloat16 fills a multiprocessor: the slice of its image then has the L1 cache to
+    itself. Products of float32 take more registers, and those without tensor cores most.
+    """
+    block_d = 128 // dtype.itemsize
+    if dtype == torch.bfloat16:
+        return SliceConfig(block_n=128, block_c=64, block_d=block_d, num_warps=16)
+    if coefficient_precision(dtype) == "ieee":
+        return SliceConfig(block_n=32, block_c=16, block_d=block_d, num_warps=8)
+    return SliceConfig(block_n=64, block_c=32, block_d=block_d, num_warps=8)
 
 
 def row_tile_config(rows: int) -> TileConfig:

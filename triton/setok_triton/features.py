@@ -1,5 +1,7 @@
 """Kernels of statistics of the features: finite tokens, their range, scale and norms."""
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -166,7 +168,7 @@ def norms_fwd_kernel(
 
 
 def token_states(
-    x: Tensor, valid: Tensor | None, offsets: Tensor, longest: int
+    x: Tensor, valid: Tensor | None, offsets: Tensor, longest: int, ok: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return (T,) int8 flags of valid finite tokens, and (B,) int32 bits of each maximum.
 
@@ -175,9 +177,10 @@ def token_states(
         valid: (T,) uint8 flags or None.
         offsets: (B + 1,) int64 offsets of the images.
         longest: maximum number of tokens of an image.
+        ok: buffer of the flags, which may be longer; None for a new one.
     """
     images, config = offsets.shape[0] - 1, token_config(x.dtype)
-    ok = x.new_zeros(x.shape[0], dtype=torch.int8)
+    ok = x.new_zeros(x.shape[0], dtype=torch.int8) if ok is None else ok.zero_()
     largest = x.new_zeros(images, dtype=torch.int32)
     blocks = triton.cdiv(longest, config.block_n)
     if images * blocks:
@@ -189,7 +192,12 @@ def token_states(
 
 
 def scales(
-    x: Tensor, valid: Tensor | None, offsets: Tensor, longest: int, sigma: float | None
+    x: Tensor,
+    valid: Tensor | None,
+    offsets: Tensor,
+    longest: int,
+    sigma: float | None,
+    out: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Launch the kernels of flags, range and scale.
 
@@ -199,15 +207,18 @@ def scales(
         offsets: (B + 1,) int64 offsets of the images.
         longest: maximum number of tokens of an image.
         sigma: fixed scale of the squared distances; None for the scale from the variance.
+        out: buffers of ok, factor and sigma, which may be longer; None for new ones.
 
     Returns:
         ok (T,) int8, factor (B,), sigma (B,), num_ok (B,) int32.
     """
     dim, images, config = x.shape[1], offsets.shape[0] - 1, token_config(x.dtype)
-    ok, largest = token_states(x, valid, offsets, longest)
+    ok, largest = token_states(x, valid, offsets, longest, None if out is None else out[0])
     parts = triton.cdiv(dim, config.block_d)
     sums = x.new_empty(images, parts, 2, dtype=torch.float64)
-    factor, scale = (x.new_empty(images, dtype=torch.float32) for _ in range(2))
+    if out is None:
+        out = ok, *(x.new_empty(images, dtype=torch.float32) for _ in range(2))
+    _, factor, scale = out
     num_ok = x.new_empty(images, dtype=torch.int32)
     if images and sigma is None:
         variance_fwd_kernel[(images * parts,)](
@@ -232,10 +243,15 @@ def scales(
     return ok, factor, scale, num_ok
 
 
-def norms(x: Tensor, offsets: Tensor, longest: int, factor: Tensor) -> Tensor:
-    """Return the squared norms (T,) of the tokens in range; arguments as in `scales`."""
+def norms(
+    x: Tensor, offsets: Tensor, longest: int, factor: Tensor, out: Tensor | None = None
+) -> Tensor:
+    """Return the squared norms (T,) of the tokens in range, in `out` if given.
+
+    The other arguments are as in `scales`.
+    """
     config = tile_config(x.dtype)
-    out = x.new_empty(x.shape[0], dtype=torch.float32)
+    out = x.new_empty(x.shape[0], dtype=torch.float32) if out is None else out
     blocks = triton.cdiv(longest, config.block_m)
     images = offsets.shape[0] - 1
     if images * blocks:

@@ -364,7 +364,6 @@ def features(
         ONCE=seeds.shape[1] <= config.block_c,
         WHOLE=whole,
         NARROW=chunk.longest * x.stride(0) < 2**31,
-        maxnreg=128,
         **config.launch(),
     )
     return grad

@@ -46,11 +46,6 @@ class Saved(NamedTuple):
         memory = x.new_empty(saved_bytes(total, images), dtype=torch.uint8)
         return cls.of(memory, total, images), memory
 
-    def keep(self, *values: Tensor) -> None:
-        """Copy values of the first parts: ok, factor, sigma and norm."""
-        for part, value in zip(self, values, strict=False):
-            part[: value.shape[0]].copy_(value)
-
 
 def _saved_parts(total: int, images: int) -> list[tuple[torch.dtype, int]]:
     vectors = [(torch.float32, total), (torch.int32, total)]
