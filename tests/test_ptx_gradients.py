@@ -9,16 +9,17 @@ pytest.importorskip("triton", exc_type=ImportError)
 # A neighbour of all tokens, which also is the seed of several clusters, and lists of neighbours
 # longer than a block of slots; the rows are whole slices.
 STAR = """
-import hashlib, torch, setok_kernels as sk
+import dataclasses, hashlib, torch, setok_kernels as sk
 x = torch.cat([torch.zeros(1, 64), 3 * torch.eye(64)[:50]]).roll(7, 0)[None].to(torch.bfloat16)
 digest = hashlib.sha256()
 for k in (1, 20):
-    config = sk.ClusterConfig(
-        max_clusters=6, k=k, distance_scale=0.1, distinct_seeds=False, stop_residual=0.0
-    )
+    config = sk.ClusterConfig(max_clusters=6, k=k, distance_scale=0.1)
     leaf = x.clone().requires_grad_()
-    out = sk.cluster_tokens(leaf, config, backend="triton")
-    assert (out.decisions.knn == 7).sum() >= 50 and len(set(out.decisions.seeds[0].tolist())) < 6
+    made = sk.cluster_tokens(x, config, backend="triton").decisions
+    assert (made.knn == 7).sum() >= 50
+    seeds, counts = torch.tensor([[7, 3, 7, 9, 3, 7]]), torch.tensor([6])
+    made = dataclasses.replace(made, seeds=seeds, counts=counts)
+    out = sk.cluster_tokens(leaf, config, decisions=made, backend="triton")
     (out.masks.square().sum() + out.density.square().sum() + out.delta.sum()).backward()
     digest.update(leaf.grad.view(torch.int16).numpy().tobytes())
 print("digest", digest.hexdigest())

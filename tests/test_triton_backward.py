@@ -322,9 +322,7 @@ def test_runs_repeat_bit_for_bit():
 @pytest.mark.parametrize("limit", [2048, 0], ids=["dense", "streaming"])
 @pytest.mark.parametrize("layout", ["padded", "masked", "packed"])
 @pytest.mark.parametrize("tops", [False, True])
-def test_what_the_forward_pass_saves_is_what_else_is_computed_again(
-    limit, layout, tops, monkeypatch
-):
+def test_saved_values_are_those_computed_again(limit, layout, tops, monkeypatch):
     """Norms, flags, scales and targets of delta; in a replay every token may be without parent."""
     monkeypatch.setitem(DENSE_LIMITS, "triton", limit)
     packed, cu_seqlens, padded, mask = testing.ragged_batch([30, 0, 1, 20], 12)
