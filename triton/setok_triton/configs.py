@@ -76,17 +76,20 @@ class SliceConfig:
         block_c: seeds of a block.
         block_d: features of a slice.
         num_warps: warps of a program.
+        registers: limit of the registers of a thread, or None.
     """
 
     block_n: int
     block_c: int
     block_d: int
     num_warps: int
+    registers: int | None = None
 
-    def launch(self) -> dict[str, int]:
+    def launch(self) -> dict[str, int | None]:
         """Return the keyword arguments of a launch."""
         blocks = {"BLOCK_N": self.block_n, "BLOCK_C": self.block_c, "BLOCK_D": self.block_d}
-        return blocks | {"num_warps": self.num_warps, "num_stages": 1}
+        options = {"num_warps": self.num_warps, "num_stages": 1, "maxnreg": self.registers}
+        return blocks | options
 
     def parts(self, slices: int, tokens: int) -> int:
         """Return the parts of an image that has a program each in every slice.
@@ -140,7 +143,7 @@ def sums_config(dtype: torch.dtype) -> TileConfig:
     Only bfloat16 gradients go to the tensor cores as they are.
     """
     if dtype == torch.bfloat16:
-        return TileConfig(block_m=64, block_n=128, block_d=64, num_warps=4, num_stages=3)
+        return TileConfig(block_m=64, block_n=128, block_d=64, num_warps=4, num_stages=2)
     return merge_config(dtype)
 
 
@@ -148,11 +151,13 @@ def slice_config(dtype: torch.dtype) -> SliceConfig:
     """Return slices of 128 bytes.
 
     One program of bfloat16 fills a multiprocessor: the slice of its image then has the L1 cache to
-    itself. Products of float32 take more registers, and those without tensor cores most.
+    itself. Without the explicit limit, that of its warps, the assembler takes fewer registers and
+    has fewer loads in flight. Products of float32 take more registers, and those without tensor
+    cores most.
     """
     block_d = 128 // dtype.itemsize
     if dtype == torch.bfloat16:
-        return SliceConfig(block_n=128, block_c=64, block_d=block_d, num_warps=16)
+        return SliceConfig(block_n=128, block_c=64, block_d=block_d, num_warps=16, registers=128)
     if coefficient_precision(dtype) == "ieee":
         return SliceConfig(block_n=32, block_c=16, block_d=block_d, num_warps=8)
     return SliceConfig(block_n=64, block_c=32, block_d=block_d, num_warps=8)
