@@ -229,9 +229,9 @@ def pairs_bwd_kernel(
 def degree_class(edges, p_token, m_n):
     """Return numbers of entries, and classes of them: 0 for seeds, 1 for most to 7 for fewest."""
     b_degree = tl.load(edges.p_degree + p_token, mask=m_n, other=0)
-    b_class = 7 - (b_degree > 1).to(tl.int32) - (b_degree > 3).to(tl.int32)
-    b_class -= (b_degree > 5).to(tl.int32) + (b_degree > 8).to(tl.int32)
-    b_class -= (b_degree > 12).to(tl.int32) + (b_degree > 24).to(tl.int32)
+    b_class = 7 - (b_degree > 0).to(tl.int32) - (b_degree > 1).to(tl.int32)
+    b_class -= (b_degree > 3).to(tl.int32) + (b_degree > 5).to(tl.int32)
+    b_class -= (b_degree > 8).to(tl.int32) + (b_degree > 13).to(tl.int32)
     if edges.p_first is not None:
         b_first = tl.load(edges.p_first + p_token, mask=m_n, other=0)
         b_class = tl.where(b_first < FAR_INDEX, 0, b_class)
