@@ -6,7 +6,7 @@ does not change a result: every kernel takes its tensors' dtype and accumulates 
 
 import functools
 import os
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -149,7 +149,7 @@ def _fake(name: str, triton_key: str):
     The dispatcher calls it in place of a real kernel as soon as one tensor is on device "meta".
     """
     named = _namer(name)
-    fake: Callable = _FAKES[name]
+    fake: Any = _FAKES[name]
     if name == "cluster":
         fake = functools.partial(fake, triton_key.lower())
 
