@@ -156,8 +156,8 @@ def edges_bwd_kernel(
         m_far = (o_k == K) & (b_slot == FAR_INDEX)[:, None]
         b_other = tl.where(m_far, b_target[:, None], b_other)
         b_weight = tl.where(o_k == K, b_far[:, None], b_weight)
-        # A token's distance to itself is constant.
-        b_other = tl.where(b_other == o_n[:, None], -1, b_other)
+        # A token's distance to itself is constant. An index that nobody checked counts nowhere.
+        b_other = tl.where((b_other == o_n[:, None]) | (b_other >= n), -1, b_other)
         m_slot = m_n[:, None] & (o_k <= K)
         tl.store(p_slots + p_edge + o_k, pack(b_other, b_weight), mask=m_slot)
     tl.store(edges.p_degree + start + o_n, tl.zeros_like(b_slot), mask=m_n)

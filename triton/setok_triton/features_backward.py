@@ -120,10 +120,10 @@ def seed_sums_bwd_kernel(
 
 
 @triton.jit
-def load_seeds(x, images, p_seed, start, factor, o_c, C, o_d):
+def load_seeds(x, images, p_seed, start, n, factor, o_c, C, o_d):
     """Return the features (C, D) of seeds in range, 0 for none."""
     b_seed = tl.load(p_seed + o_c, mask=o_c < C, other=-1)  # (C,)
-    m_seed = flagged(images.p_ok, start, b_seed, b_seed >= 0)
+    m_seed = flagged(images.p_ok, start, b_seed, (b_seed >= 0) & (b_seed < n))
     p_row = x.p_x + ((start + b_seed) * x.stride_n)[:, None] + (o_d * x.stride_d)[None, :]
     b_x = tl.load(p_row, mask=m_seed[:, None] & (o_d < x.D)[None, :], other=0.0)
     return (b_x * factor).to(b_x.dtype)
@@ -253,7 +253,7 @@ def features_bwd_kernel(
     o_seed = tl.arange(0, BLOCK_C)
     pitch = row_length(C)
     if terms is not None and ONCE:
-        b_seeds = load_seeds(x, images, p_seed, start, factor, o_seed, C, o_d)
+        b_seeds = load_seeds(x, images, p_seed, start, n, factor, o_seed, C, o_d)
     for i_n in range(begin, end, BLOCK_N):
         o_place = i_n + tl.arange(0, BLOCK_N)
         m_n = o_place < end
@@ -286,7 +286,7 @@ def features_bwd_kernel(
             else:
                 for i_c in range(0, C, BLOCK_C):
                     o_c = i_c + o_seed
-                    b_seeds = load_seeds(x, images, p_seed, start, factor, o_c, C, o_d)
+                    b_seeds = load_seeds(x, images, p_seed, start, n, factor, o_c, C, o_d)
                     m_pull = m_n[:, None] & (o_c < pitch)[None, :]
                     b_pull, b_rest = load_pulls(p_pull + i_c, m_pull, pitch, ".cg")  # (N, C)
                     b_mixed = add_product(b_pull, b_rest, b_seeds, b_mixed, PRECISION)
