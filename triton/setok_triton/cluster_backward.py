@@ -92,10 +92,10 @@ def gradients(
     else:
         norm = norms(x, chunk.offsets, chunk.longest, chunk.factor) if norm is None else norm
         rows = seed_rows(x, norm, chunk, out.p_seeds)
-        pulls, total, grad_score, grad_learnable = scope_backward(
+        coefs, total, grad_score, grad_learnable = scope_backward(
             chunk, out, options, grad_masks, rows, grad_score, x.dtype
         )
-        terms = seed_sums(x, chunk, out.p_seeds, pulls, total)
+        terms = seed_sums(x, chunk, out.p_seeds, coefs, total)
     scores = None
     if grad_score is not None:
         scores = score_backward(chunk, out, importance, grad_score, options.score_norm_max)

@@ -17,43 +17,43 @@ from setok_triton.scope_backward import row_length, rows_in_use
 class SeedTerms(NamedTuple):
     """Terms of the gradient from the distances to the seeds, whose gradients are G_ci."""
 
-    p_pulls: Tensor  # (T, pitch) float32 G_ci, or (T, 2 pitch) bfloat16 as of `scope_backward`
+    p_coefs: Tensor  # (T, pitch) float32 G_ci, or (T, 2 pitch) bfloat16 as of `scope_backward`
     p_total: Tensor  # (T,) float32 sum_c G_ci
     p_mass: Tensor  # (B, C) float32 sum_i G_ci
     p_sums: Tensor  # (B, C, D) float32 sum_i G_ci y_i
 
 
 @triton.jit
-def pulls_of(terms, token, pitch):
+def coefs_of(terms, token, pitch):
     """Return the pointer to the gradients of a token, or a block of pointers."""
-    if terms.p_pulls.dtype.element_ty == tl.bfloat16:
+    if terms.p_coefs.dtype.element_ty == tl.bfloat16:
         token *= 2
-    return terms.p_pulls + token * pitch
+    return terms.p_coefs + token * pitch
 
 
 @triton.jit
-def load_pulls(p_pull, m_pull, pitch, CACHE):
+def load_coefs(p_coef, m_coef, pitch, CACHE):
     """Return gradients and, if they are bfloat16, their rests; otherwise the former twice."""
-    b_pull = tl.load(p_pull, mask=m_pull, other=0.0, cache_modifier=CACHE)
-    b_rest = b_pull
-    if b_pull.dtype == tl.bfloat16:
-        b_rest = tl.load(p_pull + pitch, mask=m_pull, other=0.0, cache_modifier=CACHE)
-    return b_pull, b_rest
+    b_coef = tl.load(p_coef, mask=m_coef, other=0.0, cache_modifier=CACHE)
+    b_rest = b_coef
+    if b_coef.dtype == tl.bfloat16:
+        b_rest = tl.load(p_coef + pitch, mask=m_coef, other=0.0, cache_modifier=CACHE)
+    return b_coef, b_rest
 
 
 @triton.jit
-def add_product(b_pull, b_rest, b_x, b_sum, PRECISION):
+def add_product(b_coef, b_rest, b_x, b_sum, PRECISION):
     """Return `b_sum` + gradients times tokens."""
-    if b_pull.dtype == tl.bfloat16:
-        b_sum = tl.dot(b_pull, b_x, b_sum)
+    if b_coef.dtype == tl.bfloat16:
+        b_sum = tl.dot(b_coef, b_x, b_sum)
         b_sum = tl.dot(b_rest, b_x, b_sum)
     else:
-        b_sum = tl.dot(b_pull, b_x.to(tl.float32), b_sum, input_precision=PRECISION)
+        b_sum = tl.dot(b_coef, b_x.to(tl.float32), b_sum, input_precision=PRECISION)
     return b_sum
 
 
 @triton.jit
-def pulled(x, images, p_image, pitch, o_c, o_d, start, n, factor, PRECISION, BLOCK_N):
+def token_sums(x, images, p_image, pitch, o_c, o_d, start, n, factor, PRECISION, BLOCK_N):
     """Return the sums (C, D) of gradients times tokens; without a factor the tokens as loaded."""
     b_sum = tl.zeros((o_c.shape[0], o_d.shape[0]), dtype=tl.float32)
     m_d = (o_d < x.D)[None, :]
@@ -66,10 +66,10 @@ def pulled(x, images, p_image, pitch, o_c, o_d, start, n, factor, PRECISION, BLO
         if factor is not None:
             b_x = (b_x * factor).to(b_x.dtype)
         words: tl.constexpr = 2 if p_image.dtype.element_ty == tl.bfloat16 else 1
-        p_pull = p_image + (o_n.to(tl.int64) * (words * pitch))[:, None] + o_c[None, :]
-        m_pull = m_n[:, None] & (o_c < pitch)[None, :]
-        b_pull, b_rest = load_pulls(p_pull, m_pull, pitch, "")  # (N, C)
-        b_sum = add_product(tl.trans(b_pull), tl.trans(b_rest), b_x, b_sum, PRECISION)
+        p_coef = p_image + (o_n.to(tl.int64) * (words * pitch))[:, None] + o_c[None, :]
+        m_coef = m_n[:, None] & (o_c < pitch)[None, :]
+        b_coef, b_rest = load_coefs(p_coef, m_coef, pitch, "")  # (N, C)
+        b_sum = add_product(tl.trans(b_coef), tl.trans(b_rest), b_x, b_sum, PRECISION)
     return b_sum
 
 
@@ -94,25 +94,27 @@ def seed_sums_bwd_kernel(
     m_c = o_c < C
     n = tl.where(i_c < rows_in_use(p_seeds, i_b, C), n, 0)
     pitch, factor = row_length(C), tl.load(images.p_factor + i_b)
-    p_image = pulls_of(terms, start, pitch)
+    p_image = coefs_of(terms, start, pitch)
     if i_d == blocks - 1:
         words: tl.constexpr = 2 if p_image.dtype.element_ty == tl.bfloat16 else 1
         b_mass = tl.zeros((BLOCK_C,), dtype=tl.float32)
         for i_n in range(0, n, BLOCK_N):
             o_n = i_n + tl.arange(0, BLOCK_N)
-            p_pull = p_image + (o_n.to(tl.int64) * (words * pitch))[:, None] + o_c[None, :]
-            m_pull = (o_n < n)[:, None] & (o_c < pitch)[None, :]
-            b_pull, b_rest = load_pulls(p_pull, m_pull, pitch, "")  # (N, C)
-            b_coef = b_pull.to(tl.float32)
-            if b_pull.dtype == tl.bfloat16:
-                b_coef += b_rest.to(tl.float32)
-            b_mass += tl.sum(b_coef, axis=0)
+            p_coef = p_image + (o_n.to(tl.int64) * (words * pitch))[:, None] + o_c[None, :]
+            m_coef = (o_n < n)[:, None] & (o_c < pitch)[None, :]
+            b_coef, b_rest = load_coefs(p_coef, m_coef, pitch, "")  # (N, C)
+            b_whole = b_coef.to(tl.float32)
+            if b_coef.dtype == tl.bfloat16:
+                b_whole += b_rest.to(tl.float32)
+            b_mass += tl.sum(b_whole, axis=0)
         tl.store(terms.p_mass + i_b * C + o_c, b_mass, mask=m_c)
     else:
         if factor == 1.0:
-            b_sum = pulled(x, images, p_image, pitch, o_c, o_d, start, n, None, PRECISION, BLOCK_N)
+            b_sum = token_sums(
+                x, images, p_image, pitch, o_c, o_d, start, n, None, PRECISION, BLOCK_N
+            )
         else:
-            b_sum = pulled(
+            b_sum = token_sums(
                 x, images, p_image, pitch, o_c, o_d, start, n, factor, PRECISION, BLOCK_N
             )
         p_out = terms.p_sums + (i_b * C + o_c)[:, None] * x.D + o_d[None, :]
@@ -278,18 +280,18 @@ def features_bwd_kernel(
         m_ok = flagged(images.p_ok, start, o_n, m_n)
         if terms is not None:
             b_mixed = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
-            p_pull = pulls_of(terms, start + o_n, pitch)[:, None] + o_seed[None, :]
+            p_coef = coefs_of(terms, start + o_n, pitch)[:, None] + o_seed[None, :]
             if ONCE:
-                m_pull = m_n[:, None] & (o_seed < pitch)[None, :]
-                b_pull, b_rest = load_pulls(p_pull, m_pull, pitch, ".cg")  # (N, C)
-                b_mixed = add_product(b_pull, b_rest, b_seeds, b_mixed, PRECISION)
+                m_coef = m_n[:, None] & (o_seed < pitch)[None, :]
+                b_coef, b_rest = load_coefs(p_coef, m_coef, pitch, ".cg")  # (N, C)
+                b_mixed = add_product(b_coef, b_rest, b_seeds, b_mixed, PRECISION)
             else:
                 for i_c in range(0, C, BLOCK_C):
                     o_c = i_c + o_seed
                     b_seeds = load_seeds(x, images, p_seed, start, n, factor, o_c, C, o_d)
-                    m_pull = m_n[:, None] & (o_c < pitch)[None, :]
-                    b_pull, b_rest = load_pulls(p_pull + i_c, m_pull, pitch, ".cg")  # (N, C)
-                    b_mixed = add_product(b_pull, b_rest, b_seeds, b_mixed, PRECISION)
+                    m_coef = m_n[:, None] & (o_c < pitch)[None, :]
+                    b_coef, b_rest = load_coefs(p_coef + i_c, m_coef, pitch, ".cg")  # (N, C)
+                    b_mixed = add_product(b_coef, b_rest, b_seeds, b_mixed, PRECISION)
             b_total = tl.load(terms.p_total + start + o_n, mask=m_n, other=0.0)  # (N,)
             sums = add_scaled(sums, b_total[:, None], own)
             sums = add_scaled(sums, -1.0, columns_of(b_mixed, own))
@@ -310,14 +312,14 @@ def features_bwd_kernel(
         store_rows(p_row, scaled(sums, 2.0 * factor), m_ok, m_row)
 
 
-def seed_sums(x: Tensor, chunk: Chunk, seeds: Tensor, pulls: Tensor, total: Tensor) -> SeedTerms:
+def seed_sums(x: Tensor, chunk: Chunk, seeds: Tensor, coefs: Tensor, total: Tensor) -> SeedTerms:
     """Sum the tokens, weighted by the gradients of their distances to each seed.
 
     Args:
         x: (T, D) tokens of all images.
         chunk: images of the batch.
         seeds: (B, C) int64 seeds, contiguous.
-        pulls: gradients of the distances to the seeds, as of `scope_backward`.
+        coefs: gradients of the distances to the seeds, as of `scope_backward`.
         total: (T,) float32 their sums over the seeds.
 
     Returns:
@@ -325,7 +327,7 @@ def seed_sums(x: Tensor, chunk: Chunk, seeds: Tensor, pulls: Tensor, total: Tens
     """
     config, dim, (images, count) = sums_config(x.dtype), x.shape[1], seeds.shape
     mass, sums = total.new_empty(images, count), total.new_empty(images, count, dim)
-    terms = SeedTerms(pulls, total, mass, sums)
+    terms = SeedTerms(coefs, total, mass, sums)
     row_blocks = triton.cdiv(count, config.block_m)
     feature_blocks = triton.cdiv(dim, config.block_n) + 1
     seed_sums_bwd_kernel[(images * row_blocks * feature_blocks,)](

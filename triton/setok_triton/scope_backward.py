@@ -246,7 +246,7 @@ def scope_bwd_kernel(
     p_learnable,
     p_grad,  # like the masks
     p_rows,  # (T, pitch) float32 squared distances
-    p_pulls,  # (T, pitch) float32 gradients of the distances, or (T, 2 pitch) bfloat16
+    p_coefs,  # (T, pitch) float32 gradients of the distances, or (T, 2 pitch) bfloat16
     p_grad_score,  # (T,) float32 gradient of the score, or None
     p_score,  # (T,) float32 output: that and the gradient by the masks
     p_total,  # (T,) float32 sum of the distance gradients over the seeds
@@ -285,7 +285,7 @@ def scope_bwd_kernel(
     o_image = i_b * stride_image + start * stride_start + o_n
     pitch = row_length(C)
     p_row = p_rows + (start + o_n) * pitch
-    p_pull = p_pulls + (start + o_n) * (2 * pitch if SHORT else pitch)
+    p_coef = p_coefs + (start + o_n) * (2 * pitch if SHORT else pitch)
     o_residual = o_image + count.to(tl.int64) * stride_row
     b_zero = tl.zeros((BLOCK_N,), dtype=tl.float32)
     b_none = tl.zeros((BLOCK_N,), dtype=tl.float64)
@@ -329,9 +329,9 @@ def scope_bwd_kernel(
                 state, loads_1, b_1, *fixed, step + 1, None, KERNEL, SIGMOID, SHORT
             )
             state, b_0 = step_back(state, loads_0, b_0, *fixed, step, None, KERNEL, SIGMOID, SHORT)
-        store_gradients(p_pull, pitch, step, b_0, b_1, b_2, b_3, m_n, SHORT)
+        store_gradients(p_coef, pitch, step, b_0, b_1, b_2, b_3, m_n, SHORT)
     for i in range(groups, pitch // STEPS):
-        store_gradients(p_pull, pitch, i * STEPS, b_zero, b_zero, b_zero, b_zero, m_n, SHORT)
+        store_gradients(p_coef, pitch, i * STEPS, b_zero, b_zero, b_zero, b_zero, m_n, SHORT)
     tl.store(p_total + start + o_n, state.b_total, mask=m_n)
     b_slope = -beta * state.b_slope
     if p_grad_score is not None:
@@ -443,14 +443,14 @@ def scope_backward(
         gradients of the hyper-parameters.
     """
     block, short = 128, dtype == torch.bfloat16
-    pulls = torch.empty_like(rows)
+    coefs = torch.empty_like(rows)
     if short:
-        pulls = pulls.view(torch.bfloat16)
+        coefs = coefs.view(torch.bfloat16)
     programs = chunk.images * triton.cdiv(chunk.longest, block)
     total, score = (rows.new_empty(rows.shape[0]) for _ in range(2))
     partial = rows.new_empty(programs, 4, dtype=torch.float64)
     scope_bwd_kernel[(programs,)](
-        *(Images.of(chunk), out, options.learnable, grad_masks, rows, pulls),
+        *(Images.of(chunk), out, options.learnable, grad_masks, rows, coefs),
         *(grad_score, score, total, partial, out.p_seeds.shape[1], chunk.longest),
         *MaskLayout.of(out.p_masks),
         KERNEL=options.kernel,
@@ -461,7 +461,7 @@ def scope_backward(
         # Without a limit the assembler spills some registers to fit more programs.
         maxnreg=96,
     )
-    return pulls, total, score, partial.sum(0).float()
+    return coefs, total, score, partial.sum(0).float()
 
 
 def score_backward(
