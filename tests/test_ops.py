@@ -272,9 +272,11 @@ def test_compile_hard_clusterings_in_one_graph_for_all_sizes(compiler, layout, d
         assert torch.equal(*(gradients(outputs, [x])[0] for outputs in (got, expected)))
 
 
-def test_compile_with_inductor():
+def test_compile_with_inductor(monkeypatch):
     """The default compiler too, forward and backward."""
     torch._dynamo.reset()
+    # A cached backward pass may call the operations with the arguments of another version.
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
     module = sk.TokenClustering(CONFIG, backend="cpp")
     x, _ = inputs("padded", tokens=(12, 12))
     run = pipeline(module)
