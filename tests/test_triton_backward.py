@@ -16,11 +16,8 @@ from helpers import interpreter
 from helpers.clusterings import longest
 from helpers.pairwise import pairwise
 from setok_kernels import testing
-from setok_kernels.compiled import DENSE_LIMITS, mask_options
+from setok_kernels.compiled import mask_options
 from setok_kernels.config import LEARNABLE
-from setok_kernels.saved import saved_bytes
-from setok_triton import backend as ops_of
-from setok_triton.workspace import Saved
 
 interpreter.repair()
 # NumPy warns of what the kernels mask away.
@@ -29,8 +26,6 @@ pytestmark = [pytest.mark.no_cover, pytest.mark.filterwarnings("ignore::RuntimeW
 OPS = torch.ops.setok_interpreted
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 VALUES = ("masks", "density", "delta", "score")
-# Position of `saved` among the arguments of the operation.
-SAVED = [a.name for a in OPS.cluster_backward.default._schema.arguments].index("saved")
 # Roundings of the largest gradient: below this the error is a matter of luck.
 FLOOR = 16
 
@@ -317,65 +312,6 @@ def test_runs_repeat_bit_for_bit():
     first = runs[0]
     for again in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-
-
-@pytest.mark.parametrize("limit", [2048, 0], ids=["dense", "streaming"])
-@pytest.mark.parametrize("layout", ["padded", "masked", "packed"])
-@pytest.mark.parametrize("tops", [False, True])
-def test_saved_values_are_those_computed_again(limit, layout, tops, monkeypatch):
-    """Norms, flags, scales and targets of delta; in a replay every token may be without parent."""
-    monkeypatch.setitem(DENSE_LIMITS, "triton", limit)
-    packed, cu_seqlens, padded, mask = testing.ragged_batch([30, 0, 1, 20], 12)
-    padded[0, 7] = packed[7] = torch.nan
-    x, given = {
-        "padded": (padded[:1], {}),
-        "masked": (padded, dict(token_mask=mask)),
-        "packed": (packed, dict(cu_seqlens=cu_seqlens)),
-    }[layout]
-    config = sk.ClusterConfig(max_clusters=5, k=4)
-    out, kept = sk.cluster_tokens(x, config, backend="triton", **given), []
-    if tops:
-        forced = dataclasses.replace(
-            out.decisions, parent=torch.full_like(out.decisions.parent, -1)
-        )
-        given["decisions"] = forced
-    plain = ops_of.cluster_backward
-    monkeypatch.setattr(ops_of, "cluster_backward", lambda *a: kept.append(a) or plain(*a))
-    x = x.requires_grad_()
-    out = sk.cluster_tokens(x, config, backend="triton", **given)
-    grads = [random_like(getattr(out, name), i) for i, name in enumerate(VALUES)]
-    torch.autograd.backward([getattr(out, name) for name in VALUES], grads)
-    (arguments,) = kept
-    assert arguments[SAVED].dtype == torch.uint8
-    again = plain(*arguments[:SAVED], None, *arguments[SAVED + 1 :])[0]
-    if limit == 0:
-        assert torch.equal(x.grad, again)
-    # NumPy sums the products of other tiles in another order.
-    tolerance = dict(rtol=0, atol=1e-5 * again.abs().max().item())
-    torch.testing.assert_close(x.grad, again, **tolerance)
-    assert (again != 0).any()
-
-
-def test_saved_memory_is_that_of_a_formula():
-    """Beside what the C++ kernels keep: 9 bytes a token and 8 an image, in whole lines."""
-    images, tokens, dim, k, clusters = 3, 70, 12, 8, 20
-    kept = {}
-
-    def pack(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    x = testing.vit_like_tokens(images, tokens, dim).requires_grad_()
-    config = sk.ClusterConfig(k=k, max_clusters=clusters)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        sk.cluster_tokens(x, config, backend="triton")
-    total = images * tokens
-    decisions = 8 * (total * (k + 1) + images * (clusters + 1))
-    values = 4 * total * (clusters + 1 + 3)
-    saved = 128 * (-(-total // 128) + 2 * -(-4 * images // 128) + 2 * -(-4 * total // 128))
-    assert saved == saved_bytes(total, images)
-    assert sum(kept.values()) == 4 * total * dim + decisions + values + saved
-    assert all(len(part) for part in Saved.of(torch.empty(saved, dtype=torch.uint8), total, images))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
