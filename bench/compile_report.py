@@ -29,6 +29,7 @@ import setok_kernels as sk
 from setok_bench.assembler import occupancy, resources, run_ptxas
 from setok_kernels.compiled import Compiled
 from setok_kernels.config import DPCOptions
+from setok_kernels.saved import saved_bytes
 
 
 @dataclass(frozen=True)
@@ -156,10 +157,11 @@ def launches(
             out = triton_ops.cluster(x, mask, None, None, config, None)
             d, ops, lengths = out.decisions, triton_ops._ops, (None, tokens)
             values = (out.masks, out.density, out.delta, out.score)
-            for importance in (None, weights):
+            kept = torch.empty(saved_bytes(images * tokens, images), dtype=torch.uint8)
+            for importance, saved in ((None, kept), (weights, None)):
                 ops.cluster_backward(
                     *(x, mask, importance, *lengths, d.knn, d.parent, d.seeds, d.counts),
-                    *(*values, *values, None, 0, 0, 0.5, 0.1, 0.1, 0.5, 0, 0.0, True),
+                    *(*values, *values, saved, None, 0, 0, 0.5, 0.1, 0.1, 0.5, 0, 0.0, True),
                 )
             # At most and exactly as many clusters as the budget.
             for exact in (False, True):

@@ -14,7 +14,7 @@ namespace {
 template <class T>
 void run(const Tensor& x, const Tensor* valid, const Tensor* importance, const Tensor* budget,
          const Layout& layout, const Options& options, const Tensor* const (&known)[4],
-         index_t dense_limit, const std::array<Tensor, 9>& results) {
+         index_t dense_limit, const std::array<Tensor, 10>& results) {
   const index_t rows = options.max_clusters + 1, k = options.k;
   const auto index_of = [&](const Tensor* tensor) {
     return tensor ? static_cast<const index_t*>(tensor->const_data_ptr()) : nullptr;
@@ -53,16 +53,17 @@ void run(const Tensor& x, const Tensor* valid, const Tensor* importance, const T
 }  // namespace
 
 // x (B, N, D), or (T, D) with cu_seqlens; all tensors are contiguous. Either all four decisions are
-// given or none; if given, the last four results are empty.
-std::array<Tensor, 9> cluster(const Tensor& x, const Tensor* valid, const Tensor* importance,
-                              const Tensor* budget, const Tensor* cu_seqlens, int64_t max_seqlen,
-                              const Tensor* knn, const Tensor* parent, const Tensor* seeds,
-                              const Tensor* counts, const Tensor* learnable, int64_t kernel,
-                              int64_t alpha, double bandwidth, double beta, double temperature,
-                              double offset, int64_t scale, double factor, bool score_norm_max,
-                              int64_t k, int64_t max_clusters, bool distinct_seeds,
-                              bool include_self, bool exact, double stop_residual, double min_mass,
-                              int64_t dense_limit) {
+// given or none; if given, the four results before the last are empty; the last is for other
+// devices.
+std::array<Tensor, 10> cluster(const Tensor& x, const Tensor* valid, const Tensor* importance,
+                               const Tensor* budget, const Tensor* cu_seqlens, int64_t max_seqlen,
+                               const Tensor* knn, const Tensor* parent, const Tensor* seeds,
+                               const Tensor* counts, const Tensor* learnable, int64_t kernel,
+                               int64_t alpha, double bandwidth, double beta, double temperature,
+                               double offset, int64_t scale, double factor, bool score_norm_max,
+                               int64_t k, int64_t max_clusters, bool distinct_seeds,
+                               bool include_self, bool exact, double stop_residual, double min_mass,
+                               int64_t dense_limit) {
   const Layout layout = check_tokens(x, valid, cu_seqlens, max_seqlen);
   const ScalarType wide = wide_of(x);
   const MaskOptions given{kernel, alpha, bandwidth, beta,          temperature,
@@ -95,15 +96,16 @@ std::array<Tensor, 9> cluster(const Tensor& x, const Tensor* valid, const Tensor
   Shape neighbours = leading;
   neighbours.push_back(k);
   const auto made = [&](const Shape& shape) { return empty_index(replay ? Shape{0} : shape); };
-  std::array<Tensor, 9> results{empty_cpu(mask_shape(layout, leading, rows), wide),
-                                empty_index(leading),
-                                empty_cpu(leading, wide),
-                                empty_cpu(leading, wide),
-                                empty_cpu(leading, wide),
-                                made(neighbours),
-                                made(leading),
-                                made({images, max_clusters}),
-                                made({images})};
+  std::array<Tensor, 10> results{empty_cpu(mask_shape(layout, leading, rows), wide),
+                                 empty_index(leading),
+                                 empty_cpu(leading, wide),
+                                 empty_cpu(leading, wide),
+                                 empty_cpu(leading, wide),
+                                 made(neighbours),
+                                 made(leading),
+                                 made({images, max_clusters}),
+                                 made({images}),
+                                 empty_cpu({0}, ScalarType::Byte)};
   for_type_of(x, [&](auto zero) {
     run<decltype(zero)>(x, valid, importance, budget, layout, options, known, dense_limit, results);
   });

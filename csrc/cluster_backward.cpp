@@ -21,15 +21,15 @@ ImageValues<T> values_of(const Tensor* const (&tensors)[4], const Layout& layout
 }  // namespace
 
 // x, decisions and values are the inputs and outputs of `cluster`, all contiguous. Gradients have
-// the dtype of the values; an absent one is zero.
+// the dtype of the values; an absent one is zero. `saved` is for other devices.
 std::array<Tensor, 3> cluster_backward(
     const Tensor& x, const Tensor* valid, const Tensor* importance, const Tensor* cu_seqlens,
     int64_t max_seqlen, const Tensor& knn, const Tensor& parent, const Tensor& seeds,
     const Tensor& counts, const Tensor& masks, const Tensor& density, const Tensor& delta,
     const Tensor& score, const Tensor* grad_masks, const Tensor* grad_density,
-    const Tensor* grad_delta, const Tensor* grad_score, const Tensor* learnable, int64_t kernel,
-    int64_t alpha, double bandwidth, double beta, double temperature, double offset, int64_t scale,
-    double factor, bool score_norm_max) {
+    const Tensor* grad_delta, const Tensor* grad_score, const Tensor* /* saved */,
+    const Tensor* learnable, int64_t kernel, int64_t alpha, double bandwidth, double beta,
+    double temperature, double offset, int64_t scale, double factor, bool score_norm_max) {
   const Layout layout = check_tokens(x, valid, cu_seqlens, max_seqlen);
   const ScalarType wide = wide_of(x);
   const MaskOptions given{kernel, alpha, bandwidth, beta,          temperature,

@@ -51,7 +51,7 @@ class Compiled:
         known: list[Tensor | None] = [None] * 4
         if decisions is not None:
             known = [decisions.knn, decisions.parent, decisions.seeds, decisions.counts]
-        masks, labels, density, delta, score, *made = self._ops.cluster(
+        masks, labels, density, delta, score, *made, _ = self._ops.cluster(
             x.contiguous(),
             _contiguous(valid),
             None if importance is None else importance.to(wide_dtype(x)).contiguous(),

@@ -3,6 +3,7 @@
 The C++ kernels check their operands, and their values too, in csrc/checks.cpp.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from setok_kernels.arguments import (
     check_shape,
 )
 from setok_kernels.config import LEARNABLE, check_count
+from setok_kernels.saved import saved_bytes
 
 _INDICES = ("knn", "parent", "seeds", "counts", "labels", "budget")
 _PER_TOKEN = (
@@ -52,6 +54,7 @@ def check_operands(operands: dict) -> None:
         "counts": (images,),
         "budget": (images,),
         "learnable": (len(LEARNABLE),),
+        "saved": (saved_bytes(math.prod(leading), images),),
         "masks": mask_shape,
         "grad_masks": mask_shape,
     }
@@ -105,4 +108,6 @@ def _dtypes(name: str) -> tuple[torch.dtype, ...]:
         return INDEX_DTYPES
     if name in _INDICES:
         return (torch.int64,)
+    if name == "saved":
+        return (torch.uint8,)
     return (torch.bool,) if name == "valid" else FLOAT_DTYPES

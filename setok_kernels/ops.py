@@ -4,7 +4,9 @@ CPU kernels are C++ (csrc/), CUDA kernels are Triton. Forward and backward are f
 does not change a result: every kernel takes its tensors' dtype and accumulates in at least float32.
 """
 
+import functools
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from setok_kernels import _native
 from setok_kernels.arguments import check_device, check_tensor
 from setok_kernels.config import INTERPRETED, LEARNABLE, NAMESPACE
 from setok_kernels.operands import check_operands
+from setok_kernels.saved import saved_bytes
 
 _IMAGES = "Tensor? cu_seqlens, SymInt max_seqlen"
 _DECISIONS = "Tensor knn, Tensor parent, Tensor seeds, Tensor counts"
@@ -25,16 +28,19 @@ _VALUES = "Tensor masks, Tensor density, Tensor delta, Tensor score"
 
 # `learnable` (4,) holds bandwidth, beta, temperature and offset in place of the numbers.
 SCHEMAS = {
-    # `importance` multiplies the seed scores; `budget` (B,) bounds the seeds of each image.
+    # `importance` multiplies the seed scores; `budget` (B,) bounds the seeds of each image. `saved`
+    # is opaque and for the gradients: (saved_bytes,) uint8, empty from the C++ kernels.
     "cluster": f"(Tensor x, Tensor? valid, Tensor? importance, Tensor? budget, {_IMAGES}, "
     f"{_DECISIONS.replace('Tensor', 'Tensor?')}, Tensor? learnable, {_MASK_OPTIONS}, int k, "
     "SymInt max_clusters, bool distinct_seeds, bool include_self, bool exact, "
     "float stop_residual, float min_mass, int dense_limit) -> "
     "(Tensor masks, Tensor labels, Tensor density, Tensor delta, Tensor score, "
-    "Tensor knn, Tensor parent, Tensor seeds, Tensor counts)",
+    "Tensor knn, Tensor parent, Tensor seeds, Tensor counts, Tensor saved)",
+    # `saved` is that of `cluster`; without it the kernels compute again what it holds.
     "cluster_backward": f"(Tensor x, Tensor? valid, Tensor? importance, {_IMAGES}, {_DECISIONS}, "
-    f"{_VALUES}, {_VALUES.replace('Tensor ', 'Tensor? grad_')}, Tensor? learnable, "
-    f"{_MASK_OPTIONS}) -> (Tensor grad_x, Tensor grad_importance, Tensor grad_learnable)",
+    f"{_VALUES}, {_VALUES.replace('Tensor ', 'Tensor? grad_')}, Tensor? saved, "
+    f"Tensor? learnable, {_MASK_OPTIONS}) -> "
+    "(Tensor grad_x, Tensor grad_importance, Tensor grad_learnable)",
     "merge": f"(Tensor x, Tensor? masks, Tensor labels, Tensor counts, Tensor? weights, {_IMAGES}, "
     "SymInt rows, float eps) -> Tensor",
     "merge_backward": "(Tensor grad, Tensor x, Tensor? masks, Tensor labels, Tensor counts, "
@@ -63,7 +69,7 @@ def wide_dtype(x: Tensor) -> torch.dtype:
 # Output shapes (fake kernels).
 
 
-def _cluster_fake(x, valid, importance, budget, cu_seqlens, max_seqlen, knn, *rest):
+def _cluster_fake(triton_device, x, valid, importance, budget, cu_seqlens, max_seqlen, knn, *rest):
     # After parent, seeds, counts, learnable and the options of the masks.
     k, max_clusters = rest[4 + len(_MASK_OPTIONS.split(",")) :][:2]
     leading = x.shape[:-1]
@@ -74,6 +80,7 @@ def _cluster_fake(x, valid, importance, budget, cu_seqlens, max_seqlen, knn, *re
     shapes = [(*leading, k), leading, (images, max_clusters), (images,)]
     if knn is not None:
         shapes = [(0,)] * 4
+    saved = saved_bytes(wide.numel(), images) if x.device.type == triton_device else 0
     return (
         wide.new_empty(masks),
         x.new_empty(leading, dtype=torch.int64),
@@ -81,6 +88,7 @@ def _cluster_fake(x, valid, importance, budget, cu_seqlens, max_seqlen, knn, *re
         torch.empty_like(wide),
         torch.empty_like(wide),
         *(x.new_empty(shape, dtype=torch.int64) for shape in shapes),
+        x.new_empty(saved, dtype=torch.uint8),
     )
 
 
@@ -135,12 +143,15 @@ def _threshold_greedy_fake(x, valid, cu_seqlens, max_seqlen, threshold):
     return _hard_fake(x, cu_seqlens, max_seqlen)
 
 
-def _fake(name: str):
+def _fake(name: str, triton_key: str):
     """Return the fake kernel of operation `name`; it checks that all tensors share a device.
 
     The dispatcher calls it in place of a real kernel as soon as one tensor is on device "meta".
     """
     named = _namer(name)
+    fake: Any = _FAKES[name]
+    if name == "cluster":
+        fake = functools.partial(fake, triton_key.lower())
 
     def checked(*arguments):
         operands = named(arguments)
@@ -148,7 +159,7 @@ def _fake(name: str):
         for label, value in operands.items():
             if isinstance(value, Tensor):
                 check_device(label, value, operands[first].device, like=first)
-        return _FAKES[name](*arguments)
+        return fake(*arguments)
 
     return checked
 
@@ -178,10 +189,10 @@ def _namer(name: str):
 
 def _cluster_setup(ctx, inputs, output):
     x, valid, importance, _, cu_seqlens, ctx.max_seqlen, *known, learnable = inputs[:11]
-    masks, _, *statistics, knn, parent, seeds, counts = output
+    masks, _, *statistics, knn, parent, seeds, counts, saved = output
     decisions = (knn, parent, seeds, counts) if known[0] is None else known
     ctx.save_for_backward(
-        x, valid, importance, cu_seqlens, *decisions, masks, *statistics, learnable
+        x, valid, importance, cu_seqlens, *decisions, masks, *statistics, learnable, saved
     )
     ctx.mask_options = inputs[11 : 11 + len(_MASK_OPTIONS.split(","))]
     ctx.set_materialize_grads(False)
@@ -189,7 +200,7 @@ def _cluster_setup(ctx, inputs, output):
 
 def _cluster_backward(ops):
     def backward(ctx, *grads):
-        x, valid, importance, cu_seqlens, *values, learnable = ctx.saved_tensors
+        x, valid, importance, cu_seqlens, *values, learnable, saved = ctx.saved_tensors
         wanted = [grads[0], *grads[2:5]]
         grad_x = grad_importance = grad_learnable = None
         if any(g is not None for g in wanted):
@@ -202,6 +213,7 @@ def _cluster_backward(ops):
                 ctx.max_seqlen,
                 *values,
                 *wanted,
+                saved,
                 learnable,
                 *ctx.mask_options,
             )
@@ -289,7 +301,7 @@ def _define(namespace: str, triton_key: str) -> torch.library.Library:
     for name, schema in SCHEMAS.items():
         qualified = f"{namespace}::{name}"
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        torch.library.register_fake(qualified, _fake(name), lib=library)
+        torch.library.register_fake(qualified, _fake(name, triton_key), lib=library)
         library.impl(name, _triton_kernel(name), triton_key)
         if name in _FORMULAS:
             backward, setup = _FORMULAS[name]

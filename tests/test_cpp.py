@@ -195,7 +195,8 @@ def test_the_operations_too_ignore_seeds_behind_the_last():
         masks, _, *values = ops.cluster(x, *[None] * 3, *images, *known, *options, *loop)[:5]
         made.append(masks)
         values = (masks, *values, grad, None, None, None)
-        grads.append(ops.cluster_backward(x, None, None, *images, *known, *values, *options)[0])
+        given = (*images, *known, *values, None, *options)
+        grads.append(ops.cluster_backward(x, None, None, *given)[0])
     torch.testing.assert_close(made[0].sum(1), torch.ones(2, 40))
     assert torch.equal(*made) and torch.equal(*grads) and grads[0][0].any()
 

@@ -43,6 +43,7 @@ class Case:
             *(getattr(out.decisions, n) for n in ("knn", "parent", "seeds", "counts")),
             *(getattr(out, n).contiguous() for n in VALUES),
             *self.grads,
+            None,
             *mask_options(config, self.x),
         )
         assert grad_importance.shape == (0,)

@@ -139,7 +139,7 @@ def operation(name, **changes):
     peaks |= dict(by_index=False, capped=False, dense_limit=9)
     arguments = {
         "cluster": dict(x=X, **images, **dict.fromkeys(known), **options, **loop),
-        "cluster_backward": dict(x=X, **images, **known, **values, **grads, **options),
+        "cluster_backward": dict(x=X, **images, **known, **values, **grads, saved=None, **options),
         "dpc_knn": dict(x=X, **images, **peaks),
         "threshold_greedy": dict(x=X, **images, threshold=0.5),
         "merge": dict(x=X, **members, cu_seqlens=None, max_seqlen=5, rows=2, eps=0.0),

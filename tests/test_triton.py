@@ -255,7 +255,7 @@ def test_offsets_beyond_31_bits(limit):
     found, expected = (OPS.cluster(t, *arguments) for t in (x, plain))
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b)
-    masks, labels, counts = found[0], found[1], found[-1]
+    masks, labels, counts = found[0], found[1], found[-2]
     for share in (masks, None):
         rest = (share, labels, counts, None, None, 20, 4, 1e-6)
         assert torch.equal(OPS.merge(x, *rest), OPS.merge(plain, *rest))

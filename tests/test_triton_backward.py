@@ -30,7 +30,7 @@ VALUES = ("masks", "density", "delta", "score")
 FLOOR = 16
 
 
-def triton_gradients(x, config, out, grads, token_mask=None):
+def triton_gradients(x, config, out, grads, token_mask=None, saved=None):
     """Gradients of x and of the learnable options by the operation, in the interpreter."""
     d = out.decisions
     wide = [None if g is None else g.contiguous() for g in grads]
@@ -43,6 +43,7 @@ def triton_gradients(x, config, out, grads, token_mask=None):
         *(t.contiguous() for t in (d.knn, d.parent, d.seeds, d.counts)),
         *(getattr(out, name).contiguous() for name in VALUES),
         *wide,
+        saved,
         *mask_options(config, x),
     )
     assert grad_importance.shape == (0,)
@@ -311,6 +312,17 @@ def test_runs_repeat_bit_for_bit():
     first = runs[0]
     for again in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_neighbour_of_all(dtype):
+    """A token in the middle of a star, whose tip has more entries than any class of tokens."""
+    x = torch.cat([torch.zeros(1, 64), 3 * torch.eye(64)[:50]]).roll(7, 0)[None].to(dtype)
+    config = sk.ClusterConfig(max_clusters=4, k=1, distance_scale=0.1)
+    out = sk.cluster_tokens(x, config, backend="reference")
+    assert (out.decisions.knn[0, :, 0] == 7).sum() == 50
+    check(x, config, wanted=("density",), out=out)
+    check(x, config, out=out)
 
 
 def test_float64_says_what_to_do():

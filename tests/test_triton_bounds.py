@@ -85,6 +85,13 @@ def everything(x, **arguments):
     ):
         peaks = sk.dpc_knn(x, **options, k=3, backend="triton", **arguments)
         results += [peaks.labels, peaks.density, peaks.delta, peaks.parent, peaks.knn]
+    # Without what the forward pass saves.
+    d, values = out.decisions, [getattr(out, n).detach() for n in ("masks", "density", "delta")]
+    images = (arguments.get("cu_seqlens"), arguments.get("max_seqlen", x.shape[-2]))
+    known, values = (d.knn, d.parent, d.seeds, d.counts), (*values, out.score.detach())
+    options = compiled.mask_options(CONFIG, x)
+    given = (x.detach(), arguments.get("token_mask"), None, *images, *known, *values, *values)
+    results += OPS.cluster_backward(*given, None, *options)
     results.append(sk.threshold_greedy(x, 0.3, backend="triton", **arguments).labels)
     results += [out.masks, out.labels, out.density, out.delta, out.score, out.decisions.knn]
     return [t.detach() for t in (*results, x.grad, weights.grad)]
@@ -160,7 +167,7 @@ def test_a_max_seqlen_too_small_reads_nothing_out_of_bounds(regime, monkeypatch)
         found = OPS.cluster(x, *[None] * 3, whole, 8, *arguments, 0.0, 0.0, limit)
         rest = (*[None] * 3, short, 8, *arguments, 0.0, 0.0, limit)
         expected = OPS.cluster(x[kept].contiguous(), *rest)
-        masks, labels, density, delta, score, knn, parent, seeds, counts = found
+        masks, labels, density, delta, score, knn, parent, seeds, counts, _ = found
         assert torch.equal(masks[:, kept], expected[0])
         for got, want in zip(
             (labels, density, delta, score, knn, parent), expected[1:7], strict=True

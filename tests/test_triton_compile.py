@@ -33,7 +33,8 @@ DOTS = {
         "merge_soft_fwd",
         "unmerge_soft_fwd",
         "seed_rows_bwd",
-        "pull_sums_bwd",
+        "seed_sums_bwd",
+        "features_bwd",
         "row_products_bwd",
     )
 }

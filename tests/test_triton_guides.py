@@ -10,6 +10,9 @@ pytest.importorskip("triton", exc_type=ImportError)
 if os.environ["TRITON_INTERPRET"] != "1":
     pytest.skip("these run in the interpreter; -m gpu has those for a GPU", allow_module_level=True)
 
+import triton
+import triton.language as tl
+
 import setok_kernels as sk
 from helpers import interpreter
 from helpers.clusterings import assert_bit_equal
@@ -17,8 +20,9 @@ from helpers.pairwise import pairwise
 from setok_kernels import testing
 from setok_kernels.reference import scope as reference
 from setok_triton import configs
+from setok_triton.adjacency import add_score_grads
 from setok_triton.chunk import Chunk
-from setok_triton.common import Clusters
+from setok_triton.common import Clusters, locate
 from setok_triton.delta import score
 from setok_triton.scope_backward import score_backward
 
@@ -220,7 +224,7 @@ def test_values_that_nobody_checked(limit):
         )
         for a, b in zip(found, expected, strict=True):
             assert torch.equal(a, b)
-        assert found[-1].tolist() == clamped
+        assert found[-2].tolist() == clamped
         assert found[7][2, 0] >= 6
         # Without a seed everything is residual.
         assert (found[0][0, 0] == 1).all() and (found[1][0] == 0).all()
@@ -238,7 +242,7 @@ def test_wrong_weights_tie(limit):
 def test_exact_labels_ignore_seeds_behind_the_residual(limit):
     """The operation itself: the public function cuts them off."""
     x = testing.integer_tokens(1, 30, 5)
-    made = OPS.cluster(*arguments_of(x, None, None, True, limit))[5:]
+    made = OPS.cluster(*arguments_of(x, None, None, True, limit))[5:9]
     counts = torch.tensor([2])
     cut = torch.where(torch.arange(5) < 2, made[2], -1)
     labels, want = (
@@ -329,6 +333,23 @@ def test_gradients(dtype, norm, layout):
     testing.assert_replayed_gradients(x, config, "triton", importance=importance, **given)
 
 
+@triton.jit
+def score_grads_kernel(
+    p_offsets, out, scores, p_importance, p_density, p_delta, p_weights, L, BLOCK_N: tl.constexpr
+):
+    """The gradients of density, delta and weights by the score, which other kernels only use."""
+    at = locate(p_offsets, L, tl.cdiv(L, BLOCK_N))
+    o_n = at.i_block * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_n = o_n < at.n
+    b_rho = tl.load(out.p_density + at.start + o_n, mask=m_n, other=0.0)
+    b_delta = tl.load(out.p_delta + at.start + o_n, mask=m_n, other=0.0)
+    b_by_rho, b_by_delta = add_score_grads(
+        scores, p_importance, p_weights, at, o_n, m_n, b_rho, b_delta
+    )
+    tl.store(p_density + at.start + o_n, b_by_rho, mask=m_n)
+    tl.store(p_delta + at.start + o_n, b_by_delta, mask=m_n)
+
+
 @pytest.mark.parametrize("norm", ["max", None])
 def test_scores_of_more_tokens_than_a_block(norm):
     """The best token is in the second block; a score that is clamped has no gradient."""
@@ -351,12 +372,13 @@ def test_scores_of_more_tokens_than_a_block(norm):
     assert norm is None or scores.argmax() == 1070
     none = torch.full((1, 1), -1)
     out = Clusters(*[unused] * 2, none, *[unused] * 2, density, delta, scores)
-    grads = torch.zeros(total), torch.zeros(total), grad
-    got = score_backward(chunk, out, importance, grads, norm == "max")
-    for a, b in zip((*grads[:2], got), want, strict=True):
+    got = [torch.empty(total) for _ in range(3)]
+    scores_of = score_backward(chunk, out, importance, grad, norm == "max")
+    score_grads_kernel[(3,)](offsets, out, scores_of, importance, *got, total, BLOCK_N=512)
+    for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-6 * b.abs().max().item())
     if norm is None:
-        assert (scores[:5] == torch.finfo(torch.float32).max).all() and (got[:5] == 0).all()
+        assert (scores[:5] == torch.finfo(torch.float32).max).all() and (got[2][:5] == 0).all()
 
 
 PEAKS = {

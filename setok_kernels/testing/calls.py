@@ -241,7 +241,9 @@ def _clustering_operands(choices: random.Random, scene: _Scene) -> dict[str, tup
             x, valid, importance, budget, *images, *choices.choice([(None,) * 4, known]),
             *options, *loop, 0.02, 0.0, limit,
         ),
-        "cluster_backward": (x, valid, importance, *images, *known, *values, *grads, *options),
+        "cluster_backward": (
+            x, valid, importance, *images, *known, *values, *grads, None, *options,
+        ),
         "dpc_knn": (
             x, valid, *images, choices.choice([None, noise]), importance, budget, config.k, 3,
             0.3, 2, choices.random() < 0.5, choices.random() < 0.5, limit,

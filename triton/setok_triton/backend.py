@@ -29,7 +29,7 @@ from setok_triton.rows import empty_rows
 from setok_triton.scope import labels
 from setok_triton.select import select
 from setok_triton.stream import stream_scope
-from setok_triton.workspace import workspace
+from setok_triton.workspace import Saved, workspace
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ def cluster(
     total = x.shape[0]
     rho, dlt, s = (x.new_empty(total, dtype=torch.float32) for _ in range(3))
     label = offsets.new_empty(total)
+    saved, memory = Saved.empty(x, offsets)
     size = dense_images(images, longest, limit)
     if replay:
         made = tuple(offsets.new_empty(0) for _ in range(4))
@@ -121,11 +122,11 @@ def cluster(
     if total > 0:
         flags, importance = _flags(valid), _flat(importance)
         if size:
-            whole, rows, norm, scratch = workspace(x, offsets, longest, size)
+            whole, rows, norm, scratch = workspace(x, offsets, longest, size, saved)
         else:
-            ok, *range_and_scale = scales(x, flags, offsets, longest, options.sigma)
+            ok, *range_and_scale = scales(x, flags, offsets, longest, options.sigma, saved[:3])
             whole = Chunk(ok, offsets, *range_and_scale, longest)
-            norm, left = torch.empty_like(rho), torch.empty_like(rho)
+            norm, left = saved.norm, torch.empty_like(rho)
         for cut, chunk in whole.parts(size):
             part = masks[cut] if cu_seqlens is None else masks
             known = seeds[cut], counts[cut]
@@ -137,7 +138,7 @@ def cluster(
                 select(chunk, rows, knn, rho, include_self, options.sigma, replay=replay)
                 cluster_images(
                     *(chunk, flags, importance, most, knn, rho, options, loop, parent, dlt, s),
-                    *(part, label, *known, scratch, replay),
+                    *(part, label, *known, saved.target, scratch, replay),
                 )
             else:
                 full, peaks, tops = empty_rows(chunk, 3)
@@ -151,12 +152,13 @@ def cluster(
                     best = find_parents(x, norm, chunk, knn, rho, parent, peaks)
                 key = offsets.new_empty(total)
                 settle_parents(chunk, parent, best, tops, key)
-                highest = delta(x, chunk, parent, tops, key, rho, importance, dlt)
+                farthest = (tops, key, saved.target)
+                highest = delta(x, chunk, parent, farthest, rho, importance, dlt)
                 first = seeds[cut] if replay else None
                 score(chunk, rho, dlt, importance, first, highest, s, options.score_norm_max)
                 stream_scope(x, norm, chunk, s, most, options, loop, part, left, *known, replay)
                 labels(chunk, flags, left, *known, part, label, loop.exact)
-    return masks, *(t.view(leading) for t in (label, rho, dlt, s)), *made
+    return masks, *(t.view(leading) for t in (label, rho, dlt, s)), *made, memory
 
 
 def cluster_backward(
@@ -168,17 +170,22 @@ def cluster_backward(
         RuntimeError: x is float64.
     """
     _check_dtype(x)
-    forward, grads, learnable, numbers = Clusters(*rest[:8]), rest[8:12], rest[12], rest[13:]
+    forward, grads, (memory, learnable, *numbers) = Clusters(*rest[:8]), rest[8:12], rest[12:]
     options, offsets = MaskOptions.of((x, cu_seqlens, max_seqlen), learnable, *numbers)
     if x.numel() == 0:
         shape = (0,) if importance is None else importance.shape
         grad_importance = torch.zeros(shape, dtype=torch.float32, device=x.device)
         return torch.zeros_like(x), grad_importance, torch.zeros_like(options.learnable)
     tokens = x.reshape(-1, x.shape[-1])
-    ok, factor, sigma, part = scales(tokens, _flags(valid), offsets, max_seqlen, options.sigma)
-    chunk = Chunk(ok, offsets, factor, sigma, part, max_seqlen)
+    norm = target = None
+    if memory is None:
+        ok, *statistics = scales(tokens, _flags(valid), offsets, max_seqlen, options.sigma)
+        chunk = Chunk(ok, offsets, *statistics, max_seqlen)
+    else:
+        ok, factor, sigma, norm, target = Saved.of(memory, tokens.shape[0], offsets.shape[0] - 1)
+        chunk = Chunk(ok, offsets, factor, sigma, None, max_seqlen)
     grad_x, grad_importance, grad_learnable = gradients(
-        tokens, chunk, _flat(importance), options, forward, grads
+        tokens, chunk, _flat(importance), options, forward, grads, norm, target
     )
     if importance is None:
         grad_importance = grad_learnable.new_empty(0)

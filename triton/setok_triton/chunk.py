@@ -16,7 +16,7 @@ class Chunk:
         offsets: (images + 1,) int64 start of each image among all tokens.
         factor: (images,) power of two that scales the tokens into range.
         sigma: (images,) scale of the squared distances of tokens in range.
-        num_ok: (images,) int32 number of tokens that are not excluded.
+        num_ok: (images,) int32 number of tokens that are not excluded; None if not needed.
         longest: maximum number of tokens of an image.
         distances: rows of squared distances, as in `common.Images`; None if not kept.
     """
@@ -25,7 +25,7 @@ class Chunk:
     offsets: Tensor
     factor: Tensor
     sigma: Tensor
-    num_ok: Tensor
+    num_ok: Tensor | None
     longest: int
     distances: Tensor | None = None
 
@@ -58,6 +58,6 @@ class Chunk:
                     offsets=self.offsets[first : first + size + 1],
                     factor=self.factor[cut],
                     sigma=self.sigma[cut],
-                    num_ok=self.num_ok[cut],
+                    num_ok=None if self.num_ok is None else self.num_ok[cut],
                 ),
             )

@@ -236,20 +236,3 @@ def pair_distance(x, images, at, o_i, o_j, m_pair, factor, L, BLOCK_D):
             b_d += b_diff * b_diff
         b_sum = tl.sum(b_d, axis=1)
     return b_sum
-
-
-@triton.jit
-def farthest(x, images, at, token, factor, L, BLOCK_N, BLOCK_D):
-    """Return the maximum squared distance from a token, and the token there, ties lowest index."""
-    b_farthest = tl.full((BLOCK_N,), -1.0, dtype=tl.float32)
-    b_first = tl.full((BLOCK_N,), FAR_INDEX, dtype=tl.int32)
-    b_token = tl.zeros((BLOCK_N,), dtype=tl.int32) + token
-    for i_j in range(0, at.n, BLOCK_N):
-        o_j = i_j + tl.arange(0, BLOCK_N)
-        m_j = flagged(images.p_ok, at.start, o_j, o_j < at.n)
-        b_d = pair_distance(x, images, at, b_token, o_j, m_j, factor, L, BLOCK_D)
-        b_d = tl.where(m_j, b_d, -1.0)
-        b_first = tl.where(b_d > b_farthest, o_j, b_first)
-        b_farthest = tl.maximum(b_farthest, b_d)
-    largest = tl.max(b_farthest, axis=0)
-    return largest, tl.min(tl.where(b_farthest == largest, b_first, FAR_INDEX), axis=0)

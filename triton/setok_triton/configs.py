@@ -10,6 +10,11 @@ import triton
 # cache: waiting for the loops of many small chunks costs more than reading the rows from memory.
 DENSE_BYTES = 512 * 2**20
 
+# Programs that fill the multiprocessors of a device.
+PROGRAMS = 264
+
+# Maximum tokens of a program of the features' gradient.
+SLICE_TOKENS = 1024
 
 # Columns of a kept distance row, rounded up to a multiple of this.
 PITCH = 16
@@ -63,6 +68,41 @@ class SelectConfig:
     block_g: int
     block_c: int
     num_warps: int
+
+
+@dataclass(frozen=True)
+class SliceConfig:
+    """Configuration of the gradient of the features, by slices of one cache line of each token.
+
+    Attributes:
+        block_n: tokens of a block.
+        block_c: seeds of a block.
+        block_d: features of a slice.
+        num_warps: warps of a program.
+        registers: limit of the registers of a thread, or None.
+    """
+
+    block_n: int
+    block_c: int
+    block_d: int
+    num_warps: int
+    registers: int | None = None
+
+    def launch(self) -> dict[str, int | None]:
+        """Return the keyword arguments of a launch."""
+        blocks = {"BLOCK_N": self.block_n, "BLOCK_C": self.block_c, "BLOCK_D": self.block_d}
+        options = {"num_warps": self.num_warps, "num_stages": 1, "maxnreg": self.registers}
+        return blocks | options
+
+    def parts(self, slices: int, tokens: int) -> int:
+        """Return the parts of an image that has a program each in every slice.
+
+        A part reads the whole slice, so there are no more than fill the multiprocessors, and than
+        keep the programs of long images short.
+        """
+        blocks = triton.cdiv(tokens, self.block_n)
+        wanted = max(triton.cdiv(PROGRAMS, slices), triton.cdiv(tokens, SLICE_TOKENS))
+        return max(1, min(blocks, wanted))
 
 
 def tile_config(dtype: torch.dtype) -> TileConfig:
@@ -141,6 +181,32 @@ def products_config(dtype: torch.dtype) -> TileConfig:
     if dtype == torch.float32 and dot_precision(dtype) == "ieee":
         return dataclasses.replace(config, block_n=32)
     return dataclasses.replace(config, block_n=64, num_warps=4)
+
+
+def sums_config(dtype: torch.dtype) -> TileConfig:
+    """Return tiles of 64 seeds and 128 features of the sums over the tokens.
+
+    Only bfloat16 gradients go to the tensor cores as they are.
+    """
+    if dtype == torch.bfloat16:
+        return TileConfig(block_m=64, block_n=128, block_d=64, num_warps=4, num_stages=2)
+    return merge_config(dtype)
+
+
+def slice_config(dtype: torch.dtype) -> SliceConfig:
+    """Return slices of 128 bytes.
+
+    One program of bfloat16 fills a multiprocessor: the slice of its image then has the L1 cache to
+    itself. Without the explicit limit, that of its warps, the assembler takes fewer registers and
+    has fewer loads in flight. Products of float32 take more registers, and those without tensor
+    cores most.
+    """
+    block_d = 128 // dtype.itemsize
+    if dtype == torch.bfloat16:
+        return SliceConfig(block_n=128, block_c=64, block_d=block_d, num_warps=16, registers=128)
+    if coefficient_precision(dtype) == "ieee":
+        return SliceConfig(block_n=32, block_c=16, block_d=block_d, num_warps=8)
+    return SliceConfig(block_n=64, block_c=32, block_d=block_d, num_warps=8)
 
 
 def row_tile_config(rows: int) -> TileConfig:

@@ -125,6 +125,7 @@ def delta_fwd_kernel(
     p_importance,  # (T,) weights, or None
     p_delta,  # (T,) float32
     p_highest,  # (B,) int32 bits of the maximum rho * delta * w, initially 0
+    p_target,  # (T,) int32 token of delta: the parent, without one the farthest token; or None
     L,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -141,12 +142,15 @@ def delta_fwd_kernel(
     b_other = tl.where(m_pair, b_parent, 0)
     b_delta = pair_distance(x, images, at, o_n, b_other, m_pair, factor, L, BLOCK_D)
     m_top = m_ok & (b_parent < 0)
-    b_far, _ = farthest_of(tl.load(p_key + start + o_n, mask=m_top, other=0))
+    b_far, b_token = farthest_of(tl.load(p_key + start + o_n, mask=m_top, other=0))
     b_delta = tl.where(m_top, b_far, b_delta)
     # An infinite delta at density 0 would make the score NaN.
     b_delta = tl.minimum(sigma * b_delta, 3.4028234663852886e38)
     b_delta = tl.where(m_ok, b_delta, 0.0)
     tl.store(p_delta + start + o_n, b_delta, mask=m_n)
+    if p_target is not None:
+        b_target = tl.where(m_top, b_token, tl.where(m_ok, b_parent, -1).to(tl.int32))
+        tl.store(p_target + start + o_n, b_target, mask=m_n)
     b_rho = tl.load(p_density + start + o_n, mask=m_ok, other=0.0)  # (N,)
     b_raw = weighted_score(b_rho * b_delta, p_importance, start, o_n, m_n)
     highest = tl.max(tl.where(m_ok, b_raw, 0.0), axis=0)
@@ -218,8 +222,7 @@ def delta(
     x: Tensor,
     chunk: Chunk,
     parent: Tensor,
-    tops: Rows,
-    key: Tensor,
+    farthest: tuple[Rows, Tensor, Tensor | None],
     density: Tensor,
     importance: Tensor | None,
     out: Tensor,
@@ -230,8 +233,8 @@ def delta(
         x: (T, D) tokens of all images.
         chunk: all images.
         parent: (T,) int64 parents.
-        tops: tokens without parent.
-        key: (T,) int64, -1 for tokens without parent; receives those of `farthest_fwd_kernel`.
+        farthest: tokens without parent; (T,) int64 buffer, -1 for them, for the keys of
+            `farthest_fwd_kernel`; output or None, (T,) int32 token of each distance.
         density: (T,) float32 local densities.
         importance: (T,) weights of the scores or None.
         out: output, (T,) float32 seed distances.
@@ -239,13 +242,15 @@ def delta(
     Returns:
         (B,) int32 bits of the maximum score of each image before its normalisation.
     """
+    tops, key, target = farthest
     config, highest = token_config(x.dtype), torch.empty_like(tops.p_count)
     programs = (chunk.images * triton.cdiv(chunk.longest, config.block_n),)
     tokens, images = Tokens.of(x), Images.of(chunk)
     launch = config.launch() | {"maxnreg": max_registers(x)}
     farthest_fwd_kernel[programs](tokens, images, tops, key, highest, chunk.longest, **launch)
     delta_fwd_kernel[programs](
-        *(tokens, images, parent, key, density, importance, out, highest, chunk.longest), **launch
+        *(tokens, images, parent, key, density, importance, out, highest, target, chunk.longest),
+        **launch,
     )
     return highest
 

@@ -1,6 +1,7 @@
 """Kernels of statistics of the features: finite tokens, their range, scale and norms."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -144,15 +145,13 @@ def scale_fwd_kernel(
     factor = ((127 - exponent) << 23).to(tl.float32, bitcast=True)
     undo = ((exponent + 127).to(tl.int32) << 23).to(tl.float32, bitcast=True).to(tl.float64)
     if VARIANCE:
-        b_norm = tl.zeros((BLOCK_D,), dtype=tl.float64)
-        for i_d in range(0, D, BLOCK_D):
-            o_d = i_d + tl.arange(0, BLOCK_D)
-            b_total = tl.zeros((BLOCK_D,), dtype=tl.float64)
-            for i_c in tl.range(0, CHUNKS, loop_unroll_factor=8):
-                p_total = p_totals + (i_b * CHUNKS + i_c) * D + o_d
-                b_total += tl.load(p_total, mask=o_d < D, other=0.0)  # (D,)
-            b_norm += b_total * b_total
         o_c = tl.arange(0, CHUNKS)
+        b_norm = tl.zeros((BLOCK_D,), dtype=tl.float64)
+        for i_d in tl.range(0, D, BLOCK_D, loop_unroll_factor=2):
+            o_d = i_d + tl.arange(0, BLOCK_D)
+            p_total = p_totals + ((i_b * CHUNKS + o_c) * D)[:, None] + o_d[None, :]
+            b_total = tl.sum(tl.load(p_total, mask=(o_d < D)[None, :], other=0.0), axis=0)  # (D,)
+            b_norm += b_total * b_total
         b_squares = tl.zeros((CHUNKS,), dtype=tl.float64)
         for i in range(parts):
             b_squares += tl.load(p_squares + (i_b * CHUNKS + o_c) * parts + i)
@@ -191,7 +190,7 @@ def norms_fwd_kernel(
 
 
 def token_states(
-    x: Tensor, valid: Tensor | None, offsets: Tensor, longest: int
+    x: Tensor, valid: Tensor | None, offsets: Tensor, longest: int, ok: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return (T,) int8 flags of valid finite tokens, and (B, 2) int32 maximum bits and counts.
 
@@ -200,9 +199,10 @@ def token_states(
         valid: (T,) uint8 flags or None.
         offsets: (B + 1,) int64 offsets of the images.
         longest: maximum number of tokens of an image.
+        ok: buffer of the flags, which may be longer; None for a new one.
     """
     images, config = offsets.shape[0] - 1, token_config(x.dtype)
-    ok = x.new_zeros(x.shape[0], dtype=torch.int8)
+    ok = x.new_zeros(x.shape[0], dtype=torch.int8) if ok is None else ok.zero_()
     found = x.new_zeros(images, 2, dtype=torch.int32)
     blocks = triton.cdiv(longest, config.block_n)
     if images * blocks:
@@ -214,7 +214,12 @@ def token_states(
 
 
 def scales(
-    x: Tensor, valid: Tensor | None, offsets: Tensor, longest: int, sigma: float | None
+    x: Tensor,
+    valid: Tensor | None,
+    offsets: Tensor,
+    longest: int,
+    sigma: float | None,
+    out: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Launch the kernels of flags, range and scale.
 
@@ -224,15 +229,18 @@ def scales(
         offsets: (B + 1,) int64 offsets of the images.
         longest: maximum number of tokens of an image.
         sigma: fixed scale of the squared distances; None for the scale from the variance.
+        out: buffers of ok, factor and sigma, which may be longer; None for new ones.
 
     Returns:
         ok (T,) int8, factor (B,), sigma (B,), num_ok (B,) int32.
     """
     dim, images, config = x.shape[1], offsets.shape[0] - 1, token_config(x.dtype)
-    ok, found = token_states(x, valid, offsets, longest)
+    ok, found = token_states(x, valid, offsets, longest, None if out is None else out[0])
     config = dataclasses.replace(config, block_n=config.block_n // 2, block_d=config.block_d // 2)
     parts = triton.cdiv(dim, config.block_d)
-    factor, scale = (x.new_empty(images, dtype=torch.float32) for _ in range(2))
+    if out is None:
+        out = ok, *(x.new_empty(images, dtype=torch.float32) for _ in range(2))
+    _, factor, scale = out
     num_ok = x.new_empty(images, dtype=torch.int32)
     totals = squares = None
     if images and sigma is None:
@@ -249,7 +257,7 @@ def scales(
             *(0.0 if sigma is None else sigma, dim, parts),
             VARIANCE=sigma is None,
             CHUNKS=CHUNKS,
-            BLOCK_D=1024,
+            BLOCK_D=64,
             num_warps=8,
         )
     return ok, factor, scale, num_ok
@@ -258,7 +266,10 @@ def scales(
 def norms(
     x: Tensor, offsets: Tensor, longest: int, factor: Tensor, out: Tensor | None = None
 ) -> Tensor:
-    """Return the squared norms (T,) of the tokens in range; arguments as in `scales`."""
+    """Return the squared norms (T,) of the tokens in range, in `out` if given.
+
+    The other arguments are as in `scales`.
+    """
     config = tile_config(x.dtype)
     out = x.new_empty(x.shape[0], dtype=torch.float32) if out is None else out
     blocks = triton.cdiv(longest, config.block_m)

@@ -28,11 +28,11 @@ from setok_triton.scope import LARGEST, MaskLayout, alpha_mask, load_learnables,
 
 
 @triton.jit
-def scan_peaks(p_peaks, p_rows, at, out, m_peak, o_n, L, REPLAY, BLOCK_P, BLOCK_T):
+def scan_peaks(p_peaks, p_rows, at, out, p_target, m_peak, o_n, L, REPLAY, BLOCK_P, BLOCK_T):
     """Find the parents of local peaks in their whole rows; the top token takes the maximum.
 
-    Writes unscaled distances into `out.p_delta`, and parents unless REPLAY. `p_peaks` is scratch
-    for the indices of the peaks.
+    Writes unscaled distances into `out.p_delta`, their tokens into `p_target`, and parents unless
+    REPLAY. `p_peaks` is scratch for the indices of the peaks.
     """
     p_density, n = out.p_density + at.start, at.n
     b_one = m_peak.to(tl.int32)
@@ -46,24 +46,30 @@ def scan_peaks(p_peaks, p_rows, at, out, m_peak, o_n, L, REPLAY, BLOCK_P, BLOCK_
         b_own = tl.load(p_density + b_i)  # (P,)
         b_best = tl.full((BLOCK_P, BLOCK_T), float("inf"), dtype=tl.float32)
         b_first = tl.full((BLOCK_P, BLOCK_T), FAR_INDEX, dtype=tl.int32)
-        b_far = tl.zeros((BLOCK_P, BLOCK_T), dtype=tl.float32)
+        b_far = tl.full((BLOCK_P, BLOCK_T), -1.0, dtype=tl.float32)
+        b_last = tl.full((BLOCK_P, BLOCK_T), FAR_INDEX, dtype=tl.int32)
         for i_t in range(0, n, BLOCK_T):
             o_t = (i_t + tl.arange(0, BLOCK_T))[None, :]
             p_row = p_rows + (b_i.to(tl.int64) * row_pitch(L))[:, None] + o_t
             b_d = tl.load(p_row, mask=o_t < n, other=float("inf"))  # (P, T)
-            b_far = tl.maximum(b_far, tl.where(b_d < float("inf"), b_d, 0.0))
+            m_farther = (b_d < float("inf")) & (b_d > b_far)
+            b_last = tl.where(m_farther, o_t, b_last)
+            b_far = tl.where(m_farther, b_d, b_far)
             if not REPLAY:
                 b_other = tl.load(p_density + o_t, mask=o_t < n, other=0.0)  # (1, T)
                 m_nearer = precedes(b_other, o_t, b_own[:, None], b_i[:, None]) & (b_d < b_best)
                 b_first = tl.where(m_nearer, o_t, b_first)
                 b_best = tl.where(m_nearer, b_d, b_best)
-        b_delta = tl.max(b_far, axis=1)  # (P,)
+        b_delta = tl.max(b_far, axis=1)  # (P,), not negative because a peak is at 0 from itself
+        b_target = tl.min(tl.where(b_far == b_delta[:, None], b_last, FAR_INDEX), axis=1)
         if not REPLAY:
             b_min = tl.min(b_best, axis=1)
             b_parent = tl.min(tl.where(b_best == b_min[:, None], b_first, FAR_INDEX), axis=1)
             b_delta = tl.where(b_min < float("inf"), b_min, b_delta)
+            b_target = tl.where(b_min < float("inf"), b_parent, b_target)
             b_parent = tl.where(b_min < float("inf"), b_parent, -1)
             tl.store(out.p_parent + at.start + b_i, b_parent.to(tl.int64), mask=o_p < peaks)
+        tl.store(p_target + at.start + b_i, b_target, mask=o_p < peaks)
         tl.store(out.p_delta + at.start + b_i, b_delta, mask=o_p < peaks)
     tl.debug_barrier()
 
@@ -157,6 +163,7 @@ def image_fwd_kernel(
     p_budget,  # (B,) int64 maximum number of seeds, or None for C
     p_learnable,
     out,  # Clusters
+    p_target,  # (T,) int32 token of delta: the parent, without one the farthest token
     p_peaks,  # (T,) int32 scratch
     C,
     K,
@@ -202,7 +209,10 @@ def image_fwd_kernel(
     # (N,) unscaled distances to the parents found so far
     b_delta = tl.load(p_rows + o_n.to(tl.int64) * stride_line + b_parent, mask=m_listed, other=0.0)
     m_peak = m_ok & (b_parent < 0)
-    scan_peaks(p_peaks + start, p_rows, at, out, m_peak, o_n, L, REPLAY, BLOCK_P, BLOCK_T)
+    # Excluded tokens have no target.
+    tl.store(p_target + start + o_n, b_parent, mask=m_n & ~m_peak)
+    p_scratch = p_peaks + start
+    scan_peaks(p_scratch, p_rows, at, out, p_target, m_peak, o_n, L, REPLAY, BLOCK_P, BLOCK_T)
     p_delta = out.p_delta + start + o_n
     b_delta = tl.where(m_peak, tl.load(p_delta, mask=m_peak, other=0.0), b_delta)
     # In a small block several warps hold the same token: all must load before any stores.
@@ -329,6 +339,7 @@ def cluster_images(
     labels: Tensor,
     seeds: Tensor,
     counts: Tensor,
+    target: Tensor,
     scratch: Tensor,
     replay: bool,
 ) -> None:
@@ -352,6 +363,7 @@ def cluster_images(
         labels: output, (T,) int64 labels.
         seeds: (images, C) int64 seeds, output (initially -1) or replayed.
         counts: (images,) int64 counts, output or replayed.
+        target: output, (T,) int32 token of delta: the parent, without one the farthest token.
         scratch: (T,) int32 buffer.
         replay: flag: parents, seeds and counts are inputs.
     """
@@ -361,7 +373,8 @@ def cluster_images(
         return
     launch = image_config(chunk.longest)
     image_fwd_kernel[(chunk.images,)](
-        *(Images.of(chunk), valid, importance, budget, options.learnable, out, scratch),
+        *(Images.of(chunk), valid, importance, budget, options.learnable, out),
+        *(target, scratch),
         *(loop.max_clusters, knn.shape[1], chunk.longest, host_pitch(chunk.longest)),
         *(loop.stop_residual, loop.min_mass),
         *(*MaskLayout.of(masks), seeds.stride(0)),

@@ -1,4 +1,4 @@
-"""Sorted segments of members and edges, for sums in a fixed order without atomics."""
+"""Sorted segments of the members of clusters, for sums in a fixed order without atomics."""
 
 import torch
 from torch import Tensor
@@ -17,18 +17,3 @@ def segments(labels: Tensor, offsets: Tensor, rows: int) -> tuple[Tensor, Tensor
     key, order = (image * (rows + 1) + label).to(torch.int32).sort(stable=True)
     segment = torch.arange((offsets.shape[0] - 1) * (rows + 1) + 1, device=labels.device)
     return order, torch.searchsorted(key, segment.to(torch.int32))
-
-
-def sorted_by_target(targets: Tensor, total: int) -> tuple[Tensor, Tensor]:
-    """Sort the edges by their target, edges ascending.
-
-    Args:
-        targets: (edges,) int32 target token of each edge, `total` for none.
-        total: number of tokens.
-
-    Returns:
-        (edges,) int64 edges, and (total + 1,) int64 first edge of each target.
-    """
-    key, order = targets.sort(stable=True)
-    token = torch.arange(total + 1, device=targets.device, dtype=torch.int32)
-    return order, torch.searchsorted(key, token)
