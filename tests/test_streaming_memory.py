@@ -12,6 +12,7 @@ if os.environ["TRITON_INTERPRET"] != "1":
 import setok_kernels as sk
 from helpers.fake_gpu import fake_gpu
 from helpers.host_cost import counted
+from setok_kernels.saved import saved_bytes
 from setok_triton.bands import slots_of
 from setok_triton.stream import CANDIDATES
 
@@ -24,9 +25,9 @@ def device(monkeypatch):
 
 
 def bytes_of_results(images, tokens, k, clusters):
-    """Masks, four values and labels, neighbours, parents, seeds, counts."""
+    """Masks, three values and labels, neighbours, parents, seeds, counts; what gradients need."""
     a_token = 4 * (clusters + 1) + 3 * 4 + 8 + 8 * k + 8
-    return images * (tokens * a_token + 8 * clusters + 8)
+    return images * (tokens * a_token + 8 * clusters + 8) + saved_bytes(images * tokens, images)
 
 
 def bytes_of_buffers(images, tokens, dim, k, clusters):
@@ -36,10 +37,10 @@ def bytes_of_buffers(images, tokens, dim, k, clusters):
     """
     lists, rows = 8 * slots_of(k) + 4, 4 * (CANDIDATES + 1)
     spans = tokens // 32 * 12 * (clusters + 2)
-    flags_norm_scope_keys = 1 + 4 + 4 + 3 * 4 + 8 + 8 + 2 * 4 + 1
-    sums = 32 * 8 * (dim + -(-dim // 128))
-    numbers = 8 + 3 * 4 + 3 * 4 + 4 + 12 * (clusters + 2) + 4 * CANDIDATES + 8
-    of_a_token = lists + rows + flags_norm_scope_keys
+    flags_scope_keys = 4 + 3 * 4 + 8 + 8 + 2 * 4 + 1
+    sums = 64 * 8 * (dim + -(-dim // 128))
+    numbers = 8 + 4 + 3 * 4 + 4 + 12 * (clusters + 2) + 4 * CANDIDATES + 8
+    of_a_token = lists + rows + flags_scope_keys
     return images * (tokens * of_a_token + spans + sums + numbers) + 8 + 16
 
 

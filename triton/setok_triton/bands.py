@@ -115,16 +115,21 @@ def load_bounds(lists, start, o_n, n, K, SLOTS):
 
 
 @triton.jit
-def hand_over(lists, start, b_key, b_bound, o_row, SLOTS):
-    """Append the keys that precede the bounds to the lists of tokens o_row.
+def take_slots(lists, start, b_key, b_bound, o_row):
+    """Return a slot in the lists of tokens o_row for each key that precedes its bound, and these.
 
     Bounds and tokens broadcast to the shape of the keys.
     """
     m_near = b_key < b_bound
+    p_count = lists.p_count + start + tl.broadcast_to(o_row, b_key.shape)
+    return tl.atomic_add(p_count, 1, mask=m_near, sem="relaxed"), m_near
+
+
+@triton.jit
+def put(lists, start, b_key, b_slot, m_near, o_row, SLOTS):
+    """Store keys into their slots, as far as the lists reach."""
     # Offsets within an image have 32 bits, which saves half of the instructions.
-    o_row = tl.broadcast_to(o_row, b_key.shape)
-    b_slot = tl.atomic_add(lists.p_count + start + o_row, 1, mask=m_near, sem="relaxed")
-    p_slot = lists.p_key + start * SLOTS + (o_row * SLOTS + b_slot)
+    p_slot = lists.p_key + start * SLOTS + (tl.broadcast_to(o_row, b_key.shape) * SLOTS + b_slot)
     tl.store(p_slot, b_key, mask=m_near & (b_slot < SLOTS))
 
 
@@ -193,10 +198,12 @@ def hand_over_tile(
         if p_farthest is not None:
             b_far = tl.maximum(b_far, farthest_along(b_d, 1))
             store_farthest(p_farthest, farthest_along(b_d, 0), start, o_n, n)
-        b_key = keys_of(b_d, o_n[None, :])
-        hand_over(lists, start, b_key, b_bound_m[:, None], o_m[:, None], SLOTS)
-        b_key = keys_of(b_d, o_m[:, None])
-        hand_over(lists, start, b_key, b_bounds[i][None, :], o_n[None, :], SLOTS)
+        # Both atomics before the stores, which wait for them.
+        b_row, b_column = keys_of(b_d, o_n[None, :]), keys_of(b_d, o_m[:, None])
+        b_slot, m_row = take_slots(lists, start, b_row, b_bound_m[:, None], o_m[:, None])
+        b_slots, m_column = take_slots(lists, start, b_column, b_bounds[i][None, :], o_n[None, :])
+        put(lists, start, b_row, b_slot, m_row, o_m[:, None], SLOTS)
+        put(lists, start, b_column, b_slots, m_column, o_n[None, :], SLOTS)
     if p_farthest is not None:
         store_farthest(p_farthest, b_far, start, o_m, at.n)
 
