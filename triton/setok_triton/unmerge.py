@@ -16,7 +16,23 @@ from setok_triton.configs import (
 from setok_triton.mask_gradients import Merged, mask_gradients, token_weight
 from setok_triton.scope import MaskLayout
 from setok_triton.shares import row_total
-from setok_triton.weighted_sums import weighted_dot
+
+
+@triton.jit
+def weighted_dot(b_coef, b_x, b_out, PRECISION):
+    """Return `b_out` + float32 coefficients times tokens.
+
+    With bfloat16 tokens a coefficient keeps 16 bits: its rounded part and the rounded rest, both
+    exact in the product. The bits of float16 tokens fit into tf32.
+    """
+    if b_x.dtype == tl.bfloat16:
+        b_high = b_coef.to(tl.bfloat16)
+        b_low = (b_coef - b_high.to(tl.float32)).to(tl.bfloat16)
+        b_out = tl.dot(b_high, b_x, b_out)
+        b_out = tl.dot(b_low, b_x, b_out)
+    else:
+        b_out = tl.dot(b_coef, b_x.to(tl.float32), b_out, input_precision=PRECISION)
+    return b_out
 
 
 @triton.jit(do_not_specialize=COUNTERS)
