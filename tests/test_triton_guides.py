@@ -367,7 +367,10 @@ def test_scores_of_more_tokens_than_a_block(norm):
     offsets, unused = torch.tensor([0, total]), torch.empty(0)
     chunk = Chunk(unused, offsets, unused, unused, unused, total)
     scores = torch.empty(total)
-    score(chunk, density, delta, importance, None, scores, norm == "max")
+    # Bits of the maximum, as `delta` returns them.
+    largest = torch.finfo(torch.float32).max
+    highest = (density * delta * importance).clamp(max=largest).amax()[None].view(torch.int32)
+    score(chunk, density, delta, importance, None, highest, scores, norm == "max")
     torch.testing.assert_close(scores.double(), truth.detach(), rtol=1e-6, atol=0)
     assert norm is None or scores.argmax() == 1070
     none = torch.full((1, 1), -1)

@@ -143,7 +143,7 @@ def cluster(
             else:
                 full, peaks, tops = empty_rows(chunk, 3)
                 if replay:
-                    norms(x, offsets, longest, chunk.factor, norm)
+                    norms(x, chunk.ok, offsets, longest, chunk.factor, norm)
                 else:
                     neighbours(x, norm, chunk, knn, include_self, None, full)
                 density(x, chunk, knn, rho)

@@ -81,9 +81,8 @@ def pair_products(blocks, x, at, i_m, i_first, i_second, factor, PRECISION, BLOC
 
 @triton.jit
 def load_norms(images, start, o_n, n):
-    """Return the squared norms (N,) of tokens, infinite if excluded."""
-    m_n = flagged(images.p_ok, start, o_n, o_n < n)
-    return tl.load(images.p_norm + start + o_n, mask=m_n, other=float("inf"))
+    """Return the squared norms (N,) of tokens, infinite if excluded or behind the image."""
+    return tl.load(images.p_norm + start + o_n, mask=o_n < n, other=float("inf"))
 
 
 @triton.jit
@@ -158,9 +157,9 @@ def band_diagonal_fwd_kernel(
         b_dot = image_products(blocks, x, at, i_m, i_m, factor, PRECISION, BLOCK, BLOCK_D)
         b_norm = diagonal_of(b_dot)
         o_m = i_m * BLOCK + tl.arange(0, BLOCK)
-        tl.store(images.p_norm + start + o_m, b_norm, mask=o_m < n)
         m_ok = flagged(images.p_ok, start, o_m, o_m < n)
         b_norm = tl.where(m_ok, b_norm, float("inf"))
+        tl.store(images.p_norm + start + o_m, b_norm, mask=o_m < n)
         # Part by part, to save registers.
         PARTS: tl.constexpr = 4 if BLOCK >= 128 else 1
         W: tl.constexpr = BLOCK // PARTS

@@ -59,7 +59,8 @@ def gradients(
     if grad_masks is None:
         grad_learnable = torch.zeros_like(options.learnable)
     else:
-        norm = norms(x, chunk.offsets, chunk.longest, chunk.factor) if norm is None else norm
+        if norm is None:
+            norm = norms(x, chunk.ok, chunk.offsets, chunk.longest, chunk.factor)
         rows = seed_rows(x, norm, chunk, out.p_seeds)
         coefs, total, grad_score, grad_learnable = scope_backward(
             chunk, out, options, grad_masks, rows, grad_score, x.dtype

@@ -56,7 +56,7 @@ class Images(NamedTuple):
     p_sigma: Tensor | None = None  # (B,) scale of the squared distances of tokens in range
     p_num_ok: Tensor | None = None  # (B,) int32 number of tokens that are not excluded
     p_distance: Tensor | None = None  # (B, L, pitch) squared distances, infinite if excluded
-    p_norm: Tensor | None = None  # (T,) squared norms of the tokens in range
+    p_norm: Tensor | None = None  # (T,) squared norms of the tokens in range, see `features.norms`
 
     @classmethod
     def of(cls, chunk: Chunk, norm: Tensor | None = None) -> "Images":

@@ -138,8 +138,7 @@ def density_fwd_kernel(
             p_other = x.p_x + ((start + b_other) * x.stride_n)[:, None] + o_f
             m_pair = (b_other >= 0)[:, None] & m_d
             b_diff = tl.load(p_other, mask=m_pair, other=0.0).to(tl.float32) * factor - b_own
-            b_diff = tl.where(m_pair, b_diff, 0.0)
-            b_square = tl.sum(b_diff * b_diff, axis=1)
+            b_square = tl.where(b_other >= 0, tl.sum(b_diff * b_diff, axis=1), 0.0)
             b_sums = tl.where(o_k == i_k, b_sums + b_square[:, None], b_sums)
     b_sum = tl.sum(b_sums, axis=1)
     # Scaling the sum, not the terms, keeps sums of small integers exact, so ties stay ties.
@@ -174,7 +173,7 @@ def neighbours(
         band_neighbours(x, norm, chunk, knn, include_self, farthest, full)
         search_rows(x, norm, chunk, knn, include_self, None, full)
     else:
-        norms(x, chunk.offsets, chunk.longest, chunk.factor, norm)
+        norms(x, chunk.ok, chunk.offsets, chunk.longest, chunk.factor, norm)
         search_rows(x, norm, chunk, knn, include_self, farthest, None)
 
 

@@ -170,6 +170,7 @@ def scale_fwd_kernel(
 @triton.jit(do_not_specialize=COUNTERS)
 def norms_fwd_kernel(
     x,
+    p_ok,
     p_offsets,
     p_factor,
     p_norm,  # (T,) float32
@@ -178,7 +179,10 @@ def norms_fwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Write squared norms, as the diagonal of the product that also gives the distances."""
+    """Write squared norms, as the diagonal of the product that also gives the distances.
+
+    Those of excluded tokens are infinite.
+    """
     i_b, i_m, start, n = locate(p_offsets, L, tl.cdiv(L, BLOCK_M))
     o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
     m_m = o_m < n
@@ -186,7 +190,9 @@ def norms_fwd_kernel(
     factor = tl.load(p_factor + i_b)
     b_dot = products(p_rows, p_rows, m_m, m_m, factor, x.D, x.stride_d, PRECISION, BLOCK_D)
     m_diagonal = o_m[:, None] == o_m[None, :]
-    tl.store(p_norm + start + o_m, tl.sum(tl.where(m_diagonal, b_dot, 0.0), axis=1), mask=m_m)
+    b_norm = tl.sum(tl.where(m_diagonal, b_dot, 0.0), axis=1)
+    b_norm = tl.where(flagged(p_ok, start, o_m, m_m), b_norm, float("inf"))
+    tl.store(p_norm + start + o_m, b_norm, mask=m_m)
 
 
 def token_states(
@@ -264,11 +270,16 @@ def scales(
 
 
 def norms(
-    x: Tensor, offsets: Tensor, longest: int, factor: Tensor, out: Tensor | None = None
+    x: Tensor,
+    ok: Tensor,
+    offsets: Tensor,
+    longest: int,
+    factor: Tensor,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Return the squared norms (T,) of the tokens in range, in `out` if given.
 
-    The other arguments are as in `scales`.
+    Those of excluded tokens are infinite. The other arguments are as in `scales`.
     """
     config = tile_config(x.dtype)
     out = x.new_empty(x.shape[0], dtype=torch.float32) if out is None else out
@@ -276,7 +287,7 @@ def norms(
     images = offsets.shape[0] - 1
     if images * blocks:
         norms_fwd_kernel[(images * blocks,)](
-            *(Tokens.of(x), offsets, factor, out, longest),
+            *(Tokens.of(x), ok, offsets, factor, out, longest),
             PRECISION=dot_precision(x.dtype),
             BLOCK_M=config.block_m,
             BLOCK_D=config.block_d,

@@ -9,9 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from setok_triton.bands import load_norms
 from setok_triton.chunk import Chunk
-from setok_triton.common import COUNTERS, FAR_INDEX, Images, Tokens, distance_tile, flagged, locate
+from setok_triton.common import COUNTERS, FAR_INDEX, Images, Tokens, flagged, locate, products
 from setok_triton.configs import dot_precision, gram_config
+from setok_triton.distances import distances_of
 from setok_triton.rows import Rows, append
 
 # No key of a distance and a token is larger.
@@ -107,12 +109,19 @@ def peak_parents_fwd_kernel(
         m_p = o_p < count
         o_m = tl.load(peaks.p_tokens + start + o_p, mask=m_p, other=FAR_INDEX)  # (M,)
         b_own = tl.load(p_density + start + o_m, mask=m_p, other=0.0)  # (M,)
+        b_norm = load_norms(images, start, o_m, n)  # (M,)
+        p_rows = x.p_x + (start + o_m) * x.stride_n
         b_best = tl.full((BLOCK_M,), float("inf"), dtype=tl.float32)
         b_token = tl.full((BLOCK_M,), 0, dtype=tl.int32)
         begin = i_turn % turns * (TURN * BLOCK_N)
         for i_n in range(begin, tl.minimum(begin + TURN * BLOCK_N, n), BLOCK_N):
             o_n = i_n + tl.arange(0, BLOCK_N)
-            b_d = distance_tile(x, images, at, o_m, o_n, factor, L, PRECISION, BLOCK_D)  # (M, N)
+            p_columns = x.p_x + (start + o_n) * x.stride_n
+            b_dot = products(
+                *(p_rows, p_columns, m_p, o_n < n, factor, x.D, x.stride_d, PRECISION, BLOCK_D)
+            )
+            # No token precedes itself, so its distance need not be exactly 0.
+            b_d = distances_of(b_dot, b_norm, load_norms(images, start, o_n, n))  # (M, N)
             # (N,) -1 precedes no token
             b_other = tl.load(p_density + start + o_n, mask=o_n < n, other=-1.0)
             m_precedes = precedes(b_other[None, :], o_n[None, :], b_own[:, None], o_m[:, None])

@@ -388,7 +388,7 @@ def stream_scope(
                 CANDIDATES=CANDIDATES,
                 ROUND=ROUND,
                 BLOCK_P=block_p,
-                num_warps=max(1, min(8, block_p // 128)),
+                num_warps=max(1, min(8, block_p // 512)),
             )
             rows = CANDIDATES // config.block_m
             candidate_rows_fwd_kernel[(images * rows * blocks,)](*known, carried, longest, **tiles)
