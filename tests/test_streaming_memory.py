@@ -39,9 +39,11 @@ def bytes_of_buffers(images, tokens, dim, k, clusters):
     spans = tokens // 32 * 12 * (clusters + 2)
     flags_scope_keys = 4 + 3 * 4 + 8 + 8 + 2 * 4 + 1
     sums = 64 * 8 * (dim + -(-dim // 128))
-    numbers = 8 + 4 + 3 * 4 + 4 + 12 * (clusters + 2) + 4 * CANDIDATES + 8
+    numbers = 8 + 4 + 12 * (clusters + 2) + 4 * CANDIDATES + 8
+    # Counts of three lists, and the maximum score, of images in fours.
+    counts = 4 * 4 * -(-images // 4) * 4
     of_a_token = lists + rows + flags_scope_keys
-    return images * (tokens * of_a_token + spans + sums + numbers) + 8 + 16
+    return images * (tokens * of_a_token + spans + sums + numbers) + counts + 8 + 16
 
 
 @pytest.mark.parametrize("k, clusters", [(8, 64), (16, 30), (1, 6)])

@@ -96,8 +96,11 @@ def variance_fwd_kernel(
     b_square = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float64)
     if i_chunk * size < n:
         first = first_usable(p_ok, start, n, 1024)
-        p_first = x.p_x + (start + first) * x.stride_n + o_d * x.stride_d
-        b_origin = tl.load(p_first, mask=m_d & (first < n), other=0.0).to(tl.float64)  # (D,)
+        # A block of equal rows, which is loaded as wide as the others.
+        p_first = x.p_x + (start + first) * x.stride_n + (o_n * 0)[:, None]
+        m_first = m_d[None, :] & (first < n)
+        b_origin = tl.load(p_first + (o_d * x.stride_d)[None, :], mask=m_first, other=0.0)  # (N, D)
+        b_origin = b_origin.to(tl.float64)
         end = tl.minimum((i_chunk + 1) * size, n)
         for i_n in tl.range(i_chunk * size, end, BLOCK_N, loop_unroll_factor=4):
             m_n = i_n + o_n < end
@@ -107,7 +110,7 @@ def variance_fwd_kernel(
             # Excluded tokens are loaded too: waiting for their flags would delay the features.
             m_x = m_n[:, None] & m_d[None, :]
             # (N, D)
-            b_x = tl.load(p_block, mask=m_x, other=0.0).to(tl.float64) - b_origin[None, :]
+            b_x = tl.load(p_block, mask=m_x, other=0.0).to(tl.float64) - b_origin
             b_x = tl.where(m_ok[:, None] & m_d[None, :], b_x, 0.0)
             b_total += b_x
             b_square += b_x * b_x

@@ -14,7 +14,7 @@ class Rows(NamedTuple):
     """Some tokens of each image, in any order."""
 
     p_tokens: Tensor  # (T,) int32, those of an image from its start on
-    p_count: Tensor  # (B,) int32
+    p_count: Tensor  # (B,) int32; both may be longer
 
 
 @triton.jit
@@ -27,6 +27,8 @@ def append(rows, i_b, start, o_n, m_n):
 
 def empty_rows(chunk: Chunk, number: int) -> list[Rows]:
     """Return `number` lists without tokens for the images of a chunk."""
-    counts = torch.zeros(number, chunk.images, dtype=torch.int32, device=chunk.ok.device)
-    tokens = counts.new_empty(number, chunk.ok.shape[0])
+    # Every part begins on 16 bytes, so that no kernel is compiled anew for another batch.
+    images, total = (triton.cdiv(size, 4) * 4 for size in (chunk.images, chunk.ok.shape[0]))
+    counts = torch.zeros(number, images, dtype=torch.int32, device=chunk.ok.device)
+    tokens = counts.new_empty(number, total)
     return [Rows(*parts) for parts in zip(tokens.unbind(), counts.unbind(), strict=True)]
