@@ -13,6 +13,8 @@ CASES = [
     "cluster vit B,N,D,K=(2, 33, 48, 3) float32 medium dense padded",
     "cluster vit B,N,D,K=(2, 33, 48, 3) bfloat16 highest streaming plain",
     "cluster duplicates B,N,D,K=(2, 35, 9, 3) float16 highest dense packed",
+    "cluster vit B,N,D,K=(1, 700, 24, 8) bfloat16 highest streaming masked",
+    "cluster duplicates B,N,D,K=(1, 700, 24, 8) float32 highest streaming packed",
 ]
 FEWER = [
     "cluster vit B,N,D,K=(1, 65, 64, 8) float32 highest dense unaligned",

@@ -300,6 +300,11 @@ def cases():
             yield cluster_case(
                 shape, dtype, "highest", dense, layout(n), configs[n % 4], kind, quick=i == 0
             )
+    # Several bands of tiles, in pairs and alone, and long lists of equal distances.
+    bands = (("bfloat16", "vit", "masked"), ("float32", "duplicates", "packed"))
+    for dtype, kind, arranged in bands:
+        shape, config = (1, 700, 24, 8), "default"
+        yield cluster_case(shape, dtype, "highest", False, arranged, config, kind, quick=True)
     peaks = [
         dict(num_clusters=7),
         dict(threshold=0.3, order="index", cap="eccentricity"),
