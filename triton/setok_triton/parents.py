@@ -121,11 +121,9 @@ def peak_parents_fwd_kernel(
                 *(p_rows, p_columns, m_p, o_n < n, factor, x.D, x.stride_d, PRECISION, BLOCK_D)
             )
             # No token precedes itself, so its distance need not be exactly 0.
-            # Clamped, not masked: loads without a mask wait together.
-            o_there = tl.minimum(o_n, n - 1)
-            b_norm_n = tl.load(images.p_norm + start + o_there)  # (N,)
-            b_other = tl.load(p_density + start + o_there)  # (N,)
-            b_d = distances_of(b_dot, b_norm, tl.where(o_n < n, b_norm_n, float("inf")))  # (M, N)
+            b_d = distances_of(b_dot, b_norm, load_norms(images, start, o_n, n))  # (M, N)
+            # (N,) -1 precedes no token
+            b_other = tl.load(p_density + start + o_n, mask=o_n < n, other=-1.0)
             m_precedes = precedes(b_other[None, :], o_n[None, :], b_own[:, None], o_m[:, None])
             b_d = tl.where(m_precedes, b_d, float("inf"))
             b_min = tl.min(b_d, axis=1)
