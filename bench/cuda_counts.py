@@ -16,7 +16,7 @@ from unittest import mock
 
 import torch
 
-from setok_bench.kernel_counts import count_forward, find_emulator
+from setok_bench.kernel_counts import count_pass, find_emulator
 from setok_bench.machine import MACHINES
 from setok_bench.roofline import predict
 from setok_bench.work import Shape
@@ -39,9 +39,9 @@ def count_both(tokens: int, dim: int) -> dict[str, dict]:
         with plain(*arguments) as emulator, nvcc.in_place_of_triton(emulator, older):
             yield emulator
 
-    found = count_forward(tokens, dim, torch.bfloat16)["kernels"]
+    found = count_pass("forward", tokens, dim, torch.bfloat16)["kernels"]
     with mock.patch.object(driver, "emulated", emulated):
-        found |= count_forward(tokens, dim, torch.bfloat16)["kernels"]
+        found |= count_pass("forward", tokens, dim, torch.bfloat16)["kernels"]
     return {n: c for n, c in found.items() if n == REPLACED or n.startswith("scope_fwd_kernel")}
 
 

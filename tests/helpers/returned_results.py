@@ -83,6 +83,8 @@ def main(path: str) -> None:
             alone.append(gradients(single))
         expected = {name: sum(grads[name] for grads in alone) / world for name in alone[0]}
         torch.save({"world": world, "found": found, "expected": expected}, path)
+    # A process that ends while the other still works may abort.
+    distributed.barrier()
     distributed.destroy_process_group()
 
 
