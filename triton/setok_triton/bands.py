@@ -335,16 +335,9 @@ def band_neighbours(
     farthest: Tensor | None,
     full: Rows,
 ) -> None:
-    """Write the nearest tokens into `knn` (T, K) int64, and the norms of the tokens.
+    """Write the nearest tokens of images with lists of a few neighbours, and the norms.
 
-    Args:
-        x: (T, D) tokens of all images.
-        norm: output, (T,) squared norms of the tokens in range.
-        chunk: all images.
-        knn: output, (T, K) int64 nearest tokens, ascending, ties lowest index, -1 for none.
-        include_self: flag: a token is one of its own neighbours.
-        farthest: output or None, (T,) float32 squared distance to the farthest token.
-        full: output, initially empty: rows of `knn` that remain to be searched.
+    Arguments are as in `density.neighbours`; `full` receives the rows that remain to be searched.
     """
     config, (total, k), longest = gram_config(x.dtype), knn.shape, chunk.longest
     slots, side = slots_of(k), triton.cdiv(longest, config.block_m)
