@@ -239,6 +239,20 @@ def store_gradients(p_row, pitch, first, b_0, b_1, b_2, b_3, m_n, SHORT):
         tl.store(p_columns, b, mask=m_n[:, None])
 
 
+@triton.jit
+def steps_back(state, loads, b_d, fixed, step, count, KERNEL, SIGMOID, SHORT):
+    """Run `step_back` for four steps from the last, with their loads and distances.
+
+    Returns the state, and the gradients of the four distances. `fixed` are the arguments that all
+    steps share.
+    """
+    state, b_3 = step_back(state, loads[3], b_d[3], *fixed, step + 3, count, KERNEL, SIGMOID, SHORT)
+    state, b_2 = step_back(state, loads[2], b_d[2], *fixed, step + 2, count, KERNEL, SIGMOID, SHORT)
+    state, b_1 = step_back(state, loads[1], b_d[1], *fixed, step + 1, count, KERNEL, SIGMOID, SHORT)
+    state, b_0 = step_back(state, loads[0], b_d[0], *fixed, step, count, KERNEL, SIGMOID, SHORT)
+    return state, (b_0, b_1, b_2, b_3)
+
+
 @triton.jit(do_not_specialize=COUNTERS)
 def scope_bwd_kernel(
     images,
@@ -306,30 +320,13 @@ def scope_bwd_kernel(
         p_step = p_row[:, None] + step + tl.arange(0, STEPS)[None, :]
         b_0, b_1, b_2, b_3 = columns(sigma * tl.load(p_step, mask=m_n[:, None], other=0.0))
         fixed = (b_s, sigma, learnables, p_row, p_seed, m_ok, o_n)
+        loads, b_d = (loads_0, loads_1, loads_2, loads_3), (b_0, b_1, b_2, b_3)
         if (count >= step) & (count < tl.minimum(step + STEPS, live)):
-            state, b_3 = step_back(
-                state, loads_3, b_3, *fixed, step + 3, count, KERNEL, SIGMOID, SHORT
-            )
-            state, b_2 = step_back(
-                state, loads_2, b_2, *fixed, step + 2, count, KERNEL, SIGMOID, SHORT
-            )
-            state, b_1 = step_back(
-                state, loads_1, b_1, *fixed, step + 1, count, KERNEL, SIGMOID, SHORT
-            )
-            state, b_0 = step_back(state, loads_0, b_0, *fixed, step, count, KERNEL, SIGMOID, SHORT)
+            state, b_d = steps_back(state, loads, b_d, fixed, step, count, KERNEL, SIGMOID, SHORT)
         else:
             # Without the test in every step, the steps overlap.
-            state, b_3 = step_back(
-                state, loads_3, b_3, *fixed, step + 3, None, KERNEL, SIGMOID, SHORT
-            )
-            state, b_2 = step_back(
-                state, loads_2, b_2, *fixed, step + 2, None, KERNEL, SIGMOID, SHORT
-            )
-            state, b_1 = step_back(
-                state, loads_1, b_1, *fixed, step + 1, None, KERNEL, SIGMOID, SHORT
-            )
-            state, b_0 = step_back(state, loads_0, b_0, *fixed, step, None, KERNEL, SIGMOID, SHORT)
-        store_gradients(p_coef, pitch, step, b_0, b_1, b_2, b_3, m_n, SHORT)
+            state, b_d = steps_back(state, loads, b_d, fixed, step, None, KERNEL, SIGMOID, SHORT)
+        store_gradients(p_coef, pitch, step, *b_d, m_n, SHORT)
     for i in range(groups, pitch // STEPS):
         store_gradients(p_coef, pitch, i * STEPS, b_zero, b_zero, b_zero, b_zero, m_n, SHORT)
     tl.store(p_total + start + o_n, state.b_total, mask=m_n)
