@@ -97,6 +97,14 @@ def test_lists_that_are_too_short_lose_nothing(kind):
     assert full[0] > 0
 
 
+def test_a_tie_with_the_token_before_in_a_later_band():
+    """Token 255 is handed over after token 256, equally near to token 0, and precedes it."""
+    x = torch.arange(320.0)[None, :, None] + 10
+    x[0, 0], x[0, 255:257] = 0, 1
+    out = testing.check_backend("triton", x, sk.ClusterConfig(k=1, max_clusters=4), exact=True)
+    assert out.decisions.knn[0, 0] == 255
+
+
 class Launcher:
     """Stand-in for a kernel that calls a function in place of each launch."""
 
