@@ -1,0 +1,1 @@
+"""Stored visual tokens: their records, files, manifest, and the data set that reads them."""
