@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from setok_cli.options import (
     add_config_options,
     add_device_option,
     add_trust_option,
+    grid_size,
     positive_count,
     read_config,
 )
@@ -58,7 +58,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--grid",
-        type=_grid,
+        type=grid_size,
         metavar="HxW",
         help="rows and columns of patches (default: 27x27, or the model's own)",
     )
@@ -269,10 +269,3 @@ def _require_extras() -> None:
         import rich  # noqa: F401
     except ImportError as error:
         raise missing_package(error, "cli") from error
-
-
-def _grid(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.lower())
-    if not found:
-        raise argparse.ArgumentTypeError(f"expected ROWSxCOLUMNS such as 27x27, got {text!r}")
-    return int(found[1]), int(found[2])

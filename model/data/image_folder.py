@@ -41,20 +41,33 @@ class ImageFolder(FileDataset):
         return str(self._files[index])
 
     def _read(self, index: int, source: str) -> Sample:
-        file = self._files[index]
-        try:
-            image = load_image(file)
-        except UnreadableImageError as error:
-            reason = str(error).removeprefix(f"cannot read {file}: ")
-            raise BrokenSampleError(source, reason) from error
-        caption = self._caption(file) if self._captions else ""
-        return Sample(image, caption, split_concepts(caption), None, source)
+        return read_captioned(self._files[index], self._captions)
 
-    def _caption(self, file: Path) -> str:
-        text = file.with_suffix(".txt")
-        try:
-            return text.read_text(encoding="utf-8-sig").strip()
-        except FileNotFoundError:
-            return ""
-        except (OSError, UnicodeDecodeError) as error:
-            raise BrokenSampleError(str(file), f"cannot read {text.name}: {error}") from error
+
+def read_captioned(file: Path, captions: bool = True) -> Sample:
+    """Read an image file with the caption in the text file beside it.
+
+    Args:
+        file: image file.
+        captions: use of the text file; False leaves the caption empty.
+
+    Raises:
+        BrokenSampleError: one of the files cannot be read.
+    """
+    try:
+        image = load_image(file)
+    except UnreadableImageError as error:
+        reason = str(error).removeprefix(f"cannot read {file}: ")
+        raise BrokenSampleError(str(file), reason) from error
+    caption = _caption(file) if captions else ""
+    return Sample(image, caption, split_concepts(caption), None, str(file))
+
+
+def _caption(file: Path) -> str:
+    text = file.with_suffix(".txt")
+    try:
+        return text.read_text(encoding="utf-8-sig").strip()
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise BrokenSampleError(str(file), f"cannot read {text.name}: {error}") from error

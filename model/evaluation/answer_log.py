@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,11 @@ from setokim.data.records import parse_json, read_json
 from setokim.data.rle import decode_rle, encode_rle
 from setokim.evaluation.prompting import Prompt, Response
 from setokim.utils.files import replacing, sync, write_file
+from setokim.utils.json_text import to_json
 
 FILE = "predictions.jsonl"
 _RUN = "run.json"
 _IMAGE_FOLDER = "pictures"
-# Characters that some readers take for the end of a line, or that UTF-8 cannot encode.
-_ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 _Key = tuple[str, int, int]
 
@@ -190,18 +187,6 @@ class AnswerLog:
         prompt = Prompt(*(line[name] for name in names), (), _mask(line["target"]))
         generated = None if line["picture"] is None else self._folder / line["picture"]
         return Response(prompt, line["said"], generated, _mask(line["mask"]))
-
-
-def to_json(value: Any, indent: int | None = None) -> str:
-    """Encode JSON that UTF-8 can hold and that every reader splits into the same lines.
-
-    Args:
-        value: plain values; texts may hold lone surrogates and line separators of all kinds.
-        indent: number of spaces of each level; None for one line.
-    """
-    text = json.dumps(value, ensure_ascii=False, indent=indent)
-    # Such characters occur in strings only, where an escape is equivalent.
-    return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _to_plain(row: Response) -> dict[str, Any]:

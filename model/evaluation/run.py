@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from setokim.data import BrokenSampleError, Dataset
-from setokim.evaluation.answer_log import FILE, AnswerLog, to_json
+from setokim.evaluation.answer_log import FILE, AnswerLog
 from setokim.evaluation.benchmarks import Benchmark
 from setokim.evaluation.image_networks import ImageNetworks
 from setokim.evaluation.prompting import (
@@ -21,6 +21,7 @@ from setokim.evaluation.prompting import (
 )
 from setokim.evaluation.readable import Readable
 from setokim.utils.files import write_file
+from setokim.utils.json_text import to_json
 from setokim.vlm.generation_config import SetokimGenerationConfig
 from setokim.vlm.modeling_setokim import SetokimModel
 from setokim.vlm.processing_setokim import SetokimProcessor

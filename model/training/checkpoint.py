@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from setokim.training.checksums import SUMS, checksum, format_sums, read_sums
 from setokim.training.shards import Shards, StoredTensors, tensor_files
+from setokim.utils.checksums import SUMS, checksum, format_sums, read_sums
 from setokim.utils.distributed import run_on_all_ranks
 from setokim.utils.files import UNFINISHED, naming, sync
 

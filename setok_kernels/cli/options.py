@@ -7,6 +7,7 @@ which `--help` does not wait; tests/cli/test_options.py holds both together.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,14 @@ def positive_count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
     return int(text)
+
+
+def grid_size(text: str) -> tuple[int, int]:
+    """Return the rows and columns of an option such as 27x27."""
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.lower())
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected ROWSxCOLUMNS such as 27x27, got {text!r}")
+    return int(found[1]), int(found[2])
 
 
 def _distance_scale(text: str) -> str | float:

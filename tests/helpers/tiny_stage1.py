@@ -19,9 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from setokim import SetokConfig, SetokModel
 from setokim.training import latest_checkpoint
-from setokim.training.checksums import SUMS, checksum, format_sums, read_sums
 from setokim.training.settings import Stage1Settings, load_settings
 from setokim.training.trainer import Trainer
+from setokim.utils.checksums import SUMS, checksum, format_sums, read_sums
 
 TINY = {
     "steps": 4,

@@ -1,0 +1,146 @@
+"""Visual tokenizers of corpora: a trained model, or clusters of an encoder's features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from setok_kernels import cluster_tokens, merge_tokens
+from setokim.corpus.settings import TokenizerSettings
+from setokim.data.tokens.layout import DTYPES, Layout
+from setokim.data.tokens.records import StoredImage
+from setokim.tokenizer.encoders import build_encoder
+from setokim.tokenizer.modeling_setok import VisualTokens
+from setokim.tokenizer.stored_tokens import to_stored
+
+
+class CorpusTokenizer:
+    """Base of the tokenizers: pixels to the device, tokens back as stored.
+
+    Args:
+        layout: what is stored of each image.
+        device: device of the computation.
+    """
+
+    def __init__(self, layout: Layout, device: torch.device):
+        self._layout, self._device = layout, device
+
+    def tokenize(self, pixels: Tensor, sizes: Sequence[tuple[int, int]]) -> list[StoredImage]:
+        """Tokenize B images.
+
+        Args:
+            pixels: (B, 3, height, width), on the host.
+            sizes: height and width of each image before it was resized.
+        """
+        if self._device.type == "cuda":
+            pixels = pixels.pin_memory().to(self._device, non_blocking=True)
+        with torch.inference_mode():
+            visual = self._visual_tokens(pixels)
+        return to_stored(visual, sizes, self._layout.what, DTYPES[self._layout.dtype])
+
+    def _visual_tokens(self, pixels: Tensor) -> VisualTokens:
+        raise NotImplementedError
+
+    def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
+        """Turn B RGB images into pixels (B, 3, height, width)."""
+        raise NotImplementedError
+
+    def identity(self) -> dict[str, Any]:
+        """Return `fingerprint`, `rows`, `token_dim` and `feature_dim` for the manifest."""
+        raise NotImplementedError
+
+
+class ModelTokenizer(CorpusTokenizer):
+    """Tokenizer of a trained SeTok model.
+
+    Args:
+        settings: settings with `model`.
+        layout: what is stored of each image.
+        device: device of the computation.
+
+    Raises:
+        ValueError: the model does not exist or is damaged.
+    """
+
+    def __init__(self, settings: TokenizerSettings, layout: Layout, device: torch.device):
+        super().__init__(layout, device)
+        self._model = load_setok(settings.model).eval().to(device)
+        _align(self._model)
+
+    def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
+        return self._model.preprocess(images)
+
+    def _visual_tokens(self, pixels: Tensor) -> VisualTokens:
+        return self._model.tokenize(pixels)
+
+    def identity(self) -> dict[str, Any]:
+        model = self._model
+        pixels = torch.zeros(1, 3, *model.encoder.pixel_size, device=self._device)
+        with torch.inference_mode():
+            rows = model.tokenize(pixels).tokens.shape[1]
+        dims = {"token_dim": model.config.token_dim, "feature_dim": model.encoder.feature_dim}
+        return {"fingerprint": fingerprint_of(model), "rows": rows, **dims}
+
+
+class EncoderTokenizer(CorpusTokenizer):
+    """Clusters of an encoder's features, each merged into one token.
+
+    Args:
+        settings: settings with `encoder`.
+        layout: what is stored of each image.
+        device: device of the computation.
+
+    Raises:
+        ValueError: the encoder does not exist, is damaged, or cannot make the grid.
+    """
+
+    def __init__(self, settings: TokenizerSettings, layout: Layout, device: torch.device):
+        super().__init__(layout, device)
+        assert settings.encoder is not None
+        encoder: Any = build_encoder(settings.encoder, settings.grid, settings.trust_remote_code)
+        self._encoder, self._settings = encoder.eval().to(device), settings
+        _align(self._encoder)
+
+    def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
+        return self._encoder.preprocess(images)
+
+    def _visual_tokens(self, pixels: Tensor) -> VisualTokens:
+        features = self._encoder(pixels)  # (B, H, W, D)
+        clusters = cluster_tokens(features, self._settings.cluster)
+        tokens = merge_tokens(features, clusters, mode=self._settings.merge)  # type: ignore[arg-type]
+        grid = features.shape[1], features.shape[2]
+        return VisualTokens(tokens, clusters.occupied(), clusters, grid, features.flatten(1, 2))
+
+    def identity(self) -> dict[str, Any]:
+        dims = dict.fromkeys(("token_dim", "feature_dim"), self._encoder.feature_dim)
+        rows = min(self._settings.cluster.max_clusters + 1, math.prod(self._encoder.grid) + 1)
+        return {"fingerprint": fingerprint_of(self._encoder), "rows": rows, **dims}
+
+
+def build_tokenizer(
+    settings: TokenizerSettings, layout: Layout, device: torch.device
+) -> CorpusTokenizer:
+    """Build the tokenizer of settings on a device.
+
+    Raises:
+        ImportError: the model needs a package that is not installed.
+        ValueError: the model does not exist or is damaged.
+    """
+    kind = EncoderTokenizer if settings.model is None else ModelTokenizer
+    return kind(settings, layout, device)
+
+
+@torch.no_grad()
+def _align(module: torch.nn.Module) -> None:
+    """Move the weights to memory of torch's own alignment.
+
+    Weights that are mapped from a file lie anywhere, and some processors round convolutions by the
+    address of their weights.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone()
