@@ -1,1 +1,1 @@
-"""Corpora of any size to visual tokens: sources, the work on a shard, and its engines."""
+"""A corpus of any size to shards of visual tokens."""

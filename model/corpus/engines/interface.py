@@ -1,0 +1,72 @@
+"""What every engine takes and returns: parts, a factory of workers, options, failures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Part(Protocol):
+    """A unit of work, small and picklable.
+
+    Attributes:
+        name: name of the part, unique within a run.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+
+# A worker processes one part, writes its files atomically and returns a small, picklable report.
+# What it raises ends the run.
+Worker = Callable[[Any], dict]
+# Builds a worker from a torch device such as "cpu" or "cuda:0", once in a process; picklable.
+Factory = Callable[[str], Worker]
+
+
+@dataclass(frozen=True)
+class PartFailure:
+    """Failure of a part whose worker process was killed in every attempt.
+
+    Attributes:
+        reason: what ended the processes.
+    """
+
+    reason: str
+
+
+# A part, and the report of its worker or its failure.
+Outcome = tuple[Any, "dict | PartFailure"]
+RunParts = Callable[[Factory, Iterable[Any], "EngineOptions"], Iterator[Outcome]]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Resources of a run.
+
+    Attributes:
+        workers: number of worker processes.
+        devices: torch devices. Local processes take them in turns; Ray hands out its own GPUs, so
+            that only the kind matters to it.
+        threads: torch threads of a process. Results on a CPU depend on this number.
+        attempts: number of processes that may be killed by a part before it fails.
+        ray_address: address of a Ray cluster or "auto"; None for one of this run alone.
+
+    Raises:
+        ValueError: a number is below 1, there is no device, or they are of two kinds.
+    """
+
+    workers: int
+    devices: tuple[str, ...] = ("cpu",)
+    threads: int = 1
+    attempts: int = 3
+    ray_address: str | None = None
+
+    def __post_init__(self):
+        for name in ("workers", "threads", "attempts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if len({device.partition(":")[0] for device in self.devices}) != 1:
+            raise ValueError(f"devices: expected devices of one kind, got {self.devices}")
