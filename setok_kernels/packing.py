@@ -244,45 +244,10 @@ class Rows(TensorRecord, abc.ABC):
                 f"tokens: expected shape ({batch}, {rows}, D), got {tuple(tokens.shape)}"
             )
         check_device("tokens", tokens, self.labels.device, like="the labels")
-        if order not in ORDERS:
-            raise ValueError(f"order: expected one of {', '.join(ORDERS)}, got {order!r}")
-
-        row = torch.arange(rows, device=tokens.device).expand(batch, rows)
-        image = torch.arange(batch, device=tokens.device)[:, None].expand(batch, rows)
-        sizes, seeds, seed_positions, centroids = self._statistics(grids)
-        keep = sizes > 0 if drop_empty else row <= self.last_row[:, None]
-        lengths = keep.sum(1)
-        cu_seqlens = torch.zeros(batch + 1, dtype=torch.int32, device=tokens.device)
-        cu_seqlens[1:] = lengths.cumsum(0)
-
-        # Stable sorts from the last key to the first; dropped rows end up last.
-        keys = [torch.where(keep, image, batch)]
-        if order == "raster":
-            *lines, x = centroids.unbind(2)
-            keys = [x, *(line.round() for line in reversed(lines)), *keys]
-        elif order == "size":
-            keys = [-sizes, *keys]
-        chosen = torch.arange(batch * rows, device=tokens.device)
-        for key in keys:
-            chosen = chosen[key.flatten()[chosen].sort(stable=True).indices]
-        lengths = lengths.tolist()
-        chosen = chosen[: sum(lengths)]
-
-        def pick(table):
-            return table.flatten(0, 1).index_select(0, chosen)
-
-        return Packed(
-            tokens=pick(tokens),
-            cu_seqlens=cu_seqlens,
-            max_seqlen=max(lengths, default=0),
-            images=pick(image),
-            rows=pick(row),
-            sizes=pick(sizes),
-            seeds=pick(seeds),
-            seed_positions=pick(seed_positions),
-            centroids=pick(centroids),
-            num_rows=rows,
-        )
+        row = torch.arange(rows, device=tokens.device)
+        statistics = self._statistics(grids)
+        keep = statistics[0] > 0 if drop_empty else row <= self.last_row[:, None]
+        return concatenate_rows(tokens, statistics, keep, order)
 
     def _members(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return for each label its row among all images, its image and its token there.
@@ -343,6 +308,64 @@ class Rows(TensorRecord, abc.ABC):
         positions = torch.where(seeds[:, :, None] < 0, -1, positions).float()
         mean = (sums[:, :, 1:].double() / sizes[:, :, None]).float()
         return sizes, seeds, positions, torch.where(sizes[:, :, None] > 0, mean, positions)
+
+
+def concatenate_rows(
+    tokens: Tensor,
+    statistics: tuple[Tensor, Tensor, Tensor, Tensor],
+    keep: Tensor,
+    order: Literal["seed", "raster", "size"],
+) -> Packed:
+    """Concatenate the kept rows of all images in an order of `Rows.pack`; waits for the device.
+
+    Args:
+        tokens: (B, num_rows, D).
+        statistics: (B, num_rows) `sizes` and `seeds`, (B, num_rows, 2 or 3) `seed_positions` and
+            `centroids` of all rows.
+        keep: (B, num_rows) bool.
+        order: "seed", "raster" or "size".
+
+    Raises:
+        ValueError: `order` is unknown.
+    """
+    if order not in ORDERS:
+        raise ValueError(f"order: expected one of {', '.join(ORDERS)}, got {order!r}")
+    batch, rows = keep.shape
+    sizes, seeds, seed_positions, centroids = statistics
+    row = torch.arange(rows, device=tokens.device).expand(batch, rows)
+    image = torch.arange(batch, device=tokens.device)[:, None].expand(batch, rows)
+    lengths = keep.sum(1)
+    cu_seqlens = torch.zeros(batch + 1, dtype=torch.int32, device=tokens.device)
+    cu_seqlens[1:] = lengths.cumsum(0)
+
+    # Stable sorts from the last key to the first; dropped rows end up last.
+    keys = [torch.where(keep, image, batch)]
+    if order == "raster":
+        *lines, x = centroids.unbind(2)
+        keys = [x, *(line.round() for line in reversed(lines)), *keys]
+    elif order == "size":
+        keys = [-sizes, *keys]
+    chosen = torch.arange(batch * rows, device=tokens.device)
+    for key in keys:
+        chosen = chosen[key.flatten()[chosen].sort(stable=True).indices]
+    number = lengths.tolist()
+    chosen = chosen[: sum(number)]
+
+    def pick(table):
+        return table.flatten(0, 1).index_select(0, chosen)
+
+    return Packed(
+        tokens=pick(tokens),
+        cu_seqlens=cu_seqlens,
+        max_seqlen=max(number, default=0),
+        images=pick(image),
+        rows=pick(row),
+        sizes=pick(sizes),
+        seeds=pick(seeds),
+        seed_positions=pick(seed_positions),
+        centroids=pick(centroids),
+        num_rows=rows,
+    )
 
 
 def _positions(token: Tensor, sides: list[Tensor]) -> list[Tensor]:

@@ -22,6 +22,7 @@ from setokim.tokenizer.detokenizer import Detokenizer, initial_emphasis
 from setokim.tokenizer.encoders import HFVisionEncoder, VisionEncoder
 from setokim.tokenizer.factory import encoder_from_config, tokenizer_from_config
 from setokim.tokenizer.processing_setok import SetokProcessor
+from setokim.tokenizer.stored_rows import StoredRows
 from setokim.tokenizer.token_codes import TokenCodes
 from setokim.tokenizer.token_grouping import ClusterGrouping, QueryGrouping, TokenGroups
 from setokim.utils.pretrained import is_embedded, resolve_model
@@ -35,31 +36,41 @@ class VisualTokens:
         tokens: (B, R, token_dim); 0 in unoccupied rows. R is max_clusters + 1, or the number of
             cells, queries or patches.
         occupied: (B, R) bool, the rows that hold a token.
-        parts: clustering of the patches, or another grouping of them.
+        parts: clustering of the patches, or another grouping of them; of stored tokens their
+            statistics.
         grid: rows and columns of the patches.
-        features: (B, N, D), encoder features of the patches; None for tokens without an encoder.
+        features: (B, N, D), encoder features of the patches; None for tokens without an encoder,
+            and for stored tokens without them.
     """
 
     tokens: Tensor
     occupied: Tensor
-    parts: Clusters | TokenGroups
+    parts: Clusters | TokenGroups | StoredRows
     grid: tuple[int, int]
     features: Tensor | None = None
 
     @property
     def masks(self) -> Tensor:
-        """(B, R, N) float, fraction of each patch in each row; a patch's fractions sum to 1."""
-        return self.parts.masks
+        """(B, R, N) float, fraction of each patch in each row; a patch's fractions sum to 1.
+
+        Raises:
+            ValueError: these are stored tokens, without their masks.
+        """
+        return _existing("masks", self.parts.masks)
 
     @property
     def labels(self) -> Tensor:
-        """(B, N) int64, the row with the max fraction of each patch."""
-        return self.parts.labels
+        """(B, N) int64, the row with the max fraction of each patch.
+
+        Raises:
+            ValueError: these are stored tokens, without their labels.
+        """
+        return _existing("labels", self.parts.labels)
 
     @property
     def clusters(self) -> Clusters | None:
-        """Clustering behind the tokens; None for other kinds of tokens."""
-        return None if isinstance(self.parts, TokenGroups) else self.parts
+        """Clustering behind the tokens; None for other kinds of tokens and for stored ones."""
+        return self.parts if isinstance(self.parts, Clusters) else None
 
     def pack(self, order: Literal["seed", "raster", "size"] = "seed") -> Packed:
         """Pack the tokens as a ragged batch with `cu_seqlens`; waits for the device.
@@ -289,6 +300,12 @@ class SetokModel(PreTrainedModel):
             module.queries.normal_()
         elif isinstance(module, (nn.Linear, nn.LayerNorm, ClusterGrouping)):
             module.reset_parameters()
+
+
+def _existing(name: str, value: Tensor | None) -> Tensor:
+    if value is None:
+        raise ValueError(f"{name}: expected tokens with {name}, got stored tokens without them")
+    return value
 
 
 def _map(function: Callable[[list[Tensor]], Tensor], values: Sequence[Any]) -> Any:
