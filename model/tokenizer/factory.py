@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from transformers import AutoConfig
 
 from setokim.data.image_processing import ImageProcessor
+from setokim.tokenizer.absent_encoder import AbsentEncoder
 from setokim.tokenizer.configuration_setok import ENCODERS, GROUPINGS, SetokConfig
 from setokim.tokenizer.encoders import (
     PATCH_STATISTICS,
@@ -28,6 +30,22 @@ Tokenizer = tuple[nn.Module, nn.Module]
 def encoder_from_config(config: SetokConfig) -> VisionEncoder:
     """Build the vision encoder of a configuration, with random weights."""
     return ENCODERS[config.encoder](config)  # type: ignore[return-value]
+
+
+def encoder_without_weights(config: SetokConfig) -> VisionEncoder:
+    """Build the vision encoder of a configuration for its shapes, without memory for its weights.
+
+    An encoder that is registered in `ENCODERS` is built with weights: it may read them from files.
+    """
+    if config.encoder != "hf":
+        return encoder_from_config(config)
+    with torch.device("meta"):
+        return encoder_from_config(config)
+
+
+def absent_encoder(config: SetokConfig) -> AbsentEncoder:
+    """Build the stand-in for the vision encoder of a configuration."""
+    return AbsentEncoder(encoder_without_weights(config))
 
 
 def tokenizer_from_config(config: SetokConfig, feature_dim: int) -> Tokenizer:

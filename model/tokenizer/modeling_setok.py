@@ -17,10 +17,15 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from setok_kernels import Clusters, Packed
 from setok_kernels.layout import pad, valid_tokens
+from setokim.tokenizer.absent_encoder import AbsentEncoder
 from setokim.tokenizer.configuration_setok import SetokConfig
 from setokim.tokenizer.detokenizer import Detokenizer, initial_emphasis
 from setokim.tokenizer.encoders import HFVisionEncoder, VisionEncoder
-from setokim.tokenizer.factory import encoder_from_config, tokenizer_from_config
+from setokim.tokenizer.factory import (
+    absent_encoder,
+    encoder_from_config,
+    tokenizer_from_config,
+)
 from setokim.tokenizer.processing_setok import SetokProcessor
 from setokim.tokenizer.stored_rows import StoredRows
 from setokim.tokenizer.token_codes import TokenCodes
@@ -123,6 +128,8 @@ class SetokModel(PreTrainedModel):
 
     Args:
         config: configuration of the model; the weights are random.
+        with_encoder: flag; False builds and loads everything but the vision encoder, for stored
+            tokens. `encoder` is an `AbsentEncoder` then, and saved files lack its weights.
     """
 
     config_class = SetokConfig
@@ -132,9 +139,12 @@ class SetokModel(PreTrainedModel):
     encoder: VisionEncoder
     detokenizer: Detokenizer
 
-    def __init__(self, config: SetokConfig):
+    def __init__(self, config: SetokConfig, with_encoder: bool = True):
         super().__init__(config)
-        self.encoder = encoder_from_config(config)
+        self.encoder = encoder_from_config(config) if with_encoder else absent_encoder(config)
+        if not with_encoder:
+            # Also those of a model around this one.
+            self._keys_to_ignore_on_load_unexpected = [r"^(setok\.)?encoder\."]
         self.clustering, self.merger = tokenizer_from_config(config, self.encoder.feature_dim)
         self.detokenizer = Detokenizer(
             config.token_dim,
@@ -217,6 +227,17 @@ class SetokModel(PreTrainedModel):
         model.encoder = encoder
         return model
 
+    @property
+    def has_encoder(self) -> bool:
+        """False for a model that was built or loaded without its vision encoder."""
+        return not isinstance(self.encoder, AbsentEncoder)
+
+    @torch.no_grad()
+    def max_tokens(self) -> int:
+        """Return R, the number of rows of tokens of each image."""
+        shape = (0, *self.encoder.grid, self.encoder.feature_dim)
+        return self.tokenize_features(torch.zeros(shape, device=self.device)).tokens.shape[1]
+
     def processor(self) -> SetokProcessor:
         """Return the processor that does the work of `preprocess`, to be saved with the weights."""
         return SetokProcessor(self.encoder.pixel_size, self.encoder.processor)
@@ -235,7 +256,14 @@ class SetokModel(PreTrainedModel):
             The tokens; `.pack()` makes them ragged.
         """
         pixels = images if isinstance(images, Tensor) else self.preprocess(images)
-        features = self.encoder(pixels.to(self.device))  # (B, H, W, D)
+        return self.tokenize_features(self.encoder(pixels.to(self.device)))
+
+    def tokenize_features(self, features: Tensor) -> VisualTokens:
+        """Turn the encoder's features into semantic tokens.
+
+        Args:
+            features: (B, H, W, D) float32, on the device of the model.
+        """
         grid, features = (features.shape[1], features.shape[2]), features.flatten(1, 2)
         parts = self.clustering(features, grid)
         tokens, occupied = self.merger(features.to(self.dtype), parts, grid)

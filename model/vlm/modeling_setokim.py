@@ -52,6 +52,7 @@ class SetokimModel(SetokimGenerationMixin, PreTrainedModel, LoraMixin):
 
     Args:
         config: configuration of the model; the weights are random.
+        with_encoder: flag; False for a model of stored tokens, see `SetokModel`.
     """
 
     config_class = SetokimConfig
@@ -59,11 +60,11 @@ class SetokimModel(SetokimGenerationMixin, PreTrainedModel, LoraMixin):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
 
-    def __init__(self, config: SetokimConfig):
+    def __init__(self, config: SetokimConfig, with_encoder: bool = True):
         super().__init__(config)
         # transformers has set options of its own.
         self.generation_config = SetokimGenerationConfig()
-        self.setok = SetokModel(config.setok_config())
+        self.setok = SetokModel(config.setok_config(), with_encoder)
         self.llm = AutoModelForCausalLM.from_config(config.llm_config(), trust_remote_code=False)
         if config.lora is not None:
             self.llm = add_lora(self.llm, **config.lora)
@@ -120,7 +121,7 @@ class SetokimModel(SetokimGenerationMixin, PreTrainedModel, LoraMixin):
         """
         config = SetokimConfig(setok.config, llm.config, **processor.special_ids(), **fields)
         lora, config.lora = config.lora, None
-        model = cls(config)
+        model = cls(config, setok.has_encoder)
         model.setok, model.llm = setok, llm
         if lora is not None:
             model.add_lora(lora)
