@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +14,11 @@ from setokim.corpus.settings import TokenizerSettings
 from setokim.data.tokens.layout import DTYPES, Layout
 from setokim.data.tokens.records import StoredImage
 from setokim.tokenizer.encoders import build_encoder
-from setokim.tokenizer.modeling_setok import VisualTokens
+from setokim.tokenizer.identity import encoder_identity, saved_config, tokenizer_identity
+from setokim.tokenizer.modeling_setok import SetokModel, VisualTokens
 from setokim.tokenizer.stored_tokens import to_stored
+from setokim.utils.pretrained import load_whole, resolve_model
+from setokim.utils.saved_tensors import SavedTensors
 
 
 class CorpusTokenizer:
@@ -80,11 +82,8 @@ class ModelTokenizer(CorpusTokenizer):
 
     def identity(self) -> dict[str, Any]:
         model = self._model
-        pixels = torch.zeros(1, 3, *model.encoder.pixel_size, device=self._device)
-        with torch.inference_mode():
-            rows = model.tokenize(pixels).tokens.shape[1]
         dims = {"token_dim": model.config.token_dim, "feature_dim": model.encoder.feature_dim}
-        return {"fingerprint": fingerprint_of(model), "rows": rows, **dims}
+        return {"fingerprint": tokenizer_identity(model), "rows": model.max_tokens(), **dims}
 
 
 class EncoderTokenizer(CorpusTokenizer):
@@ -118,8 +117,9 @@ class EncoderTokenizer(CorpusTokenizer):
 
     def identity(self) -> dict[str, Any]:
         dims = dict.fromkeys(("token_dim", "feature_dim"), self._encoder.feature_dim)
-        rows = min(self._settings.cluster.max_clusters + 1, math.prod(self._encoder.grid) + 1)
-        return {"fingerprint": fingerprint_of(self._encoder), "rows": rows, **dims}
+        found = encoder_identity(self._encoder, self._settings.cluster)
+        rows = self._settings.cluster.max_clusters + 1
+        return {"fingerprint": found, "rows": rows, **dims}
 
 
 def build_tokenizer(
@@ -133,6 +133,30 @@ def build_tokenizer(
     """
     kind = EncoderTokenizer if settings.model is None else ModelTokenizer
     return kind(settings, layout, device)
+
+
+def load_setok(name: str | None) -> SetokModel:
+    """Load the visual tokenizer of a model in float32; other parts are not read.
+
+    Args:
+        name: folder of a SeTok or SeTokim model, or name of an embedded one.
+
+    Raises:
+        ValueError: there is no such model, or it is damaged.
+    """
+    folder = resolve_model(name)
+    try:
+        config, prefix = saved_config(folder)
+        if not prefix:
+            return load_whole(SetokModel, folder, dtype=torch.float32)
+        weights = {key: x.float() for key, x in SavedTensors(folder).under(prefix).items()}
+    except OSError as error:
+        raise ValueError(f"model: expected a complete model, got {folder}: {error}") from error
+    model = SetokModel(config)
+    missing, _ = model.load_state_dict(weights, strict=False)
+    if missing:
+        raise ValueError(f"model: expected all weights in {folder}, got none of {missing[0]}")
+    return model
 
 
 @torch.no_grad()

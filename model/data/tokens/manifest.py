@@ -100,7 +100,7 @@ def read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError as error:
         expected = f"a folder that `setok tokenize` wrote, with {MANIFEST}"
         raise TokenFolderError(f"path: expected {expected}, got {folder}") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise TokenFolderError(f"{folder / MANIFEST}: {error}") from error
     return found
 

@@ -117,8 +117,8 @@ class TarTokenReader:
         Raises:
             ValueError: the image is damaged.
         """
-        members = self._members[index]
         try:
+            members = self._members[index]
             fields = json_of(self._bytes(members[_FIELDS]), _FIELDS)
             tensors = load(self._bytes(members[_TENSORS]))
             caption = None
@@ -131,7 +131,7 @@ class TarTokenReader:
                 **dict.fromkeys(("tokens", "labels", "masks", "features")) | tensors,
             )
             return TokenRow(fields["key"], caption, image)
-        except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, LookupError, SafetensorError) as error:
             raise ValueError(f"{self._path}: image {index}: {error}") from error
 
     def _bytes(self, place: tuple[int, int]) -> bytes:
