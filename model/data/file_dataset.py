@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import traceback
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,7 @@ class FileDataset(ABC):
         """
         check_index(index, len(self))
         source = self.source(index)
-        try:
-            return _with_clean_text(self._read(index, source))
-        except (BrokenSampleError, ImportError):
-            raise
-        except Exception as error:
-            raise BrokenSampleError(source, _describe(error)) from error
+        return read_guarded(lambda: self._read(index, source), source)
 
     def source(self, index: int) -> str:
         """Return the file and record of a sample, for messages; no index raises an error."""
@@ -61,6 +57,25 @@ class FileDataset(ABC):
             return self._source(index)
         except Exception:
             return f"{type(self).__name__}: sample {index}"
+
+
+def read_guarded(read: Callable[[], Sample | Conversation], source: str) -> Any:
+    """Read a sample and clean its texts; whatever fails makes the sample a broken one.
+
+    Args:
+        read: function that reads the sample, and may raise anything.
+        source: file and record, for messages.
+
+    Raises:
+        BrokenSampleError: the sample cannot be read.
+        ImportError: an optional package is not installed, which is no fault of the record.
+    """
+    try:
+        return _with_clean_text(read())
+    except (BrokenSampleError, ImportError):
+        raise
+    except Exception as error:
+        raise BrokenSampleError(source, _describe(error)) from error
 
 
 def _describe(error: Exception) -> str:
