@@ -11,19 +11,12 @@ import pickle
 import queue
 import signal
 import threading
-import traceback
 from multiprocessing.connection import Connection
-from typing import Any
 
-# Kinds of answers: the worker is built; the report of a part; an error that ends the run.
-READY, REPORT, ERROR = "ready", "report", "error"
+from setokim.corpus.engines.answers import pack_error, pack_report
 
-
-class WorkerTraceback(Exception):
-    """Text of a traceback from another process, as the cause of the error that it belongs to."""
-
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
+# Message before the first answer: the worker is built.
+READY = b""
 
 
 def main(descriptor: int) -> None:
@@ -42,11 +35,11 @@ def main(descriptor: int) -> None:
     try:
         factory, device = pickle.loads(messages.get())
         worker = factory(device)
-        _send(connection, READY, None)
+        connection.send_bytes(READY)
         while True:
-            _send(connection, REPORT, worker(pickle.loads(messages.get())))
+            connection.send_bytes(pack_report(worker(pickle.loads(messages.get()))))
     except Exception as error:
-        _send_error(connection, error)
+        connection.send_bytes(pack_error(error))
         # The parent reads the error, then closes the connection.
         threading.Event().wait()
 
@@ -59,17 +52,3 @@ def _receive(connection: Connection, messages: queue.SimpleQueue[bytes]) -> None
     except (EOFError, OSError):
         # Not sys.exit: the main thread may compute for minutes, and a rerun would meet its files.
         os._exit(0)
-
-
-def _send(connection: Connection, kind: str, content: Any) -> None:
-    connection.send_bytes(pickle.dumps((kind, content)))
-
-
-def _send_error(connection: Connection, error: Exception) -> None:
-    """Send an error and its traceback; one that cannot be pickled becomes a RuntimeError."""
-    text = "".join(traceback.format_exception(error))
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        error = RuntimeError(f"{type(error).__name__}: {error}")
-    _send(connection, ERROR, (error, text))

@@ -70,3 +70,14 @@ class EngineOptions:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if len({device.partition(":")[0] for device in self.devices}) != 1:
             raise ValueError(f"devices: expected devices of one kind, got {self.devices}")
+
+    @property
+    def gpus(self) -> int:
+        """Number of GPUs; 0 on a CPU."""
+        return 0 if self.devices[0].startswith("cpu") else len(self.devices)
+
+
+def thread_variables(threads: int) -> dict[str, str]:
+    """Return the environment variables that torch and its libraries read when they are loaded."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return dict.fromkeys(names, str(threads))

@@ -19,11 +19,16 @@ from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from setokim.corpus.engines.child import ERROR, READY, WorkerTraceback
-from setokim.corpus.engines.interface import EngineOptions, Factory, Outcome, PartFailure
+from setokim.corpus.engines.answers import unpack
+from setokim.corpus.engines.child import READY
+from setokim.corpus.engines.interface import (
+    EngineOptions,
+    Factory,
+    Outcome,
+    PartFailure,
+    thread_variables,
+)
 
-# Read by torch and its libraries when they are loaded.
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # Seconds between two looks at processes that may have ended with an open connection, as one has
 # whose own child processes inherited it.
 _INTERVAL = 1.0
@@ -157,17 +162,14 @@ class _Slot:
             Exception: the error of the worker.
         """
         try:
-            kind, content = pickle.loads(self.connection.recv_bytes())
+            message = self.connection.recv_bytes()
         except OSError as error:
             raise EOFError from error
-        if kind == ERROR:
-            error, text = content
-            raise error from WorkerTraceback(text)
-        if kind == READY:
+        if message == READY:
             self.ready = True
             return None
         self.part = None
-        return content
+        return unpack(message)
 
     def ended(self) -> bool:
         """Whether the process has ended."""
@@ -204,13 +206,12 @@ class _Slot:
                 f"import sys; sys.path[:] = {sys.path!r}; "
                 f"from setokim.corpus.engines.child import main; main({theirs.fileno()})"
             )
-            number = str(self._threads)
             self._process = subprocess.Popen(
                 [sys.executable, "-c", command],
                 stdin=subprocess.DEVNULL,
                 # Standard output is for the results of the command.
                 stdout=2,
-                env=os.environ | dict.fromkeys(_THREAD_VARIABLES, number),
+                env=os.environ | thread_variables(self._threads),
                 pass_fds=[theirs.fileno()],
                 # Ctrl-C reaches this process alone, even while a child still loads its modules.
                 start_new_session=True,

@@ -1,0 +1,170 @@
+"""Engine of a Ray cluster: an actor pool of Ray Data, which may span many machines.
+
+Ray restarts actors and repeats their parts where a process or a node dies. A part is one block and
+an actor has one at a time, so that a part that kills its actor takes no other part with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from setok_kernels.extras import from_extra
+from setokim.corpus.engines.answers import pack_error, pack_report, unpack
+from setokim.corpus.engines.interface import (
+    EngineOptions,
+    Factory,
+    Outcome,
+    PartFailure,
+    Worker,
+    thread_variables,
+)
+
+# Read when Ray is imported or started.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # What Ray will do by default: leave CUDA_VISIBLE_DEVICES to processes without a GPU.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Skip all lines: Ray writes about each lost actor to standard output.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
+for _name, _value in _ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
+
+with from_extra("ray"):
+    import ray
+    import ray.data
+
+# Results are small and parts smaller: little more than the minimum that Ray accepts.
+_OBJECT_STORE_BYTES = 128 * 2**20
+
+
+def run_parts(factory: Factory, parts: Iterable[Any], options: EngineOptions) -> Iterator[Outcome]:
+    """Process parts in an actor pool of Ray Data.
+
+    All parts are read from the iterable first; they wait in the cluster until an actor is free.
+    An instance of Ray that this process has started already is used and left running.
+
+    Args:
+        factory: picklable function that builds the worker of a device, called once in an actor.
+        parts: picklable parts with a `name`, which may not repeat.
+        options: number of actors, kind of device, threads, attempts and address.
+
+    Yields:
+        Each part once, in order of completion, with the report of its worker. Parts whose actor
+        was killed in each attempt come last, with a `PartFailure`.
+
+    Raises:
+        ConnectionError: there is no cluster at the address.
+        Exception: a worker, or the factory, raised it.
+        ray.exceptions.RayActorError: the actors cannot be started.
+    """
+    waiting = {part.name: part for part in parts}
+    if not waiting:
+        return
+    with _connected(options), _quiet():
+        rows = [{"name": name, "part": pickle.dumps(part)} for name, part in waiting.items()]
+        answers = _map(ray.data.from_items(rows, override_num_blocks=len(rows)), factory, options)
+        # Without a prefetched one, which would hold each answer back until the next.
+        for block in answers.iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=0
+        ):
+            for row in block.to_pylist():
+                report = unpack(row["answer"])
+                # The parts of a node that is lost with its results are repeated.
+                if row["name"] in waiting:
+                    yield waiting.pop(row["name"]), report
+        reason = f"the actor was killed in each of {options.attempts} attempts"
+        for part in waiting.values():
+            yield part, PartFailure(reason)
+
+
+def _map(rows: ray.data.Dataset, factory: Factory, options: EngineOptions) -> ray.data.Dataset:
+    """Return the answers to rows of one block each."""
+    with warnings.catch_warnings():
+        # Ray 2.60 has no other way to limit the attempts, and announces one for 2.64.
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+        return rows.map(
+            _PartWorker,
+            # Ray shows each actor its own GPU alone.
+            fn_constructor_args=(factory, "cuda" if options.gpus else "cpu"),
+            compute=ray.data.ActorPoolStrategy(
+                size=min(options.workers, rows.num_blocks()), max_tasks_in_flight_per_actor=1
+            ),
+            num_cpus=options.threads,
+            num_gpus=int(options.gpus > 0),
+            # Actors may be lost as often as nodes are; a part may take `attempts` of them with it.
+            max_restarts=-1,
+            max_task_retries=options.attempts - 1,
+            runtime_env={"env_vars": thread_variables(options.threads)},
+        )
+
+
+class _PartWorker:
+    """Actor: it builds the worker with its first part.
+
+    Errors are answers, as Ray Data would wrap them, and would repeat an actor's constructor that
+    is killed without end.
+    """
+
+    def __init__(self, factory: Factory, device: str):
+        self._factory, self._device = factory, device
+        self._worker: Worker | None = None
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            if self._worker is None:
+                self._worker = self._factory(self._device)
+            answer = pack_report(self._worker(pickle.loads(row["part"])))
+        except Exception as error:
+            answer = pack_error(error)
+        return {"name": row["name"], "answer": answer}
+
+
+@contextlib.contextmanager
+def _connected(options: EngineOptions) -> Iterator[None]:
+    """Join the cluster of the options, or start one on this machine for the block."""
+    if ray.is_initialized():
+        yield
+        return
+    arguments: dict[str, Any] = {"address": options.ray_address}
+    if options.ray_address is None:
+        arguments = {
+            "address": "local",
+            "num_cpus": options.workers * options.threads,
+            "num_gpus": options.gpus,
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+        }
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **arguments)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Set what Ray Data prints and when it gives up, for data sets made in the block."""
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.enable_auto_log_stats = False
+    # Parts without a result become failures at the end.
+    context.max_errored_blocks = -1
+    # A part may take hours; half an hour without a result would end the run.
+    context.execution_no_progress_timeout_s = -1
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with ray.data.DataContext.current(context):
+            yield
+    finally:
+        logger.setLevel(level)
