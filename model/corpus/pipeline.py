@@ -35,7 +35,7 @@ class ImageTokenizer(Protocol):
         """Tokenize B images of some heights and widths."""
 
 
-class SourceError(Exception):
+class UnreadableSourceError(Exception):
     """Error for a source that cannot be read on; the message is that of its cause."""
 
 
@@ -107,7 +107,7 @@ def process(
         clock: clock of the steps.
 
     Raises:
-        SourceError: the source cannot be read on.
+        UnreadableSourceError: the source cannot be read on.
     """
     waiting: list[tuple[str, str | None, tuple[int, int], Tensor]] = []
     numbers: dict[str, int] = {}
@@ -156,7 +156,7 @@ def _read(entries: Iterable[Entry], clock: Clock) -> Iterator[Entry]:
             with clock("read"):
                 entry = next(iterator, None)
         except (OSError, ValueError) as error:
-            raise SourceError(str(error)) from error
+            raise UnreadableSourceError(str(error)) from error
         if entry is None:
             return
         yield entry

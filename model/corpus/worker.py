@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from setokim.corpus.entries import Part
-from setokim.corpus.pipeline import Clock, SourceError, process
+from setokim.corpus.pipeline import Clock, UnreadableSourceError, process
 from setokim.corpus.settings import CorpusSettings
 from setokim.corpus.shard import ShardFiles
 from setokim.corpus.tokenizers import CorpusTokenizer, build_tokenizer
@@ -114,7 +114,7 @@ class Worker:
                     sink,
                     clock,
                 )
-        except SourceError as error:
+        except UnreadableSourceError as error:
             report["error"] = str(error)
         else:
             with clock("write"):

@@ -129,3 +129,28 @@ _OPENERS: dict[str | None, Callable[[Any], Any]] = {
     "xz": lambda source: importlib.import_module("lzma").LZMAFile(source),
     "zstd": _open_zstd,
 }
+
+
+@contextlib.contextmanager
+def open_seekable(name: str | Path) -> Iterator[BinaryIO]:
+    """Open a file as stored, for reading at any position.
+
+    Args:
+        name: path or URL of one file.
+
+    Raises:
+        FileNotFoundError, OSError: the file does not exist or cannot be opened.
+        ValueError: there is no package for the URL's protocol.
+    """
+    path = local_path(name)
+    if path is not None:
+        with path.open("rb") as file:
+            yield file
+        return
+    files, inside = remote_file(str(name))
+    try:
+        file = files.open(inside, "rb")
+    except Exception as error:
+        raise unreachable(str(name), error) from error
+    with file:
+        yield file
