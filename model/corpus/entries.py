@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from setok_kernels.extras import from_extra
 from setokim.data import BrokenSampleError, Conversation, Dataset, Sample, split_concepts
 from setokim.data.archives import open_seekable, read_entries
+from setokim.data.archives.names import local_path
 from setokim.data.image_folder import read_captioned
 from setokim.data.readers.files import decode_image
 from setokim.data.records import DOWNLOADED
@@ -78,7 +79,7 @@ class ArchivePart:
     name: str
 
     def describe(self) -> str:
-        return f"archive {self.name}"
+        return f"archive {describe_file(self.name)}"
 
     def title(self) -> str:
         return self.name
@@ -131,7 +132,7 @@ class ParquetPart:
 
     def describe(self) -> str:
         start, stop = self.groups
-        return f"parquet {self.name} {start}-{stop} {self.image} {self.caption} {self.key}"
+        return f"parquet {describe_file(self.name)} {start}-{stop} {self.image} {self.caption} {self.key}"
 
     def title(self) -> str:
         return f"{self.name}, row groups {self.groups[0]} to {self.groups[1] - 1}"
@@ -226,6 +227,12 @@ class DatasetPart:
         for number in range(*self.samples):
             key = f"{number:08d}"
             yield LazyEntry(key, f"sample {number}", functools.partial(load, number))
+
+
+def describe_file(name: str) -> str:
+    """Return the name and bytes of a local file wherever it lies, or the URL of another one."""
+    path = local_path(name)
+    return name if path is None else f"{printable_name(path.name)} {path.stat().st_size}"
 
 
 def _sample(record: dict[str, Any], image: str, caption: str | None, source: str) -> Sample:

@@ -261,6 +261,7 @@ def _manifest(settings: CorpusSettings, plan: Plan, device: str) -> Manifest:
         len(plan.parts),
         plan.checksum(),
         {"setok_kernels": __version__, "torch": torch.__version__},
+        settings.origin(),
     )
 
 

@@ -102,19 +102,21 @@ class CorpusSettings:
         check_count("batch_size", self.batch_size)
 
     def kept(self, device: str) -> dict[str, Any]:
-        """Return what the manifest keeps: where the model lies is left out.
+        """Return the settings that bytes of shards depend on, beside layout, format and plan.
 
         Args:
             device: type of the device; another one rounds sums in another way.
         """
+        kept: dict[str, Any] = {"batch_size": self.batch_size, "device": device}
+        if self.tokenizer.encoder is not None:
+            kept["cluster"] = to_plain(self.tokenizer.cluster)
+            kept["merge"] = self.tokenizer.merge
+        return kept
+
+    def origin(self) -> dict[str, Any]:
+        """Return where the images and the tokenizer came from, for the record."""
         plain = to_plain(self)
-        tokenizer = plain.pop("tokenizer")
-        for name in ("model", "encoder", "trust_remote_code"):
-            del tokenizer[name]
-        if self.tokenizer.model is not None:
-            tokenizer = {}
-        del plain["layout"], plain["format"]
-        return plain | {"tokenizer": tokenizer, "device": device}
+        return {"source": plain["source"], "tokenizer": plain["tokenizer"]}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from setokim.corpus.pipeline import Clock, UnreadableSourceError, process
 from setokim.corpus.settings import CorpusSettings
 from setokim.corpus.shard import ShardFiles
 from setokim.corpus.tokenizers import CorpusTokenizer, build_tokenizer
+from setokim.utils.host_memory import reuse_freed_memory
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Worker:
         os.chdir(factory.working_directory)
         # Sums are rounded by the number of threads.
         torch.set_num_threads(factory.threads)
+        reuse_freed_memory()
         self._factory = factory
         settings = factory.settings
         self._tokenizer: CorpusTokenizer = build_tokenizer(

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class Manifest:
         parts: number of shards of the whole folder.
         plan: checksum of the source's parts.
         versions: versions of the packages.
+        origin: source and tokenizer as the command named them, for the record.
         version: version of the format.
 
     Raises:
@@ -58,6 +59,7 @@ class Manifest:
     parts: int
     plan: str
     versions: dict[str, Any]
+    origin: dict[str, Any] = field(default_factory=dict)
     version: int = _VERSION
 
     def __post_init__(self):
@@ -115,7 +117,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def differences(old: Manifest, new: Manifest) -> list[str]:
-    """Return dotted names of all values in which two manifests differ."""
+    """Return dotted names of all values in which two manifests differ, but for their origins."""
+    old, new = (dataclasses.replace(one, origin={}) for one in (old, new))
     return list(_differences(to_plain(old), to_plain(new), ""))
 
 
