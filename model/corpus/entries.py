@@ -132,7 +132,8 @@ class ParquetPart:
 
     def describe(self) -> str:
         start, stop = self.groups
-        return f"parquet {describe_file(self.name)} {start}-{stop} {self.image} {self.caption} {self.key}"
+        columns = f"{self.image} {self.caption} {self.key}"
+        return f"parquet {describe_file(self.name)} {start}-{stop} {columns}"
 
     def title(self) -> str:
         return f"{self.name}, row groups {self.groups[0]} to {self.groups[1] - 1}"

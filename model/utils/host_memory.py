@@ -7,8 +7,8 @@ from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
-# Parameters of glibc's mallopt: values from which memory is given back to the system, and from which
-# a block is mapped alone.
+# Parameters of glibc's mallopt: bytes from which freed memory goes back to the system, and from
+# which a block is mapped alone.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NEVER = 2**31 - 1
 
