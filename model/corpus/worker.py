@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,12 @@ from setokim.corpus.pipeline import Clock, UnreadableSourceError, process
 from setokim.corpus.settings import CorpusSettings
 from setokim.corpus.shard import ShardFiles
 from setokim.corpus.tokenizers import CorpusTokenizer, build_tokenizer
+from setokim.data.archives.streams import SourceError
 from setokim.utils.host_memory import reuse_freed_memory
+
+# Attempts to read a remote source whose connection is lost, and seconds before the next one, times
+# the number of attempts before.
+_ATTEMPTS, _PAUSE = 3, 2.0
 
 
 @dataclass(frozen=True)
@@ -103,24 +109,39 @@ class Worker:
         Raises:
             OSError: the folder cannot be written, or the disk is full.
         """
-        factory, clock = self._factory, Clock()
-        files = ShardFiles(factory.folder, job.number, factory.settings, factory.has_conversations)
+        clock = Clock()
         report: dict[str, Any] = {"part": job.number, "shard": None, "error": None}
-        try:
-            with files.writing() as sink:
-                process(
-                    job.part.entries(),
-                    self._tokenizer,
-                    factory.settings.batch_size,
-                    factory.decoders,
-                    sink,
-                    clock,
-                )
-        except UnreadableSourceError as error:
-            report["error"] = str(error)
-        else:
-            with clock("write"):
-                report["shard"] = asdict(files.record())
+        for attempt in range(_ATTEMPTS):
+            time.sleep(_PAUSE * attempt)
+            try:
+                report |= {"shard": self._write(job, clock), "error": None}
+                break
+            except UnreadableSourceError as error:
+                report["error"] = str(error)
+                # Another attempt finds no other file, but perhaps a connection.
+                if not isinstance(error.__cause__, SourceError):
+                    break
         # Kibibytes on Linux.
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return report | {"seconds": clock.seconds, "memory": memory}
+
+    def _write(self, job: Job, clock: Clock) -> dict[str, Any]:
+        """Write the files of a shard and return its record.
+
+        Raises:
+            UnreadableSourceError: the source cannot be read; there are no files then.
+            OSError: the files cannot be written.
+        """
+        factory = self._factory
+        files = ShardFiles(factory.folder, job.number, factory.settings, factory.has_conversations)
+        with files.writing() as sink:
+            process(
+                job.part.entries(),
+                self._tokenizer,
+                factory.settings.batch_size,
+                factory.decoders,
+                sink,
+                clock,
+            )
+        with clock("write"):
+            return asdict(files.record())
