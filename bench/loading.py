@@ -3,8 +3,8 @@
     python bench/loading.py --workers 1 2 --out bench_out/loading.json
 
 Photographs from scikit-image become JPEG files of 640 x 480, in the layout of LLaVA's
-conversations. Each row of the table adds a step to the previous row. Worker processes have one
-thread each.
+conversations. The first row is PIL alone, opening and resizing the files; the last column compares
+with it. Each further row adds a step to the previous row. Worker processes have one thread each.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ _SIZE = (640, 480)
 # Input side of SigLIP-so400m-patch14-384.
 _SIDE = 384
 _BATCH = 16
+_BASELINE = "PIL alone: decode, resize"
 _TEXTS = ("what does the picture show?", "a thing that a camera saw.")
 
 
@@ -107,6 +108,11 @@ def measure(folder: Path, number: int, workers: Sequence[int], rounds: int) -> l
     collate = Batches(SetokimProcessor(build_word_tokenizer(words), pixels))
     paths = sorted(folder.glob("*.jpg"))
 
+    def resize() -> None:
+        for path in paths:
+            with Image.open(path) as opened:
+                opened.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+
     def decode() -> None:
         for path in paths:
             load_image(path)
@@ -124,6 +130,7 @@ def measure(folder: Path, number: int, workers: Sequence[int], rounds: int) -> l
         assert seen == number
 
     jobs: dict[tuple[str, int], Callable[[], None]] = {
+        (_BASELINE, 0): resize,
         ("decode", 0): decode,
         ("decode, resize, normalise", 0): preprocess,
         ("read a sample, all of it, batch", 0): lambda: load(0),
@@ -145,6 +152,11 @@ def measure(folder: Path, number: int, workers: Sequence[int], rounds: int) -> l
     return [Rate(*key, rates) for key, rates in found.items()]
 
 
+def ratio_to_baseline(rate: Rate, baseline: Rate) -> float:
+    """Return the median ratio of a rate to the baseline's in the same round."""
+    return median(one / base for one, base in zip(rate.rates, baseline.rates, strict=True))
+
+
 def main() -> None:
     """Measure, print a table and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -157,9 +169,10 @@ def main() -> None:
         parser.error("--number, --rounds and --workers: expected at least 1")
     with tempfile.TemporaryDirectory() as folder:
         rates = measure(Path(folder), arguments.number, arguments.workers, rounds=arguments.rounds)
-    table = Table("what", "worker processes", "images per second (median)")
-    for rate in rates:
-        table.add_row(rate.what, str(rate.workers), f"{rate.median:.0f}")
+    table = Table("what", "worker processes", "images per second (median)", "of PIL alone")
+    ratios = [ratio_to_baseline(rate, rates[0]) for rate in rates]
+    for rate, ratio in zip(rates, ratios, strict=True):
+        table.add_row(rate.what, str(rate.workers), f"{rate.median:.0f}", f"{ratio:.2f}")
     Console().print(table)
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +181,10 @@ def main() -> None:
             "picture": list(_SIZE),
             "side": _SIDE,
             "number": arguments.number,
-            "rows": [asdict(rate) | {"median": rate.median} for rate in rates],
+            "rows": [
+                asdict(rate) | {"median": rate.median, "of_pil": ratio}
+                for rate, ratio in zip(rates, ratios, strict=True)
+            ],
         }
         arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

@@ -142,8 +142,13 @@ def load_image(path: str | Path, upright: bool = True) -> Image.Image:
         _require_regular(path)
         with Image.open(path) as opened:
             opened.load()
-            top = _stated_top(opened)  # a rotated copy has no file any more
-            return _to_rgb(ImageOps.exif_transpose(opened) if upright else opened, top)
+            top = _stated_top(opened)
+            if upright:
+                ImageOps.exif_transpose(opened, in_place=True)
+            if opened.mode == "RGB" and not opened.has_transparency_data:
+                # What `convert` does but for its copy, which takes as long as decoding a JPEG.
+                return opened._new(opened.im)
+            return _to_rgb(opened, top)
     except Exception as error:
         # A damaged file makes PIL's decoders raise nearly anything (SyntaxError, struct.error,
         # DecompressionBombError, ...), which all means the same to the caller.
@@ -272,14 +277,20 @@ class ImageProcessor:
         """
         height, width = size
         batch = np.empty((len(images), 3, height, width), np.float32)
-        mean = np.array(self.mean, np.float32)
-        std = np.array(self.std, np.float32)
-        for i, image in enumerate(images):
+        levels = self._levels()
+        for pixels, image in zip(batch, images, strict=True):
             resized = np.asarray(image.resize((width, height), self.resample))  # (height, width, 3)
-            # float64 until the product is rounded once, as in transformers.
-            scaled = (resized.astype(np.float64) * self.rescale_factor).astype(np.float32)
-            batch[i] = ((scaled - mean) / std).transpose(2, 0, 1)
+            for channel in range(3):
+                # Every index is in range; the mode that checks it would copy the result.
+                np.take(levels[channel], resized[..., channel], out=pixels[channel], mode="clip")
         return torch.from_numpy(batch)
+
+    def _levels(self) -> np.ndarray:
+        """Return the normalised value of each 8-bit value, (3, 256) float32."""
+        # float64 until the product is rounded once, as in transformers.
+        scaled = (np.arange(256, dtype=np.float64) * self.rescale_factor).astype(np.float32)
+        mean = np.array(self.mean, np.float32)[:, None]
+        return (scaled - mean) / np.array(self.std, np.float32)[:, None]
 
 
 def to_image(pixels: Tensor) -> Image.Image:

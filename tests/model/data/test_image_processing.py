@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from setokim import ImageProcessor, UnreadableImageError, find_images, load_image
 from setokim.data.image_processing import scan_images, to_rgb
@@ -267,6 +267,48 @@ def test_processor_resizes_the_whole_image_and_normalises():
     assert pixels.shape == (1, 3, 2, 6) and pixels.dtype == torch.float32
     assert pixels[0, 0, 0].tolist() == [1, 1, 1, -1, -1, -1]
     assert pixels[0, 2, 0].tolist() == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)},
+        {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "rescale_factor": 1 / 127.5},
+        {"mean": (0, 0, 0), "std": (1, 1, 1), "rescale_factor": 1.0},
+        {"mean": (-0.1, 0.3, 1.7), "std": (-0.7, 1e-3, 3.3), "rescale_factor": 0.0039215686274},
+    ],
+)
+def test_every_value_is_normalised_as_by_the_formula(settings):
+    processor = ImageProcessor(**settings)
+    values = np.stack([np.arange(256), np.arange(256)[::-1], np.arange(256) ^ 85], -1)
+    pixels = values.reshape(16, 16, 3).astype(np.uint8)
+    scaled = (pixels.astype(np.float64) * processor.rescale_factor).astype(np.float32)
+    mean, std = np.array(processor.mean, np.float32), np.array(processor.std, np.float32)
+    expected = torch.from_numpy(((scaled - mean) / std).transpose(2, 0, 1).copy())
+    found = processor([Image.fromarray(pixels), Image.fromarray(255 - pixels)], (16, 16))
+    assert found.dtype == torch.float32 and found.is_contiguous()
+    assert torch.equal(found[0], expected) and not torch.equal(found[1], expected)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "bmp", "ppm", "tiff"])
+@pytest.mark.parametrize("orientation", [None, 1, 6])
+def test_an_image_depends_on_no_file_any_more(tmp_path, kind, orientation):
+    path = tmp_path / f"a.{kind}"
+    options = {}
+    if orientation is not None and kind not in ("bmp", "ppm"):
+        options["exif"] = Image.Exif()
+        options["exif"][0x112] = orientation
+    red_and_blue(64, 48).save(path, kind, **options)
+    with Image.open(path) as opened:
+        expected = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+    image = load_image(path)
+    path.write_bytes(b"")
+    assert type(image) is Image.Image and image.mode == "RGB"
+    assert np.array_equal(np.asarray(image), expected)
+    assert (image.size == (48, 64)) == (orientation == 6 and "exif" in options)
+    image.putpixel((0, 0), (1, 2, 3))
+    assert image.getpixel((0, 0)) == (1, 2, 3)
 
 
 def test_processor_reads_its_settings(tmp_path):
