@@ -18,6 +18,7 @@ from torch import Tensor
 
 from setokim.corpus.entries import Entry
 from setokim.data import BrokenSampleError, Conversation, Sample
+from setokim.data.file_dataset import read_guarded
 from setokim.data.tokens import conversations
 from setokim.data.tokens.layout import TokenRow
 from setokim.data.tokens.records import StoredImage
@@ -187,7 +188,7 @@ def _decoded(
 def _decode(entry: Entry, tokenizer: ImageTokenizer, clock: Clock) -> Decoded:
     with clock("decode"):
         try:
-            sample = entry.load()
+            sample = read_guarded(entry.load, entry.source)
         except BrokenSampleError as error:
             return Decoded(entry, error)
         if isinstance(sample, Sample):
