@@ -80,6 +80,7 @@ class Settings:
         ema: decay of the averaged weights, which are evaluated and saved, in [0, 1); 0 turns the
             average off.
         workers: number of data loading processes; 0 loads in the training process.
+        prefetch: number of batches that each data loading process loads ahead.
         keep: number of checkpoints to keep; older ones are deleted.
         trust_remote_code: permission to run Python code from the Hugging Face folders named here.
         imports: Python modules to import first, as names or paths of .py files; they register
@@ -99,12 +100,13 @@ class Settings:
     every: EverySettings = field(default_factory=EverySettings)
     ema: float = 0.999
     workers: int = 2
+    prefetch: int = 2
     keep: int = 2
     trust_remote_code: bool = False
     imports: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulation", "keep"):
+        for name in ("steps", "batch_size", "accumulation", "prefetch", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("seed", "workers"):

@@ -191,5 +191,11 @@ def _split(
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Move the tensors of a batch to a device, and values with `to`; plain ones stay unchanged."""
-    return {k: v.to(device) if hasattr(v, "to") else v for k, v in batch.items()}
+    """Move the tensors of a batch to a device, and values with `to`; plain ones stay unchanged.
+
+    The call does not wait for copies from pinned memory; what uses the results on the device does.
+    """
+    return {
+        name: value.to(device, non_blocking=True) if hasattr(value, "to") else value
+        for name, value in batch.items()
+    }

@@ -23,7 +23,7 @@ from setokim.utils.distributed import gather_objects, local_shard, run_on_all_ra
 from setokim.utils.parsing import from_plain
 
 # Settings that do not influence the weights.
-_MAY_CHANGE = ("every", "workers", "keep", "parallel")
+_MAY_CHANGE = ("every", "workers", "prefetch", "keep", "parallel")
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class TrainingState:
 
         Raises:
             ValueError: the checkpoint is incomplete, is not a training state, or has other
-                settings. `every`, `workers`, `keep`, `parallel` and the number of processes may
-                differ.
+                settings. `every`, `workers`, `prefetch`, `keep`, `parallel` and the number of
+                processes may differ.
         """
         stored, state = open_checkpoint(checkpoint)
         old = state.get("settings")

@@ -263,6 +263,10 @@ class Trainer:
             batch_sampler=order,
             collate_fn=GuardedCollator(self.collate),
             num_workers=settings.workers,
+            # The loader accepts none without processes.
+            prefetch_factor=settings.prefetch if settings.workers else None,
+            # Copies to the device then run beside its computation.
+            pin_memory=accelerator.device.type == "cuda",
             # Otherwise the loader would advance the random state restored from a checkpoint.
             generator=torch.Generator(),
             worker_init_fn=leave_signals_to_parent,

@@ -34,9 +34,16 @@ class RegionNames:
     labels: Tensor
     words: Tensor
 
-    def to(self, device: torch.device | str) -> RegionNames:
-        """Return the same regions on another device."""
-        return RegionNames(self.labels.to(device), self.words.to(device))
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> RegionNames:
+        """Return the same regions on another device; arguments are those of `Tensor.to`."""
+        return RegionNames(
+            self.labels.to(device, non_blocking=non_blocking),
+            self.words.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> RegionNames:
+        """Return the same regions in pinned memory; torch's `DataLoader` calls this."""
+        return RegionNames(self.labels.pin_memory(), self.words.pin_memory())
 
     def of_tokens(self, visual: VisualTokens, packed: Packed) -> Tensor:
         """Return the ids of the words for each visual token.

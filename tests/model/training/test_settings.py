@@ -139,6 +139,8 @@ def test_numbers_that_yaml_reads_as_text(load):
         ("keep: 0", "^keep: expected at least 1, got 0$"),
         ("seed: -1", "^seed: expected at least 0, got -1$"),
         ("workers: -1", "^workers: expected at least 0, got -1$"),
+        ("prefetch: 0", "^prefetch: expected at least 1, got 0$"),
+        ("prefetch: 1.5", r"^prefetch: expected int, got 1\.5$"),
         ("precision: fp16", "^precision: expected no or bf16, got 'fp16'$"),
         ("ema: 1", r"^ema: expected a number in \[0, 1\), got 1\.0$"),
         ("losses: {l2: -1}", r"^losses\.l2: expected at least 0, got -1\.0$"),

@@ -3,9 +3,10 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from helpers.tiny_stage1 import TINY, losses_of, tiny_settings
-from setokim.data import Sample
+from setokim.data import Reading, Sample
 from setokim.training import latest_checkpoint, load_checkpoint
 from setokim.training import trainer as trainer_module
 from setokim.training.base_settings import OptimizerSettings
@@ -15,6 +16,7 @@ from setokim.training.stage1.collator import Stage1Collator
 from setokim.training.stage1.stage import Stage1
 from setokim.training.stages import build_stage
 from setokim.training.trainer import Trainer
+from setokim.vlm.region_names import RegionNames
 
 
 class Line(Stage):
@@ -161,6 +163,36 @@ def test_stages_by_number(tmp_path, monkeypatch):
         settings = InstructSettings(stage=number, start="folder")
         build_stage(settings)
         assert built.pop() is settings
+
+
+def test_batches_with_regions_are_pinned_and_copied(monkeypatch):
+    regions = RegionNames(torch.zeros(1, 2, 2).long(), torch.zeros(1, 3, 1).long())
+    batch = {"x": torch.ones(2), "regions": regions, "texts": ["a"], "images": [None], "n": 3}
+    pinned = []
+
+    def pin(tensor, *_):
+        pinned.append(tensor)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    reading = Reading((1,), ())
+    found, same = pin_memory((batch, reading))
+    assert same is reading and list(map(id, pinned)) == [
+        id(one) for one in (batch["x"], regions.labels, regions.words)
+    ]
+    assert isinstance(found["regions"], RegionNames)
+    assert (found["texts"], found["images"], found["n"]) == (["a"], [None], 3)
+    asked = []
+    to = torch.Tensor.to
+
+    def recording(tensor, *arguments, **options):
+        asked.append(options)
+        return to(tensor, *arguments, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", recording)
+    moved = to_device(found, torch.device("meta"))
+    assert asked == [{"non_blocking": True}] * 3
+    assert moved["regions"].words.device.type == moved["regions"].labels.device.type == "meta"
 
 
 def test_plain_values_stay():

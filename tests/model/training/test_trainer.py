@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
 
@@ -415,7 +416,7 @@ def test_resume_refuses_other_settings_and_names_them(train, build):
     with pytest.raises(ValueError, match=r"got other values of model\.width, optimizer\.lr, seed$"):
         build("out", "seed=1", "optimizer.lr=2e-3", "model.width=32", resume=True)
     logging = ("every.log=5", "every.checkpoint=2", "every.evaluation=1", "every.pictures=3")
-    resumed = build("out", *logging, "workers=1", "keep=9", resume=True)
+    resumed = build("out", *logging, "workers=1", "prefetch=3", "keep=9", resume=True)
     assert resumed.step == 4
 
 
@@ -455,6 +456,14 @@ def test_workers_load_the_same_batches(build):
         assert reading == other_reading
         readings += reading.tried
     assert readings == list(range(24, 44))
+
+
+def test_batches_are_loaded_ahead_and_pinned_for_a_gpu(build, monkeypatch):
+    trainer = build("out", "workers=2", "prefetch=5")
+    assert (trainer._loader().prefetch_factor, trainer._loader().pin_memory) == (5, False)
+    assert build("alone", "prefetch=5")._loader().prefetch_factor is None
+    monkeypatch.setattr(Accelerator, "device", torch.device("cuda"))
+    assert trainer._loader().pin_memory
 
 
 def test_loading_does_not_change_the_random_state(build):
