@@ -20,7 +20,7 @@ from setokim.training.trainer import Trainer
 class Line(Stage):
     """Stage that fits one number of each sample, with a visual and a frozen part."""
 
-    def __init__(self, settings=None):
+    def __init__(self, settings=None, *contents):
         super().__init__()
         self.text = nn.Linear(2, 1)
         self.visual = nn.Linear(2, 1)
