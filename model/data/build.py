@@ -47,6 +47,11 @@ class First:
         self._dataset = dataset
         self._length = min(samples, len(dataset))
 
+    @property
+    def datasets(self) -> tuple[Dataset]:
+        """Data set inside, for `contents_of`."""
+        return (self._dataset,)
+
     def __len__(self) -> int:
         return self._length
 
@@ -125,6 +130,11 @@ class Counted:
 
     def __init__(self, guarded: Guarded):
         self._guarded = guarded
+
+    @property
+    def datasets(self) -> tuple[Guarded]:
+        """Data set inside, for `contents_of`."""
+        return (self._guarded,)
 
     def __len__(self) -> int:
         return len(self._guarded)

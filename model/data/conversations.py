@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from setokim.data.tokens.records import StoredImage
+
 TASKS = ("vqa", "caption", "locate", "generate", "edit", "segment", "text")
 ROLES = ("user", "assistant")
 # Tokens that stand for images and masks: the position of a visual token, the start and the end of
@@ -53,9 +55,10 @@ class Conversation:
     Attributes:
         task: name of the task, one of `TASKS`.
         messages: turns in the chat format of Hugging Face, {"role": ..., "content": [{"type":
-            "text", "text": ...}, {"type": "image", "image": a PIL image of mode RGB} or, in a turn
-            of the assistant, `MASK`, ...]}. The user begins, the roles alternate, and the assistant
-            ends. Any text is allowed: names of special tokens have no effect in it.
+            "text", "text": ...}, {"type": "image", "image": a PIL image of mode RGB or a
+            `StoredImage`} or, in a turn of the assistant, `MASK`, ...]}. The user begins, the
+            roles alternate, and the assistant ends. Any text is allowed: names of special tokens
+            have no effect in it.
         masks: (h, w) bool for each `MASK`, in their order; h and w are those of the last image
             before it.
         source: file and its member, or name and number of a generated sample.
@@ -93,7 +96,9 @@ class Conversation:
             _check_mask(f"masks[{number}]", mask, size)
 
 
-def message(role: str, *content: str | Image.Image | Mapping[str, Any]) -> dict[str, Any]:
+def message(
+    role: str, *content: str | Image.Image | StoredImage | Mapping[str, Any]
+) -> dict[str, Any]:
     """Build a message of a conversation from texts, images and masks.
 
     Args:
@@ -101,7 +106,7 @@ def message(role: str, *content: str | Image.Image | Mapping[str, Any]) -> dict[
         *content: texts, images and `MASK` in their order.
     """
 
-    def part_of(given: str | Image.Image | Mapping[str, Any]) -> dict[str, Any]:
+    def part_of(given: str | Image.Image | StoredImage | Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(given, Mapping):
             return dict(given)
         kind = "text" if isinstance(given, str) else "image"
@@ -142,6 +147,8 @@ def _checked_type(name: str, part: Any) -> str:
         raise TypeError(f"{name}: expected a str as text, got {part['text']!r}")
     if kind == "image":
         image = part["image"]
+        if isinstance(image, StoredImage):
+            return kind
         if not isinstance(image, Image.Image):
             raise TypeError(f"{name}: expected a PIL image, got {image!r}")
         if image.mode != "RGB":

@@ -54,6 +54,11 @@ class Mixture:
         self._block: tuple[int, Any, Any] = (-1, None, None)
         self._epochs: dict[int, tuple[int, np.ndarray]] = {}
 
+    @property
+    def datasets(self) -> tuple[Dataset, ...]:
+        """Data sets inside, for `contents_of`."""
+        return tuple(self._datasets)
+
     def __len__(self) -> int:
         return ENDLESS
 

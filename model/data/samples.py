@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from setok_kernels.config import check_count, check_number
+from setokim.data.tokens.records import StoredImage
 from setokim.utils.text_cleaning import replace_surrogates
 
 _NAMED_IN_MESSAGES = 5
@@ -28,7 +29,7 @@ class Sample:
     """An image with its caption, concepts and masks.
 
     Attributes:
-        image: H × W pixels, mode RGB.
+        image: H × W pixels, mode RGB; or the stored tokens of such an image.
         caption: text of the caption, "" without one.
         concepts: noun phrases of the caption, one per object shown; may be empty.
         masks: (H, W), int64: 0 for the background, i for the object of `concepts[i - 1]`; None
@@ -39,14 +40,14 @@ class Sample:
         ValueError: the image is not RGB, or the masks have another size.
     """
 
-    image: Image.Image
+    image: Image.Image | StoredImage
     caption: str
     concepts: tuple[str, ...]
     masks: np.ndarray | None
     source: str
 
     def __post_init__(self):
-        if self.image.mode != "RGB":
+        if isinstance(self.image, Image.Image) and self.image.mode != "RGB":
             raise ValueError(f"image: expected mode RGB, got {self.image.mode}")
         expected = (self.image.height, self.image.width)
         if self.masks is not None and self.masks.shape != expected:
@@ -153,6 +154,11 @@ class Guarded:
         self._min_tried = min_tried
         self._tried = _IndexSet()
         self._broken: dict[int, Broken] = {}
+
+    @property
+    def datasets(self) -> tuple[Dataset]:
+        """Data set inside, for `contents_of`."""
+        return (self._dataset,)
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from setokim.data import Conversation
 from setokim.data.conversations import message
@@ -177,7 +178,7 @@ def generate_answers(
         start: index of the first prompt; the noise of prompt i depends on `start` + i alone.
     """
     inputs = processor(prompts, add_generation_prompt=True, padding_side="left")
-    inputs = {name: value.to(model.device) for name, value in inputs.items()}
+    inputs = {n: v.to(model.device) if isinstance(v, Tensor) else v for n, v in inputs.items()}
     return model.generate(
         **inputs,
         generation_config=config,

@@ -121,6 +121,9 @@ class VisualTokens:
 class SetokModel(PreTrainedModel):
     """Vision encoder, clustering and merger (the tokenizer), and the detokenizer.
 
+    `reads_features` is True while the tokenizer is trained: of stored images the features are used
+    then, never the tokens.
+
     `clustering` groups the patches: it turns features (B, N, D) and their grid into `Clusters`, or
     into `TokenGroups` for other kinds of tokens. `merger` turns features, groups and grid into
     tokens (B, R, token_dim) and their occupied rows (B, R). `codes` encodes single
@@ -138,6 +141,7 @@ class SetokModel(PreTrainedModel):
     _no_split_modules = ("Block",)
     encoder: VisionEncoder
     detokenizer: Detokenizer
+    reads_features = False
 
     def __init__(self, config: SetokConfig, with_encoder: bool = True):
         super().__init__(config)
@@ -235,8 +239,12 @@ class SetokModel(PreTrainedModel):
     @torch.no_grad()
     def max_tokens(self) -> int:
         """Return R, the number of rows of tokens of each image."""
+        return self.tokenize_features(self._no_features()).tokens.shape[1]
+
+    def _no_features(self) -> Tensor:
+        """Return (0, H, W, D) features."""
         shape = (0, *self.encoder.grid, self.encoder.feature_dim)
-        return self.tokenize_features(torch.zeros(shape, device=self.device)).tokens.shape[1]
+        return torch.zeros(shape, device=self.device)
 
     def processor(self) -> SetokProcessor:
         """Return the processor that does the work of `preprocess`, to be saved with the weights."""
@@ -256,6 +264,9 @@ class SetokModel(PreTrainedModel):
             The tokens; `.pack()` makes them ragged.
         """
         pixels = images if isinstance(images, Tensor) else self.preprocess(images)
+        if not len(pixels) and not self.has_encoder:
+            # Batches of text alone.
+            return self.tokenize_features(self._no_features())
         return self.tokenize_features(self.encoder(pixels.to(self.device)))
 
     def tokenize_features(self, features: Tensor) -> VisualTokens:

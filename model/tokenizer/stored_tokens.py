@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from setok_kernels import Packed, layout
 from setokim.data.tokens.records import StoredImage
-from setokim.tokenizer.modeling_setok import VisualTokens
+from setokim.tokenizer.modeling_setok import SetokModel, VisualTokens
 from setokim.tokenizer.stored_rows import StoredRows
 
+# RGB images, stored images, or both.
+Images = Sequence[Image.Image | StoredImage]
 # What files can store of an image, beside the statistics of its tokens.
 STORABLE = ("tokens", "labels", "masks", "features")
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -128,6 +131,67 @@ def from_stored(
     return VisualTokens(spread(tokens, dtype), occupied, parts, grid, features)
 
 
+def visual_tokens(
+    setok: SetokModel,
+    images: Images,
+    tokenize: Callable[[Sequence[Image.Image]], VisualTokens] | None = None,
+    rows: int | None = None,
+) -> VisualTokens:
+    """Return the visual tokens of RGB images and stored images, in any order.
+
+    Stored tokens are used as they are. The features of an image without tokens are clustered and
+    merged; so are those of all images with `setok.reads_features`, with gradient.
+
+    Args:
+        setok: tokenizer of the images.
+        images: M images, at least one.
+        tokenize: function that tokenizes RGB images; None for `setok.tokenize`.
+        rows: result of `setok.max_tokens`; None to compute it.
+
+    Raises:
+        ValueError: a stored image has neither tokens to use nor features, or does not fit.
+    """
+    chosen: dict[str, list[int]] = {"pixels": [], "tokens": [], "features": []}
+    for i, image in enumerate(images):
+        chosen[_source(image, setok.reads_features)].append(i)
+    own = {name: [images[i] for i in index] for name, index in chosen.items()}
+    parts: list[VisualTokens] = []
+    if own["pixels"]:
+        parts.append((tokenize or setok.tokenize)(own["pixels"]))
+    if own["tokens"]:
+        rows = setok.max_tokens() if rows is None else rows
+        parts.append(from_stored(own["tokens"], rows, setok.device, setok.dtype))
+    if own["features"]:
+        features = torch.stack([image.features for image in own["features"]])
+        features = features.to(setok.device, torch.float32)
+        parts.append(setok.tokenize_features(features.unflatten(1, own["features"][0].grid[1:])))
+    if len(parts) == 1:
+        return parts[0]
+    joined = join_stored([as_stored(part) for part in parts])
+    order = torch.tensor([i for index in chosen.values() for i in index], device=setok.device)
+    return joined.select(order.argsort())
+
+
+def no_tokens(setok: SetokModel, rows: int) -> VisualTokens:
+    """Return the tokens of no image, in the form of `from_stored`, without running the tokenizer.
+
+    Args:
+        setok: tokenizer.
+        rows: result of `setok.max_tokens`.
+    """
+    empty = StoredImage(
+        height=1,
+        width=1,
+        grid=(1, *setok.encoder.grid),
+        tokens=torch.zeros(0, setok.config.token_dim),
+        sizes=torch.zeros(0, dtype=torch.int64),
+        positions=torch.zeros(0, 3),
+        seeds=torch.zeros(0, dtype=torch.int64),
+    )
+    one = from_stored([empty], rows, setok.device, setok.dtype)
+    return one.select(torch.zeros(0, dtype=torch.int64, device=setok.device))
+
+
 def as_stored(visual: VisualTokens) -> VisualTokens:
     """Return the same tokens as `from_stored` returns them, with gradient; on their device."""
     if isinstance(visual.parts, StoredRows):
@@ -171,6 +235,18 @@ def join_stored(parts: Sequence[VisualTokens]) -> VisualTokens:
             for one in parts
         ]
     )
+
+
+def _source(image: Image.Image | StoredImage, reads_features: bool) -> str:
+    """Return what the tokens of an image come from: "pixels", "tokens" or "features"."""
+    if not isinstance(image, StoredImage):
+        return "pixels"
+    if image.tokens is not None and not reads_features:
+        return "tokens"
+    if image.features is None:
+        expected = "features to tokenize" if reads_features else "tokens or features"
+        raise ValueError(f"images: expected stored images with {expected}, got one without")
+    return "features"
 
 
 def _labels_of(visual: VisualTokens, packed: Packed) -> Tensor:

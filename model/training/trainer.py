@@ -22,6 +22,7 @@ from setokim.data import (
     Order,
     Reading,
 )
+from setokim.data.tokens.contents import contents_of
 from setokim.training.base_settings import Settings
 from setokim.training.engine import Engine
 from setokim.training.logs import write_line
@@ -86,7 +87,8 @@ class Trainer:
                 "held_out.samples: expected a number for an endless data set, got None"
             )
         torch.manual_seed(settings.seed)
-        stage = build_stage(settings).to(self.accelerator.device).train()
+        stage = build_stage(settings, *map(contents_of, (self.dataset, self.held_out)))
+        stage = stage.to(self.accelerator.device).train()
         self.collate = stage.collator()
         if not resume:
             stage.prepare(Counted(self.dataset))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from setok_kernels import Packed
 from setokim.tokenizer.modeling_setok import SetokModel, VisualTokens
+from setokim.tokenizer.stored_tokens import Images
 from setokim.vlm.configuration_setokim import SetokimConfig
 from setokim.vlm.diffusion_head import DiffusionHead
 from setokim.vlm.generation_config import SetokimGenerationConfig
@@ -30,7 +31,7 @@ class GenerativeModel(LanguageModel, Protocol):
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        pixel_values: Tensor | VisualTokens,
+        pixel_values: Tensor | VisualTokens | Images,
         *,
         padding_side: str,
     ) -> tuple[Spliced, VisualTokens, Packed]: ...
@@ -78,7 +79,7 @@ def generate(
     model: GenerativeModel,
     input_ids: Tensor,
     attention_mask: Tensor,
-    pixel_values: Tensor,
+    pixel_values: Tensor | VisualTokens | Images,
     generation_config: SetokimGenerationConfig | None = None,
     *,
     generators: Sequence[torch.Generator] | None = None,
@@ -93,7 +94,8 @@ def generate(
         model: model, whose training or evaluation mode is kept.
         input_ids: (B, L) token ids of `SetokimProcessor` with `add_generation_prompt`.
         attention_mask: (B, L), 0 for padding.
-        pixel_values: (M, 3, H, W), images of the prompts in order.
+        pixel_values: (M, 3, H, W), images of the prompts in order, or as in
+            `SetokimModel.forward`.
         generation_config: options; None for those of `SetokimGenerationConfig`.
         generators: random generator of each row, on the CPU; None for torch's own.
         streamer: receiver of the ids of the prompt and of each new token; for a single row only.

@@ -10,6 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from setokim.tokenizer.modeling_setok import VisualTokens
+from setokim.tokenizer.stored_tokens import Images
 from setokim.utils.pretrained import is_embedded, resolve_model
 from setokim.vlm.generation import Answer, GenerativeModel, Streamer, generate
 from setokim.vlm.generation_config import SetokimGenerationConfig
@@ -71,7 +73,7 @@ class SetokimGenerationMixin:
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        pixel_values: Tensor,
+        pixel_values: Tensor | VisualTokens | Images,
         generation_config: SetokimGenerationConfig | None = None,
         *,
         generators: Sequence[torch.Generator] | None = None,

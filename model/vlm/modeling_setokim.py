@@ -19,6 +19,7 @@ from transformers import initialization as init
 from setok_kernels import Packed
 from setokim.tokenizer.modeling_setok import SetokModel, VisualTokens
 from setokim.tokenizer.shapelets import unit_shapes
+from setokim.tokenizer.stored_tokens import Images, visual_tokens
 from setokim.tokenizer.token_statistics import ChannelUnits, token_blocks
 from setokim.vlm.configuration_setokim import SetokimConfig
 from setokim.vlm.diffusion_head import DiffusionHead
@@ -202,7 +203,7 @@ class SetokimModel(SetokimGenerationMixin, PreTrainedModel, LoraMixin):
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        pixel_values: Tensor | VisualTokens,
+        pixel_values: Tensor | VisualTokens | Images,
         labels: Tensor | None = None,
         max_length: int | None = None,
         padding_side: str = "right",
@@ -212,7 +213,7 @@ class SetokimModel(SetokimGenerationMixin, PreTrainedModel, LoraMixin):
         Args:
             input_ids: (B, L) int64 ids, as in `forward`.
             attention_mask: (B, L) attention mask, as in `forward`.
-            pixel_values: (M, 3, H, W) images or their visual tokens, as in `forward`.
+            pixel_values: images or their visual tokens, as in `forward`.
             labels: (B, L) int64 labels, as in `forward`.
             max_length: max length of a row, visual tokens included.
             padding_side: side of the padding of the rows, "right" or "left".
@@ -224,10 +225,11 @@ class SetokimModel(SetokimGenerationMixin, PreTrainedModel, LoraMixin):
         Raises:
             ValueError: images and `<image>` do not match, or `max_length` cuts an image in two.
         """
-        if isinstance(pixel_values, Tensor):
-            visual = self.setok.tokenize(pixel_values)
-        else:
-            visual = pixel_values
+        visual = pixel_values
+        if isinstance(visual, Tensor):
+            visual = self.setok.tokenize(visual)
+        elif not isinstance(visual, VisualTokens):
+            visual = visual_tokens(self.setok, visual)
         packed = pack_in_order(visual, self.config.token_order)
         if self.config.answer_order == "before":
             sources = self._sources(input_ids, attention_mask)
@@ -241,7 +243,7 @@ class SetokimModel(SetokimGenerationMixin, PreTrainedModel, LoraMixin):
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        pixel_values: Tensor | VisualTokens,
+        pixel_values: Tensor | VisualTokens | Images,
         labels: Tensor | None = None,
         masks: Tensor | None = None,
         unconditional: Tensor | None = None,
@@ -256,8 +258,8 @@ class SetokimModel(SetokimGenerationMixin, PreTrainedModel, LoraMixin):
         Args:
             input_ids: (B, L) int64 ids of `SetokimProcessor`, with one `<image>` for each image.
             attention_mask: (B, L) int64, 0 in padding on either side.
-            pixel_values: (M, 3, H, W) images in the order of their `<image>`, or their visual
-                tokens by `self.setok`.
+            pixel_values: (M, 3, H, W) images in the order of their `<image>`, their visual tokens
+                by `self.setok`, or M RGB images and stored images.
             labels: (B, L) int64, -100 where nothing is trained; None to compute no loss.
             masks: (K, h, w) bool or floating-point targets of all `[SEG]` in `labels`, in order.
             unconditional: (B,) bool, rows with prompts masked out but for their last position, for

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from setokim.data.conversations import SPECIAL
+from setokim.data.tokens.records import StoredImage
 from setokim.tokenizer.processing_setok import SetokProcessor
 from setokim.utils.pretrained import load_pretrained, locate
 from setokim.vlm.chat_tokenizer import ChatTokenizer
@@ -113,14 +114,15 @@ class SetokimProcessor:
         Args:
             conversations: messages {"role": "system" | "user" | "assistant", "content": text or
                 parts}. Parts are {"type": "text", "text": text},
-                {"type": "image", "image": RGB image} and, of the assistant, {"type": "mask"} for
-                `[SEG]`.
+                {"type": "image", "image": RGB image or `StoredImage`} and, of the assistant,
+                {"type": "mask"} for `[SEG]`.
             add_generation_prompt: flag that appends the header of the assistant's next turn.
             padding_side: side of the padding, "right" or "left".
             pack_to: length of packed rows, such as 2048. Conversations without images are
                 concatenated, cut into rows of this length, and placed after the others. No token is
                 dropped, but the number of rows may change. None for one row per conversation.
-            preprocess: flag; False returns the RGB images themselves, a list, as `pixel_values`.
+            preprocess: flag; False returns the images themselves, a list, as `pixel_values`. So
+                does a batch with a stored image.
 
         Returns:
             `input_ids` (B, L) int64 with one `<image>` for each image, `attention_mask` (B, L)
@@ -159,10 +161,11 @@ class SetokimProcessor:
                 padded.append(filling + row[name] if left else row[name] + filling)
             return torch.tensor(padded)
 
+        as_they_are = not preprocess or any(isinstance(image, StoredImage) for image in images)
         batch = {
             "input_ids": stack("input_ids", self.pad_id),
             "attention_mask": stack("attention_mask", 0),
-            "pixel_values": self._pixels(images) if preprocess else images,
+            "pixel_values": images if as_they_are else self._pixels(images),
         }
         # A prompt to be continued has no labels.
         return batch if add_generation_prompt else batch | {"labels": stack("labels", IGNORED)}
@@ -238,7 +241,7 @@ def _checked(message: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"content: expected a text or a list of parts, got {content!r}")
     for part in parts:
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind == "image" and isinstance(part.get("image"), Image.Image):
+        if kind == "image" and isinstance(part.get("image"), (Image.Image, StoredImage)):
             continue
         if kind == "mask" and role == "assistant":
             continue

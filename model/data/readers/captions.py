@@ -192,6 +192,11 @@ class Pairs:
         self._dataset, self._tasks = dataset, _PAIRS[pairs]
         self._check_samples(pairs)
 
+    @property
+    def datasets(self) -> tuple[Dataset]:
+        """Data set inside, for `contents_of`."""
+        return (self._dataset,)
+
     def __len__(self) -> int:
         return len(self._dataset) * len(self._tasks)
 

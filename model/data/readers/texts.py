@@ -27,6 +27,9 @@ class SlimPajama(FileDataset):
         ValueError: the folder does not exist or has no such file, or `longest` is less than 1.
     """
 
+    # For `contents_of`.
+    holds_images = False
+
     def __init__(self, root: str | Path, longest: int | None = None):
         if longest is not None:
             check_count("longest", longest)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from setokim.data import Conversation, Dataset
+from setokim.training.stage import to_device
 from setokim.vlm.modeling_setokim import SetokimModel
 from setokim.vlm.processing_setokim import IGNORED, SetokimProcessor
 
@@ -40,7 +41,7 @@ def held_out_losses(
     tokens: dict[str, int] = {}
     for samples in _batches(held_out, batch_size):
         inputs = processor([sample.messages for sample in samples])
-        inputs = {name: value.to(model.device) for name, value in inputs.items()}
+        inputs = to_device(inputs, model.device)
         output = model(**inputs, max_length=max_length, loss_weights={"text": 1.0})
         number = int((output.spliced.labels[:, 1:] != IGNORED).sum())
         for name in ("", f"{samples[0].task}_"):

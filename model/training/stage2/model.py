@@ -19,11 +19,14 @@ from setokim.vlm.processing_setokim import SetokimProcessor
 from setokim.vlm.word_tokenizer import build_word_tokenizer
 
 
-def build_model(settings: InstructSettings) -> tuple[SetokimModel, SetokimProcessor]:
+def build_model(
+    settings: InstructSettings, with_encoder: bool = True
+) -> tuple[SetokimModel, SetokimProcessor]:
     """Build the initial model of a run and its processor.
 
     Args:
         settings: settings of the run.
+        with_encoder: flag; False for a run without any image to encode.
 
     Raises:
         TypeError, ValueError: a setting is not valid, or a model is missing or damaged.
@@ -44,13 +47,13 @@ def build_model(settings: InstructSettings) -> tuple[SetokimModel, SetokimProces
         if fields:
             raise ValueError(f"model: expected no fields beside start, got {sorted(fields)}")
         with _naming("start", settings.start):
-            model = load_whole(SetokimModel, settings.start)
+            model = load_whole(SetokimModel, settings.start, with_encoder=with_encoder)
             processor = SetokimProcessor.from_pretrained(settings.start, trusts)
         if lora is not None:
             model.add_lora(lora)
         return model, processor
     with _naming("setok", settings.setok):
-        setok = load_whole(SetokModel, settings.setok)
+        setok = load_whole(SetokModel, settings.setok, with_encoder=with_encoder)
     if isinstance(settings.llm, str):
         with _naming("llm", settings.llm):
             llm = load_pretrained(AutoModelForCausalLM, settings.llm, trusts)

@@ -6,12 +6,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from setokim.data import Conversation, Dataset
 from setokim.data.image_processing import to_image
+from setokim.data.tokens.records import StoredImage
 from setokim.evaluation.prompting import generate_answers
 from setokim.evaluation.settings import GenerationSettings
+from setokim.tokenizer.stored_tokens import visual_tokens
 from setokim.vlm.generation import Answer
 from setokim.vlm.modeling_setokim import SetokimModel
 from setokim.vlm.processing_setokim import SetokimProcessor
@@ -35,6 +38,7 @@ def write_samples(
     Generation shows the target and the generated image. Editing shows the source image too.
     Segmentation shows the target mask and the predicted mask as tints. The instructions are in a
     text file of the same name. Large images are scaled down, and an answer is scaled to its target.
+    A stored image is shown as the detokenizer reconstructs it.
     Without a conversation of these tasks no file is written.
 
     Args:
@@ -56,7 +60,7 @@ def write_samples(
         prompts = [sample.messages[:1] for sample in samples]
         found = generate_answers(model, processor, prompts, settings.config())
         columns.append(
-            [_row(sample, answer) for sample, answer in zip(samples, found, strict=True)]
+            [_row(model, sample, answer) for sample, answer in zip(samples, found, strict=True)]
         )
         for row, sample in enumerate(samples, 1):
             texts = [p["text"] for p in sample.messages[0]["content"] if p["type"] == "text"]
@@ -67,10 +71,10 @@ def write_samples(
         path.with_suffix(".txt").write_text("".join(lines), encoding="utf-8")
 
 
-def _row(sample: Conversation, answer: Answer) -> list[Image.Image | None]:
+def _row(model: SetokimModel, sample: Conversation, answer: Answer) -> list[Image.Image | None]:
     """Return the images of a row in one size; None for an answer without image or mask."""
     images = [
-        part["image"]
+        _with_pixels(model, part["image"])
         for message in sample.messages[:2]
         for part in message["content"]
         if part["type"] == "image"
@@ -83,6 +87,18 @@ def _row(sample: Conversation, answer: Answer) -> list[Image.Image | None]:
     predicted = (answer.masks[0] > 0).cpu().numpy() if answer.masks else None
     shown = _scaled(images[-1], size)
     return [_tinted(shown, mask) for mask in (sample.masks[0], predicted)]
+
+
+@torch.no_grad()
+def _with_pixels(model: SetokimModel, image: Image.Image | StoredImage) -> Image.Image:
+    """Return an image itself, or the reconstruction of a stored one in its size."""
+    if not isinstance(image, StoredImage):
+        return image
+    visual = visual_tokens(model.setok, [image])
+    pixels = model.setok.detokenizer(visual.tokens, visual.occupied)[0]
+    return to_image(pixels.float().clamp(0, 1)).resize(
+        (image.width, image.height), Image.Resampling.BICUBIC
+    )
 
 
 def _fitting(size: tuple[int, int]) -> tuple[int, int]:

@@ -12,12 +12,21 @@ from PIL import Image
 from torch import Tensor
 
 from setokim.data import Conversation, Dataset
+from setokim.data.tokens.batches import ImageBatch
+from setokim.data.tokens.contents import Contents
+from setokim.data.tokens.records import StoredImage
+from setokim.tokenizer.stored_tokens import visual_tokens
 from setokim.training.stage import Stage, StageOutput
 from setokim.training.stage2.evaluation import evaluate
 from setokim.training.stage2.losses import reconstruction_loss
 from setokim.training.stage2.model import build_model, freeze
 from setokim.training.stage2.samples import write_samples
 from setokim.training.stage2.settings import InstructSettings
+from setokim.training.stage2.stored_data import (
+    check_stored_data,
+    stored_encoder,
+    tokenizer_folder,
+)
 from setokim.training.stage2.token_store import TokenStore
 from setokim.vlm.diffusion_head import signal_levels
 from setokim.vlm.lora import base_of
@@ -33,23 +42,36 @@ class Instruct(Stage):
 
     Args:
         settings: settings of the run.
+        data: contents of the training data. If neither these nor the held-out data hold images to
+            encode, the model has no vision encoder.
+        held_out: contents of the held-out data.
 
     Raises:
-        TypeError, ValueError: a setting is not valid, or a model is missing or damaged.
+        TypeError, ValueError: a setting is not valid, a model is missing or damaged, or the run
+            cannot use the stored tokens of its data.
         MissingExtraError: a loss needs a package that is not installed.
     """
 
-    def __init__(self, settings: InstructSettings):
+    def __init__(self, settings: InstructSettings, data: Contents, held_out: Contents):
         super().__init__()
         self.settings = settings
-        self.model, self.processor = build_model(settings)
+        check_stored_data(settings, data, held_out)
+        self.model, self.processor = build_model(settings, data.images or held_out.images)
         if settings.activation_checkpointing:
             self.model.gradient_checkpointing_enable()
         freeze(self.model, settings)
         if settings.losses.diffusion:
             # Raises the error for a missing package before the first step.
             signal_levels(self.model.head.schedule, self.model.head.steps)
-        self._store = TokenStore(settings.keep_tokens) if settings.keep_tokens else None
+        self._store = self._token_store(bool(data.stored or held_out.stored))
+
+    def _token_store(self, has_stored: bool) -> TokenStore | None:
+        """Return what tokenizes the images of a batch; None to leave that to the model."""
+        setok, limit = self.model.setok, self.settings.keep_tokens
+        if has_stored:
+            setok.reads_features = "tokenizer" in self.settings.train
+            return TokenStore(limit, setok.max_tokens())
+        return TokenStore(limit) if limit else None
 
     def forward(self, batch: dict[str, Any]) -> StageOutput:
         """Compute the losses of a batch of conversations.
@@ -104,18 +126,16 @@ class Instruct(Stage):
         """Fit the channel statistics of the diffusion head to the tokens of the first images."""
         if self.model.head.fitted:
             return
-        images: list[Image.Image] = []
+        images: list[Image.Image | StoredImage] = []
         for index in range(min(4 * _FIT_IMAGES, len(dataset))):
             images += images_of(dataset[index])
             if len(images) >= _FIT_IMAGES:
                 break
         if not images:
             raise ValueError("data: expected images among the first samples, got none")
-        device = self.model.device
         tokens = []
         for start in range(0, len(images), 64):
-            pixels = self.processor.image_processor(images[start : start + 64])["pixel_values"]
-            visual = self.model.setok.tokenize(pixels.to(device))
+            visual = visual_tokens(self.model.setok, images[start : start + 64])
             tokens.append(visual.tokens[visual.occupied])
         self.model.head.fit(self.model.targets(torch.cat(tokens)))
 
@@ -148,10 +168,15 @@ class Instruct(Stage):
     def export(self, folder: Path) -> None:
         """Write model and processor; `from_pretrained` of both reads them.
 
+        A vision encoder that the run did without is copied from the files of the initial model.
+
         The images that the model generates later have the options of the run's evaluation.
         """
         self.model.generation_config = self.settings.generation.defaults()
-        self.model.save_pretrained(folder)
+        state = self.model.state_dict()
+        if not self.model.setok.has_encoder:
+            state |= stored_encoder(tokenizer_folder(self.settings))
+        self.model.save_pretrained(folder, state_dict=state)
         self.processor.save_pretrained(folder)
 
 
@@ -193,6 +218,9 @@ class InstructCollator:
         messages = [sample.messages for sample in samples]
         batch = self._processor(messages, pack_to=self._pack_to, preprocess=self._preprocess)
         masks = [self._mask(mask) for sample in samples for mask in sample.masks]
+        images = batch["pixel_values"]
+        if any(isinstance(image, StoredImage) for image in images):
+            batch["pixel_values"] = ImageBatch(images)
         batch["masks"] = torch.stack(masks) if masks else torch.zeros(0, *self._size).bool()
         if self._with_images:
             images = [self._image(image) for sample in samples for image in images_of(sample)]
@@ -241,7 +269,7 @@ class InstructCollator:
         return torch.from_numpy(np.asarray(image, np.float32) / 255).permute(2, 0, 1)
 
 
-def images_of(sample: Conversation) -> list[Image.Image]:
+def images_of(sample: Conversation) -> list[Image.Image | StoredImage]:
     """Return all images of a conversation, in order."""
     parts = (part for message in sample.messages for part in message["content"])
     return [part["image"] for part in parts if part["type"] == "image"]

@@ -1,4 +1,4 @@
-"""Cache of the visual tokens of a frozen tokenizer."""
+"""Visual tokens of the images of a batch: stored, cached, or made by the tokenizer."""
 
 from __future__ import annotations
 
@@ -10,39 +10,52 @@ import torch
 from PIL import Image
 
 from setokim.tokenizer.modeling_setok import SetokModel, VisualTokens
+from setokim.tokenizer.stored_tokens import Images, no_tokens, visual_tokens
 
 
 class TokenStore:
-    """Cache of visual tokens, for data in which images occur again and again.
+    """Visual tokens of RGB images and stored images, and a cache of those of RGB images.
 
-    Each process has a cache of its own. It is not part of a checkpoint, because the tokens can be
-    recomputed exactly.
+    The cache is for data in which images occur again and again. Each process has a cache of its
+    own. It is not part of a checkpoint, because the tokens can be recomputed exactly.
 
     Args:
         limit: maximum number of images in the cache; further ones are tokenized each time.
+        rows: result of `SetokModel.max_tokens` for data with stored images; None for data without.
     """
 
-    def __init__(self, limit: int):
-        self._limit = limit
+    def __init__(self, limit: int, rows: int | None = None):
+        self._limit, self._rows = limit, rows
         self._kept: dict[bytes, VisualTokens] = {}
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    @torch.no_grad()
-    def tokenize(self, setok: SetokModel, images: Sequence[Image.Image]) -> VisualTokens:
-        """Tokenize images as `SetokModel.tokenize` does, without gradient.
+    def tokenize(self, setok: SetokModel, images: Images) -> VisualTokens:
+        """Return the visual tokens of images, with gradient only for a trained tokenizer.
 
         Args:
-            setok: tokenizer, with the same weights in each call.
-            images: M RGB images; those in the cache are not even preprocessed.
+            setok: tokenizer; one that is trained has `reads_features`, and any other has the same
+                weights in each call.
+            images: M RGB images and stored images; those in the cache are not even preprocessed.
 
         Returns:
-            Visual tokens of the M images, without the neighbours of `decisions`.
+            Visual tokens of the M images; those of RGB images lack the neighbours of `decisions`.
         """
-        if not images:
-            pixels = torch.zeros(0, 3, *setok.processor().size, device=setok.device)
-            return setok.tokenize(pixels)
+        images = list(images)
+        with torch.set_grad_enabled(setok.reads_features and torch.is_grad_enabled()):
+            if images:
+                return visual_tokens(
+                    setok, images, lambda own: self._cached(setok, own), self._rows
+                )
+            if self._rows is not None and not setok.reads_features:
+                return no_tokens(setok, self._rows)
+            return setok.tokenize(torch.zeros(0, 3, *setok.processor().size, device=setok.device))
+
+    def _cached(self, setok: SetokModel, images: Sequence[Image.Image]) -> VisualTokens:
+        """Tokenize M RGB images, at least one, of which those in the cache are known."""
+        if setok.reads_features:
+            return setok.tokenize(images)
         keys = [_key(image) for image in images]
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
         missing = [key for key in first if key not in self._kept]

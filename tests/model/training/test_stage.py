@@ -22,7 +22,7 @@ from setokim.vlm.region_names import RegionNames
 class Line(Stage):
     """Stage that fits one number of each sample, with a visual and a frozen part."""
 
-    def __init__(self, settings=None):
+    def __init__(self, settings=None, *contents):
         super().__init__()
         self.text = nn.Linear(2, 1)
         self.visual = nn.Linear(2, 1)
