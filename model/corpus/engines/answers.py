@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 import traceback
 
+from setokim.corpus.engines.interface import PartFailure
+
 
 class WorkerTraceback(Exception):
     """Text of a traceback from another process, as the cause of the error that it belongs to."""
@@ -13,8 +15,8 @@ class WorkerTraceback(Exception):
         return f"\n{self.args[0]}"
 
 
-def pack_report(report: dict) -> bytes:
-    """Return the answer with a report.
+def pack_report(report: dict | PartFailure) -> bytes:
+    """Return the answer with a report or the failure of a part.
 
     Raises:
         Exception: the report cannot be pickled.
@@ -32,8 +34,8 @@ def pack_error(error: Exception) -> bytes:
     return pickle.dumps((None, error, text))
 
 
-def unpack(answer: bytes) -> dict:
-    """Return the report of an answer.
+def unpack(answer: bytes) -> dict | PartFailure:
+    """Return the report or the failure of an answer.
 
     Raises:
         Exception: the error of the answer.

@@ -1,7 +1,8 @@
 """Engine of a Ray cluster: an actor pool of Ray Data, which may span many machines.
 
-Ray restarts actors and repeats their parts where a process or a node dies. A part is one block and
-an actor has one at a time, so that a part that kills its actor takes no other part with it.
+Ray restarts actors and repeats their parts where a process or a node dies, without end. A count of
+the processes that have begun a part stops those that kill every one. Ray's own limit of retries
+would not do: it also counts each vain call of a node that is lost and not yet known to be.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import logging
 import os
 import pickle
-import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -40,6 +41,7 @@ for _name, _value in _ENVIRONMENT.items():
 with from_extra("ray"):
     import ray
     import ray.data
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 # Results are small and parts smaller: little more than the minimum that Ray accepts.
 _OBJECT_STORE_BYTES = 128 * 2**20
@@ -57,8 +59,8 @@ def run_parts(factory: Factory, parts: Iterable[Any], options: EngineOptions) ->
         options: number of actors, kind of device, threads, attempts and address.
 
     Yields:
-        Each part once, in order of completion, with the report of its worker. Parts whose actor
-        was killed in each attempt come last, with a `PartFailure`.
+        Each part once, in order of completion, with the report of its worker, or with a
+        `PartFailure` where its actor was lost in each attempt.
 
     Raises:
         ConnectionError: there is no cluster at the address.
@@ -76,34 +78,42 @@ def run_parts(factory: Factory, parts: Iterable[Any], options: EngineOptions) ->
             batch_size=None, batch_format="pyarrow", prefetch_batches=0
         ):
             for row in block.to_pylist():
-                report = unpack(row["answer"])
-                # The parts of a node that is lost with its results are repeated.
+                outcome = unpack(row["answer"])
+                # The parts of a node that is lost with its answers are repeated.
                 if row["name"] in waiting:
-                    yield waiting.pop(row["name"]), report
-        reason = f"the actor was killed in each of {options.attempts} attempts"
-        for part in waiting.values():
-            yield part, PartFailure(reason)
+                    yield waiting.pop(row["name"]), outcome
 
 
 def _map(rows: ray.data.Dataset, factory: Factory, options: EngineOptions) -> ray.data.Dataset:
     """Return the answers to rows of one block each."""
-    with warnings.catch_warnings():
-        # Ray 2.60 has no other way to limit the attempts, and announces one for 2.64.
-        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
-        return rows.map(
-            _PartWorker,
-            # Ray shows each actor its own GPU alone.
-            fn_constructor_args=(factory, "cuda" if options.gpus else "cpu"),
-            compute=ray.data.ActorPoolStrategy(
-                size=min(options.workers, rows.num_blocks()), max_tasks_in_flight_per_actor=1
-            ),
-            num_cpus=options.threads,
-            num_gpus=int(options.gpus > 0),
-            # Actors may be lost as often as nodes are; a part may take `attempts` of them with it.
-            max_restarts=-1,
-            max_task_retries=options.attempts - 1,
-            runtime_env={"env_vars": thread_variables(options.threads)},
-        )
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    attempts = _Attempts.options(scheduling_strategy=here).remote()
+    # Ray shows each actor its own GPU alone.
+    device = "cuda" if options.gpus else "cpu"
+    return rows.map(
+        _PartWorker,
+        fn_constructor_args=(factory, device, attempts, options.attempts),
+        # One part at a time: the next one must not wait behind a long one while others are idle.
+        compute=ray.data.ActorPoolStrategy(
+            size=min(options.workers, rows.num_blocks()), max_tasks_in_flight_per_actor=1
+        ),
+        num_cpus=options.threads,
+        num_gpus=int(options.gpus > 0),
+        runtime_env={"env_vars": thread_variables(options.threads)},
+    )
+
+
+@ray.remote(num_cpus=0)
+class _Attempts:
+    """Actor beside the driver that counts the processes that have begun each part."""
+
+    def __init__(self):
+        self._begun: Counter[str] = Counter()
+
+    def begin(self, name: str) -> int:
+        """Return the number of processes that have begun a part, with this one."""
+        self._begun[name] += 1
+        return self._begun[name]
 
 
 class _PartWorker:
@@ -113,11 +123,17 @@ class _PartWorker:
     is killed without end.
     """
 
-    def __init__(self, factory: Factory, device: str):
+    def __init__(
+        self, factory: Factory, device: str, attempts: ray.actor.ActorHandle, allowed: int
+    ):
         self._factory, self._device = factory, device
+        self._attempts, self._allowed = attempts, allowed
         self._worker: Worker | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        if ray.get(self._attempts.begin.remote(row["name"])) > self._allowed:
+            reason = f"the actor was lost in each of {self._allowed} attempts"
+            return {"name": row["name"], "answer": pack_report(PartFailure(reason))}
         try:
             if self._worker is None:
                 self._worker = self._factory(self._device)
@@ -156,8 +172,6 @@ def _quiet() -> Iterator[None]:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.enable_auto_log_stats = False
-    # Parts without a result become failures at the end.
-    context.max_errored_blocks = -1
     # A part may take hours; half an hour without a result would end the run.
     context.execution_no_progress_timeout_s = -1
     logger = logging.getLogger("ray.data")
