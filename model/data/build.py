@@ -13,6 +13,7 @@ from setokim.data.readers import READERS
 from setokim.data.readers.captions import Pairs
 from setokim.data.samples import Dataset, Guarded, Reading, Sample, check_index
 from setokim.data.shards import Shards
+from setokim.data.tokens.dataset import TokenDataset
 from setokim.utils.registry import Registry
 
 # Data sets that are generated, called with `seed`, `size` and the options.
@@ -26,7 +27,7 @@ _LAZY = {
     "shapes-tasks": "setokim.shapes_world.tasks",
 }
 
-for _name, _reader in {"folder": ImageFolder, "shards": Shards, **READERS}.items():
+for _name, _reader in {"folder": ImageFolder, "shards": Shards, "tokens": TokenDataset, **READERS}.items():
     READ.register(_name)(_reader)
 
 
@@ -72,8 +73,8 @@ def build_dataset(
     """Build a data set by its name.
 
     Args:
-        kind: "shapes-world", "shapes-tasks", "mixture", "folder", "shards", or a name of
-            `readers.READERS`.
+        kind: "shapes-world", "shapes-tasks", "mixture", "folder", "shards", "tokens", or a name
+            of `readers.READERS`.
         path: path of the folder, or a pattern for the shards.
         size: side of the images of shapes-world and shapes-tasks, in pixels.
         seed: random seed of shapes-world, shapes-tasks and mixture.

@@ -30,6 +30,10 @@ _MAX_OPEN = 64
 class TokenDataset(FileDataset):
     """Captioned images or conversations, each image a `StoredImage` in place of its pixels.
 
+    Attributes:
+        model: tokenizer of the images, see `contents.StoredData`.
+        what: stored fields of the images.
+
     Args:
         path: folder that `setok tokenize` wrote.
         unfinished: acceptance of a folder in which shards are missing.
@@ -42,6 +46,9 @@ class TokenDataset(FileDataset):
     def __init__(self, path: str | Path, unfinished: bool = False):
         self._folder = Path(path)
         self.manifest: Manifest = read_manifest(self._folder)
+        layout = self.manifest.layout
+        self.model = self.manifest.tokenizer | {"dtype": layout.dtype}
+        self.what = layout.what
         found = read_shards(self._folder, self.manifest.parts)
         if len(found) < self.manifest.parts and not unfinished:
             expected = f"all {self.manifest.parts} shards"
