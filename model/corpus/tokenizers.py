@@ -13,7 +13,7 @@ from setok_kernels import cluster_tokens, merge_tokens
 from setokim.corpus.settings import TokenizerSettings
 from setokim.data.tokens.layout import DTYPES, Layout
 from setokim.data.tokens.records import StoredImage
-from setokim.tokenizer.encoders import build_encoder
+from setokim.tokenizer.encoders import build_encoder, quiet_loading
 from setokim.tokenizer.identity import encoder_identity, saved_config, tokenizer_identity
 from setokim.tokenizer.modeling_setok import SetokModel, VisualTokens
 from setokim.tokenizer.stored_tokens import to_stored
@@ -148,7 +148,8 @@ def load_setok(name: str | None) -> SetokModel:
     try:
         config, prefix = saved_config(folder)
         if not prefix:
-            return load_whole(SetokModel, folder, dtype=torch.float32)
+            with quiet_loading():
+                return load_whole(SetokModel, folder, dtype=torch.float32)
         weights = {key: x.float() for key, x in SavedTensors(folder).under(prefix).items()}
     except OSError as error:
         raise ValueError(f"model: expected a complete model, got {folder}: {error}") from error

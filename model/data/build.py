@@ -27,7 +27,8 @@ _LAZY = {
     "shapes-tasks": "setokim.shapes_world.tasks",
 }
 
-for _name, _reader in {"folder": ImageFolder, "shards": Shards, "tokens": TokenDataset, **READERS}.items():
+_FILES = {"folder": ImageFolder, "shards": Shards, "tokens": TokenDataset, **READERS}
+for _name, _reader in _FILES.items():
     READ.register(_name)(_reader)
 
 

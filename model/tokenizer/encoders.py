@@ -262,7 +262,7 @@ def _load_backbone(name: str, config: Any, trust_remote_code: bool) -> nn.Module
 
     options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
     try:
-        with _quiet_loading():
+        with quiet_loading():
             backbone, info = load_pretrained(AutoModel, name, trust_remote_code, **options)
     except ValueError as error:
         raise ValueError(f"encoder: cannot load the weights of {name!r}: {error}") from error
@@ -284,8 +284,8 @@ def _random_backbone(config: PretrainedConfig) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _quiet_loading():
-    """Mute the report that lists a composite model's text weights as unexpected."""
+def quiet_loading():
+    """Mute the progress of loading, and the report on a composite model's text weights."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

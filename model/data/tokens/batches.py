@@ -52,9 +52,9 @@ class ImageBatch(Sequence[Image.Image | StoredImage]):
             tensors = {name: next(column) for name, column in columns.items()}
             yield StoredImage(**dict(zip(_PLAIN, next(plain), strict=True)), **tensors)
 
-    def to(self, device: torch.device | str) -> ImageBatch:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> ImageBatch:
         """Return the same images with their tensors on another device."""
-        return self._moved(lambda flat: flat.to(device, non_blocking=True))
+        return self._moved(lambda flat: flat.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> ImageBatch:
         """Return the same images with their tensors in pinned memory, for `DataLoader`."""
