@@ -76,7 +76,7 @@ def build_dataset(
     Args:
         kind: "shapes-world", "shapes-tasks", "mixture", "folder", "shards", "tokens", or a name
             of `readers.READERS`.
-        path: path of the folder, or a pattern for the shards.
+        path: path of the folder, or name of the shards as in `archives.expand`.
         size: side of the images of shapes-world and shapes-tasks, in pixels.
         seed: random seed of shapes-world, shapes-tasks and mixture.
         samples: number of samples to keep, in order; None for all.

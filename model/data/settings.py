@@ -16,7 +16,7 @@ class DataSettings:
 
     Attributes:
         kind: kind of the data set.
-        path: path of the folder, or pattern of the shards.
+        path: path of the folder, or name of the shards as in `archives.expand`.
         size: side of generated images in pixels.
         seed: random seed of generated samples and of a mixture.
         samples: max number of samples, the first ones; None for all.

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from filelock import FileLock
 
@@ -36,7 +37,8 @@ def local_copy(name: str | Path, cache: str | Path | None = None) -> Path:
 
     Raises:
         OSError: the archive cannot be opened or read, or the cache cannot be written.
-        ValueError: there is no package for the URL's protocol.
+        ValueError: the compressed data are damaged from the start, or there is no package for the
+            URL's protocol.
         MissingExtraError: the archive is in zstd and the package for it is not installed.
     """
     path = local_path(name)
@@ -85,16 +87,18 @@ def _folder(cache: str | Path | None) -> Path:
 
 def _copy(name: str | Path, copy: Path) -> None:
     with open_stream(name) as stream, replacing(copy) as beside, beside.open("wb") as file:
-        while data := _next(stream):
+        while data := _next(stream, name, first=file.tell() == 0):
             file.write(data)
 
 
-def _next(stream) -> bytes:
+def _next(stream: Any, name: str | Path, first: bool) -> bytes:
     try:
         return stream.read1(CHUNK)
     except SourceError:
         raise
-    except Exception:
-        # The compressed data are damaged, and the copy ends here as a truncated archive does:
-        # its readers report the sample that is cut off.
+    except Exception as error:
+        if first:
+            raise ValueError(f"paths: expected tar archives, got {name} ({error})") from error
+        # The compressed data are damaged, and the copy ends here as a truncated archive does: its
+        # readers report the sample that is cut off.
         return b""

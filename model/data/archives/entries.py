@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,13 +22,20 @@ from setokim.data.archives.members import (
 from setokim.data.archives.streams import CHUNK, SourceError, open_stream
 
 
+@dataclass
 class ArchiveEntry(Entry):
-    """A key of an archive with the bytes of its members; threads may load several at a time."""
+    """A key of an archive with the bytes of its members; threads may load several at a time.
+
+    Attributes:
+        held: number of bytes of all members in memory.
+    """
+
+    held: int = 0
 
     def _bytes(self, *suffixes: str) -> dict[str, bytes]:
         found = {name: self.members[name] for name in suffixes if name in self.members}
         for suffix, data in found.items():
-            if isinstance(data, int):  # the size of what was not read
+            if isinstance(data, int):  # bytes up to the end of a member that was not read
                 raise too_large(suffix, data)
         return found
 
@@ -44,11 +52,11 @@ class ArchiveEntry(Entry):
         """
         if suffix in self.members or size < 0:
             return
-        held = sum(len(data) for data in self.members.values() if isinstance(data, bytes))
-        # Names such as img.0001.jpg make the whole archive one key.
-        self.members[suffix] = size
-        if held + size <= MAX_BYTES:
+        # Names such as img.0001.jpg make the whole archive one key, so that all members count.
+        self.members[suffix] = self.held + size
+        if self.held + size <= MAX_BYTES:
             self.members[suffix] = file.whole(size)
+            self.held += size
 
 
 def read_entries(name: str | Path) -> Iterator[ArchiveEntry]:

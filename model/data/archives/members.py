@@ -54,7 +54,7 @@ class Entry(ABC):
 
     archive: str
     key: str
-    members: dict[str, Any] = field(default_factory=dict)
+    members: dict[str, Any] = field(default_factory=dict, repr=False)
     damage: str = ""
 
     @property

@@ -1,6 +1,7 @@
 import gzip
 import multiprocessing
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -93,6 +94,32 @@ def test_failed_fetches_leave_nothing(tmp_path):
     # A folder that cannot be written; tests may run as root, who may write everywhere.
     with pytest.raises(OSError, match=r"a\.tar"):
         local_copy("memory://copies/b.tar", tmp_path / "a.tar")
+
+
+def test_damaged_data(tmp_path):
+    whole = gzip.compress(DATA, 1)
+    for name, data in (("start", whole[:12]), ("middle", whole[: len(whole) // 2])):
+        (tmp_path / f"{name}.gz").write_bytes(data)
+    with pytest.raises(ValueError, match=r"^paths: expected tar archives, got .*start\.gz \(Comp"):
+        local_copy(tmp_path / "start.gz", tmp_path / "cache")
+    assert files_of(tmp_path / "cache") == [".lock"]
+    found = local_copy(tmp_path / "middle.gz", tmp_path / "cache").read_bytes()
+    assert 1_000_000 < len(found) < len(DATA) and DATA.startswith(found)
+
+
+def test_a_full_disk(tmp_path):
+    (tmp_path / "a.gz").write_bytes(gzip.compress(DATA, 1))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"\[Errno 27\].*a\.tar'"):
+            local_copy(tmp_path / "a.gz", tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert files_of(tmp_path / "cache") == [".lock"]
+    assert local_copy(tmp_path / "a.gz", tmp_path / "cache").read_bytes() == DATA
 
 
 def fetch(url, cache, done):
