@@ -157,7 +157,7 @@ def test_stages_by_number(tmp_path, monkeypatch):
     assert type(stage) is Stage1 and stage.setok.config.width == TINY["model"]["width"]
     assert isinstance(stage.collator(), Stage1Collator)
     built = []
-    module = type("module", (), {"Instruct": built.append})
+    module = type("module", (), {"Instruct": lambda *given: built.append(given[0])})
     monkeypatch.setitem(sys.modules, "setokim.training.stage2.stage", module)
     for number in (2, 3):
         settings = InstructSettings(stage=number, start="folder")

@@ -3,12 +3,12 @@ import sys
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from helpers.rounding import assert_same_but_for_rounding
 from helpers.tiny_setokim import build, picture
 from helpers.tiny_stage1 import change_settings, losses_of, run_in_processes, write_setok
+from helpers.tiny_stage2 import stage2_values, write_settings
 from setok_kernels.extras import MissingExtraError
 from setokim import SetokimModel, SetokimProcessor, SetokModel
 from setokim.data import build_dataset
@@ -19,8 +19,6 @@ from setokim.training.stages import build_stage
 from setokim.training.trainer import Trainer
 from setokim.vlm.diffusion_head import signal_levels
 
-WORLD = {"kind": "shapes-tasks", "size": 32, "seed": 0, "options": {"objects": [1, 3], "turns": 2}}
-
 
 @pytest.fixture(scope="module")
 def setok(tmp_path_factory):
@@ -30,33 +28,7 @@ def setok(tmp_path_factory):
 @pytest.fixture
 def settings(setok, tmp_path):
     def load(*overrides):
-        values = {
-            "stage": 2,
-            "steps": 3,
-            "batch_size": 6,
-            "accumulation": 1,
-            "precision": "no",
-            "setok": str(setok),
-            "llm": {
-                "model_type": "llama",
-                "hidden_size": 32,
-                "intermediate_size": 64,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-            },
-            "model": {"head_width": 16, "head_layers": 1, "segmentation_width": 8},
-            "train": ["llm"],
-            "data": WORLD,
-            "held_out": {**WORLD, "seed": 1, "samples": 24},
-            "optimizer": {"lr": 1.0e-3, "visual_lr": 2.0e-3, "warmup": 1},
-            "generation": {"max_new_tokens": 6, "sampling_steps": 2},
-            "every": {"log": 0, "checkpoint": 0, "evaluation": 0, "pictures": 0},
-            "ema": 0.0,
-            "workers": 0,
-        }
-
-        path = tmp_path / "stage2.yaml"
-        path.write_text(yaml.safe_dump(values))
+        path = write_settings(tmp_path / "stage2.yaml", stage2_values(setok))
         return load_settings(path, overrides)
 
     return load
