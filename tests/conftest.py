@@ -44,6 +44,7 @@ LONG_FILES = [
     "test_onnx.py",
     "model/training/test_stopping.py",
     "test_ops.py",
+    "model/corpus/engines/test_ray_data.py",
     "model/training/stage2/test_stage.py",
     "model/training/test_trainer.py",
     "test_triton.py",

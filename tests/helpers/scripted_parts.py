@@ -45,6 +45,30 @@ class ScriptedPart:
     forks: float = 0.0
 
 
+# A driver that waits for a minute after its first part. Its main module has no guard: a process
+# that imported it would start processes of its own.
+_DRIVER = """
+from pathlib import Path
+from helpers.scripted_parts import ScriptedFactory, ScriptedPart
+from setokim.corpus.engines import EngineOptions, find_engine
+parts = [ScriptedPart("fast"), *(ScriptedPart(str(i), seconds=60) for i in range(9))]
+for part, _ in find_engine({engine!r})(
+    ScriptedFactory(Path({folder!r})), parts, EngineOptions(workers=2)
+):
+    print(part.name, flush=True)
+"""
+
+
+def driver_text(engine, folder):
+    """Python text of a driver with two processes, which then all have a part of a minute."""
+    return _DRIVER.format(engine=engine, folder=str(folder))
+
+
+def files_of(parts):
+    """Files that `ScriptedFactory.files` finds once these parts are done."""
+    return {f"{part.name}.shard": part.name.encode() * 1000 for part in parts}
+
+
 @dataclass(frozen=True)
 class ScriptedFactory:
     """Factory of workers that write into a folder.

@@ -168,17 +168,23 @@ def _connected(options: EngineOptions) -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Set what Ray Data prints and when it gives up, for data sets made in the block."""
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.enable_auto_log_stats = False
-    # A part may take hours; half an hour without a result would end the run.
-    context.execution_no_progress_timeout_s = -1
+    context = ray.data.DataContext.get_current()
+    settings = {
+        "enable_progress_bars": False,
+        "print_on_execution_start": False,
+        "enable_auto_log_stats": False,
+        # A part may take hours; by default half an hour without an answer ends the run.
+        "execution_no_progress_timeout_s": -1,
+    }
+    before = {name: getattr(context, name) for name in settings}
     logger = logging.getLogger("ray.data")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with ray.data.DataContext.current(context):
-            yield
+        for name, value in settings.items():
+            setattr(context, name, value)
+        yield
     finally:
+        for name, value in before.items():
+            setattr(context, name, value)
         logger.setLevel(level)

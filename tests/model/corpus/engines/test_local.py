@@ -4,37 +4,26 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from helpers.scripted_parts import OddError, ScriptedFactory, ScriptedPart, ThreadsFactory
+from helpers.processes import alive, wait_until
+from helpers.scripted_parts import (
+    OddError,
+    ScriptedFactory,
+    ScriptedPart,
+    ThreadsFactory,
+    driver_text,
+    files_of,
+)
 from setokim.corpus.engines import EngineOptions, PartFailure, find_engine
 from setokim.corpus.engines.local import run_parts
 
 TESTS = Path(__file__).parents[3]
 TWO = EngineOptions(workers=2)
-
-
-def wait_until(condition, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.01)
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def expected(parts):
-    return {f"{part.name}.shard": part.name.encode() * 1000 for part in parts}
 
 
 def test_all_parts_once_in_two_processes(tmp_path):
@@ -43,7 +32,7 @@ def test_all_parts_once_in_two_processes(tmp_path):
     outcomes = list(run_parts(factory, parts, TWO))
     assert sorted(part.name for part, _ in outcomes) == sorted(part.name for part in parts)
     assert all(report["name"] == part.name for part, report in outcomes)
-    assert factory.files() == expected(parts)
+    assert factory.files() == files_of(parts)
     processes = {report["process"] for _, report in outcomes}
     assert processes == {pid for pid, _ in factory.lines("built")}
     assert len(processes) == 2 and os.getpid() not in processes
@@ -92,7 +81,7 @@ def test_a_killed_part_is_repeated_in_a_new_process(tmp_path):
     outcomes = list(run_parts(factory, parts, TWO))
     assert [part.name for part, _ in outcomes][-1] == "part-1"
     assert not any(isinstance(report, PartFailure) for _, report in outcomes)
-    assert factory.files() == expected(parts)
+    assert factory.files() == files_of(parts)
     begun = [name for _, name in factory.lines("begun")]
     assert begun.count("part-1") == 3 and len(begun) == 6 + 2
 
@@ -104,7 +93,7 @@ def test_a_poisonous_part_fails_alone(tmp_path):
     failure = outcomes.pop("part-0")
     assert failure == PartFailure("the worker process was ended by SIGKILL in each of 3 attempts")
     assert sorted(outcomes) == [part.name for part in parts[1:]]
-    assert factory.files() == expected(parts[1:])
+    assert factory.files() == files_of(parts[1:])
     # Each neighbour was processed once.
     assert len(factory.lines("begun")) == 5 + 3
 
@@ -128,7 +117,7 @@ def test_a_process_killed_while_it_builds_its_worker(tmp_path):
     outcomes = list(run_parts(factory, parts, EngineOptions(workers=1)))
     # No part is to blame.
     assert sorted(part.name for part, _ in outcomes) == ["a", "b"]
-    assert factory.files() == expected(parts)
+    assert factory.files() == files_of(parts)
 
 
 def test_processes_that_never_build_their_worker_end_the_run(tmp_path):
@@ -169,18 +158,6 @@ def test_closing_the_generator_ends_the_processes(tmp_path):
     assert not any(alive(pid) for pid, _ in factory.lines("built"))
 
 
-# No guard of the main module: a process that imported it would start processes of its own.
-DRIVER = """
-    from pathlib import Path
-    from helpers.scripted_parts import ScriptedFactory, ScriptedPart
-    from setokim.corpus.engines import EngineOptions, find_engine
-    parts = [ScriptedPart("fast"), *(ScriptedPart(str(i), seconds=60) for i in range(9))]
-    factory = ScriptedFactory(Path({folder!r}))
-    for part, _ in find_engine("local")(factory, parts, EngineOptions(workers=2)):
-        print(part.name, flush=True)
-"""
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_run_leaves_no_process(tmp_path, number):
     factory = ScriptedFactory(tmp_path)
@@ -193,7 +170,7 @@ def test_a_stopped_run_leaves_no_process(tmp_path, number):
         env=os.environ | {"PYTHONPATH": str(TESTS)},
         start_new_session=True,
     )
-    driver.stdin.write(textwrap.dedent(DRIVER.format(folder=str(tmp_path))))
+    driver.stdin.write(driver_text("local", tmp_path))
     driver.stdin.close()
     try:
         wait_until(lambda: len(factory.lines("begun")) == 3)
