@@ -19,9 +19,9 @@ from torch import Tensor
 from setokim.corpus.entries import Entry
 from setokim.data import BrokenSampleError, Conversation, Sample
 from setokim.data.file_dataset import read_guarded
+from setokim.data.stored_image import StoredImage
 from setokim.data.tokens import conversations
 from setokim.data.tokens.layout import TokenRow
-from setokim.data.tokens.records import StoredImage
 
 STEPS = ("read", "decode", "encode", "write")
 

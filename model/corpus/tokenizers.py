@@ -11,8 +11,8 @@ from torch import Tensor
 
 from setok_kernels import cluster_tokens, merge_tokens
 from setokim.corpus.settings import TokenizerSettings
+from setokim.data.stored_image import StoredImage
 from setokim.data.tokens.layout import DTYPES, Layout
-from setokim.data.tokens.records import StoredImage
 from setokim.tokenizer.encoders import build_encoder, quiet_loading
 from setokim.tokenizer.identity import encoder_identity, saved_config, tokenizer_identity
 from setokim.tokenizer.modeling_setok import SetokModel, VisualTokens

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from setokim.data.tokens.records import StoredImage
+from setokim.data.stored_image import StoredImage
 
 TASKS = ("vqa", "caption", "locate", "generate", "edit", "segment", "text")
 ROLES = ("user", "assistant")

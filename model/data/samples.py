@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from setok_kernels.config import check_count, check_number
-from setokim.data.tokens.records import StoredImage
+from setokim.data.stored_image import StoredImage
 from setokim.utils.text_cleaning import replace_surrogates
 
 _NAMED_IN_MESSAGES = 5

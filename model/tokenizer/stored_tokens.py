@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from setok_kernels import Packed, layout
-from setokim.data.tokens.records import StoredImage
+from setokim.data.stored_image import StoredImage
 from setokim.tokenizer.modeling_setok import SetokModel, VisualTokens
 from setokim.tokenizer.stored_rows import StoredRows
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from setokim.data.conversations import SPECIAL
-from setokim.data.tokens.records import StoredImage
+from setokim.data.stored_image import StoredImage
 from setokim.tokenizer.processing_setok import SetokProcessor
 from setokim.utils.pretrained import load_pretrained, locate
 from setokim.vlm.chat_tokenizer import ChatTokenizer

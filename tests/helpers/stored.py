@@ -2,10 +2,10 @@
 
 import torch
 
+from setokim.data.stored_image import StoredImage
 from setokim.data.tokens.layout import KINDS, Layout, TokenRow
 from setokim.data.tokens.manifest import Manifest, Shard, append_shard, write_manifest
 from setokim.data.tokens.parquet import ParquetTokenWriter
-from setokim.data.tokens.records import StoredImage
 from setokim.utils.checksums import checksum
 
 GRID, DIM, FEATURES = (1, 4, 3), 12, 7

@@ -1,1 +1,1 @@
-"""Stored visual tokens: their records, files, manifest, and the data set that reads them."""
+"""Stored visual tokens: their files, manifest, and the data set that reads them."""

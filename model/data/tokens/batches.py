@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from setokim.data.tokens.records import StoredImage
+from setokim.data.stored_image import StoredImage
 
 _PLAIN = ("height", "width", "grid")
 _TENSORS = tuple(f.name for f in dataclasses.fields(StoredImage) if f.name not in _PLAIN)

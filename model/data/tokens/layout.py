@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from setokim.data.tokens.records import StoredImage
+from setokim.data.stored_image import StoredImage
 
 # Names of data types on the command line and in files.
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from setok_kernels.extras import from_extra
+from setokim.data.stored_image import StoredImage
 from setokim.data.tokens.layout import DTYPES, FLOATING, Layout, TokenRow, from_bytes, to_bytes
-from setokim.data.tokens.records import StoredImage
 
 SUFFIX = ".parquet"
 _GROUP = 16  # rows

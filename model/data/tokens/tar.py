@@ -17,8 +17,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from setokim.data.records import json_of
+from setokim.data.stored_image import StoredImage
 from setokim.data.tokens.layout import DTYPES, FLOATING, Layout, TokenRow
-from setokim.data.tokens.records import StoredImage
 
 SUFFIX = ".tar"
 _STATISTICS = ("sizes", "positions", "seeds")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from setokim.data import Conversation, Dataset
 from setokim.data.image_processing import to_image
-from setokim.data.tokens.records import StoredImage
+from setokim.data.stored_image import StoredImage
 from setokim.evaluation.prompting import generate_answers
 from setokim.evaluation.settings import GenerationSettings
 from setokim.tokenizer.stored_tokens import visual_tokens

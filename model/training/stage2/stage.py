@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from setokim.data import Conversation, Dataset
+from setokim.data.stored_image import StoredImage
 from setokim.data.tokens.batches import ImageBatch
 from setokim.data.tokens.contents import Contents
-from setokim.data.tokens.records import StoredImage
 from setokim.tokenizer.stored_tokens import visual_tokens
 from setokim.training.stage import Stage, StageOutput
 from setokim.training.stage2.evaluation import evaluate

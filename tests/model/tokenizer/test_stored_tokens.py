@@ -6,7 +6,7 @@ import torch
 from helpers.tiny_setokim import picture
 from helpers.tiny_stage1 import TINY
 from setokim import SetokConfig, SetokModel
-from setokim.data.tokens.records import StoredImage
+from setokim.data.stored_image import StoredImage
 from setokim.tokenizer.modeling_setok import VisualTokens
 from setokim.tokenizer.stored_tokens import (
     STORABLE,
