@@ -13,7 +13,6 @@ from setokim.data.readers import READERS
 from setokim.data.readers.captions import Pairs
 from setokim.data.samples import Dataset, Guarded, Reading, Sample, check_index
 from setokim.data.shards import Shards
-from setokim.data.tokens.dataset import TokenDataset
 from setokim.utils.registry import Registry
 
 # Data sets that are generated, called with `seed`, `size` and the options.
@@ -21,14 +20,14 @@ GENERATED: Registry[Callable[..., Dataset]] = Registry("kind")
 # Data sets that are read, called with `path` and the options.
 READ: Registry[Callable[..., Dataset]] = Registry("kind")
 _MIXTURE = "mixture"
-# Modules that register these kinds when they are imported: they build on this package.
+# Modules that register these kinds when they are imported: they build on this module.
 _LAZY = {
+    "tokens": "setokim.data.tokens.dataset",
     "shapes-world": "setokim.shapes_world.dataset",
     "shapes-tasks": "setokim.shapes_world.tasks",
 }
 
-_FILES = {"folder": ImageFolder, "shards": Shards, "tokens": TokenDataset, **READERS}
-for _name, _reader in _FILES.items():
+for _name, _reader in {"folder": ImageFolder, "shards": Shards, **READERS}.items():
     READ.register(_name)(_reader)
 
 

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from setokim.data.build import READ
 from setokim.data.conversations import Conversation
 from setokim.data.file_dataset import FileDataset
 from setokim.data.records import JsonLines
@@ -27,6 +28,7 @@ READERS = {"parquet": parquet.ParquetTokenReader, "webdataset": tar.TarTokenRead
 _MAX_OPEN = 64
 
 
+@READ.register("tokens")
 class TokenDataset(FileDataset):
     """Captioned images or conversations, each image a `StoredImage` in place of its pixels.
 
