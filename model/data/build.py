@@ -22,9 +22,9 @@ READ: Registry[Callable[..., Dataset]] = Registry("kind")
 _MIXTURE = "mixture"
 # Modules that register these kinds when they are imported: they build on this module.
 _LAZY = {
-    "tokens": "setokim.data.tokens.dataset",
     "shapes-world": "setokim.shapes_world.dataset",
     "shapes-tasks": "setokim.shapes_world.tasks",
+    "tokens": "setokim.data.tokens.dataset",
 }
 
 for _name, _reader in {"folder": ImageFolder, "shards": Shards, **READERS}.items():
