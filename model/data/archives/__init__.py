@@ -3,6 +3,13 @@
 from setokim.data.archives.copies import local_copy
 from setokim.data.archives.entries import ArchiveEntry, read_entries
 from setokim.data.archives.names import expand
-from setokim.data.archives.streams import open_stream
+from setokim.data.archives.streams import SourceError, open_stream
 
-__all__ = ["ArchiveEntry", "expand", "local_copy", "open_stream", "read_entries"]
+__all__ = [
+    "ArchiveEntry",
+    "SourceError",
+    "expand",
+    "local_copy",
+    "open_stream",
+    "read_entries",
+]
