@@ -16,7 +16,7 @@ from setokim.corpus.pipeline import Clock, UnreadableSourceError, process
 from setokim.corpus.settings import CorpusSettings
 from setokim.corpus.shard import ShardFiles
 from setokim.corpus.tokenizers import CorpusTokenizer, build_tokenizer
-from setokim.data.archives.streams import SourceError
+from setokim.data.archives import SourceError
 from setokim.utils.host_memory import reuse_freed_memory
 
 # Attempts to read a remote source whose connection is lost, and seconds before the next one, times

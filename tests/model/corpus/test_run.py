@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from helpers.corpora import write_corpus
 from helpers.serial_engine import serial_engine  # noqa: F401
 from helpers.stored import token_rows, write_token_folder
+from setok_bench.corpora import write_corpus
 from setokim.corpus import run as run_module
 from setokim.corpus import worker as worker_module
 from setokim.corpus.engines import PartFailure
@@ -19,7 +19,7 @@ from setokim.corpus.settings import (
     SourceSettings,
     TokenizerSettings,
 )
-from setokim.data.archives.streams import SourceError
+from setokim.data.archives import SourceError
 from setokim.data.tokens.dataset import TokenDataset
 from setokim.data.tokens.layout import KINDS, Layout
 from setokim.data.tokens.manifest import TokenFolderError

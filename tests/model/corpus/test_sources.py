@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from helpers.corpora import write_corpus
+from setok_bench.corpora import write_corpus
 from setokim.corpus.entries import (
     ArchivePart,
     DatasetPart,

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from helpers.file_server import served
-from setokim.data.archives import local_copy
-from setokim.data.archives.streams import SourceError
+from setokim.data.archives import SourceError, local_copy
 
 DATA = np.random.default_rng(0).bytes(3_000_000)
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from helpers.corpora import BROKEN, write_corpus
 from helpers.tars import add_reason
+from setok_bench.corpora import BROKEN, write_corpus
 from setokim.data.archives import read_entries
 
 

@@ -15,8 +15,7 @@ import pytest
 from helpers.file_server import served
 from helpers.tars import add_reason, encoded, header, reasons, write_tar
 from setokim.data import BrokenSampleError, Shards
-from setokim.data.archives import read_entries
-from setokim.data.archives.streams import SourceError
+from setokim.data.archives import SourceError, read_entries
 
 
 def streamed(name):

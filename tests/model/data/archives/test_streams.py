@@ -9,8 +9,7 @@ import pytest
 
 from helpers.file_server import served
 from setok_kernels.extras import MissingExtraError
-from setokim.data.archives import open_stream
-from setokim.data.archives.streams import SourceError
+from setokim.data.archives import SourceError, open_stream
 
 DATA = bytes(range(256)) * 5000 + b"the end"
 
