@@ -1,4 +1,4 @@
-"""Corpora of small images in tar archives, some of them broken, the same for the same seed."""
+"""Corpora of small images in tar archives, some of them broken, deterministic for a random seed."""
 
 import functools
 import io

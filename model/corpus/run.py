@@ -185,6 +185,7 @@ def _run_jobs(
 
 def _finish(folder: Path, done: dict[int, Shard], progress: Progress, run: RunSettings) -> None:
     """Write what is sorted by the parts, equal for every order in which they were finished."""
+    _remove_unfinished(folder)
     write_shards(folder, done.values())
     lines = [
         to_json({"part": part, "key": key, "reason": reason}) + "\n"
@@ -220,8 +221,7 @@ def _write_metrics(file: Any, progress: Progress, values: dict[str, Any]) -> Non
 
 def _resume(folder: Path, manifest: Manifest, verify: bool) -> dict[int, Shard]:
     """Check the folder and return its finished shards; write the manifest of a new one."""
-    for leftover in folder.glob(f"{UNFINISHED}*"):
-        leftover.unlink(missing_ok=True)
+    _remove_unfinished(folder)
     if not (folder / MANIFEST).exists():
         others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
         if others:
@@ -238,6 +238,12 @@ def _resume(folder: Path, manifest: Manifest, verify: bool) -> dict[int, Shard]:
     if len(whole) < len(found):
         write_shards(folder, whole.values())
     return whole
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove the files that killed workers left."""
+    for leftover in folder.glob(f"{UNFINISHED}*"):
+        leftover.unlink(missing_ok=True)
 
 
 def _is_whole(folder: Path, shard: Shard, verify: bool) -> bool:

@@ -258,6 +258,7 @@ def test_a_lost_connection_is_tried_again(folder_of, tmp_path, monkeypatch):
 def test_a_part_that_kills_its_process_fails_alone(folder_of, tmp_path, monkeypatch):
     def run_parts(factory, parts, options):
         worker = factory("cpu")
+        (tmp_path / "out" / ".unfinished-1.parquet").write_bytes(b"half")
         for job in parts:
             yield job, PartFailure("was killed by signal 9") if job.number == 1 else worker(job)
 
@@ -265,6 +266,7 @@ def test_a_part_that_kills_its_process_fails_alone(folder_of, tmp_path, monkeypa
     progress = tokenize(folder_of, tmp_path / "out")
     assert progress.done == 3
     assert progress.failed[1].endswith("shard-00001.tar: was killed by signal 9")
+    assert not list((tmp_path / "out").glob(".unfinished-*"))
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").open()]
     assert lines[1]["error"] == "was killed by signal 9"
     assert lines[-1]["images_per_second"] > 0
