@@ -1,3 +1,5 @@
+import sys
+
 import fsspec
 import pytest
 from fsspec.registry import known_implementations
@@ -117,3 +119,7 @@ def test_protocols_without_a_package(monkeypatch):
     message = r"^paths: expected an installed package for gone://, got .*Install no-such-package"
     with pytest.raises(ValueError, match=message):
         expand("gone://bucket/*.tar")
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    message = r"^paths: expected an installed package for https://, got 'https://h/\*' \(.*aiohttp"
+    with pytest.raises(ValueError, match=message):
+        expand("https://h/*")
