@@ -173,9 +173,9 @@ class Instruct(Stage):
         The images that the model generates later have the options of the run's evaluation.
         """
         self.model.generation_config = self.settings.generation.defaults()
-        state = self.model.state_dict()
+        state = None
         if not self.model.setok.has_encoder:
-            state |= stored_encoder(tokenizer_folder(self.settings))
+            state = self.model.state_dict() | stored_encoder(tokenizer_folder(self.settings))
         self.model.save_pretrained(folder, state_dict=state)
         self.processor.save_pretrained(folder)
 
@@ -270,6 +270,13 @@ class InstructCollator:
 
 
 def images_of(sample: Conversation) -> list[Image.Image | StoredImage]:
-    """Return all images of a conversation, in order."""
+    """Return all images of a conversation, in order.
+
+    Raises:
+        TypeError: the sample is a captioned image, which is no conversation.
+    """
+    if not isinstance(sample, Conversation):
+        expected = "conversations, which the option pairs makes of captioned images"
+        raise TypeError(f"data: expected {expected}, got {type(sample).__name__}")
     parts = (part for message in sample.messages for part in message["content"])
     return [part["image"] for part in parts if part["type"] == "image"]

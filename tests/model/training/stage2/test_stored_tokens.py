@@ -418,6 +418,9 @@ def test_captioned_images_of_tokens_have_pairs(settings, setok, tmp_path):
     options = {"model": str(setok), "captions": True, "pairs": "both"}
     world = {"kind": "stored-tasks", "size": 32, "seed": 0, "options": options}
     run(settings(data=world, held_out=world), tmp_path / "tokens")
+    alone = {**world, "options": {**options, "pairs": None}}
+    with pytest.raises(TypeError, match=r"^data: expected conversations, which .* pairs .* Sample"):
+        Trainer(settings(data=alone, held_out=world), tmp_path / "alone")
     world = {"kind": "shapes-world", "size": 32, "seed": 0, "options": {"pairs": "both"}}
     run(settings(data=world, held_out=world), tmp_path / "images")
     for x, y in zip(*(losses_of(tmp_path / n) for n in ("tokens", "images")), strict=True):
