@@ -177,6 +177,24 @@ def test_a_run_without_images_has_no_encoder(settings, siglip, tmp_path):
         assert x == pytest.approx(y, rel=1e-4)
 
 
+def test_an_encoder_that_changes_during_the_run_is_not_exported(settings, siglip, tmp_path):
+    folder = tmp_path / "setok"
+    shutil.copytree(siglip, folder)
+    data = tokens(folder)
+    chosen = settings(data=data, held_out=data, tokenizer=folder)
+    stage = build_stage(
+        chosen, *(contents_of(one.build()) for one in (chosen.data, chosen.held_out))
+    )
+    model = SetokModel.from_pretrained(folder)
+    torch.nn.init.normal_(next(model.encoder.parameters()))
+    model.save_pretrained(folder, max_shard_size="20KB")
+    with pytest.raises(ValueError, match=f"export: expected the vision encoder in {folder} as it"):
+        stage.export(tmp_path / "model")
+    shutil.rmtree(folder)
+    with pytest.raises(OSError, match=r"config\.json"):
+        stage.export(tmp_path / "model")
+
+
 def test_images_to_encode_anywhere_keep_the_encoder(settings, setok):
     stored, images = tokens(setok), WORLD
     mixed = {
@@ -219,18 +237,22 @@ def test_a_batch_of_tokens_and_images(settings, setok, tmp_path, one_by_one):
         assert losses(mixed) == pytest.approx(expected, rel=1e-6), pattern
 
 
-def test_a_mixture_resumes_exactly(settings, setok, tmp_path):
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_run_resumes_exactly(settings, setok, tmp_path, mixed):
+    """With images in a mixture, with their cache and a worker, and without an encoder."""
     part = {"weight": 1}
     parts = {"tokens": tokens(setok) | part, "images": {**WORLD, "seed": 5} | part}
     mixture = {"kind": "mixture", "size": 32, "options": {"parts": parts}}
-    common = ("steps=4", "every.checkpoint=2", "keep=9", "keep_tokens=3", "workers=1")
+    common = ("steps=4", "every.checkpoint=2", "keep=9")
+    common += ("keep_tokens=3", "workers=1") if mixed else ()
 
     def trained(out, **options):
-        chosen = settings(*common, data=mixture, held_out=tokens(setok))
-        trainer = Trainer(chosen, tmp_path / out, **options)
+        data = mixture if mixed else tokens(setok)
+        trainer = Trainer(settings(*common, data=data, held_out=tokens(setok)), out, **options)
+        assert trainer.unwrapped.model.setok.has_encoder == mixed
         trainer.train()
 
-    trained("whole")
+    trained(tmp_path / "whole")
     for name in ("checkpoint-00000002", "losses.jsonl", "evaluations.jsonl"):
         source, target = tmp_path / "whole" / name, tmp_path / "on" / name
         target.parent.mkdir(exist_ok=True)
@@ -238,7 +260,7 @@ def test_a_mixture_resumes_exactly(settings, setok, tmp_path):
     lines = (tmp_path / "on/losses.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "on/losses.jsonl").write_text("".join(lines[:2]))
     (tmp_path / "on/evaluations.jsonl").unlink()
-    trained("on", resume=True)
+    trained(tmp_path / "on", resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "on")
 
 
@@ -319,6 +341,14 @@ def test_what_needs_more_than_is_stored_is_refused(settings, setok, what, overri
     chosen = settings(*overrides, data=tokens(setok, what=what))
     with pytest.raises(ValueError, match=f"^{message}"):
         build_stage(chosen, contents_of(chosen.data.build()))
+
+
+def test_a_trained_tokenizer_needs_held_out_features(settings, setok):
+    held_out = tokens(setok, what=["tokens"])
+    chosen = settings("train=[tokenizer]", held_out=held_out)
+    message = r"^train: expected no tokenizer with held_out of stored tokens without features"
+    with pytest.raises(ValueError, match=message):
+        build_stage(chosen, held_out=contents_of(chosen.held_out.build()))
 
 
 @pytest.mark.parametrize("what", [["tokens"], ["tokens", "masks"], ["features"]])
