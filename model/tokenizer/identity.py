@@ -28,8 +28,10 @@ from setokim.utils.saved_tensors import SavedTensors
 # Parts of a tokenizer, in the order of their work.
 PARTS = ("encoder", "clustering", "merger")
 # Fields of `SetokConfig`, beside those of `ClusterConfig`.
-_CLUSTERING = ("tokens", "token_grid", "num_queries", "token_options", "learnable", "residual")
-_CLUSTERING += ("position_weight",)
+_CLUSTERING = (
+    *("tokens", "token_grid", "num_queries", "token_options", "learnable", "residual"),
+    "position_weight",
+)
 _QUERIES = ("width", "heads", "intra_layers", "mlp_ratio")
 _MERGER = (*_QUERIES, "feature_units", "inter_layers", "token_dim", "outline_dim")
 # Fields of transformers' configurations that describe a file or its use, not the computation.

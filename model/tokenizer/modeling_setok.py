@@ -73,6 +73,11 @@ class VisualTokens:
         return _existing("labels", self.parts.labels)
 
     @property
+    def has_patches(self) -> bool:
+        """Whether masks and features are there, as segmentation needs them."""
+        return self.parts.masks is not None and self.features is not None
+
+    @property
     def clusters(self) -> Clusters | None:
         """Clustering behind the tokens; None for other kinds of tokens and for stored ones."""
         return self.parts if isinstance(self.parts, Clusters) else None

@@ -125,7 +125,8 @@ def generate(
     max_tokens = wanted.max_image_tokens
     if max_tokens is None:
         max_tokens = visual.tokens.shape[1]
-    rows = [_Row(config, max_tokens, has_image=i >= 0) for i in spliced.image[:, -1].tolist()]
+    images = spliced.image[:, -1].tolist()
+    rows = [_Row(config, max_tokens, i >= 0 and visual.has_patches) for i in images]
     if streamer is not None:
         streamer.put(input_ids)
     segments: list[tuple[int, Tensor]] = []  # row and hidden state (hidden,) of each [SEG]
@@ -173,11 +174,12 @@ class _Row:
     Args:
         config: configuration of the model.
         max_tokens: max number of visual tokens of an image.
-        has_image: presence of an image in the prompt, without which `[SEG]` cannot follow.
+        segments: presence of an image in the prompt that can be segmented, without which `[SEG]`
+            cannot follow.
     """
 
-    def __init__(self, config: SetokimConfig, max_tokens: int, has_image: bool):
-        self._config, self._max_tokens, self._has_image = config, max_tokens, has_image
+    def __init__(self, config: SetokimConfig, max_tokens: int, segments: bool):
+        self._config, self._max_tokens, self._segments = config, max_tokens, segments
         self._open_image: list[Tensor] | None = None  # visual tokens of an unfinished image
         self._answer = Answer()
 
@@ -191,7 +193,7 @@ class _Row:
         config = self._config
         if self._open_image is None:
             logits[[config.image_token_id, config.image_end_id]] = -torch.inf
-            if not self._has_image:
+            if not self._segments:
                 logits[config.segment_id] = -torch.inf
             return
         only = logits[[config.image_token_id, config.image_end_id]].clone()

@@ -122,7 +122,8 @@ class SetokimModel(SetokimGenerationMixin, PreTrainedModel, LoraMixin):
         """
         config = SetokimConfig(setok.config, llm.config, **processor.special_ids(), **fields)
         lora, config.lora = config.lora, None
-        model = cls(config, setok.has_encoder)
+        # Random weights of another encoder would take time, and change those of the other parts.
+        model = cls(config, with_encoder=False)
         model.setok, model.llm = setok, llm
         if lora is not None:
             model.add_lora(lora)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from setokim.data import Dataset
+from setokim.data import Conversation, Dataset
+from setokim.data.tokens.records import StoredImage
 from setokim.evaluation.prompting import Prompt, batches_of, generate_responses, prompts_of
 from setokim.evaluation.settings import GenerationSettings
 from setokim.evaluation.shapes_world import shapes_metrics
@@ -28,7 +29,8 @@ def evaluate(
     """Compute the losses of all held-out conversations, and the metrics of those of ShapesWorld.
 
     Each question of a ShapesWorld conversation is answered separately. Conversations of other data
-    sets have no facts to score answers with; `setok eval` has their benchmarks.
+    sets have no facts to score answers with; `setok eval` has their benchmarks. Stored images
+    without masks and features cannot be segmented, and are not.
 
     Args:
         model: model in the mode to measure.
@@ -56,5 +58,14 @@ def _questions(held_out: Dataset, number: int) -> Iterator[Prompt]:
     """Yield the questions of ShapesWorld among the first conversations."""
     for index in range(number):
         sample = held_out[index]
-        if not _SHAPES_FACTS.isdisjoint(sample.facts):
+        if not _SHAPES_FACTS.isdisjoint(sample.facts) and _can_be_answered(sample):
             yield from prompts_of(index, sample, blind=True)
+
+
+def _can_be_answered(sample: Conversation) -> bool:
+    """Return False for a mask of an image whose patches are not stored."""
+    parts = (part for message in sample.messages for part in message["content"])
+    stored = (p["image"] for p in parts if isinstance(p.get("image"), StoredImage))
+    return sample.task != "segment" or all(
+        one.features is not None and (one.tokens is None or one.masks is not None) for one in stored
+    )

@@ -63,7 +63,8 @@ class InstructSettings(Settings):
         pack: flag to join conversations without images to rows of `max_length`; this saves padding,
             and long texts are split instead of cut off.
         keep_tokens: maximum number of images whose visual tokens each process caches; it speeds up
-            data with repeated images and needs a frozen tokenizer.
+            data with repeated images and needs a frozen tokenizer. Images that are stored as tokens
+            (data of the kind "tokens") need no cache.
         activation_checkpointing: flag to recompute activations in the backward pass, which saves
             memory.
         generation: options of generation in evaluations and image sheets.

@@ -55,7 +55,7 @@ class Instruct(Stage):
     def __init__(self, settings: InstructSettings, data: Contents, held_out: Contents):
         super().__init__()
         self.settings = settings
-        check_stored_data(settings, data, held_out)
+        self._identity = check_stored_data(settings, data, held_out)
         self.model, self.processor = build_model(settings, data.images or held_out.images)
         if settings.activation_checkpointing:
             self.model.gradient_checkpointing_enable()
@@ -170,12 +170,16 @@ class Instruct(Stage):
 
         A vision encoder that the run did without is copied from the files of the initial model.
 
+        Raises:
+            OSError, ValueError: those files are gone or have changed.
+
         The images that the model generates later have the options of the run's evaluation.
         """
         self.model.generation_config = self.settings.generation.defaults()
-        state = self.model.state_dict()
+        state = None
         if not self.model.setok.has_encoder:
-            state |= stored_encoder(tokenizer_folder(self.settings))
+            encoder = stored_encoder(tokenizer_folder(self.settings), self._identity["encoder"])
+            state = self.model.state_dict() | encoder
         self.model.save_pretrained(folder, state_dict=state)
         self.processor.save_pretrained(folder)
 
@@ -270,6 +274,13 @@ class InstructCollator:
 
 
 def images_of(sample: Conversation) -> list[Image.Image | StoredImage]:
-    """Return all images of a conversation, in order."""
+    """Return all images of a conversation, in order.
+
+    Raises:
+        TypeError: the sample is a captioned image, which is no conversation.
+    """
+    if not isinstance(sample, Conversation):
+        expected = "conversations, which the option pairs makes of captioned images"
+        raise TypeError(f"data: expected {expected}, got {type(sample).__name__}")
     parts = (part for message in sample.messages for part in message["content"])
     return [part["image"] for part in parts if part["type"] == "image"]

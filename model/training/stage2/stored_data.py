@@ -15,7 +15,9 @@ from setokim.utils.saved_tensors import SavedTensors
 _NEEDS = {"names": ("masks",), "mask": ("masks", "features")}
 
 
-def check_stored_data(settings: InstructSettings, data: Contents, held_out: Contents) -> None:
+def check_stored_data(
+    settings: InstructSettings, data: Contents, held_out: Contents
+) -> dict[str, str]:
     """Raise an error unless a run can use the stored tokens of its data.
 
     Args:
@@ -23,13 +25,16 @@ def check_stored_data(settings: InstructSettings, data: Contents, held_out: Cont
         data: contents of the training data.
         held_out: contents of the held-out data.
 
+    Returns:
+        Fingerprint of each part of the run's tokenizer; empty without stored tokens.
+
     Raises:
         ValueError: the tokens are of another tokenizer than the run's, or a loss or a part to train
             needs what is not stored.
     """
     stored = {"data": data.stored, "held_out": held_out.stored}
     if not any(stored.values()):
-        return
+        return {}
     trains = "tokenizer" in settings.train
     if trains:
         _check_trained_tokenizer(settings, stored)
@@ -48,6 +53,7 @@ def check_stored_data(settings: InstructSettings, data: Contents, held_out: Cont
                     f"{name}: expected tokens of the tokenizer in {origin}, got those of another "
                     f"({' and '.join(differing)} {verb})"
                 )
+    return expected
 
 
 def tokenizer_folder(settings: InstructSettings) -> Path:
@@ -55,15 +61,20 @@ def tokenizer_folder(settings: InstructSettings) -> Path:
     return Path(settings.setok if settings.start is None else settings.start)  # type: ignore[arg-type]
 
 
-def stored_encoder(folder: Path) -> dict[str, Tensor]:
+def stored_encoder(folder: Path, fingerprint: str) -> dict[str, Tensor]:
     """Read the weights of the vision encoder in a folder, by their names in a `SetokimModel`.
 
     Args:
         folder: folder of a `SetokModel` or `SetokimModel`.
+        fingerprint: fingerprint of the encoder at the start of the run.
 
     Raises:
-        OSError, ValueError: the folder is missing or damaged.
+        OSError, ValueError: the folder is missing or damaged, or has another encoder by now.
     """
+    found = folder_identity(folder)["encoder"]
+    if found != fingerprint:
+        expected = f"the vision encoder in {folder} as it was when the run began"
+        raise ValueError(f"export: expected {expected}, got another")
     _, prefix = saved_config(folder)
     weights = SavedTensors(folder).under(f"{prefix}encoder.")
     return {f"setok.encoder.{name}": value for name, value in weights.items()}

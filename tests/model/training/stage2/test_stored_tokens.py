@@ -9,6 +9,7 @@ from safetensors import safe_open
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from helpers import stored_tasks
+from helpers.tiny_setokim import Script, build, picture
 from helpers.tiny_stage1 import (
     TINY,
     assert_same_run,
@@ -19,8 +20,10 @@ from helpers.tiny_stage1 import (
 )
 from helpers.tiny_stage2 import WORLD, stage2_values, write_settings
 from setokim import SetokimModel, SetokModel
+from setokim.data.conversations import message
 from setokim.data.tokens.contents import contents_of
 from setokim.tokenizer.modeling_setok import VisualTokens
+from setokim.tokenizer.stored_tokens import to_stored
 from setokim.training.settings import load_settings
 from setokim.training.stage2 import stage as stage_module
 from setokim.training.stages import build_stage
@@ -99,18 +102,24 @@ def run(chosen, out):
     return trainer
 
 
-@pytest.mark.parametrize("kept", [0, 5])
+COPYING = ("model.recall_width=4", "model.copy_tokens=true", "losses.copy=1")
+
+
 @pytest.mark.parametrize(
-    "fields",
-    [(), ("model.recall_width=4", "model.copy_tokens=true", "losses.copy=1")],
-    ids=["plain", "copying"],
+    ("tokenizer", "kept", "fields"),
+    [("setok", 0, ()), ("setok", 5, COPYING), ("siglip", 0, ())],
 )
-def test_losses_equal_those_from_images(settings, setok, tmp_path, one_by_one, fields, kept):
+def test_losses_equal_those_from_images(
+    settings, tmp_path, one_by_one, tokenizer, kept, fields, request
+):
     """Number for number, with the same export, with or without cached tokens of the images."""
+    folder = request.getfixturevalue(tokenizer)
     common = ("model.token_order=background", "every.pictures=2", *fields)
-    run(settings(*common, f"keep_tokens={kept}"), tmp_path / "images")
-    stored = settings(*common, data=tokens(setok), held_out=tokens(setok))
-    trainer = run(stored, tmp_path / "tokens")
+    run(settings(*common, f"keep_tokens={kept}", tokenizer=folder), tmp_path / "images")
+    data = tokens(folder)
+    trainer = run(
+        settings(*common, data=data, held_out=data, tokenizer=folder), tmp_path / "tokens"
+    )
     assert not trainer.unwrapped.model.setok.has_encoder
     found, expected = (losses_of(tmp_path / name) for name in ("tokens", "images"))
     assert len(found) == 2 and all(line["mask"] > 0 and line["diffusion"] > 0 for line in found)
@@ -164,6 +173,26 @@ def test_a_run_without_images_has_no_encoder(settings, siglip, tmp_path):
     encoder = [n for n in files[0] if n.startswith("setok.encoder.")]
     assert encoder and files[0].keys() == files[1].keys()
     assert all(torch.equal(files[0][n], files[1][n]) for n in encoder)
+    for x, y in zip(*(losses_of(tmp_path / n) for n in ("images", "again")), strict=True):
+        assert x == pytest.approx(y, rel=1e-4)
+
+
+def test_an_encoder_that_changes_during_the_run_is_not_exported(settings, siglip, tmp_path):
+    folder = tmp_path / "setok"
+    shutil.copytree(siglip, folder)
+    data = tokens(folder)
+    chosen = settings(data=data, held_out=data, tokenizer=folder)
+    stage = build_stage(
+        chosen, *(contents_of(one.build()) for one in (chosen.data, chosen.held_out))
+    )
+    model = SetokModel.from_pretrained(folder)
+    torch.nn.init.normal_(next(model.encoder.parameters()))
+    model.save_pretrained(folder, max_shard_size="20KB")
+    with pytest.raises(ValueError, match=f"export: expected the vision encoder in {folder} as it"):
+        stage.export(tmp_path / "model")
+    shutil.rmtree(folder)
+    with pytest.raises(OSError, match=r"config\.json"):
+        stage.export(tmp_path / "model")
 
 
 def test_images_to_encode_anywhere_keep_the_encoder(settings, setok):
@@ -199,7 +228,7 @@ def test_a_batch_of_tokens_and_images(settings, setok, tmp_path, one_by_one):
 
     def losses(samples):
         torch.manual_seed(1)
-        return {n: float(v) for n, v in stage(stage.collator()(samples)).losses.items()}
+        return {n: v.item() for n, v in stage(stage.collator()(samples)).losses.items()}
 
     expected = losses([images[i] for i in range(6)])
     for pattern in ("ssssss", "sisisi", "issiis", "siiiii"):
@@ -208,18 +237,22 @@ def test_a_batch_of_tokens_and_images(settings, setok, tmp_path, one_by_one):
         assert losses(mixed) == pytest.approx(expected, rel=1e-6), pattern
 
 
-def test_a_mixture_resumes_exactly(settings, setok, tmp_path):
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_run_resumes_exactly(settings, setok, tmp_path, mixed):
+    """With images in a mixture, with their cache and a worker, and without an encoder."""
     part = {"weight": 1}
     parts = {"tokens": tokens(setok) | part, "images": {**WORLD, "seed": 5} | part}
     mixture = {"kind": "mixture", "size": 32, "options": {"parts": parts}}
-    common = ("steps=4", "every.checkpoint=2", "keep=9", "keep_tokens=3", "workers=1")
+    common = ("steps=4", "every.checkpoint=2", "keep=9")
+    common += ("keep_tokens=3", "workers=1") if mixed else ()
 
     def trained(out, **options):
-        chosen = settings(*common, data=mixture, held_out=tokens(setok))
-        trainer = Trainer(chosen, tmp_path / out, **options)
+        data = mixture if mixed else tokens(setok)
+        trainer = Trainer(settings(*common, data=data, held_out=tokens(setok)), out, **options)
+        assert trainer.unwrapped.model.setok.has_encoder == mixed
         trainer.train()
 
-    trained("whole")
+    trained(tmp_path / "whole")
     for name in ("checkpoint-00000002", "losses.jsonl", "evaluations.jsonl"):
         source, target = tmp_path / "whole" / name, tmp_path / "on" / name
         target.parent.mkdir(exist_ok=True)
@@ -227,15 +260,17 @@ def test_a_mixture_resumes_exactly(settings, setok, tmp_path):
     lines = (tmp_path / "on/losses.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "on/losses.jsonl").write_text("".join(lines[:2]))
     (tmp_path / "on/evaluations.jsonl").unlink()
-    trained("on", resume=True)
+    trained(tmp_path / "on", resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "on")
 
 
 @pytest.mark.slow
-def test_two_processes_match_one(settings, setok, tmp_path, threads):
+def test_two_processes_match_one(settings, setok, tmp_path, threads, monkeypatch):
     """Sharded or not; the noise of the diffusion loss differs between processes."""
     threads(1)
-    data = tokens(setok)
+    # The processes do not know of a changed number.
+    monkeypatch.undo()
+    data = {**tokens(setok), "samples": 12}
     common = ("losses.diffusion=0", "condition_dropout=0")
     run(settings(*common, "batch_size=4", data=data, held_out=data), tmp_path / "one")
     for parallel in ("ddp", "fsdp"):
@@ -308,13 +343,40 @@ def test_what_needs_more_than_is_stored_is_refused(settings, setok, what, overri
         build_stage(chosen, contents_of(chosen.data.build()))
 
 
-@pytest.mark.parametrize("what", [["tokens"], ["tokens", "masks"]])
+def test_a_trained_tokenizer_needs_held_out_features(settings, setok):
+    held_out = tokens(setok, what=["tokens"])
+    chosen = settings("train=[tokenizer]", held_out=held_out)
+    message = r"^train: expected no tokenizer with held_out of stored tokens without features"
+    with pytest.raises(ValueError, match=message):
+        build_stage(chosen, held_out=contents_of(chosen.held_out.build()))
+
+
+@pytest.mark.parametrize("what", [["tokens"], ["tokens", "masks"], ["features"]])
 def test_held_out_tokens_need_no_more_than_their_tokens(settings, setok, what, tmp_path):
-    data = tokens(setok, what=what)
-    out = tmp_path / "run"
-    run(settings(ALONE, "every.pictures=2", data=data, held_out=data), out)
-    [line] = map(json.loads, (out / "evaluations.jsonl").read_text().splitlines())
-    assert line["vqa_text_loss"] > 0 and line["vqa_accuracy"] is not None
+    """Without patches nothing is segmented, although the model would generate masks."""
+    tasks = {"vqa": 1.0, "segment": 1.0, "edit": 1.0, "generate": 1.0, "text": 1.0}
+    data = tokens(setok, what=what, tasks=tasks)
+    chosen = (ALONE, "every.pictures=1", "generation.samples=12", "held_out.samples=12", "steps=1")
+    run(settings(*chosen, data=data, held_out=data), tmp_path / "run")
+    [line] = map(json.loads, (tmp_path / "run/evaluations.jsonl").read_text().splitlines())
+    assert line["segment_text_loss"] > 0 and line["edit_text_loss"] > 0, sorted(line)
+    assert line["edit_success"] is not None
+    assert ("ciou" in line) == (what == ["features"]), sorted(line)
+    assert len(list((tmp_path / "run/pictures").glob("*.png"))) == 1
+
+
+def test_no_mask_is_generated_without_patches(setok):
+    model, processor = build()
+    visual = model.setok.tokenize([picture(0)])
+    script = Script(processor, "[SEG] [SEG]")
+    model.logits = script
+    prompt = [[message("user", "the red ball", picture(0))]]
+    inputs = processor(prompt, add_generation_prompt=True, padding_side="left")
+    for chosen, number in ((("tokens", "masks", "features"), 2), (("tokens", "masks"), 0)):
+        script.states.clear()
+        inputs["pixel_values"] = to_stored(visual, [(24, 24)], chosen, torch.float32)
+        [answer] = model.generate(**inputs, max_new_tokens=4)
+        assert len(answer.masks) == answer.ids.count(model.config.segment_id) == number
 
 
 def test_tokens_of_another_tokenizer_are_refused(settings, setok, tmp_path):
@@ -386,6 +448,9 @@ def test_captioned_images_of_tokens_have_pairs(settings, setok, tmp_path):
     options = {"model": str(setok), "captions": True, "pairs": "both"}
     world = {"kind": "stored-tasks", "size": 32, "seed": 0, "options": options}
     run(settings(data=world, held_out=world), tmp_path / "tokens")
+    alone = {**world, "options": {**options, "pairs": None}}
+    with pytest.raises(TypeError, match=r"^data: expected conversations, which .* pairs .* Sample"):
+        Trainer(settings(data=alone, held_out=world), tmp_path / "alone")
     world = {"kind": "shapes-world", "size": 32, "seed": 0, "options": {"pairs": "both"}}
     run(settings(data=world, held_out=world), tmp_path / "images")
     for x, y in zip(*(losses_of(tmp_path / n) for n in ("tokens", "images")), strict=True):
