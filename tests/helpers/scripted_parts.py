@@ -130,9 +130,14 @@ class ScriptedWorker:
 
 @dataclass(frozen=True)
 class ThreadsFactory:
-    """Factory of workers that report their number of torch threads and their device."""
+    """Factory of workers that report their threads of torch, their device and their process."""
 
     def __call__(self, device):
         import torch
 
-        return lambda part: {"threads": torch.get_num_threads(), "device": device}
+        def worker(part):
+            # Long enough for all processes to get one.
+            time.sleep(0.5)
+            return {"threads": torch.get_num_threads(), "device": device, "process": os.getpid()}
+
+        return worker

@@ -58,7 +58,7 @@ def run_parts(factory: Factory, parts: Iterable[Any], options: EngineOptions) ->
     source = _Source(parts, options.attempts)
     slots = [
         _Slot(factory, options.devices[index % len(options.devices)], options.threads)
-        for index in range(options.workers)
+        for index in range(options.local_workers)
     ]
     # Processes in succession that ended before their worker was built.
     unbuilt = 0

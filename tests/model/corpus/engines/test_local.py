@@ -206,6 +206,21 @@ def test_options_are_checked(arguments, message):
         EngineOptions(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (EngineOptions(workers=5), 5),
+        (EngineOptions(), 6),
+        (EngineOptions(threads=4), 1),
+        (EngineOptions(threads=99), 1),
+        (EngineOptions(devices=("cuda:0", "cuda:1", "cuda:2")), 3),
+    ],
+)
+def test_by_default_a_process_for_each_gpu_or_core(monkeypatch, options, expected):
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert options.local_workers == expected
+
+
 def test_engines_are_found_by_name():
     assert find_engine("local") is run_parts
     with pytest.raises(ValueError, match="engine: expected one of local, ray, got 'spark'"):
