@@ -20,6 +20,8 @@ class OddError(Exception):
 ERRORS = {
     "value": lambda: ValueError("sizes: expected 3, got 4"),
     "full": lambda: OSError(errno.ENOSPC, "No space left on device", "shard.parquet"),
+    # What a connection raises whose other end has gone.
+    "end": lambda: EOFError("the tar ends early"),
     "odd": lambda: OddError("this", "that"),
 }
 

@@ -132,6 +132,7 @@ def test_processes_that_never_build_their_worker_end_the_run(tmp_path):
     [
         ("value", ValueError, r"^sizes: expected 3, got 4$"),
         ("full", OSError, r"No space left on device: 'shard.parquet'"),
+        ("end", EOFError, r"^the tar ends early$"),
         ("odd", RuntimeError, r"^OddError: this and that$"),
     ],
 )
@@ -147,6 +148,19 @@ def test_an_error_of_the_worker_ends_the_run(tmp_path, error, kind, message):
     assert OddError.__name__ not in str(kind)
     assert not any(alive(pid) for pid, _ in factory.lines("built"))
     assert "never" not in [name for _, name in factory.lines("begun")]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_parts_that_ended_before_an_error_are_reported(tmp_path, order):
+    ended = [ScriptedPart("good", seconds=0.3), ScriptedPart("bad", seconds=0.3, error="value")]
+    parts = [ScriptedPart("first"), *ended[::order]]
+    outcomes = run_parts(ScriptedFactory(tmp_path), parts, EngineOptions(workers=3))
+    assert next(outcomes)[0].name == "first"
+    # Both answer before the caller asks for the next outcome.
+    time.sleep(2)
+    assert next(outcomes)[0].name == "good"
+    with pytest.raises(ValueError, match="sizes"):
+        next(outcomes)
 
 
 def test_closing_the_generator_ends_the_processes(tmp_path):
