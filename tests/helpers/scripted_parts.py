@@ -20,6 +20,8 @@ class OddError(Exception):
 ERRORS = {
     "value": lambda: ValueError("sizes: expected 3, got 4"),
     "full": lambda: OSError(errno.ENOSPC, "No space left on device", "shard.parquet"),
+    # What a connection raises whose other end has gone.
+    "end": lambda: EOFError("the tar ends early"),
     "odd": lambda: OddError("this", "that"),
 }
 
@@ -130,9 +132,14 @@ class ScriptedWorker:
 
 @dataclass(frozen=True)
 class ThreadsFactory:
-    """Factory of workers that report their number of torch threads and their device."""
+    """Factory of workers that report their threads of torch, their device and their process."""
 
     def __call__(self, device):
         import torch
 
-        return lambda part: {"threads": torch.get_num_threads(), "device": device}
+        def worker(part):
+            # Long enough for all processes to get one.
+            time.sleep(0.5)
+            return {"threads": torch.get_num_threads(), "device": device, "process": os.getpid()}
+
+        return worker

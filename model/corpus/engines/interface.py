@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -47,7 +48,8 @@ class EngineOptions:
     """Resources of a run.
 
     Attributes:
-        workers: number of worker processes.
+        workers: number of worker processes; None for one a GPU, or for as many as there are cores
+            for their threads, of this machine or of the Ray cluster.
         devices: torch devices. Local processes take them in turns; Ray hands out its own GPUs, so
             that only the kind matters to it.
         threads: torch threads of a process. Results on a CPU depend on this number.
@@ -58,7 +60,7 @@ class EngineOptions:
         ValueError: a number is below 1, there is no device, or they are of two kinds.
     """
 
-    workers: int
+    workers: int | None = None
     devices: tuple[str, ...] = ("cpu",)
     threads: int = 1
     attempts: int = 3
@@ -66,8 +68,9 @@ class EngineOptions:
 
     def __post_init__(self):
         for name in ("workers", "threads", "attempts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
         if len({device.partition(":")[0] for device in self.devices}) != 1:
             raise ValueError(f"devices: expected devices of one kind, got {self.devices}")
 
@@ -75,6 +78,11 @@ class EngineOptions:
     def gpus(self) -> int:
         """Number of GPUs; 0 on a CPU."""
         return 0 if self.devices[0].startswith("cpu") else len(self.devices)
+
+    @property
+    def local_workers(self) -> int:
+        """Number of worker processes on this machine."""
+        return self.workers or self.gpus or max(1, (os.cpu_count() or 1) // self.threads)
 
 
 def thread_variables(threads: int) -> dict[str, str]:

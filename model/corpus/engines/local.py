@@ -58,11 +58,12 @@ def run_parts(factory: Factory, parts: Iterable[Any], options: EngineOptions) ->
     source = _Source(parts, options.attempts)
     slots = [
         _Slot(factory, options.devices[index % len(options.devices)], options.threads)
-        for index in range(options.workers)
+        for index in range(options.local_workers)
     ]
     # Processes in succession that ended before their worker was built.
     unbuilt = 0
     outcomes: list[Outcome] = []
+    error: Exception | None = None
     try:
         while True:
             for slot in slots:
@@ -77,8 +78,8 @@ def run_parts(factory: Factory, parts: Iterable[Any], options: EngineOptions) ->
             for slot in _answering(busy):
                 part, was_ready = slot.part, slot.ready
                 try:
-                    report = slot.receive()
-                except EOFError:
+                    message = slot.receive()
+                except _EndedError:
                     reason = slot.end(patience=_PATIENCE)
                     unbuilt = 0 if was_ready else unbuilt + 1
                     if unbuilt >= options.attempts:
@@ -89,10 +90,18 @@ def run_parts(factory: Factory, parts: Iterable[Any], options: EngineOptions) ->
                     failure = source.repeat(part, reason, suspect=was_ready)
                     if failure is not None:
                         outcomes.append((part, failure))
-                else:
-                    unbuilt = 0
-                    if report is not None:
-                        outcomes.append((part, report))
+                    continue
+                unbuilt = 0
+                if message == READY:
+                    continue
+                try:
+                    outcomes.append((part, unpack(message)))
+                except Exception as raised:
+                    error = error or raised
+            if error is not None:
+                # The files of these parts are whole: a rerun need not repeat them.
+                yield from outcomes
+                raise error
     finally:
         for slot in slots:
             slot.end()
@@ -130,6 +139,10 @@ class _Source:
         return None
 
 
+class _EndedError(Exception):
+    """Error for a process that has ended without an answer."""
+
+
 class _Slot:
     """Place of one worker process, which is started with the first part and replaced when killed.
 
@@ -154,22 +167,21 @@ class _Slot:
         self.part = part
         self._send(message)
 
-    def receive(self) -> dict | None:
-        """Return the report of the part; None for the message that the worker is built.
+    def receive(self) -> bytes:
+        """Return the next message: that the worker is built, or the answer to the part.
 
         Raises:
-            EOFError: the process has ended.
-            Exception: the error of the worker.
+            _EndedError: the process has ended.
         """
         try:
             message = self.connection.recv_bytes()
-        except OSError as error:
-            raise EOFError from error
+        except (EOFError, OSError) as error:
+            raise _EndedError from error
         if message == READY:
             self.ready = True
-            return None
-        self.part = None
-        return unpack(message)
+        else:
+            self.part = None
+        return message
 
     def ended(self) -> bool:
         """Whether the process has ended."""

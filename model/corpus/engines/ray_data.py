@@ -11,6 +11,10 @@ import contextlib
 import logging
 import os
 import pickle
+import signal
+import socket
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -45,6 +49,9 @@ with from_extra("ray"):
 
 # Results are small and parts smaller: little more than the minimum that Ray accepts.
 _OBJECT_STORE_BYTES = 128 * 2**20
+_CONNECTION_SECONDS = 10.0
+# Seconds between two looks of an actor at its parent.
+_LOOK_SECONDS = 1.0
 
 
 def run_parts(factory: Factory, parts: Iterable[Any], options: EngineOptions) -> Iterator[Outcome]:
@@ -64,6 +71,7 @@ def run_parts(factory: Factory, parts: Iterable[Any], options: EngineOptions) ->
 
     Raises:
         ConnectionError: there is no cluster at the address.
+        ValueError: the address is malformed.
         Exception: a worker, or the factory, raised it.
         ray.exceptions.RayActorError: the actors cannot be started.
     """
@@ -90,17 +98,25 @@ def _map(rows: ray.data.Dataset, factory: Factory, options: EngineOptions) -> ra
     attempts = _Attempts.options(scheduling_strategy=here).remote()
     # Ray shows each actor its own GPU alone.
     device = "cuda" if options.gpus else "cpu"
+    workers = _cluster_workers(options) if options.workers is None else options.workers
     return rows.map(
         _PartWorker,
         fn_constructor_args=(factory, device, attempts, options.attempts),
         # One part at a time: the next one must not wait behind a long one while others are idle.
         compute=ray.data.ActorPoolStrategy(
-            size=min(options.workers, rows.num_blocks()), max_tasks_in_flight_per_actor=1
+            size=min(workers, rows.num_blocks()), max_tasks_in_flight_per_actor=1
         ),
         num_cpus=options.threads,
         num_gpus=int(options.gpus > 0),
         runtime_env={"env_vars": thread_variables(options.threads)},
     )
+
+
+def _cluster_workers(options: EngineOptions) -> int:
+    """Return the number of actors that fit into the cluster, at least 1."""
+    found = ray.cluster_resources()
+    fit = found.get("CPU", 0) // options.threads
+    return max(1, int(min(fit, found.get("GPU", 0)) if options.gpus else fit))
 
 
 @ray.remote(num_cpus=0)
@@ -129,6 +145,7 @@ class _PartWorker:
         self._factory, self._device = factory, device
         self._attempts, self._allowed = attempts, allowed
         self._worker: Worker | None = None
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         if ray.get(self._attempts.begin.remote(row["name"])) > self._allowed:
@@ -143,6 +160,13 @@ class _PartWorker:
         return {"name": row["name"], "answer": answer}
 
 
+def _end_with(parent: int) -> None:
+    """End this process when its parent has gone: some actors outlive the raylet of their node."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_SECONDS)
+    os._exit(1)
+
+
 @contextlib.contextmanager
 def _connected(options: EngineOptions) -> Iterator[None]:
     """Join the cluster of the options, or start one on this machine for the block."""
@@ -153,16 +177,45 @@ def _connected(options: EngineOptions) -> Iterator[None]:
     if options.ray_address is None:
         arguments = {
             "address": "local",
-            "num_cpus": options.workers * options.threads,
+            "num_cpus": options.local_workers * options.threads,
             "num_gpus": options.gpus,
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
         }
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, **arguments)
+    else:
+        _check_address(options.ray_address)
+    with _sigterm_kept():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **arguments)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Raise an error for an address without a cluster; Ray itself tries it for minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(f"ray_address: expected auto or HOST:PORT, got {address!r}")
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECTION_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(
+            f"ray_address: expected the address of a Ray cluster, got {address}: {error}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Keep the handler of SIGTERM, which Ray replaces when it starts, in the main thread."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and handler is not None:
+            signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager

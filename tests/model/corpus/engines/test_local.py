@@ -132,6 +132,7 @@ def test_processes_that_never_build_their_worker_end_the_run(tmp_path):
     [
         ("value", ValueError, r"^sizes: expected 3, got 4$"),
         ("full", OSError, r"No space left on device: 'shard.parquet'"),
+        ("end", EOFError, r"^the tar ends early$"),
         ("odd", RuntimeError, r"^OddError: this and that$"),
     ],
 )
@@ -147,6 +148,18 @@ def test_an_error_of_the_worker_ends_the_run(tmp_path, error, kind, message):
     assert OddError.__name__ not in str(kind)
     assert not any(alive(pid) for pid, _ in factory.lines("built"))
     assert "never" not in [name for _, name in factory.lines("begun")]
+
+
+def test_parts_that_ended_before_an_error_are_reported(tmp_path):
+    ended = [ScriptedPart("bad", seconds=0.3, error="value"), ScriptedPart("good", seconds=0.3)]
+    parts = [ScriptedPart("first"), *ended]
+    outcomes = run_parts(ScriptedFactory(tmp_path), parts, EngineOptions(workers=3))
+    assert next(outcomes)[0].name == "first"
+    # Both answer before the caller asks for the next outcome.
+    time.sleep(2)
+    assert next(outcomes)[0].name == "good"
+    with pytest.raises(ValueError, match="sizes"):
+        next(outcomes)
 
 
 def test_closing_the_generator_ends_the_processes(tmp_path):
@@ -204,6 +217,21 @@ def test_a_stopped_run_leaves_no_process(tmp_path, number):
 def test_options_are_checked(arguments, message):
     with pytest.raises(ValueError, match=message):
         EngineOptions(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (EngineOptions(workers=5), 5),
+        (EngineOptions(), 6),
+        (EngineOptions(threads=4), 1),
+        (EngineOptions(threads=99), 1),
+        (EngineOptions(devices=("cuda:0", "cuda:1", "cuda:2")), 3),
+    ],
+)
+def test_by_default_a_process_for_each_gpu_or_core(monkeypatch, options, expected):
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert options.local_workers == expected
 
 
 def test_engines_are_found_by_name():

@@ -21,6 +21,7 @@ from setok_kernels.extras import MissingExtraError
 from setokim.corpus.engines import EngineOptions, PartFailure, find_engine, local
 
 TESTS = Path(__file__).parents[3]
+DEFAULTS = EngineOptions()
 
 
 def test_without_ray_the_error_has_the_command(monkeypatch):
@@ -71,7 +72,18 @@ def test_parts_that_kill_their_actors(run, tmp_path, capfd):
     factory.folder.mkdir()
     kills = {1: 1, 3: 99}
     parts = [ScriptedPart(f"part-{i}", kills=kills.get(i, 0)) for i in range(12)]
-    outcomes = list(run(factory, parts))
+    terminated = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: terminated.append(number))
+    try:
+        outcomes = []
+        for outcome in run(factory, parts):
+            if not outcomes:
+                os.kill(os.getpid(), signal.SIGTERM)
+            outcomes.append(outcome)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    # Commands make an interrupt of it; the handler of Ray would exit.
+    assert terminated == [signal.SIGTERM]
     # Nothing of Ray among the results of a command.
     assert capfd.readouterr().out == ""
     assert sorted(part.name for part, _ in outcomes) == sorted(part.name for part in parts)
@@ -104,9 +116,35 @@ def test_an_error_of_the_worker_ends_the_run(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_threads_are_those_of_local_processes(run):
-    ((_, report),) = run(ThreadsFactory(), [ScriptedPart("a")])
-    assert report == {"threads": 1, "device": "cpu"}
+def test_a_connection_of_this_process_is_used_and_kept(cluster):
+    import ray
+
+    ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
+    try:
+        # As many actors as the cluster has cores, with the threads of local processes.
+        parts = [ScriptedPart(str(index)) for index in range(9)]
+        reports = [report for _, report in find_engine("ray")(ThreadsFactory(), parts, DEFAULTS)]
+        assert len(reports) == 9 and len({report.pop("process") for report in reports}) == 3
+        assert all(report == {"threads": 1, "device": "cpu"} for report in reports)
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("address", "kind", "message"),
+    [
+        ("ray://host", ValueError, "ray_address: expected auto or HOST:PORT, got 'ray://host'"),
+        ("here", ValueError, "ray_address: expected auto or HOST:PORT, got 'here'"),
+        ("127.0.0.1:1", ConnectionError, "expected the address of a Ray cluster, got 127.0.0.1:1"),
+        ("127.0.0.1:99999", ConnectionError, "got 127.0.0.1:99999: "),
+    ],
+)
+def test_a_wrong_address_is_refused_at_once(tmp_path, address, kind, message):
+    pytest.importorskip("ray")
+    options = EngineOptions(ray_address=address)
+    with pytest.raises(kind, match=message):
+        list(find_engine("ray")(ScriptedFactory(tmp_path), [ScriptedPart("a")], options))
 
 
 @pytest.mark.slow
