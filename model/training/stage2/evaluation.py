@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from setokim.data import Conversation, Dataset
-from setokim.data.tokens.records import StoredImage
+from setokim.data.stored_image import StoredImage
 from setokim.evaluation.prompting import Prompt, batches_of, generate_responses, prompts_of
 from setokim.evaluation.settings import GenerationSettings
 from setokim.evaluation.shapes_world import shapes_metrics

@@ -13,9 +13,9 @@ from setokim.data.conversations import MASK, message
 from setokim.data.mixture import Mixture
 from setokim.data.readers.captions import Pairs
 from setokim.data.readers.texts import SlimPajama
+from setokim.data.stored_image import StoredImage
 from setokim.data.tokens.batches import ImageBatch
 from setokim.data.tokens.contents import Contents, contents_of
-from setokim.data.tokens.records import StoredImage
 
 
 def stored(n=2, seed=0, dtype=torch.float32, **fields) -> StoredImage:
