@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 
+from helpers.rounding import assert_same_but_for_rounding
 from helpers.tiny_setokim import picture
 from helpers.tiny_stage1 import TINY
 from setokim import SetokConfig, SetokModel
@@ -13,7 +14,9 @@ from setokim.tokenizer.stored_tokens import (
     as_stored,
     from_stored,
     join_stored,
+    no_tokens,
     to_stored,
+    visual_tokens,
 )
 
 CPU = torch.device("cpu")
@@ -139,6 +142,49 @@ def test_gradients_reach_the_tokenizer():
     tokens = as_stored(model.tokenize([picture(0), picture(1)])).pack("size").tokens
     tokens.square().sum().backward()
     assert model.merger.project_out.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tokenizer_knows_its_rows_without_an_image(kind):
+    model = tokenizer(kind)
+    rows = model.tokenize([picture(0)]).tokens.shape[1]
+    assert model.max_tokens() == rows
+    nothing = no_tokens(model, rows)
+    assert nothing.tokens.shape == (0, rows, model.config.token_dim)
+    assert nothing.pack("size").cu_seqlens.tolist() == [0] and nothing.grid == (6, 6)
+
+
+def test_images_of_all_kinds_in_any_order():
+    """Stored images are not tokenized; features are, and RGB images by the given function."""
+    model, images = tokenizer("clusters"), [picture(seed) for seed in range(6)]
+    with torch.no_grad():
+        expected = model.tokenize(images)
+    whole = to_stored(expected, sizes_of(expected), STORABLE, torch.float32)
+    bare = [dataclasses.replace(image, tokens=None, masks=None) for image in whole]
+    mixed = [whole[0], images[1], bare[2], whole[3], bare[4], images[5]]
+    asked = []
+
+    def tokenize(own):
+        asked.extend(own)
+        return model.tokenize(own)
+
+    with torch.no_grad():
+        found = visual_tokens(model, mixed, tokenize)
+        assert asked == [images[1], images[5]]
+        assert_same_but_for_rounding(found.pack("raster").tokens, expected.pack("raster").tokens)
+        assert torch.equal(found.pack("raster").sizes, expected.pack("raster").sizes)
+        assert torch.equal(found.features, expected.features)
+        # Of one kind there is nothing to convert.
+        assert visual_tokens(model, images).clusters is not None
+    model.reads_features = True
+    loss = visual_tokens(model, mixed[2:4]).tokens.square().sum()
+    loss.backward()
+    assert model.merger.project_out.weight.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="expected stored images with features to tokenize, got"):
+        visual_tokens(model, [dataclasses.replace(whole[0], features=None)])
+    model.reads_features = False
+    with pytest.raises(ValueError, match="expected stored images with tokens or features, got"):
+        visual_tokens(model, [dataclasses.replace(bare[0], features=None)])
 
 
 def stored(n=2, grid=(1, 2, 2), channels=3, **fields):
