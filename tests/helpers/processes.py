@@ -4,12 +4,36 @@ import time
 from pathlib import Path
 
 
+def _status(pid):
+    """State and parent of a process; None if there is none."""
+    try:
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+        return state, int(parent)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
 def alive(pid):
     """Whether a process runs; one that has ended but was not waited for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    found = _status(pid)
+    return found is not None and found[0] != "Z"
+
+
+def parent(pid):
+    """Parent of a process; None if there is no such process."""
+    found = _status(pid)
+    return None if found is None else found[1]
+
+
+def children(pid):
+    """Processes whose parent is another."""
+    found = [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
+    return [child for child in found if parent(child) == pid]
+
+
+def title(pid):
+    """Command line of a process, or what it calls itself."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
 
 
 def marked(mark):

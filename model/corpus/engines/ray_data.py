@@ -62,7 +62,7 @@ def run_parts(factory: Factory, parts: Iterable[Any], options: EngineOptions) ->
 
     Args:
         factory: picklable function that builds the worker of a device, called once in an actor.
-        parts: picklable parts with a `name`, which may not repeat.
+        parts: picklable parts with a `name` each of its own.
         options: number of actors, kind of device, threads, attempts and address.
 
     Yields:
@@ -71,11 +71,15 @@ def run_parts(factory: Factory, parts: Iterable[Any], options: EngineOptions) ->
 
     Raises:
         ConnectionError: there is no cluster at the address.
-        ValueError: the address is malformed.
+        ValueError: the address is malformed, or two parts have one name.
         Exception: a worker, or the factory, raised it.
         ray.exceptions.RayActorError: the actors cannot be started.
     """
-    waiting = {part.name: part for part in parts}
+    waiting: dict[str, Any] = {}
+    for part in parts:
+        if part.name in waiting:
+            raise ValueError(f"parts: expected different names, got {part.name!r} twice")
+        waiting[part.name] = part
     if not waiting:
         return
     with _connected(options), _quiet():
@@ -90,6 +94,8 @@ def run_parts(factory: Factory, parts: Iterable[Any], options: EngineOptions) ->
                 # The parts of a node that is lost with its answers are repeated.
                 if row["name"] in waiting:
                     yield waiting.pop(row["name"]), outcome
+        if waiting:
+            raise RuntimeError(f"Ray Data has ended without an answer for {len(waiting)} parts")
 
 
 def _map(rows: ray.data.Dataset, factory: Factory, options: EngineOptions) -> ray.data.Dataset:
@@ -119,9 +125,12 @@ def _cluster_workers(options: EngineOptions) -> int:
     return max(1, int(min(fit, found.get("GPU", 0)) if options.gpus else fit))
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class _Attempts:
-    """Actor beside the driver that counts the processes that have begun each part."""
+    """Actor beside the driver that counts the processes that have begun each part.
+
+    Killed itself, it counts anew.
+    """
 
     def __init__(self):
         self._begun: Counter[str] = Counter()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.processes import alive, marked, wait_until
+from helpers.processes import alive, children, marked, parent, title, wait_until
 from helpers.scripted_parts import (
     ScriptedFactory,
     ScriptedPart,
@@ -131,6 +131,13 @@ def test_a_connection_of_this_process_is_used_and_kept(cluster):
         ray.shutdown()
 
 
+def test_parts_of_one_name_are_refused(tmp_path):
+    pytest.importorskip("ray")
+    parts = [ScriptedPart("a"), ScriptedPart("a")]
+    with pytest.raises(ValueError, match="parts: expected different names, got 'a' twice"):
+        list(find_engine("ray")(ScriptedFactory(tmp_path), parts, DEFAULTS))
+
+
 @pytest.mark.parametrize(
     ("address", "kind", "message"),
     [
@@ -157,16 +164,15 @@ def test_two_of_three_nodes_are_lost(cluster, run, tmp_path):
 
     def on_node(index):
         """Actors on a node: their parent is its raylet."""
-        return {
-            pid
-            for pid, _ in factory.lines("built")
-            if alive(pid)
-            and int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-            == raylets[index]
-        }
+        built = [pid for pid, _ in factory.lines("built")]
+        return {pid for pid in built if alive(pid) and parent(pid) == raylets[index]}
 
     for part, report in run(factory, parts):
         names.append((part.name, report["name"]))
+        if len(names) == 2:
+            # The actor that counts is restarted.
+            [counter] = [pid for pid in children(raylets[0]) if "_Attempts" in title(pid)]
+            os.kill(counter, signal.SIGKILL)
         if len(names) == 4:
             doomed |= on_node(1)
             os.kill(raylets[1], signal.SIGKILL)
