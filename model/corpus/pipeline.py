@@ -18,6 +18,7 @@ from torch import Tensor
 
 from setokim.corpus.entries import Entry
 from setokim.data import BrokenSampleError, Conversation, Sample
+from setokim.data.conversations import images_of
 from setokim.data.file_dataset import read_guarded
 from setokim.data.stored_image import StoredImage
 from setokim.data.tokens import conversations
@@ -194,7 +195,7 @@ def _decode(entry: Entry, tokenizer: ImageTokenizer, clock: Clock) -> Decoded:
         if isinstance(sample, Sample):
             images = [(entry.key, sample.image)]
         else:
-            images = [(_key(image), image) for image in conversations.image_parts(sample)]
+            images = [(_key(image), image) for image in images_of(sample)]
         return Decoded(
             entry,
             sample,

@@ -115,7 +115,7 @@ def tokenize_corpus(
         ValueError: a setting does not fit, or the source or the model does not exist.
     """
     plan = plan_parts(settings.source)
-    device = _device(run.device)
+    device = _device(run)
     manifest = _manifest(settings, plan, device)
     with locked(run.out, "--out"):
         done = _resume(run.out, manifest, run.verify)
@@ -129,7 +129,7 @@ def tokenize_corpus(
             run.out.absolute(),
             manifest.tokenizer["fingerprint"],
             plan.conversations,
-            _decoders(run),
+            _decoders(run, device),
             _THREADS,
             os.getcwd(),
         )
@@ -149,10 +149,15 @@ def _run_jobs(
     show: Callable[[Progress], None],
 ) -> None:
     devices = (device,)
-    if device == "cuda":
+    if device == "cuda" and run.engine == "local":
         devices = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
-    workers = run.workers or (os.cpu_count() or 1 if device == "cpu" else len(devices))
-    options = EngineOptions(workers, devices, factory.threads, ray_address=run.ray_address)
+    options = EngineOptions(
+        run.workers,
+        devices,
+        factory.threads,
+        cores=factory.decoders + 1 if device == "cuda" else None,
+        ray_address=run.ray_address,
+    )
     run_parts = find_engine(run.engine)
     started = time.monotonic()
     with (
@@ -271,22 +276,23 @@ def _manifest(settings: CorpusSettings, plan: Plan, device: str) -> Manifest:
     )
 
 
-def _device(name: str) -> str:
+def _device(run: RunSettings) -> str:
     """Return "cuda" or "cpu"."""
-    if name == "auto":
+    if run.device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device: expected auto, cpu or cuda, got {run.device!r}")
+    if run.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise ValueError(f"device: expected auto, cpu or cuda, got {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
+    if run.device == "cuda" and run.engine == "local" and not torch.cuda.is_available():
+        # The driver of a Ray cluster needs no GPU itself.
         raise ValueError("device: expected a CUDA device, got a machine without one")
-    return name
+    return run.device
 
 
-def _decoders(run: RunSettings) -> int:
+def _decoders(run: RunSettings, device: str) -> int:
     """Return the number of decoding threads: on a CPU the tokenizer needs the cores as much."""
     if run.decoders is not None:
         return run.decoders
-    if _device(run.device) == "cpu":
+    if device == "cpu":
         return 0
-    workers = run.workers or torch.cuda.device_count()
-    return max(1, (os.cpu_count() or 1) // max(1, workers) - 1)
+    processes = run.workers or max(1, torch.cuda.device_count())
+    return max(1, (os.cpu_count() or 1) // processes - 1)

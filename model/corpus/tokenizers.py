@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from setokim.corpus.settings import TokenizerSettings
 from setokim.data.stored_image import StoredImage
 from setokim.data.tokens.layout import DTYPES, Layout
 from setokim.tokenizer.encoders import build_encoder, quiet_loading
-from setokim.tokenizer.identity import encoder_identity, saved_config, tokenizer_identity
+from setokim.tokenizer.identity import encoder_identity, folder_identity, saved_config
 from setokim.tokenizer.modeling_setok import SetokModel, VisualTokens
 from setokim.tokenizer.stored_tokens import to_stored
 from setokim.utils.pretrained import load_whole, resolve_model
@@ -71,7 +72,8 @@ class ModelTokenizer(CorpusTokenizer):
 
     def __init__(self, settings: TokenizerSettings, layout: Layout, device: torch.device):
         super().__init__(layout, device)
-        self._model = load_setok(settings.model).eval().to(device)
+        self._folder = resolve_model(settings.model)
+        self._model = load_setok(self._folder).eval().to(device)
         _align(self._model)
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
@@ -83,7 +85,7 @@ class ModelTokenizer(CorpusTokenizer):
     def identity(self) -> dict[str, Any]:
         model = self._model
         dims = {"token_dim": model.config.token_dim, "feature_dim": model.encoder.feature_dim}
-        return {"fingerprint": tokenizer_identity(model), "rows": model.max_tokens(), **dims}
+        return {"fingerprint": folder_identity(self._folder), "rows": model.max_tokens(), **dims}
 
 
 class EncoderTokenizer(CorpusTokenizer):
@@ -135,16 +137,12 @@ def build_tokenizer(
     return kind(settings, layout, device)
 
 
-def load_setok(name: str | None) -> SetokModel:
-    """Load the visual tokenizer of a model in float32; other parts are not read.
-
-    Args:
-        name: folder of a SeTok or SeTokim model, or name of an embedded one.
+def load_setok(folder: Path) -> SetokModel:
+    """Load the visual tokenizer of a SeTok or SeTokim model in float32; other parts are not read.
 
     Raises:
-        ValueError: there is no such model, or it is damaged.
+        ValueError: the model is missing or damaged.
     """
-    folder = resolve_model(name)
     try:
         config, prefix = saved_config(folder)
         if not prefix:

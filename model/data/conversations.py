@@ -161,3 +161,16 @@ def _check_mask(name: str, mask: np.ndarray, size: tuple[int, int]) -> None:
         raise TypeError(f"{name}: expected a numpy array, got {mask!r}")
     if mask.dtype != bool or mask.shape != size:
         raise ValueError(f"{name}: expected bool of shape {size}, got {mask.dtype} {mask.shape}")
+
+
+def images_of(sample: Conversation) -> list[Image.Image | StoredImage]:
+    """Return all images of a conversation, in order.
+
+    Raises:
+        TypeError: the sample is a captioned image, which is no conversation.
+    """
+    if not isinstance(sample, Conversation):
+        expected = "conversations, which the option pairs makes of captioned images"
+        raise TypeError(f"data: expected {expected}, got {type(sample).__name__}")
+    parts = (part for message in sample.messages for part in message["content"])
+    return [part["image"] for part in parts if part["type"] == "image"]

@@ -11,13 +11,12 @@ from torch import Tensor
 
 from setok_kernels import Packed, layout
 from setokim.data.stored_image import StoredImage
+from setokim.data.tokens.layout import KINDS
 from setokim.tokenizer.modeling_setok import SetokModel, VisualTokens
 from setokim.tokenizer.stored_rows import StoredRows
 
 # RGB images, stored images, or both.
 Images = Sequence[Image.Image | StoredImage]
-# What files can store of an image, beside the statistics of its tokens.
-STORABLE = ("tokens", "labels", "masks", "features")
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -33,7 +32,7 @@ def to_stored(
     Args:
         visual: visual tokens of B images.
         sizes: height and width in pixels of each image.
-        what: some of `STORABLE`.
+        what: some of `layout.KINDS`.
         dtype: dtype of tokens, masks and features: bfloat16, float16 or float32.
 
     Raises:
@@ -41,8 +40,8 @@ def to_stored(
         ValueError: an argument does not fit, or what shall be stored does not exist.
     """
     for name in what:
-        if name not in STORABLE:
-            raise ValueError(f"what: expected some of {', '.join(STORABLE)}, got {name!r}")
+        if name not in KINDS:
+            raise ValueError(f"what: expected some of {', '.join(KINDS)}, got {name!r}")
     if dtype not in _DTYPES:
         expected = ", ".join(map(str, _DTYPES))
         raise TypeError(f"dtype: expected one of {expected}, got {dtype}")

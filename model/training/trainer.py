@@ -315,6 +315,8 @@ class Trainer:
         if self.main:
             text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
             write_file(self.out / "metrics.json", text)
+        # A process that ends would take those with it that still write.
+        self.accelerator.wait_for_everyone()
 
     def _progress(self):
         settings = self.settings

@@ -10,10 +10,11 @@ import torch
 from setokim import SetokModel
 from setokim.data.build import GENERATED
 from setokim.data.conversations import Conversation
+from setokim.data.tokens.layout import KINDS
 from setokim.shapes_world.dataset import ShapesWorld
 from setokim.shapes_world.tasks import ShapesTasks
 from setokim.tokenizer.identity import folder_identity
-from setokim.tokenizer.stored_tokens import STORABLE, to_stored
+from setokim.tokenizer.stored_tokens import to_stored
 
 
 class StoredTasks:
@@ -29,9 +30,7 @@ class StoredTasks:
         options: further options of ShapesTasks.
     """
 
-    def __init__(
-        self, seed, size, model, what=STORABLE, dtype="float32", captions=False, **options
-    ):
+    def __init__(self, seed, size, model, what=KINDS, dtype="float32", captions=False, **options):
         make = ShapesWorld if captions else ShapesTasks
         self._samples = make(seed, size=size, **options)
         self._setok = SetokModel.from_pretrained(model).eval()

@@ -49,10 +49,12 @@ class EngineOptions:
 
     Attributes:
         workers: number of worker processes; None for one a GPU, or for as many as there are cores
-            for their threads, of this machine or of the Ray cluster.
+            for them, of this machine or of the Ray cluster.
         devices: torch devices. Local processes take them in turns; Ray hands out its own GPUs, so
             that only the kind matters to it.
         threads: torch threads of a process. Results on a CPU depend on this number.
+        cores: cores that a process needs, those of its decoding threads included; None for those
+            of its torch threads.
         attempts: number of processes that may be killed by a part before it fails.
         ray_address: address of a Ray cluster or "auto"; None for one of this run alone.
 
@@ -63,11 +65,12 @@ class EngineOptions:
     workers: int | None = None
     devices: tuple[str, ...] = ("cpu",)
     threads: int = 1
+    cores: int | None = None
     attempts: int = 3
     ray_address: str | None = None
 
     def __post_init__(self):
-        for name in ("workers", "threads", "attempts"):
+        for name in ("workers", "threads", "cores", "attempts"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
@@ -80,9 +83,14 @@ class EngineOptions:
         return 0 if self.devices[0].startswith("cpu") else len(self.devices)
 
     @property
+    def needed_cores(self) -> int:
+        """Number of cores that a process needs."""
+        return self.threads if self.cores is None else self.cores
+
+    @property
     def local_workers(self) -> int:
         """Number of worker processes on this machine."""
-        return self.workers or self.gpus or max(1, (os.cpu_count() or 1) // self.threads)
+        return self.workers or self.gpus or max(1, (os.cpu_count() or 1) // self.needed_cores)
 
 
 def thread_variables(threads: int) -> dict[str, str]:

@@ -112,7 +112,7 @@ def _map(rows: ray.data.Dataset, factory: Factory, options: EngineOptions) -> ra
         compute=ray.data.ActorPoolStrategy(
             size=min(workers, rows.num_blocks()), max_tasks_in_flight_per_actor=1
         ),
-        num_cpus=options.threads,
+        num_cpus=options.needed_cores,
         num_gpus=int(options.gpus > 0),
         runtime_env={"env_vars": thread_variables(options.threads)},
     )
@@ -121,7 +121,7 @@ def _map(rows: ray.data.Dataset, factory: Factory, options: EngineOptions) -> ra
 def _cluster_workers(options: EngineOptions) -> int:
     """Return the number of actors that fit into the cluster, at least 1."""
     found = ray.cluster_resources()
-    fit = found.get("CPU", 0) // options.threads
+    fit = found.get("CPU", 0) // options.needed_cores
     return max(1, int(min(fit, found.get("GPU", 0)) if options.gpus else fit))
 
 
@@ -186,7 +186,7 @@ def _connected(options: EngineOptions) -> Iterator[None]:
     if options.ray_address is None:
         arguments = {
             "address": "local",
-            "num_cpus": options.local_workers * options.threads,
+            "num_cpus": options.local_workers * options.needed_cores,
             "num_gpus": options.gpus,
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,

@@ -82,12 +82,6 @@ def from_plain(line: dict[str, Any], image_of: Callable[[int], Any]) -> Conversa
     return Conversation(**fields, regions=tuple(regions))
 
 
-def image_parts(sample: Conversation) -> list[Any]:
-    """Return all images of a conversation, in order."""
-    parts = (part for message in sample.messages for part in message["content"])
-    return [part["image"] for part in parts if part["type"] == "image"]
-
-
 def _small(labels: np.ndarray) -> np.ndarray:
     if labels.max(initial=0) > np.iinfo(np.int16).max:
         raise ValueError(f"regions: expected at most 32767 names, got {labels.max() + 1}")

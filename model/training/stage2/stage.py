@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from setokim.data import Conversation, Dataset
+from setokim.data.conversations import images_of
 from setokim.data.stored_image import StoredImage
 from setokim.data.tokens.batches import ImageBatch
 from setokim.data.tokens.contents import Contents
@@ -271,16 +272,3 @@ class InstructCollator:
         if image.size != self._size[::-1]:
             image = image.resize(self._size[::-1], Image.Resampling.BICUBIC)
         return torch.from_numpy(np.asarray(image, np.float32) / 255).permute(2, 0, 1)
-
-
-def images_of(sample: Conversation) -> list[Image.Image | StoredImage]:
-    """Return all images of a conversation, in order.
-
-    Raises:
-        TypeError: the sample is a captioned image, which is no conversation.
-    """
-    if not isinstance(sample, Conversation):
-        expected = "conversations, which the option pairs makes of captioned images"
-        raise TypeError(f"data: expected {expected}, got {type(sample).__name__}")
-    parts = (part for message in sample.messages for part in message["content"])
-    return [part["image"] for part in parts if part["type"] == "image"]

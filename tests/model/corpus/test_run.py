@@ -20,6 +20,7 @@ from setokim.corpus.settings import (
     TokenizerSettings,
 )
 from setokim.data.archives import SourceError
+from setokim.data.conversations import images_of
 from setokim.data.tokens.dataset import TokenDataset
 from setokim.data.tokens.layout import KINDS, Layout
 from setokim.data.tokens.manifest import TokenFolderError
@@ -178,7 +179,7 @@ def test_a_second_process_is_refused(folder_of, tmp_path):
         tokenize(folder_of, tmp_path / "out")
 
 
-def test_too_many_broken_images(folder_of, tmp_path):
+def test_too_many_brokenimages_of(folder_of, tmp_path):
     with pytest.raises(TooManyFailuresError) as caught:
         tokenize(folder_of, tmp_path / "out", limit=FailureLimit(3))
     assert str(caught.value).startswith(
@@ -297,7 +298,7 @@ def test_conversations_come_back(tmp_path):
     source = build_dataset(**data["options"], **{n: v for n, v in data.items() if n != "options"})
     # Recurring images are stored once in a shard.
     assert progress.samples == 12
-    assert progress.images < sum(len(_images(source[i])) for i in range(12))
+    assert progress.images < sum(len(images_of(source[i])) for i in range(12))
     for index in range(12):
         found, wanted = dataset[index], source[index]
         assert (found.task, found.facts, found.source) == (
@@ -310,8 +311,8 @@ def test_conversations_come_back(tmp_path):
         for own, other in zip(found.regions, wanted.regions, strict=True):
             assert (own.labels == other.labels).all()
             assert own.names == other.names
-        sizes = [(one.height, one.width) for one in _images(found)]
-        assert sizes == [(one.height, one.width) for one in _images(wanted)]
+        sizes = [(one.height, one.width) for one in images_of(found)]
+        assert sizes == [(one.height, one.width) for one in images_of(wanted)]
 
 
 def test_the_number_of_open_shards_is_bounded(tmp_path, monkeypatch):
@@ -328,11 +329,6 @@ def test_the_number_of_open_shards_is_bounded(tmp_path, monkeypatch):
 
 def _plain(value):
     return json.loads(json.dumps(value))
-
-
-def _images(sample):
-    parts = (part for message in sample.messages for part in message["content"])
-    return [part["image"] for part in parts if part["type"] == "image"]
 
 
 def _texts(message):

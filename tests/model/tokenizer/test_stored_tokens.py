@@ -8,9 +8,9 @@ from helpers.tiny_setokim import picture
 from helpers.tiny_stage1 import TINY
 from setokim import SetokConfig, SetokModel
 from setokim.data.stored_image import StoredImage
+from setokim.data.tokens.layout import KINDS as STORABLE
 from setokim.tokenizer.modeling_setok import VisualTokens
 from setokim.tokenizer.stored_tokens import (
-    STORABLE,
     as_stored,
     from_stored,
     join_stored,
