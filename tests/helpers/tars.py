@@ -7,6 +7,9 @@ from PIL import Image
 
 from setokim.data import BrokenSampleError
 
+LYING_SIZES = (2**33, 2**62, 2**80, -512, -1024, -(2**40))
+LYING_KINDS = ("png", "pax", "longname", "other")
+
 
 def encoded(colour, kind="png"):
     stream = io.BytesIO()
@@ -35,6 +38,19 @@ def header(name, size, kind=tarfile.REGTYPE):
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
     return bytes(block)
+
+
+def write_lying_tar(path, kind, size):
+    """Write two images and then a header that claims a size."""
+    lying = {
+        "png": header("b.png", size),
+        "pax": header("b.png", size, tarfile.XHDTYPE),
+        "longname": header("b.png", size, tarfile.GNUTYPE_LONGNAME),
+        "other": header("b.cls", size),
+    }[kind]
+    write_tar(path, [("0.png", encoded("red")), ("a.png", encoded("red"))])
+    path.write_bytes(path.read_bytes()[:2048] + lying + b"14 path=c.png\n".ljust(1024, b"\0"))
+    return path
 
 
 def reasons(dataset):
