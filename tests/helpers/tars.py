@@ -40,15 +40,20 @@ def header(name, size, kind=tarfile.REGTYPE):
     return bytes(block)
 
 
-def write_lying_tar(path, kind, size):
-    """Write two images and then a header that claims a size."""
-    lying = {
+def lying_header(kind, size):
+    """Return a header of one of `LYING_KINDS` that claims a size."""
+    return {
         "png": header("b.png", size),
         "pax": header("b.png", size, tarfile.XHDTYPE),
         "longname": header("b.png", size, tarfile.GNUTYPE_LONGNAME),
         "other": header("b.cls", size),
     }[kind]
+
+
+def write_lying_tar(path, kind, size):
+    """Write two images and then a `lying_header`."""
     write_tar(path, [("0.png", encoded("red")), ("a.png", encoded("red"))])
+    lying = lying_header(kind, size)
     path.write_bytes(path.read_bytes()[:2048] + lying + b"14 path=c.png\n".ljust(1024, b"\0"))
     return path
 

@@ -15,6 +15,7 @@ from helpers.tars import (
     LYING_SIZES,
     encoded,
     header,
+    lying_header,
     reasons,
     write_lying_tar,
     write_tar,
@@ -223,7 +224,7 @@ def test_sizes_of_members_that_lie(tmp_path, size, kind):
     assert re.fullmatch(rf"{reason} \((no end of the archive|\w+Error: .+)\)", found.pop(last))
     assert found in ({}, {"a": ""})
     # Where it is the first, nothing is there.
-    path.write_bytes(lying + bytes(1024))
+    path.write_bytes(lying_header(kind, size) + bytes(1024))
     try:
         assert all("damaged here" in str(text) for text in reasons(Shards(path)).values())
     except ValueError as error:
