@@ -185,25 +185,32 @@ def _run_jobs(
             counts = {"images": shard.images, "tokens": shard.tokens, "broken": len(shard.broken)}
             _write_metrics(metrics, progress, {"part": shard.part} | counts | own)
             show(progress)
-            _check_limit(run, progress, finished=False)
+            _check_limit(run, done, progress, finished=False)
 
 
 def _finish(folder: Path, done: dict[int, Shard], progress: Progress, run: RunSettings) -> None:
     """Write what is sorted by the parts, equal for every order in which they were finished."""
     _remove_unfinished(folder)
     write_shards(folder, done.values())
+    _write_broken(folder, done)
+    _check_limit(run, done, progress, finished=True)
+
+
+def _write_broken(folder: Path, done: dict[int, Shard]) -> None:
     lines = [
         to_json({"part": part, "key": key, "reason": reason}) + "\n"
         for part in sorted(done)
         for key, reason in done[part].broken
     ]
     write_file(folder / BROKEN, "".join(lines))
-    _check_limit(run, progress, finished=True)
 
 
-def _check_limit(run: RunSettings, progress: Progress, finished: bool) -> None:
+def _check_limit(
+    run: RunSettings, done: dict[int, Shard], progress: Progress, finished: bool
+) -> None:
     tried = progress.samples + progress.broken
     if run.limit.exceeded(progress.broken, tried, finished):
+        _write_broken(run.out, done)
         raise TooManyFailuresError(
             f"--max-failures: expected at most {run.limit} broken samples, got {progress.broken} "
             f"of {tried}; {run.out / BROKEN} names them"

@@ -35,6 +35,11 @@ def check_stored_data(
     stored = {"data": data.stored, "held_out": held_out.stored}
     if not any(stored.values()):
         return {}
+    for name, sets in stored.items():
+        for one in sets:
+            if not {"tokens", "features"} & set(one.what):
+                expected = "stored tokens or features"
+                raise ValueError(f"{name}: expected {expected}, got {', '.join(one.what)} alone")
     trains = "tokenizer" in settings.train
     if trains:
         _check_trained_tokenizer(settings, stored)

@@ -185,6 +185,7 @@ def test_too_many_brokenimages_of(folder_of, tmp_path):
     assert str(caught.value).startswith(
         "--max-failures: expected at most 3 broken samples, got 4 of "
     )
+    assert len((tmp_path / "out" / "broken.jsonl").read_text().splitlines()) == 4
     # The default is a fraction, which is judged at the end of a small corpus.
     with pytest.raises(
         TooManyFailuresError, match=r"at most 0.01 of all broken samples, got 4 of 2"

@@ -319,6 +319,7 @@ ALONE = "losses.mask=0"
             r"losses\.mask: expected 0 for data of stored tokens without masks and features, got 1",
         ),
         (["tokens", "masks"], (), r"losses\.mask: .* without features, got 1"),
+        (["labels"], (), r"data: expected stored tokens or features, got labels alone"),
         (["tokens", "features"], (), r"losses\.mask: .* without masks, got 1"),
         (
             ["tokens", "labels", "features"],
