@@ -133,8 +133,12 @@ def tokenize_corpus(
             _THREADS,
             os.getcwd(),
         )
-        if jobs:
-            _run_jobs(jobs, factory, run, device, done, progress, show)
+        try:
+            if jobs:
+                _run_jobs(jobs, factory, run, device, done, progress, show)
+        finally:
+            # Of workers that were killed, by whomever.
+            _remove_unfinished(run.out)
         _finish(run.out, done, progress, run)
     return progress
 
@@ -190,7 +194,6 @@ def _run_jobs(
 
 def _finish(folder: Path, done: dict[int, Shard], progress: Progress, run: RunSettings) -> None:
     """Write what is sorted by the parts, equal for every order in which they were finished."""
-    _remove_unfinished(folder)
     write_shards(folder, done.values())
     _write_broken(folder, done)
     _check_limit(run, done, progress, finished=True)
@@ -253,7 +256,7 @@ def _resume(folder: Path, manifest: Manifest, verify: bool) -> dict[int, Shard]:
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Remove the files that killed workers left."""
+    """Remove files that were never whole."""
     for leftover in folder.glob(f"{UNFINISHED}*"):
         leftover.unlink(missing_ok=True)
 
