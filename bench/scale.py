@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from setok_bench import plan
+from setok_bench.corpus_tables import measured_table
 from setok_bench.results import load_result, timed
 from setok_bench.tables import Table
 
@@ -306,6 +307,7 @@ def failure_table() -> Table:
 def all_tables() -> dict[str, Table]:
     """Return every table of the page by its title."""
     found = (stage_table(), bytes_table(), corpus_table(), cost_table(), failure_table())
+    found = (*found, measured_table())
     return {table.title: table for table in found}
 
 

@@ -85,7 +85,7 @@ def test_the_tokenizer_of_a_model(source, tmp_path, whole, capsys):
         (["--decoders", "-1", *OPTIONS], "--decoders: expected at least 0, got -1"),
         (["--model", "nothing", "--grid", "6x6"], "--grid: expected none with --model"),
         (["--model", "nothing"], "model: expected a folder with a SeTokim model"),
-        (["--encoder", "nothing"], "encoder: expected 'patch-statistics', a folder with"),
+        (["--encoder", "./nothing"], "encoder: expected 'patch-statistics', a folder with"),
         (["--device", "cuda", *OPTIONS], "device: expected a CUDA device"),
         (["--temperature", "0", *OPTIONS], "temperature"),
     ],
