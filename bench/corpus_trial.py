@@ -99,7 +99,7 @@ class Trial:
     def time_parts(self) -> dict[str, float]:
         """Return the seconds of each step for an image of one shard, each step alone."""
         from setokim.corpus.entries import ArchivePart
-        from setokim.corpus.settings import TokenizerSettings
+        from setokim.corpus.settings import CorpusSettings, SourceSettings, TokenizerSettings
         from setokim.corpus.tokenizers import build_tokenizer
         from setokim.data import BrokenSampleError
         from setokim.data.tokens.layout import Layout, TokenRow
@@ -110,11 +110,9 @@ class Trial:
         torch.set_num_threads(1)
         rows, columns = map(int, self._grid.split("x"))
         layout = Layout(("tokens",), "bf16")
-        tokenizer = build_tokenizer(
-            TokenizerSettings(encoder="patch-statistics", grid=(rows, columns)),
-            layout,
-            torch.device("cpu"),
-        )
+        encoder = TokenizerSettings(encoder="patch-statistics", grid=(rows, columns))
+        settings = CorpusSettings(SourceSettings(()), encoder, layout)
+        tokenizer = build_tokenizer(settings, torch.device("cpu"))
         part = ArchivePart(str(self._corpus.shards[0]))
         entries, read = _timed(lambda: list(part.entries()))
         pixels, sizes = [], []

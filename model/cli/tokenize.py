@@ -161,6 +161,12 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         help="images tokenized together (default: %(default)s)",
     )
     group.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="number format of the tokenizer; bf16 is autocast (default: %(default)s)",
+    )
+    group.add_argument(
         "--max-failures",
         default="1%",
         metavar="COUNT|PERCENT",
@@ -243,6 +249,7 @@ def _settings(arguments: argparse.Namespace) -> tuple[CorpusSettings, RunSetting
         Layout((*ordered, *(name for name in what if name not in KINDS)), arguments.dtype),
         arguments.format,
         arguments.batch_size,
+        arguments.precision,
     )
     run_settings = RunSettings(
         arguments.out,

@@ -272,7 +272,7 @@ def _is_whole(folder: Path, shard: Shard, verify: bool) -> bool:
 
 
 def _manifest(settings: CorpusSettings, plan: Plan, device: str) -> Manifest:
-    tokenizer = build_tokenizer(settings.tokenizer, settings.layout, torch.device("cpu"))
+    tokenizer = build_tokenizer(settings, torch.device("cpu"))
     return Manifest(
         settings.kept(device),
         tokenizer.identity(),

@@ -14,6 +14,7 @@ from setokim.data.tokens.manifest import FORMATS
 from setokim.utils.parsing import to_plain
 
 MERGES = ("hard", "soft")
+PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class CorpusSettings:
         layout: what is stored of each image.
         format: "parquet" or "webdataset".
         batch_size: number of images tokenized together. It decides how sums are rounded.
+        precision: number format of the computation, "fp32" or "bf16" (autocast).
 
     Raises:
         ValueError: a value is unknown or out of range.
@@ -95,10 +97,14 @@ class CorpusSettings:
     layout: Layout
     format: str = "parquet"
     batch_size: int = 32
+    precision: str = "fp32"
 
     def __post_init__(self):
         if self.format not in FORMATS:
             raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {self.format!r}")
+        if self.precision not in PRECISIONS:
+            expected = " or ".join(PRECISIONS)
+            raise ValueError(f"precision: expected {expected}, got {self.precision!r}")
         check_count("batch_size", self.batch_size)
 
     def kept(self, device: str) -> dict[str, Any]:
@@ -107,7 +113,11 @@ class CorpusSettings:
         Args:
             device: type of the device; another one rounds sums in another way.
         """
-        kept: dict[str, Any] = {"batch_size": self.batch_size, "device": device}
+        kept: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "precision": self.precision,
+            "device": device,
+        }
         if self.tokenizer.encoder is not None:
             kept["cluster"] = to_plain(self.tokenizer.cluster)
             kept["merge"] = self.tokenizer.merge

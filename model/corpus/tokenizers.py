@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from setok_kernels import cluster_tokens, merge_tokens
-from setokim.corpus.settings import TokenizerSettings
+from setokim.corpus.settings import CorpusSettings, TokenizerSettings
 from setokim.data.stored_image import StoredImage
 from setokim.data.tokens.layout import DTYPES, Layout
 from setokim.tokenizer.encoders import build_encoder, quiet_loading
@@ -28,10 +28,12 @@ class CorpusTokenizer:
     Args:
         layout: what is stored of each image.
         device: device of the computation.
+        precision: "fp32", or "bf16" for autocast.
     """
 
-    def __init__(self, layout: Layout, device: torch.device):
+    def __init__(self, layout: Layout, device: torch.device, precision: str):
         self._layout, self._device = layout, device
+        self._is_half = precision == "bf16"
 
     def tokenize(self, pixels: Tensor, sizes: Sequence[tuple[int, int]]) -> list[StoredImage]:
         """Tokenize B images.
@@ -42,7 +44,8 @@ class CorpusTokenizer:
         """
         if self._device.type == "cuda":
             pixels = pixels.pin_memory().to(self._device, non_blocking=True)
-        with torch.inference_mode():
+        half = torch.autocast(self._device.type, torch.bfloat16, enabled=self._is_half)
+        with torch.inference_mode(), half:
             visual = self._visual_tokens(pixels)
         return to_stored(visual, sizes, self._layout.what, DTYPES[self._layout.dtype])
 
@@ -65,13 +68,16 @@ class ModelTokenizer(CorpusTokenizer):
         settings: settings with `model`.
         layout: what is stored of each image.
         device: device of the computation.
+        precision: "fp32", or "bf16" for autocast.
 
     Raises:
         ValueError: the model does not exist or is damaged.
     """
 
-    def __init__(self, settings: TokenizerSettings, layout: Layout, device: torch.device):
-        super().__init__(layout, device)
+    def __init__(
+        self, settings: TokenizerSettings, layout: Layout, device: torch.device, precision: str
+    ):
+        super().__init__(layout, device, precision)
         self._folder = resolve_model(settings.model)
         self._model = load_setok(self._folder).eval().to(device)
         _align(self._model)
@@ -95,13 +101,16 @@ class EncoderTokenizer(CorpusTokenizer):
         settings: settings with `encoder`.
         layout: what is stored of each image.
         device: device of the computation.
+        precision: "fp32", or "bf16" for autocast.
 
     Raises:
         ValueError: the encoder does not exist, is damaged, or cannot make the grid.
     """
 
-    def __init__(self, settings: TokenizerSettings, layout: Layout, device: torch.device):
-        super().__init__(layout, device)
+    def __init__(
+        self, settings: TokenizerSettings, layout: Layout, device: torch.device, precision: str
+    ):
+        super().__init__(layout, device, precision)
         assert settings.encoder is not None
         encoder: Any = build_encoder(settings.encoder, settings.grid, settings.trust_remote_code)
         self._encoder, self._settings = encoder.eval().to(device), settings
@@ -124,17 +133,15 @@ class EncoderTokenizer(CorpusTokenizer):
         return {"fingerprint": found, "rows": rows, **dims}
 
 
-def build_tokenizer(
-    settings: TokenizerSettings, layout: Layout, device: torch.device
-) -> CorpusTokenizer:
+def build_tokenizer(settings: CorpusSettings, device: torch.device) -> CorpusTokenizer:
     """Build the tokenizer of settings on a device.
 
     Raises:
         ImportError: the model needs a package that is not installed.
         ValueError: the model does not exist or is damaged.
     """
-    kind = EncoderTokenizer if settings.model is None else ModelTokenizer
-    return kind(settings, layout, device)
+    kind = EncoderTokenizer if settings.tokenizer.model is None else ModelTokenizer
+    return kind(settings.tokenizer, settings.layout, device, settings.precision)
 
 
 def load_setok(folder: Path) -> SetokModel:

@@ -88,10 +88,7 @@ class Worker:
         torch.set_num_threads(factory.threads)
         reuse_freed_memory()
         self._factory = factory
-        settings = factory.settings
-        self._tokenizer: CorpusTokenizer = build_tokenizer(
-            settings.tokenizer, settings.layout, torch.device(device)
-        )
+        self._tokenizer: CorpusTokenizer = build_tokenizer(factory.settings, torch.device(device))
         found = self._tokenizer.identity()["fingerprint"]
         if found != factory.fingerprint:
             raise ValueError(

@@ -1,12 +1,16 @@
 """Runs over a corpus: shards, resume, refusals, failures."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
+import torch
+from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from helpers.serial_engine import serial_engine  # noqa: F401
 from helpers.stored import token_rows, write_token_folder
+from helpers.tiny_folders import VISION
 from setok_bench.corpora import write_corpus
 from setokim.corpus import run as run_module
 from setokim.corpus import worker as worker_module
@@ -28,6 +32,7 @@ from setokim.utils.folder_lock import FolderInUseError, locked
 
 pytestmark = pytest.mark.usefixtures("serial_engine")
 ALL = FailureLimit.parse("100%")
+ALL_FEATURES = Layout(("features",), "fp32")
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +146,7 @@ def test_shards_that_are_gone_or_cut_are_made_again(folder_of, tmp_path):
         ({"what": ("tokens", "labels")}, "layout.what"),
         ({"format": "webdataset"}, "format"),
         ({"batch_size": 5}, "settings.batch_size"),
+        ({"precision": "bf16"}, "settings.precision"),
         ({"grid": (5, 5)}, "tokenizer.fingerprint.encoder"),
     ],
 )
@@ -275,13 +281,11 @@ def test_a_part_that_kills_its_process_fails_alone(folder_of, tmp_path, monkeypa
 
 
 def test_another_model_on_a_worker_is_refused(folder_of, tmp_path, monkeypatch):
-    real = run_module.build_tokenizer
+    real, other = run_module.build_tokenizer, TokenizerSettings(None, "patch-statistics", (5, 5))
     monkeypatch.setattr(
         run_module,
         "build_tokenizer",
-        lambda settings, *rest: real(
-            TokenizerSettings(encoder="patch-statistics", grid=(5, 5)), *rest
-        ),
+        lambda settings, device: real(dataclasses.replace(settings, tokenizer=other), device),
     )
     with pytest.raises(ValueError, match=r"^model: expected the tokenizer .* of the run, got "):
         tokenize(folder_of, tmp_path / "out")
@@ -314,6 +318,23 @@ def test_conversations_come_back(tmp_path):
             assert own.names == other.names
         sizes = [(one.height, one.width) for one in images_of(found)]
         assert sizes == [(one.height, one.width) for one in images_of(wanted)]
+
+
+def test_half_precision_changes_the_computation_only(folder_of, tmp_path):
+    folder = tmp_path / "siglip"
+    config = SiglipVisionConfig(**VISION)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        SiglipVisionModel(config).save_pretrained(folder)
+    tokenizer, found = TokenizerSettings(encoder=str(folder)), []
+    for precision in ("fp32", "bf16", "fp32"):
+        out = tmp_path / str(len(found))
+        source = SourceSettings((str(folder_of),))
+        settings = CorpusSettings(source, tokenizer, ALL_FEATURES, precision=precision)
+        tokenize_corpus(settings, RunSettings(out, device="cpu", limit=ALL))
+        found.append(torch.stack([one.image.features for one in TokenDataset(out)]))
+    assert torch.equal(found[0], found[2])
+    assert 0 < (found[0] - found[1]).abs().max() < 0.05 * found[0].abs().max()
 
 
 def test_the_number_of_open_shards_is_bounded(tmp_path, monkeypatch):
