@@ -15,6 +15,7 @@ from setokim.evaluation.predictions.prediction import (
 )
 from setokim.evaluation.predictions.samples import (
     Samples,
+    is_asked,
     normal_question,
     question_of,
     reference_of,
@@ -160,7 +161,7 @@ def _chosen(kind: str, one: Prediction, candidates: list[Prompt]) -> Prompt | st
         fitting = [
             (len(question), prompt)
             for question, prompt in zip(map(normal_question, questions), candidates, strict=True)
-            if question in asked
+            if is_asked(question, asked)
         ]
         if not fitting:
             expected = f"the question of {kind} {one.ids[kind]!r}, {questions[0]!r:.80}"

@@ -22,6 +22,9 @@ MM_VET = "v1_"
 _COCO = re.compile(r"^COCO_[a-z]+\d+_")
 # MME's own end of a question; other programs put theirs in its place.
 _MME = "please answer yes or no."
+_LINE_END = " \n "
+# Signs within a sentence.
+_WITHIN = tuple(",;'’-")
 _IDENTITY = ("question_id", "image_id", "image", "task", "category")
 
 
@@ -79,7 +82,27 @@ def same_identity(prompt: Prompt, facts: Any) -> bool:
 
 def normal_question(text: str) -> str:
     """Return a question for comparison: in lower case, with single spaces, without MME's end."""
-    return " ".join(" ".join(text.lower().split()).removesuffix(_MME).split())
+    lines = (" ".join(line.split()) for line in text.lower().split("\n"))
+    whole = _LINE_END.join(line for line in lines if line)
+    return whole.removesuffix(_MME).rstrip()
+
+
+def is_asked(question: str, text: str) -> bool:
+    """Return whether a text asks a question, with instructions around it.
+
+    "Is it?" is not asked by "What is it?": no word may stand right before it.
+
+    Args:
+        question: result of `normal_question`.
+        text: result of `normal_question`.
+    """
+    start = text.find(question)
+    while start >= 0:
+        before = text[:start].rstrip(" ")[-1:]
+        if not before.isalnum() and before not in _WITHIN:
+            return True
+        start = text.find(question, start + 1)
+    return False
 
 
 class Samples:

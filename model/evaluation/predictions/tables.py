@@ -9,7 +9,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 from setok_kernels.extras import from_extra
 from setokim.data.records import json_of, parse_json
@@ -23,8 +22,6 @@ _ZIP = b"PK\x03\x04"
 # Max length of a cell in a workbook.
 _MAX_CELL = 32_767
 _FIRST_KEYS = ("id", "question_id", "questionId", "image_id", "index", "number", "doc_id")
-# What openpyxl raises for damaged files.
-_DAMAGE = (BadZipFile, EOFError, IndexError, KeyError, SyntaxError, TypeError, ValueError, OSError)
 # Name of the id in rows of a file that maps ids to answers.
 MAPPED_ID = "id"
 MAPPED_ANSWER = "answer"
@@ -52,7 +49,7 @@ def read_rows(path: Path) -> Rows:
     """
     data = path.read_bytes()
     if data.startswith(_ZIP):
-        rows = _read_workbook(path)
+        rows = _read_workbook(path, data)
     else:
         try:
             text = data.decode("utf-8-sig")
@@ -90,27 +87,37 @@ def write_workbook(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         from openpyxl import Workbook
         from openpyxl.cell import WriteOnlyCell
 
+    # Before the sheet begins, which must be written to its end.
+    texts = [
+        {name: _escaped(path, number, name, value) for name, value in row.items()}
+        for number, row in enumerate(rows, 2)
+    ]
     book = Workbook(write_only=True)
     sheet = book.create_sheet()
     sheet.append(list(rows[0]))
-    for number, row in enumerate(rows, 2):
+    for row in texts:
         cells = []
-        for name, value in row.items():
-            if not isinstance(value, str):
-                cells.append(value)
-                continue
-            text = _UNESCAPED.sub(lambda found: f"_x{ord(found[0]):04X}_", value)
-            if len(text) > _MAX_CELL:
-                expected = f"at most {_MAX_CELL} characters in a cell"
-                got = f"{len(text)} in row {number}; write a .tsv file"
-                raise PredictionError(f"{path}: {name}: expected {expected}, got {got}")
-            cell = WriteOnlyCell(sheet, text)
-            # A text that begins with "=" is no formula.
-            cell.data_type = "s"
+        for value in row.values():
+            cell = WriteOnlyCell(sheet, value)
+            if isinstance(value, str):
+                # A text that begins with "=" is no formula.
+                cell.data_type = "s"
             cells.append(cell)
         sheet.append(cells)
     with replacing(path) as beside:
         book.save(beside)
+
+
+def _escaped(path: Path, number: int, name: str, value: Any) -> Any:
+    """Return a value as a cell holds it."""
+    if not isinstance(value, str):
+        return value
+    text = _UNESCAPED.sub(lambda found: f"_x{ord(found[0]):04X}_", value)
+    if len(text) > _MAX_CELL:
+        expected = f"at most {_MAX_CELL} characters in a cell"
+        got = f"{len(text)} in row {number}; write a .tsv file"
+        raise PredictionError(f"{path}: {name}: expected {expected}, got {got}")
+    return text
 
 
 def _read_json(path: Path, text: str) -> Rows:
@@ -190,14 +197,18 @@ def _read_tabs(path: Path, text: str) -> Rows:
     return _with_head(path, [row for row in found if row])
 
 
-def _read_workbook(path: Path) -> Rows:
+def _read_workbook(path: Path, data: bytes) -> Rows:
     with from_extra("score"):
         import openpyxl
     try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        # Not by its path, whose suffix openpyxl would check.
+        book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
         with_values = [list(row) for row in book.worksheets[0].iter_rows(values_only=True)]
         book.close()
-    except _DAMAGE as error:
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
+        # Damaged archives and XML raise errors of many kinds.
         reason = f"{type(error).__name__}: {error}"
         raise PredictionError(f"{path}: expected a workbook, got {reason}") from error
     rows = [row for row in with_values if any(value is not None for value in row)]
