@@ -117,12 +117,19 @@ def _check(benchmark: Benchmark, arguments: argparse.Namespace) -> None:
 
 
 def _score(benchmark: Benchmark, arguments: argparse.Namespace) -> dict[str, Any]:
-    from setokim.evaluation.predictions.formats import read_predictions, write_predictions
+    from setokim.evaluation.predictions.formats import (
+        check_export,
+        read_predictions,
+        write_predictions,
+    )
     from setokim.evaluation.predictions.submissions import write_submission
     from setokim.evaluation.scoring import read_questions, score, with_missing
 
     name, split = arguments.benchmark, arguments.split or benchmark.split
     with _usage_errors(name):
+        if arguments.export is not None:
+            # Before anything is written.
+            check_export(arguments.export[1], arguments.export[0])
         format, predictions = read_predictions(
             arguments.predictions, arguments.format, arguments.field, arguments.questions
         )

@@ -111,9 +111,8 @@ def write_predictions(path: str | Path, format: str, rows: Sequence[Response]) -
         OSError: the file cannot be written.
         PredictionError: the format is none of them, or cannot hold a response.
     """
+    check_export(path, format)
     path = Path(path)
-    if format not in EXPORTS:
-        raise PredictionError(f"format: expected one of {', '.join(EXPORTS)}, got {format!r}")
     for row in rows:
         if row.generated is not None or (row.mask is not None and format != "setok"):
             raise PredictionError(f"{row.prompt.source}: expected a text, got an image or mask")
@@ -126,9 +125,20 @@ def write_predictions(path: str | Path, format: str, rows: Sequence[Response]) -
     if format != _VLMEVALKIT:
         write_file(path, "".join(to_json(line) + "\n" for line in lines))
         return
-    if path.suffix not in _TABLES:
-        raise PredictionError(f"{path}: expected a name with .tsv or .xlsx, got {path.suffix!r}")
     _TABLES[path.suffix](path, lines)
+
+
+def check_export(path: str | Path, format: str) -> None:
+    """Check the name of a file and its format for `write_predictions`.
+
+    Raises:
+        PredictionError: there is no such format, or the suffix does not fit it.
+    """
+    if format not in EXPORTS:
+        raise PredictionError(f"format: expected one of {', '.join(EXPORTS)}, got {format!r}")
+    suffix = Path(path).suffix
+    if format == _VLMEVALKIT and suffix not in _TABLES:
+        raise PredictionError(f"{path}: expected a name with .tsv or .xlsx, got {suffix!r}")
 
 
 def _format_of(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:

@@ -41,9 +41,8 @@ def write_submission(path: str | Path, benchmark: Benchmark, rows: Sequence[Resp
     elif rows[0].prompt.part == "caption" and "image_id" in facts:
         _write(path, [{"image_id": r.prompt.facts["image_id"], "caption": r.text} for r in rows])
     else:
-        raise PredictionError(
-            "submission: expected a benchmark with a file of answers, got another"
-        )
+        expected = "a benchmark of answers, captions or yes-or-no questions"
+        raise PredictionError(f"submission: expected {expected}, got another")
 
 
 def _write(path: Path, value: Any) -> None:
