@@ -90,4 +90,6 @@ def write(rows: Sequence[Response]) -> list[dict[str, Any]]:
 
 def _text(row: Mapping[str, Any], name: str) -> str:
     value = row.get(name, "")
-    return str(value).strip() if isinstance(value, (str, int, float)) else ""
+    # An empty cell is NaN in a JSON file.
+    is_empty = not isinstance(value, (str, int, float)) or value != value
+    return "" if is_empty else str(value).strip()

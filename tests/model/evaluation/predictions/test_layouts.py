@@ -197,6 +197,23 @@ def test_lmms_eval_samples(matched):
     ]
     found = matched("pope-random", rows, "lmms-eval")
     assert texts_of(found) == ["random 0", "random 1", "random 2"] and found.others == 3
+    # All subsets in one file that does not name them: their questions have the same ids.
+    rows = [
+        lmms(
+            3 * number + i,
+            "no",
+            f"{'Is it' if number == 1 or i == 0 else 'Was it'}?\n{SHORT}",
+            target="no" if i == 1 else "yes",
+            pope_accuracy={"question_id": f"{i + 1}", "score": 1.0, "prediction": "no"},
+        )
+        for number in range(3)
+        for i in range(3)
+    ]
+    found = matched("pope-random", rows, "lmms-eval")
+    # A question that the subsets share has one answer.
+    assert (texts_of(found), found.others, found.duplicates) == (["no"] * 3, 4, 2)
+    with pytest.raises(ValueError, match="expected the question of question_id '2'"):
+        matched("pope-random", rows[:3], "lmms-eval")
     # MME: the metrics keep image and subtask.
     rows = [
         lmms(
@@ -219,8 +236,9 @@ def test_lmms_eval_samples(matched):
 
 
 def test_responses_of_lmms_eval(matched):
-    """The raw ones count where no filter has run; lists hold lists in older versions."""
+    """The raw ones count where no filter has run; lists are nested less in newer versions."""
     rows = [lmms(i, [["a"], "b", "c"][i], "is it?") for i in range(3)]
+    rows[1]["filtered_resps"] = "b"
     rows[2] = {k: v for k, v in rows[2].items() if k != "filtered_resps"} | {"resps": [["c"]]}
     assert texts_of(matched("gqa", rows, "lmms-eval")) == ["a", "b", "c"]
     rows[1]["filtered_resps"] = ["b", "c"]
@@ -276,6 +294,11 @@ def test_vlmevalkit_results(write, matched):
     rows = [vlm(100 + i, "is it?", "", answer="yes") for i in range(3)]
     found = matched("gqa", rows, "vlmevalkit", path, write)
     assert (texts_of(found), found.kind) == (["", "", ""], "position")
+    if write is write_tsv:
+        # As JSON, in which an empty cell is NaN.
+        rows = [row | {"image_path": float("nan")} for row in rows]
+        found = matched("gqa", rows, "vlmevalkit", "a.json", write_whole)
+        assert texts_of(found) == ["", "", ""]
     # What VLMEvalKit could not get is no answer.
     rows = [vlm(i, "what?", f"{i}", answer="a dog<OR>a cat") for i in (1, 2, 3)]
     rows[1]["prediction"] = "Failed to obtain answer via API."

@@ -1,5 +1,7 @@
 """Ours to the format of another program and back gives the same answers and metrics."""
 
+import csv
+
 import pytest
 
 from helpers.prediction_files import (
@@ -87,3 +89,26 @@ def test_unusable_names_and_texts(tmp_path):
     with pytest.raises(ValueError, match="prediction: expected at most 32767 characters in a cell"):
         write_predictions(tmp_path / "a.xlsx", "vlmevalkit", long)
     assert not list(tmp_path.glob("*.*"))
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".xlsx"])
+def test_pandas_reads_our_tables(suffix, tmp_path):
+    """VLMEvalKit reads and writes its files by pandas."""
+    pandas = pytest.importorskip("pandas")
+    rows = responses_to(questions_of("mme", data_of("mme", tmp_path / "data")))
+    path, again = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
+    if suffix == ".xlsx":
+        pytest.importorskip("openpyxl")
+    write_predictions(path, "vlmevalkit", rows)
+    options = {"keep_default_na": False}
+    if suffix == ".tsv":
+        table = pandas.read_csv(path, sep="\t", **options)
+        table.to_csv(again, sep="\t", index=False, encoding="utf-8", quoting=csv.QUOTE_ALL)
+    else:
+        table = pandas.read_excel(path, **options)
+        table.to_excel(again, index=False)
+    assert list(table["prediction"]) == [row.text for row in rows]
+    assert list(table["index"]) == [row.prompt.number for row in rows]
+    assert set(table["category"]) <= {"OCR", "existence"}
+    first, second = (read_predictions(one)[1] for one in (path, again))
+    assert [(one.text, one.ids) for one in first] == [(one.text, one.ids) for one in second]
