@@ -125,6 +125,9 @@ def _matched_by(
         got = f"{predictions[0].ids[kind]!r} in {predictions[0].source}"
         expected = f"{kind} of the data set, such as {samples.example(kind)!r}"
         raise _MismatchError(f"predictions: expected {expected}, got {got}")
+    if kind in _WEAK and strangers:
+        got = f"{next(iter(strangers))!r} in {next(iter(strangers.values())).source}"
+        raise _MismatchError(f"predictions: expected {kind} of the data set for all, got {got}")
     if differing and samples.categories and len(found) == len(samples.prompts):
         # lmms-eval numbers the questions of each subset alike, and does not name the subset.
         others += len(differing)

@@ -201,8 +201,9 @@ def _read_workbook(path: Path, data: bytes) -> Rows:
     with from_extra("score"):
         import openpyxl
     try:
-        # Not by its path, whose suffix openpyxl would check.
-        book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
+        # Not by its path, whose suffix openpyxl would check. Formulas as they are: some programs
+        # write every text that begins with "=" as one.
+        book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=False)
         with_values = [list(row) for row in book.worksheets[0].iter_rows(values_only=True)]
         book.close()
     except (ImportError, MemoryError):

@@ -294,11 +294,15 @@ def test_vlmevalkit_results(write, matched):
     rows = [vlm(100 + i, "is it?", "", answer="yes") for i in range(3)]
     found = matched("gqa", rows, "vlmevalkit", path, write)
     assert (texts_of(found), found.kind) == (["", "", ""], "position")
+    # From 0 on: two of them look like ids, and all questions are the same.
+    rows = [vlm(i, "is it?", f"{i}", answer="yes") for i in range(3)]
+    found = matched("gqa", rows, "vlmevalkit", path, write)
+    assert (texts_of(found), found.kind) == (["0", "1", "2"], "position")
     if write is write_tsv:
         # As JSON, in which an empty cell is NaN.
         rows = [row | {"image_path": float("nan")} for row in rows]
         found = matched("gqa", rows, "vlmevalkit", "a.json", write_whole)
-        assert texts_of(found) == ["", "", ""]
+        assert texts_of(found) == ["0", "1", "2"]
     # What VLMEvalKit could not get is no answer.
     rows = [vlm(i, "what?", f"{i}", answer="a dog<OR>a cat") for i in (1, 2, 3)]
     rows[1]["prediction"] = "Failed to obtain answer via API."
