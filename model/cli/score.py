@@ -101,7 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(document)
         return 0
     for metric, value in document["metrics"].items():
-        print(f"{arguments.benchmark:<18} {metric:<32} {value:.4g}")
+        text = f"{value:.4g}" if isinstance(value, float) else value
+        print(f"{arguments.benchmark:<18} {metric:<32} {text}")
     return 0
 
 

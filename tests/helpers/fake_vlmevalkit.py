@@ -11,7 +11,10 @@ class BaseModel:
     """The part of `vlmeval.vlm.base.BaseModel` that calls an adapter."""
 
     INTERLEAVE = False
-    allowed_types = ("text", "image")
+    allowed_types = ("text", "image", "video")
+
+    def __init__(self):
+        self.dump_image = None
 
     def set_dump_image(self, dump_image):
         self.dump_image = dump_image
