@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from helpers.prediction_files import FOLDERS, data_of, write_lines
 from helpers.tiny_setokim import build
@@ -45,6 +46,32 @@ def test_metrics_are_those_of_the_evaluation(command, tmp_path, capsys):
         evaluated = json.loads((out / "metrics.json").read_text())
         assert evaluated.items() <= found["metrics"].items()
         assert (found["format"], found["matched_by"]) == ("setok", "own")
+
+
+def test_generated_images_of_a_log(tmp_path, capsys):
+    """Those of shapes-world, whose metrics read them."""
+    for part in build():
+        part.save_pretrained(tmp_path / "model")
+    world = {"kind": "shapes-tasks", "size": 32, "seed": 1, "samples": 6}
+    options = {"objects": [2, 3], "turns": 2, "tasks": {"vqa": 1, "generate": 1, "segment": 1}}
+    values = {"stage": 3, "steps": 1, "start": "nowhere", "held_out": world | {"options": options}}
+    generation = {"max_new_tokens": 3, "sampling_steps": 1}
+    path = tmp_path / "stage3.yaml"
+    path.write_text(yaml.safe_dump(values | {"generation": generation, "optimizer": {"warmup": 1}}))
+    where = ["--benchmark", "shapes-world", "--data", str(path)]
+    out = tmp_path / "out"
+    model = ["--model", str(tmp_path / "model"), "--out", str(out)]
+    assert main(["eval", *where, *model]) == 0
+    capsys.readouterr()
+    line = ["score", *where, "--predictions", str(out / "predictions.jsonl"), "--json"]
+    assert main([*line, "--out", str(tmp_path / "again")]) == 0
+    evaluated = json.loads((out / "metrics.json").read_text())
+    scored = json.loads(capsys.readouterr().out)["metrics"]
+    assert {k: v for k, v in evaluated.items() if v == v}.items() <= scored.items()
+    # The evaluation writes its batches in the order in which they are full.
+    logs = [folder / "predictions.jsonl" for folder in (out, tmp_path / "again")]
+    first, second = (sorted(path.read_bytes().split(b"\n")) for path in logs)
+    assert first == second
 
 
 def test_all_outputs(command, tmp_path, capsys):
