@@ -143,6 +143,8 @@ def decode_image(data: Any, source: str, field: str) -> Image.Image:
     if not isinstance(data, bytes):
         got = type(data).__name__
         raise BrokenSampleError(source, f"{field}: expected the bytes of an image, got {got}")
+    if _ARE_BLANK.get():
+        return Image.new("RGB", (1, 1))
     try:
         return load_image(NamedBytes(data, field))
     except UnreadableImageError as error:

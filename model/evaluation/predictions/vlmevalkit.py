@@ -15,8 +15,8 @@ from setokim.evaluation.predictions.prediction import (
     answer_of,
     id_of,
 )
-from setokim.evaluation.predictions.samples import identity_of, question_of, reference_of
-from setokim.evaluation.prompting import Response
+from setokim.evaluation.predictions.samples import MM_VET, identity_of, question_of
+from setokim.evaluation.prompting import Prompt, Response
 
 _NAMES = {QUESTION_ID: ("question_id", "questionId"), IMAGE: ("image_path", "image_id")}
 # What VLMEvalKit writes in place of an answer that it did not get.
@@ -73,19 +73,36 @@ def write(rows: Sequence[Response]) -> list[dict[str, Any]]:
             raise PredictionError(
                 f"{source}: expected an answer, got VLMEvalKit's {row.text!r:.80}"
             )
-        known = identity_of(row.prompt)
+        facts, known = row.prompt.facts, identity_of(row.prompt)
         if "image" in known:
             known["image_path"] = known.pop("image")
+        if "capabilities" in facts:
+            known["category"] = ",".join(facts["capabilities"])
         table.append(
-            {"index": row.prompt.number}
+            {"index": _index(row.prompt)}
             | known
             | {
                 "question": question_of(row.prompt) or "",
-                "answer": reference_of(row.prompt) or "",
+                "answer": _answer(facts),
                 "prediction": row.text,
             }
         )
     return table
+
+
+def _index(prompt: Prompt) -> int:
+    """Return the number in an id of MM-Vet, as VLMEvalKit has it; else that of the sample."""
+    number = str(prompt.facts.get("question_id", "")).removeprefix(MM_VET)
+    is_vet = "capabilities" in prompt.facts and number.isdecimal()
+    return int(number) if is_vet else prompt.number
+
+
+def _answer(facts: Mapping[str, Any]) -> str:
+    """Return the right answer, or the list of them, as VLMEvalKit compares with it."""
+    if "label" in facts:
+        return facts["label"].capitalize()
+    answers = facts.get("answers") or [""]
+    return answers[0] if len(answers) == 1 else str(answers)
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:

@@ -112,3 +112,45 @@ def test_pandas_reads_our_tables(suffix, tmp_path):
     assert set(table["category"]) <= {"OCR", "existence"}
     first, second = (read_predictions(one)[1] for one in (path, again))
     assert [(one.text, one.ids) for one in first] == [(one.text, one.ids) for one in second]
+
+
+def test_what_vlmevalkit_compares_with(tmp_path):
+    """Its own evaluation reads our tables: capitalised answers, and lists as Python writes them."""
+    rows = {}
+    for name in ("pope-random", "mme", "mm-vet", "coco-captions"):
+        questions = questions_of(name, data_of(name, tmp_path / name))
+        path = tmp_path / f"{name}.tsv"
+        write_predictions(path, "vlmevalkit", responses_to(questions))
+        with path.open(encoding="utf-8", newline="") as file:
+            rows[name] = list(csv.DictReader(file, delimiter="\t"))[1]
+        rows[name].pop("prediction")
+    assert rows == {
+        "pope-random": {
+            "index": "1",
+            "question_id": "2",
+            "image_path": "COCO_val2014_000000000002.jpg",
+            "category": "random",
+            "question": "Is it?",
+            "answer": "No",
+        },
+        "mme": {
+            "index": "1",
+            "image_path": "OCR/2",
+            "category": "OCR",
+            "question": "Is it not?",
+            "answer": "No",
+        },
+        "mm-vet": {
+            "index": "2",
+            "question_id": "v1_2",
+            "category": "rec",
+            "question": "what?",
+            "answer": "a dog<OR>a cat",
+        },
+        "coco-captions": {
+            "index": "1",
+            "image_id": "2",
+            "question": "",
+            "answer": "['caption 1', 'caption 4']",
+        },
+    }
