@@ -9,7 +9,12 @@ from typing import Any
 
 from setokim.evaluation.predictions import llava, lmms_eval, own, plain, vlmevalkit
 from setokim.evaluation.predictions.prediction import Prediction, PredictionError, id_of
-from setokim.evaluation.predictions.tables import read_rows, write_tabs, write_workbook
+from setokim.evaluation.predictions.tables import (
+    check_encodable,
+    read_rows,
+    write_tabs,
+    write_workbook,
+)
 from setokim.evaluation.prompting import Response
 from setokim.utils.files import write_file
 from setokim.utils.json_text import to_json
@@ -122,7 +127,10 @@ def write_predictions(path: str | Path, format: str, rows: Sequence[Response]) -
         raise
     except ValueError as error:
         raise PredictionError(str(error)) from error
-    if format != _VLMEVALKIT:
+    if format == _VLMEVALKIT:
+        for row in rows:
+            check_encodable(row.text, row.prompt.source)
+    else:
         write_file(path, "".join(to_json(line) + "\n" for line in lines))
         return
     _TABLES[path.suffix](path, lines)

@@ -53,8 +53,10 @@ def read(
             expected = f"the prompt of question {number}, {text!r:.80}"
             raise PredictionError(f"{source}: expected {expected}, got {prompt!r:.80}")
         prompt = prompt or text
-        ids = {IMAGE: id_of(asked.get("image"), "image", f"--questions: {number}")}
+        image = {IMAGE: id_of(asked.get("image"), "image", f"--questions: {number}")}
         category = optional_text(asked, "category")
+        # Questions of several subsets in one file have numbers of LLaVA's own.
+        ids = image if category is not None else ids | image
     return Prediction(
         answer_of(row.get("text"), "text", source),
         source,

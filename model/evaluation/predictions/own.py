@@ -11,6 +11,7 @@ from setokim.evaluation.answer_log import to_plain
 from setokim.evaluation.predictions.prediction import OWN, Prediction, PredictionError, answer_of
 from setokim.evaluation.prompting import Response
 
+_TYPES = {"part": str, "asked": str, "facts": dict, "number": int, "turn": int}
 _FIELDS = ("part", "number", "turn", "asked", "said", "facts")
 
 
@@ -34,7 +35,7 @@ def read(row: Mapping[str, Any], source: str, folder: Path) -> Prediction | None
     """
     if "broken" in row:
         return None
-    for name, kind in (("asked", str), ("facts", dict), ("number", int), ("turn", int)):
+    for name, kind in _TYPES.items():
         if not isinstance(row.get(name), kind):
             got = f"{row.get(name)!r:.80}"
             raise PredictionError(f"{source}: {name}: expected {kind.__name__}, got {got}")

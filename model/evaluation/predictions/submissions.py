@@ -9,6 +9,7 @@ from typing import Any
 from setokim.evaluation.benchmarks import Benchmark
 from setokim.evaluation.predictions.prediction import PredictionError
 from setokim.evaluation.predictions.samples import question_of
+from setokim.evaluation.predictions.tables import check_encodable
 from setokim.evaluation.prompting import Response
 from setokim.utils.files import filling, write_file
 from setokim.utils.json_text import to_json
@@ -64,6 +65,7 @@ def _write_mme(folder: Path, rows: Sequence[Response]) -> None:
     """Write the four columns of each subtask: image, question, right answer and answer."""
     tasks: dict[str, list[str]] = {}
     for row in rows:
+        check_encodable(row.text, row.prompt.source)
         facts = row.prompt.facts
         columns = (facts["image"], row.prompt.text, facts["label"], row.text)
         # Tabs and ends of lines separate columns and rows.

@@ -62,6 +62,22 @@ def read_rows(path: Path) -> Rows:
     return rows
 
 
+def check_encodable(text: str, source: str) -> None:
+    """Check that UTF-8 can hold a text, which JSON alone can escape.
+
+    Args:
+        text: text of any characters.
+        source: sample of the text, for the message.
+
+    Raises:
+        PredictionError: the text has a lone surrogate.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PredictionError(f"{source}: expected a text in UTF-8, got {text!r:.80}") from error
+
+
 def write_tabs(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows of the same fields as tab-separated values, every one in quotes.
 

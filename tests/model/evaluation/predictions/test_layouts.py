@@ -161,6 +161,20 @@ def test_llava_numbers_pope_anew(matched, tmp_path):
         matched("pope-random", [{"id": 1, "answer": "no"}], "plain", questions=questions)
 
 
+def test_llava_questions_of_one_set(matched, tmp_path):
+    """Their numbers are those of the data."""
+    asked = [
+        {"question_id": 10 * i, "image": f"{i}.jpg", "text": f"what {i}?\n{SHORT}"}
+        for i in (1, 2, 3)
+    ]
+    questions = write_lines(tmp_path / "llava_vqav2.jsonl", asked)
+    rows = [llava(10 * i, f"what {i}?\n{SHORT}", f"{i}") for i in (1, 2, 3)]
+    assert texts_of(matched("vqav2", rows, "llava", questions=questions)) == ["1", "2", "3"]
+    write_lines(questions, [*asked, asked[0] | {"text": "where?"}])
+    with pytest.raises(ValueError, match=r"jsonl:4: expected each question once, got 10 twice"):
+        matched("vqav2", rows, "llava", questions=questions)
+
+
 def test_lmms_eval_samples(matched):
     # VQA: the metrics keep the id; the position is of lmms-eval's own order.
     rows = [

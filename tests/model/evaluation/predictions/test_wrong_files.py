@@ -1,6 +1,7 @@
 """A wrong, damaged or incomplete file is named, and never gets a score."""
 
 import json
+import random
 
 import pytest
 
@@ -14,6 +15,7 @@ from helpers.prediction_files import (
 )
 from setokim.evaluation.predictions.formats import read_predictions, write_predictions
 from setokim.evaluation.predictions.prediction import PredictionError
+from setokim.evaluation.predictions.submissions import write_submission
 from setokim.evaluation.scoring import score
 
 VQA = [{"question_id": 10 * i, "answer": "b"} for i in (1, 2, 3)]
@@ -72,6 +74,10 @@ def scored(tmp_path):
         (
             b'{"part": "vqa", "number": "0", "turn": 0, "asked": "", "said": "", "facts": {}}',
             "a:1: number: expected int, got '0'",
+        ),
+        (
+            b'{"part": [], "number": 0, "turn": 0, "asked": "", "said": "", "facts": {}}',
+            r"a:1: part: expected str, got \[\]",
         ),
         (
             b'{"part": "", "number": 0, "turn": 0, "asked": "", "said": "", "facts": {}, '
@@ -260,3 +266,50 @@ def test_no_image_is_needed_for_texts(scored, tmp_path):
     for path in data.rglob("*.jpg"):
         path.unlink()
     assert scored("vqav2", VQA)[1]["accuracy"] == pytest.approx(75)
+
+
+@pytest.mark.parametrize(
+    ("format", "suffix"),
+    [("setok", ".jsonl"), ("llava", ".jsonl"), ("lmms-eval", ".jsonl"), ("vlmevalkit", ".tsv")],
+)
+def test_damage_anywhere(format, suffix, tmp_path):
+    """Any byte may be lost or another, and the file may end anywhere."""
+    data = data_of("mme", tmp_path / "data")
+    benchmark, questions = open_benchmark("mme", data)[0], questions_of("mme", data)
+    rows = responses_to(questions)
+    path = tmp_path / f"a{suffix}"
+    write_predictions(path, format, rows)
+    whole = path.read_bytes()
+    refused = 0
+    generator = random.Random(0)
+    for _ in range(300):
+        position = generator.randrange(len(whole))
+        damage = generator.choice([b"", b'"', b"\n", b"{", b"[", b"0", b"\xff", b"\t", b"\\"])
+        kept = generator.choice([whole[position + 1 :], b""])
+        path.write_bytes(whole[:position] + damage + kept)
+        try:
+            matched, _ = score(benchmark, questions, read_predictions(path)[1])
+        except PredictionError as error:
+            refused += 1
+            assert str(error)
+        else:
+            # Damage within an answer, or in a field that identifies nothing.
+            assert len(matched.rows) == len(rows)
+            changed = [one.text != row.text for one, row in zip(matched.rows, rows, strict=True)]
+            assert sum(changed) <= 1
+    assert refused > 150
+
+
+def test_texts_that_utf8_cannot_hold(tmp_path):
+    data = data_of("mme", tmp_path / "data")
+    benchmark, questions = open_benchmark("mme", data)[0], questions_of("mme", data)
+    rows = responses_to(questions, ["\ud800 yes"])
+    for format in ("setok", "llava", "lmms-eval"):
+        write_predictions(tmp_path / "a.jsonl", format, rows)
+        assert {one.text for one in read_predictions(tmp_path / "a.jsonl")[1]} == {"\ud800 yes"}
+    for suffix in (".tsv", ".xlsx"):
+        with pytest.raises(PredictionError, match=r"2.txt:1: expected a text in UTF-8, got"):
+            write_predictions(tmp_path / f"a{suffix}", "vlmevalkit", rows)
+    with pytest.raises(PredictionError, match=r"2.txt:1: expected a text in UTF-8, got"):
+        write_submission(tmp_path / "out", benchmark, rows)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "data"]
