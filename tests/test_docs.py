@@ -43,6 +43,17 @@ batch, longest, x = torch.tensor([0] * 90 + [1] * 70), 90, torch.randn(160, 8)
         "weights=attention": "x, attention, answers = torch.randn(B, N, 8), torch.rand(B, N), None",
         "labels_of_the_original": "labels = labels_of_the_original = torch.randint(4, (B, N))",
     },
+    "docs/scoring.md": {
+        'benchmark.open("gqa"': """
+import json
+from pathlib import Path
+from helpers import published
+Path("gqa").mkdir()
+published.gqa(Path("gqa"))
+answers = [{"question_id": f"0{number}", "answer": "yes"} for number in (1, 2, 3)]
+Path("answers.jsonl").write_text("\\n".join(map(json.dumps, answers)))
+""",
+    },
 }
 # Names of files that pages use for the reader's own.
 IMAGES = ("photo.jpg", "scene.png", "folder/one.png")

@@ -85,7 +85,7 @@ class AnswerLog:
         """
         lines = []
         for index, row in enumerate(rows := list(rows)):
-            line = _to_plain(row)
+            line = to_plain(row)
             if row.generated is not None:
                 line["picture"] = self._save(row)
                 # Keep the path only: thousands of images do not fit into memory.
@@ -189,7 +189,8 @@ class AnswerLog:
         return Response(prompt, line["said"], generated, _mask(line["mask"]))
 
 
-def _to_plain(row: Response) -> dict[str, Any]:
+def to_plain(row: Response) -> dict[str, Any]:
+    """Return a response as a line of the log, but for its generated image."""
     prompt = row.prompt
     return {
         "part": prompt.part,

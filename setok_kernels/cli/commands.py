@@ -30,6 +30,7 @@ ORDER = (
     "train",
     "plan",
     "eval",
+    "score",
     "chat",
     "generate",
     "edit",

@@ -192,6 +192,7 @@ COMMANDS = [
     "train",
     "plan",
     "eval",
+    "score",
     "chat",
     "generate",
     "edit",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,22 @@ from setokim.data.image_processing import NamedBytes, UnreadableImageError, load
 from setokim.data.records import Records
 from setokim.data.rle import decode_segmentation
 from setokim.data.samples import BrokenSampleError
+
+_ARE_BLANK: ContextVar[bool] = ContextVar("are_blank", default=False)
+
+
+@contextlib.contextmanager
+def blank_images() -> Iterator[None]:
+    """Replace all images by one pixel within the block, for programs that need texts only.
+
+    Files of images may be absent. Masks of annotations need the size of their image, so samples
+    with masks cannot be read.
+    """
+    token = _ARE_BLANK.set(True)
+    try:
+        yield
+    finally:
+        _ARE_BLANK.reset(token)
 
 
 def check_root(root: str | Path) -> Path:
@@ -68,6 +86,8 @@ def read_image(path: Path, source: str, upright: bool = True) -> Image.Image:
     Raises:
         BrokenSampleError: the file is missing, or no image.
     """
+    if _ARE_BLANK.get():
+        return Image.new("RGB", (1, 1))
     try:
         return load_image(path, upright)
     except UnreadableImageError as error:
@@ -123,6 +143,8 @@ def decode_image(data: Any, source: str, field: str) -> Image.Image:
     if not isinstance(data, bytes):
         got = type(data).__name__
         raise BrokenSampleError(source, f"{field}: expected the bytes of an image, got {got}")
+    if _ARE_BLANK.get():
+        return Image.new("RGB", (1, 1))
     try:
         return load_image(NamedBytes(data, field))
     except UnreadableImageError as error:

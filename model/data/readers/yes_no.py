@@ -17,7 +17,8 @@ _PROMPT = "Answer the question using a single word or phrase."
 class Pope(FileDataset):
     """POPE on COCO: is there such an object in the image?
 
-    `facts`: "question_id", "label" ("yes" or "no").
+    `facts`: "question_id", "image" (the file's name), "category" (the split), "label" ("yes" or
+    "no").
 
     Args:
         root: folder with coco_pope_SPLIT.json (also in coco/) and the folder val2014 of COCO's
@@ -29,7 +30,7 @@ class Pope(FileDataset):
     """
 
     def __init__(self, root: str | Path, split: str = "random"):
-        self._root = check_root(root)
+        self._root, self._split = check_root(root), split
         name = f"coco_pope_{split}.json"
         # The files hold lines of JSON, despite their names.
         self._records = JsonLines(find_file(self._root, name, f"coco/{name}"))
@@ -48,7 +49,12 @@ class Pope(FileDataset):
         name = field_of(record, "image", str, source)
         image = read_image(file_in(self._root, f"val2014/{name}", source), source)
         text = field_of(record, "text", str, source)
-        facts = {"question_id": field_of(record, "question_id", int, source), "label": label}
+        facts = {
+            "question_id": field_of(record, "question_id", int, source),
+            "image": name,
+            "category": self._split,
+            "label": label,
+        }
         turns = message("user", image, f"{text}\n{_PROMPT}"), message("assistant", label)
         return Conversation("vqa", turns, (), source, facts)
 
