@@ -1,0 +1,227 @@
+"""Metrics as ratios of sums over resampled units, so that their uncertainty can be computed.
+
+Nearly all metrics of benchmarks are a ratio Σ a / Σ b over independent units, or a sum of such
+ratios: an accuracy (b = 1), cIoU (intersections over unions), F1 (2 hits over predicted and true).
+A unit is what another test set would have more of: a question, an image, or the two questions of
+MME about one image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Ratio:
+    """Ratio of two sums over the units of a table.
+
+    Attributes:
+        table: name of the table.
+        numerators: (n,) float64, one for each unit.
+        denominators: (n,) float64; 0 for a unit that does not count.
+    """
+
+    table: str
+    numerators: np.ndarray
+    denominators: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Figure:
+    """One metric with its definition.
+
+    Attributes:
+        definition: definition in one sentence.
+        unit: what is resampled, in the singular; None for a metric without an interval.
+        ratios: ratios whose sum, times `scale`, is the value.
+        scale: factor, such as 100 for percent.
+        empty: value of a ratio whose denominator is 0.
+        reason: reason for the lack of an interval; empty with one.
+    """
+
+    definition: str
+    unit: str | None = None
+    ratios: tuple[Ratio, ...] = ()
+    scale: float = 1.0
+    empty: float = math.nan
+    reason: str = ""
+
+    @property
+    def samples(self) -> int | None:
+        """Number of units that count; None without units."""
+        if not self.ratios:
+            return None
+        # Several ratios of one table, as of accuracy and accuracy+, share their units.
+        counted: dict[str, np.ndarray] = {}
+        for ratio in self.ratios:
+            known = counted.get(ratio.table, False)
+            counted[ratio.table] = known | (ratio.denominators != 0)
+        return int(sum(flags.sum() for flags in counted.values()))
+
+
+class Figures(dict[str, float]):
+    """Metrics by name, with the statistics of each unit behind them.
+
+    It is a dictionary of values and can be read and written as one; `details` has a `Figure` for
+    each, and `units` the names of the units of each table. Tables are resampled independently.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.details: dict[str, Figure] = {}
+        self.units: dict[str, tuple[str, ...]] = {}
+
+    def table(self, units: Sequence[str], unit: str = "question", name: str = "") -> Table:
+        """Add a table of units.
+
+        Args:
+            units: names of the units, all different.
+            unit: what a unit is, in the singular.
+            name: name of the table, unique.
+
+        Raises:
+            ValueError: there is such a table, or a name occurs twice.
+        """
+        if name in self.units:
+            raise ValueError(f"name: expected a new table, got {name!r} again")
+        if len(set(units)) != len(units):
+            raise ValueError(f"units: expected different names, got {len(units)} with duplicates")
+        self.units[name] = tuple(units)
+        return Table(self, name, unit)
+
+    def add(self, name: str, value: float, figure: Figure) -> None:
+        """Add a metric.
+
+        Raises:
+            ValueError: there is one of that name.
+        """
+        if name in self:
+            raise ValueError(f"name: expected a new metric, got {name!r} again")
+        self[name] = value
+        self.details[name] = figure
+
+    def constant(
+        self, name: str, value: float, definition: str, reason: str = "it is a count"
+    ) -> None:
+        """Add a metric without an interval.
+
+        Args:
+            name: name of the metric.
+            value: its value.
+            definition: definition in one sentence.
+            reason: reason for the lack of an interval.
+        """
+        self.add(name, value, Figure(definition, reason=reason))
+
+    def total(self, name: str, parts: Iterable[str], definition: str) -> None:
+        """Add the sum of metrics that this has already, of one scale.
+
+        Args:
+            name: name of the metric.
+            parts: names of the summands; none for a total of 0.
+            definition: definition in one sentence.
+        """
+        parts = list(parts)
+        value = sum(self[part] for part in parts)
+        if not parts:
+            self.constant(name, 0.0, definition, "no part of it was evaluated")
+            return
+        first = self.details[parts[0]]
+        ratios = tuple(ratio for part in parts for ratio in self.details[part].ratios)
+        self.add(name, value, replace(first, definition=definition, ratios=ratios))
+
+    def include(self, other: Figures, part: str = "") -> None:
+        """Add the tables and metrics of another.
+
+        Args:
+            other: metrics to add.
+            part: ending of the names of its metrics and tables, after a slash; empty for none.
+
+        Raises:
+            ValueError: there is a table or a metric of that name.
+        """
+        ending = f"/{part}" if part else ""
+        for name, units in other.units.items():
+            if name + ending in self.units:
+                raise ValueError(f"other: expected new tables, got {name + ending!r} again")
+            self.units[name + ending] = units
+        for name, value in other.items():
+            figure = other.details[name]
+            ratios = tuple(replace(one, table=one.table + ending) for one in figure.ratios)
+            self.add(name + ending, value, replace(figure, ratios=ratios))
+
+    def rename_units(self, units: Sequence[str]) -> None:
+        """Replace the names of the units of all tables of that length, which were indices."""
+        for name, known in self.units.items():
+            if len(known) == len(units):
+                self.units[name] = tuple(units)
+
+
+class Table:
+    """Units of a table, to which metrics are added; made by `Figures.table`."""
+
+    def __init__(self, figures: Figures, name: str, unit: str):
+        self._figures, self._name, self._unit = figures, name, unit
+
+    def mean(
+        self,
+        name: str,
+        values: Sequence[float],
+        definition: str,
+        where: Sequence[bool] | None = None,
+        scale: float = 1.0,
+    ) -> None:
+        """Add the mean of a value of each unit.
+
+        Args:
+            name: name of the metric.
+            values: one number for each unit; ignored where `where` is false.
+            definition: definition in one sentence.
+            where: flags of the units that count; None for all.
+            scale: factor of the mean.
+
+        Raises:
+            ValueError: no unit counts, or there is not one value for each unit.
+        """
+        flags = [True] * len(values) if where is None else where
+        counts = np.asarray(flags, np.float64)
+        numbers = np.where(counts != 0, np.asarray(values, np.float64), 0.0)
+        if not counts.any():
+            raise ValueError(f"{name}: expected at least one {self._unit}, got none")
+        self.ratio(name, numbers, counts, definition, scale)
+
+    def ratio(
+        self,
+        name: str,
+        numerators: Sequence[float],
+        denominators: Sequence[float],
+        definition: str,
+        scale: float = 1.0,
+        empty: float = math.nan,
+    ) -> None:
+        """Add a ratio of sums.
+
+        Args:
+            name: name of the metric.
+            numerators: one number for each unit.
+            denominators: one number for each unit.
+            definition: definition in one sentence.
+            scale: factor of the ratio.
+            empty: ratio of 0 to 0.
+
+        Raises:
+            ValueError: there is not one number for each unit.
+        """
+        a, b = (np.asarray(values, np.float64) for values in (numerators, denominators))
+        number = len(self._figures.units[self._name])
+        if a.shape != (number,) or b.shape != (number,):
+            raise ValueError(f"{name}: expected {number} values, got {a.shape} and {b.shape}")
+        ratio = Ratio(self._name, a, b)
+        # Without the rounding of partial sums, so that the order of the units does not matter.
+        whole = math.fsum(b)
+        value = scale * (math.fsum(a) / whole if whole else empty)
+        self._figures.add(name, value, Figure(definition, self._unit, (ratio,), scale, empty))
