@@ -100,7 +100,9 @@ def run(arguments: argparse.Namespace) -> int:
         UsageError: an argument does not fit, or a package is not installed.
     """
     try:
+        from setokim.data.records import read_json
         from setokim.evaluation.benchmarks import BENCHMARKS
+        from setokim.evaluation.figure_files import FIGURES
         from setokim.evaluation.fingerprint import fingerprint, versions
     except ImportError as error:
         raise missing_package(error, "cli,model") from error
@@ -128,11 +130,12 @@ def run(arguments: argparse.Namespace) -> int:
             "weights": fingerprint(source),
             "versions": versions(),
         }
-    found, failed = {}, []
+    found, figures, failed = {}, {}, []
     for name in names:
         try:
             with print_to_stderr(arguments.json):
-                found[name] = _score(name, model, processor, identity, networks, arguments)
+                found[name], folder = _score(name, model, processor, identity, networks, arguments)
+                figures[name] = read_json(folder / FIGURES)
         except UsageError as error:
             if not arguments.all:
                 raise
@@ -140,11 +143,12 @@ def run(arguments: argparse.Namespace) -> int:
             failed.append(name)
             print(f"setok eval: {error}", file=sys.stderr)
     if arguments.json:
-        print_json({"metrics": found, "failed": failed, "out": str(arguments.out)})
+        document = {"metrics": found, "figures": figures, "failed": failed}
+        print_json(document | {"out": str(arguments.out)})
         return int(bool(failed))
     for name, metrics in found.items():
         for metric, value in metrics.items():
-            print(f"{name:<18} {metric:<32} {value:.4g}")
+            print(f"{name:<18} {metric:<32} {value:<10.4g} {_interval(figures[name], metric)}")
     if found:
         print(f"Predictions and metrics are in {arguments.out}")
     return int(bool(failed))
@@ -177,7 +181,8 @@ def _score(
     identity: dict[str, Any],
     networks: ImageNetworks,
     arguments: argparse.Namespace,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], Path]:
+    """Score a benchmark; return its metrics and the folder of its files."""
     from setokim.data import TooManyBrokenError
     from setokim.evaluation.answer_log import AnswerLog, AnswerLogError
     from setokim.evaluation.benchmarks import BENCHMARKS
@@ -220,12 +225,19 @@ def _score(
                 networks,
                 arguments.allow_missing,
                 samples,
+                name,
+                split,
             )
     if metrics["broken"]:
         first = next(iter(log.broken.values()), "smaller than the grid of patches")
         text = f"{metrics['broken']} of {number} samples could not be judged, the first: {first}"
         print(f"setok eval: {name}: {text}", file=sys.stderr)
-    return metrics
+    return metrics, folder
+
+
+def _interval(report: dict[str, Any], metric: str) -> str:
+    ends = report["figures"][metric]["interval"]
+    return "" if ends is None else f"[{ends[0]:.4g}, {ends[1]:.4g}]"
 
 
 def _open(

@@ -9,7 +9,7 @@ MME about one image.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,6 +74,17 @@ class Figures(dict[str, float]):
         super().__init__()
         self.details: dict[str, Figure] = {}
         self.units: dict[str, tuple[str, ...]] = {}
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, float]) -> Figures:
+        """Return metrics as they are; a plain dictionary becomes constants without definitions."""
+        found = cls()
+        if isinstance(metrics, Figures):
+            found.include(metrics)
+            metrics = {name: one for name, one in metrics.items() if name not in found}
+        for name, value in metrics.items():
+            found.constant(name, value, "not stated", "it has no statistics of its samples")
+        return found
 
     def table(self, units: Sequence[str], unit: str = "question", name: str = "") -> Table:
         """Add a table of units.
@@ -149,10 +160,9 @@ class Figures(dict[str, float]):
             if name + ending in self.units:
                 raise ValueError(f"other: expected new tables, got {name + ending!r} again")
             self.units[name + ending] = units
-        for name, value in other.items():
-            figure = other.details[name]
+        for name, figure in other.details.items():
             ratios = tuple(replace(one, table=one.table + ending) for one in figure.ratios)
-            self.add(name + ending, value, replace(figure, ratios=ratios))
+            self.add(name + ending, other[name], replace(figure, ratios=ratios))
 
     def rename_units(self, units: Sequence[str]) -> None:
         """Replace the names of the units of all tables of that length, which were indices."""

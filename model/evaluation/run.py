@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from PIL import Image
 from setokim.data import BrokenSampleError, Dataset
 from setokim.evaluation.answer_log import FILE, AnswerLog
 from setokim.evaluation.benchmarks import Benchmark
+from setokim.evaluation.figure_files import Scored, write_figures
+from setokim.evaluation.figures import Figures
 from setokim.evaluation.image_networks import ImageNetworks
 from setokim.evaluation.prompting import (
     Prompt,
@@ -20,13 +22,13 @@ from setokim.evaluation.prompting import (
     prompts_of,
 )
 from setokim.evaluation.readable import Readable
+from setokim.evaluation.units import units_of
 from setokim.utils.files import write_file
 from setokim.utils.json_text import to_json
 from setokim.vlm.generation_config import SetokimGenerationConfig
 from setokim.vlm.modeling_setokim import SetokimModel
 from setokim.vlm.processing_setokim import SetokimProcessor
 
-METRICS = "metrics.json"
 SUBMISSION = "submission.json"
 
 
@@ -46,7 +48,9 @@ def run_benchmark(
     networks: ImageNetworks | None = None,
     allow_missing: bool = False,
     samples: int | None = None,
-) -> dict[str, float]:
+    name: str = "",
+    split: str | None = None,
+) -> Figures:
     """Generate the responses missing from the log, and write metrics and submission.
 
     Args:
@@ -56,11 +60,14 @@ def run_benchmark(
         processor: tokenizer and image processor of the model.
         config: options of generation.
         log: log of responses; a killed run resumes from it.
-        folder: folder of metrics.json and, if the benchmark has one, submission.json.
+        folder: folder of the files of `write_figures` and, if the benchmark has one, of
+            submission.json.
         show: callback for the number of samples read so far.
         networks: networks that score generated images; metrics of absent ones are left out.
         allow_missing: permission to go on when more than 1 % of the samples cannot be read.
         samples: number of samples, from the first on; None for all.
+        name: name of the benchmark, for the files.
+        split: name of the split, for the files.
 
     Returns:
         Metrics. `samples` is the number of answered samples, and `broken` the number of unreadable
@@ -78,10 +85,11 @@ def run_benchmark(
     number = len(dataset) if samples is None else min(samples, len(dataset))
     readable = Readable(dataset, log, allow_missing)
     if benchmark.tokenizer is not None:
-        metrics = benchmark.tokenizer(model.setok, readable, number, show)
-        _check_judged(metrics["samples"], readable)
-        _write(folder / METRICS, metrics)
-        return metrics
+        found = Figures.of(benchmark.tokenizer(model.setok, readable, number, show))
+        _check_judged(found["samples"], readable)
+        counts = found["samples"], len(dataset) - number, found["broken"]
+        write_figures(folder, found, Scored(name, split, *counts))
+        return found
     for start, batch in batches_of(_prompts(benchmark, readable, number, log, show)):
         # The log may have the beginning of a batch.
         rest = [one for one in batch if one not in log]
@@ -97,16 +105,19 @@ def run_benchmark(
     try:
         if benchmark.submission is not None:
             _write(folder / SUBMISSION, benchmark.submission(rows))
-        metrics = _metrics(benchmark, dataset, rows, networks)
+        found = Figures.of(_metrics(benchmark, dataset, rows, networks))
     except (ImportError, OSError):
         raise
     except Exception as error:
         # With any other error, hours of answers must not look lost.
         reason = f"{type(error).__name__}: {error}"
         raise ScoringError(f"{folder / FILE} has all answers, no metrics: {reason}") from error
-    metrics |= {"samples": len(answered), "broken": len(readable.broken - answered)}
-    _write(folder / METRICS, metrics)
-    return metrics
+    broken = len(readable.broken - answered)
+    found.constant("samples", len(answered), "answered samples")
+    found.constant("broken", broken, "samples that cannot be read")
+    counts = len(answered), len(dataset) - len(answered) - broken, broken
+    write_figures(folder, found, Scored(name, split, *counts))
+    return found
 
 
 def _check_judged(number: int, readable: Readable) -> None:
@@ -120,11 +131,15 @@ def _metrics(
     dataset: Dataset,
     rows: Sequence[Response],
     networks: ImageNetworks | None,
-) -> dict[str, float]:
+) -> Mapping[str, float]:
     if benchmark.image_metrics is not None:
         pairs = _pairs(rows, dataset)
-        metrics = benchmark.image_metrics(pairs, ImageNetworks() if networks is None else networks)
-        return metrics | {"undrawn": sum(row.generated is None for row in rows)}
+        networks = ImageNetworks() if networks is None else networks
+        found = Figures.of(benchmark.image_metrics(pairs, networks))
+        found.rename_units(units_of(rows))
+        undrawn = sum(row.generated is None for row in rows)
+        found.constant("undrawn", undrawn, "answers without an image, each a black one")
+        return found
     return benchmark.metrics(rows) if benchmark.has_answers(rows) else {}
 
 

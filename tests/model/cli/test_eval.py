@@ -192,6 +192,7 @@ def test_metrics_as_json(model, command, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found == {
         "metrics": {"gqa": figures_of(tmp_path / "out")},
+        "figures": {"gqa": json.loads((tmp_path / "out" / "figures.json").read_text())},
         "failed": [],
         "out": str(tmp_path / "out"),
     }
@@ -201,6 +202,7 @@ def test_metrics_as_json(model, command, tmp_path, capsys):
     printed = capsys.readouterr()
     assert json.loads(printed.out) == {
         "metrics": {},
+        "figures": {},
         "failed": ["gqa"],
         "out": str(tmp_path / "o"),
     }
