@@ -62,6 +62,10 @@ class Figure:
             counted[ratio.table] = known | (ratio.denominators != 0)
         return int(sum(flags.sum() for flags in counted.values()))
 
+    def with_ratios(self, ratios: tuple[Ratio, ...]) -> Figure:
+        """Return the same metric of other units."""
+        return replace(self, ratios=ratios)
+
 
 class Figures(dict[str, float]):
     """Metrics by name, with the statistics of each unit behind them.
@@ -162,7 +166,7 @@ class Figures(dict[str, float]):
             self.units[name + ending] = units
         for name, figure in other.details.items():
             ratios = tuple(replace(one, table=one.table + ending) for one in figure.ratios)
-            self.add(name + ending, other[name], replace(figure, ratios=ratios))
+            self.add(name + ending, other[name], figure.with_ratios(ratios))
 
     def rename_units(self, units: Sequence[str]) -> None:
         """Replace the names of the units of all tables of that length, which were indices."""

@@ -7,7 +7,7 @@ All resamples of a table are one matrix product.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,8 @@ _BLOCK = 1 << 22
 _DIGITS = 10
 
 Interval = tuple[float, float]
+# Function from a generator, a number of resamples and one of units to the weights of the units.
+_Sample = Callable[[np.random.Generator, int, int], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,6 @@ def compare_figures(
     if one.units != other.units:
         raise ValueError("other: expected the units of the first run, got others")
     names = [name for name in one if name in other]
-    # Each has the ratios of the first run and of the second.
     pairs = [one, other]
     sums = _Sums(pairs, _bootstrap_counts, resamples, seed)
     swapped = _Sums(pairs, _exchanges, resamples, seed + 1)
@@ -116,8 +117,8 @@ def compare_figures(
 class _Sums:
     """Sums of all columns over the units of each resample."""
 
-    def __init__(self, runs: Sequence[Figures], sample, resamples: int, seed: int):
-        # For each table, the columns of all runs: name, index of the ratio, and its two arrays.
+    def __init__(self, runs: Sequence[Figures], sample: _Sample, resamples: int, seed: int):
+        # Sums of the two columns of each ratio, by run, name of the metric and index of the ratio.
         self._columns: dict[tuple[int, str, int], np.ndarray] = {}
         for number, (table, units) in enumerate(sorted(runs[0].units.items())):
             keys, columns = [], []
@@ -150,7 +151,9 @@ class _Sums:
         return self._of(1, name) - self._of(0, name)
 
 
-def _products(columns: np.ndarray, sample, resamples: int, generator) -> np.ndarray:
+def _products(
+    columns: np.ndarray, sample: _Sample, resamples: int, generator: np.random.Generator
+) -> np.ndarray:
     """Multiply the weights of the units, (resamples, n), by columns (n, k), block by block."""
     number = len(columns)
     block = max(1, _BLOCK // number)

@@ -30,6 +30,7 @@ ORDER = (
     "train",
     "plan",
     "eval",
+    "compare",
     "chat",
     "generate",
     "edit",
