@@ -76,7 +76,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add_model_option(parser)
     add_generation_options(parser, _DEFAULTS)
     networks = parser.add_argument_group(
-        "networks that score generated and edited images, from local files",
+        "networks that score generated, edited and reconstructed images, from local files",
         "Metrics without their network are left out. The same command with a network adds its "
         "metrics; no image is generated twice.",
     )
@@ -85,7 +85,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     networks.add_argument("--dino", type=Path, metavar="DIR", help="a ViT of transformers: DINO")
     networks.add_argument(
-        "--inception", type=Path, metavar="FILE", help="TorchScript, as for StyleGAN: FID"
+        "--inception", type=Path, metavar="FILE", help="TorchScript, as for StyleGAN: FID, rFID"
     )
     networks.add_argument(
         "--lpips", type=Path, metavar="FILE", help="safetensors of VGG16 and LPIPS: LPIPS"
@@ -149,6 +149,8 @@ def run(arguments: argparse.Namespace) -> int:
     for name, metrics in found.items():
         for metric, value in metrics.items():
             print(f"{name:<18} {metric:<32} {value:<10.4g} {_interval(figures[name], metric)}")
+        for metric, reason in figures[name]["left_out"].items():
+            print(f"{name:<18} {metric:<32} left out: {reason}")
     if found:
         print(f"Predictions and metrics are in {arguments.out}")
     return int(bool(failed))

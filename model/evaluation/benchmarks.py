@@ -20,6 +20,7 @@ from setokim.evaluation.clusters import cluster_metrics
 from setokim.evaluation.figures import Figures
 from setokim.evaluation.image_scores import ImageMetrics, edit_metrics, generation_metrics
 from setokim.evaluation.prompting import Response
+from setokim.evaluation.reconstruction import open_images, reconstruction_metrics
 from setokim.evaluation.segmentation_scores import SegmentationScore
 from setokim.evaluation.settings import GenerationSettings
 from setokim.evaluation.shapes_world import shapes_metrics
@@ -52,6 +53,7 @@ class Benchmark:
         generation: function from the data's folder to its own options of generation.
         image_metrics: function from generated images and their references to metrics; None for
             benchmarks of text, masks or the tokenizer.
+        networks: use of the networks that judge images by `tokenizer`, as its last argument.
     """
 
     open: Callable[..., Dataset]
@@ -63,6 +65,7 @@ class Benchmark:
     answers: str | None = None
     generation: Callable[[Path], dict[str, Any]] = lambda path: {}
     image_metrics: ImageMetrics | None = None
+    networks: bool = False
 
     def has_answers(self, rows: Sequence[Response]) -> bool:
         """Return whether metrics can be computed here: they exist and an answer is public."""
@@ -297,6 +300,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "magicbrush": Benchmark(READERS["magicbrush"], None, "test", **_EDITS),
     "evr": Benchmark(READERS["evr"], None, "test", **_EDITS),
     "ma5k": Benchmark(READERS["ma5k"], None, "test", **_EDITS),
+    "reconstruction": Benchmark(open_images, None, tokenizer=reconstruction_metrics, networks=True),
     "shapes-world": Benchmark(_shapes, shapes_metrics, blind=True, generation=_shapes_generation),
     "shapes-world-ceiling": Benchmark(_shapes, None, tokenizer=ceiling_metrics),
 }

@@ -47,7 +47,8 @@ def write_figures(folder: Path, figures: Figures, scored: Scored) -> dict[str, A
 
     metrics.json has the values alone. figures.json has, for each metric, `value`, `interval` (lower
     and upper end, or null with a `reason`), `samples`, the number of units that count, `unit`, what
-    they are, and `definition`; and what was scored by which version. statistics.json has the
+    they are, and `definition`; the reason for each metric left out; and what was scored by which
+    version. statistics.json has the
     statistics of each unit, for `read_figures`.
 
     Args:
@@ -68,7 +69,7 @@ def write_figures(folder: Path, figures: Figures, scored: Scored) -> dict[str, A
         name: _described(name, value, figures, intervals.get(name))
         for name, value in figures.items()
     }
-    report = about | resampled | {"figures": details}
+    report = about | resampled | {"figures": details, "left_out": figures.left_out}
     plain = {
         "benchmark": scored.benchmark,
         "split": scored.split,

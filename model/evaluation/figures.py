@@ -72,12 +72,14 @@ class Figures(dict[str, float]):
 
     It is a dictionary of values and can be read and written as one; `details` has a `Figure` for
     each, and `units` the names of the units of each table. Tables are resampled independently.
+    `left_out` has the reason for each metric that could not be computed.
     """
 
     def __init__(self):
         super().__init__()
         self.details: dict[str, Figure] = {}
         self.units: dict[str, tuple[str, ...]] = {}
+        self.left_out: dict[str, str] = {}
 
     @classmethod
     def of(cls, metrics: Mapping[str, float]) -> Figures:
@@ -164,6 +166,7 @@ class Figures(dict[str, float]):
             if name + ending in self.units:
                 raise ValueError(f"other: expected new tables, got {name + ending!r} again")
             self.units[name + ending] = units
+        self.left_out |= {name + ending: reason for name, reason in other.left_out.items()}
         for name, figure in other.details.items():
             ratios = tuple(replace(one, table=one.table + ending) for one in figure.ratios)
             self.add(name + ending, other[name], figure.with_ratios(ratios))

@@ -20,7 +20,7 @@ from setokim.evaluation.frechet import FeatureStatistics, frechet_distance
 from setokim.evaluation.image_networks import ImageNetworks
 
 # Side of the Gaussian window of SSIM, in pixels.
-_SSIM_WINDOW = 11
+SSIM_WINDOW = 11
 _DEFINITIONS = {
     "l1": "absolute difference of RGB values in [0, 1]",
     "l2": "squared difference of RGB values in [0, 1]",
@@ -71,8 +71,8 @@ def ssim(generated: Image.Image, target: Image.Image) -> float:
     with from_extra("eval"):
         from skimage.metrics import structural_similarity
 
-    if min(target.size) < _SSIM_WINDOW:
-        expected = f"at least {_SSIM_WINDOW} x {_SSIM_WINDOW} pixels"
+    if min(target.size) < SSIM_WINDOW:
+        expected = f"at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels"
         raise ValueError(f"target: expected {expected}, got {target.width} x {target.height}")
     a, b = _pixels(generated, target)
     return float(
@@ -112,7 +112,7 @@ def edit_metrics(
     for generated, target, text in pairs:
         own = {name: judge(generated, target) for name, judge in {"l1": l1, "l2": l2}.items()}
         own["ssim"] = None
-        if min(target.size) >= _SSIM_WINDOW:
+        if min(target.size) >= SSIM_WINDOW:
             own["ssim"] = ssim(generated, target)
         if networks.lpips is not None:
             own["lpips"] = networks.lpips(*_same_size(generated, target))
@@ -130,8 +130,10 @@ def edit_metrics(
     table = found.table([str(index) for index in range(len(scores.get("l1", ())))], "image")
     for name, values in scores.items():
         _add_mean(table, name, values)
+    needed = {"lpips": "lpips", "dino": "dino", "clip_i": "clip_image", "clip_t": "clip_image"}
+    _name_left_out(found, needed, networks)
     if too_small := scores.get("ssim", []).count(None):
-        rule = f"targets of less than {_SSIM_WINDOW} x {_SSIM_WINDOW} pixels"
+        rule = f"targets of less than {SSIM_WINDOW} x {SSIM_WINDOW} pixels"
         found.constant("ssim_left_out", too_small, rule)
     return found
 
@@ -168,6 +170,7 @@ def generation_metrics(
         found.constant("fid", frechet_distance(*statistics), *FID)
     table = found.table([str(index) for index in range(len(alike))], "image")
     _add_mean(table, "clip_t", alike)
+    _name_left_out(found, {"fid": "inception", "clip_t": "clip_image"}, networks)
     return found
 
 
@@ -181,6 +184,12 @@ def _add_mean(table: Table, name: str, values: list[float | None]) -> None:
     known = [value is not None for value in values]
     if any(known):
         table.mean(name, [value or 0.0 for value in values], f"mean {_DEFINITIONS[name]}", known)
+
+
+def _name_left_out(found: Figures, needed: dict[str, str], networks: ImageNetworks) -> None:
+    for name, network in needed.items():
+        if getattr(networks, network) is None:
+            found.left_out[name] = f"it needs the network {network.removesuffix('_image')}"
 
 
 def _same_size(generated: Image.Image, target: Image.Image) -> tuple[Image.Image, Image.Image]:

@@ -85,7 +85,8 @@ def run_benchmark(
     number = len(dataset) if samples is None else min(samples, len(dataset))
     readable = Readable(dataset, log, allow_missing)
     if benchmark.tokenizer is not None:
-        found = Figures.of(benchmark.tokenizer(model.setok, readable, number, show))
+        given = (networks,) if benchmark.networks else ()
+        found = Figures.of(benchmark.tokenizer(model.setok, readable, number, show, *given))
         _check_judged(found["samples"], readable)
         counts = found["samples"], len(dataset) - number, found["broken"]
         write_figures(folder, found, Scored(name, split, *counts))
