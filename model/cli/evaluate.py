@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from setok_cli.device import usable_device
 from setok_cli.errors import UsageError, missing_package
+from setok_cli.options import positive_count
 from setok_cli.output import add_json_option, print_json, print_to_stderr
 from setokim.cli._inference import (
     add_generation_options,
@@ -18,11 +20,13 @@ from setokim.cli._inference import (
     load_model,
     model_folder,
 )
+from setokim.cli._processes import answer_of, run_in_processes, throughput
 
 if TYPE_CHECKING:
     from setokim.data import Dataset
     from setokim.evaluation.benchmarks import Benchmark
     from setokim.evaluation.image_networks import ImageNetworks
+    from setokim.evaluation.ranks import Ranks
     from setokim.vlm.generation_config import SetokimGenerationConfig
 
 # Defaults that replace those of SetokimGenerationConfig.
@@ -72,6 +76,15 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         choices=("local", "global"),
         help="texts of MagicBrush that CLIP-T compares with (default: local, as published)",
     )
+    parser.add_argument(
+        "--workers",
+        type=positive_count,
+        default=1,
+        metavar="COUNT",
+        help="number of processes that answer; with --device cuda, on the GPUs in turns. Answers "
+        "and metrics are those of one process. torchrun is an alternative, also on several "
+        "machines (default: %(default)s)",
+    )
     add_json_option(parser)
     add_model_option(parser)
     add_generation_options(parser, _DEFAULTS)
@@ -100,9 +113,14 @@ def run(arguments: argparse.Namespace) -> int:
         UsageError: an argument does not fit, or a package is not installed.
     """
     try:
-        from setokim.data.records import read_json
+        return run_in_processes(_run, arguments)
+    except ImportError as error:
+        raise missing_package(error, "cli,model") from error
+
+
+def _run(arguments: argparse.Namespace, ranks: Ranks | None) -> int:
+    try:
         from setokim.evaluation.benchmarks import BENCHMARKS
-        from setokim.evaluation.figure_files import FIGURES
         from setokim.evaluation.fingerprint import fingerprint, versions
     except ImportError as error:
         raise missing_package(error, "cli,model") from error
@@ -122,7 +140,9 @@ def run(arguments: argparse.Namespace) -> int:
         got = ", ".join(names)
         raise UsageError(f"--descriptions: expected the benchmark {_DESCRIBED}, got {got}")
     source = model_folder(arguments)
-    model, processor = load_model(source, arguments.device, arguments.trust_remote_code)
+    # With workers, this process only forms batches and scores.
+    device = "cpu" if arguments.workers > 1 else arguments.device
+    parts = load_model(source, device, arguments.trust_remote_code)
     networks = _networks(arguments)
     with _usage_errors("--model", OSError):
         identity = {
@@ -130,12 +150,14 @@ def run(arguments: argparse.Namespace) -> int:
             "weights": fingerprint(source),
             "versions": versions(),
         }
-    found, figures, failed = {}, {}, []
+    scored = {name: {} for name in ("metrics", "figures", "throughput")}
+    failed = []
     for name in names:
         try:
             with print_to_stderr(arguments.json):
-                found[name], folder = _score(name, model, processor, identity, networks, arguments)
-                figures[name] = read_json(folder / FIGURES)
+                own = _score(name, *parts, source, identity, networks, arguments, ranks)
+            for key, value in own.items():
+                scored[key][name] = value
         except UsageError as error:
             if not arguments.all:
                 raise
@@ -143,15 +165,11 @@ def run(arguments: argparse.Namespace) -> int:
             failed.append(name)
             print(f"setok eval: {error}", file=sys.stderr)
     if arguments.json:
-        document = {"metrics": found, "figures": figures, "failed": failed}
-        print_json(document | {"out": str(arguments.out)})
+        print_json(scored | {"failed": failed, "out": str(arguments.out)})
         return int(bool(failed))
-    for name, metrics in found.items():
-        for metric, value in metrics.items():
-            print(f"{name:<18} {metric:<32} {value:<10.4g} {_interval(figures[name], metric)}")
-        for metric, reason in figures[name]["left_out"].items():
-            print(f"{name:<18} {metric:<32} left out: {reason}")
-    if found:
+    for name, report in scored["figures"].items():
+        _print(name, scored["metrics"][name], report)
+    if scored["metrics"]:
         print(f"Predictions and metrics are in {arguments.out}")
     return int(bool(failed))
 
@@ -180,14 +198,19 @@ def _score(
     name: str,
     model: Any,
     processor: Any,
+    source: Path,
     identity: dict[str, Any],
     networks: ImageNetworks,
     arguments: argparse.Namespace,
-) -> tuple[dict[str, float], Path]:
-    """Score a benchmark; return its metrics and the folder of its files."""
+    ranks: Ranks | None,
+) -> dict[str, Any]:
+    """Score a benchmark; return `metrics`, `figures` (the file) and, with answers, `throughput`."""
     from setokim.data import TooManyBrokenError
+    from setokim.data.records import read_json
     from setokim.evaluation.answer_log import AnswerLog, AnswerLogError
+    from setokim.evaluation.answering import AnsweringError
     from setokim.evaluation.benchmarks import BENCHMARKS
+    from setokim.evaluation.figure_files import FIGURES
     from setokim.evaluation.run import ScoringError, run_benchmark
     from setokim.utils.folder_lock import FolderInUseError, locked
 
@@ -206,8 +229,11 @@ def _score(
         **_kept(samples, config),
     }
     number = len(dataset) if samples is None else min(samples, len(dataset))
+    if benchmark.tokenizer is not None:
+        model.to(usable_device(arguments.device))
+    timed = answer_of(model, processor, source, config, arguments, ranks)
     with contextlib.ExitStack() as stack:
-        kinds = (OSError, AnswerLogError, FolderInUseError, ScoringError)
+        kinds = (OSError, AnswerLogError, AnsweringError, FolderInUseError, ScoringError)
         stack.enter_context(_usage_errors(name, *kinds))
         stack.enter_context(locked(folder, "--out"))
         log = AnswerLog(folder, run)
@@ -225,6 +251,7 @@ def _score(
                 folder,
                 show,
                 networks,
+                timed,
                 arguments.allow_missing,
                 samples,
                 name,
@@ -234,12 +261,25 @@ def _score(
         first = next(iter(log.broken.values()), "smaller than the grid of patches")
         text = f"{metrics['broken']} of {number} samples could not be judged, the first: {first}"
         print(f"setok eval: {name}: {text}", file=sys.stderr)
-    return metrics, folder
+    found = {"metrics": metrics, "figures": read_json(folder / FIGURES)}
+    if timed.answers:
+        speed = found["throughput"] = throughput(timed, arguments)
+        print(
+            f"setok eval: {name}: {timed.answers} answers in {timed.seconds:.1f} s, "
+            f"{speed['answers_per_second']:.3g} a second, processes: {speed['processes']}",
+            file=sys.stderr,
+        )
+    return found
 
 
-def _interval(report: dict[str, Any], metric: str) -> str:
-    ends = report["figures"][metric]["interval"]
-    return "" if ends is None else f"[{ends[0]:.4g}, {ends[1]:.4g}]"
+def _print(name: str, metrics: dict[str, float], report: dict[str, Any]) -> None:
+    """Print metrics with their intervals, and those left out."""
+    for metric, value in metrics.items():
+        ends = report["figures"][metric]["interval"]
+        shown = "" if ends is None else f"[{ends[0]:.4g}, {ends[1]:.4g}]"
+        print(f"{name:<18} {metric:<32} {value:<10.4g} {shown}".rstrip())
+    for metric, reason in report["left_out"].items():
+        print(f"{name:<18} {metric:<32} left out: {reason}")
 
 
 def _open(

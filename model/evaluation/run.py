@@ -10,6 +10,7 @@ from PIL import Image
 
 from setokim.data import BrokenSampleError, Dataset
 from setokim.evaluation.answer_log import FILE, AnswerLog
+from setokim.evaluation.answering import Answer, Batch
 from setokim.evaluation.benchmarks import Benchmark
 from setokim.evaluation.figure_files import Scored, write_figures
 from setokim.evaluation.figures import Figures
@@ -46,6 +47,7 @@ def run_benchmark(
     folder: Path,
     show: Callable[[int], None] = lambda number: None,
     networks: ImageNetworks | None = None,
+    answer: Answer | None = None,
     allow_missing: bool = False,
     samples: int | None = None,
     name: str = "",
@@ -64,6 +66,7 @@ def run_benchmark(
             submission.json.
         show: callback for the number of samples read so far.
         networks: networks that score generated images; metrics of absent ones are left out.
+        answer: function that answers batches; None for the model in this process.
         allow_missing: permission to go on when more than 1 % of the samples cannot be read.
         samples: number of samples, from the first on; None for all.
         name: name of the benchmark, for the files.
@@ -83,20 +86,27 @@ def run_benchmark(
         TooManyBrokenError: too many samples cannot be read; only answers are written.
     """
     number = len(dataset) if samples is None else min(samples, len(dataset))
-    readable = Readable(dataset, log, allow_missing)
     if benchmark.tokenizer is not None:
+        readable = Readable(dataset, log.add_broken, allow_missing)
         given = (networks,) if benchmark.networks else ()
         found = Figures.of(benchmark.tokenizer(model.setok, readable, number, show, *given))
         _check_judged(found["samples"], readable)
         counts = found["samples"], len(dataset) - number, found["broken"]
         write_figures(folder, found, Scored(name, split, *counts))
         return found
-    for start, batch in batches_of(_prompts(benchmark, readable, number, log, show)):
-        # The log may have the beginning of a batch.
-        rest = [one for one in batch if one not in log]
-        if rest:
-            start += len(batch) - len(rest)
-            log.add(generate_responses(model, processor, rest, config, start))
+    found_broken: list[tuple[int, str, str]] = []
+    # Logged with the batches, whose answers may come later than the samples after them.
+    readable = Readable(dataset, lambda *one: found_broken.append(one), allow_missing)
+    batches = _Batches(_prompts(benchmark, readable, number, log, show), log, found_broken)
+    for batch, responses in (answer or in_this_process(model, processor, config))(batches):
+        for one in batch.broken:
+            log.add_broken(*one)
+        # The log may have the beginning of a batch. All of it is answered again, since the rounding
+        # of a row depends on the others.
+        log.add([row for row in responses if row.prompt not in log])
+    for one in found_broken:
+        log.add_broken(*one)
+    batches.finish()
     rows = log.rows
     if benchmark.image_metrics is not None:
         # The reference is in the data set only, and may have become unreadable since the answer.
@@ -119,6 +129,56 @@ def run_benchmark(
     counts = len(answered), len(dataset) - len(answered) - broken, broken
     write_figures(folder, found, Scored(name, split, *counts))
     return found
+
+
+def in_this_process(
+    model: SetokimModel, processor: SetokimProcessor, config: SetokimGenerationConfig
+) -> Answer:
+    """Return the function that answers batches in this process."""
+
+    def answer(batches: Iterable[Batch]) -> Iterator[tuple[Batch, Sequence[Response]]]:
+        for batch in batches:
+            yield batch, generate_responses(model, processor, batch.prompts, config, batch.start)
+
+    return answer
+
+
+class _Batches:
+    """Batches that the log has not yet, with the broken samples before each.
+
+    An error of reading ends the iteration, so that the batches before it are still answered.
+
+    Args:
+        prompts: prompts in order.
+        log: log of responses.
+        found_broken: broken samples so far, which the next batch takes.
+    """
+
+    def __init__(
+        self,
+        prompts: Iterable[Prompt],
+        log: AnswerLog,
+        found_broken: list[tuple[int, str, str]],
+    ):
+        self._prompts, self._log, self._broken = prompts, log, found_broken
+        self._error: Exception | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        number = 0
+        try:
+            for start, prompts in batches_of(self._prompts):
+                if not all(one in self._log for one in prompts):
+                    broken = tuple(self._broken)
+                    self._broken.clear()
+                    yield Batch(number, start, prompts, broken)
+                    number += 1
+        except Exception as error:
+            self._error = error
+
+    def finish(self) -> None:
+        """Raise the error of reading, if there was one."""
+        if self._error is not None:
+            raise self._error
 
 
 def _check_judged(number: int, readable: Readable) -> None:

@@ -167,13 +167,10 @@ def test_a_killed_run_resumes(built, model, world, tmp_path, monkeypatch):
         run, "generate_responses", lambda *a: sizes.append(len(a[2])) or generate_responses(*a)
     )
     assert main([*arguments, "--model", str(model), "--out", str(cut)]) == 0
-    assert sum(sizes) + kept == len(lines_of(whole))
-    assert metrics_of(cut) == metrics_of(whole)
-
-    def by_key(folder):
-        return {(line["part"], line["number"], line["turn"]): line for line in lines_of(folder)}
-
-    assert by_key(cut) == by_key(whole) and len(by_key(cut)) == len(lines_of(cut))
+    # The torn batch is answered again as a whole, since rounding depends on its rows.
+    assert 0 <= sum(sizes) + kept - len(lines_of(whole)) < 3
+    for name in ("predictions.jsonl", "metrics.json", "figures.json", "statistics.json"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
     # Once more: nothing is generated.
     sizes.clear()
     assert main([*arguments, "--model", str(model), "--out", str(cut)]) == 0
@@ -198,7 +195,7 @@ def test_settings_reach_the_model(built):
     assert generator.initial_seed() == 4
 
 
-def test_the_rest_of_a_batch_keeps_its_noise(built, tmp_path, monkeypatch):
+def test_the_rest_of_a_batch_is_answered_with_all_of_it(built, tmp_path, monkeypatch):
     dataset = ShapesTasks(0, length=5, size=16, tasks={"generate": 1})
     log, seen = AnswerLog(tmp_path, {}), []
 
@@ -212,7 +209,8 @@ def test_the_rest_of_a_batch_keeps_its_noise(built, tmp_path, monkeypatch):
     benchmark = dataclasses.replace(BENCHMARKS["shapes-world"], metrics=lambda rows: {})
     run.run_benchmark(benchmark, dataset, *built, SetokimGenerationConfig(), log, tmp_path)
     # Prompt i has the noise of i, whatever the log has.
-    assert seen == [(2, [2]), (3, [3, 4])]
+    assert seen == [(0, [0, 1, 2]), (3, [3, 4])]
+    assert [row.prompt.number for row in log.rows] == list(range(5))
 
 
 def test_broken_samples_are_counted(model, tmp_path, capsys):
