@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from setok_cli.device import usable_device
 from setok_cli.errors import UsageError
 from setokim.cli._inference import load_model, model_folder
 
@@ -74,6 +75,9 @@ def answer_of(
         config: options of generation.
         arguments: command line.
         ranks: ranks of torchrun; None without any.
+
+    Raises:
+        UsageError: the device cannot be used.
     """
     import torch
 
@@ -85,6 +89,7 @@ def answer_of(
         return Timed(ranks.using(partial(answer_batch, model, processor), config))
     if arguments.workers == 1:
         return Timed(in_this_process(model, processor, config))
+    usable_device(arguments.device)
     # The number of this process, in which the same answers would be rounded the same.
     threads = torch.get_num_threads()
     devices = (arguments.device,)

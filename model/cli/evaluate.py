@@ -17,7 +17,9 @@ from setokim.cli._inference import (
     add_generation_options,
     add_model_option,
     given_options,
+    is_tokenizer,
     load_model,
+    load_tokenizer,
     model_folder,
 )
 from setokim.cli._processes import answer_of, run_in_processes, throughput
@@ -142,7 +144,10 @@ def _run(arguments: argparse.Namespace, ranks: Ranks | None) -> int:
     source = model_folder(arguments)
     # With workers, this process only forms batches and scores.
     device = "cpu" if arguments.workers > 1 else arguments.device
-    parts = load_model(source, device, arguments.trust_remote_code)
+    if all(BENCHMARKS[name].tokenizer is not None for name in names) and is_tokenizer(source):
+        parts = load_tokenizer(source, device), None
+    else:
+        parts = load_model(source, device, arguments.trust_remote_code)
     networks = _networks(arguments)
     with _usage_errors("--model", OSError):
         identity = {
@@ -213,6 +218,7 @@ def _score(
     from setokim.evaluation.figure_files import FIGURES
     from setokim.evaluation.run import ScoringError, run_benchmark
     from setokim.utils.folder_lock import FolderInUseError, locked
+    from setokim.vlm.generation_config import SetokimGenerationConfig
 
     benchmark = BENCHMARKS[name]
     data = arguments.data / name if arguments.all else arguments.data
@@ -220,7 +226,9 @@ def _score(
     with _usage_errors(name, OSError, ValueError, TypeError, RecursionError):
         split = arguments.split or benchmark.split
         dataset = _open(name, benchmark, data, split, arguments)
-        samples, config = _config(benchmark.generation(data), arguments, model.generation_config)
+        # A tokenizer generates nothing.
+        defaults = SetokimGenerationConfig() if processor is None else model.generation_config
+        samples, config = _config(benchmark.generation(data), arguments, defaults)
     run = {
         "benchmark": name,
         "data": str(data.resolve()),

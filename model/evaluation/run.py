@@ -24,6 +24,7 @@ from setokim.evaluation.prompting import (
 )
 from setokim.evaluation.readable import Readable
 from setokim.evaluation.units import units_of
+from setokim.tokenizer.modeling_setok import SetokModel
 from setokim.utils.files import write_file
 from setokim.utils.json_text import to_json
 from setokim.vlm.generation_config import SetokimGenerationConfig
@@ -40,8 +41,8 @@ class ScoringError(RuntimeError):
 def run_benchmark(
     benchmark: Benchmark,
     dataset: Dataset,
-    model: SetokimModel,
-    processor: SetokimProcessor,
+    model: SetokimModel | SetokModel,
+    processor: SetokimProcessor | None,
     config: SetokimGenerationConfig,
     log: AnswerLog,
     folder: Path,
@@ -58,8 +59,8 @@ def run_benchmark(
     Args:
         benchmark: benchmark with its prompts and metrics.
         dataset: data set of the benchmark, at least one sample.
-        model: model in evaluation mode.
-        processor: tokenizer and image processor of the model.
+        model: model in evaluation mode; for benchmarks of the tokenizer, the tokenizer is enough.
+        processor: tokenizer and image processor of the model; None for a tokenizer.
         config: options of generation.
         log: log of responses; a killed run resumes from it.
         folder: folder of the files of `write_figures` and, if the benchmark has one, of
@@ -88,8 +89,9 @@ def run_benchmark(
     number = len(dataset) if samples is None else min(samples, len(dataset))
     if benchmark.tokenizer is not None:
         readable = Readable(dataset, log.add_broken, allow_missing)
+        setok = model if isinstance(model, SetokModel) else model.setok
         given = (networks,) if benchmark.networks else ()
-        found = Figures.of(benchmark.tokenizer(model.setok, readable, number, show, *given))
+        found = Figures.of(benchmark.tokenizer(setok, readable, number, show, *given))
         _check_judged(found["samples"], readable)
         counts = found["samples"], len(dataset) - number, found["broken"]
         write_figures(folder, found, Scored(name, split, *counts))

@@ -142,3 +142,6 @@ def test_workers_and_torchrun_exclude_each_other(command, tmp_path, capsys, monk
     assert "--workers: expected 1 under torchrun, got 2" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*command, str(tmp_path), "--workers", "0"])
+    monkeypatch.delenv("RANK")
+    assert main([*command, str(tmp_path), "--workers", "2", "--device", "meta:x"]) == 2
+    assert "--device meta:x cannot be used" in capsys.readouterr().err

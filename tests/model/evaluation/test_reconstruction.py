@@ -152,6 +152,25 @@ def test_layouts_of_image_folders(tmp_path, images):
     assert len(open_images(tmp_path / "hub", "test")) == 1
 
 
+def test_a_tokenizer_of_stage_1(built, images, tmp_path, capsys):
+    built[0].save_pretrained(tmp_path / "whole")
+    built[1].save_pretrained(tmp_path / "whole")
+    built[0].setok.save_pretrained(tmp_path / "tokenizer")
+    for name in ("whole", "tokenizer"):
+        where = ["--model", str(tmp_path / name), "--out", str(tmp_path / f"out-{name}")]
+        command = ["eval", "--benchmark", "reconstruction", "--data", str(images), *where]
+        assert main([*command, "--samples", "4"]) == 0
+    one, other = (tmp_path / f"out-{name}" / "statistics.json" for name in ("whole", "tokenizer"))
+    assert one.read_bytes() == other.read_bytes()
+    command[command.index("reconstruction")] = "gqa"
+    assert main(command) == 2
+    assert "expected a SeTokim model in" in capsys.readouterr().err
+    (tmp_path / "tokenizer" / "model.safetensors").write_bytes(b"")
+    command[command.index("gqa")] = "reconstruction"
+    assert main(command) == 2
+    assert "--model: cannot load" in capsys.readouterr().err
+
+
 def test_one_command(built, images, tmp_path, capsys):
     for part in built:
         part.save_pretrained(tmp_path / "model")
