@@ -80,6 +80,7 @@ def write_figures(folder: Path, figures: Figures, scored: Scored) -> dict[str, A
                 "unit": figure.unit,
                 "scale": figure.scale,
                 "empty": _plain(figure.empty),
+                "form": figure.form,
                 "reason": figure.reason,
                 "value": _plain(figures[name]),
                 "ratios": [
@@ -128,7 +129,7 @@ def read_figures(folder: Path) -> tuple[Scored, Figures]:
                 number = len(figures.units[ratio.table])
                 if not ratio.numerators.shape == ratio.denominators.shape == (number,):
                     raise ValueError(f"{name} without one number for each of {number} units")
-            kept = {key: one[key] for key in ("definition", "unit", "scale", "reason")}
+            kept = {key: one[key] for key in ("definition", "unit", "scale", "form", "reason")}
             figures.add(
                 name, _read(one["value"]), Figure(ratios=ratios, empty=_read(one["empty"]), **kept)
             )

@@ -9,7 +9,7 @@ MME about one image.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,9 +37,12 @@ class Figure:
     Attributes:
         definition: definition in one sentence.
         unit: what is resampled, in the singular; None for a metric without an interval.
-        ratios: ratios whose sum, times `scale`, is the value.
+        ratios: ratios that give the value by `form`.
         scale: factor, such as 100 for percent.
         empty: value of a ratio whose denominator is 0.
+        form: "sum" for the sum of the ratios; "bleu" for the geometric mean of all ratios but the
+            last, the precisions of n-grams, times min(1, exp(1 - the last ratio)), the length of
+            the references over that of the texts.
         reason: reason for the lack of an interval; empty with one.
     """
 
@@ -48,7 +51,26 @@ class Figure:
     ratios: tuple[Ratio, ...] = ()
     scale: float = 1.0
     empty: float = math.nan
+    form: str = "sum"
     reason: str = ""
+
+    def __post_init__(self):
+        if self.form not in _FORMS:
+            raise ValueError(f"form: expected one of {', '.join(_FORMS)}, got {self.form!r}")
+
+    def values(self, sums: np.ndarray) -> np.ndarray:
+        """Compute the metric from sums.
+
+        Args:
+            sums: (S, ratios, 2) sums of the numerators and denominators of each ratio.
+
+        Returns:
+            (S,).
+        """
+        whole = sums[..., 1]
+        safe = np.where(whole == 0, 1.0, whole)
+        ratios = np.where(whole == 0, self.empty, sums[..., 0] / safe)  # (S, ratios)
+        return self.scale * _FORMS[self.form](ratios)
 
     @property
     def samples(self) -> int | None:
@@ -65,6 +87,19 @@ class Figure:
     def with_ratios(self, ratios: tuple[Ratio, ...]) -> Figure:
         """Return the same metric of other units."""
         return replace(self, ratios=ratios)
+
+
+def _bleu(ratios: np.ndarray) -> np.ndarray:
+    precisions, length = ratios[:, :-1], ratios[:, -1]
+    brevity = np.exp(np.minimum(0.0, 1 - length))
+    return brevity * precisions.prod(1) ** (1 / precisions.shape[1])
+
+
+# Functions from (S, ratios) to (S,).
+_FORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "sum": lambda ratios: ratios.sum(1),
+    "bleu": _bleu,
+}
 
 
 class Figures(dict[str, float]):
@@ -171,6 +206,18 @@ class Figures(dict[str, float]):
             ratios = tuple(replace(one, table=one.table + ending) for one in figure.ratios)
             self.add(name + ending, other[name], figure.with_ratios(ratios))
 
+    def __or__(self, other: Mapping[str, float]) -> Figures:
+        """Return both, of equal names those of `other`.
+
+        Metrics of a plain dictionary become constants without definitions.
+        """
+        found = Figures.of(self)
+        for name in other:
+            found.pop(name, None)
+            found.details.pop(name, None)
+        found.include(Figures.of(other))
+        return found
+
     def rename_units(self, units: Sequence[str]) -> None:
         """Replace the names of the units of all tables of that length, which were indices."""
         for name, known in self.units.items():
@@ -220,7 +267,7 @@ class Table:
         scale: float = 1.0,
         empty: float = math.nan,
     ) -> None:
-        """Add a ratio of sums.
+        """Add a ratio of sums; `mean` is that of equal weights.
 
         Args:
             name: name of the metric.
@@ -233,12 +280,48 @@ class Table:
         Raises:
             ValueError: there is not one number for each unit.
         """
+        ratio = self._ratio(name, numerators, denominators)
+        # Without the rounding of partial sums, so that the order of the units does not matter.
+        whole = math.fsum(ratio.denominators)
+        value = scale * (math.fsum(ratio.numerators) / whole if whole else empty)
+        self._figures.add(name, value, Figure(definition, self._unit, (ratio,), scale, empty))
+
+    def bleu(
+        self,
+        name: str,
+        value: float,
+        shared: Sequence[Sequence[float]],
+        given: Sequence[Sequence[float]],
+        lengths: Sequence[float],
+        reference_lengths: Sequence[float],
+        definition: str,
+        scale: float = 1.0,
+    ) -> None:
+        """Add BLEU over all texts together, the product of a brevity penalty and precisions.
+
+        Args:
+            name: name of the metric.
+            value: its value, which smoothing may change.
+            shared: for each length of n-grams, those that each text shares with its references.
+            given: for each length of n-grams, those of each text.
+            lengths: number of words of each text.
+            reference_lengths: number of words of the reference of each text.
+            definition: definition in one sentence.
+            scale: factor of the intervals, which `value` has already.
+
+        Raises:
+            ValueError: there is not one number for each unit.
+        """
+        pairs = [*zip(shared, given, strict=True), (reference_lengths, lengths)]
+        ratios = tuple(self._ratio(name, *pair) for pair in pairs)
+        figure = Figure(definition, self._unit, ratios, scale, empty=0.0, form="bleu")
+        self._figures.add(name, value, figure)
+
+    def _ratio(
+        self, name: str, numerators: Sequence[float], denominators: Sequence[float]
+    ) -> Ratio:
         a, b = (np.asarray(values, np.float64) for values in (numerators, denominators))
         number = len(self._figures.units[self._name])
         if a.shape != (number,) or b.shape != (number,):
             raise ValueError(f"{name}: expected {number} values, got {a.shape} and {b.shape}")
-        ratio = Ratio(self._name, a, b)
-        # Without the rounding of partial sums, so that the order of the units does not matter.
-        whole = math.fsum(b)
-        value = scale * (math.fsum(a) / whole if whole else empty)
-        self._figures.add(name, value, Figure(definition, self._unit, (ratio,), scale, empty))
+        return Ratio(self._name, a, b)

@@ -105,8 +105,8 @@ def compare_figures(
         spread = sums.values(0, name, figure) - sums.values(1, name, second)
         # Exchanged units of A come from B: S_A + Σ s (b - a), and S_B - Σ s (b - a).
         null = [
-            _combine(figure, totals[0][name] + swapped.moved(name)),
-            _combine(second, totals[1][name] - swapped.moved(name)),
+            figure.values(totals[0][name] + swapped.moved(name)),
+            second.values(totals[1][name] - swapped.moved(name)),
         ]
         found[name] = Difference(
             difference, _percentiles(spread), _p_value(null[0] - null[1], difference)
@@ -144,7 +144,7 @@ class _Sums:
 
     def values(self, run: int, name: str, figure: Figure) -> np.ndarray:
         """Return the metric of each resample, (resamples,)."""
-        return _combine(figure, self._of(run, name))
+        return figure.values(self._of(run, name))
 
     def moved(self, name: str) -> np.ndarray:
         """Return what the exchanged units of a pair of runs add to the first, as `_of`."""
@@ -185,14 +185,6 @@ def _exact(figures: Figures) -> Mapping[str, np.ndarray]:
         for name, figure in figures.details.items()
         if figure.ratios
     }
-
-
-def _combine(figure: Figure, sums: np.ndarray) -> np.ndarray:
-    """Compute the metric from (resamples, ratios, 2) sums."""
-    whole = sums[..., 1]
-    safe = np.where(whole == 0, 1.0, whole)
-    ratios = np.where(whole == 0, figure.empty, sums[..., 0] / safe)
-    return figure.scale * ratios.sum(1)
 
 
 def _percentiles(values: np.ndarray) -> Interval | None:

@@ -7,7 +7,7 @@ import pytest
 from helpers.published import PUBLISHED
 from setokim.evaluation import prompting
 from setokim.evaluation.benchmarks import BENCHMARKS
-from setokim.evaluation.figures import Figures
+from setokim.evaluation.figures import Figure, Figures
 from setokim.evaluation.prompting import Response
 
 FOLDERS = {"aokvqa-choice": "aokvqa", "pope-random": "pope"}
@@ -54,6 +54,9 @@ def test_a_plain_dictionary_has_no_definitions():
     assert found == {"accuracy": 50.0} and found.details["accuracy"].definition == "not stated"
     own = Figures()
     own.table(["a"]).mean("x", [1], "mean")
+    for found in (own | {"y": 2.0}, Figures.of(own | {"y": 2.0})):
+        assert found == {"x": 1, "y": 2.0} and own == {"x": 1}
+        assert found.details["y"].reason and found.details["x"].ratios
     own |= {"y": 2.0}
     found = Figures.of(own)
     assert found == {"x": 1, "y": 2.0} and found.details["y"].reason and found.details["x"].ratios
@@ -65,6 +68,8 @@ def test_a_plain_dictionary_has_no_definitions():
         (lambda f, t: t.mean("a", [1, 2], "", [False] * 2), "a: expected at least one question"),
         (lambda f, t: t.mean("a", [1], ""), r"a: expected 2 values, got \(1,\)"),
         (lambda f, t: t.mean("x", [1, 2], ""), "name: expected a new metric, got 'x' again"),
+        (lambda f, t: t.bleu("a", 1.0, [[1]], [[1]], [1], [1], ""), "a: expected 2 values"),
+        (lambda f, t: Figure("", form="product"), "form: expected one of sum, bleu, got 'product'"),
         (lambda f, t: f.table(["c"]), "name: expected a new table, got '' again"),
         (lambda f, t: f.table(["c", "c"], name="2"), "units: expected different names, got 2"),
     ],
