@@ -163,6 +163,7 @@ def test_a_log_cut_anywhere_is_completed_to_the_same_file(evaluate, tmp_path):
         assert files_of(evaluate(folder.name, answer)) == whole
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_replaced(model, evaluate, tmp_path):
     """Real processes: the second one or the first dies at a batch, which another one answers."""
     flag = tmp_path / "died"
