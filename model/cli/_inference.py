@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from setokim.tokenizer.modeling_setok import SetokModel
     from setokim.vlm.generation import Answer, Streamer
     from setokim.vlm.generation_config import SetokimGenerationConfig
     from setokim.vlm.modeling_setokim import SetokimModel
@@ -240,15 +241,7 @@ def load_model(
         from setokim.vlm.processing_setokim import SetokimProcessor
     except ImportError as error:
         raise missing_package(error, "cli,model") from error
-    import json
-
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(
-            f"--model: expected a folder with a SeTokim model, got {folder}: {error}"
-        ) from error
-    kind = config.get("model_type") if isinstance(config, dict) else None
+    kind = _kind_of(folder)
     if kind != "setokim":
         raise UsageError(f"--model: expected a SeTokim model in {folder}, got one of type {kind!r}")
     usable = usable_device(device)
@@ -261,6 +254,53 @@ def load_model(
     except ImportError as error:
         raise missing_package(error, subject=f"--model {folder} ") from error
     return model.to(usable).eval(), processor
+
+
+def is_tokenizer(folder: Path) -> bool:
+    """Return whether a folder has a visual tokenizer alone, as stage 1 writes it.
+
+    Raises:
+        UsageError: the folder has no model.
+    """
+    return _kind_of(folder) == "setok"
+
+
+def load_tokenizer(folder: Path, device: str) -> SetokModel:
+    """Load a visual tokenizer in evaluation mode.
+
+    Args:
+        folder: folder for which `is_tokenizer` is true.
+        device: name of the device of the model.
+
+    Raises:
+        UsageError: the model is damaged, or a package is missing.
+    """
+    try:
+        from setokim.tokenizer.modeling_setok import SetokModel
+        from setokim.utils.pretrained import load_whole
+
+        return load_whole(SetokModel, folder).to(usable_device(device)).eval()
+    except ImportError as error:
+        raise missing_package(error, "cli,model") from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(f"--model: cannot load {folder}: {one_line(error)}") from error
+
+
+def _kind_of(folder: Path) -> str | None:
+    """Return the type of the model in a folder; None if its file does not say.
+
+    Raises:
+        UsageError: the folder has no model.
+    """
+    import json
+
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"--model: expected a folder with a SeTokim model, got {folder}: {error}"
+        ) from error
+    return config.get("model_type") if isinstance(config, dict) else None
 
 
 def user_message(text: str, images: Sequence[Image.Image] = ()) -> dict[str, Any]:

@@ -9,20 +9,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from setok_cli.device import usable_device
 from setok_cli.errors import UsageError, missing_package
+from setok_cli.options import positive_count
 from setok_cli.output import add_json_option, print_json, print_to_stderr
 from setokim.cli._inference import (
     add_generation_options,
     add_model_option,
     given_options,
+    is_tokenizer,
     load_model,
+    load_tokenizer,
     model_folder,
 )
+from setokim.cli._processes import answer_of, run_in_processes, throughput
 
 if TYPE_CHECKING:
     from setokim.data import Dataset
     from setokim.evaluation.benchmarks import Benchmark
     from setokim.evaluation.image_networks import ImageNetworks
+    from setokim.evaluation.ranks import Ranks
     from setokim.vlm.generation_config import SetokimGenerationConfig
 
 # Defaults that replace those of SetokimGenerationConfig.
@@ -72,11 +78,20 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         choices=("local", "global"),
         help="texts of MagicBrush that CLIP-T compares with (default: local, as published)",
     )
+    parser.add_argument(
+        "--workers",
+        type=positive_count,
+        default=1,
+        metavar="COUNT",
+        help="number of processes that answer; with --device cuda, on the GPUs in turns. Answers "
+        "and metrics are those of one process. torchrun is an alternative, also on several "
+        "machines (default: %(default)s)",
+    )
     add_json_option(parser)
     add_model_option(parser)
     add_generation_options(parser, _DEFAULTS)
     networks = parser.add_argument_group(
-        "networks that score generated and edited images, from local files",
+        "networks that score generated, edited and reconstructed images, from local files",
         "Metrics without their network are left out. The same command with a network adds its "
         "metrics; no image is generated twice.",
     )
@@ -85,7 +100,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     networks.add_argument("--dino", type=Path, metavar="DIR", help="a ViT of transformers: DINO")
     networks.add_argument(
-        "--inception", type=Path, metavar="FILE", help="TorchScript, as for StyleGAN: FID"
+        "--inception", type=Path, metavar="FILE", help="TorchScript, as for StyleGAN: FID, rFID"
     )
     networks.add_argument(
         "--lpips", type=Path, metavar="FILE", help="safetensors of VGG16 and LPIPS: LPIPS"
@@ -99,6 +114,13 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UsageError: an argument does not fit, or a package is not installed.
     """
+    try:
+        return run_in_processes(_run, arguments)
+    except ImportError as error:
+        raise missing_package(error, "cli,model") from error
+
+
+def _run(arguments: argparse.Namespace, ranks: Ranks | None) -> int:
     try:
         from setokim.evaluation.benchmarks import BENCHMARKS
         from setokim.evaluation.fingerprint import fingerprint, versions
@@ -120,7 +142,12 @@ def run(arguments: argparse.Namespace) -> int:
         got = ", ".join(names)
         raise UsageError(f"--descriptions: expected the benchmark {_DESCRIBED}, got {got}")
     source = model_folder(arguments)
-    model, processor = load_model(source, arguments.device, arguments.trust_remote_code)
+    # With workers, this process only forms batches and scores.
+    device = "cpu" if arguments.workers > 1 else arguments.device
+    if all(BENCHMARKS[name].tokenizer is not None for name in names) and is_tokenizer(source):
+        parts = load_tokenizer(source, device), None
+    else:
+        parts = load_model(source, device, arguments.trust_remote_code)
     networks = _networks(arguments)
     with _usage_errors("--model", OSError):
         identity = {
@@ -128,11 +155,14 @@ def run(arguments: argparse.Namespace) -> int:
             "weights": fingerprint(source),
             "versions": versions(),
         }
-    found, failed = {}, []
+    scored = {name: {} for name in ("metrics", "figures", "throughput")}
+    failed = []
     for name in names:
         try:
             with print_to_stderr(arguments.json):
-                found[name] = _score(name, model, processor, identity, networks, arguments)
+                own = _score(name, *parts, source, identity, networks, arguments, ranks)
+            for key, value in own.items():
+                scored[key][name] = value
         except UsageError as error:
             if not arguments.all:
                 raise
@@ -140,12 +170,11 @@ def run(arguments: argparse.Namespace) -> int:
             failed.append(name)
             print(f"setok eval: {error}", file=sys.stderr)
     if arguments.json:
-        print_json({"metrics": found, "failed": failed, "out": str(arguments.out)})
+        print_json(scored | {"failed": failed, "out": str(arguments.out)})
         return int(bool(failed))
-    for name, metrics in found.items():
-        for metric, value in metrics.items():
-            print(f"{name:<18} {metric:<32} {value:.4g}")
-    if found:
+    for name, report in scored["figures"].items():
+        _print(name, scored["metrics"][name], report)
+    if scored["metrics"]:
         print(f"Predictions and metrics are in {arguments.out}")
     return int(bool(failed))
 
@@ -174,15 +203,22 @@ def _score(
     name: str,
     model: Any,
     processor: Any,
+    source: Path,
     identity: dict[str, Any],
     networks: ImageNetworks,
     arguments: argparse.Namespace,
-) -> dict[str, float]:
+    ranks: Ranks | None,
+) -> dict[str, Any]:
+    """Score a benchmark; return `metrics`, `figures` (the file) and, with answers, `throughput`."""
     from setokim.data import TooManyBrokenError
+    from setokim.data.records import read_json
     from setokim.evaluation.answer_log import AnswerLog, AnswerLogError
+    from setokim.evaluation.answering import AnsweringError
     from setokim.evaluation.benchmarks import BENCHMARKS
+    from setokim.evaluation.figure_files import FIGURES
     from setokim.evaluation.run import ScoringError, run_benchmark
     from setokim.utils.folder_lock import FolderInUseError, locked
+    from setokim.vlm.generation_config import SetokimGenerationConfig
 
     benchmark = BENCHMARKS[name]
     data = arguments.data / name if arguments.all else arguments.data
@@ -190,7 +226,9 @@ def _score(
     with _usage_errors(name, OSError, ValueError, TypeError, RecursionError):
         split = arguments.split or benchmark.split
         dataset = _open(name, benchmark, data, split, arguments)
-        samples, config = _config(benchmark.generation(data), arguments, model.generation_config)
+        # A tokenizer generates nothing.
+        defaults = SetokimGenerationConfig() if processor is None else model.generation_config
+        samples, config = _config(benchmark.generation(data), arguments, defaults)
     run = {
         "benchmark": name,
         "data": str(data.resolve()),
@@ -199,8 +237,11 @@ def _score(
         **_kept(samples, config),
     }
     number = len(dataset) if samples is None else min(samples, len(dataset))
+    if benchmark.tokenizer is not None:
+        model.to(usable_device(arguments.device))
+    timed = answer_of(model, processor, source, config, arguments, ranks)
     with contextlib.ExitStack() as stack:
-        kinds = (OSError, AnswerLogError, FolderInUseError, ScoringError)
+        kinds = (OSError, AnswerLogError, AnsweringError, FolderInUseError, ScoringError)
         stack.enter_context(_usage_errors(name, *kinds))
         stack.enter_context(locked(folder, "--out"))
         log = AnswerLog(folder, run)
@@ -218,14 +259,35 @@ def _score(
                 folder,
                 show,
                 networks,
+                timed,
                 arguments.allow_missing,
                 samples,
+                name,
+                split,
             )
     if metrics["broken"]:
         first = next(iter(log.broken.values()), "smaller than the grid of patches")
         text = f"{metrics['broken']} of {number} samples could not be judged, the first: {first}"
         print(f"setok eval: {name}: {text}", file=sys.stderr)
-    return metrics
+    found = {"metrics": metrics, "figures": read_json(folder / FIGURES)}
+    if timed.answers:
+        speed = found["throughput"] = throughput(timed, arguments)
+        print(
+            f"setok eval: {name}: {timed.answers} answers in {timed.seconds:.1f} s, "
+            f"{speed['answers_per_second']:.3g} a second, processes: {speed['processes']}",
+            file=sys.stderr,
+        )
+    return found
+
+
+def _print(name: str, metrics: dict[str, float], report: dict[str, Any]) -> None:
+    """Print metrics with their intervals, and those left out."""
+    for metric, value in metrics.items():
+        ends = report["figures"][metric]["interval"]
+        shown = "" if ends is None else f"[{ends[0]:.4g}, {ends[1]:.4g}]"
+        print(f"{name:<18} {metric:<32} {value:<10.4g} {shown}".rstrip())
+    for metric, reason in report["left_out"].items():
+        print(f"{name:<18} {metric:<32} left out: {reason}")
 
 
 def _open(

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,14 @@ from setokim.data.settings import DataSettings
 from setokim.evaluation.ceilings import ceiling_metrics
 from setokim.evaluation.cider import cider
 from setokim.evaluation.clusters import cluster_metrics
+from setokim.evaluation.figures import Figures
 from setokim.evaluation.image_scores import ImageMetrics, edit_metrics, generation_metrics
 from setokim.evaluation.prompting import Response
+from setokim.evaluation.reconstruction import open_images, reconstruction_metrics
 from setokim.evaluation.segmentation_scores import SegmentationScore
 from setokim.evaluation.settings import GenerationSettings
 from setokim.evaluation.shapes_world import shapes_metrics
+from setokim.evaluation.units import units_of
 from setokim.evaluation.vqa_answers import choice_of, soft_accuracy
 from setokim.evaluation.yes_no import MmeRecord, mme_scores, pope_scores
 from setokim.utils.parsing import from_plain, import_modules, read_yaml
@@ -51,6 +53,7 @@ class Benchmark:
         generation: function from the data's folder to its own options of generation.
         image_metrics: function from generated images and their references to metrics; None for
             benchmarks of text, masks or the tokenizer.
+        networks: use of the networks that judge images by `tokenizer`, as its last argument.
     """
 
     open: Callable[..., Dataset]
@@ -62,6 +65,7 @@ class Benchmark:
     answers: str | None = None
     generation: Callable[[Path], dict[str, Any]] = lambda path: {}
     image_metrics: ImageMetrics | None = None
+    networks: bool = False
 
     def has_answers(self, rows: Sequence[Response]) -> bool:
         """Return whether metrics can be computed here: they exist and an answer is public."""
@@ -70,25 +74,32 @@ class Benchmark:
         return self.answers is None or any(_known(row, self.answers) for row in rows)
 
 
-def _soft(rows: Sequence[Response]) -> dict[str, float]:
+def _soft(rows: Sequence[Response]) -> Figures:
     """Compute the accuracy of VQAv2 and OK-VQA in percent; rows without answers do not count."""
     judged = [row for row in rows if _known(row, "answers")]
     scores = [100 * soft_accuracy(row.text, row.prompt.facts["answers"]) for row in judged]
-    kinds: dict[str, list[float]] = {}
-    for row, score in zip(judged, scores, strict=True):
-        if "answer_type" in row.prompt.facts:
-            kinds.setdefault(f"accuracy/{row.prompt.facts['answer_type']}", []).append(score)
-    return {"accuracy": fmean(scores)} | {name: fmean(own) for name, own in sorted(kinds.items())}
+    kinds = [row.prompt.facts.get("answer_type") for row in judged]
+    found = Figures()
+    table = found.table(units_of(judged))
+    rule = "min(1, n / 3) for n equal answers of annotators, averaged over leaving one out, percent"
+    table.mean("accuracy", scores, rule)
+    for kind in sorted({kind for kind in kinds if kind is not None}):
+        own = [other == kind for other in kinds]
+        table.mean(f"accuracy/{kind}", scores, f"accuracy of questions of type {kind!r}", own)
+    return found
 
 
-def _exact(rows: Sequence[Response]) -> dict[str, float]:
+def _exact(rows: Sequence[Response]) -> Figures:
     """Compute the accuracy of GQA, the percentage of exact matches."""
     judged = [row for row in rows if _known(row, "answers")]
-    right = (_bare(row.text) == row.prompt.facts["answers"][0] for row in judged)
-    return {"accuracy": 100 * fmean(right)}
+    right = [_bare(row.text) == row.prompt.facts["answers"][0] for row in judged]
+    found = Figures()
+    rule = "exact matches in lower case without a final full stop, percent"
+    found.table(units_of(judged)).mean("accuracy", right, rule, scale=100)
+    return found
 
 
-def _direct(rows: Sequence[Response]) -> dict[str, float]:
+def _direct(rows: Sequence[Response]) -> Figures:
     """Compute the accuracy of A-OKVQA's direct answers in percent.
 
     D. Schwenk et al., "A-OKVQA: A Benchmark for Visual Question Answering using World Knowledge",
@@ -99,41 +110,54 @@ def _direct(rows: Sequence[Response]) -> dict[str, float]:
     known = [row for row in rows if _known(row, "answers")]
     judged = [row for row in known if not row.prompt.facts["difficult_direct_answer"]]
     scores = [min(1, row.prompt.facts["answers"].count(_bare(row.text)) / 3) for row in judged]
-    metrics = {"accuracy": 100 * fmean(scores)} if scores else {}
-    return metrics | {"left_out": len(known) - len(judged)}
+    found = Figures()
+    if judged:
+        rule = "min(1, n / 3) for n equal answers of the ten annotators, percent"
+        found.table(units_of(judged)).mean("accuracy", scores, rule, scale=100)
+    rule = "questions marked as too hard without choices, which do not count"
+    found.constant("left_out", len(known) - len(judged), rule)
+    return found
 
 
-def _chosen(rows: Sequence[Response]) -> dict[str, float]:
+def _chosen(rows: Sequence[Response]) -> Figures:
     """Compute the accuracy of A-OKVQA's multiple choice in percent."""
     judged = [row for row in rows if _known(row, "correct")]
-    right = (
+    right = [
         choice_of(row.text, row.prompt.facts["choices"]) == row.prompt.facts["correct"]
         for row in judged
-    )
-    return {"accuracy": 100 * fmean(right)}
+    ]
+    found = Figures()
+    rule = "right choices by letter or normalised text, percent"
+    found.table(units_of(judged)).mean("accuracy", right, rule, scale=100)
+    return found
 
 
-def _captions(rows: Sequence[Response]) -> dict[str, float]:
+def _captions(rows: Sequence[Response]) -> Figures:
     """Compute CIDEr in percent, as published."""
     captions = {str(row.prompt.facts["image_id"]): row.text for row in rows}
     references = {str(row.prompt.facts["image_id"]): row.prompt.facts["answers"] for row in rows}
-    return {"cider": 100 * cider(captions, references)[0]}
+    scores = cider(captions, references)[1]
+    found = Figures()
+    rule = (
+        "CIDEr-D times 100; a resample keeps the document frequencies of all references of the run"
+    )
+    found.table(list(scores), "image").mean("cider", list(scores.values()), rule, scale=100)
+    return found
 
 
-def _pope(rows: Sequence[Response]) -> dict[str, float]:
-    return pope_scores([row.text for row in rows], [row.prompt.facts["label"] for row in rows])
+def _pope(rows: Sequence[Response]) -> Figures:
+    labels = [row.prompt.facts["label"] for row in rows]
+    return pope_scores([row.text for row in rows], labels, units_of(rows))
 
 
-def _mme(rows: Sequence[Response]) -> dict[str, float]:
+def _mme(rows: Sequence[Response]) -> Figures:
     return mme_scores(
         MmeRecord(*(row.prompt.facts[name] for name in ("task", "image", "label")), row.text)
         for row in rows
     )
 
 
-def mm_vet_scores(
-    rows: Sequence[Response], judge: Callable[[str, str, str], float]
-) -> dict[str, float]:
+def mm_vet_scores(rows: Sequence[Response], judge: Callable[[str, str, str], float]) -> Figures:
     """Compute the scores of MM-Vet with a custom judge, in percent.
 
     W. Yu et al., "MM-Vet: Evaluating large multimodal models for integrated capabilities", 2023.
@@ -149,18 +173,22 @@ def mm_vet_scores(
     Raises:
         ValueError: a score is out of range.
     """
-    scores: dict[str, list[float]] = {}
-    for row in rows:
-        facts = row.prompt.facts
-        score = judge(facts["question"], facts["answers"][0], row.text)
+    facts, scores = [row.prompt.facts for row in rows], []
+    for row, own in zip(rows, facts, strict=True):
+        score = judge(own["question"], own["answers"][0], row.text)
         if not 0 <= score <= 1:
             raise ValueError(f"judge: expected a score in [0, 1], got {score}")
-        for name in ("total", *facts["capabilities"]):
-            scores.setdefault(name, []).append(100 * score)
-    return {name: fmean(own) for name, own in scores.items()}
+        scores.append(score)
+    found = Figures()
+    table = found.table(units_of(rows))
+    table.mean("total", scores, "mean score of the judge, percent", scale=100)
+    for name in dict.fromkeys(name for own in facts for name in own["capabilities"]):
+        needs = [name in own["capabilities"] for own in facts]
+        table.mean(name, scores, f"mean score of questions that need {name}", needs, 100)
+    return found
 
 
-def _masks(rows: Sequence[Response]) -> dict[str, float]:
+def _masks(rows: Sequence[Response]) -> Figures:
     """Compute the IoU metrics of all phrases; ignored pixels are removed from predicted masks."""
     score = SegmentationScore()
     for row in rows:
@@ -169,7 +197,17 @@ def _masks(rows: Sequence[Response]) -> dict[str, float]:
         if "ignored" in row.prompt.facts:
             mask = mask & ~decode_rle(row.prompt.facts["ignored"])
         score.add(mask, target)
-    return score.summary()
+    return score.figures(units_of(rows))
+
+
+def _reasons(rows: Sequence[Response]) -> Figures:
+    """Compute the IoU metrics of ReasonSeg, and those of short (phrases) and long queries alone."""
+    found = _masks(rows)
+    for kind, is_sentence in (("short", False), ("long", True)):
+        own = [row for row in rows if row.prompt.facts["is_sentence"] == is_sentence]
+        if own:
+            found.include(_masks(own), kind)
+    return found
 
 
 def _answers_by_number(rows: Sequence[Response]) -> list[dict[str, Any]]:
@@ -247,9 +285,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     "pope-adversarial": Benchmark(READERS["pope"], _pope, "adversarial"),
     "mme": Benchmark(READERS["mme"], _mme),
     "mm-vet": Benchmark(READERS["mm-vet"], None, None, _mm_vet_submission),
+    "refcoco": Benchmark(READERS["refcoco"], _masks, "val"),
     "refcoco+": Benchmark(READERS["refcoco+"], _masks, "val"),
     "refcocog": Benchmark(READERS["refcocog"], _masks, "val"),
-    "reasonseg": Benchmark(READERS["reasonseg"], _masks),
+    "refcocog-google": Benchmark(READERS["refcocog-google"], _masks, "val"),
+    "reasonseg": Benchmark(READERS["reasonseg"], _reasons),
     "coco-generation": Benchmark(
         partial(READERS["coco-captions"], draw=True),
         None,
@@ -260,6 +300,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "magicbrush": Benchmark(READERS["magicbrush"], None, "test", **_EDITS),
     "evr": Benchmark(READERS["evr"], None, "test", **_EDITS),
     "ma5k": Benchmark(READERS["ma5k"], None, "test", **_EDITS),
+    "reconstruction": Benchmark(open_images, None, tokenizer=reconstruction_metrics, networks=True),
     "shapes-world": Benchmark(_shapes, shapes_metrics, blind=True, generation=_shapes_generation),
     "shapes-world-ceiling": Benchmark(_shapes, None, tokenizer=ceiling_metrics),
 }

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from statistics import fmean
 
 import torch
 from PIL import Image
 
 from setokim.data import Conversation, Dataset
 from setokim.data.image_processing import to_image
+from setokim.evaluation.figures import Figures
 from setokim.evaluation.readable import read_samples
 from setokim.shapes_world.parser import parse
 from setokim.shapes_world.scene import Scene
@@ -18,6 +18,16 @@ from setokim.tokenizer.modeling_setok import SetokModel, VisualTokens
 
 _BATCH_SIZE = 64
 _TASKS = ("generate", "edit")
+_DEFINITIONS = {
+    "generation": "the accuracy of attributes that the parser reads from",
+    "generation_shape": "the accuracy of shapes that the parser reads from",
+    "edit": "the success of edits that the parser reads from",
+}
+_SOURCES = {
+    "image": "the wanted images",
+    "tokens": "their reconstructions from tokens",
+    "codes": "their reconstructions from codes",
+}
 
 
 @torch.no_grad()
@@ -26,7 +36,7 @@ def ceiling_metrics(
     dataset: Dataset,
     number: int,
     show: Callable[[int], None] = lambda number: None,
-) -> dict[str, float]:
+) -> Figures:
     """Score the wanted images of ShapesTasks as `shapes_metrics` scores generated ones.
 
     No language model takes part. Errors of the parser, the tokens, their codes and the detokenizer
@@ -52,8 +62,14 @@ def ceiling_metrics(
         samples += len(readable)
         for name, value in _scores(setok, readable):
             scores.setdefault(name, []).append(value)
-    found = {name: fmean(values) for name, values in sorted(scores.items())}
-    return found | {"samples": samples, "broken": broken}
+    found = Figures()
+    for name, values in sorted(scores.items()):
+        table = found.table([str(index) for index in range(len(values))], "image", name)
+        task, _, source = name.rpartition("_")
+        table.mean(name, values, f"mean of {_DEFINITIONS[task]} {_SOURCES[source]}")
+    found.constant("samples", samples, "wanted images")
+    found.constant("broken", broken, "samples that cannot be read")
+    return found
 
 
 def _batches(

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from statistics import fmean
 
 import torch
 
 from setokim.data import Dataset, Sample
+from setokim.evaluation.figures import Figures
 from setokim.evaluation.metrics import best_overlap_iou, upsample_labels
 from setokim.evaluation.readable import read_samples
 from setokim.tokenizer.modeling_setok import SetokModel
 
 _BATCH_SIZE = 16
+_MIOU = "mean over images of the mean over objects of the IoU with the best cluster"
 
 
 @torch.no_grad()
@@ -22,7 +23,7 @@ def cluster_metrics(
     dataset: Dataset,
     number: int,
     show: Callable[[int], None] = lambda number: None,
-) -> dict[str, float]:
+) -> Figures:
     """Compute the overlap of the clusters of images with the true masks.
 
     Args:
@@ -39,6 +40,7 @@ def cluster_metrics(
     """
     overlaps: list[float] = []
     counts: list[int] = []
+    units: list[str] = []
     broken = 0
     waiting: list[Sample] = []
 
@@ -52,20 +54,26 @@ def cluster_metrics(
             overlaps.extend(best_overlap_iou(spread, truth).tolist())
         waiting.clear()
 
-    for sample in read_samples(dataset, number, show):
+    for index, sample in enumerate(read_samples(dataset, number, show)):
         if sample is None or not _fits(sample, setok.config.grid):
             broken += 1
             continue
         waiting.append(sample)
+        units.append(str(index))
         if len(waiting) == _BATCH_SIZE:
             measure()
     if waiting:
         measure()
-    known = [value for value in overlaps if not math.isnan(value)]
-    metrics = {"miou": fmean(known)} if known else {}
+    found = Figures()
+    table = found.table(units, "image")
+    known = [not math.isnan(value) for value in overlaps]
+    if any(known):
+        table.mean("miou", overlaps, _MIOU, known)
     if counts:
-        metrics["tokens"] = fmean(counts)
-    return metrics | {"samples": len(counts), "broken": broken}
+        table.mean("tokens", counts, "mean number of tokens of an image")
+    found.constant("samples", len(counts), "images that count")
+    found.constant("broken", broken, "samples that cannot be read, or are smaller than the grid")
+    return found
 
 
 def _fits(sample: Sample, grid: Sequence[int]) -> bool:

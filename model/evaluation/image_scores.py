@@ -15,11 +15,26 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from setok_kernels.extras import from_extra
+from setokim.evaluation.figures import Figures, Table
 from setokim.evaluation.frechet import FeatureStatistics, frechet_distance
 from setokim.evaluation.image_networks import ImageNetworks
 
 # Side of the Gaussian window of SSIM, in pixels.
-_SSIM_WINDOW = 11
+SSIM_WINDOW = 11
+_DEFINITIONS = {
+    "l1": "absolute difference of RGB values in [0, 1]",
+    "l2": "squared difference of RGB values in [0, 1]",
+    "ssim": "structural similarity, Gaussian window of sigma 1.5, mean of the colours",
+    "lpips": "LPIPS with VGG16",
+    "dino": "cosine of DINO's class tokens of image and target",
+    "clip_i": "cosine of CLIP's features of image and target",
+    "clip_t": "cosine of CLIP's features of image and description",
+}
+# Definition, and reason for the lack of an interval.
+FID = (
+    "Fréchet distance of Inception's features of all images",
+    "it is a function of covariances, biased by the number of images: no mean of samples",
+)
 
 
 def l1(generated: Image.Image, target: Image.Image) -> float:
@@ -56,8 +71,8 @@ def ssim(generated: Image.Image, target: Image.Image) -> float:
     with from_extra("eval"):
         from skimage.metrics import structural_similarity
 
-    if min(target.size) < _SSIM_WINDOW:
-        expected = f"at least {_SSIM_WINDOW} x {_SSIM_WINDOW} pixels"
+    if min(target.size) < SSIM_WINDOW:
+        expected = f"at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels"
         raise ValueError(f"target: expected {expected}, got {target.width} x {target.height}")
     a, b = _pixels(generated, target)
     return float(
@@ -80,7 +95,7 @@ def similarity(one: Tensor, other: Tensor) -> float:
 
 def edit_metrics(
     pairs: Iterable[tuple[Image.Image, Image.Image, str | None]], networks: ImageNetworks
-) -> dict[str, float]:
+) -> Figures:
     """Compute the metrics of edits: the similarity of generated images to their targets.
 
     Args:
@@ -92,33 +107,40 @@ def edit_metrics(
         with a description. Empty without pairs. If targets are too small for SSIM, `ssim_left_out`
         is their number.
     """
-    scores: dict[str, list[float]] = {}
-    too_small = 0
-
-    def note(name: str, value: float) -> None:
-        scores.setdefault(name, []).append(value)
-
+    # None for an image that does not count.
+    scores: dict[str, list[float | None]] = {}
     for generated, target, text in pairs:
-        for name, judge in {"l1": l1, "l2": l2}.items():
-            note(name, judge(generated, target))
-        if min(target.size) >= _SSIM_WINDOW:
-            note("ssim", ssim(generated, target))
-        else:
-            too_small += 1
+        own = {name: judge(generated, target) for name, judge in {"l1": l1, "l2": l2}.items()}
+        own["ssim"] = None
+        if min(target.size) >= SSIM_WINDOW:
+            own["ssim"] = ssim(generated, target)
         if networks.lpips is not None:
-            note("lpips", networks.lpips(*_same_size(generated, target)))
+            own["lpips"] = networks.lpips(*_same_size(generated, target))
         for name, embed in {"dino": networks.dino, "clip_i": networks.clip_image}.items():
             if embed is not None:
-                note(name, similarity(embed(generated), embed(target)))
-        if networks.clip_text is not None and text is not None:
-            note("clip_t", similarity(networks.clip_image(generated), networks.clip_text(text)))
-    metrics = {name: float(np.mean(values)) for name, values in scores.items()}
-    return metrics | ({"ssim_left_out": too_small} if too_small else {})
+                own[name] = similarity(embed(generated), embed(target))
+        if networks.clip_text is not None:
+            own["clip_t"] = None
+            if text is not None:
+                image, told = networks.clip_image(generated), networks.clip_text(text)
+                own["clip_t"] = similarity(image, told)
+        for name, value in own.items():
+            scores.setdefault(name, []).append(value)
+    found = Figures()
+    table = found.table([str(index) for index in range(len(scores.get("l1", ())))], "image")
+    for name, values in scores.items():
+        _add_mean(table, name, values)
+    needed = {"lpips": "lpips", "dino": "dino", "clip_i": "clip_image", "clip_t": "clip_image"}
+    _name_left_out(found, needed, networks)
+    if too_small := scores.get("ssim", []).count(None):
+        rule = f"targets of less than {SSIM_WINDOW} x {SSIM_WINDOW} pixels"
+        found.constant("ssim_left_out", too_small, rule)
+    return found
 
 
 def generation_metrics(
     pairs: Iterable[tuple[Image.Image, Image.Image, str | None]], networks: ImageNetworks
-) -> dict[str, float]:
+) -> Figures:
     """Compute the metrics of images generated from text.
 
     Args:
@@ -130,7 +152,7 @@ def generation_metrics(
         `fid` of all images, for at least two pairs, and `clip_t`.
     """
     statistics: tuple[FeatureStatistics, FeatureStatistics] | None = None
-    alike: list[float] = []
+    alike: list[float | None] = []
     for generated, target, text in pairs:
         if networks.inception is not None:
             middle = ImageOps.fit(target, generated.size, Image.Resampling.BICUBIC)
@@ -139,19 +161,35 @@ def generation_metrics(
                 statistics = tuple(FeatureStatistics(len(one)) for one in found)
             for one, features in zip(statistics, found, strict=True):
                 one.add(features[None])
+        alike.append(None)
         if networks.clip_text is not None and text is not None:
-            alike.append(similarity(networks.clip_image(generated), networks.clip_text(text)))
-    metrics: dict[str, float] = {}
+            image, told = networks.clip_image(generated), networks.clip_text(text)
+            alike[-1] = similarity(image, told)
+    found = Figures()
     if statistics is not None and len(statistics[0]) > 1:
-        metrics["fid"] = frechet_distance(*statistics)
-    if alike:
-        metrics["clip_t"] = float(np.mean(alike))
-    return metrics
+        found.constant("fid", frechet_distance(*statistics), *FID)
+    table = found.table([str(index) for index in range(len(alike))], "image")
+    _add_mean(table, "clip_t", alike)
+    _name_left_out(found, {"fid": "inception", "clip_t": "clip_image"}, networks)
+    return found
 
 
 ImageMetrics = Callable[
-    [Iterable[tuple[Image.Image, Image.Image, str | None]], ImageNetworks], dict[str, float]
+    [Iterable[tuple[Image.Image, Image.Image, str | None]], ImageNetworks], Figures
 ]
+
+
+def _add_mean(table: Table, name: str, values: list[float | None]) -> None:
+    """Add the mean over the images that count, if there are any."""
+    known = [value is not None for value in values]
+    if any(known):
+        table.mean(name, [value or 0.0 for value in values], f"mean {_DEFINITIONS[name]}", known)
+
+
+def _name_left_out(found: Figures, needed: dict[str, str], networks: ImageNetworks) -> None:
+    for name, network in needed.items():
+        if getattr(networks, network) is None:
+            found.left_out[name] = f"it needs the network {network.removesuffix('_image')}"
 
 
 def _same_size(generated: Image.Image, target: Image.Image) -> tuple[Image.Image, Image.Image]:

@@ -7,7 +7,6 @@ from typing import Any
 
 from setokim.data import BrokenSampleError, Dataset, Guarded
 from setokim.data.samples import Broken, Reading
-from setokim.evaluation.answer_log import AnswerLog
 
 
 def read_samples(
@@ -37,16 +36,21 @@ class Readable:
 
     Args:
         dataset: data set of at least one sample.
-        log: log of answers and broken samples.
+        note: function that logs index, source and reason of a broken sample.
         allow_missing: permission to exceed the limit.
 
     Attributes:
         broken: indices of the samples that could not be read.
     """
 
-    def __init__(self, dataset: Dataset, log: AnswerLog, allow_missing: bool = False):
+    def __init__(
+        self,
+        dataset: Dataset,
+        note: Callable[[int, str, str], None],
+        allow_missing: bool = False,
+    ):
         self.broken: set[int] = set()
-        self._dataset, self._log = dataset, log
+        self._dataset, self._note = dataset, note
         limits = {"max_share": 1.0} if allow_missing else {}
         self._guard = Guarded(dataset, **limits)
 
@@ -65,7 +69,7 @@ class Readable:
             sample = self._dataset[index]
         except BrokenSampleError as error:
             self.broken.add(index)
-            self._log.add_broken(index, error.source, error.reason)
+            self._note(index, error.source, error.reason)
             broken = Broken(index, error.source, error.reason)
             self._guard.count(Reading((index,), (broken,)))
             raise

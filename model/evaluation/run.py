@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,10 @@ from PIL import Image
 
 from setokim.data import BrokenSampleError, Dataset
 from setokim.evaluation.answer_log import FILE, AnswerLog
+from setokim.evaluation.answering import Answer, Batch
 from setokim.evaluation.benchmarks import Benchmark
+from setokim.evaluation.figure_files import Scored, write_figures
+from setokim.evaluation.figures import Figures
 from setokim.evaluation.image_networks import ImageNetworks
 from setokim.evaluation.prompting import (
     Prompt,
@@ -20,13 +23,14 @@ from setokim.evaluation.prompting import (
     prompts_of,
 )
 from setokim.evaluation.readable import Readable
+from setokim.evaluation.units import units_of
+from setokim.tokenizer.modeling_setok import SetokModel
 from setokim.utils.files import write_file
 from setokim.utils.json_text import to_json
 from setokim.vlm.generation_config import SetokimGenerationConfig
 from setokim.vlm.modeling_setokim import SetokimModel
 from setokim.vlm.processing_setokim import SetokimProcessor
 
-METRICS = "metrics.json"
 SUBMISSION = "submission.json"
 
 
@@ -37,30 +41,37 @@ class ScoringError(RuntimeError):
 def run_benchmark(
     benchmark: Benchmark,
     dataset: Dataset,
-    model: SetokimModel,
-    processor: SetokimProcessor,
+    model: SetokimModel | SetokModel,
+    processor: SetokimProcessor | None,
     config: SetokimGenerationConfig,
     log: AnswerLog,
     folder: Path,
     show: Callable[[int], None] = lambda number: None,
     networks: ImageNetworks | None = None,
+    answer: Answer | None = None,
     allow_missing: bool = False,
     samples: int | None = None,
-) -> dict[str, float]:
+    name: str = "",
+    split: str | None = None,
+) -> Figures:
     """Generate the responses missing from the log, and write metrics and submission.
 
     Args:
         benchmark: benchmark with its prompts and metrics.
         dataset: data set of the benchmark, at least one sample.
-        model: model in evaluation mode.
-        processor: tokenizer and image processor of the model.
+        model: model in evaluation mode; for benchmarks of the tokenizer, the tokenizer is enough.
+        processor: tokenizer and image processor of the model; None for a tokenizer.
         config: options of generation.
         log: log of responses; a killed run resumes from it.
-        folder: folder of metrics.json and, if the benchmark has one, submission.json.
+        folder: folder of the files of `write_figures` and, if the benchmark has one, of
+            submission.json.
         show: callback for the number of samples read so far.
         networks: networks that score generated images; metrics of absent ones are left out.
+        answer: function that answers batches; None for the model in this process.
         allow_missing: permission to go on when more than 1 % of the samples cannot be read.
         samples: number of samples, from the first on; None for all.
+        name: name of the benchmark, for the files.
+        split: name of the split, for the files.
 
     Returns:
         Metrics. `samples` is the number of answered samples, and `broken` the number of unreadable
@@ -76,18 +87,28 @@ def run_benchmark(
         TooManyBrokenError: too many samples cannot be read; only answers are written.
     """
     number = len(dataset) if samples is None else min(samples, len(dataset))
-    readable = Readable(dataset, log, allow_missing)
     if benchmark.tokenizer is not None:
-        metrics = benchmark.tokenizer(model.setok, readable, number, show)
-        _check_judged(metrics["samples"], readable)
-        _write(folder / METRICS, metrics)
-        return metrics
-    for start, batch in batches_of(_prompts(benchmark, readable, number, log, show)):
-        # The log may have the beginning of a batch.
-        rest = [one for one in batch if one not in log]
-        if rest:
-            start += len(batch) - len(rest)
-            log.add(generate_responses(model, processor, rest, config, start))
+        readable = Readable(dataset, log.add_broken, allow_missing)
+        setok = model if isinstance(model, SetokModel) else model.setok
+        given = (networks,) if benchmark.networks else ()
+        found = Figures.of(benchmark.tokenizer(setok, readable, number, show, *given))
+        _check_judged(found["samples"], readable)
+        counts = found["samples"], len(dataset) - number, found["broken"]
+        write_figures(folder, found, Scored(name, split, *counts))
+        return found
+    found_broken: list[tuple[int, str, str]] = []
+    # Logged with the batches, whose answers may come later than the samples after them.
+    readable = Readable(dataset, lambda *one: found_broken.append(one), allow_missing)
+    batches = _Batches(_prompts(benchmark, readable, number, log, show), log, found_broken)
+    for batch, responses in (answer or in_this_process(model, processor, config))(batches):
+        for one in batch.broken:
+            log.add_broken(*one)
+        # The log may have the beginning of a batch. All of it is answered again, since the rounding
+        # of a row depends on the others.
+        log.add([row for row in responses if row.prompt not in log])
+    for one in found_broken:
+        log.add_broken(*one)
+    batches.finish()
     rows = log.rows
     if benchmark.image_metrics is not None:
         # The reference is in the data set only, and may have become unreadable since the answer.
@@ -97,16 +118,69 @@ def run_benchmark(
     try:
         if benchmark.submission is not None:
             _write(folder / SUBMISSION, benchmark.submission(rows))
-        metrics = _metrics(benchmark, dataset, rows, networks)
+        found = Figures.of(_metrics(benchmark, dataset, rows, networks))
     except (ImportError, OSError):
         raise
     except Exception as error:
         # With any other error, hours of answers must not look lost.
         reason = f"{type(error).__name__}: {error}"
         raise ScoringError(f"{folder / FILE} has all answers, no metrics: {reason}") from error
-    metrics |= {"samples": len(answered), "broken": len(readable.broken - answered)}
-    _write(folder / METRICS, metrics)
-    return metrics
+    broken = len(readable.broken - answered)
+    found.constant("samples", len(answered), "answered samples")
+    found.constant("broken", broken, "samples that cannot be read")
+    counts = len(answered), len(dataset) - len(answered) - broken, broken
+    write_figures(folder, found, Scored(name, split, *counts))
+    return found
+
+
+def in_this_process(
+    model: SetokimModel, processor: SetokimProcessor, config: SetokimGenerationConfig
+) -> Answer:
+    """Return the function that answers batches in this process."""
+
+    def answer(batches: Iterable[Batch]) -> Iterator[tuple[Batch, Sequence[Response]]]:
+        for batch in batches:
+            yield batch, generate_responses(model, processor, batch.prompts, config, batch.start)
+
+    return answer
+
+
+class _Batches:
+    """Batches that the log has not yet, with the broken samples before each.
+
+    An error of reading ends the iteration, so that the batches before it are still answered.
+
+    Args:
+        prompts: prompts in order.
+        log: log of responses.
+        found_broken: broken samples so far, which the next batch takes.
+    """
+
+    def __init__(
+        self,
+        prompts: Iterable[Prompt],
+        log: AnswerLog,
+        found_broken: list[tuple[int, str, str]],
+    ):
+        self._prompts, self._log, self._broken = prompts, log, found_broken
+        self._error: Exception | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        number = 0
+        try:
+            for start, prompts in batches_of(self._prompts):
+                if not all(one in self._log for one in prompts):
+                    broken = tuple(self._broken)
+                    self._broken.clear()
+                    yield Batch(number, start, prompts, broken)
+                    number += 1
+        except Exception as error:
+            self._error = error
+
+    def finish(self) -> None:
+        """Raise the error of reading, if there was one."""
+        if self._error is not None:
+            raise self._error
 
 
 def _check_judged(number: int, readable: Readable) -> None:
@@ -120,11 +194,15 @@ def _metrics(
     dataset: Dataset,
     rows: Sequence[Response],
     networks: ImageNetworks | None,
-) -> dict[str, float]:
+) -> Mapping[str, float]:
     if benchmark.image_metrics is not None:
         pairs = _pairs(rows, dataset)
-        metrics = benchmark.image_metrics(pairs, ImageNetworks() if networks is None else networks)
-        return metrics | {"undrawn": sum(row.generated is None for row in rows)}
+        networks = ImageNetworks() if networks is None else networks
+        found = Figures.of(benchmark.image_metrics(pairs, networks))
+        found.rename_units(units_of(rows))
+        undrawn = sum(row.generated is None for row in rows)
+        found.constant("undrawn", undrawn, "answers without an image, each a black one")
+        return found
     return benchmark.metrics(rows) if benchmark.has_answers(rows) else {}
 
 

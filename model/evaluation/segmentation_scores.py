@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from setok_kernels.checks import check_shape
 from setok_kernels.config import check_number
+from setokim.evaluation.figures import Figures, Table
+
+# Thresholds of the published precisions, in percent.
+_THRESHOLDS = (50, 60, 70, 80, 90)
 
 
 class SegmentationScore:
@@ -87,12 +93,42 @@ class SegmentationScore:
         return sum(ratio >= threshold for ratio in ratios) / len(ratios)
 
     def summary(self) -> dict[str, float]:
-        """Return `ciou`, `giou` and the precision at 0.5 as `p_at_50`.
+        """Return `ciou`, `giou`, and `p_at_50` to `p_at_90`, the precision at 0.5, 0.6, ... 0.9.
 
         Raises:
             ValueError: there is no sample.
         """
-        return {"ciou": self.ciou, "giou": self.giou, "p_at_50": self.precision_at(0.5)}
+        precisions = {f"p_at_{one}": self.precision_at(one / 100) for one in _THRESHOLDS}
+        return {"ciou": self.ciou, "giou": self.giou} | precisions
+
+    def figures(self, units: Sequence[str]) -> Figures:
+        """Return the metrics of `summary` with the statistics of each sample.
+
+        Args:
+            units: name of each sample, in the order of `add`.
+
+        Raises:
+            ValueError: there is no sample, or not one name for each.
+        """
+        ratios = self._ratios()
+        found = Figures()
+        table = found.table(units)
+        self.add_overlap(table)
+        for one in _THRESHOLDS:
+            rule = f"fraction with an intersection over union of at least {one / 100}"
+            table.mean(f"p_at_{one}", [ratio >= one / 100 for ratio in ratios], rule)
+        return found
+
+    def add_overlap(self, table: Table) -> None:
+        """Add `ciou` and `giou` to a table of the samples.
+
+        Raises:
+            ValueError: there is no sample, or the table has others.
+        """
+        rule = "sum of the intersections over that of the unions"
+        table.ratio("ciou", self._intersections, self._unions, rule, empty=1.0)
+        rule = "mean intersection over union; 1 for two empty masks"
+        table.mean("giou", self._ratios(), rule)
 
     def _ratios(self) -> list[float]:
         self._check_samples()

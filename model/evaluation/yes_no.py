@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from setokim.evaluation.figures import Figures
 
 # C. Fu et al., "MME: A comprehensive evaluation benchmark for multimodal large language models".
 MME_PERCEPTION = (
@@ -25,7 +27,9 @@ def pope_answer(text: str) -> str:
     return "no" if {"No", "no", "not"} & set(words) else "yes"
 
 
-def pope_scores(answers: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
+def pope_scores(
+    answers: Sequence[str], labels: Sequence[str], units: Sequence[str] | None = None
+) -> Figures:
     """Compute the metrics of one split of POPE, with "yes" as the positive class.
 
     Y. Li et al., "Evaluating object hallucination in large vision-language models", 2023.
@@ -33,6 +37,7 @@ def pope_scores(answers: Sequence[str], labels: Sequence[str]) -> dict[str, floa
     Args:
         answers: raw answers of the model.
         labels: "yes" or "no" for each answer.
+        units: name of each question; None for its index.
 
     Returns:
         `accuracy`, `precision`, `recall`, `f1` and `yes_ratio`, each from 0 to 1; a ratio of 0 to 0
@@ -50,15 +55,17 @@ def pope_scores(answers: Sequence[str], labels: Sequence[str]) -> dict[str, floa
             raise ValueError(f"labels: expected yes or no, got {label!r}")
     predicted = [pope_answer(answer) == "yes" for answer in answers]
     true = [label == "yes" for label in labels]
-    hits = sum(a and b for a, b in zip(predicted, true, strict=True))
-    precision, recall = _ratio(hits, sum(predicted)), _ratio(hits, sum(true))
-    return {
-        "accuracy": sum(a == b for a, b in zip(predicted, true, strict=True)) / len(true),
-        "precision": precision,
-        "recall": recall,
-        "f1": _ratio(2 * precision * recall, precision + recall),
-        "yes_ratio": sum(predicted) / len(predicted),
-    }
+    hits = [a and b for a, b in zip(predicted, true, strict=True)]
+    equal = [a == b for a, b in zip(predicted, true, strict=True)]
+    either = [a + b for a, b in zip(predicted, true, strict=True)]
+    found = Figures()
+    table = found.table([str(index) for index in range(len(true))] if units is None else units)
+    table.mean("accuracy", equal, "fraction of right answers")
+    table.ratio("precision", hits, predicted, "fraction of yes that is right", empty=0.0)
+    table.ratio("recall", hits, true, "fraction of objects with a yes", empty=0.0)
+    table.ratio("f1", hits, either, "harmonic mean of precision and recall", 2.0, empty=0.0)
+    table.mean("yes_ratio", predicted, "fraction of yes")
+    return found
 
 
 def mme_answer(text: str) -> str:
@@ -90,7 +97,7 @@ class MmeRecord:
     answer: str
 
 
-def mme_scores(records: Iterable[MmeRecord]) -> dict[str, float]:
+def mme_scores(records: Iterable[MmeRecord]) -> Figures:
     """Compute the scores of MME.
 
     A subtask's score is the accuracy over questions plus the fraction of images with both questions
@@ -117,27 +124,25 @@ def mme_scores(records: Iterable[MmeRecord]) -> dict[str, float]:
         right = mme_answer(record.answer) == label
         tasks.setdefault(record.task, {}).setdefault(record.image, []).append(right)
     number = sum(len(own) for images in tasks.values() for own in images.values())
-    scores: dict[str, float] = {}
+    found = Figures()
     judged = 0
     for task in MME_PERCEPTION + MME_COGNITION:
         images = {name: own for name, own in tasks.get(task, {}).items() if len(own) == 2}
         if not images:
             continue
         judged += 2 * len(images)
-        right = [answer for found in images.values() for answer in found]
-        accuracy = 100 * sum(right) / len(right)
-        both = 100 * sum(map(all, images.values())) / len(images)
-        scores |= {task: accuracy + both, f"{task}/acc": accuracy, f"{task}/acc_plus": both}
-    if not scores:
-        return {"left_out": number}
-    perception, cognition = (_total(scores, names) for names in (MME_PERCEPTION, MME_COGNITION))
-    totals = {"perception": perception, "cognition": cognition, "total": perception + cognition}
-    return totals | scores | {"left_out": number - judged}
-
-
-def _total(scores: Mapping[str, float], names: Sequence[str]) -> float:
-    return sum(scores.get(name, 0.0) for name in names)
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
+        # The subtasks are the same in every test set, and have a table each.
+        table = found.table(list(images), "image", task)
+        counts, both = [sum(own) / 2 for own in images.values()], [*map(all, images.values())]
+        table.mean(f"{task}/acc", counts, "right answers, percent", scale=100)
+        rule = "images with both questions right, percent"
+        table.mean(f"{task}/acc_plus", both, rule, scale=100)
+        found.total(task, [f"{task}/acc", f"{task}/acc_plus"], "accuracy plus accuracy+, percent")
+    if judged:
+        for name, tasks_of in {"perception": MME_PERCEPTION, "cognition": MME_COGNITION}.items():
+            found.total(name, [task for task in tasks_of if task in found], f"sum of {name} tasks")
+        every = [task for task in MME_PERCEPTION + MME_COGNITION if task in found]
+        found.total("total", every, "perception plus cognition")
+    rule = "answers without a score: of other tasks, or of an image without both questions"
+    found.constant("left_out", number - judged, rule)
+    return found

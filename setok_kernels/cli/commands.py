@@ -31,6 +31,7 @@ ORDER = (
     "plan",
     "eval",
     "score",
+    "compare",
     "chat",
     "generate",
     "edit",

@@ -39,7 +39,8 @@ _PATIENCE = 10.0
 def run_parts(factory: Factory, parts: Iterable[Any], options: EngineOptions) -> Iterator[Outcome]:
     """Process parts in worker processes of this machine.
 
-    Parts are taken from the iterable when a process is free. Closing the generator, or an error,
+    Parts are taken from the iterable when a process is free; its end may be temporary while parts
+    are unfinished. Closing the generator, or an error,
     kills the processes; so does the death of this process.
 
     Args:
@@ -70,10 +71,13 @@ def run_parts(factory: Factory, parts: Iterable[Any], options: EngineOptions) ->
                 if slot.part is None and (part := source.take()) is not None:
                     slot.start(part)
             # After the next parts, as the caller may take its time over the outcomes.
-            yield from outcomes
-            outcomes = []
+            finished, outcomes = outcomes, []
+            yield from finished
             busy = [slot for slot in slots if slot.part is not None]
             if not busy:
+                if finished:
+                    # The caller may give out further parts only now.
+                    continue
                 return
             for slot in _answering(busy):
                 part, was_ready = slot.part, slot.ready

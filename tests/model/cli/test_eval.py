@@ -190,8 +190,11 @@ def test_one_of_all_benchmarks_fails(model, tmp_path, capsys):
 def test_metrics_as_json(model, command, tmp_path, capsys):
     assert main([*command("gqa"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
+    speed = found.pop("throughput")["gqa"]
+    assert (speed["answers"], speed["processes"]) == (3, 1) and speed["answers_per_second"] > 0
     assert found == {
         "metrics": {"gqa": figures_of(tmp_path / "out")},
+        "figures": {"gqa": json.loads((tmp_path / "out" / "figures.json").read_text())},
         "failed": [],
         "out": str(tmp_path / "out"),
     }
@@ -201,6 +204,8 @@ def test_metrics_as_json(model, command, tmp_path, capsys):
     printed = capsys.readouterr()
     assert json.loads(printed.out) == {
         "metrics": {},
+        "figures": {},
+        "throughput": {},
         "failed": ["gqa"],
         "out": str(tmp_path / "o"),
     }

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from helpers.published import PUBLISHED, save
+from helpers.published import NEEDS, PUBLISHED, save
 from helpers.tiny_setokim import build
 from setok_cli.main import main
 from setokim.data import (
@@ -27,7 +27,6 @@ from setokim.vlm.generation_config import SetokimGenerationConfig
 WORLD = {"kind": "shapes-tasks", "size": 32, "seed": 1, "samples": 30}
 OPTIONS = {"objects": [2, 3], "turns": 2, "visible": 0.9, "contrast": 0.5}
 FOLDERS = {"aokvqa-choice": "aokvqa", "pope-random": "pope"}
-NEEDS = {"refcoco+": "pycocotools", "refcocog": "pycocotools"}
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +68,12 @@ def metrics_of(folder):
 
 @pytest.mark.parametrize(
     "name",
-    # test_image_scores.py judges generated images.
+    # test_image_scores.py judges generated images, test_reconstruction.py reconstructed ones.
     [
         name
         for name in BENCHMARKS
         if not name.startswith("shapes-world")
-        and name != "pope-popular"
+        and name not in ("pope-popular", "reconstruction")
         and BENCHMARKS[name].image_metrics is None
     ],
 )
@@ -168,13 +167,10 @@ def test_a_killed_run_resumes(built, model, world, tmp_path, monkeypatch):
         run, "generate_responses", lambda *a: sizes.append(len(a[2])) or generate_responses(*a)
     )
     assert main([*arguments, "--model", str(model), "--out", str(cut)]) == 0
-    assert sum(sizes) + kept == len(lines_of(whole))
-    assert metrics_of(cut) == metrics_of(whole)
-
-    def by_key(folder):
-        return {(line["part"], line["number"], line["turn"]): line for line in lines_of(folder)}
-
-    assert by_key(cut) == by_key(whole) and len(by_key(cut)) == len(lines_of(cut))
+    # The torn batch is answered again as a whole, since rounding depends on its rows.
+    assert 0 <= sum(sizes) + kept - len(lines_of(whole)) < 3
+    for name in ("predictions.jsonl", "metrics.json", "figures.json", "statistics.json"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
     # Once more: nothing is generated.
     sizes.clear()
     assert main([*arguments, "--model", str(model), "--out", str(cut)]) == 0
@@ -199,7 +195,7 @@ def test_settings_reach_the_model(built):
     assert generator.initial_seed() == 4
 
 
-def test_the_rest_of_a_batch_keeps_its_noise(built, tmp_path, monkeypatch):
+def test_the_rest_of_a_batch_is_answered_with_all_of_it(built, tmp_path, monkeypatch):
     dataset = ShapesTasks(0, length=5, size=16, tasks={"generate": 1})
     log, seen = AnswerLog(tmp_path, {}), []
 
@@ -213,7 +209,8 @@ def test_the_rest_of_a_batch_keeps_its_noise(built, tmp_path, monkeypatch):
     benchmark = dataclasses.replace(BENCHMARKS["shapes-world"], metrics=lambda rows: {})
     run.run_benchmark(benchmark, dataset, *built, SetokimGenerationConfig(), log, tmp_path)
     # Prompt i has the noise of i, whatever the log has.
-    assert seen == [(2, [2]), (3, [3, 4])]
+    assert seen == [(0, [0, 1, 2]), (3, [3, 4])]
+    assert [row.prompt.number for row in log.rows] == list(range(5))
 
 
 def test_broken_samples_are_counted(model, tmp_path, capsys):
@@ -393,9 +390,14 @@ def test_masks_leave_out_ignored_pixels(tmp_path):
     square = questions[0].target.copy()
     square[4:7, 4:7] = True
     found = benchmark.metrics([Response(question, "", None, square) for question in questions])
-    assert found == {"ciou": 1.0, "giou": 1.0, "p_at_50": 1.0}
+    assert {"ciou", "giou", "p_at_50", "p_at_90"} <= found.keys() and set(found.values()) == {1.0}
     nothing = benchmark.metrics([Response(question, "") for question in questions])
-    assert nothing == {"ciou": 0.0, "giou": 0.0, "p_at_50": 0.0}
+    assert set(nothing.values()) == {0.0} and nothing.keys() == found.keys()
+    # One long query; its mask alone is right.
+    rows = [Response(questions[0], "", None, square), *(Response(q, "") for q in questions[1:])]
+    found = benchmark.metrics(rows)
+    assert [found[f"giou{kind}"] for kind in ("", "/short", "/long")] == [1 / 3, 0.0, 1.0]
+    assert "giou/long" not in benchmark.metrics(rows[1:])
 
 
 def test_batches_are_of_one_part_and_size():
