@@ -14,6 +14,7 @@ from setok_cli.output import add_json_option, print_json, print_to_stderr
 
 if TYPE_CHECKING:
     from setokim.evaluation.benchmarks import Benchmark
+    from setokim.evaluation.figures import Figures
     from setokim.evaluation.predictions.matching import Matched
 
 
@@ -166,15 +167,13 @@ def _write(
     split: str | None,
     format: str,
     matched: Matched,
-    metrics: dict[str, float],
+    metrics: Figures,
 ) -> None:
     from setokim.evaluation.answer_log import AnswerLog
+    from setokim.evaluation.figure_files import Scored, write_figures
     from setokim.evaluation.fingerprint import versions
-    from setokim.evaluation.run import METRICS
     from setokim.utils.checksums import checksum
-    from setokim.utils.files import write_file
     from setokim.utils.folder_lock import locked
-    from setokim.utils.json_text import to_json
 
     run = {
         "benchmark": arguments.benchmark,
@@ -189,7 +188,8 @@ def _write(
     with locked(arguments.out, "--out"):
         log = AnswerLog(arguments.out, run)
         log.add([row for row in matched.rows if row.prompt not in log])
-        write_file(arguments.out / METRICS, to_json(metrics, indent=2) + "\n")
+        counts = (int(metrics[name]) for name in ("samples", "missing", "broken"))
+        write_figures(arguments.out, metrics, Scored(arguments.benchmark, split, *counts))
 
 
 def _report(name: str, broken: list[str], matched: Matched) -> None:

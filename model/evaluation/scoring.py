@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from setokim.data import BrokenSampleError, Dataset
 from setokim.data.readers.files import blank_images
 from setokim.evaluation.benchmarks import Benchmark
+from setokim.evaluation.figures import Figures
 from setokim.evaluation.predictions.matching import Matched, match
 from setokim.evaluation.predictions.prediction import Prediction, PredictionError
 from setokim.evaluation.predictions.samples import Samples
@@ -110,7 +111,7 @@ def score(
     predictions: Sequence[Prediction],
     allow_missing: bool = False,
     allow_unknown: bool = False,
-) -> tuple[Matched, dict[str, float]]:
+) -> tuple[Matched, Figures]:
     """Score predictions as `setok eval` scores the answers of a model.
 
     Args:
@@ -131,18 +132,17 @@ def score(
     """
     matched = match(predictions, Samples(questions.prompts))
     check_limits(matched, len(questions.broken), allow_missing, allow_unknown)
-    metrics = {}
+    found = Figures()
     if benchmark.has_answers(matched.rows):
         assert benchmark.metrics is not None
-        metrics = dict(benchmark.metrics(matched.rows))
-    counts = {
-        "samples": len({row.prompt.number for row in matched.rows}),
-        "broken": len(questions.broken),
-        "missing": len(matched.missing),
-        "unknown": len(matched.unknown),
-        "duplicates": matched.duplicates,
-    }
-    return matched, metrics | counts
+        found = Figures.of(benchmark.metrics(matched.rows))
+    answered = len({row.prompt.number for row in matched.rows})
+    found.constant("samples", answered, "answered samples")
+    found.constant("broken", len(questions.broken), "samples that cannot be read")
+    found.constant("missing", len(matched.missing), "questions without an answer")
+    found.constant("unknown", len(matched.unknown), "answers without a question")
+    found.constant("duplicates", matched.duplicates, "rows that repeat another")
+    return matched, found
 
 
 def with_missing(questions: Questions, rows: Sequence[Response]) -> list[Response]:

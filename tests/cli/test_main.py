@@ -193,6 +193,7 @@ COMMANDS = [
     "plan",
     "eval",
     "score",
+    "compare",
     "chat",
     "generate",
     "edit",
