@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from setokim.data import BrokenSampleError
+from setokim.data.readers.files import file_in
 from setokim.data.rle import decode_rle
 from setokim.evaluation.answer_log import to_plain
 from setokim.evaluation.predictions.prediction import OWN, Prediction, PredictionError, answer_of
@@ -46,7 +48,10 @@ def read(row: Mapping[str, Any], source: str, folder: Path) -> Prediction | None
     image = row.get("picture")
     if image is not None:
         # The log lies in one folder with its images.
-        image = folder / Path(answer_of(image, "picture", source))
+        try:
+            image = file_in(folder, answer_of(image, "picture", source), source)
+        except BrokenSampleError as error:
+            raise PredictionError(f"{source}: picture: {error.reason}") from error
     return Prediction(
         answer_of(row.get("said"), "said", source),
         source,

@@ -81,6 +81,11 @@ def scored(tmp_path):
         ),
         (
             b'{"part": "", "number": 0, "turn": 0, "asked": "", "said": "", "facts": {}, '
+            b'"picture": "../a.png"}',
+            r"a:1: picture: expected a file in .*, got '../a.png'",
+        ),
+        (
+            b'{"part": "", "number": 0, "turn": 0, "asked": "", "said": "", "facts": {}, '
             b'"mask": {"size": 1}}',
             "a:1: mask: expected run lengths, got",
         ),
