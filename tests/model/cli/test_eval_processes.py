@@ -4,11 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
 
+from helpers.processes import alive, wait_until
 from helpers.tiny_setokim import build
 from setok_cli.main import main
 from setokim.evaluation import prompting
@@ -70,21 +70,6 @@ def children_of(number):
     return [int(line) for line in listed.stdout.split()]
 
 
-def is_alive(number):
-    try:
-        with open(f"/proc/{number}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "timed out"
-        time.sleep(0.01)
-
-
 @pytest.mark.slow
 def test_a_killed_command_leaves_no_process_and_resumes(
     command, whole, tmp_path, capsys, monkeypatch
@@ -96,13 +81,13 @@ def test_a_killed_command_leaves_no_process_and_resumes(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    wait_for(lambda: log.exists() and log.stat().st_size > 0)
+    wait_until(lambda: log.exists() and log.stat().st_size > 0, 120)
     workers = children_of(run.pid)
     # At most one of them may still load the model.
     assert len(workers) == 2
     run.send_signal(signal.SIGKILL)
     run.wait()
-    wait_for(lambda: not any(map(is_alive, workers)), 30)
+    wait_until(lambda: not any(map(alive, workers)), 30)
     kept = log.read_bytes()
     assert whole["predictions.jsonl"].startswith(kept) and "metrics.json" not in os.listdir(
         tmp_path

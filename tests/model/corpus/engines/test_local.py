@@ -67,6 +67,30 @@ def test_parts_are_taken_when_a_process_is_free(tmp_path):
     assert len(taken) < 16
 
 
+def test_parts_may_wait_for_the_outcomes_of_others(tmp_path):
+    """The iterator ends for the time that a part is unfinished, here one that is killed."""
+
+    class InTurns:
+        given = finished = 0
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            if self.given == 5 or self.given > self.finished:
+                raise StopIteration
+            self.given += 1
+            return ScriptedPart(f"part-{self.given}", kills=2 * (self.given == 2))
+
+    parts, factory = InTurns(), ScriptedFactory(tmp_path)
+    names = []
+    for part, _ in run_parts(factory, parts, TWO):
+        names.append(part.name)
+        parts.finished += 1
+    assert names == [f"part-{number}" for number in range(1, 6)]
+    assert len(factory.lines("begun")) == 5 + 2
+
+
 def test_threads_and_devices(tmp_path):
     options = EngineOptions(workers=2, devices=("cuda:0", "cuda:1"), threads=1)
     parts = [ScriptedPart(str(index)) for index in range(2)]
