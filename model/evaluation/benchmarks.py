@@ -172,6 +172,16 @@ def _masks(rows: Sequence[Response]) -> dict[str, float]:
     return score.summary()
 
 
+def _reasons(rows: Sequence[Response]) -> dict[str, float]:
+    """Compute the IoU metrics of ReasonSeg, and those of short (phrases) and long queries alone."""
+    metrics = _masks(rows)
+    for kind, is_sentence in (("short", False), ("long", True)):
+        own = [row for row in rows if row.prompt.facts["is_sentence"] == is_sentence]
+        if own:
+            metrics |= {f"{name}/{kind}": value for name, value in _masks(own).items()}
+    return metrics
+
+
 def _answers_by_number(rows: Sequence[Response]) -> list[dict[str, Any]]:
     return [{"question_id": row.prompt.facts["question_id"], "answer": row.text} for row in rows]
 
@@ -247,9 +257,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     "pope-adversarial": Benchmark(READERS["pope"], _pope, "adversarial"),
     "mme": Benchmark(READERS["mme"], _mme),
     "mm-vet": Benchmark(READERS["mm-vet"], None, None, _mm_vet_submission),
+    "refcoco": Benchmark(READERS["refcoco"], _masks, "val"),
     "refcoco+": Benchmark(READERS["refcoco+"], _masks, "val"),
     "refcocog": Benchmark(READERS["refcocog"], _masks, "val"),
-    "reasonseg": Benchmark(READERS["reasonseg"], _masks),
+    "refcocog-google": Benchmark(READERS["refcocog-google"], _masks, "val"),
+    "reasonseg": Benchmark(READERS["reasonseg"], _reasons),
     "coco-generation": Benchmark(
         partial(READERS["coco-captions"], draw=True),
         None,

@@ -9,6 +9,9 @@ from torch import Tensor
 from setok_kernels.checks import check_shape
 from setok_kernels.config import check_number
 
+# Thresholds of the published precisions, in percent.
+_THRESHOLDS = (50, 60, 70, 80, 90)
+
 
 class SegmentationScore:
     """Intersections and unions of masks, accumulated over samples, and their metrics.
@@ -87,12 +90,13 @@ class SegmentationScore:
         return sum(ratio >= threshold for ratio in ratios) / len(ratios)
 
     def summary(self) -> dict[str, float]:
-        """Return `ciou`, `giou` and the precision at 0.5 as `p_at_50`.
+        """Return `ciou`, `giou`, and `p_at_50` to `p_at_90`, the precision at 0.5, 0.6, ... 0.9.
 
         Raises:
             ValueError: there is no sample.
         """
-        return {"ciou": self.ciou, "giou": self.giou, "p_at_50": self.precision_at(0.5)}
+        precisions = {f"p_at_{one}": self.precision_at(one / 100) for one in _THRESHOLDS}
+        return {"ciou": self.ciou, "giou": self.giou} | precisions
 
     def _ratios(self) -> list[float]:
         self._check_samples()

@@ -19,8 +19,10 @@ NEEDS = {
     "instructpix2pix": "pyarrow",
     "magicbrush": "pyarrow",
     "coco-instances": "pycocotools",
+    "refcoco": "pycocotools",
     "refcoco+": "pycocotools",
     "refcocog": "pycocotools",
+    "refcocog-google": "pycocotools",
 }
 
 
@@ -312,12 +314,20 @@ def references(root, folder, file):
     (root / folder / file).write_bytes(pickle.dumps(refs, 2))
 
 
+def refcoco(root):
+    references(root, "refcoco", "refs(unc).p")
+
+
 def refcocoplus(root):
     references(root, "refcoco+", "refs(unc).p")
 
 
 def refcocog(root):
     references(root, "refcocog", "refs(umd).p")
+
+
+def refcocog_google(root):
+    references(root, "refcocog", "refs(google).p")
 
 
 def reasonseg(root):
@@ -387,8 +397,10 @@ PUBLISHED = {
     "evr": (evr, {}),
     "ma5k": (ma5k, {}),
     "flickr30k": (flickr30k, {}),
+    "refcoco": (refcoco, {}),
     "refcoco+": (refcocoplus, {}),
     "refcocog": (refcocog, {}),
+    "refcocog-google": (refcocog_google, {}),
     "reasonseg": (reasonseg, {}),
     "pope": (pope, {}),
     "mme": (mme, {}),

@@ -1,4 +1,4 @@
-"""Referring segmentation: refCOCO+, refCOCOg and ReasonSeg in their published files."""
+"""Referring segmentation: refCOCO, refCOCO+, refCOCOg and ReasonSeg in their published files."""
 
 from __future__ import annotations
 
@@ -26,23 +26,29 @@ from setokim.data.rle import check_polygon, encode_rle
 from setokim.data.samples import BrokenSampleError
 
 # Folder and file of the references, by data set.
-_REFERENCES = {"refcoco+": ("refcoco+", "refs(unc).p"), "refcocog": ("refcocog", "refs(umd).p")}
+_REFERENCES = {
+    "refcoco": ("refcoco", "refs(unc).p"),
+    "refcoco+": ("refcoco+", "refs(unc).p"),
+    "refcocog": ("refcocog", "refs(umd).p"),
+    "refcocog-google": ("refcocog", "refs(google).p"),
+}
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _TARGET, _IGNORED = 1, 255
 
 
 class ReferringExpressions(FileDataset):
-    """refCOCO+ and refCOCOg (UMD): one referring phrase a sample, with the mask of its object.
+    """refCOCO, refCOCO+, refCOCOg: one referring phrase a sample, with the mask of its object.
 
     The phrase also names the region of the object (`Conversation.regions`).
 
     `facts`: "ref_id", "sent_id", "phrase".
 
     Args:
-        root: folder with the folder train2014 of COCO's images, and refcoco+ or refcocog with the
-            pickle of references and instances.json.
-        name: "refcoco+" or "refcocog".
-        split: "train", "val", "test", or "testA" and "testB" of refCOCO+.
+        root: folder with the folder train2014 of COCO's images, and refcoco, refcoco+ or refcocog
+            with the pickle of references and instances.json.
+        name: "refcoco", "refcoco+", "refcocog" (partition of UMD) or "refcocog-google".
+        split: "train" or "val"; also "testA" and "testB" of refCOCO and refCOCO+, and "test" of
+            refCOCOg (UMD). Google's partition has no test split.
 
     Raises:
         ValueError: a file is missing or holds something else, or the split is empty.

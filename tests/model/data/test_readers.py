@@ -176,6 +176,26 @@ def test_masks_of_phrases(tmp_path):
         READERS["refcoco+"](tmp_path, split="testC")
 
 
+def test_partitions_of_references(tmp_path):
+    """Both partitions of refCOCOg lie in one folder; refCOCO has two test splits."""
+    build("refcocog", tmp_path)
+    build("refcocog-google", tmp_path)
+    path = tmp_path / "refcocog" / "refs(google).p"
+    references = pickle.loads(path.read_bytes())
+    references[0]["split"] = "train"
+    path.write_bytes(pickle.dumps(references, 2))
+    assert len(reopen("refcocog", tmp_path)) == 3 and len(reopen("refcocog-google", tmp_path)) == 1
+    build("refcoco", tmp_path)
+    path = tmp_path / "refcoco" / "refs(unc).p"
+    path.write_bytes(pickle.dumps([one | {"split": "testB"} for one in references], 2))
+    assert len(READERS["refcoco"](tmp_path, split="testB")) == 5
+    with pytest.raises(ValueError, match=r"refcoco/refs\(unc\)\.p, got 'val'$"):
+        reopen("refcoco", tmp_path)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"refcoco/refs\(unc\)\.p: expected a pickle"):
+        reopen("refcoco", tmp_path)
+
+
 def test_masks_of_reasons(tmp_path):
     sample = build("reasonseg", tmp_path)[0]
     assert said(sample)[1] == "what can bark?"
@@ -226,6 +246,8 @@ PICTURES = {
     "ma5k": "images/0.jpg",
     "flickr30k": "flickr30k-images/0.jpg",
     "refcocog": "train2014/000000000002.jpg",
+    "refcocog-google": "train2014/000000000002.jpg",
+    "refcoco": "train2014/000000000002.jpg",
     "refcoco+": "train2014/000000000002.jpg",
     "reasonseg": "1.jpg",
 }
@@ -310,6 +332,16 @@ RECORDS = {
         "refcocog/instances.json",
         lambda v: v["annotations"][1]["segmentation"].update(size=[24, 16]),
         "segmentation: size: expected the image's (16, 24), got (24, 16)",
+    ),
+    "refcoco": (
+        "refcoco/instances.json",
+        lambda v: v["annotations"].pop(),
+        "its object or image is not in instances.json",
+    ),
+    "refcocog-google": (
+        "refcocog/instances.json",
+        lambda v: v["annotations"][1].update(segmentation=None),
+        "segmentation: expected",
     ),
     "reasonseg": (
         "2.json",

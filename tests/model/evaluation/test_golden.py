@@ -164,7 +164,9 @@ def test_masks_as_by_pycocotools(seed):
     either = [coco.area(coco.merge([a, b])) for a, b in zip(*codes, strict=True)]
     assert found["giou"] == pytest.approx(np.mean(ious))
     assert found["ciou"] == pytest.approx(sum(both) / sum(either))
-    assert found["p_at_50"] == np.mean([iou >= 0.5 for iou in ious])
+    for threshold in (0.5, 0.6, 0.7, 0.8, 0.9):
+        precision = np.mean([iou >= threshold for iou in ious])
+        assert found[f"p_at_{round(100 * threshold)}"] == precision
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,18 @@ def test_metrics_equal_numbers_by_hand(score):
     assert score.summary() == {
         "ciou": score.ciou,
         "giou": score.giou,
-        "p_at_50": score.precision_at(0.5),
+        **{f"p_at_{one}": score.precision_at(one / 100) for one in (50, 60, 70, 80, 90)},
     }
+
+
+def test_precisions_at_the_published_thresholds():
+    score = SegmentationScore()
+    for length in range(1, 11):
+        score.add(mask("x" * length + "." * (10 - length)), mask("x" * 10))
+    # Of 0.1, 0.2, ... 1 six are at least 0.5.
+    found = score.summary()
+    names = [f"p_at_{one}" for one in (50, 60, 70, 80, 90)]
+    assert [found[name] for name in names] == [0.6, 0.5, 0.4, 0.3, 0.2]
 
 
 def test_two_empty_masks_agree_and_add_nothing_to_the_sums(score):
@@ -52,7 +62,7 @@ def test_two_empty_masks_agree_and_add_nothing_to_the_sums(score):
 def test_empty_masks_alone_are_all_right():
     score = SegmentationScore()
     score.add(mask("."), mask("."))
-    assert score.summary() == {"ciou": 1.0, "giou": 1.0, "p_at_50": 1.0}
+    assert set(score.summary().values()) == {1.0}
 
 
 def test_arrays_and_tensors_equal_a_loop_over_pixels():
