@@ -252,9 +252,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     "coco-panoptic": Benchmark(
         READERS["coco-panoptic"], None, "val2017", tokenizer=cluster_metrics
     ),
-    "pope-random": Benchmark(READERS["pope"], _pope, "random"),
-    "pope-popular": Benchmark(READERS["pope"], _pope, "popular"),
-    "pope-adversarial": Benchmark(READERS["pope"], _pope, "adversarial"),
+    **{
+        f"{reader}-{split}": Benchmark(READERS[reader], _pope, split)
+        for reader in ("pope", "pope-aokvqa", "pope-gqa")
+        for split in ("random", "popular", "adversarial")
+    },
     "mme": Benchmark(READERS["mme"], _mme),
     "mm-vet": Benchmark(READERS["mm-vet"], None, None, _mm_vet_submission),
     "refcoco": Benchmark(READERS["refcoco"], _masks, "val"),

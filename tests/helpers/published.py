@@ -354,6 +354,24 @@ def pope(root):
     (root / "coco_pope_random.json").write_text("\n".join(lines) + "\n")
 
 
+def pope_seem(root, data, folder, image):
+    records = []
+    for number, label in ((1, "yes"), (2, "no"), (3, "yes")):
+        name = image.format(number)
+        save(root / folder / name, number)
+        record = {"question_id": number, "image": name, "text": "Is it?", "label": label}
+        records.append(record)
+    write_json(root / f"{data}_pope_seem_random.json", records)
+
+
+def pope_aokvqa(root):
+    pope_seem(root, "aokvqa", "val2014", "COCO_val2014_{:012d}.jpg")
+
+
+def pope_gqa(root):
+    pope_seem(root, "gqa", "images", "{}.jpg")
+
+
 def mme(root):
     save(root / "existence" / "1.jpg", 1)
     (root / "existence" / "1.txt").write_text("Is it?\tYes\nIs it not?\tNo\n")
@@ -403,6 +421,8 @@ PUBLISHED = {
     "refcocog-google": (refcocog_google, {}),
     "reasonseg": (reasonseg, {}),
     "pope": (pope, {}),
+    "pope-aokvqa": (pope_aokvqa, {}),
+    "pope-gqa": (pope_gqa, {}),
     "mme": (mme, {}),
     "mm-vet": (mm_vet, {}),
 }

@@ -48,6 +48,8 @@ READERS: dict[str, Callable[..., Dataset]] = {
     "refcocog-google": partial(ReferringExpressions, name="refcocog-google"),
     "reasonseg": ReasonSeg,
     "pope": Pope,
+    "pope-aokvqa": partial(Pope, data="aokvqa"),
+    "pope-gqa": partial(Pope, data="gqa"),
     "mme": Mme,
     "mm-vet": MmVet,
 }

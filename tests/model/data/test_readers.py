@@ -241,6 +241,9 @@ PICTURES = {
     "okvqa": "val2014/COCO_val2014_000000000001.jpg",
     "aokvqa": "val2017/000000000001.jpg",
     "gqa": "images/n1.jpg",
+    "pope": "val2014/COCO_val2014_000000000001.jpg",
+    "pope-aokvqa": "val2014/COCO_val2014_000000000001.jpg",
+    "pope-gqa": "images/1.jpg",
     "mm-vet": "images/v1_1.png",
     "evr": "images/0.jpg",
     "ma5k": "images/0.jpg",
@@ -312,6 +315,16 @@ RECORDS = {
         lambda v: v["01"].pop("imageId"),
         "imageId: expected str, got None",
     ),
+    "pope-aokvqa": (
+        "aokvqa_pope_seem_random.json",
+        lambda v: v[0].update(label="maybe"),
+        "label: expected yes or no, got 'maybe'",
+    ),
+    "pope-gqa": (
+        "gqa_pope_seem_random.json",
+        lambda v: v[0].pop("image"),
+        "image: expected str, got None",
+    ),
     "mm-vet": (
         "mm-vet.json",
         lambda v: v["v1_2"].update(capability="rec"),
@@ -360,6 +373,31 @@ def test_a_malformed_record(name, tmp_path):
     assert len(good) == 2 and len(bad) == 1 and reason in bad[0]
     # The message begins with the name of the record.
     assert bad[0].startswith(str(tmp_path))
+
+
+def test_questions_about_objects_in_lists_and_lines(tmp_path):
+    dataset = build("pope-gqa", tmp_path)
+    assert said(dataset[1])[1].startswith("Is it?\n") and said(dataset[1])[2] == "no"
+    assert dataset[1].facts == {"question_id": 2, "label": "no"}
+    path = tmp_path / "gqa_pope_seem_random.json"
+    records = json.loads(path.read_text())
+    lines = "\n".join(map(json.dumps, records))
+    (tmp_path / "gqa").mkdir()
+    nested = path.rename(tmp_path / "gqa" / path.name)
+    for text in (lines, "\ufeff " + json.dumps(records), f'{lines[:-1]}\n{{"question_id": 4}}'):
+        nested.write_text(text, encoding="utf-8")
+        good, bad = broken(reopen("pope-gqa", tmp_path))
+        assert [one.facts for one in good[:2]] == [dataset[0].facts, dataset[1].facts]
+        assert len(bad) == 2 * text.endswith("4}")
+    nested.write_text("[1, ")
+    with pytest.raises(ValueError, match=r"gqa_pope_seem_random.json:1:5: expected JSON"):
+        reopen("pope-gqa", tmp_path)
+    with pytest.raises(ValueError, match=r"^data: expected one of coco, aokvqa, gqa, got 'flickr'"):
+        READERS["pope"](tmp_path, data="flickr")
+    with pytest.raises(
+        ValueError, match=r"^root: expected gqa_pope_seem_popular.json or gqa/gqa_p"
+    ):
+        READERS["pope-gqa"](tmp_path, split="popular")
 
 
 def test_lines_that_are_none(tmp_path):

@@ -26,7 +26,18 @@ from setokim.vlm.generation_config import SetokimGenerationConfig
 
 WORLD = {"kind": "shapes-tasks", "size": 32, "seed": 1, "samples": 30}
 OPTIONS = {"objects": [2, 3], "turns": 2, "visible": 0.9, "contrast": 0.5}
-FOLDERS = {"aokvqa-choice": "aokvqa", "pope-random": "pope"}
+FOLDERS = {
+    "aokvqa-choice": "aokvqa",
+    "pope-random": "pope",
+    "pope-aokvqa-random": "pope-aokvqa",
+    "pope-gqa-random": "pope-gqa",
+    "pope-adversarial": "pope",
+}
+# Other splits of POPE, which differ in nothing.
+SKIPPED = {
+    "pope-popular",
+    *(f"pope-{data}-{split}" for data in ("aokvqa", "gqa") for split in ("popular", "adversarial")),
+}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +84,7 @@ def metrics_of(folder):
         name
         for name in BENCHMARKS
         if not name.startswith("shapes-world")
-        and name != "pope-popular"
+        and name not in SKIPPED
         and BENCHMARKS[name].image_metrics is None
     ],
 )
@@ -82,7 +93,7 @@ def test_each_benchmark_on_its_fixture(name, model, tmp_path, capsys):
         pytest.importorskip(NEEDS[name])
     data, out = tmp_path / "data", tmp_path / "out"
     data.mkdir()
-    PUBLISHED[FOLDERS.get(name, name.split("-adv")[0])][0](data)
+    PUBLISHED[FOLDERS.get(name, name)][0](data)
     options = ["--max-new-tokens", "4", "--sampling-steps", "2"]
     if name == "pope-adversarial":
         (data / "coco_pope_random.json").rename(data / "coco_pope_adversarial.json")
