@@ -181,6 +181,7 @@ def _score(
     from setokim.data import TooManyBrokenError
     from setokim.evaluation.answer_log import AnswerLog, AnswerLogError
     from setokim.evaluation.benchmarks import BENCHMARKS
+    from setokim.evaluation.meteor import missing_meteor
     from setokim.evaluation.run import ScoringError, run_benchmark
     from setokim.utils.folder_lock import FolderInUseError, locked
 
@@ -225,6 +226,8 @@ def _score(
         first = next(iter(log.broken.values()), "smaller than the grid of patches")
         text = f"{metrics['broken']} of {number} samples could not be judged, the first: {first}"
         print(f"setok eval: {name}: {text}", file=sys.stderr)
+    if "cider" in metrics and "meteor" not in metrics:
+        print(f"setok eval: {name}: no METEOR: {missing_meteor()}", file=sys.stderr)
     return metrics
 
 

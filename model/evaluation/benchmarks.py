@@ -15,8 +15,8 @@ from setokim.data import Dataset
 from setokim.data.readers import READERS
 from setokim.data.rle import decode_rle
 from setokim.data.settings import DataSettings
+from setokim.evaluation.caption_metrics import caption_metrics
 from setokim.evaluation.ceilings import ceiling_metrics
-from setokim.evaluation.cider import cider
 from setokim.evaluation.clusters import cluster_metrics
 from setokim.evaluation.image_scores import ImageMetrics, edit_metrics, generation_metrics
 from setokim.evaluation.prompting import Response
@@ -111,13 +111,6 @@ def _chosen(rows: Sequence[Response]) -> dict[str, float]:
         for row in judged
     )
     return {"accuracy": 100 * fmean(right)}
-
-
-def _captions(rows: Sequence[Response]) -> dict[str, float]:
-    """Compute CIDEr in percent, as published."""
-    captions = {str(row.prompt.facts["image_id"]): row.text for row in rows}
-    references = {str(row.prompt.facts["image_id"]): row.prompt.facts["answers"] for row in rows}
-    return {"cider": 100 * cider(captions, references)[0]}
 
 
 def _pope(rows: Sequence[Response]) -> dict[str, float]:
@@ -247,8 +240,9 @@ BENCHMARKS: dict[str, Benchmark] = {
         answers="correct",
     ),
     "gqa": Benchmark(READERS["gqa"], _exact, "testdev_balanced", _gqa_submission, **_ANSWERS),
-    "flickr30k": Benchmark(READERS["flickr30k"], _captions, "test"),
-    "coco-captions": Benchmark(READERS["coco-captions"], _captions, "val2017"),
+    "flickr30k": Benchmark(READERS["flickr30k"], caption_metrics, "test"),
+    "coco-captions": Benchmark(READERS["coco-captions"], caption_metrics, "val2017"),
+    "coco-karpathy": Benchmark(READERS["coco-karpathy"], caption_metrics, "test"),
     "coco-panoptic": Benchmark(
         READERS["coco-panoptic"], None, "val2017", tokenizer=cluster_metrics
     ),

@@ -298,6 +298,18 @@ def flickr30k(root):
     write_json(root / "dataset_flickr30k.json", {"images": images})
 
 
+def coco_karpathy(root):
+    images = []
+    for number, split in enumerate(("test", "restval", "test", "val", "test"), 1):
+        folder = "train2014" if split == "restval" else "val2014"
+        name = f"COCO_{folder}_{number:012d}.jpg"
+        save(root / folder / name, number)
+        sentences = [{"raw": f"A dog {i}. ", "tokens": ["a", "dog", f"{i}"]} for i in range(5)]
+        record = {"filepath": folder, "filename": name, "cocoid": number, "split": split}
+        images.append(record | {"imgid": number, "sentids": [], "sentences": sentences})
+    write_json(root / "dataset_coco.json", {"images": images, "dataset": "coco"})
+
+
 def references(root, folder, file):
     images = coco_images(root, "train2014")
     objects = [
@@ -401,6 +413,7 @@ PUBLISHED = {
     "openimages": (openimages, {"split": "validation"}),
     "slimpajama": (slimpajama, {}),
     "coco-captions": (coco_captions, {}),
+    "coco-karpathy": (coco_karpathy, {}),
     "coco-instances": (coco_instances, {}),
     "coco-panoptic": (coco_panoptic, {}),
     "allava": (lambda root: chats(root, "allava.json"), {"file": "allava.json"}),

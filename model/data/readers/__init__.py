@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from setokim.data.readers.captions import CaptionedParquet, CocoCaptions, Flickr30k
+from setokim.data.readers.captions import CaptionedParquet, CocoCaptions, KarpathyCaptions
 from setokim.data.readers.chats import Chats
 from setokim.data.readers.edits import Edits, ListedEdits
 from setokim.data.readers.labels import ImageNetFolder, ImageNetParquet, OpenImages
@@ -28,6 +28,7 @@ READERS: dict[str, Callable[..., Dataset]] = {
     "openimages": OpenImages,
     "slimpajama": SlimPajama,
     "coco-captions": CocoCaptions,
+    "coco-karpathy": partial(KarpathyCaptions, name="coco"),
     "coco-instances": CocoInstances,
     "coco-panoptic": CocoPanoptic,
     "allava": Chats,
@@ -41,7 +42,7 @@ READERS: dict[str, Callable[..., Dataset]] = {
     "magicbrush": partial(Edits, name="magicbrush"),
     "evr": partial(ListedEdits, name="evr"),
     "ma5k": partial(ListedEdits, name="ma5k"),
-    "flickr30k": Flickr30k,
+    "flickr30k": partial(KarpathyCaptions, name="flickr30k"),
     "refcoco": partial(ReferringExpressions, name="refcoco"),
     "refcoco+": partial(ReferringExpressions, name="refcoco+"),
     "refcocog": partial(ReferringExpressions, name="refcocog"),

@@ -96,6 +96,11 @@ def test_samples_that_are_read(tmp_path):
     by_letter = READERS["aokvqa"](tmp_path / "aokvqa", choices=True)[1]
     assert said(by_letter)[2] == "C" and "\nC. three\n" in said(by_letter)[1]
     assert read("gqa", 2).facts == {"question_id": "03", "question": "is it?", "answers": ["yes"]}
+    coco = read("coco-karpathy", 1)
+    assert coco.facts == {"image_id": 3, "answers": [f"A dog {i}." for i in range(5)]}
+    assert len(READERS["coco-karpathy"](tmp_path / "coco-karpathy", split="restval")) == 1
+    with pytest.raises(ValueError, match=r"^name: expected one of flickr30k, coco, got 'mscoco'$"):
+        READERS["flickr30k"](tmp_path, name="mscoco")
     flickr = read("flickr30k", 2)
     assert flickr.facts == {"image_id": "3.jpg", "answers": [f"A dog {i}." for i in range(5)]}
 
@@ -235,6 +240,7 @@ PICTURES = {
     "imagenet-folder": "n01440764/n01440764_0.JPEG",
     "openimages": "validation/a.jpg",
     "coco-captions": "val2017/000000000001.jpg",
+    "coco-karpathy": "val2014/COCO_val2014_000000000001.jpg",
     "coco-instances": "val2017/000000000001.jpg",
     "coco-panoptic": "annotations/panoptic_val2017/000000000001.png",
     "vqav2": "val2014/COCO_val2014_000000000001.jpg",
@@ -274,6 +280,11 @@ RECORDS = {
         "annotations/captions_val2017.json",
         lambda v: v["images"][0].pop("id"),
         "id",
+    ),
+    "coco-karpathy": (
+        "dataset_coco.json",
+        lambda v: v["images"][0].update(cocoid="1"),
+        "cocoid: expected int, got '1'",
     ),
     "coco-instances": (
         "annotations/instances_val2017.json",
