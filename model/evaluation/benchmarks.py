@@ -18,12 +18,13 @@ from setokim.data.settings import DataSettings
 from setokim.evaluation.caption_metrics import caption_metrics
 from setokim.evaluation.ceilings import ceiling_metrics
 from setokim.evaluation.clusters import cluster_metrics
+from setokim.evaluation.gqa import gqa_metrics
 from setokim.evaluation.image_scores import ImageMetrics, edit_metrics, generation_metrics
 from setokim.evaluation.prompting import Response
 from setokim.evaluation.segmentation_scores import SegmentationScore
 from setokim.evaluation.settings import GenerationSettings
 from setokim.evaluation.shapes_world import shapes_metrics
-from setokim.evaluation.vqa_answers import choice_of, soft_accuracy
+from setokim.evaluation.vqa_answers import bare_answer, choice_of, soft_accuracy
 from setokim.evaluation.yes_no import MmeRecord, mme_scores, pope_scores
 from setokim.utils.parsing import from_plain, import_modules, read_yaml
 
@@ -81,13 +82,6 @@ def _soft(rows: Sequence[Response]) -> dict[str, float]:
     return {"accuracy": fmean(scores)} | {name: fmean(own) for name, own in sorted(kinds.items())}
 
 
-def _exact(rows: Sequence[Response]) -> dict[str, float]:
-    """Compute the accuracy of GQA, the percentage of exact matches."""
-    judged = [row for row in rows if _known(row, "answers")]
-    right = (_bare(row.text) == row.prompt.facts["answers"][0] for row in judged)
-    return {"accuracy": 100 * fmean(right)}
-
-
 def _direct(rows: Sequence[Response]) -> dict[str, float]:
     """Compute the accuracy of A-OKVQA's direct answers in percent.
 
@@ -98,7 +92,9 @@ def _direct(rows: Sequence[Response]) -> dict[str, float]:
     """
     known = [row for row in rows if _known(row, "answers")]
     judged = [row for row in known if not row.prompt.facts["difficult_direct_answer"]]
-    scores = [min(1, row.prompt.facts["answers"].count(_bare(row.text)) / 3) for row in judged]
+    scores = [
+        min(1, row.prompt.facts["answers"].count(bare_answer(row.text)) / 3) for row in judged
+    ]
     metrics = {"accuracy": 100 * fmean(scores)} if scores else {}
     return metrics | {"left_out": len(known) - len(judged)}
 
@@ -185,13 +181,15 @@ def _mm_vet_submission(rows: Sequence[Response]) -> dict[str, str]:
 
 def _gqa_submission(rows: Sequence[Response]) -> list[dict[str, Any]]:
     return [
-        {"questionId": row.prompt.facts["question_id"], "prediction": _bare(row.text)}
+        {"questionId": row.prompt.facts["question_id"], "prediction": bare_answer(row.text)}
         for row in rows
     ]
 
 
 def _aokvqa_submission(rows: Sequence[Response]) -> dict[str, dict[str, str]]:
-    return {row.prompt.facts["question_id"]: {"direct_answer": _bare(row.text)} for row in rows}
+    return {
+        row.prompt.facts["question_id"]: {"direct_answer": bare_answer(row.text)} for row in rows
+    }
 
 
 def _choice_submission(rows: Sequence[Response]) -> dict[str, dict[str, str]]:
@@ -217,11 +215,6 @@ def _shapes_generation(path: Path) -> dict[str, Any]:
     return dataclasses.asdict(from_plain(GenerationSettings, generation, "generation."))
 
 
-def _bare(text: str) -> str:
-    """Return an answer for exact matching: in lower case, without a final full stop."""
-    return text.strip().removesuffix(".").lower()
-
-
 def _known(row: Response, name: str) -> bool:
     return row.prompt.facts[name] not in (None, [])
 
@@ -239,7 +232,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         _choice_submission,
         answers="correct",
     ),
-    "gqa": Benchmark(READERS["gqa"], _exact, "testdev_balanced", _gqa_submission, **_ANSWERS),
+    "gqa": Benchmark(READERS["gqa"], gqa_metrics, "testdev_balanced", _gqa_submission, **_ANSWERS),
     "flickr30k": Benchmark(READERS["flickr30k"], caption_metrics, "test"),
     "coco-captions": Benchmark(READERS["coco-captions"], caption_metrics, "val2017"),
     "coco-karpathy": Benchmark(READERS["coco-karpathy"], caption_metrics, "test"),
