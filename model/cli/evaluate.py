@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,8 @@ _DEFAULTS = {"max_new_tokens": 64}
 _ALWAYS_KEPT = ("max_new_tokens", "guidance", "sampling_steps", "image_temperature")
 # Benchmark with two kinds of descriptions.
 _DESCRIBED = "magicbrush"
+# Benchmarks whose answers may be lemmatized.
+_LEMMATIZED = ("okvqa", "vqav2", "aokvqa")
 # Benchmark whose data a model may bring along.
 _GENERATED = "shapes-world"
 
@@ -71,6 +74,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--descriptions",
         choices=("local", "global"),
         help="texts of MagicBrush that CLIP-T compares with (default: local, as published)",
+    )
+    parser.add_argument(
+        "--lemmatize",
+        action="store_true",
+        help="also score the lemmas of the answers, as BLIP-2 does (okvqa, vqav2, aokvqa)",
     )
     add_json_option(parser)
     add_model_option(parser)
@@ -119,6 +127,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.descriptions is not None and _DESCRIBED not in names:
         got = ", ".join(names)
         raise UsageError(f"--descriptions: expected the benchmark {_DESCRIBED}, got {got}")
+    if arguments.lemmatize and not set(_LEMMATIZED) & set(names):
+        expected, got = ", ".join(_LEMMATIZED), ", ".join(names)
+        raise UsageError(f"--lemmatize: expected one of the benchmarks {expected}, got {got}")
     source = model_folder(arguments)
     model, processor = load_model(source, arguments.device, arguments.trust_remote_code)
     networks = _networks(arguments)
@@ -181,11 +192,14 @@ def _score(
     from setokim.data import TooManyBrokenError
     from setokim.evaluation.answer_log import AnswerLog, AnswerLogError
     from setokim.evaluation.benchmarks import BENCHMARKS
+    from setokim.evaluation.lemmas import with_lemmas
     from setokim.evaluation.meteor import missing_meteor
     from setokim.evaluation.run import ScoringError, run_benchmark
     from setokim.utils.folder_lock import FolderInUseError, locked
 
     benchmark = BENCHMARKS[name]
+    if arguments.lemmatize and name in _LEMMATIZED:
+        benchmark = dataclasses.replace(benchmark, metrics=with_lemmas(benchmark.metrics))
     data = arguments.data / name if arguments.all else arguments.data
     folder = arguments.out / name if arguments.all else arguments.out
     with _usage_errors(name, OSError, ValueError, TypeError, RecursionError):
