@@ -52,13 +52,15 @@ class Lines:
     Args:
         path: path of the file.
         skip: number of lines at the beginning that are no records.
+        name: name of the file in messages, if `path` is a copy of it; None for the path.
 
     Raises:
         OSError: the file does not exist.
     """
 
-    def __init__(self, path: str | Path, skip: int = 0):
+    def __init__(self, path: str | Path, skip: int = 0, name: str | Path | None = None):
         self.path = Path(path)
+        self._shown = self.path if name is None else name
         self._starts, self._numbers = array("q"), array("q")
         start = 0
         with self.path.open("rb") as file:
@@ -83,7 +85,7 @@ class Lines:
             raise BrokenSampleError(self.source(index), f"no UTF-8: {error}") from error
 
     def source(self, index: int) -> str:
-        return f"{self.path}:{self._numbers[index]}"
+        return f"{self._shown}:{self._numbers[index]}"
 
 
 class JsonLines(Lines):
