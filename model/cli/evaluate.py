@@ -34,6 +34,8 @@ _ALWAYS_KEPT = ("max_new_tokens", "guidance", "sampling_steps", "image_temperatu
 _DESCRIBED = "magicbrush"
 # Benchmarks whose answers may be lemmatized.
 _LEMMATIZED = ("okvqa", "vqav2", "aokvqa")
+# Benchmark with an external judge.
+_JUDGED = "mm-vet"
 # Benchmark whose data a model may bring along.
 _GENERATED = "shapes-world"
 
@@ -79,6 +81,19 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--lemmatize",
         action="store_true",
         help="also score the lemmas of the answers, as BLIP-2 does (okvqa, vqav2, aokvqa)",
+    )
+    judge = parser.add_argument_group(
+        "judge of mm-vet",
+        "An OpenAI-compatible server; the variable OPENAI_API_KEY has its key. Scores are kept in "
+        "judgements.jsonl of the folder of results, so that the same command resumes.",
+    )
+    judge.add_argument("--judge-url", metavar="URL", help="such as http://localhost:8000/v1")
+    judge.add_argument("--judge-model", metavar="NAME", help="model of the server")
+    judge.add_argument(
+        "--judge-prompt",
+        type=Path,
+        metavar="FILE",
+        help="instruction and examples, such as the official ones (default: our own)",
     )
     add_json_option(parser)
     add_model_option(parser)
@@ -130,6 +145,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.lemmatize and not set(_LEMMATIZED) & set(names):
         expected, got = ", ".join(_LEMMATIZED), ", ".join(names)
         raise UsageError(f"--lemmatize: expected one of the benchmarks {expected}, got {got}")
+    _check_judge(arguments, names)
     source = model_folder(arguments)
     model, processor = load_model(source, arguments.device, arguments.trust_remote_code)
     networks = _networks(arguments)
@@ -159,6 +175,31 @@ def run(arguments: argparse.Namespace) -> int:
     if found:
         print(f"Predictions and metrics are in {arguments.out}")
     return int(bool(failed))
+
+
+def _check_judge(arguments: argparse.Namespace, names: list[str]) -> None:
+    given = (arguments.judge_url, arguments.judge_model)
+    if (None in given) != (given == (None, None)):
+        raise UsageError("--judge-url: expected with --judge-model, got one of both")
+    if arguments.judge_prompt is not None and None in given:
+        raise UsageError("--judge-prompt: expected with --judge-url, got it alone")
+    if None not in given and _JUDGED not in names:
+        raise UsageError(f"--judge-url: expected the benchmark {_JUDGED}, got {', '.join(names)}")
+
+
+def _judged(benchmark: Benchmark, folder: Path, arguments: argparse.Namespace) -> Benchmark:
+    """Return MM-Vet with the metrics of the judge.
+
+    Raises:
+        OSError, ValueError: the prompt or the cache cannot be read, or the URL does not fit.
+    """
+    from setokim.evaluation.benchmarks import mm_vet_scores
+    from setokim.evaluation.judge import CACHE, PROMPT, Judge
+
+    path = arguments.judge_prompt
+    prompt = PROMPT if path is None else path.read_text(encoding="utf-8").rstrip("\n")
+    judge = Judge(arguments.judge_url, arguments.judge_model, folder / CACHE, prompt)
+    return dataclasses.replace(benchmark, metrics=lambda rows: mm_vet_scores(rows, judge))
 
 
 def _own_data(arguments: argparse.Namespace) -> Path:
@@ -218,6 +259,9 @@ def _score(
         kinds = (OSError, AnswerLogError, FolderInUseError, ScoringError)
         stack.enter_context(_usage_errors(name, *kinds))
         stack.enter_context(locked(folder, "--out"))
+        if arguments.judge_url is not None and name == _JUDGED:
+            with _usage_errors(name, ValueError):
+                benchmark = _judged(benchmark, folder, arguments)
         log = AnswerLog(folder, run)
         with (
             _usage_errors(name, TooManyBrokenError, hint="; --allow-missing goes on all the same"),
