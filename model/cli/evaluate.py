@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 _DEFAULTS = {"max_new_tokens": 64}
 # Options that run.json always has; others are in it only if they differ from the default.
 _ALWAYS_KEPT = ("max_new_tokens", "guidance", "sampling_steps", "image_temperature")
-# Benchmark with two kinds of descriptions.
-_DESCRIBED = "magicbrush"
+# Benchmarks with two kinds of descriptions.
+_DESCRIBED = ("magicbrush", "magicbrush-multi-turn")
 # Benchmarks whose answers may be lemmatized.
 _LEMMATIZED = ("okvqa", "vqav2", "aokvqa")
 # Benchmark with an external judge.
@@ -139,9 +139,9 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.benchmark not in BENCHMARKS:
         known = ", ".join(BENCHMARKS)
         raise UsageError(f"--benchmark: expected one of {known}, got {arguments.benchmark!r}")
-    if arguments.descriptions is not None and _DESCRIBED not in names:
+    if arguments.descriptions is not None and not set(_DESCRIBED) & set(names):
         got = ", ".join(names)
-        raise UsageError(f"--descriptions: expected the benchmark {_DESCRIBED}, got {got}")
+        raise UsageError(f"--descriptions: expected the benchmark {_DESCRIBED[0]}, got {got}")
     if arguments.lemmatize and not set(_LEMMATIZED) & set(names):
         expected, got = ", ".join(_LEMMATIZED), ", ".join(names)
         raise UsageError(f"--lemmatize: expected one of the benchmarks {expected}, got {got}")
@@ -293,7 +293,7 @@ def _open(
     name: str, benchmark: Benchmark, data: Path, split: str | None, arguments: argparse.Namespace
 ) -> Dataset:
     options = {} if split is None else {"split": split}
-    if name == _DESCRIBED and arguments.descriptions is not None:
+    if name in _DESCRIBED and arguments.descriptions is not None:
         options["descriptions"] = arguments.descriptions
     dataset = benchmark.open(data, **options)
     if not len(dataset):

@@ -52,6 +52,8 @@ class Benchmark:
         generation: function from the data's folder to its own options of generation.
         image_metrics: function from generated images and their references to metrics; None for
             benchmarks of text, masks or the tokenizer.
+        chained: source images that are the model's own, as in `edit_chains`; metrics are over the
+            last turn of each image.
     """
 
     open: Callable[..., Dataset]
@@ -63,6 +65,7 @@ class Benchmark:
     answers: str | None = None
     generation: Callable[[Path], dict[str, Any]] = lambda path: {}
     image_metrics: ImageMetrics | None = None
+    chained: bool = False
 
     def has_answers(self, rows: Sequence[Response]) -> bool:
         """Return whether metrics can be computed here: they exist and an answer is public."""
@@ -259,6 +262,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "instructpix2pix": Benchmark(READERS["instructpix2pix"], None, "train", **_EDITS),
     "magicbrush": Benchmark(READERS["magicbrush"], None, "test", **_EDITS),
+    "magicbrush-multi-turn": Benchmark(READERS["magicbrush"], None, "test", chained=True, **_EDITS),
     "evr": Benchmark(READERS["evr"], None, "test", **_EDITS),
     "ma5k": Benchmark(READERS["ma5k"], None, "test", **_EDITS),
     "shapes-world": Benchmark(_shapes, shapes_metrics, blind=True, generation=_shapes_generation),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 from setokim.data import BrokenSampleError, Dataset
 from setokim.evaluation.answer_log import FILE, AnswerLog
 from setokim.evaluation.benchmarks import Benchmark
+from setokim.evaluation.edit_chains import final_turns, waves
 from setokim.evaluation.image_networks import ImageNetworks
 from setokim.evaluation.prompting import (
     Prompt,
@@ -82,13 +84,15 @@ def run_benchmark(
         _check_judged(metrics["samples"], readable)
         _write(folder / METRICS, metrics)
         return metrics
-    for start, batch in batches_of(_prompts(benchmark, readable, number, log, show)):
-        # The log may have the beginning of a batch.
-        rest = [one for one in batch if one not in log]
-        if rest:
-            start += len(batch) - len(rest)
-            log.add(generate_responses(model, processor, rest, config, start))
-    rows = log.rows
+    prompts = partial(_prompts, benchmark, readable, number, log, show)
+    for wave in waves(prompts, readable, log) if benchmark.chained else (prompts(),):
+        for start, batch in batches_of(wave):
+            # The log may have the beginning of a batch.
+            rest = [one for one in batch if one not in log]
+            if rest:
+                start += len(batch) - len(rest)
+                log.add(generate_responses(model, processor, rest, config, start))
+    rows = final_turns(log.rows) if benchmark.chained else log.rows
     if benchmark.image_metrics is not None:
         # The reference is in the data set only, and may have become unreadable since the answer.
         rows = [row for row in rows if row.prompt.number not in readable.broken]
