@@ -242,6 +242,24 @@ class ParquetRows:
             raise BrokenSampleError(self.source(index), reason)
         return table.slice(row, 1).to_pylist()[0]
 
+    def column(self, name: str) -> list[Any]:
+        """Read one column of all rows that count.
+
+        Raises:
+            ValueError: a file has no such column, or is damaged.
+        """
+        import pyarrow.parquet
+
+        found = []
+        for group in self._groups:
+            try:
+                with pyarrow.parquet.ParquetFile(group.path) as file:
+                    values = file.read_row_group(group.number, columns=[name])[name].to_pylist()
+                    found += [values[row] for row in group.rows]
+            except (OSError, KeyError, IndexError, pyarrow.ArrowException) as error:
+                raise ValueError(f"{group.path}: expected a column {name}, got {error}") from error
+        return found
+
     def source(self, index: int) -> str:
         group, row = self._find(index)
         return f"{group.path}: row {row} of group {group.number}"

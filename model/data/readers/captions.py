@@ -73,7 +73,7 @@ class CocoCaptions(FileDataset):
         facts = {"image_id": number}
         if self._draw:
             return _generation(image, captions, source, facts)
-        return _captioning(image, captions, source, facts)
+        return captioning(image, captions, source, facts)
 
 
 class KarpathyCaptions(FileDataset):
@@ -120,7 +120,7 @@ class KarpathyCaptions(FileDataset):
         sentences = field_of(record, "sentences", list, source)
         captions = [field_of(one, "raw", str, source).strip() for one in sentences]
         image = read_image(file_in(self._root, f"{folder}/{name}", source), source)
-        return _captioning(image, captions, source, {"image_id": number})
+        return captioning(image, captions, source, {"image_id": number})
 
 
 class CaptionedParquet(FileDataset):
@@ -176,7 +176,12 @@ def _check_captions(captions: list[str], source: str) -> None:
         raise BrokenSampleError(source, "it has no caption")
 
 
-def _captioning(image, captions: list[str], source: str, facts: dict[str, Any]) -> Conversation:
+def captioning(image, captions: list[str], source: str, facts: dict[str, Any]) -> Conversation:
+    """Return the conversation about a captioned image, with all captions as "answers".
+
+    Raises:
+        BrokenSampleError: there is no caption.
+    """
     _check_captions(captions, source)
     turns = message("user", image, _PROMPT), message("assistant", captions[0])
     return Conversation("caption", turns, (), source, facts | {"answers": captions})
@@ -215,7 +220,7 @@ class Pairs:
         check_index(index, len(self))
         number, turn = divmod(index, len(self._tasks))
         sample = self._dataset[number]
-        make = _captioning if self._tasks[turn] == "caption" else _generation
+        make = captioning if self._tasks[turn] == "caption" else _generation
         return make(sample.image, [sample.caption] if sample.caption else [], sample.source, {})
 
     def _check_samples(self, pairs: str) -> None:

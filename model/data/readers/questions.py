@@ -21,7 +21,7 @@ from setokim.data.records import JsonList, Records, read_json
 from setokim.data.samples import BrokenSampleError
 
 # Prompt of LLaVA 1.5 for answers that are compared letter by letter.
-_SHORT = "Answer the question using a single word or phrase."
+SHORT = "Answer the question using a single word or phrase."
 # One choice for each letter.
 _MAX_CHOICES = 26
 _LETTER = "Answer with the option's letter from the given choices directly."
@@ -95,7 +95,7 @@ class VqaQuestions(Questions):
                 facts[name] = field_of(annotation, name, str, source)
         file = f"COCO_{self._folder}_{image:012d}.jpg"
         path = f"{self._folder}/{file}"
-        return f"{question}\n{_SHORT}", _most_common(facts["answers"]), path, facts
+        return f"{question}\n{SHORT}", most_common(facts["answers"]), path, facts
 
 
 class AokvqaQuestions(Questions):
@@ -149,7 +149,7 @@ class AokvqaQuestions(Questions):
         image = field_of(record, "image_id", int, source)
         path = f"{folder}/{image:012d}.jpg"
         if not self._choices:
-            return f"{question}\n{_SHORT}", _most_common(answers), path, facts
+            return f"{question}\n{SHORT}", most_common(answers), path, facts
         listed = "\n".join(f"{_letter(i)}. {text}" for i, text in enumerate(choices))
         answer = "" if correct is None else _letter(correct)
         return f"{question}\n{listed}\n{_LETTER}", answer, path, facts
@@ -185,17 +185,17 @@ class GqaQuestions(Questions):
         image = field_of(fields, "imageId", str, source)
         answers = [field_of(fields, "answer", str, source)] if "answer" in fields else []
         facts = {"question_id": number, "question": question, "answers": answers}
-        facts |= _kinds_of(fields, source)
+        facts |= kinds_of(fields, source)
         if self._choices is not None:
             if number not in self._choices:
                 raise BrokenSampleError(source, f"no choices for question {number}")
             choices = self._choices[number]
             facts |= {name: _texts(choices, name, source) for name in ("valid", "plausible")}
         path = f"images/{image}.jpg"
-        return f"{question}\n{_SHORT}", _most_common(answers), path, facts
+        return f"{question}\n{SHORT}", most_common(answers), path, facts
 
 
-def _kinds_of(fields: Any, source: str) -> dict[str, Any]:
+def kinds_of(fields: Any, source: str) -> dict[str, Any]:
     """Return the facts of a question of GQA that its official metrics need."""
     found: dict[str, Any] = {}
     if "isBalanced" in fields:
@@ -271,7 +271,8 @@ def _texts(record: Any, name: str, source: str) -> list[str]:
     return found
 
 
-def _most_common(answers: list[str]) -> str:
+def most_common(answers: list[str]) -> str:
+    """Return the most frequent answer, ties the first; empty without answers."""
     return Counter(answers).most_common(1)[0][0] if answers else ""
 
 
