@@ -9,7 +9,7 @@ from statistics import fmean
 import torch
 
 from setokim.data import Dataset, Sample
-from setokim.evaluation.metrics import best_overlap_iou, upsample_labels
+from setokim.evaluation.metrics import best_overlap_iou, pearson_correlation, upsample_labels
 from setokim.evaluation.readable import read_samples
 from setokim.tokenizer.modeling_setok import SetokModel
 
@@ -33,12 +33,15 @@ def cluster_metrics(
 
     Returns:
         `miou`, the mean over images with objects of the mean over objects of the intersection over
-        union with the best cluster; `tokens`, the mean number of tokens; `samples`, the number of
-        images used; and `broken`, the number of samples that could not be read or have fewer pixels
-        than patches.
+        union with the best cluster; `tokens`, the mean number of tokens;
+        `token_object_correlation`, Pearson's correlation over the images of the number of tokens
+        with that of objects, unless one of them is constant; `samples`, the number of images used;
+        and `broken`, the number of samples that could not be read or have fewer pixels than
+        patches.
     """
     overlaps: list[float] = []
     counts: list[int] = []
+    objects: list[int] = []
     broken = 0
     waiting: list[Sample] = []
 
@@ -48,6 +51,7 @@ def cluster_metrics(
         labels = visual.labels.unflatten(1, visual.grid).cpu()
         for one, own in zip(waiting, labels, strict=True):
             truth = torch.from_numpy(one.masks)[None]
+            objects.append(int((truth.unique() > 0).sum()))
             spread = upsample_labels(own[None], tuple(truth.shape[1:]))
             overlaps.extend(best_overlap_iou(spread, truth).tolist())
         waiting.clear()
@@ -65,6 +69,9 @@ def cluster_metrics(
     metrics = {"miou": fmean(known)} if known else {}
     if counts:
         metrics["tokens"] = fmean(counts)
+        alike = float(pearson_correlation(torch.tensor(counts), torch.tensor(objects)))
+        if not math.isnan(alike):
+            metrics["token_object_correlation"] = alike
     return metrics | {"samples": len(counts), "broken": broken}
 
 

@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -383,6 +384,28 @@ def test_clusters_against_masks(built, monkeypatch):
     # Images without an object do not count, and equal ones count the same.
     assert found["miou"] == pytest.approx(alone["miou"]) and 0.5 < alone["miou"] <= 1
     assert clusters.cluster_metrics(setok, Masked([None]), 1) == {"samples": 0, "broken": 1}
+
+
+def test_numbers_of_tokens_and_objects(built, monkeypatch):
+    setok, counts = built[0].setok, [3, 4, 5, 1]
+    tokenize, left = setok.tokenize, iter(counts)
+
+    def counted(pixels):
+        visual = tokenize(pixels)
+        for row in visual.occupied:
+            row[:] = torch.arange(len(row)) < next(left)
+        return visual
+
+    monkeypatch.setattr(setok, "tokenize", counted)
+    masks = [np.arange(24 * 24).reshape(24, 24) % number for number in (2, 3, 6, 1)]
+    found = clusters.cluster_metrics(setok, Masked(masks), 4)
+    assert found["tokens"] == np.mean(counts)
+    # Value 0 is the background.
+    expected = np.corrcoef(counts, [1, 2, 5, 0])[0, 1]
+    assert found["token_object_correlation"] == pytest.approx(expected)
+    left = iter([3, 3])
+    found = clusters.cluster_metrics(setok, Masked(masks[:2]), 2)
+    assert "token_object_correlation" not in found
 
 
 def test_a_custom_judge_of_mm_vet(tmp_path):
