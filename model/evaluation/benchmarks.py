@@ -20,6 +20,7 @@ from setokim.evaluation.ceilings import ceiling_metrics
 from setokim.evaluation.clusters import cluster_metrics
 from setokim.evaluation.gqa import gqa_metrics
 from setokim.evaluation.image_scores import ImageMetrics, edit_metrics, generation_metrics
+from setokim.evaluation.linear_probe import ProbeImages, probe_metrics
 from setokim.evaluation.prompting import Response
 from setokim.evaluation.segmentation_scores import SegmentationScore
 from setokim.evaluation.settings import GenerationSettings
@@ -242,6 +243,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "coco-panoptic": Benchmark(
         READERS["coco-panoptic"], None, "val2017", tokenizer=cluster_metrics
     ),
+    "imagenet-probe": Benchmark(ProbeImages, None, tokenizer=probe_metrics),
     **{
         f"{reader}-{split}": Benchmark(READERS[reader], _pope, split)
         for reader in ("pope", "pope-aokvqa", "pope-gqa")
