@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,8 +36,12 @@ if TYPE_CHECKING:
 _DEFAULTS = {"max_new_tokens": 64}
 # Options that run.json always has; others are in it only if they differ from the default.
 _ALWAYS_KEPT = ("max_new_tokens", "guidance", "sampling_steps", "image_temperature")
-# Benchmark with two kinds of descriptions.
-_DESCRIBED = "magicbrush"
+# Benchmarks with two kinds of descriptions.
+_DESCRIBED = ("magicbrush", "magicbrush-multi-turn")
+# Benchmarks whose answers may be lemmatized.
+_LEMMATIZED = ("okvqa", "vqav2", "aokvqa")
+# Benchmark with an external judge.
+_JUDGED = "mm-vet"
 # Benchmark whose data a model may bring along.
 _GENERATED = "shapes-world"
 
@@ -86,6 +91,24 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="number of processes that answer; with --device cuda, on the GPUs in turns. Answers "
         "and metrics are those of one process. torchrun is an alternative, also on several "
         "machines (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--lemmatize",
+        action="store_true",
+        help="also score the lemmas of the answers, as BLIP-2 does (okvqa, vqav2, aokvqa)",
+    )
+    judge = parser.add_argument_group(
+        "judge of mm-vet",
+        "An OpenAI-compatible server; the variable OPENAI_API_KEY has its key. Scores are kept in "
+        "judgements.jsonl of the folder of results, so that the same command resumes.",
+    )
+    judge.add_argument("--judge-url", metavar="URL", help="such as http://localhost:8000/v1")
+    judge.add_argument("--judge-model", metavar="NAME", help="model of the server")
+    judge.add_argument(
+        "--judge-prompt",
+        type=Path,
+        metavar="FILE",
+        help="instruction and examples, such as the official ones (default: our own)",
     )
     add_json_option(parser)
     add_model_option(parser)
@@ -138,9 +161,13 @@ def _run(arguments: argparse.Namespace, ranks: Ranks | None) -> int:
     elif arguments.benchmark not in BENCHMARKS:
         known = ", ".join(BENCHMARKS)
         raise UsageError(f"--benchmark: expected one of {known}, got {arguments.benchmark!r}")
-    if arguments.descriptions is not None and _DESCRIBED not in names:
+    if arguments.descriptions is not None and not set(_DESCRIBED) & set(names):
         got = ", ".join(names)
-        raise UsageError(f"--descriptions: expected the benchmark {_DESCRIBED}, got {got}")
+        raise UsageError(f"--descriptions: expected the benchmark {_DESCRIBED[0]}, got {got}")
+    if arguments.lemmatize and not set(_LEMMATIZED) & set(names):
+        expected, got = ", ".join(_LEMMATIZED), ", ".join(names)
+        raise UsageError(f"--lemmatize: expected one of the benchmarks {expected}, got {got}")
+    _check_judge(arguments, names)
     source = model_folder(arguments)
     # With workers, this process only forms batches and scores.
     device = "cpu" if arguments.workers > 1 else arguments.device
@@ -177,6 +204,31 @@ def _run(arguments: argparse.Namespace, ranks: Ranks | None) -> int:
     if scored["metrics"]:
         print(f"Predictions and metrics are in {arguments.out}")
     return int(bool(failed))
+
+
+def _check_judge(arguments: argparse.Namespace, names: list[str]) -> None:
+    given = (arguments.judge_url, arguments.judge_model)
+    if (None in given) != (given == (None, None)):
+        raise UsageError("--judge-url: expected with --judge-model, got one of both")
+    if arguments.judge_prompt is not None and None in given:
+        raise UsageError("--judge-prompt: expected with --judge-url, got it alone")
+    if None not in given and _JUDGED not in names:
+        raise UsageError(f"--judge-url: expected the benchmark {_JUDGED}, got {', '.join(names)}")
+
+
+def _judged(benchmark: Benchmark, folder: Path, arguments: argparse.Namespace) -> Benchmark:
+    """Return MM-Vet with the metrics of the judge.
+
+    Raises:
+        OSError, ValueError: the prompt or the cache cannot be read, or the URL does not fit.
+    """
+    from setokim.evaluation.benchmarks import mm_vet_scores
+    from setokim.evaluation.judge import CACHE, PROMPT, Judge
+
+    path = arguments.judge_prompt
+    prompt = PROMPT if path is None else path.read_text(encoding="utf-8").rstrip("\n")
+    judge = Judge(arguments.judge_url, arguments.judge_model, folder / CACHE, prompt)
+    return dataclasses.replace(benchmark, metrics=lambda rows: mm_vet_scores(rows, judge))
 
 
 def _own_data(arguments: argparse.Namespace) -> Path:
@@ -216,11 +268,15 @@ def _score(
     from setokim.evaluation.answering import AnsweringError
     from setokim.evaluation.benchmarks import BENCHMARKS
     from setokim.evaluation.figure_files import FIGURES
+    from setokim.evaluation.lemmas import with_lemmas
+    from setokim.evaluation.meteor import missing_meteor
     from setokim.evaluation.run import ScoringError, run_benchmark
     from setokim.utils.folder_lock import FolderInUseError, locked
     from setokim.vlm.generation_config import SetokimGenerationConfig
 
     benchmark = BENCHMARKS[name]
+    if arguments.lemmatize and name in _LEMMATIZED:
+        benchmark = dataclasses.replace(benchmark, metrics=with_lemmas(benchmark.metrics))
     data = arguments.data / name if arguments.all else arguments.data
     folder = arguments.out / name if arguments.all else arguments.out
     with _usage_errors(name, OSError, ValueError, TypeError, RecursionError):
@@ -244,6 +300,9 @@ def _score(
         kinds = (OSError, AnswerLogError, AnsweringError, FolderInUseError, ScoringError)
         stack.enter_context(_usage_errors(name, *kinds))
         stack.enter_context(locked(folder, "--out"))
+        if arguments.judge_url is not None and name == _JUDGED:
+            with _usage_errors(name, ValueError):
+                benchmark = _judged(benchmark, folder, arguments)
         log = AnswerLog(folder, run)
         with (
             _usage_errors(name, TooManyBrokenError, hint="; --allow-missing goes on all the same"),
@@ -269,6 +328,8 @@ def _score(
         first = next(iter(log.broken.values()), "smaller than the grid of patches")
         text = f"{metrics['broken']} of {number} samples could not be judged, the first: {first}"
         print(f"setok eval: {name}: {text}", file=sys.stderr)
+    if "cider" in metrics and "meteor" not in metrics:
+        print(f"setok eval: {name}: no METEOR: {missing_meteor()}", file=sys.stderr)
     found = {"metrics": metrics, "figures": read_json(folder / FIGURES)}
     if timed.answers:
         speed = found["throughput"] = throughput(timed, arguments)
@@ -294,7 +355,7 @@ def _open(
     name: str, benchmark: Benchmark, data: Path, split: str | None, arguments: argparse.Namespace
 ) -> Dataset:
     options = {} if split is None else {"split": split}
-    if name == _DESCRIBED and arguments.descriptions is not None:
+    if name in _DESCRIBED and arguments.descriptions is not None:
         options["descriptions"] = arguments.descriptions
     dataset = benchmark.open(data, **options)
     if not len(dataset):

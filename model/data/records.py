@@ -52,13 +52,15 @@ class Lines:
     Args:
         path: path of the file.
         skip: number of lines at the beginning that are no records.
+        name: name of the file in messages, if `path` is a copy of it; None for the path.
 
     Raises:
         OSError: the file does not exist.
     """
 
-    def __init__(self, path: str | Path, skip: int = 0):
+    def __init__(self, path: str | Path, skip: int = 0, name: str | Path | None = None):
         self.path = Path(path)
+        self._shown = self.path if name is None else name
         self._starts, self._numbers = array("q"), array("q")
         start = 0
         with self.path.open("rb") as file:
@@ -83,7 +85,7 @@ class Lines:
             raise BrokenSampleError(self.source(index), f"no UTF-8: {error}") from error
 
     def source(self, index: int) -> str:
-        return f"{self.path}:{self._numbers[index]}"
+        return f"{self._shown}:{self._numbers[index]}"
 
 
 class JsonLines(Lines):
@@ -239,6 +241,24 @@ class ParquetRows:
             reason = f"expected {len(group.rows)} rows, got {table.num_rows}"
             raise BrokenSampleError(self.source(index), reason)
         return table.slice(row, 1).to_pylist()[0]
+
+    def column(self, name: str) -> list[Any]:
+        """Read one column of all rows that count.
+
+        Raises:
+            ValueError: a file has no such column, or is damaged.
+        """
+        import pyarrow.parquet
+
+        found = []
+        for group in self._groups:
+            try:
+                with pyarrow.parquet.ParquetFile(group.path) as file:
+                    values = file.read_row_group(group.number, columns=[name])[name].to_pylist()
+                    found += [values[row] for row in group.rows]
+            except (OSError, KeyError, IndexError, pyarrow.ArrowException) as error:
+                raise ValueError(f"{group.path}: expected a column {name}, got {error}") from error
+        return found
 
     def source(self, index: int) -> str:
         group, row = self._find(index)

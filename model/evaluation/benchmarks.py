@@ -14,18 +14,20 @@ from setokim.data import Dataset
 from setokim.data.readers import READERS
 from setokim.data.rle import decode_rle
 from setokim.data.settings import DataSettings
+from setokim.evaluation.caption_metrics import caption_metrics
 from setokim.evaluation.ceilings import ceiling_metrics
-from setokim.evaluation.cider import cider
 from setokim.evaluation.clusters import cluster_metrics
 from setokim.evaluation.figures import Figures
+from setokim.evaluation.gqa import gqa_metrics
 from setokim.evaluation.image_scores import ImageMetrics, edit_metrics, generation_metrics
+from setokim.evaluation.linear_probe import ProbeImages, probe_metrics
 from setokim.evaluation.prompting import Response
 from setokim.evaluation.reconstruction import open_images, reconstruction_metrics
 from setokim.evaluation.segmentation_scores import SegmentationScore
 from setokim.evaluation.settings import GenerationSettings
 from setokim.evaluation.shapes_world import shapes_metrics
 from setokim.evaluation.units import units_of
-from setokim.evaluation.vqa_answers import choice_of, soft_accuracy
+from setokim.evaluation.vqa_answers import bare_answer, choice_of, soft_accuracy
 from setokim.evaluation.yes_no import MmeRecord, mme_scores, pope_scores
 from setokim.utils.parsing import from_plain, import_modules, read_yaml
 
@@ -54,6 +56,8 @@ class Benchmark:
         image_metrics: function from generated images and their references to metrics; None for
             benchmarks of text, masks or the tokenizer.
         networks: use of the networks that judge images by `tokenizer`, as its last argument.
+        chained: source images that are the model's own, as in `edit_chains`; metrics are over the
+            last turn of each image.
     """
 
     open: Callable[..., Dataset]
@@ -66,6 +70,7 @@ class Benchmark:
     generation: Callable[[Path], dict[str, Any]] = lambda path: {}
     image_metrics: ImageMetrics | None = None
     networks: bool = False
+    chained: bool = False
 
     def has_answers(self, rows: Sequence[Response]) -> bool:
         """Return whether metrics can be computed here: they exist and an answer is public."""
@@ -89,16 +94,6 @@ def _soft(rows: Sequence[Response]) -> Figures:
     return found
 
 
-def _exact(rows: Sequence[Response]) -> Figures:
-    """Compute the accuracy of GQA, the percentage of exact matches."""
-    judged = [row for row in rows if _known(row, "answers")]
-    right = [_bare(row.text) == row.prompt.facts["answers"][0] for row in judged]
-    found = Figures()
-    rule = "exact matches in lower case without a final full stop, percent"
-    found.table(units_of(judged)).mean("accuracy", right, rule, scale=100)
-    return found
-
-
 def _direct(rows: Sequence[Response]) -> Figures:
     """Compute the accuracy of A-OKVQA's direct answers in percent.
 
@@ -109,7 +104,8 @@ def _direct(rows: Sequence[Response]) -> Figures:
     """
     known = [row for row in rows if _known(row, "answers")]
     judged = [row for row in known if not row.prompt.facts["difficult_direct_answer"]]
-    scores = [min(1, row.prompt.facts["answers"].count(_bare(row.text)) / 3) for row in judged]
+    equal = [row.prompt.facts["answers"].count(bare_answer(row.text)) for row in judged]
+    scores = [min(1, number / 3) for number in equal]
     found = Figures()
     if judged:
         rule = "min(1, n / 3) for n equal answers of the ten annotators, percent"
@@ -129,19 +125,6 @@ def _chosen(rows: Sequence[Response]) -> Figures:
     found = Figures()
     rule = "right choices by letter or normalised text, percent"
     found.table(units_of(judged)).mean("accuracy", right, rule, scale=100)
-    return found
-
-
-def _captions(rows: Sequence[Response]) -> Figures:
-    """Compute CIDEr in percent, as published."""
-    captions = {str(row.prompt.facts["image_id"]): row.text for row in rows}
-    references = {str(row.prompt.facts["image_id"]): row.prompt.facts["answers"] for row in rows}
-    scores = cider(captions, references)[1]
-    found = Figures()
-    rule = (
-        "CIDEr-D times 100; a resample keeps the document frequencies of all references of the run"
-    )
-    found.table(list(scores), "image").mean("cider", list(scores.values()), rule, scale=100)
     return found
 
 
@@ -220,13 +203,15 @@ def _mm_vet_submission(rows: Sequence[Response]) -> dict[str, str]:
 
 def _gqa_submission(rows: Sequence[Response]) -> list[dict[str, Any]]:
     return [
-        {"questionId": row.prompt.facts["question_id"], "prediction": _bare(row.text)}
+        {"questionId": row.prompt.facts["question_id"], "prediction": bare_answer(row.text)}
         for row in rows
     ]
 
 
 def _aokvqa_submission(rows: Sequence[Response]) -> dict[str, dict[str, str]]:
-    return {row.prompt.facts["question_id"]: {"direct_answer": _bare(row.text)} for row in rows}
+    return {
+        row.prompt.facts["question_id"]: {"direct_answer": bare_answer(row.text)} for row in rows
+    }
 
 
 def _choice_submission(rows: Sequence[Response]) -> dict[str, dict[str, str]]:
@@ -252,11 +237,6 @@ def _shapes_generation(path: Path) -> dict[str, Any]:
     return dataclasses.asdict(from_plain(GenerationSettings, generation, "generation."))
 
 
-def _bare(text: str) -> str:
-    """Return an answer for exact matching: in lower case, without a final full stop."""
-    return text.strip().removesuffix(".").lower()
-
-
 def _known(row: Response, name: str) -> bool:
     return row.prompt.facts[name] not in (None, [])
 
@@ -274,15 +254,19 @@ BENCHMARKS: dict[str, Benchmark] = {
         _choice_submission,
         answers="correct",
     ),
-    "gqa": Benchmark(READERS["gqa"], _exact, "testdev_balanced", _gqa_submission, **_ANSWERS),
-    "flickr30k": Benchmark(READERS["flickr30k"], _captions, "test"),
-    "coco-captions": Benchmark(READERS["coco-captions"], _captions, "val2017"),
+    "gqa": Benchmark(READERS["gqa"], gqa_metrics, "testdev_balanced", _gqa_submission, **_ANSWERS),
+    "flickr30k": Benchmark(READERS["flickr30k"], caption_metrics, "test"),
+    "coco-captions": Benchmark(READERS["coco-captions"], caption_metrics, "val2017"),
+    "coco-karpathy": Benchmark(READERS["coco-karpathy"], caption_metrics, "test"),
     "coco-panoptic": Benchmark(
         READERS["coco-panoptic"], None, "val2017", tokenizer=cluster_metrics
     ),
-    "pope-random": Benchmark(READERS["pope"], _pope, "random"),
-    "pope-popular": Benchmark(READERS["pope"], _pope, "popular"),
-    "pope-adversarial": Benchmark(READERS["pope"], _pope, "adversarial"),
+    "imagenet-probe": Benchmark(ProbeImages, None, tokenizer=probe_metrics),
+    **{
+        f"{reader}-{split}": Benchmark(READERS[reader], _pope, split)
+        for reader in ("pope", "pope-aokvqa", "pope-gqa")
+        for split in ("random", "popular", "adversarial")
+    },
     "mme": Benchmark(READERS["mme"], _mme),
     "mm-vet": Benchmark(READERS["mm-vet"], None, None, _mm_vet_submission),
     "refcoco": Benchmark(READERS["refcoco"], _masks, "val"),
@@ -298,6 +282,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "instructpix2pix": Benchmark(READERS["instructpix2pix"], None, "train", **_EDITS),
     "magicbrush": Benchmark(READERS["magicbrush"], None, "test", **_EDITS),
+    "magicbrush-multi-turn": Benchmark(READERS["magicbrush"], None, "test", chained=True, **_EDITS),
     "evr": Benchmark(READERS["evr"], None, "test", **_EDITS),
     "ma5k": Benchmark(READERS["ma5k"], None, "test", **_EDITS),
     "reconstruction": Benchmark(open_images, None, tokenizer=reconstruction_metrics, networks=True),

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from setokim.evaluation.ptb_tokenizer import tokenize_caption
+from setokim.evaluation.caption_words import Words, words_of
 
 _MAX_LENGTH = 4
 _SIGMA = 6.0
@@ -32,18 +32,10 @@ def cider(
     Raises:
         ValueError: the images differ, there is none, or one has no reference.
     """
-    if captions.keys() != references.keys():
-        odd = sorted(map(str, captions.keys() ^ references.keys()))[:5]
-        raise ValueError(
-            f"captions: expected the images of the references, got a difference of {odd}"
-        )
-    if not captions:
-        raise ValueError("captions: expected at least one, got none")
-    counted: dict[str, list[_Grams]] = {}
-    for name, texts in references.items():
-        if not texts:
-            raise ValueError(f"references: expected at least one for {name!r}, got none")
-        counted[name] = [_grams(text) for text in texts]
+    words, reference_words = words_of(captions, references)
+    counted: dict[str, list[_Grams]] = {
+        name: [_grams(one) for one in own] for name, own in reference_words.items()
+    }
     # Number of images whose references contain each n-gram.
     found_in: _Grams = Counter()
     for grams in counted.values():
@@ -51,16 +43,14 @@ def cider(
     log_images = math.log(len(counted))
     weights = {gram: log_images - math.log(number) for gram, number in found_in.items()}
     scores = {
-        name: _score(_grams(text), counted[name], weights, log_images)
-        for name, text in captions.items()
+        name: _score(_grams(one), counted[name], weights, log_images) for name, one in words.items()
     }
     return sum(scores.values()) / len(scores), scores
 
 
-def _grams(text: str) -> _Grams:
-    words = tokenize_caption(text)
+def _grams(words: Words) -> _Grams:
     return Counter(
-        tuple(words[start : start + length])
+        words[start : start + length]
         for length in range(1, _MAX_LENGTH + 1)
         for start in range(len(words) - length + 1)
     )

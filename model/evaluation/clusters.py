@@ -9,7 +9,7 @@ import torch
 
 from setokim.data import Dataset, Sample
 from setokim.evaluation.figures import Figures
-from setokim.evaluation.metrics import best_overlap_iou, upsample_labels
+from setokim.evaluation.metrics import best_overlap_iou, pearson_correlation, upsample_labels
 from setokim.evaluation.readable import read_samples
 from setokim.tokenizer.modeling_setok import SetokModel
 
@@ -34,13 +34,16 @@ def cluster_metrics(
 
     Returns:
         `miou`, the mean over images with objects of the mean over objects of the intersection over
-        union with the best cluster; `tokens`, the mean number of tokens; `samples`, the number of
-        images used; and `broken`, the number of samples that could not be read or have fewer pixels
-        than patches.
+        union with the best cluster; `tokens`, the mean number of tokens;
+        `token_object_correlation`, Pearson's correlation over the images of the number of tokens
+        with that of objects, unless one of them is constant; `samples`, the number of images used;
+        and `broken`, the number of samples that could not be read or have fewer pixels than
+        patches.
     """
     overlaps: list[float] = []
     counts: list[int] = []
     units: list[str] = []
+    objects: list[int] = []
     broken = 0
     waiting: list[Sample] = []
 
@@ -50,6 +53,7 @@ def cluster_metrics(
         labels = visual.labels.unflatten(1, visual.grid).cpu()
         for one, own in zip(waiting, labels, strict=True):
             truth = torch.from_numpy(one.masks)[None]
+            objects.append(int((truth.unique() > 0).sum()))
             spread = upsample_labels(own[None], tuple(truth.shape[1:]))
             overlaps.extend(best_overlap_iou(spread, truth).tolist())
         waiting.clear()
@@ -71,6 +75,11 @@ def cluster_metrics(
         table.mean("miou", overlaps, _MIOU, known)
     if counts:
         table.mean("tokens", counts, "mean number of tokens of an image")
+        alike = float(pearson_correlation(torch.tensor(counts), torch.tensor(objects)))
+        if not math.isnan(alike):
+            rule = "Pearson's correlation of the numbers of tokens and of objects"
+            reason = "it is no ratio of sums over images"
+            found.constant("token_object_correlation", alike, rule, reason)
     found.constant("samples", len(counts), "images that count")
     found.constant("broken", broken, "samples that cannot be read, or are smaller than the grid")
     return found

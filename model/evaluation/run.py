@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from setokim.data import BrokenSampleError, Dataset
 from setokim.evaluation.answer_log import FILE, AnswerLog
 from setokim.evaluation.answering import Answer, Batch
 from setokim.evaluation.benchmarks import Benchmark
+from setokim.evaluation.edit_chains import final_turns, waves
 from setokim.evaluation.figure_files import Scored, write_figures
 from setokim.evaluation.figures import Figures
 from setokim.evaluation.image_networks import ImageNetworks
@@ -99,17 +101,20 @@ def run_benchmark(
     found_broken: list[tuple[int, str, str]] = []
     # Logged with the batches, whose answers may come later than the samples after them.
     readable = Readable(dataset, lambda *one: found_broken.append(one), allow_missing)
-    batches = _Batches(_prompts(benchmark, readable, number, log, show), log, found_broken)
-    for batch, responses in (answer or in_this_process(model, processor, config))(batches):
-        for one in batch.broken:
+    prompts = partial(_prompts, benchmark, readable, number, log, show)
+    for wave in waves(prompts, readable, log) if benchmark.chained else (prompts(),):
+        batches = _Batches(wave, log, found_broken)
+        for batch, responses in (answer or in_this_process(model, processor, config))(batches):
+            for one in batch.broken:
+                log.add_broken(*one)
+            # The log may have the beginning of a batch. All of it is answered again, since the
+            # rounding of a row depends on the others.
+            log.add([row for row in responses if row.prompt not in log])
+        for one in found_broken:
             log.add_broken(*one)
-        # The log may have the beginning of a batch. All of it is answered again, since the rounding
-        # of a row depends on the others.
-        log.add([row for row in responses if row.prompt not in log])
-    for one in found_broken:
-        log.add_broken(*one)
-    batches.finish()
-    rows = log.rows
+        found_broken.clear()
+        batches.finish()
+    rows = final_turns(log.rows) if benchmark.chained else log.rows
     if benchmark.image_metrics is not None:
         # The reference is in the data set only, and may have become unreadable since the answer.
         rows = [row for row in rows if row.prompt.number not in readable.broken]

@@ -89,6 +89,15 @@ def soft_accuracy(answer: str, given: Sequence[str]) -> float:
     return sum(scores) / len(references)
 
 
+def bare_answer(text: str) -> str:
+    """Return an answer for exact matching: in lower case, without a final full stop.
+
+    Args:
+        text: answer of the model.
+    """
+    return text.strip().removesuffix(".").lower()
+
+
 def choice_of(answer: str, choices: Sequence[str]) -> int | None:
     """Return the index of the choice in an answer to a multiple-choice question.
 

@@ -298,6 +298,18 @@ def flickr30k(root):
     write_json(root / "dataset_flickr30k.json", {"images": images})
 
 
+def coco_karpathy(root):
+    images = []
+    for number, split in enumerate(("test", "restval", "test", "val", "test"), 1):
+        folder = "train2014" if split == "restval" else "val2014"
+        name = f"COCO_{folder}_{number:012d}.jpg"
+        save(root / folder / name, number)
+        sentences = [{"raw": f"A dog {i}. ", "tokens": ["a", "dog", f"{i}"]} for i in range(5)]
+        record = {"filepath": folder, "filename": name, "cocoid": number, "split": split}
+        images.append(record | {"imgid": number, "sentids": [], "sentences": sentences})
+    write_json(root / "dataset_coco.json", {"images": images, "dataset": "coco"})
+
+
 def references(root, folder, file):
     images = coco_images(root, "train2014")
     objects = [
@@ -354,6 +366,24 @@ def pope(root):
     (root / "coco_pope_random.json").write_text("\n".join(lines) + "\n")
 
 
+def pope_seem(root, data, folder, image):
+    records = []
+    for number, label in ((1, "yes"), (2, "no"), (3, "yes")):
+        name = image.format(number)
+        save(root / folder / name, number)
+        record = {"question_id": number, "image": name, "text": "Is it?", "label": label}
+        records.append(record)
+    write_json(root / f"{data}_pope_seem_random.json", records)
+
+
+def pope_aokvqa(root):
+    pope_seem(root, "aokvqa", "val2014", "COCO_val2014_{:012d}.jpg")
+
+
+def pope_gqa(root):
+    pope_seem(root, "gqa", "images", "{}.jpg")
+
+
 def mme(root):
     save(root / "existence" / "1.jpg", 1)
     (root / "existence" / "1.txt").write_text("Is it?\tYes\nIs it not?\tNo\n")
@@ -383,6 +413,7 @@ PUBLISHED = {
     "openimages": (openimages, {"split": "validation"}),
     "slimpajama": (slimpajama, {}),
     "coco-captions": (coco_captions, {}),
+    "coco-karpathy": (coco_karpathy, {}),
     "coco-instances": (coco_instances, {}),
     "coco-panoptic": (coco_panoptic, {}),
     "allava": (lambda root: chats(root, "allava.json"), {"file": "allava.json"}),
@@ -403,6 +434,8 @@ PUBLISHED = {
     "refcocog-google": (refcocog_google, {}),
     "reasonseg": (reasonseg, {}),
     "pope": (pope, {}),
+    "pope-aokvqa": (pope_aokvqa, {}),
+    "pope-gqa": (pope_gqa, {}),
     "mme": (mme, {}),
     "mm-vet": (mm_vet, {}),
 }

@@ -1,4 +1,4 @@
-"""Local copies of archives for random access: remote ones are fetched, compressed ones unpacked."""
+"""Local copies of files for random access: remote ones are fetched, compressed ones unpacked."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _CHANGING = frozenset(
 )
 
 
-def local_copy(name: str | Path, cache: str | Path | None = None) -> Path:
-    """Return a local, uncompressed file with the content of an archive.
+def local_copy(name: str | Path, cache: str | Path | None = None, suffix: str = ".tar") -> Path:
+    """Return a local, uncompressed file with the content of an archive or of lines of text.
 
     Local files that are not compressed are used in place. Others are copied into a cache, whole or
     not at all; of several processes, one copies and the others wait. A source whose size, ETag or
@@ -34,6 +34,7 @@ def local_copy(name: str | Path, cache: str | Path | None = None) -> Path:
         name: path or URL of an archive.
         cache: folder of the copies; None for the environment variable SETOK_CACHE or, without it,
             `setok/shards` in XDG_CACHE_HOME or ~/.cache.
+        suffix: suffix of the copy's name.
 
     Raises:
         OSError: the archive cannot be opened or read, or the cache cannot be written.
@@ -47,7 +48,7 @@ def local_copy(name: str | Path, cache: str | Path | None = None) -> Path:
     version = json.dumps(_version(name), default=str)
     folder = _folder(cache) / hashlib.sha256(version.encode()).hexdigest()[:32]
     stem = PurePosixPath(str(name).partition("?")[0]).name.partition(".")[0]
-    copy = folder / f"{stem}.tar"
+    copy = folder / f"{stem}{suffix}"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / _LOCK):
         if not copy.exists():

@@ -28,6 +28,9 @@ from setokim.data.samples import (
 _PROMPT = "describe the picture."
 # Tasks of each value of `Pairs.pairs`.
 _PAIRS = {"caption": ("caption",), "generate": ("generate",), "both": ("caption", "generate")}
+# Files of A. Karpathy and L. Fei-Fei, "Deep visual-semantic alignments for generating image
+# descriptions", 2015.
+_KARPATHY = {"flickr30k": "dataset_flickr30k.json", "coco": "dataset_coco.json"}
 # Samples that are tried for a readable one.
 _LOOKED_AT = 100
 
@@ -70,25 +73,29 @@ class CocoCaptions(FileDataset):
         facts = {"image_id": number}
         if self._draw:
             return _generation(image, captions, source, facts)
-        return _captioning(image, captions, source, facts)
+        return captioning(image, captions, source, facts)
 
 
-class Flickr30k(FileDataset):
-    """Flickr30K in Karpathy's splits: an image and five captions.
+class KarpathyCaptions(FileDataset):
+    """Flickr30K and COCO in Karpathy's splits: an image and usually five captions.
 
-    `facts`: "image_id" (the file's name), "answers".
+    `facts`: "image_id" (COCO's number, or the file's name of Flickr30K), "answers".
 
     Args:
-        root: folder with dataset_flickr30k.json and the folder flickr30k-images.
-        split: "train", "val" or "test".
+        root: folder with dataset_flickr30k.json and the folder flickr30k-images, or with
+            dataset_coco.json and the folders train2014 and val2014.
+        name: "flickr30k" or "coco".
+        split: "train", "val" or "test"; also "restval" of COCO, which is usually trained on too.
 
     Raises:
         OSError, ValueError: a file is missing or holds something else, or the split is empty.
     """
 
-    def __init__(self, root: str | Path, split: str = "test"):
-        self._root = check_root(root)
-        self._records = JsonList(find_file(self._root, "dataset_flickr30k.json"), "images")
+    def __init__(self, root: str | Path, name: str, split: str = "test"):
+        if name not in _KARPATHY:
+            raise ValueError(f"name: expected one of {', '.join(_KARPATHY)}, got {name!r}")
+        self._root, self._name = check_root(root), name
+        self._records = JsonList(find_file(self._root, _KARPATHY[name]), "images")
         self._chosen = [
             index
             for index in range(len(self._records))
@@ -105,11 +112,15 @@ class Flickr30k(FileDataset):
 
     def _read(self, index: int, source: str) -> Conversation:
         record = self._records[self._chosen[index]]
-        name = field_of(record, "filename", str, source)
+        number = name = field_of(record, "filename", str, source)
+        folder = "flickr30k-images"
+        if self._name == "coco":
+            folder = field_of(record, "filepath", str, source)
+            number = field_of(record, "cocoid", int, source)
         sentences = field_of(record, "sentences", list, source)
         captions = [field_of(one, "raw", str, source).strip() for one in sentences]
-        image = read_image(file_in(self._root, f"flickr30k-images/{name}", source), source)
-        return _captioning(image, captions, source, {"image_id": name})
+        image = read_image(file_in(self._root, f"{folder}/{name}", source), source)
+        return captioning(image, captions, source, {"image_id": number})
 
 
 class CaptionedParquet(FileDataset):
@@ -165,7 +176,12 @@ def _check_captions(captions: list[str], source: str) -> None:
         raise BrokenSampleError(source, "it has no caption")
 
 
-def _captioning(image, captions: list[str], source: str, facts: dict[str, Any]) -> Conversation:
+def captioning(image, captions: list[str], source: str, facts: dict[str, Any]) -> Conversation:
+    """Return the conversation about a captioned image, with all captions as "answers".
+
+    Raises:
+        BrokenSampleError: there is no caption.
+    """
     _check_captions(captions, source)
     turns = message("user", image, _PROMPT), message("assistant", captions[0])
     return Conversation("caption", turns, (), source, facts | {"answers": captions})
@@ -204,7 +220,7 @@ class Pairs:
         check_index(index, len(self))
         number, turn = divmod(index, len(self._tasks))
         sample = self._dataset[number]
-        make = _captioning if self._tasks[turn] == "caption" else _generation
+        make = captioning if self._tasks[turn] == "caption" else _generation
         return make(sample.image, [sample.caption] if sample.caption else [], sample.source, {})
 
     def _check_samples(self, pairs: str) -> None:

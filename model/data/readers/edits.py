@@ -9,6 +9,7 @@ from typing import Any
 
 from setokim.data.conversations import Conversation, message
 from setokim.data.file_dataset import FileDataset
+from setokim.data.readers.edit_folders import EditFolders, has_edit_folders
 from setokim.data.readers.edit_turns import EditTurns, find_turns
 from setokim.data.readers.files import (
     check_root,
@@ -49,8 +50,9 @@ class Edits(FileDataset):
 
     Args:
         root: folder with SPLIT-*.parquet, or data/SPLIT-*.parquet, as on the hub; or with
-            MagicBrush's published test split, a zip file or its content (see `EditTurns`). For that
-            split also local_descriptions.json or global_descriptions.json.
+            InstructPix2Pix's published folders (see `EditFolders`), or MagicBrush's published test
+            split, a zip file or its content (see `EditTurns`). For that split also
+            local_descriptions.json or global_descriptions.json.
         name: "instructpix2pix" or "magicbrush".
         split: name of the split, such as "train", "dev" or "test".
         descriptions: kind of MagicBrush's texts to take as captions: "local", on the result of the
@@ -75,7 +77,9 @@ class Edits(FileDataset):
         paths = sorted(folder.glob(pattern)) or sorted(folder.glob(f"data/{pattern}"))
         turns = find_turns(folder) if name == "magicbrush" and split == "test" else None
         if paths:
-            self._records: ParquetRows | EditTurns = ParquetRows(paths)
+            self._records: ParquetRows | EditTurns | EditFolders = ParquetRows(paths)
+        elif name == "instructpix2pix" and has_edit_folders(folder):
+            self._records = EditFolders(folder, split)
         elif turns is not None:
             self._records = EditTurns(turns)
         else:

@@ -21,7 +21,7 @@ from setokim.data.records import JsonList, Records, read_json
 from setokim.data.samples import BrokenSampleError
 
 # Prompt of LLaVA 1.5 for answers that are compared letter by letter.
-_SHORT = "Answer the question using a single word or phrase."
+SHORT = "Answer the question using a single word or phrase."
 # One choice for each letter.
 _MAX_CHOICES = 26
 _LETTER = "Answer with the option's letter from the given choices directly."
@@ -95,7 +95,7 @@ class VqaQuestions(Questions):
                 facts[name] = field_of(annotation, name, str, source)
         file = f"COCO_{self._folder}_{image:012d}.jpg"
         path = f"{self._folder}/{file}"
-        return f"{question}\n{_SHORT}", _most_common(facts["answers"]), path, facts
+        return f"{question}\n{SHORT}", most_common(facts["answers"]), path, facts
 
 
 class AokvqaQuestions(Questions):
@@ -149,7 +149,7 @@ class AokvqaQuestions(Questions):
         image = field_of(record, "image_id", int, source)
         path = f"{folder}/{image:012d}.jpg"
         if not self._choices:
-            return f"{question}\n{_SHORT}", _most_common(answers), path, facts
+            return f"{question}\n{SHORT}", most_common(answers), path, facts
         listed = "\n".join(f"{_letter(i)}. {text}" for i, text in enumerate(choices))
         answer = "" if correct is None else _letter(correct)
         return f"{question}\n{listed}\n{_LETTER}", answer, path, facts
@@ -158,11 +158,15 @@ class AokvqaQuestions(Questions):
 class GqaQuestions(Questions):
     """GQA: one answer to each question.
 
-    `facts`: "question_id", "question", "answers" (one, or none in the test splits).
+    `facts`: "question_id", "question", "answers" (one, or none in the test splits); of those that
+    the files have also "balanced", "types", "group" (the global one), "entailed" (numbers of
+    questions), "valid" and "plausible" (answers).
 
     Args:
-        root: folder with SPLIT_questions.json and the folder images.
+        root: folder with SPLIT_questions.json and the folder images, and perhaps with the official
+            choices, TIER_choices.json or eval/TIER_choices.json, such as val_choices.json.
         split: name of the split, such as "train_balanced", "val_balanced" or "testdev_balanced".
+            The consistency of answers needs "val_all", with all entailed questions.
 
     Raises:
         ValueError: a file is missing or holds something else.
@@ -171,6 +175,9 @@ class GqaQuestions(Questions):
     def __init__(self, root: str | Path, split: str = "testdev_balanced"):
         self._root = check_root(root)
         self._records = _ById(find_file(self._root, f"{split}_questions.json"))
+        name = f"{split.partition('_')[0]}_choices.json"
+        paths = [self._root / one for one in (name, f"eval/{name}") if (self._root / one).is_file()]
+        self._choices = dict(_ById(paths[0]).items) if paths else None
 
     def _parse(self, record: Any, source: str) -> tuple[str, str, str, dict[str, Any]]:
         number, fields = record
@@ -178,8 +185,33 @@ class GqaQuestions(Questions):
         image = field_of(fields, "imageId", str, source)
         answers = [field_of(fields, "answer", str, source)] if "answer" in fields else []
         facts = {"question_id": number, "question": question, "answers": answers}
+        facts |= kinds_of(fields, source)
+        if self._choices is not None:
+            if number not in self._choices:
+                raise BrokenSampleError(source, f"no choices for question {number}")
+            choices = self._choices[number]
+            facts |= {name: _texts(choices, name, source) for name in ("valid", "plausible")}
         path = f"images/{image}.jpg"
-        return f"{question}\n{_SHORT}", _most_common(answers), path, facts
+        return f"{question}\n{SHORT}", most_common(answers), path, facts
+
+
+def kinds_of(fields: Any, source: str) -> dict[str, Any]:
+    """Return the facts of a question of GQA that its official metrics need."""
+    found: dict[str, Any] = {}
+    if "isBalanced" in fields:
+        found["balanced"] = bool(fields["isBalanced"])
+    if "types" in fields:
+        types = field_of(fields, "types", dict, source)
+        names = ("structural", "semantic", "detailed")
+        found["types"] = {name: field_of(types, name, str, source) for name in names}
+    if "groups" in fields:
+        group = field_of(fields, "groups", dict, source).get("global")
+        if group is not None and not isinstance(group, str):
+            raise BrokenSampleError(source, f"groups: expected a text or null, got {group!r:.80}")
+        found["group"] = group
+    if "entailed" in fields:
+        found["entailed"] = _texts(fields, "entailed", source)
+    return found
 
 
 class MmVet(Questions):
@@ -219,16 +251,16 @@ class _ById:
         whole = read_json(path)
         if not isinstance(whole, dict):
             raise ValueError(f"{path}: expected an object, got {type(whole).__name__}")
-        self._path, self._items = path, list(whole.items())
+        self._path, self.items = path, list(whole.items())
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[str, Any]:
-        return self._items[index]
+        return self.items[index]
 
     def source(self, index: int) -> str:
-        return f"{self._path}: {self._items[index][0]}"
+        return f"{self._path}: {self.items[index][0]}"
 
 
 def _texts(record: Any, name: str, source: str) -> list[str]:
@@ -239,7 +271,8 @@ def _texts(record: Any, name: str, source: str) -> list[str]:
     return found
 
 
-def _most_common(answers: list[str]) -> str:
+def most_common(answers: list[str]) -> str:
+    """Return the most frequent answer, ties the first; empty without answers."""
     return Counter(answers).most_common(1)[0][0] if answers else ""
 
 

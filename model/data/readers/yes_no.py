@@ -2,38 +2,53 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 
 from setokim.data.conversations import Conversation, message
 from setokim.data.file_dataset import FileDataset
 from setokim.data.image_processing import IMAGE_SUFFIXES
 from setokim.data.readers.files import check_root, field_of, file_in, find_file, read_image
-from setokim.data.records import JsonLines
+from setokim.data.records import JsonLines, JsonList
 from setokim.data.samples import BrokenSampleError
 
+# Path of the questions and folder of the images, by data set.
+_FILES = {
+    "coco": ("coco_pope_{}.json", "val2014"),
+    "aokvqa": ("aokvqa_pope_seem_{}.json", "val2014"),
+    "gqa": ("gqa_pope_seem_{}.json", "images"),
+}
 _PROMPT = "Answer the question using a single word or phrase."
 
 
 class Pope(FileDataset):
-    """POPE on COCO: is there such an object in the image?
+    """POPE on COCO, A-OKVQA and GQA: is there such an object in the image?
+
+    The objects of A-OKVQA and GQA are those that SEEM found in the images.
 
     `facts`: "question_id", "image" (the file's name), "category" (the split), "label" ("yes" or
     "no").
 
     Args:
-        root: folder with coco_pope_SPLIT.json (also in coco/) and the folder val2014 of COCO's
-            images.
+        root: folder with coco_pope_SPLIT.json, aokvqa_pope_seem_SPLIT.json or
+            gqa_pope_seem_SPLIT.json, also in a folder of the data set's name such as coco; and
+            the folder of images: val2014 of COCO, also for A-OKVQA, or images of GQA.
         split: "random", "popular" or "adversarial".
+        data: data set of the images, "coco", "aokvqa" or "gqa".
 
     Raises:
-        ValueError: the folder or file does not exist.
+        ValueError: the folder or file does not exist or holds something else.
     """
 
-    def __init__(self, root: str | Path, split: str = "random"):
+    def __init__(self, root: str | Path, split: str = "random", data: str = "coco"):
+        if data not in _FILES:
+            raise ValueError(f"data: expected one of {', '.join(_FILES)}, got {data!r}")
         self._root, self._split = check_root(root), split
-        name = f"coco_pope_{split}.json"
-        # The files hold lines of JSON, despite their names.
-        self._records = JsonLines(find_file(self._root, name, f"coco/{name}"))
+        pattern, self._folder = _FILES[data]
+        name = pattern.format(split)
+        path = find_file(self._root, name, f"{data}/{name}")
+        # Those of COCO hold lines of JSON, despite their names, and the others usually a list.
+        self._records = JsonList(path) if _is_list(path) else JsonLines(path)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -47,7 +62,7 @@ class Pope(FileDataset):
         if label not in ("yes", "no"):
             raise BrokenSampleError(source, f"label: expected yes or no, got {label!r}")
         name = field_of(record, "image", str, source)
-        image = read_image(file_in(self._root, f"val2014/{name}", source), source)
+        image = read_image(file_in(self._root, f"{self._folder}/{name}", source), source)
         text = field_of(record, "text", str, source)
         facts = {
             "question_id": field_of(record, "question_id", int, source),
@@ -57,6 +72,11 @@ class Pope(FileDataset):
         }
         turns = message("user", image, f"{text}\n{_PROMPT}"), message("assistant", label)
         return Conversation("vqa", turns, (), source, facts)
+
+
+def _is_list(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
 
 
 class Mme(FileDataset):

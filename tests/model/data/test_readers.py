@@ -1,3 +1,4 @@
+import gzip
 import json
 import pickle
 
@@ -6,7 +7,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from helpers.published import NEEDS, PUBLISHED, mask_in, picture, rewrite
+from helpers.published import NEEDS, PUBLISHED, mask_in, picture, rewrite, save
 from setokim.data import BrokenSampleError, Conversation, Guarded, Order, Sample
 from setokim.data.conversations import MASK
 from setokim.data.readers import READERS
@@ -96,6 +97,11 @@ def test_samples_that_are_read(tmp_path):
     by_letter = READERS["aokvqa"](tmp_path / "aokvqa", choices=True)[1]
     assert said(by_letter)[2] == "C" and "\nC. three\n" in said(by_letter)[1]
     assert read("gqa", 2).facts == {"question_id": "03", "question": "is it?", "answers": ["yes"]}
+    coco = read("coco-karpathy", 1)
+    assert coco.facts == {"image_id": 3, "answers": [f"A dog {i}." for i in range(5)]}
+    assert len(READERS["coco-karpathy"](tmp_path / "coco-karpathy", split="restval")) == 1
+    with pytest.raises(ValueError, match=r"^name: expected one of flickr30k, coco, got 'mscoco'$"):
+        READERS["flickr30k"](tmp_path, name="mscoco")
     flickr = read("flickr30k", 2)
     assert flickr.facts == {"image_id": "3.jpg", "answers": [f"A dog {i}." for i in range(5)]}
 
@@ -235,12 +241,16 @@ PICTURES = {
     "imagenet-folder": "n01440764/n01440764_0.JPEG",
     "openimages": "validation/a.jpg",
     "coco-captions": "val2017/000000000001.jpg",
+    "coco-karpathy": "val2014/COCO_val2014_000000000001.jpg",
     "coco-instances": "val2017/000000000001.jpg",
     "coco-panoptic": "annotations/panoptic_val2017/000000000001.png",
     "vqav2": "val2014/COCO_val2014_000000000001.jpg",
     "okvqa": "val2014/COCO_val2014_000000000001.jpg",
     "aokvqa": "val2017/000000000001.jpg",
     "gqa": "images/n1.jpg",
+    "pope": "val2014/COCO_val2014_000000000001.jpg",
+    "pope-aokvqa": "val2014/COCO_val2014_000000000001.jpg",
+    "pope-gqa": "images/1.jpg",
     "mm-vet": "images/v1_1.png",
     "evr": "images/0.jpg",
     "ma5k": "images/0.jpg",
@@ -271,6 +281,11 @@ RECORDS = {
         "annotations/captions_val2017.json",
         lambda v: v["images"][0].pop("id"),
         "id",
+    ),
+    "coco-karpathy": (
+        "dataset_coco.json",
+        lambda v: v["images"][0].update(cocoid="1"),
+        "cocoid: expected int, got '1'",
     ),
     "coco-instances": (
         "annotations/instances_val2017.json",
@@ -311,6 +326,16 @@ RECORDS = {
         "testdev_balanced_questions.json",
         lambda v: v["01"].pop("imageId"),
         "imageId: expected str, got None",
+    ),
+    "pope-aokvqa": (
+        "aokvqa_pope_seem_random.json",
+        lambda v: v[0].update(label="maybe"),
+        "label: expected yes or no, got 'maybe'",
+    ),
+    "pope-gqa": (
+        "gqa_pope_seem_random.json",
+        lambda v: v[0].pop("image"),
+        "image: expected str, got None",
     ),
     "mm-vet": (
         "mm-vet.json",
@@ -360,6 +385,116 @@ def test_a_malformed_record(name, tmp_path):
     assert len(good) == 2 and len(bad) == 1 and reason in bad[0]
     # The message begins with the name of the record.
     assert bad[0].startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["gz", "zst"])
+def test_compressed_lines(kind, tmp_path):
+    compress = gzip.compress
+    if kind == "zst":
+        compress = pytest.importorskip("zstandard").ZstdCompressor().compress
+    root, cache = tmp_path / "data", tmp_path / "cache"
+    root.mkdir()
+    whole = [said(one) for one in map(build("slimpajama", root).__getitem__, range(3))]
+    # One file stays as it is.
+    plain = root / "chunk1" / "a.jsonl"
+    data, packed = plain.read_bytes(), plain.with_name(f"a.jsonl.{kind}")
+    packed.write_bytes(compress(data))
+    dataset = READERS["slimpajama"](root, cache=cache)
+    assert len(dataset) == 3 and not cache.exists()
+    plain.unlink()
+    for _ in range(2):
+        dataset = READERS["slimpajama"](root, cache=cache)
+        assert [said(dataset[index]) for index in range(3)] == whole
+        assert dataset[1].source == f"{packed}:2" and len(list(cache.rglob("*.jsonl"))) == 1
+    # Cut off in the middle of the second line.
+    packed.write_bytes(compress(data[:-9]))
+    good, bad = broken(READERS["slimpajama"](root, cache=cache))
+    assert [said(one) for one in good] == [whole[0], whole[2]]
+    assert len(bad) == 1 and bad[0].startswith(f"{packed}:2: no JSON: ")
+    packed.write_bytes(compress(data)[:4] + b"damaged")
+    with pytest.raises((ValueError, OSError), match=str(packed)):
+        READERS["slimpajama"](root, cache=cache)
+
+
+def edit_folders(root, listed):
+    """Two pairs of one instruction, and one of another."""
+    pairs = {"0000001": ["12", "34"], "0000002": ["5"]}
+    for name, seeds in pairs.items():
+        prompt = {"input": "a dog", "edit": f"make it {name}", "output": f"it is {name}"}
+        (root / name).mkdir()
+        (root / name / "prompt.json").write_text(json.dumps(prompt))
+        (root / name / "metadata.jsonl").write_text('{"seed": 12}\n')
+        for seed in seeds:
+            for side in (0, 1):
+                save(root / name / f"{seed}_{side}.jpg", int(seed) + side)
+    if listed:
+        (root / "seeds.json").write_text(json.dumps([[k, v] for k, v in reversed(pairs.items())]))
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_folders_of_edits(listed, tmp_path):
+    edit_folders(tmp_path, listed)
+    train = READERS["instructpix2pix"](tmp_path)
+    test = READERS["instructpix2pix"](tmp_path, split="test")
+    first, second = (test, train) if listed else (train, test)
+    # Nine tenths of two folders are one, the first of the list.
+    assert (len(first), len(second)) == (2, 1)
+    sample = first[1]
+    assert sample.facts == {"instruction": "make it 0000001", "caption": "it is 0000001"}
+    for side, image in enumerate(shown(sample)):
+        with Image.open(tmp_path / "0000001" / f"34_{side}.jpg") as opened:
+            assert image.tobytes() == opened.tobytes()
+    assert sample.source == f"{tmp_path / '0000001'}: seed 34"
+    with pytest.raises(ValueError, match=r"^split: expected pairs of images in .*none in 'val'$"):
+        READERS["instructpix2pix"](tmp_path, split="val")
+    with pytest.raises(ValueError, match=r"^split: expected one of train, val, test, got 'dev'$"):
+        READERS["instructpix2pix"](tmp_path, split="dev")
+
+
+def test_damaged_folders_of_edits(tmp_path):
+    edit_folders(tmp_path, False)
+    dataset = READERS["instructpix2pix"](tmp_path)
+    (tmp_path / "0000001" / "12_1.jpg").write_bytes(b"none")
+    (tmp_path / "0000001" / "34_0.jpg").unlink()
+    good, bad = broken(dataset)
+    assert not good and "not an image" in bad[0] and "34_0.jpg" in bad[1]
+    save(tmp_path / "0000001" / "12_1.jpg")
+    for text, reason in {'{"edit": 3}': "edit: expected str, got 3", "{": "expected JSON"}.items():
+        (tmp_path / "0000001" / "prompt.json").write_text(text)
+        with pytest.raises(BrokenSampleError, match=f"seed 12: .*{reason}"):
+            dataset[0]
+    for text in ("[1]", "3", '[["a", 4]]'):
+        (tmp_path / "seeds.json").write_text(text)
+        with pytest.raises(ValueError, match=r"seeds.json: expected a list of folders and their"):
+            READERS["instructpix2pix"](tmp_path)
+    (tmp_path / "seeds.json").write_text('[["../x", ["1"]], ["y", []]]')
+    with pytest.raises(BrokenSampleError, match=r"expected a file in .*, got '../x'"):
+        READERS["instructpix2pix"](tmp_path)[0]
+
+
+def test_questions_about_objects_in_lists_and_lines(tmp_path):
+    dataset = build("pope-gqa", tmp_path)
+    assert said(dataset[1])[1].startswith("Is it?\n") and said(dataset[1])[2] == "no"
+    assert dataset[1].facts == {"question_id": 2, "label": "no"}
+    path = tmp_path / "gqa_pope_seem_random.json"
+    records = json.loads(path.read_text())
+    lines = "\n".join(map(json.dumps, records))
+    (tmp_path / "gqa").mkdir()
+    nested = path.rename(tmp_path / "gqa" / path.name)
+    for text in (lines, "\ufeff " + json.dumps(records), f'{lines[:-1]}\n{{"question_id": 4}}'):
+        nested.write_text(text, encoding="utf-8")
+        good, bad = broken(reopen("pope-gqa", tmp_path))
+        assert [one.facts for one in good[:2]] == [dataset[0].facts, dataset[1].facts]
+        assert len(bad) == 2 * text.endswith("4}")
+    nested.write_text("[1, ")
+    with pytest.raises(ValueError, match=r"gqa_pope_seem_random.json:1:5: expected JSON"):
+        reopen("pope-gqa", tmp_path)
+    with pytest.raises(ValueError, match=r"^data: expected one of coco, aokvqa, gqa, got 'flickr'"):
+        READERS["pope"](tmp_path, data="flickr")
+    with pytest.raises(
+        ValueError, match=r"^root: expected gqa_pope_seem_popular.json or gqa/gqa_p"
+    ):
+        READERS["pope-gqa"](tmp_path, split="popular")
 
 
 def test_lines_that_are_none(tmp_path):
