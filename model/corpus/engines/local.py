@@ -55,7 +55,8 @@ def run_parts(factory: Factory, parts: Iterable[Any], options: EngineOptions) ->
 
     Raises:
         Exception: a worker, or the factory, raised it.
-        UnbuiltWorkerError: processes were killed while they built the worker, `attempts` in succession.
+        UnbuiltWorkerError: processes were killed while they built the worker, `attempts` in
+            succession.
     """
     source = _Source(parts, options.attempts)
     slots = [
