@@ -14,7 +14,13 @@ from typing import Any
 
 import torch
 
-from setokim.corpus.engines import EngineOptions, PartFailure, RunParts, find_engine
+from setokim.corpus.engines import (
+    EngineOptions,
+    PartFailure,
+    RunParts,
+    UnbuiltWorkerError,
+    find_engine,
+)
 from setokim.evaluation.prompting import Prompt, Response, generate_responses
 from setokim.utils.pretrained import load_whole
 from setokim.vlm.generation_config import SetokimGenerationConfig
@@ -27,7 +33,7 @@ _BATCHES_AHEAD = 2
 
 
 class AnsweringError(RuntimeError):
-    """Error for a batch whose processes are killed; all earlier answers are kept."""
+    """Error for processes that are killed time and again; all earlier answers are kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,14 +123,18 @@ def in_processes(
         window = _Window(batches, _BATCHES_AHEAD * options.local_workers)
         done: dict[int, tuple[Batch, Sequence[Response]]] = {}
         following = 0
-        for batch, report in run(factory, window, options):
-            if isinstance(report, PartFailure):
-                raise AnsweringError(f"{batch.name}: {report.reason}")
-            done[batch.number] = batch, responses_of(batch, report["said"])
-            while following in done:
-                yield done.pop(following)
-                following += 1
-                window.release()
+        try:
+            for batch, report in run(factory, window, options):
+                if isinstance(report, PartFailure):
+                    raise AnsweringError(f"{batch.name}: {report.reason}")
+                done[batch.number] = batch, responses_of(batch, report["said"])
+                while following in done:
+                    yield done.pop(following)
+                    following += 1
+                    window.release()
+        except UnbuiltWorkerError as error:
+            # Most often memory is too short for so many models.
+            raise AnsweringError(f"{error}; fewer workers need less memory") from error
 
     return answer
 

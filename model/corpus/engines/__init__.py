@@ -12,6 +12,7 @@ from setokim.corpus.engines.interface import (
     Part,
     PartFailure,
     RunParts,
+    UnbuiltWorkerError,
     Worker,
 )
 
@@ -23,6 +24,7 @@ __all__ = [
     "Part",
     "PartFailure",
     "RunParts",
+    "UnbuiltWorkerError",
     "Worker",
     "find_engine",
 ]

@@ -27,6 +27,10 @@ Worker = Callable[[Any], dict]
 Factory = Callable[[str], Worker]
 
 
+class UnbuiltWorkerError(RuntimeError):
+    """Error for processes that are killed, time and again, before their worker is built."""
+
+
 @dataclass(frozen=True)
 class PartFailure:
     """Failure of a part whose worker process was killed in every attempt.

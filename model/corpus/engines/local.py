@@ -26,6 +26,7 @@ from setokim.corpus.engines.interface import (
     Factory,
     Outcome,
     PartFailure,
+    UnbuiltWorkerError,
     thread_variables,
 )
 
@@ -54,7 +55,8 @@ def run_parts(factory: Factory, parts: Iterable[Any], options: EngineOptions) ->
 
     Raises:
         Exception: a worker, or the factory, raised it.
-        RuntimeError: processes were killed while they built the worker, `attempts` in succession.
+        UnbuiltWorkerError: processes were killed while they built the worker, `attempts` in
+            succession.
     """
     source = _Source(parts, options.attempts)
     slots = [
@@ -87,7 +89,7 @@ def run_parts(factory: Factory, parts: Iterable[Any], options: EngineOptions) ->
                     reason = slot.end(patience=_PATIENCE)
                     unbuilt = 0 if was_ready else unbuilt + 1
                     if unbuilt >= options.attempts:
-                        raise RuntimeError(
+                        raise UnbuiltWorkerError(
                             f"worker: expected a process that builds it, got one that {reason}, "
                             f"{unbuilt} times in succession"
                         ) from None

@@ -7,14 +7,13 @@ import pytest
 
 from helpers.dying_answerer import DyingFactory
 from helpers.tiny_setokim import build, picture
-from setokim.corpus.engines import EngineOptions, PartFailure
+from setokim.corpus.engines import EngineOptions, PartFailure, UnbuiltWorkerError
 from setokim.data import BrokenSampleError, ShapesTasks, TooManyBrokenError
 from setokim.evaluation import prompting
 from setokim.evaluation.answer_log import AnswerLog
 from setokim.evaluation.answering import (
     AnswererFactory,
     AnsweringError,
-    Batch,
     Timed,
     in_processes,
     responses_of,
@@ -174,5 +173,12 @@ def test_a_killed_process_is_replaced(model, evaluate, tmp_path):
     assert timed.answers == many["predictions.jsonl"].count(b"\n") and timed.seconds > 0
 
 
-def test_names_of_batches():
-    assert Batch(3, 0, ()).name == "batch 3"
+@pytest.mark.parametrize("kind", [UnbuiltWorkerError, KeyError])
+def test_workers_that_cannot_be_built(kind, evaluate):
+    def run_parts(factory, parts, options):
+        raise kind("worker: expected a process that builds it")
+        yield
+
+    expected = AnsweringError if kind is UnbuiltWorkerError else kind
+    with pytest.raises(expected, match="expected a process that builds it"):
+        evaluate("many", in_processes(fake, TWO, run_parts))
