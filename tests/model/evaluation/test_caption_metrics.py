@@ -131,7 +131,7 @@ def test_a_program_that_fails_is_named(ending, reason, monkeypatch, tmp_path):
         meteor({"a": "dog"}, {"a": ["dog"]})
 
 
-@pytest.mark.parametrize("metric", [bleu, rouge_l, meteor])
+@pytest.mark.parametrize("metric", [bleu_counts, rouge_l, meteor])
 def test_errors(metric):
     with pytest.raises(ValueError, match=r"^captions: expected .*got a difference of \['b'\]$"):
         metric({"a": "red"}, {"a": ["red"], "b": ["blue"]})

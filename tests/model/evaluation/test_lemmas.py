@@ -34,8 +34,8 @@ def test_both_metrics(monkeypatch):
     metrics = with_lemmas(BENCHMARKS["okvqa"].metrics)
     answers = ["dog"] * 2 + ["dogs"] * 8
     rows = [
-        Response(Prompt("vqa", 0, 0, "", {"answers": answers}, ()), text)
-        for text in ("dogs", "cat", "dog")
+        Response(Prompt("vqa", number, 0, "", {"answers": answers}, ()), text)
+        for number, text in enumerate(("dogs", "cat", "dog"))
     ]
     found = metrics(rows)
     two = (2 * 1 / 3 + 8 * 2 / 3) / 10
