@@ -67,5 +67,6 @@ def _conditions(trial: dict[str, Any], kills: dict[str, Any]) -> str:
     return (
         f"{trial['device']['name']}, two processes of one thread; patch-statistics encoder with "
         f"{grids[0]} patches (kills: {grids[1]}); JPEG, PNG and WebP of 96 to 256 pixels; commits "
-        f"{trial['commit'][:10]} and {kills['commit'][:10]}. Rates include the start of the workers."
+        f"{trial['commit'][:10]} and {kills['commit'][:10]}. Rates include the start of the "
+        "workers."
     )
