@@ -30,7 +30,7 @@ import torch
 from setok_bench.corpora import Corpus, write_corpus
 from setok_bench.provenance import provenance
 
-_COMMAND = [sys.executable, "-c", "from setok_cli.main import main; raise SystemExit(main())"]
+COMMAND = [sys.executable, "-c", "from setok_cli.main import main; raise SystemExit(main())"]
 # Files that tell of times and processes.
 _UNLIKE = ("metrics.jsonl",)
 _LIMIT = 20  # reruns of one trial
@@ -187,7 +187,7 @@ class Trial:
     def _command(self, out: Path, *options: str) -> list[str]:
         source = f"{self._folder}/corpus/shard-{{00000..{len(self._corpus.shards) - 1:05d}}}.tar"
         return [
-            *_COMMAND,
+            *COMMAND,
             *("tokenize", source, "--encoder", "patch-statistics", "--grid", self._grid),
             *("--out", str(out), "--max-failures", "5%", "--workers", "2", *options),
         ]
@@ -196,19 +196,19 @@ class Trial:
     def local_driver(self, out: Path) -> Iterator[tuple[subprocess.Popen, Callable[[], bool]]]:
         """Start a local run; the victim is its driver."""
         with self._started(out) as process:
-            yield process, lambda: _kill(process.pid)
+            yield process, lambda: kill(process.pid)
 
     @contextlib.contextmanager
     def local_worker(self, out: Path) -> Iterator[tuple[subprocess.Popen, Callable[[], bool]]]:
         """Start a local run; the victim is one of its workers."""
         with self._started(out) as process:
-            yield process, lambda: _kill(next(iter(_children(process.pid)), None))
+            yield process, lambda: kill(next(iter(children(process.pid)), None))
 
     @contextlib.contextmanager
     def ray_worker(self, out: Path) -> Iterator[tuple[subprocess.Popen, Callable[[], bool]]]:
         """Start a run on Ray; the victim is an actor's process."""
         with self._started(out, "--engine", "ray") as process:
-            yield process, lambda: _kill(_actor())
+            yield process, lambda: kill(_actor())
 
     @contextlib.contextmanager
     def ray_node(self, out: Path) -> Iterator[tuple[subprocess.Popen, Callable[[], bool]]]:
@@ -287,7 +287,8 @@ def _is_finished(out: Path) -> bool:
     return path.exists() and _lines(out / "shards.jsonl") == json.loads(path.read_text())["parts"]
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started."""
     found = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(child) for path in found for child in path.read_text().split()]
 
@@ -301,7 +302,8 @@ def _actor() -> int | None:
     return None
 
 
-def _kill(pid: int | None) -> bool:
+def kill(pid: int | None) -> bool:
+    """Kill a process; return whether there is one."""
     if pid is None:
         return False
     os.kill(pid, signal.SIGKILL)
