@@ -42,6 +42,8 @@ _DESCRIBED = ("magicbrush", "magicbrush-multi-turn")
 _LEMMATIZED = ("okvqa", "vqav2", "aokvqa")
 # Benchmark with an external judge.
 _JUDGED = "mm-vet"
+# Benchmark that needs the texts of a dual encoder.
+_ZERO_SHOT = "imagenet-zero-shot"
 # Benchmark whose data a model may bring along.
 _GENERATED = "shapes-world"
 
@@ -127,6 +129,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     networks.add_argument(
         "--lpips", type=Path, metavar="FILE", help="safetensors of VGG16 and LPIPS: LPIPS"
+    )
+    networks.add_argument(
+        "--text-encoder",
+        type=Path,
+        metavar="DIR",
+        help="SigLIP of transformers whose vision tower is the encoder of the tokenizer: "
+        "imagenet-zero-shot",
     )
     parser.set_defaults(run=run)
 
@@ -271,6 +280,7 @@ def _score(
     from setokim.evaluation.lemmas import with_lemmas
     from setokim.evaluation.meteor import missing_meteor
     from setokim.evaluation.run import ScoringError, run_benchmark
+    from setokim.evaluation.zero_shot import fitting_encoder
     from setokim.utils.folder_lock import FolderInUseError, locked
     from setokim.vlm.generation_config import SetokimGenerationConfig
 
@@ -295,6 +305,9 @@ def _score(
     number = len(dataset) if samples is None else min(samples, len(dataset))
     if benchmark.tokenizer is not None:
         model.to(usable_device(arguments.device))
+    if name == _ZERO_SHOT:
+        with _usage_errors(name, ValueError):
+            fitting_encoder(getattr(model, "setok", model), networks)
     timed = answer_of(model, processor, source, config, arguments, ranks)
     with contextlib.ExitStack() as stack:
         kinds = (OSError, AnswerLogError, AnsweringError, FolderInUseError, ScoringError)
@@ -377,12 +390,12 @@ def _usage_errors(name: str, *kinds: type[Exception], hint: str = "") -> Iterato
 def _networks(arguments: argparse.Namespace) -> ImageNetworks:
     from setokim.evaluation.image_networks import ImageNetworks
 
-    names = ("clip", "dino", "inception", "lpips")
+    names = ("clip", "dino", "inception", "lpips", "text_encoder")
     paths = {name: getattr(arguments, name) for name in names}
     try:
         return ImageNetworks.load(**paths, device=arguments.device)
     except ValueError as error:
-        raise UsageError(f"--{error}") from error
+        raise UsageError(f"--{str(error).replace('text_encoder', 'text-encoder', 1)}") from error
 
 
 def _config(

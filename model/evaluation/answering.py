@@ -42,13 +42,13 @@ class Batch:
 
     Attributes:
         number: index of the batch among those of the run.
-        start: index of the first prompt among those of its part, see `generate_responses`.
+        indices: index of each prompt among those of its part, see `generate_responses`.
         prompts: prompts, at least one.
         broken: index, source and reason of each sample found broken since the batch before.
     """
 
     number: int
-    start: int
+    indices: Sequence[int]
     prompts: Sequence[Prompt]
     broken: Sequence[tuple[int, str, str]] = ()
 
@@ -93,7 +93,7 @@ def answer_batch(
     batch: Batch,
 ) -> list[tuple]:
     """Return text, image and mask of each response to a batch, without the prompts' images."""
-    found = generate_responses(model, processor, batch.prompts, config, batch.start)
+    found = generate_responses(model, processor, batch.prompts, config, batch.indices)
     return [(one.text, one.generated, one.mask) for one in found]
 
 

@@ -29,6 +29,7 @@ from setokim.evaluation.shapes_world import shapes_metrics
 from setokim.evaluation.units import units_of
 from setokim.evaluation.vqa_answers import bare_answer, choice_of, soft_accuracy
 from setokim.evaluation.yes_no import MmeRecord, mme_scores, pope_scores
+from setokim.evaluation.zero_shot import ZeroShotImages, zero_shot_metrics
 from setokim.utils.parsing import from_plain, import_modules, read_yaml
 
 # File in the folder of a released model: held-out data and options of generation of its figures,
@@ -262,6 +263,9 @@ BENCHMARKS: dict[str, Benchmark] = {
         READERS["coco-panoptic"], None, "val2017", tokenizer=cluster_metrics
     ),
     "imagenet-probe": Benchmark(ProbeImages, None, tokenizer=probe_metrics),
+    "imagenet-zero-shot": Benchmark(
+        ZeroShotImages, None, "val", tokenizer=zero_shot_metrics, networks=True
+    ),
     **{
         f"{reader}-{split}": Benchmark(READERS[reader], _pope, split)
         for reader in ("pope", "pope-aokvqa", "pope-gqa")

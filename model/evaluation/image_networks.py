@@ -7,6 +7,7 @@ import functools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from transformers import AutoModel, AutoTokenizer, CLIPModel
 
 from setokim.data.image_processing import ImageProcessor
 from setokim.data.records import read_json
+from setokim.evaluation.dual_encoder import DualEncoder
 from setokim.evaluation.perceptual import PerceptualLoss
 from setokim.utils.pretrained import load_pretrained, load_whole
 
@@ -37,6 +39,7 @@ class ImageNetworks:
         dino: function from an image to the (D,) hidden state of DINO's class token.
         inception: function from an image to its (D,) features, for FID.
         lpips: distance of two images of one size.
+        dual: SigLIP that classifies images by texts.
     """
 
     clip_image: Embedder | None = None
@@ -44,6 +47,7 @@ class ImageNetworks:
     dino: Embedder | None = None
     inception: Embedder | None = None
     lpips: Callable[[Image.Image, Image.Image], float] | None = None
+    dual: DualEncoder | None = None
 
     @classmethod
     def load(
@@ -52,6 +56,7 @@ class ImageNetworks:
         dino: str | Path | None = None,
         inception: str | Path | None = None,
         lpips: str | Path | None = None,
+        text_encoder: str | Path | None = None,
         device: str | torch.device = "cpu",
     ) -> ImageNetworks:
         """Load the networks.
@@ -64,13 +69,15 @@ class ImageNetworks:
             inception: TorchScript file of FID's network, as published by NVIDIA for StyleGAN; its
                 inputs are (B, 3, h, w) uint8 and `return_features=True`.
             lpips: file of `PerceptualLoss.lpips`.
+            text_encoder: folder of a `DualEncoder`.
             device: device of the networks.
 
         Raises:
             ValueError: a file is missing or holds something else.
         """
         given = {"clip": clip, "dino": dino, "inception": inception, "lpips": lpips}
-        networks: dict[str, Callable] = {}
+        given["text_encoder"] = text_encoder
+        networks: dict[str, Any] = {}
         for name, path in given.items():
             if path is None:
                 continue
@@ -150,7 +157,17 @@ def _lpips(path: Path, device: str | torch.device) -> dict[str, Callable]:
     return {"lpips": distance}
 
 
-_LOADERS = {"clip": _clip, "dino": _dino, "inception": _inception, "lpips": _lpips}
+def _dual(folder: Path, device: str | torch.device) -> dict[str, DualEncoder]:
+    return {"dual": DualEncoder(folder, device)}
+
+
+_LOADERS: dict[str, Callable[..., dict[str, Any]]] = {
+    "clip": _clip,
+    "dino": _dino,
+    "inception": _inception,
+    "lpips": _lpips,
+    "text_encoder": _dual,
+}
 
 
 def _levels(image: Image.Image) -> Tensor:

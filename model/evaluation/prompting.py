@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,6 @@ from setokim.vlm.generation_config import SetokimGenerationConfig
 from setokim.vlm.modeling_setokim import SetokimModel
 from setokim.vlm.processing_setokim import SetokimProcessor
 
-# Constant, since the rounding of a row depends on the size of its batch.
-BATCH_SIZE = 64
 # Part of the prompts of "vqa" without their image.
 BLIND = "vqa-blind"
 _MASK_SIZE = (64, 64)
@@ -102,31 +100,9 @@ def prompts_of(number: int, sample: Conversation, blind: bool = False) -> list[P
     return found
 
 
-def batches_of(prompts: Iterable[Prompt]) -> Iterator[tuple[int, list[Prompt]]]:
-    """Yield each batch of one part and one mask size as soon as it is full, the rest at the end.
-
-    Args:
-        prompts: prompts in order.
-
-    Yields:
-        The number of earlier prompts of that part and size, and up to `BATCH_SIZE` prompts.
-    """
-    waiting: dict[tuple, list[Prompt]] = {}
-    before: dict[tuple, int] = {}
-
-    def take(key: tuple) -> tuple[int, list[Prompt]]:
-        batch = waiting.pop(key)
-        start = before.get(key, 0)
-        before[key] = start + len(batch)
-        return start, batch
-
-    for one in prompts:
-        key = one.part, None if one.target is None else one.target.shape
-        waiting.setdefault(key, []).append(one)
-        if len(waiting[key]) == BATCH_SIZE:
-            yield take(key)
-    for key in list(waiting):
-        yield take(key)
+def in_order(rows: Iterable[Response]) -> list[Response]:
+    """Return responses in the order of the data set, whatever batches they were answered in."""
+    return sorted(rows, key=lambda row: (row.prompt.number, row.prompt.turn, row.prompt.part))
 
 
 def generate_responses(
@@ -134,7 +110,7 @@ def generate_responses(
     processor: SetokimProcessor,
     batch: Sequence[Prompt],
     config: SetokimGenerationConfig,
-    start: int = 0,
+    indices: Sequence[int] | None = None,
 ) -> list[Response]:
     """Generate the responses to a batch of `batches_of`.
 
@@ -143,11 +119,12 @@ def generate_responses(
         processor: tokenizer and image processor of the model.
         batch: prompts, at least one.
         config: options of generation.
-        start: index of the first prompt; the noise of prompt i depends on `start` + i alone.
+        indices: index of each prompt, on which alone its noise depends; None for 0, 1, …
     """
     target = batch[0].target
     size = _MASK_SIZE if target is None else target.shape
-    found = generate_answers(model, processor, [one.messages for one in batch], config, size, start)
+    chats = [one.messages for one in batch]
+    found = generate_answers(model, processor, chats, config, size, indices)
     return [
         Response(
             one,
@@ -165,7 +142,7 @@ def generate_answers(
     prompts: Sequence[Messages],
     config: SetokimGenerationConfig,
     mask_size: tuple[int, int] = _MASK_SIZE,
-    start: int = 0,
+    indices: Sequence[int] | None = None,
 ) -> list[Answer]:
     """Generate the answers to conversations as one batch.
 
@@ -175,13 +152,14 @@ def generate_answers(
         prompts: conversations that end with a message of the user.
         config: options of generation.
         mask_size: height and width of the masks.
-        start: index of the first prompt; the noise of prompt i depends on `start` + i alone.
+        indices: index of each prompt, on which alone its noise depends; None for 0, 1, …
     """
+    indices = range(len(prompts)) if indices is None else indices
     inputs = processor(prompts, add_generation_prompt=True, padding_side="left")
     inputs = {n: v.to(model.device) if isinstance(v, Tensor) else v for n, v in inputs.items()}
     return model.generate(
         **inputs,
         generation_config=config,
         mask_size=mask_size,
-        generators=[torch.Generator().manual_seed(start + i) for i in range(len(prompts))],
+        generators=[torch.Generator().manual_seed(index) for index in indices],
     )

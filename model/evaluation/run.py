@@ -12,6 +12,7 @@ from PIL import Image
 from setokim.data import BrokenSampleError, Dataset
 from setokim.evaluation.answer_log import FILE, AnswerLog
 from setokim.evaluation.answering import Answer, Batch
+from setokim.evaluation.batching import batches_of
 from setokim.evaluation.benchmarks import Benchmark
 from setokim.evaluation.edit_chains import final_turns, waves
 from setokim.evaluation.figure_files import Scored, write_figures
@@ -20,8 +21,8 @@ from setokim.evaluation.image_networks import ImageNetworks
 from setokim.evaluation.prompting import (
     Prompt,
     Response,
-    batches_of,
     generate_responses,
+    in_order,
     prompts_of,
 )
 from setokim.evaluation.readable import Readable
@@ -114,7 +115,8 @@ def run_benchmark(
             log.add_broken(*one)
         found_broken.clear()
         batches.finish()
-    rows = final_turns(log.rows) if benchmark.chained else log.rows
+    # Intervals depend on the order of the units, and the log's is that of the batches.
+    rows = in_order(final_turns(log.rows) if benchmark.chained else log.rows)
     if benchmark.image_metrics is not None:
         # The reference is in the data set only, and may have become unreadable since the answer.
         rows = [row for row in rows if row.prompt.number not in readable.broken]
@@ -145,7 +147,7 @@ def in_this_process(
 
     def answer(batches: Iterable[Batch]) -> Iterator[tuple[Batch, Sequence[Response]]]:
         for batch in batches:
-            yield batch, generate_responses(model, processor, batch.prompts, config, batch.start)
+            yield batch, generate_responses(model, processor, batch.prompts, config, batch.indices)
 
     return answer
 
@@ -173,11 +175,11 @@ class _Batches:
     def __iter__(self) -> Iterator[Batch]:
         number = 0
         try:
-            for start, prompts in batches_of(self._prompts):
+            for indices, prompts in batches_of(self._prompts):
                 if not all(one in self._log for one in prompts):
                     broken = tuple(self._broken)
                     self._broken.clear()
-                    yield Batch(number, start, prompts, broken)
+                    yield Batch(number, indices, prompts, broken)
                     number += 1
         except Exception as error:
             self._error = error

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from setokim.data import Conversation, Dataset
 from setokim.data.stored_image import StoredImage
-from setokim.evaluation.prompting import Prompt, batches_of, generate_responses, prompts_of
+from setokim.evaluation.batching import batches_of
+from setokim.evaluation.prompting import Prompt, generate_responses, in_order, prompts_of
 from setokim.evaluation.settings import GenerationSettings
 from setokim.evaluation.shapes_world import shapes_metrics
 from setokim.training.stage2.held_out_losses import held_out_losses
@@ -45,11 +46,12 @@ def evaluate(
         which JSON cannot store.
     """
     number = len(held_out) if settings.samples is None else min(settings.samples, len(held_out))
-    metrics = shapes_metrics(
+    rows = (
         row
-        for start, batch in batches_of(_questions(held_out, number))
-        for row in generate_responses(model, processor, batch, settings.config(), start)
+        for indices, batch in batches_of(_questions(held_out, number))
+        for row in generate_responses(model, processor, batch, settings.config(), indices)
     )
+    metrics = shapes_metrics(in_order(rows))
     finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
     return finite | held_out_losses(model, processor, held_out, batch_size, max_length)
 

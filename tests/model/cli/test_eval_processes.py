@@ -11,15 +11,15 @@ import yaml
 from helpers.processes import alive, wait_until
 from helpers.tiny_setokim import build
 from setok_cli.main import main
-from setokim.evaluation import prompting
+from setokim.evaluation import batching
 
 SMALL = 8
 # Batches of 8, as the constant of the module says in the test.
 _COMMAND = f"""
 import sys
 from setok_cli.main import main
-from setokim.evaluation import prompting
-prompting.BATCH_SIZE = {SMALL}
+from setokim.evaluation import batching
+batching.BATCH_SIZE = {SMALL}
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -43,7 +43,7 @@ def command(tmp_path_factory):
 def whole(command, tmp_path_factory):
     """Files of one process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prompting, "BATCH_SIZE", SMALL)
+        patch.setattr(batching, "BATCH_SIZE", SMALL)
         out = tmp_path_factory.mktemp("whole")
         assert main([*command, str(out)]) == 0
     return files_of(out)
@@ -93,7 +93,7 @@ def test_a_killed_command_leaves_no_process_and_resumes(
         tmp_path
     )
     # In one process.
-    monkeypatch.setattr(prompting, "BATCH_SIZE", SMALL)
+    monkeypatch.setattr(batching, "BATCH_SIZE", SMALL)
     assert main([*command, str(tmp_path)]) == 0
     assert files_of(tmp_path) == whole
     assert "answers in " in capsys.readouterr().err

@@ -9,7 +9,7 @@ from helpers.dying_answerer import DyingFactory
 from helpers.tiny_setokim import build, picture
 from setokim.corpus.engines import EngineOptions, PartFailure, UnbuiltWorkerError
 from setokim.data import BrokenSampleError, ShapesTasks, TooManyBrokenError
-from setokim.evaluation import prompting
+from setokim.evaluation import batching
 from setokim.evaluation.answer_log import AnswerLog
 from setokim.evaluation.answering import (
     AnswererFactory,
@@ -73,7 +73,7 @@ def model(built, tmp_path_factory):
 @pytest.fixture
 def evaluate(built, tmp_path, monkeypatch):
     """Return a function that writes a folder of results of 40 samples in batches of 3."""
-    monkeypatch.setattr(prompting, "BATCH_SIZE", 3)
+    monkeypatch.setattr(batching, "BATCH_SIZE", 3)
 
     def run(name, answer=serial, kind=ShapesTasks, **options):
         dataset = kind(0, length=40, size=16, objects=(2, 2), turns=2)
@@ -99,11 +99,11 @@ def files_of(folder):
 def said(batch):
     """Answers, images and masks that depend on the whole batch, as rounding does."""
     numbers = [one.number for one in batch.prompts]
-    for one in batch.prompts:
+    for index, one in zip(batch.indices, batch.prompts, strict=True):
         draws = one.part in ("generate", "edit")
         image = picture(sum(numbers)).resize((32, 32)) if draws else None
         mask = None if one.target is None else one.target & (one.number % 2 == 0)
-        yield f"{batch.start} of {numbers}", image, mask
+        yield f"{index} of {numbers}", image, mask
 
 
 def serial(batches):

@@ -45,7 +45,7 @@ def go(tmp_path, monkeypatch):
     def start(dataset, drawn=lambda turn: True, stop=None, folder="out"):
         asked = []
 
-        def generate_responses(model, processor, batch, config, start):
+        def generate_responses(model, processor, batch, config, indices):
             found = []
             for prompt in batch:
                 turn = (prompt.facts["img_id"], prompt.facts["turn_index"])

@@ -280,7 +280,7 @@ def test_generated_images_are_compared_with_their_targets(tmp_path, monkeypatch)
         seen.extend(pairs)
         return {}
 
-    def generate_responses(model, processor, batch, settings, start):
+    def generate_responses(model, processor, batch, settings, indices):
         # Nothing for the second turn, and nothing for the second sample.
         return [Response(q, "", None if q.turn or q.number else picture(5)) for q in batch]
 

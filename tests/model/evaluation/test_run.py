@@ -17,10 +17,10 @@ from setokim.data import (
     TooManyBrokenError,
     build_dataset,
 )
-from setokim.evaluation import caption_metrics, clusters, meteor, prompting, run
+from setokim.evaluation import batching, caption_metrics, clusters, meteor, prompting, run
 from setokim.evaluation.answer_log import AnswerLog
 from setokim.evaluation.benchmarks import BENCHMARKS, mm_vet_scores
-from setokim.evaluation.prompting import Prompt, Response, batches_of
+from setokim.evaluation.prompting import Response
 from setokim.evaluation.settings import GenerationSettings
 from setokim.training.stage2.evaluation import evaluate
 from setokim.vlm.generation_config import SetokimGenerationConfig
@@ -93,8 +93,8 @@ def metrics_of(folder):
         for name in BENCHMARKS
         if not name.startswith("shapes-world")
         and name not in SKIPPED
-        # test_linear_probe.py and test_reconstruction.py run them.
-        and name not in ("imagenet-probe", "reconstruction")
+        # Tests of their own names run them.
+        and name not in ("imagenet-probe", "imagenet-zero-shot", "reconstruction")
         and BENCHMARKS[name].image_metrics is None
     ],
 )
@@ -164,17 +164,17 @@ def test_the_ceiling_of_shapes_world(model, world, tmp_path):
 
 
 def test_a_killed_run_resumes(built, model, world, tmp_path, monkeypatch):
-    monkeypatch.setattr(prompting, "BATCH_SIZE", 3)
+    monkeypatch.setattr(batching, "BATCH_SIZE", 3)
     arguments = ["eval", "--benchmark", "shapes-world", "--data", str(world)]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert main([*arguments, "--model", str(model), "--out", str(whole)]) == 0
     sizes, generate_responses = [], run.generate_responses
 
-    def counted(model, processor, batch, config, start):
+    def counted(model, processor, batch, config, indices):
         if len(sizes) == 4:
             raise KeyboardInterrupt
         sizes.append(len(batch))
-        return generate_responses(model, processor, batch, config, start)
+        return generate_responses(model, processor, batch, config, indices)
 
     monkeypatch.setattr(run, "generate_responses", counted)
     assert main([*arguments, "--model", str(model), "--out", str(cut)]) == 130
@@ -211,7 +211,7 @@ def test_settings_reach_the_model(built):
     options = {"guidance": 2.5, "sampling_steps": 7, "image_temperature": 0.3, "temperature": 0.7}
     config = SetokimGenerationConfig(max_new_tokens=9, **options)
     sample, model = ShapesTasks(0, length=1, size=16, tasks={"generate": 1})[0], Model()
-    prompting.generate_answers(model, built[1], [sample.messages[:1]], config, start=4)
+    prompting.generate_answers(model, built[1], [sample.messages[:1]], config, indices=[4])
     assert model.options["generation_config"] == config
     (generator,) = model.options["generators"]
     assert generator.initial_seed() == 4
@@ -221,18 +221,19 @@ def test_the_rest_of_a_batch_is_answered_with_all_of_it(built, tmp_path, monkeyp
     dataset = ShapesTasks(0, length=5, size=16, tasks={"generate": 1})
     log, seen = AnswerLog(tmp_path, {}), []
 
-    def generate_responses(model, processor, batch, config, start):
-        seen.append((start, [one.number for one in batch]))
+    def generate_responses(model, processor, batch, config, indices):
+        seen.append((indices, [one.number for one in batch]))
         return [Response(one, "") for one in batch]
 
     monkeypatch.setattr(run, "generate_responses", generate_responses)
     log.add([Response(q, "") for i in range(2) for q in prompting.prompts_of(i, dataset[i])])
-    monkeypatch.setattr(prompting, "BATCH_SIZE", 3)
+    monkeypatch.setattr(batching, "BATCH_SIZE", 3)
     benchmark = dataclasses.replace(BENCHMARKS["shapes-world"], metrics=lambda rows: {})
     run.run_benchmark(benchmark, dataset, *built, SetokimGenerationConfig(), log, tmp_path)
     # Prompt i has the noise of i, whatever the log has.
-    assert seen == [(0, [0, 1, 2]), (3, [3, 4])]
-    assert [row.prompt.number for row in log.rows] == list(range(5))
+    assert all(indices == numbers for indices, numbers in seen)
+    assert [len(numbers) for _, numbers in seen] == [3, 2]
+    assert sorted(row.prompt.number for row in log.rows) == list(range(5))
 
 
 def test_broken_samples_are_counted(model, tmp_path, capsys):
@@ -443,18 +444,6 @@ def test_masks_leave_out_ignored_pixels(tmp_path):
     found = benchmark.metrics(rows)
     assert [found[f"giou{kind}"] for kind in ("", "/short", "/long")] == [1 / 3, 0.0, 1.0]
     assert "giou/long" not in benchmark.metrics(rows[1:])
-
-
-def test_batches_are_of_one_part_and_size():
-    def asked(part, number, size=None):
-        target = None if size is None else np.zeros(size, bool)
-        return Prompt(part, number, 0, "", {}, (), target)
-
-    questions = [asked("vqa", i) for i in range(130)]
-    questions[5:5] = [asked("segment", 0, (2, 3)), asked("segment", 1, (3, 2))]
-    found = [(start, batch[0].part, len(batch)) for start, batch in batches_of(questions)]
-    assert found[:2] == [(0, "vqa", 64), (64, "vqa", 64)]
-    assert sorted(found[2:]) == [(0, "segment", 1), (0, "segment", 1), (128, "vqa", 2)]
 
 
 def test_errors_of_the_command(model, tmp_path, capsys):

@@ -9,7 +9,7 @@ from helpers.tiny_setokim import build
 from setokim.data import Conversation, ShapesTasks
 from setokim.data.conversations import MASK, message
 from setokim.data.image_processing import to_image
-from setokim.evaluation import prompting
+from setokim.evaluation import batching, prompting
 from setokim.evaluation.settings import GenerationSettings
 from setokim.training.stage2 import evaluation
 from setokim.training.stage2.held_out_losses import held_out_losses
@@ -149,9 +149,9 @@ def test_noise_of_a_prompt_does_not_depend_on_its_batch(built, monkeypatch):
         return [Answer() for _ in options["generators"]]
 
     monkeypatch.setattr(built[0], "generate", generate)
-    monkeypatch.setattr(prompting, "BATCH_SIZE", 2)
-    for start, batch in prompting.batches_of(prompts):
-        prompting.generate_responses(*built, batch, SETTINGS.config(), start)
+    monkeypatch.setattr(batching, "BATCH_SIZE", 2)
+    for indices, batch in batching.batches_of(prompts):
+        prompting.generate_responses(*built, batch, SETTINGS.config(), indices)
     assert seeds == [0, 1, 2]
 
 
