@@ -138,8 +138,8 @@ class ThreadsFactory:
         import torch
 
         def worker(part):
-            # Long enough for all processes to get one.
-            time.sleep(0.5)
+            # Long enough for several processes to get one.
+            time.sleep(1.0)
             return {"threads": torch.get_num_threads(), "device": device, "process": os.getpid()}
 
         return worker

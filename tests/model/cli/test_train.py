@@ -106,7 +106,7 @@ def test_resume(tmp_path, train, capsys):
         ("model.width=10", "width: expected a multiple of 4"),
         (
             "data.kind=movies",
-            "kind: expected one of shapes-world, shapes-tasks, tokens, mixture, folder, shards",
+            "kind: expected one of shapes-world, shapes-tasks, tokens, ",
         ),
         ("data={kind: folder, path: /nowhere}", "root: expected a folder, got '/nowhere'"),
         (

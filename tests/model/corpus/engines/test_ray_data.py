@@ -121,10 +121,12 @@ def test_a_connection_of_this_process_is_used_and_kept(cluster):
 
     ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
     try:
-        # As many actors as the cluster has cores, with the threads of local processes.
+        # As many actors as the cluster has cores, with the threads of local processes. On a busy
+        # machine one of them may start too late for any part.
         parts = [ScriptedPart(str(index)) for index in range(9)]
         reports = [report for _, report in find_engine("ray")(ThreadsFactory(), parts, DEFAULTS)]
-        assert len(reports) == 9 and len({report.pop("process") for report in reports}) == 3
+        assert len(reports) == 9
+        assert len({report.pop("process") for report in reports}) in (2, 3)
         assert all(report == {"threads": 1, "device": "cpu"} for report in reports)
         assert ray.is_initialized()
     finally:
