@@ -66,7 +66,7 @@ def _timed_run(folder: Path, samples: int, processes: int) -> dict[str, Any]:
     found = {
         "processes": processes,
         "seconds": time.monotonic() - started,
-        "throughput": json.loads(done.stdout)["shapes-world"]["throughput"],
+        "throughput": json.loads(done.stdout)["throughput"]["shapes-world"],
         "equal": _contents(out) == _contents(folder / "1"),
     }
     print(json.dumps(found), file=sys.stderr)
