@@ -1,6 +1,6 @@
 """Trial of `setok eval` in several processes: equal files, throughput, kills.
 
-    python bench/evaluation_trial.py --samples 96 --out bench/results/evaluation-trial.json
+    python bench/evaluation_trial.py --out bench/results/evaluation-trial.json
 
 The embedded model answers ShapesWorld in one process; that folder is the reference. Runs in two and
 four processes must write the same bytes. Then runs are killed at random moments, by a SIGKILL of
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -26,13 +27,16 @@ from setok_bench.corpus_trial import COMMAND, children, kill
 from setok_bench.provenance import provenance
 
 _PROCESSES = (1, 2, 4)
+# Bytes depend on the number of torch's threads, and several processes of many threads wait for one
+# another.
+_ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 _LIMIT = 20  # resumed runs of one trial
 
 
 def main() -> None:
     """Run all trials and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=int, default=96)
+    parser.add_argument("--samples", type=int, default=600)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
@@ -61,7 +65,11 @@ def _timed_run(folder: Path, samples: int, processes: int) -> dict[str, Any]:
     out = folder / str(processes)
     started = time.monotonic()
     done = subprocess.run(
-        _command(out, samples, processes), check=True, capture_output=True, text=True
+        _command(out, samples, processes),
+        check=True,
+        capture_output=True,
+        text=True,
+        env=_ENVIRONMENT,
     )
     found = {
         "processes": processes,
@@ -80,7 +88,9 @@ def _killed_run(
     out = folder / "killed"
     shutil.rmtree(out, ignore_errors=True)
     moment, of_worker = generator.uniform(0.2, 0.95) * seconds, generator.random() < 0.5
-    process = subprocess.Popen(_command(out, samples, 2), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        _command(out, samples, 2), stdout=subprocess.DEVNULL, env=_ENVIRONMENT
+    )
     time.sleep(moment)
     victim = next(iter(children(process.pid)), None) if of_worker else process.pid
     hit = process.poll() is None and kill(victim)
@@ -89,7 +99,10 @@ def _killed_run(
     while (code or not (out / "metrics.json").exists()) and len(resumed) < _LIMIT:
         resumed.append(generator.choice(_PROCESSES))
         code = subprocess.run(
-            _command(out, samples, resumed[-1]), stdout=subprocess.DEVNULL, check=False
+            _command(out, samples, resumed[-1]),
+            stdout=subprocess.DEVNULL,
+            check=False,
+            env=_ENVIRONMENT,
         ).returncode
     found = {
         "victim": "worker" if of_worker else "driver",
