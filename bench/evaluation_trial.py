@@ -36,7 +36,7 @@ _LIMIT = 20  # resumed runs of one trial
 def main() -> None:
     """Run all trials and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=int, default=600)
+    parser.add_argument("--samples", type=int, default=2400)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
