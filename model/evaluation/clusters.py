@@ -78,8 +78,7 @@ def cluster_metrics(
         alike = float(pearson_correlation(torch.tensor(counts), torch.tensor(objects)))
         if not math.isnan(alike):
             rule = "Pearson's correlation of the numbers of tokens and of objects"
-            reason = "it is no ratio of sums over images"
-            found.constant("token_object_correlation", alike, rule, reason)
+            table.correlation("token_object_correlation", alike, counts, objects, rule)
     found.constant("samples", len(counts), "images that count")
     found.constant("broken", broken, "samples that cannot be read, or are smaller than the grid")
     return found

@@ -42,7 +42,8 @@ class Figure:
         empty: value of a ratio whose denominator is 0.
         form: "sum" for the sum of the ratios; "bleu" for the geometric mean of all ratios but the
             last, the precisions of n-grams, times min(1, exp(1 - the last ratio)), the length of
-            the references over that of the texts.
+            the references over that of the texts; "pearson" for the correlation of x and y, from
+            the means of x, y, xy, x² and y².
         reason: reason for the lack of an interval; empty with one.
     """
 
@@ -95,10 +96,18 @@ def _bleu(ratios: np.ndarray) -> np.ndarray:
     return brevity * precisions.prod(1) ** (1 / precisions.shape[1])
 
 
+def _pearson(means: np.ndarray) -> np.ndarray:
+    x, y, xy, xx, yy = means.T
+    spread = np.clip(xx - x**2, 0, None) * np.clip(yy - y**2, 0, None)
+    safe = np.where(spread == 0, 1.0, spread)
+    return np.where(spread == 0, math.nan, (xy - x * y) / np.sqrt(safe))
+
+
 # Functions from (S, ratios) to (S,).
 _FORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "sum": lambda ratios: ratios.sum(1),
     "bleu": _bleu,
+    "pearson": _pearson,
 }
 
 
@@ -316,6 +325,28 @@ class Table:
         ratios = tuple(self._ratio(name, *pair) for pair in pairs)
         figure = Figure(definition, self._unit, ratios, scale, empty=0.0, form="bleu")
         self._figures.add(name, value, figure)
+
+    def correlation(
+        self, name: str, value: float, x: Sequence[float], y: Sequence[float], definition: str
+    ) -> None:
+        """Add Pearson's correlation of two numbers of each unit.
+
+        Args:
+            name: name of the metric.
+            value: its value.
+            x: one number for each unit.
+            y: one number for each unit.
+            definition: definition in one sentence.
+
+        Raises:
+            ValueError: there is not one pair of numbers for each unit.
+        """
+        a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        # Around the means, where squares lose no digits.
+        a, b = a - a.mean(), b - b.mean()
+        ones = np.ones(len(a))
+        ratios = tuple(self._ratio(name, one, ones) for one in (a, b, a * b, a * a, b * b))
+        self._figures.add(name, value, Figure(definition, self._unit, ratios, form="pearson"))
 
     def _ratio(
         self, name: str, numerators: Sequence[float], denominators: Sequence[float]

@@ -73,7 +73,10 @@ def test_a_plain_dictionary_has_no_definitions():
         (lambda f, t: t.mean("a", [1], ""), r"a: expected 2 values, got \(1,\)"),
         (lambda f, t: t.mean("x", [1, 2], ""), "name: expected a new metric, got 'x' again"),
         (lambda f, t: t.bleu("a", 1.0, [[1]], [[1]], [1], [1], ""), "a: expected 2 values"),
-        (lambda f, t: Figure("", form="product"), "form: expected one of sum, bleu, got 'product'"),
+        (
+            lambda f, t: Figure("", form="product"),
+            "form: expected one of sum, bleu, pearson, got 'product'",
+        ),
         (lambda f, t: f.table(["c"]), "name: expected a new table, got '' again"),
         (lambda f, t: f.table(["c", "c"], name="2"), "units: expected different names, got 2"),
     ],

@@ -202,3 +202,22 @@ def test_all_questions_of_vqav2_take_seconds():
     assert len(bootstrap_intervals(figures, 100)) == 4
     # 0.3 s for a tenth of the resamples; Python loops over the rows would take a minute.
     assert time.process_time() - start < 5
+
+
+def test_a_correlation_has_the_interval_of_fisher():
+    generator = np.random.default_rng(5)
+    x = generator.normal(size=400) + 1e4
+    y = 0.6 * (x - 1e4) + 0.8 * generator.normal(size=400)
+    value = float(np.corrcoef(x, y)[0, 1])
+    found = Figures()
+    found.table(names(400)).correlation("r", value, x, y, "correlation")
+    sums = np.array([[(one.numerators.sum(), one.denominators.sum()) for one in
+                      found.details["r"].ratios]])  # fmt: skip
+    assert found.details["r"].values(sums)[0] == pytest.approx(value, abs=1e-12)
+    low, high = bootstrap_intervals(found)["r"]
+    # R. A. Fisher: atanh(r) has a standard deviation of 1 / sqrt(n - 3).
+    ends = np.tanh(np.arctanh(value) + np.array([-1.96, 1.96]) / math.sqrt(397))
+    assert [low, high] == pytest.approx(list(ends), abs=0.02)
+    constant = Figures()
+    constant.table(names(3)).correlation("r", math.nan, [1, 1, 1], [1, 2, 3], "correlation")
+    assert "r" not in bootstrap_intervals(constant)
