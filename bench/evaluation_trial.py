@@ -87,7 +87,7 @@ def _killed_run(
     """Kill the driver or a worker of a run in two processes, resume it, and compare."""
     out = folder / "killed"
     shutil.rmtree(out, ignore_errors=True)
-    moment, of_worker = generator.uniform(0.2, 0.95) * seconds, generator.random() < 0.5
+    moment, of_worker = generator.uniform(0.3, 0.85) * seconds, generator.random() < 0.5
     process = subprocess.Popen(
         _command(out, samples, 2), stdout=subprocess.DEVNULL, env=_ENVIRONMENT
     )
