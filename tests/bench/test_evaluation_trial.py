@@ -23,6 +23,6 @@ def test_the_page_has_the_measured_rates():
 
 
 def test_all_killed_runs_ended_with_the_same_bytes():
-    kills = result("kills")["kills"]
+    kills = [kill for trial in result("kills") for kill in trial["kills"]]
     assert sum(kill["killed"] for kill in kills) >= 10
     assert all(kill["equal"] for kill in kills)
