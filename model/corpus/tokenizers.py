@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from setokim.utils.pretrained import load_whole, resolve_model
 from setokim.utils.saved_tensors import SavedTensors
 
 
-class CorpusTokenizer:
+class CorpusTokenizer(ABC):
     """Base of the tokenizers: pixels to the device, tokens back as stored.
 
     Args:
@@ -49,16 +50,16 @@ class CorpusTokenizer:
             visual = self._visual_tokens(pixels)
         return to_stored(visual, sizes, self._layout.what, DTYPES[self._layout.dtype])
 
-    def _visual_tokens(self, pixels: Tensor) -> VisualTokens:
-        raise NotImplementedError
+    @abstractmethod
+    def _visual_tokens(self, pixels: Tensor) -> VisualTokens: ...
 
+    @abstractmethod
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
         """Turn B RGB images into pixels (B, 3, height, width)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def identity(self) -> dict[str, Any]:
         """Return `fingerprint`, `rows`, `token_dim` and `feature_dim` for the manifest."""
-        raise NotImplementedError
 
 
 class ModelTokenizer(CorpusTokenizer):
