@@ -24,6 +24,7 @@ from setokim.cli._inference import (
     model_folder,
 )
 from setokim.cli._processes import answer_of, run_in_processes, throughput
+from setokim.cli._subsets import add_subset_options
 
 if TYPE_CHECKING:
     from setokim.data import Dataset
@@ -71,10 +72,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "held_out.yaml of the model, if it has one, as the embedded model has)",
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of results")
-    parser.add_argument("--split", metavar="NAME", help="split (default: the benchmark's own)")
-    parser.add_argument(
-        "--samples", type=int, metavar="COUNT", help="number of samples, from the first on"
-    )
+    add_subset_options(parser)
     parser.add_argument(
         "--allow-missing",
         action="store_true",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from setok_cli.errors import UsageError, missing_package
 from setok_cli.output import add_json_option, print_json, print_to_stderr
+from setokim.cli._subsets import add_subset_options
 
 if TYPE_CHECKING:
     from setokim.evaluation.benchmarks import Benchmark
@@ -48,10 +49,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="FILE",
         help="LLaVA's question file of its answers file, for POPE, which LLaVA numbers anew",
     )
-    parser.add_argument("--split", metavar="NAME", help="split (default: the benchmark's own)")
-    parser.add_argument(
-        "--samples", type=int, metavar="COUNT", help="number of samples, from the first on"
-    )
+    add_subset_options(parser)
     parser.add_argument(
         "--allow-missing",
         action="store_true",

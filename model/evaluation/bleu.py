@@ -23,9 +23,9 @@ class BleuCounts:
     """Counts of each caption, in their order.
 
     Attributes:
-        shared: for each length k, the n-grams that a caption shares with a reference, each at most
+        shared: numbers by length k of n-grams that a caption shares with a reference, each at most
             as often as in the reference with the most of them.
-        given: for each length k, all n-grams of a caption.
+        given: numbers by length k of all n-grams of a caption.
         lengths: words of a caption.
         reference_lengths: words of the reference that is closest to the caption in length; ties go
             to the shorter one.

@@ -311,8 +311,8 @@ class Table:
         Args:
             name: name of the metric.
             value: its value, which smoothing may change.
-            shared: for each length of n-grams, those that each text shares with its references.
-            given: for each length of n-grams, those of each text.
+            shared: numbers by length of the n-grams that each text shares with its references.
+            given: numbers by length of the n-grams of each text.
             lengths: number of words of each text.
             reference_lengths: number of words of the reference of each text.
             definition: definition in one sentence.
