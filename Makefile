@@ -3,7 +3,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO_INSTALLED := .venv/.installed-demo
 # Extras of the package, with the development tools.
-EXTRAS := triton,cli,model,generate,lora,train,eval,score,tokenize,ray,datasets,completion,bench,report,photographs,peers,onnx,docs,dev
+EXTRAS := triton,cli,model,generate,lora,train,eval,score,tokenize,ray,datasets,explore,completion,bench,report,photographs,peers,onnx,docs,dev
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 EMULATOR_SOURCES := $(wildcard tests/ptxemu/core/*.h tests/ptxemu/core/*.cpp)
 

@@ -19,8 +19,8 @@ from skimage import data
 from setok_bench.pipeline import PHOTOGRAPHS
 from setok_kernels import ClusterConfig
 from setokim.cli.cluster import make_method, summarise, summary_table
-from setokim.cli.cluster_maps import draw_contact_sheet
 from setokim.cli.cluster_results import process_files
+from setokim.visualization.cluster_maps import draw_contact_sheet
 
 
 def save_photographs(folder: Path) -> list[Path]:

@@ -23,8 +23,8 @@ from skimage import data
 
 from setok_kernels import ClusterConfig, cluster_tokens
 from setokim import build_encoder
-from setokim.cli.cluster_maps import draw_map, fit
-from setokim.cli.image_clusters import ImageClusters, Method, cluster_batch
+from setokim.visualization.cluster_maps import draw_map, fit
+from setokim.visualization.image_clusters import ImageClusters, Method, cluster_batch
 
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
 PRESETS = {"ClusterConfig.paper()": ClusterConfig.paper(), "ClusterConfig()": ClusterConfig()}

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from setok_kernels.config import ClusterConfig
-    from setokim.cli.image_clusters import ImageClusters, Method
     from setokim.data.image_processing import UnreadableImageError
+    from setokim.visualization.image_clusters import ImageClusters, Method
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -193,7 +193,7 @@ def make_method(
     """
     from setok_kernels.dispatch import select_backend
     from setokim import build_encoder
-    from setokim.cli.image_clusters import Method
+    from setokim.visualization.image_clusters import Method
 
     device = usable_device(device_name)
     try:

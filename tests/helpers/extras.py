@@ -5,7 +5,7 @@ import re
 
 # Those that users install; the rest are tools.
 FOR_USERS = ("triton", "cli", "model", "generate", "lora", "train", "eval", "score", "bench")
-FOR_USERS += ("report", "tokenize", "ray", "datasets", "completion", "photographs", "peers", "onnx")
+FOR_USERS += ("report", "tokenize", "ray", "datasets", "explore", "completion", "photographs", "peers", "onnx")
 
 
 def all_extras():

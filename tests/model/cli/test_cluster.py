@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import sys
 
@@ -9,12 +8,11 @@ from PIL import Image
 
 import setok_kernels as sk
 from helpers.cluster_files import GRID, listing, read, two_halves
+from helpers.drawn_clusters import clusters_by_hand
 from setok_cli.main import main
 from setokim.cli import cluster
-from setokim.cli.cluster_maps import _title, draw_contact_sheet, draw_map, fit
-from setokim.cli.image_clusters import ImageClusters, Method, cluster_batch
 from setokim.cli.names import result_names
-from setokim.utils.palette import palette
+from setokim.visualization.image_clusters import Method, cluster_batch
 
 EVERY_FIELD_CHANGED = sk.ClusterConfig(
     k=3,
@@ -308,70 +306,6 @@ def test_a_hugging_face_model_in_a_folder(picture, tmp_path):
     assert record["encoder"].endswith("model")
 
 
-def make_picture(labels, seeds, size=(80, 60)):
-    return ImageClusters(
-        source=None,
-        name="drawn",
-        photo=Image.new("RGB", size, (128, 128, 128)),
-        labels=np.array(labels),
-        seeds=np.array(seeds).reshape(-1, 2),
-        scores=np.ones(len(seeds)),
-        masses=np.ones(len(seeds) + 1),
-        encode_seconds=0.0,
-        cluster_seconds=0.0,
-    )
-
-
-def test_colours_are_distinct():
-    colours = palette(64).astype(int)
-    apart = np.abs(colours[:, None] - colours[None]).max(-1)
-    assert apart[~np.eye(64, dtype=bool)].min() >= 8
-    # Consecutive clusters are often neighbours.
-    assert apart[np.arange(63), np.arange(1, 64)].min() > 60
-    assert palette(0).shape == (0, 3)
-
-
-def test_the_map_shows_clusters_boundaries_and_seeds():
-    drawn = np.asarray(draw_map(make_picture([[0, 1]], [(0, 0), (0, 1)]), (200, 100))).astype(int)
-    left, right = drawn[10, 10], drawn[10, 190]
-    assert np.abs(left - right).max() > 60
-    assert drawn[10, 98:102].min(-1).max() > 225, "the boundary is white"
-    assert drawn[10, 40:60].std(0).max() == 0, "no boundary inside a cluster"
-    ring = drawn[50, 30:70]
-    assert (ring.min(-1) > 230).any() and (ring.max(-1) < 60).any(), "a light and a dark ring"
-
-
-def test_a_title_is_one_line_that_can_be_drawn():
-    drawn = dataclasses.replace(make_picture([[0]], [(0, 0)]), name="two\nlines\udcff")
-    assert _title(drawn) == r"two\nlines\xff: 1 token"
-
-
-def test_the_residual_is_hatched_grey():
-    drawn = np.asarray(draw_map(make_picture([[0, 1]], [(0, 0)]), (200, 100))).astype(int)
-    residual = drawn[20:80, 120:180]
-    assert np.ptp(residual, axis=-1).max() == 0, "grey"
-    assert residual.std() > 20, "striped"
-
-
-def test_an_image_without_clusters_has_a_map():
-    drawn = draw_map(make_picture([[0, 0]], []), (40, 20))
-    assert drawn.size == (40, 20)
-
-
-def test_the_contact_sheet_holds_every_image():
-    picture = make_picture([[0, 1]], [(0, 0), (0, 1)])
-    one = draw_contact_sheet([picture])
-    five = draw_contact_sheet([picture] * 5)
-    assert five.width > 3.8 * one.width - 100 and five.height > 1.8 * one.height
-
-
-@pytest.mark.parametrize(
-    ("size", "expected"), [((100, 50), (40, 20)), ((10, 100), (3, 30)), ((10000, 1), (40, 1))]
-)
-def test_fit_keeps_the_shape(size, expected):
-    assert fit(size, (40, 30)) == expected
-
-
 def test_an_empty_batch():
     assert cluster_batch([], Method(None, "patch-statistics", sk.ClusterConfig())) == []
 
@@ -384,5 +318,5 @@ def test_help_shows_defaults(capsys):
 
 
 def test_a_single_token_in_the_table():
-    row = cluster.summarise(make_picture([[0]], [(0, 0)]))
+    row = cluster.summarise(clusters_by_hand([[0]], [(0, 0)]))
     assert (row["image"], row["tokens"], row["labels"]) == ("drawn", 1, 1)

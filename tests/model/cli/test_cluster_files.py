@@ -13,9 +13,9 @@ from PIL import Image
 from helpers.cluster_files import GRID, listing, read, two_halves
 from setok_cli.main import main
 from setokim.cli import cluster_results
-from setokim.cli.cluster_results import _laid_out
 from setokim.utils.file_names import printable_name
 from setokim.utils.folder_lock import locked
+from setokim.visualization.cluster_record import _laid_out
 
 
 @pytest.fixture

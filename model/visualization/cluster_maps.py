@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
-from setokim.cli.image_clusters import ImageClusters
 from setokim.utils.file_names import printable_name
-from setokim.utils.palette import palette
+from setokim.utils.palette import colour, palette
+from setokim.visualization.image_clusters import ImageClusters
 
 _PANEL = 640
 _MARGIN = 20
@@ -21,8 +22,8 @@ _BOUNDARY = (255, 255, 255)
 _HATCH_WIDTH = 5
 # Weight of a cluster's colour in the map; the rest is the photograph in grey, for orientation.
 _TINT = 0.62
-# Lines and rings are drawn larger by this factor and shrunk: PIL does not smooth them.
-_OVERSAMPLING = 2
+# PIL does not smooth circles: they are drawn larger by this factor and shrunk.
+_OVERSAMPLING = 4
 
 
 def draw_map(result: ImageClusters, size: tuple[int, int]) -> Image.Image:
@@ -34,28 +35,22 @@ def draw_map(result: ImageClusters, size: tuple[int, int]) -> Image.Image:
         result: clusters of an image.
         size: width and height of the map.
     """
-    width, height = (side * _OVERSAMPLING for side in size)
-    rows, columns = result.labels.shape
-    row_of = np.arange(height) * rows // height
-    column_of = np.arange(width) * columns // width
-    labels = result.labels[row_of[:, None], column_of[None, :]]  # (height, width)
-
-    grey = np.asarray(result.photo.convert("L").resize((width, height)), np.float32)[..., None]
-    colours = np.vstack([palette(result.tokens), [[0, 0, 0]]]).astype(np.float32)
-    shades = colours[labels] * _TINT + grey * (1 - _TINT)  # (height, width, 3)
-    residual = labels == result.tokens
-    stripes = (np.add.outer(np.arange(height), np.arange(width)) // _HATCH_WIDTH) % 2
-    hatched = 110 + 70 * stripes[..., None] + (grey - 128) * 0.3
-    shades = np.where(residual[..., None], hatched, shades)
-
-    boundary = np.zeros((height, width), bool)
-    boundary[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    boundary[1:] |= labels[1:] != labels[:-1]
-    shades[_widen(boundary)] = _BOUNDARY
-
-    image = Image.fromarray(shades.clip(0, 255).astype(np.uint8))
-    _draw_seeds(image, result)
-    return image.resize(size, Image.Resampling.LANCZOS)
+    labels, tokens = result.labels, result.tokens
+    grey = result.photo.resize(size).convert("L")
+    colours = np.vstack([palette(tokens), [[0, 0, 0]]]).astype(np.uint8)
+    shades = enlarge(colours[labels], size)
+    image = Image.blend(grey.convert("RGB"), shades, _TINT)
+    residual = labels == tokens
+    if residual.any():
+        stripes = np.add.outer(np.arange(size[1]), np.arange(size[0])) // _HATCH_WIDTH % 2
+        hatched = 110 + 70 * stripes + (np.asarray(grey, np.float32) - 128) * 0.3
+        hatched_image = Image.fromarray(hatched.clip(0, 255).astype(np.uint8)).convert("RGB")
+        image.paste(hatched_image, mask=enlarge(residual, size))
+    image.paste(_BOUNDARY, mask=Image.fromarray(boundaries(labels, size)))
+    # Backwards, so that where seeds meet the earlier one lies on top.
+    for label in range(tokens - 1, -1, -1):
+        draw_seed(image, result, label)
+    return image
 
 
 def draw_figure(result: ImageClusters, encoder_name: str) -> Image.Image:
@@ -120,30 +115,65 @@ def fit(size: tuple[int, int], box: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _widen(edge: np.ndarray) -> np.ndarray:
-    """Grow a boolean image by one pixel in all directions."""
-    grown = Image.fromarray(edge.astype(np.uint8)).filter(ImageFilter.MaxFilter(3))
-    return np.asarray(grown).astype(bool)
+def enlarge(patches: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """Draw each patch as a rectangle of its colour.
+
+    Args:
+        patches: (rows, columns, 3) uint8 colours, (rows, columns) uint8 greys or bools.
+        size: width and height of the image.
+    """
+    height, width = patches.shape[:2]
+    row_of = np.arange(size[1]) * height // size[1]
+    column_of = np.arange(size[0]) * width // size[0]
+    values = patches.astype(np.uint8) * 255 if patches.dtype == bool else patches
+    return Image.fromarray(values[row_of][:, column_of])
 
 
-def _draw_seeds(image: Image.Image, result: ImageClusters) -> None:
-    draw = ImageDraw.Draw(image)
+def boundaries(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return (height, width) uint8, 255 on the two pixels at each boundary of two labels.
+
+    Args:
+        labels: (rows, columns), a label of each patch.
+        size: width and height.
+    """
+    rows, columns = labels.shape
+    row_of = np.arange(size[1]) * rows // size[1]
+    column_of = np.arange(size[0]) * columns // size[0]
+    large = labels[row_of][:, column_of]
+    edge = np.zeros(large.shape, bool)
+    across, down = large[:, 1:] != large[:, :-1], large[1:] != large[:-1]
+    edge[:, 1:] |= across
+    edge[:, :-1] |= across
+    edge[1:] |= down
+    edge[:-1] |= down
+    return edge.astype(np.uint8) * 255
+
+
+def draw_seed(image: Image.Image, result: ImageClusters, label: int) -> None:
+    """Draw the label of a cluster in a ring at its seed, on an image of any size."""
     rows, columns = result.labels.shape
     patch = min(image.width / columns, image.height / rows)
-    radius = min(max(0.5 * patch, 9 * _OVERSAMPLING), 14 * _OVERSAMPLING)
-    font = _font(1.25 * radius)
-    colours = palette(result.tokens)
-    # Backwards, so that where seeds meet the earlier one lies on top.
-    for label in range(result.tokens - 1, -1, -1):
-        row, column = result.seeds[label]
-        x = (column + 0.5) * image.width / columns
-        y = (row + 0.5) * image.height / rows
-        colour = tuple(int(c) for c in colours[label])
-        for grown, fill in ((2 * _OVERSAMPLING, _INK), (_OVERSAMPLING, _PAPER), (0, colour)):
-            r = radius + grown
-            draw.ellipse((x - r, y - r, x + r, y + r), fill=fill)
-        is_light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
-        draw.text((x, y), str(label), _INK if is_light else _PAPER, font, anchor="mm")
+    sign = _seed_sign(label, min(max(0.5 * patch, 9), 14))
+    row, column = result.seeds[label]
+    x = round((column + 0.5) * image.width / columns - sign.width / 2)
+    y = round((row + 0.5) * image.height / rows - sign.height / 2)
+    image.paste(sign, (x, y), sign)
+
+
+@functools.lru_cache(maxsize=4096)
+def _seed_sign(label: int, radius: float) -> Image.Image:
+    """Draw a numbered disc with a light and a dark ring, RGBA."""
+    side, r = 2 * math.ceil(radius + 2) * _OVERSAMPLING, radius * _OVERSAMPLING
+    sign = Image.new("RGBA", (side, side), (*_INK, 0))
+    draw = ImageDraw.Draw(sign)
+    fills = (_INK, _PAPER, colour(label))
+    for grown, fill in zip((2 * _OVERSAMPLING, _OVERSAMPLING, 0), fills, strict=True):
+        draw.circle((side / 2, side / 2), r + grown, fill=fill)
+    red, green, blue = colour(label)
+    is_light = 0.299 * red + 0.587 * green + 0.114 * blue > 140
+    ink = _INK if is_light else _PAPER
+    draw.text((side / 2, side / 2), str(label), ink, _font(1.25 * r), anchor="mm")
+    return sign.resize((side // _OVERSAMPLING,) * 2, Image.Resampling.LANCZOS)
 
 
 def _title(result: ImageClusters) -> str:
@@ -164,5 +194,6 @@ def _facts(result: ImageClusters, encoder_name: str) -> list[str]:
     ]
 
 
+@functools.lru_cache(maxsize=64)
 def _font(size: float) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size=size)

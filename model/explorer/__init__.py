@@ -1,0 +1,1 @@
+"""The clustering explorer: a page in the browser where images are clustered as settings change."""

@@ -1,0 +1,1 @@
+"""Clusters of images as pictures: maps, figures, animations, and the data behind them."""
