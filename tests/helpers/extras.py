@@ -5,7 +5,8 @@ import re
 
 # Those that users install; the rest are tools.
 FOR_USERS = ("triton", "cli", "model", "generate", "lora", "train", "eval", "score", "bench")
-FOR_USERS += ("report", "tokenize", "ray", "datasets", "explore", "completion", "photographs", "peers", "onnx")
+FOR_USERS += ("report", "tokenize", "ray", "datasets", "explore", "completion", "photographs")
+FOR_USERS += ("peers", "onnx")
 
 
 def all_extras():
