@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -83,6 +84,25 @@ CONFIGS: dict[str, type[Config]] = {
 def function_of(config: Config) -> str:
     """Return the name of the function that takes these options."""
     return next(name for name, kind in CONFIGS.items() if isinstance(config, kind))
+
+
+def changed_fields(config: Config, base: Config | None = None) -> dict[str, Any]:
+    """Return the fields that differ from those of `base`, as plain Python values.
+
+    Args:
+        config: options.
+        base: options of the same function; None for the defaults.
+    """
+    base = type(config)() if base is None else base
+    known = base.to_dict()
+    return {name: _plain(value) for name, value in config.to_dict().items() if value != known[name]}
+
+
+def _plain(value: Any) -> Any:
+    """Return numbers as int or float, whose repr is text for Python, YAML and the command line."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
 def cluster(x: Tensor, config: Config, backend: str = "auto") -> Clusters | HardClusters:
