@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -42,7 +42,7 @@ class PageState:
     """
 
     image: str = ""
-    first: Config = ClusterConfig()
+    first: Config = field(default_factory=ClusterConfig)
     second: Config | None = None
     view: str = "mask"
     label: int = 0
@@ -166,7 +166,7 @@ def _config(texts: Mapping[str, str]) -> tuple[Config, set[str], dict[str, str]]
         refused["function"] = _message("function", f"one of {', '.join(CONFIGS)}", function)
         function = _DEFAULT_FUNCTION
     kind = CONFIGS[function]
-    known = {field.name for field in fields(kind)}
+    known = {one.name for one in fields(kind)}
     values = {name: _value(text) for name, text in texts.items() if name in known}
     config, wrong = _without_refused(kind, values)
     return config, known | {"function"}, refused | wrong

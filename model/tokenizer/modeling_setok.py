@@ -274,14 +274,18 @@ class SetokModel(PreTrainedModel):
             return self.tokenize_features(self._no_features())
         return self.tokenize_features(self.encoder(pixels.to(self.device)))
 
-    def tokenize_features(self, features: Tensor) -> VisualTokens:
+    def tokenize_features(
+        self, features: Tensor, clustering: nn.Module | None = None
+    ) -> VisualTokens:
         """Turn the encoder's features into semantic tokens.
 
         Args:
             features: (B, H, W, D) float32, on the device of the model.
+            clustering: grouping of the patches in place of the model's own, such as a
+                `ClusterGrouping` with other options; None for the model's.
         """
         grid, features = (features.shape[1], features.shape[2]), features.flatten(1, 2)
-        parts = self.clustering(features, grid)
+        parts = (self.clustering if clustering is None else clustering)(features, grid)
         tokens, occupied = self.merger(features.to(self.dtype), parts, grid)
         return VisualTokens(tokens, occupied, parts, grid, features)
 
