@@ -14,12 +14,11 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
-from skimage import data
 
-from setok_bench.pipeline import PHOTOGRAPHS
 from setok_kernels import ClusterConfig
 from setokim.cli.cluster import make_method, summarise, summary_table
 from setokim.cli.cluster_results import process_files
+from setokim.data.photographs import PHOTOGRAPHS, photograph
 from setokim.visualization.cluster_maps import draw_contact_sheet
 
 
@@ -29,7 +28,7 @@ def save_photographs(folder: Path) -> list[Path]:
     files = []
     for name in PHOTOGRAPHS:
         files.append(folder / f"{name}.png")
-        Image.fromarray(getattr(data, name)()).save(files[-1])
+        photograph(name).save(files[-1])
     return files
 
 

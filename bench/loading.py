@@ -22,13 +22,12 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from skimage import data
 from torch.utils.data import DataLoader
 
-from setok_bench.pipeline import PHOTOGRAPHS
 from setok_bench.provenance import provenance
 from setokim.data import Conversation, Guarded, GuardedCollator
 from setokim.data.image_processing import load_image
+from setokim.data.photographs import PHOTOGRAPHS, photograph
 from setokim.data.readers.chats import Chats
 from setokim.tokenizer.processing_setok import SetokProcessor
 from setokim.vlm.processing_setokim import SetokimProcessor
@@ -81,7 +80,7 @@ def write_conversations(folder: Path, number: int) -> Chats:
         number: number of conversations; photographs repeat.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shots = [Image.fromarray(getattr(data, name)()).convert("RGB") for name in PHOTOGRAPHS]
+    shots = [photograph(name).convert("RGB") for name in PHOTOGRAPHS]
     question, answer = _TEXTS
     turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
     records = []

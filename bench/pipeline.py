@@ -24,17 +24,6 @@ from setok_kernels import testing
 PATCH = 14
 # Number of text tokens of a question about the image.
 TEXT_TOKENS = 64
-# Photographs of skimage.data, public domain or CC0.
-PHOTOGRAPHS = (
-    "astronaut",
-    "camera",
-    "chelsea",
-    "clock",
-    "coffee",
-    "hubble_deep_field",
-    "retina",
-    "rocket",
-)
 
 
 @dataclass(frozen=True)
@@ -167,15 +156,14 @@ def check_both(case: Case, result) -> None:
 def tokens_of_photographs() -> tuple[int, ...]:
     """Return the numbers of clusters of eight photographs, with the built-in encoder."""
     try:
-        from PIL import Image
-        from skimage import data
-
         from setokim import PatchStatisticsEncoder
+        from setokim.data.photographs import PHOTOGRAPHS, photograph
+
+        photos = [photograph(name).convert("RGB") for name in PHOTOGRAPHS]
     except ImportError as error:
         raise Unavailable(
             f'{error.name} is not installed; pip install "setok-kernels[cli,photographs]"'
         ) from error
-    photos = [Image.fromarray(getattr(data, name)()).convert("RGB") for name in PHOTOGRAPHS]
     return tuple(sk.cluster_tokens(PatchStatisticsEncoder()(photos)).counts.tolist())
 
 

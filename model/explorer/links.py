@@ -8,17 +8,20 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from setok_kernels import ClusterConfig
+from setok_kernels.config import check_number
 from setokim.data.samples import check_natural
 from setokim.visualization.functions import CONFIGS, Config, changed_fields, function_of
 
 VIEWS = ("mask", "scope", "density", "delta", "score")
+EDITS = ("all", "without", "moved")
 
 # Name of the parameter for a second setting, and beginning of the names of its options.
 _SECOND = "b"
 _PREFIX = f"{_SECOND}."
 _DEFAULT_FUNCTION = "cluster_tokens"
-# Parameters that are no options of a clustering.
-_PAGE = ("image", "view", "label", "step")
+# Fields that are no options of a clustering, with their parameters.
+_PAGE = {name: name for name in ("image", "view", "label", "step", "edit", "down", "right")}
+_PAGE["second_label"] = f"{_PREFIX}label"
 # Max number of characters of a parameter in a message.
 _SHOWN = 60
 
@@ -34,8 +37,12 @@ class PageState:
         first: options of the clustering.
         second: options of the clustering beside it; None for a single one.
         view: name in `VIEWS`.
-        label: index of the cluster, at least 0.
+        label: index of the cluster in view, at least 0.
+        second_label: index of the cluster in view under the second setting, at least 0.
         step: index of the step of the scope loop, at least 0.
+        edit: name in `EDITS` of the tokens that are reconstructed.
+        down: displacement of a moved token in heights of the image, from -1 to 1.
+        right: displacement of a moved token in widths of the image, from -1 to 1.
 
     Raises:
         TypeError, ValueError: a field does not fit; the message names it.
@@ -46,7 +53,11 @@ class PageState:
     second: Config | None = None
     view: str = "mask"
     label: int = 0
+    second_label: int = 0
     step: int = 0
+    edit: str = "all"
+    down: float = 0.0
+    right: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.image, str):
@@ -57,10 +68,24 @@ class PageState:
             value = getattr(self, name)
             if not isinstance(value, Config) and (name == "first" or value is not None):
                 raise TypeError(f"{name}: expected options of a clustering, got {value!r}")
-        if self.view not in VIEWS:
-            raise ValueError(f"view: expected one of {', '.join(VIEWS)}, got {self.view!r}")
-        for name in ("label", "step"):
+        for name, known in (("view", VIEWS), ("edit", EDITS)):
+            if getattr(self, name) not in known:
+                expected = f"one of {', '.join(known)}"
+                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+        for name in ("label", "second_label", "step"):
             check_natural(name, getattr(self, name))
+        for name in ("down", "right"):
+            check_number(name, getattr(self, name), least=-1, most=1)
+
+    @property
+    def configs(self) -> tuple[Config, ...]:
+        """Options of the settings that are shown, one or two."""
+        return (self.first,) if self.second is None else (self.first, self.second)
+
+    @property
+    def labels(self) -> tuple[int, int]:
+        """Clusters in view under both settings."""
+        return self.label, self.second_label
 
 
 def to_query(state: PageState) -> str:
@@ -73,9 +98,9 @@ def to_query(state: PageState) -> str:
     parameters = {"image": state.image} if state.image else {}
     parameters |= _texts(state.first)
     default = PageState()
-    for name in ("view", "label", "step"):
-        if getattr(state, name) != getattr(default, name):
-            parameters[name] = str(getattr(state, name))
+    for name, parameter in _PAGE.items():
+        if name != "image" and getattr(state, name) != getattr(default, name):
+            parameters[parameter] = str(getattr(state, name))
     if state.second is not None:
         second = {f"{_PREFIX}{name}": text for name, text in _texts(state.second).items()}
         parameters |= second or {_SECOND: "1"}
@@ -120,19 +145,19 @@ def from_query(parameters: Parameters) -> tuple[PageState, list[str]]:
             {
                 name.removeprefix(_PREFIX): text
                 for name, text in texts.items()
-                if name.startswith(_PREFIX)
+                if name.startswith(_PREFIX) and name not in _PAGE.values()
             }
         )
         known_second = {f"{_PREFIX}{name}" for name in known_second}
         refused |= {f"{_PREFIX}{name}": f"{_PREFIX}{text}" for name, text in wrong.items()}
 
-    page = {name: _value(texts[name]) for name in _PAGE if name in texts}
+    page = {name: _value(texts[text]) for name, text in _PAGE.items() if text in texts}
     if "image" in page:
         page["image"] = texts["image"]
     state, wrong = _without_refused(PageState, {"first": first, "second": second, **page})
-    refused |= wrong
+    refused |= {_PAGE[name]: _PAGE[name] + text.removeprefix(name) for name, text in wrong.items()}
 
-    names = [*_PAGE, *sorted(known), _SECOND, *sorted(known_second)]
+    names = [*_PAGE.values(), *sorted(known), _SECOND, *sorted(known_second)]
     for name in texts:
         if name not in names:
             refused[name] = _message(name, f"one of {', '.join(names)}", name)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from PIL import Image
 from torch import Tensor
 
-from setok_kernels import ClusterConfig
+from setok_kernels import ClusterConfig, Clusters
 from setok_kernels.config import check_count, check_number
 from setokim.data.image_processing import to_image
 from setokim.tokenizer.modeling_setok import SetokModel, VisualTokens
@@ -54,15 +56,27 @@ class Reconstruction:
         Raises:
             TypeError, ValueError: an argument does not fit.
         """
-        if not isinstance(config, ClusterConfig):
-            raise TypeError(f"config: expected a ClusterConfig, got {type(config).__name__}")
+        grouping = self._grouping(config)
         depth = self.model.encoder.feature_dim
         if features.dim() != 4 or features.shape[0] != 1 or features.shape[3] != depth:
             got = tuple(features.shape)
             raise ValueError(f"features: expected shape (1, H, W, {depth}), got {got}")
-        grouping = ClusterGrouping(config, (), self._own.position_weight, self._own.residual)
-        grouping.backend = self._own.backend
         return self.model.tokenize_features(features.to(self.model.device), grouping)
+
+    @torch.inference_mode()
+    def cluster(self, features: Tensor, config: ClusterConfig) -> Clusters:
+        """Cluster the features of an image as `tokenize` does, without making tokens.
+
+        Args:
+            features: (1, H, W, D) float32, features of the model's encoder.
+            config: options of the clustering.
+
+        Raises:
+            TypeError: `config` is no `ClusterConfig`.
+        """
+        grid = (features.shape[1], features.shape[2])
+        flat = features.flatten(1, 2).to(self.model.device)
+        return replace(self._grouping(config)(flat, grid), grid=grid)
 
     @torch.inference_mode()
     def image(
@@ -107,6 +121,14 @@ class Reconstruction:
         kept = tokens[occupied]  # (S, token_dim)
         offsets = torch.tensor([0, len(kept)], dtype=torch.int32, device=kept.device)
         return to_image(self.model.detokenize(kept, offsets, len(kept), size)[0].float())
+
+    def _grouping(self, config: ClusterConfig) -> ClusterGrouping:
+        """Return the model's grouping with other options."""
+        if not isinstance(config, ClusterConfig):
+            raise TypeError(f"config: expected a ClusterConfig, got {type(config).__name__}")
+        grouping = ClusterGrouping(config, (), self._own.position_weight, self._own.residual)
+        grouping.backend = self._own.backend
+        return grouping
 
     def _with_moved(
         self, tokens: Tensor, occupied: Tensor, label: int, down: float, right: float

@@ -25,6 +25,7 @@ DISTRIBUTION = "setok-kernels"
 # The order of `--help`. Commands of other distributions follow by name.
 ORDER = (
     "cluster",
+    "explore",
     "tokenize",
     "compress",
     "train",

@@ -1,0 +1,255 @@
+"""Components of the page, where they stand, and how they look."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.data_classes import ImageData
+
+from setokim.explorer.controls import Controls
+from setokim.explorer.links import EDITS
+from setokim.explorer.panels import VIEWS
+from setokim.utils.file_names import printable_name
+
+TITLE = "Token clustering explorer"
+NAMES = ("A", "B")
+_EDIT_TITLES = ("all tokens", "without the cluster in view", "with the cluster in view moved")
+# Fonts of the user's machine: the page asks no other host for anything.
+THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+CSS = """
+.sizes { max-height: 20rem; overflow: auto; }
+.sizes table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.sizes th, .sizes td { padding: 0 .5rem; text-align: right; }
+.sizes .wide { width: 50%; text-align: left; }
+.sizes .swatch { display: inline-block; width: .8em; height: .8em; margin-right: .4em; }
+.sizes .bar { display: block; height: .6em; min-width: 1px; }
+.notice { border: 2px solid; padding: .5rem 1rem; }
+"""
+_SHOWN: dict[str, Any] = {"interactive": False, "buttons": ["download", "fullscreen"]}
+
+
+class ImageFile(gr.Image):
+    """Image input whose value is the file and its name; what it holds is checked by the handler."""
+
+    is_template = True
+
+    def preprocess(self, payload: ImageData | None) -> tuple[str, str] | None:  # type: ignore[override]
+        """Return the file of the upload, and its name on the user's machine."""
+        if payload is None or payload.path is None:
+            return None
+        return payload.path, printable_name(payload.orig_name or Path(payload.path).name)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What is shown of one setting.
+
+    Attributes:
+        column: column of all the others.
+        facts: numbers in a line.
+        map: image of the clusters.
+        detail: image of the chosen view.
+        caption: caption of `detail`.
+        label: slider of the cluster in view.
+        sizes: table of the clusters.
+        texts: the setting as command line, YAML and Python.
+        write: button that makes files.
+        files: files made.
+    """
+
+    column: gr.Column
+    facts: gr.HTML
+    map: gr.Image
+    detail: gr.Image
+    caption: gr.HTML
+    label: gr.Slider
+    sizes: gr.HTML
+    texts: tuple[gr.Textbox, gr.Textbox, gr.Textbox]
+    write: gr.Button
+    files: gr.File
+
+    @property
+    def outputs(self) -> list[gr.blocks.Block]:
+        """All that a new clustering changes."""
+        shown = [self.column, self.facts, self.map, self.detail, self.caption, self.label]
+        return [*shown, self.sizes, *self.texts, self.files]
+
+
+@dataclass(frozen=True)
+class ReconstructionPanel:
+    """Images from the tokens of the first setting.
+
+    Attributes:
+        edit: choice of the tokens.
+        down: displacement of the moved token, in heights of the image.
+        right: displacement of the moved token, in widths of the image.
+        rebuilt: reconstruction from all tokens.
+        edited: reconstruction from the tokens chosen.
+    """
+
+    edit: gr.Radio
+    down: gr.Slider
+    right: gr.Slider
+    rebuilt: gr.Image
+    edited: gr.Image
+
+    @property
+    def inputs(self) -> list[gr.components.Component]:
+        """Controls of the tokens."""
+        return [self.edit, self.down, self.right]
+
+
+class Layout:
+    """All components of the page, made within the `gr.Blocks` that is open.
+
+    Attributes:
+        notice: messages about the link.
+        upload: input of an image.
+        image: choice among the images at hand.
+        uploads: state with this user's uploads, as entries of that choice.
+        compare: flag of the second setting.
+        controls: controls of both settings.
+        panels: panels of both settings.
+        view: choice of the view beside the map.
+        step: step of the view of the scope.
+        reconstruction: images from the tokens; None without a model.
+        query: query of the link, hidden.
+        link: link to the page as it is.
+
+    Args:
+        keys: keys of the images at hand.
+        has_model: flag: tokens can be turned into images.
+    """
+
+    def __init__(self, keys: list[str], has_model: bool):
+        gr.Markdown(
+            f"# {TITLE}\nThe clusters of an image's patches, drawn again with each change. "
+            "A click on a patch shows its cluster."
+        )
+        self.notice = gr.HTML(visible=False, elem_id="notice")
+        with gr.Row():
+            with gr.Column(scale=1, min_width=320):
+                self._add_input(keys)
+                with gr.Tabs():
+                    self.controls = [self._make_controls(name) for name in NAMES]
+            with gr.Column(scale=3, min_width=480):
+                with gr.Row():
+                    self.view = gr.Radio(
+                        [(title, view) for view, title in VIEWS.items()],
+                        value="mask",
+                        label="View",
+                        info="what the second image shows",
+                        elem_id="view",
+                        scale=2,
+                    )
+                    self.step = _count(
+                        "Step", "steps of Algorithm 1 in the view of the scope", "step"
+                    )
+                with gr.Row():
+                    self.panels = [_make_panel(name) for name in NAMES]
+                self.reconstruction = _make_reconstruction() if has_model else None
+                self.link = _text("link", "Link to this page as it is", 1)
+                self.query = gr.Textbox(visible="hidden", label="Query", elem_id="query")
+
+    def _add_input(self, keys: list[str]) -> None:
+        self.upload = ImageFile(
+            label="Image: drop, paste or choose a file",
+            sources=["upload", "clipboard"],
+            image_mode=None,
+            type="filepath",
+            height=220,
+            buttons=[],
+            elem_id="upload",
+            alt_text="The image that is clustered",
+        )
+        self.image = gr.Dropdown(
+            keys, value=keys[0] if keys else None, label="Image at hand", elem_id="image"
+        )
+        self.uploads = gr.State([])
+        self.compare = gr.Checkbox(
+            False, label="Compare two settings", info="shows B beside A", elem_id="compare"
+        )
+
+    def _make_controls(self, name: str) -> Controls:
+        with gr.Tab(f"Setting {name}", elem_id=f"tab-{name}"):
+            return Controls(name)
+
+
+def _make_panel(name: str) -> Panel:
+    with gr.Column(visible=name == NAMES[0], min_width=320, elem_id=f"panel-{name}") as column:
+        facts = gr.HTML(elem_id=f"facts-{name}")
+        with gr.Row():
+            with gr.Column(min_width=260):
+                clusters = _image(f"map-{name}", f"{name}: clusters and seeds", "jpeg")
+            with gr.Column(min_width=260):
+                detail = _image(f"detail-{name}", f"{name}: view", "jpeg")
+        caption = gr.HTML(elem_id=f"caption-{name}")
+        label = _count(
+            f"Cluster of {name}", "in the view of one cluster; last the residual", f"label-{name}"
+        )
+        with gr.Accordion(f"Sizes of the clusters of {name}", open=False):
+            sizes = gr.HTML(elem_id=f"sizes-{name}")
+        with gr.Accordion(f"Take setting {name} away", open=False, elem_id=f"export-{name}"):
+            texts = (
+                _text(f"command-{name}", f"{name} as command line", 1),
+                _text(f"yaml-{name}", f"{name} as YAML", 2),
+                _text(f"python-{name}", f"{name} as Python", 8),
+            )
+            write = gr.Button(f"Write PNG and JSON of {name}", elem_id=f"write-{name}")
+            files = gr.File(
+                label=f"Files of {name}, as setok cluster writes them",
+                file_count="multiple",
+                interactive=False,
+                elem_id=f"files-{name}",
+            )
+    return Panel(column, facts, clusters, detail, caption, label, sizes, texts, write, files)
+
+
+def _make_reconstruction() -> ReconstructionPanel:
+    with gr.Accordion("Reconstruction from the tokens of A"):
+        with gr.Row():
+            edit = gr.Radio(
+                list(zip(_EDIT_TITLES, EDITS, strict=True)),
+                value="all",
+                label="Tokens",
+                elem_id="edit",
+                scale=2,
+            )
+            down, right = (
+                gr.Slider(
+                    -1,
+                    1,
+                    0,
+                    step=0.02,
+                    label=f"Move {way}",
+                    info="in fractions of the image",
+                    elem_id=f"move-{way}",
+                )
+                for way in ("down", "right")
+            )
+        with gr.Row():
+            rebuilt = _image("rebuilt", "Reconstruction from all tokens", "png")
+            edited = _image("edited", "Reconstruction from the tokens chosen", "png")
+    return ReconstructionPanel(edit, down, right, rebuilt, edited)
+
+
+def _image(elem_id: str, label: str, image_format: str) -> gr.Image:
+    return gr.Image(label=label, alt_text=label, elem_id=elem_id, format=image_format, **_SHOWN)
+
+
+def _count(label: str, info: str, elem_id: str) -> gr.Slider:
+    return gr.Slider(0, 1, 0, step=1, precision=0, label=label, info=info, elem_id=elem_id)
+
+
+def _text(elem_id: str, label: str, lines: int) -> gr.Textbox:
+    return gr.Textbox(
+        label=label,
+        lines=lines,
+        max_lines=20,
+        buttons=["copy"],
+        interactive=False,
+        elem_id=elem_id,
+    )
