@@ -53,7 +53,7 @@ CONFIGS = [
     GreedyConfig(0.1 + 0.2),
 ]
 SOFT = [config for config in CONFIGS if isinstance(config, ClusterConfig)]
-NAMES = ["halves.png", 'it\'s a "pair".png', "-k 3.png", "a\nb\\\t$(x) `y`.png", "é\u00a0#.png"]
+NAMES = ["halves.png", 'it\'s a "pair".png', "-k.png", "a\nb\\\t$(x) `y`.png", "é\u00a0#.png"]
 
 
 @pytest.fixture
@@ -118,6 +118,9 @@ def test_the_script_is_short():
         'print(int(clusters.counts[0]), "tokens")\n'
     )
     assert "= ClusterConfig.paper(k=4)\n" in python_code(ClusterConfig.paper(k=4), ENCODER, "a")
+    # The preset's own bandwidth follows the number of clusters.
+    paper = ClusterConfig.paper(max_clusters=9)
+    assert "= ClusterConfig.paper(max_clusters=9)\n" in python_code(paper, ENCODER, "a.png")
     assert "dpc_knn(features, num_clusters=64)" in python_code(DPCConfig(), ENCODER, "a.png")
 
 

@@ -152,6 +152,15 @@ def test_the_own_config_has_the_trained_numbers():
     assert config.k == 3 and all(not torch.is_tensor(v) for v in vars(config).values())
 
 
+def test_the_backend_is_that_of_the_model(features):
+    model = tiny()
+    model.clustering.backend = "abacus"
+    with pytest.raises(ValueError, match=r"backend: expected .*, got 'abacus'"):
+        Reconstruction(model).tokenize(
+            torch.zeros(1, 6, 6, model.encoder.feature_dim), ClusterConfig()
+        )
+
+
 def test_an_image_of_no_token_is_finite(reconstruction, features):
     visual = reconstruction.tokenize(features, ClusterConfig(max_clusters=1, bandwidth=1e6))
     assert visual.occupied.sum() == 1
