@@ -11,6 +11,7 @@ from torch import Tensor
 from setok_kernels import ClusterConfig, Clusters
 from setok_kernels.config import check_count, check_number
 from setokim.data.image_processing import to_image
+from setokim.data.samples import check_natural
 from setokim.tokenizer.modeling_setok import SetokModel, VisualTokens
 from setokim.tokenizer.token_grouping import ClusterGrouping
 
@@ -146,8 +147,7 @@ class Reconstruction:
 
 def _check_label(name: str, label: int, occupied: Tensor) -> None:
     """Raise an error unless `label` is a row that holds a token."""
-    if isinstance(label, bool) or not isinstance(label, int):
-        raise TypeError(f"{name}: expected an int as label, got {label!r}")
+    check_natural(name, label)
     labels = occupied.nonzero().flatten().tolist()
     if label not in labels:
         known = ", ".join(map(str, labels))

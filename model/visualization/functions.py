@@ -86,20 +86,23 @@ def function_of(config: Config) -> str:
     return next(name for name, kind in CONFIGS.items() if isinstance(config, kind))
 
 
+def plain_fields(config: Config) -> dict[str, Any]:
+    """Return the fields as text, bool, None, int or float, whose repr Python and YAML read back."""
+    return {name: _plain(value) for name, value in config.to_dict().items()}
+
+
 def changed_fields(config: Config, base: Config | None = None) -> dict[str, Any]:
-    """Return the fields that differ from those of `base`, as plain Python values.
+    """Return the plain fields that differ from those of `base`.
 
     Args:
         config: options.
         base: options of the same function; None for the defaults.
     """
-    base = type(config)() if base is None else base
-    known = base.to_dict()
-    return {name: _plain(value) for name, value in config.to_dict().items() if value != known[name]}
+    known = (type(config)() if base is None else base).to_dict()
+    return {name: value for name, value in plain_fields(config).items() if value != known[name]}
 
 
 def _plain(value: Any) -> Any:
-    """Return numbers as int or float, whose repr is text for Python, YAML and the command line."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return value
     return int(value) if isinstance(value, numbers.Integral) else float(value)

@@ -111,6 +111,9 @@ def test_one_token_is_moved_and_another_removed(reconstruction, visual):
     image = reconstruction.image(visual, without=blue, moved=(red, 0.0, 0.4))
     assert seen(image, BLUE)[0] < 30
     assert is_at(image, RED, 0.3, 0.7)
+    numbers = reconstruction.image(visual, np.int64(blue), (np.int64(red), 0, np.float64(0.5)))
+    same = reconstruction.image(visual, blue, (red, 0.0, 0.5))
+    assert numbers.tobytes() == same.tobytes()
 
 
 def test_the_tokens_are_those_of_a_model_with_this_config(features):
@@ -149,6 +152,15 @@ def test_the_own_config_has_the_trained_numbers():
     assert config.k == 3 and all(not torch.is_tensor(v) for v in vars(config).values())
 
 
+def test_the_backend_is_that_of_the_model(features):
+    model = tiny()
+    model.clustering.backend = "abacus"
+    with pytest.raises(ValueError, match=r"backend: expected .*, got 'abacus'"):
+        Reconstruction(model).tokenize(
+            torch.zeros(1, 6, 6, model.encoder.feature_dim), ClusterConfig()
+        )
+
+
 def test_an_image_of_no_token_is_finite(reconstruction, features):
     visual = reconstruction.tokenize(features, ClusterConfig(max_clusters=1, bandwidth=1e6))
     assert visual.occupied.sum() == 1
@@ -161,9 +173,9 @@ def test_an_image_of_no_token_is_finite(reconstruction, features):
     ("arguments", "message"),
     [
         ({"without": 5}, r"without: expected the label of a token \(0, 1, 2\), got 5"),
-        ({"without": -1}, r"without: expected the label of a token \(0, 1, 2\), got -1"),
-        ({"without": 1.0}, "without: expected an int as label, got 1.0"),
-        ({"without": True}, "without: expected an int as label, got True"),
+        ({"without": -1}, "without: expected at least 0, got -1"),
+        ({"without": 1.0}, "without: expected an int, got 1.0"),
+        ({"without": True}, "without: expected an int, got True"),
         ({"moved": (3, 0, 0)}, r"moved: expected the label of a token \(0, 1, 2\), got 3"),
         ({"moved": (1, float("nan"), 0)}, "moved: expected a finite number, got nan"),
         ({"moved": (1, 0, "x")}, "moved: expected a real number, got 'x'"),
