@@ -15,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import setok_kernels as sk
+from helpers.browser import browser, pytest_terminal_summary, visitor  # noqa: F401
 from setok_kernels import compiled
 
 # Shells start what runs in the background without an interrupt, and nohup without a hang-up. The
