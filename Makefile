@@ -20,7 +20,7 @@ sanitized_flags := -g -fno-omit-frame-pointer -fsanitize=address,undefined \
 sanitized_env := ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)"
 
-.PHONY: demo stage1 small-world release-small-world token-swap test lint types docs format bench bench-docs compile-report kernel-counts mutants wheels test-wheel kernel-hub clean fuzz test-threads test-ptx build-sanitized test-sanitized $(INSTRUCTION_SETS:%=test-%) $(PTX_ARCHS:%=test-ptx-%) $(SWAPPED:%=token-swap-%)
+.PHONY: demo browser stage1 small-world release-small-world token-swap test lint types docs format bench bench-docs compile-report kernel-counts mutants wheels test-wheel kernel-hub clean fuzz test-threads test-ptx build-sanitized test-sanitized $(INSTRUCTION_SETS:%=test-%) $(PTX_ARCHS:%=test-ptx-%) $(SWAPPED:%=token-swap-%)
 
 demo: $(DEMO_INSTALLED)
 	$(BIN)/python bench/demo.py --out demo_out
@@ -35,6 +35,12 @@ test: $(INSTALLED)
 		-o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true --max-worker-restart=0
 	$(BIN)/coverage report --include="setok_kernels/*" --fail-under=95
 	$(BIN)/coverage report --include="model/*" --fail-under=95
+
+# A browser for the tests that drive `setok explore`, which are skipped without one: the system's,
+# or Playwright's. Only this target installs one.
+BROWSER_SECONDS ?= 600
+browser: $(INSTALLED)
+	PYTHONPATH=tests $(BIN)/python -m helpers.install_browser --seconds $(BROWSER_SECONDS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

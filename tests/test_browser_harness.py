@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from helpers import browser as harness
-from helpers import browser_page, processes
+from helpers import browser_page, install_browser, processes
 from helpers.browser import visiting
 from helpers.browser_page import Stop, click_pixel, response_ms, screenshot, tab_stops, violations
 from helpers.served_app import served_blocks, served_command
@@ -267,6 +268,32 @@ def test_a_named_browser_must_be_one(no_browser, monkeypatch):
         monkeypatch.setenv(harness.PATH, path)
         with pytest.raises(ValueError, match=f"SETOK_BROWSER: expected the path .* got '{path}'"):
             harness.find_browser()
+
+
+def test_a_mirror_that_hangs_ends_no_installation_with_an_error(no_browser, monkeypatch, capfd):
+    monkeypatch.setattr(
+        install_browser, "APT", [sys.executable, "-c", "import time; time.sleep(9)"]
+    )
+    monkeypatch.setattr(install_browser, "as_root", lambda: [])
+    monkeypatch.setattr(shutil, "which", lambda name: name if name == "apt-get" else None)
+    monkeypatch.setattr(install_browser, "ENVIRONMENT", [])
+    begin = time.monotonic()
+    assert install_browser.main(["--seconds", "0.5"]) == 0
+    assert time.monotonic() - begin < 5
+    out = capfd.readouterr().out
+    assert "browser: stopped after 0 s" in out
+    assert "no google-chrome on PATH" in out and "Tests in a browser will be skipped" in out
+
+
+def test_no_root_and_a_failed_download_end_no_installation_with_an_error(
+    no_browser, monkeypatch, capsys
+):
+    asked = []
+    monkeypatch.setattr(install_browser, "as_root", lambda: None)
+    monkeypatch.setattr(install_browser, "run", lambda command, seconds: asked.append(command))
+    assert install_browser.main([]) == 0
+    assert [command[1:4] for command in asked] == [["-m", "playwright", "install"]]
+    assert "Tests in a browser will be skipped" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
