@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from setok_cli.options import FIELD_OPTIONS
-from setok_kernels import ClusterConfig
 from setok_kernels.config import ALPHAS, CAPS, DISTANCE_SCALES, KERNELS, ORDERS
 from setokim.visualization.functions import CONFIGS, Config, function_of
 
-_NUMBER = "number"
+# Not "number" alone: Gradio would look it up among its translations.
+_NUMBER = "a number"
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,6 @@ _TITLES = {
     "dpc_knn": "dpc_knn",
     "threshold_greedy": "threshold_greedy (DiVT)",
 }
-PRESETS: dict[str, Callable[[], ClusterConfig]] = {
-    "default": ClusterConfig,
-    "paper": ClusterConfig.paper,
-}
 
 
 class Controls:
@@ -106,9 +102,10 @@ class Controls:
 
     Args:
         name: name of the setting, which begins the ids of its elements.
+        presets: names of the presets of `cluster_tokens`.
     """
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, presets: Sequence[str]):
         self.function = gr.Radio(
             [(title, function) for function, title in _TITLES.items()],
             value="cluster_tokens",
@@ -124,7 +121,7 @@ class Controls:
                 self._groups[function] = group
                 if is_first:
                     with gr.Row():
-                        for preset in PRESETS:
+                        for preset in presets:
                             self.presets[preset] = gr.Button(
                                 f"Preset: {preset}", size="sm", elem_id=f"{name}-preset-{preset}"
                             )
@@ -149,10 +146,10 @@ class Controls:
         Fields of the other functions keep their values.
         """
         function = function_of(config)
-        updates: dict[Any, Any] = {self.function: gr.update(value=function)}
+        updates: dict[Any, Any] = {self.function: function}
         for component, value in zip(self.fields, _values(config), strict=True):
             if value is not _KEPT:
-                updates[component] = gr.update(value=value)
+                updates[component] = value
         return updates | self.show_group(function)
 
     def show_group(self, function: str) -> dict[Any, Any]:

@@ -84,6 +84,14 @@ class Features:
         # One image is encoded at a time: the encoder uses all cores.
         self._encoding, self._lock = threading.Lock(), threading.Lock()
 
+    @property
+    def presets(self) -> dict[str, ClusterConfig]:
+        """Options to begin with by name; the first are those of an empty link."""
+        presets = {"default": ClusterConfig(), "paper": ClusterConfig.paper()}
+        if self.reconstruction is None:
+            return presets
+        return {"model": self.reconstruction.config, **presets}
+
     def encode(self, key: str) -> Encoded:
         """Return an image with its features, computed at the first call.
 
@@ -145,21 +153,25 @@ class Features:
             right: displacement in widths of the image.
 
         Returns:
-            The reconstruction from all tokens, and that from the chosen ones; None without a
-            model, and for clusters that it makes no tokens of.
-
-        Raises:
-            ValueError: the label has no token.
+            The reconstruction from all tokens, and that from the chosen ones. Both are None without
+            a model or for clusters that it makes no tokens of, the second one if the cluster in
+            question has no token.
         """
         if self.reconstruction is None or not isinstance(config, ClusterConfig):
             return None, None
-        visual = self.reconstruction.tokenize(self.encode(key).features, config)
-        rebuilt = self.reconstruction.image(visual)
-        if edit == "without":
-            return rebuilt, self.reconstruction.image(visual, without=label)
-        if edit == "moved":
-            return rebuilt, self.reconstruction.image(visual, moved=(label, down, right))
-        return rebuilt, rebuilt
+        model, encoded = self.reconstruction, self.encode(key)
+        visual = model.tokenize(encoded.features, config)
+        # The detokenizer's own size: its time grows with the fourth power of the side.
+        rebuilt = edited = model.image(visual)
+        if edit != "all":
+            edited = None
+            if visual.occupied[0, label]:
+                changed = (
+                    {"without": label} if edit == "without" else {"moved": (label, down, right)}
+                )
+                edited = model.image(visual, **changed)
+        size = encoded.small.size
+        return rebuilt.resize(size), edited and edited.resize(size)
 
     def exports(self, key: str, config: Config) -> tuple[str, str, str]:
         """Return options as command line, YAML and Python.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,22 @@ from setokim.utils.file_names import printable_name
 TITLE = "Token clustering explorer"
 NAMES = ("A", "B")
 _EDIT_TITLES = ("all tokens", "without the cluster in view", "with the cluster in view moved")
-# Fonts of the user's machine: the page asks no other host for anything.
-THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+# Fonts of the user's machine: the page asks no other host for anything. Texts have a contrast of
+# at least 4.5, which the pale ones of the default have not.
+THEME = gr.themes.Default(
+    primary_hue="indigo",
+    font=["system-ui", "sans-serif"],
+    font_mono=["ui-monospace", "monospace"],
+).set(
+    block_info_text_color="*neutral_600",
+    block_info_text_color_dark="*neutral_300",
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+    color_accent="*primary_700",
+)
 CSS = """
+#shown { position: sticky; top: 0; align-self: flex-start; max-height: 100vh; overflow: auto; }
+#shown { flex-wrap: nowrap; }
 .sizes { max-height: 20rem; overflow: auto; }
 .sizes table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .sizes th, .sizes td { padding: 0 .5rem; text-align: right; }
@@ -29,18 +43,6 @@ CSS = """
 .notice { border: 2px solid; padding: .5rem 1rem; }
 """
 _SHOWN: dict[str, Any] = {"interactive": False, "buttons": ["download", "fullscreen"]}
-
-
-class ImageFile(gr.Image):
-    """Image input whose value is the file and its name; what it holds is checked by the handler."""
-
-    is_template = True
-
-    def preprocess(self, payload: ImageData | None) -> tuple[str, str] | None:  # type: ignore[override]
-        """Return the file of the upload, and its name on the user's machine."""
-        if payload is None or payload.path is None:
-            return None
-        return payload.path, printable_name(payload.orig_name or Path(payload.path).name)
 
 
 @dataclass(frozen=True)
@@ -121,10 +123,11 @@ class Layout:
 
     Args:
         keys: keys of the images at hand.
+        presets: names of the presets of `cluster_tokens`.
         has_model: flag: tokens can be turned into images.
     """
 
-    def __init__(self, keys: list[str], has_model: bool):
+    def __init__(self, keys: list[str], presets: Sequence[str], has_model: bool):
         gr.Markdown(
             f"# {TITLE}\nThe clusters of an image's patches, drawn again with each change. "
             "A click on a patch shows its cluster."
@@ -134,8 +137,8 @@ class Layout:
             with gr.Column(scale=1, min_width=320):
                 self._add_input(keys)
                 with gr.Tabs():
-                    self.controls = [self._make_controls(name) for name in NAMES]
-            with gr.Column(scale=3, min_width=480):
+                    self.controls = [_make_controls(name, presets) for name in NAMES]
+            with gr.Column(scale=3, min_width=480, elem_id="shown"):
                 with gr.Row():
                     self.view = gr.Radio(
                         [(title, view) for view, title in VIEWS.items()],
@@ -155,7 +158,7 @@ class Layout:
                 self.query = gr.Textbox(visible="hidden", label="Query", elem_id="query")
 
     def _add_input(self, keys: list[str]) -> None:
-        self.upload = ImageFile(
+        self.upload = gr.Image(
             label="Image: drop, paste or choose a file",
             sources=["upload", "clipboard"],
             image_mode=None,
@@ -165,6 +168,9 @@ class Layout:
             elem_id="upload",
             alt_text="The image that is clustered",
         )
+        # In place of Gradio's, which opens the file and reports what it finds there in words of
+        # its own. A subclass would be cleaner, but Gradio writes a stub file beside its module.
+        self.upload.preprocess = _file_and_name
         self.image = gr.Dropdown(
             keys, value=keys[0] if keys else None, label="Image at hand", elem_id="image"
         )
@@ -173,9 +179,17 @@ class Layout:
             False, label="Compare two settings", info="shows B beside A", elem_id="compare"
         )
 
-    def _make_controls(self, name: str) -> Controls:
-        with gr.Tab(f"Setting {name}", elem_id=f"tab-{name}"):
-            return Controls(name)
+
+def _make_controls(name: str, presets: Sequence[str]) -> Controls:
+    with gr.Tab(f"Setting {name}", elem_id=f"tab-{name}"):
+        return Controls(name, presets)
+
+
+def _file_and_name(payload: ImageData | None) -> tuple[str, str] | None:
+    """Return the file of an upload, and its name on the user's machine."""
+    if payload is None or payload.path is None:
+        return None
+    return payload.path, printable_name(payload.orig_name or Path(payload.path).name)
 
 
 def _make_panel(name: str) -> Panel:
@@ -183,7 +197,15 @@ def _make_panel(name: str) -> Panel:
         facts = gr.HTML(elem_id=f"facts-{name}")
         with gr.Row():
             with gr.Column(min_width=260):
-                clusters = _image(f"map-{name}", f"{name}: clusters and seeds", "jpeg")
+                # Without label and buttons, which would take the clicks on patches below them.
+                clusters = gr.Image(
+                    alt_text=f"Clusters and seeds of setting {name}",
+                    show_label=False,
+                    elem_id=f"map-{name}",
+                    format="jpeg",
+                    interactive=False,
+                    buttons=[],
+                )
             with gr.Column(min_width=260):
                 detail = _image(f"detail-{name}", f"{name}: view", "jpeg")
         caption = gr.HTML(elem_id=f"caption-{name}")

@@ -99,6 +99,8 @@ def to_query(state: PageState) -> str:
     parameters |= _texts(state.first)
     default = PageState()
     for name, parameter in _PAGE.items():
+        if name == "second_label" and state.second is None:
+            continue
         if name != "image" and getattr(state, name) != getattr(default, name):
             parameters[parameter] = str(getattr(state, name))
     if state.second is not None:

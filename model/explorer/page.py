@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qsl
 
 import gradio as gr
 
 from setokim.explorer import panels
-from setokim.explorer.controls import PRESETS, read, within_limits
+from setokim.explorer.controls import read, within_limits
 from setokim.explorer.features import Features
 from setokim.explorer.images import missing
 from setokim.explorer.layout import NAMES, TITLE, Layout
@@ -63,7 +63,9 @@ class _Page:
         self._features = features
         keys = features.images.at_hand
         self._first = keys[0] if keys else ""
-        self._layout = layout = Layout(keys, features.reconstruction is not None)
+        self._layout = layout = Layout(
+            keys, list(features.presets), features.reconstruction is not None
+        )
         self._inputs = {layout.image, layout.compare, layout.view, layout.step}
         outputs = {*self._inputs, layout.notice, layout.upload, layout.uploads, layout.query}
         for controls, panel in zip(layout.controls, layout.panels, strict=True):
@@ -71,7 +73,7 @@ class _Page:
             outputs |= {*panel.outputs, *controls.outputs}
         if layout.reconstruction is not None:
             self._inputs |= {*layout.reconstruction.inputs}
-            outputs |= {layout.reconstruction.rebuilt, layout.reconstruction.edited}
+            outputs |= {*layout.reconstruction.inputs}
         self._outputs = list(outputs)
 
     def connect(self, blocks: gr.Blocks) -> None:
@@ -98,7 +100,7 @@ class _Page:
         )
         if layout.reconstruction is not None:
             changes = [component.input for component in layout.reconstruction.inputs]
-            self._on(changes, self._draw_edited)
+            self._on(changes, self._draw_details)
 
     def _on(
         self, triggers: Sequence[Any], handler: Callable[[Values], Updates], **options: Any
@@ -111,27 +113,44 @@ class _Page:
             "queue": False,
             "show_progress": "hidden",
         }
-        options = defaults | options
-        gr.on(
-            list(triggers),
-            _told(handler),
-            trigger_mode="always_last",
-            api_visibility="private",
-            **options,
+        self._follow(
+            gr.on(
+                list(triggers),
+                _told(handler),
+                trigger_mode="always_last",
+                api_visibility="private",
+                **(defaults | options),
+            )
         )
 
     def _on_select(self, index: int, image: gr.Image) -> None:
         def select(values: Values, event: gr.SelectData) -> Updates:
             return _told(self._select_patch)(index, values, event.index)
 
-        image.select(
-            select,
-            self._inputs,
-            self._outputs,
-            queue=False,
-            show_progress="hidden",
-            api_visibility="private",
+        self._follow(
+            image.select(
+                select,
+                self._inputs,
+                self._outputs,
+                queue=False,
+                show_progress="hidden",
+                api_visibility="private",
+            )
         )
+
+    def _follow(self, event: Any) -> None:
+        """Let the reconstructions follow an event, where there is a model."""
+        layout = self._layout.reconstruction
+        if layout is not None:
+            event.success(
+                _told(self._reconstruct),
+                self._inputs,
+                [layout.rebuilt, layout.edited],
+                queue=False,
+                show_progress="hidden",
+                trigger_mode="always_last",
+                api_visibility="private",
+            )
 
     def _draw_setting(self, index: int, values: Values) -> Updates:
         """Draw one setting after a change of its controls."""
@@ -145,7 +164,7 @@ class _Page:
         return shown | self._draw(state, [index])
 
     def _use_preset(self, index: int, preset: str, values: Values) -> Updates:
-        config = PRESETS[preset]()
+        config = self._features.presets[preset]
         shown = self._layout.controls[index].show(config)
         state = self._state(values)
         if index >= len(state.configs):
@@ -157,7 +176,7 @@ class _Page:
         """Draw both settings after a change of the image, or of their number."""
         state = self._state(values)
         small = self._features.encode(state.image).small
-        return {self._layout.upload: gr.update(value=small)} | self._draw(state, [0, 1])
+        return {self._layout.upload: small} | self._draw(state, [0, 1])
 
     def _draw_details(self, values: Values) -> Updates:
         """Draw the views beside the maps."""
@@ -181,7 +200,7 @@ class _Page:
             column = min(int(position[0] * columns / width), columns - 1)
             labels.append(int(result.labels[row, column]))
         state = dataclasses.replace(state, view="mask", label=labels[0], second_label=labels[-1])
-        return {self._layout.view: gr.update(value="mask")} | self._draw(state, [])
+        return {self._layout.view: "mask"} | self._draw(state, [])
 
     def _take_upload(self, values: Values) -> Updates:
         """Take in an upload and draw it; without one, as after its removal, do nothing."""
@@ -200,7 +219,9 @@ class _Page:
     def _open_link(self, values: Values) -> Updates:
         """Show the state of a link; what cannot be used is named above the page."""
         layout = self._layout
-        state, messages = from_query(parse_qs(values[layout.query] or "", keep_blank_values=True))
+        state, messages = from_query(_parameters(values[layout.query] or ""))
+        if not values[layout.query]:
+            state = dataclasses.replace(state, first=next(iter(self._features.presets.values())))
         images = self._features.images
         configs = []
         for config in state.configs:
@@ -217,15 +238,18 @@ class _Page:
             layout.notice: gr.update(value=panels.notice(messages), visible=bool(messages)),
             layout.uploads: uploads,
             layout.image: gr.update(choices=self._choices(uploads), value=key or None),
-            layout.compare: gr.update(value=state.second is not None),
-            layout.view: gr.update(value=state.view),
+            layout.compare: state.second is not None,
+            layout.view: state.view,
         }
+        if layout.reconstruction is not None:
+            chosen = (state.edit, state.down, state.right)
+            updates |= dict(zip(layout.reconstruction.inputs, chosen, strict=True))
         for controls, config in zip(layout.controls, configs, strict=False):
             updates |= controls.show(config)
         if not key:
             return updates
         small = self._features.encode(key).small
-        return updates | {layout.upload: gr.update(value=small)} | self._draw(state, [0, 1])
+        return updates | {layout.upload: small} | self._draw(state, [0, 1])
 
     def _write_files(self, index: int, values: Values) -> Updates:
         """Write the figure and the data of a setting."""
@@ -241,9 +265,6 @@ class _Page:
         draw_figure(result, method.encoder_name).save(folder / f"{stem}.png")
         write_file(folder / f"{stem}.json", to_json(result, method))
         return {files: [str(folder / f"{stem}.{end}") for end in ("png", "json")]}
-
-    def _draw_edited(self, values: Values) -> Updates:
-        return self._reconstruct(self._state(values))
 
     def _state(self, values: Values) -> PageState:
         """Read the state of the page from its controls.
@@ -306,8 +327,7 @@ class _Page:
             updates |= self._draw_panel(i, result, state, label, i in maps)
         updates[layout.panels[1].column] = gr.update(visible=len(results) > 1)
         updates[layout.step] = gr.update(maximum=max(most, 1), value=state.step)
-        shown = dataclasses.replace(state, image="" if state.image == self._first else state.image)
-        updates[layout.query] = to_query(shown)
+        updates[layout.query] = to_query(state)
         return updates
 
     def _draw_panel(
@@ -330,11 +350,10 @@ class _Page:
             updates[panel.files] = None
         return updates
 
-    def _reconstruct(self, state: PageState) -> Updates:
-        """Return the updates of the reconstructions."""
-        layout = self._layout.reconstruction
-        if layout is None:
-            return {}
+    def _reconstruct(self, values: Values) -> Updates:
+        """Draw the reconstructions, after everything else: they take several times as long."""
+        layout, state = self._layout.reconstruction, self._state(values)
+        assert layout is not None
         rebuilt, edited = self._features.reconstruct(
             state.image, state.first, state.label, state.edit, state.down, state.right
         )
@@ -342,6 +361,12 @@ class _Page:
 
     def _choices(self, uploads: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         return [*((key, key) for key in self._features.images.at_hand), *map(tuple, uploads)]
+
+
+def _parameters(query: str) -> list[tuple[str, str]]:
+    """Return the parameters of a link, without those of Gradio itself, such as `__theme`."""
+    pairs = parse_qsl(query, keep_blank_values=True)
+    return [(name, value) for name, value in pairs if not name.startswith("__")]
 
 
 def _told(handler: Callable) -> Callable:

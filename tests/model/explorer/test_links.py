@@ -172,7 +172,8 @@ def test_options_of_another_function_are_unknown():
     state, messages = from_query({"function": "threshold_greedy", "bandwidth": "1"})
     assert state == PageState(first=GreedyConfig())
     assert messages == [
-        "bandwidth: expected one of image, view, label, step, function, threshold, b, "
+        "bandwidth: expected one of image, view, label, step, edit, down, right, b.label, "
+        "function, threshold, b, "
         "got 'bandwidth'"
     ]
 
