@@ -91,7 +91,7 @@ def save_animation(result: ImageClusters, path: Path) -> None:
     if path.suffix not in {f".{name}" for name in FORMATS}:
         expected = " or ".join(f".{name}" for name in FORMATS)
         raise ValueError(f"path: expected a name that ends in {expected}, got {path.name!r}")
-    frames, times = zip(*draw_frames(result), strict=True)
+    frames, times = map(list, zip(*draw_frames(result), strict=True))
     if path.suffix == ".gif":
         # "optimize" makes pixels transparent that do not change.
         frames, options = _with_one_palette(frames), {"optimize": True, "disposal": 1}
@@ -117,7 +117,7 @@ def _frame(panel: Image.Image, heading: str, facts: str, scope: float) -> Image.
     return canvas
 
 
-def _with_one_palette(frames: tuple[Image.Image, ...]) -> list[Image.Image]:
+def _with_one_palette(frames: list[Image.Image]) -> list[Image.Image]:
     """Reduce frames to the same 255 colours, so that unchanged pixels stay equal.
 
     They fit the first frame, the middle one and the last; those of text and bar are exact.
@@ -131,6 +131,6 @@ def _with_one_palette(frames: tuple[Image.Image, ...]) -> list[Image.Image]:
     exact = [channel for one in (_INK, _PALE_INK, _PALE, _PAPER) for channel in one]
     fitted = together.quantize(255 - len(exact) // 3, Image.Quantize.MEDIANCUT)
     palette = Image.new("P", (1, 1))
-    palette.putpalette(exact + fitted.getpalette())
+    palette.putpalette([*exact, *(fitted.getpalette() or [])])
     # Without dithering, whose noise would make every frame differ everywhere.
     return [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
