@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from setokim.visualization.cluster_maps import count, draw_map, fit, font
@@ -21,7 +22,7 @@ FIRST_TIME, STEP_TIME, LAST_TIME = 1500, 700, 4000
 _PANEL = 480
 _MARGIN = 16
 # The longest line of text fits.
-_MIN_WIDTH = 400
+_MIN_WIDTH = 420
 _HEAD = 78
 _BAR_HEIGHT = 10
 _INK = (24, 28, 36)
@@ -29,6 +30,7 @@ _PALE_INK = (96, 104, 118)
 _PALE = (214, 219, 227)
 _PAPER = (255, 255, 255)
 _QUALITY = 80
+_TOO_NEAR = 8
 
 
 def step_groups(tokens: int) -> list[range]:
@@ -128,9 +130,13 @@ def _with_one_palette(frames: list[Image.Image]) -> list[Image.Image]:
     for i, frame in enumerate(chosen):
         together.paste(frame, (0, i * height))
     # One colour is left for the transparency of unchanged pixels.
-    exact = [channel for one in (_INK, _PALE_INK, _PALE, _PAPER) for channel in one]
-    fitted = together.quantize(255 - len(exact) // 3, Image.Quantize.MEDIANCUT)
+    exact = np.array([_INK, _PALE_INK, _PALE, _PAPER])
+    fitted = together.quantize(255 - len(exact), Image.Quantize.MEDIANCUT)
+    colours = np.array(fitted.getpalette()).reshape(-1, 3)
+    # PIL takes any of the colours next to a pixel's: beside the exact ones there may be no other.
+    near = np.abs(colours[:, None] - exact).max(-1) <= _TOO_NEAR
+    colours[near.any(1)] = exact[near.argmax(1)[near.any(1)]]
     palette = Image.new("P", (1, 1))
-    palette.putpalette([*exact, *(fitted.getpalette() or [])])
+    palette.putpalette(np.concatenate([exact, colours]).astype(np.uint8).tobytes())
     # Without dithering, whose noise would make every frame differ everywhere.
     return [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]

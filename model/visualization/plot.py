@@ -237,7 +237,10 @@ def _checked_steps(
         return sorted({math.ceil(last * i / _SCOPE_PANELS) for i in range(1, _SCOPE_PANELS + 1)})
     if "scope" not in views:
         raise ValueError(f"steps: expected None without the view 'scope', got {steps!r}")
-    known = range(last + 1)
-    if not isinstance(steps, Sequence) or not steps or any(one not in known for one in steps):
+    try:
+        chosen = [operator.index(one) for one in steps]
+    except TypeError:
+        chosen = []
+    if not chosen or min(chosen) < 0 or max(chosen) > last:
         raise ValueError(f"steps: expected numbers from 0 to {last}, got {steps!r}")
-    return steps
+    return chosen
