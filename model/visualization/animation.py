@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from setokim.utils.palette import colour
 from setokim.visualization.cluster_maps import count, draw_map, fit, font
 from setokim.visualization.image_clusters import ImageClusters
-from setokim.visualization.patch_maps import draw_scope, scope_after
+from setokim.visualization.patch_maps import draw_scope, outline_colour, scope_after
 
 FORMATS = ("gif", "webp")
 # More steps are shown in groups of equal size: an animation stays below half a minute.
@@ -31,6 +32,7 @@ _PALE = (214, 219, 227)
 _PAPER = (255, 255, 255)
 _QUALITY = 80
 _TOO_NEAR = 8
+_EXACT_LABELS = 24
 
 
 def step_groups(tokens: int) -> list[range]:
@@ -96,7 +98,10 @@ def save_animation(result: ImageClusters, path: Path) -> None:
     frames, times = map(list, zip(*draw_frames(result), strict=True))
     if path.suffix == ".gif":
         # "optimize" makes pixels transparent that do not change.
-        frames, options = _with_one_palette(frames), {"optimize": True, "disposal": 1}
+        frames, options = (
+            _with_one_palette(frames, result.tokens),
+            {"optimize": True, "disposal": 1},
+        )
     else:
         options = {"quality": _QUALITY, "method": 3}
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0, **options)
@@ -119,10 +124,11 @@ def _frame(panel: Image.Image, heading: str, facts: str, scope: float) -> Image.
     return canvas
 
 
-def _with_one_palette(frames: list[Image.Image]) -> list[Image.Image]:
+def _with_one_palette(frames: list[Image.Image], tokens: int) -> list[Image.Image]:
     """Reduce frames to the same 255 colours, so that unchanged pixels stay equal.
 
-    They fit the first frame, the middle one and the last; those of text and bar are exact.
+    They fit the first frame, the middle one and the last. Those of text and bar, seeds and outlines
+    are exact; of many clusters, those of the first, which cover the hues.
     """
     width, height = frames[0].size
     chosen = (frames[0], frames[len(frames) // 2], frames[-1])
@@ -130,7 +136,9 @@ def _with_one_palette(frames: list[Image.Image]) -> list[Image.Image]:
     for i, frame in enumerate(chosen):
         together.paste(frame, (0, i * height))
     # One colour is left for the transparency of unchanged pixels.
-    exact = np.array([_INK, _PALE_INK, _PALE, _PAPER])
+    labels = range(min(tokens, _EXACT_LABELS))
+    outlines = [outline_colour(label) for label in labels]
+    exact = np.array([_INK, _PALE_INK, _PALE, _PAPER, *map(colour, labels), *outlines])
     fitted = together.quantize(255 - len(exact), Image.Quantize.MEDIANCUT)
     colours = np.array(fitted.getpalette()).reshape(-1, 3)
     # PIL takes any of the colours next to a pixel's: beside the exact ones there may be no other.

@@ -61,7 +61,7 @@ def draw_scope(
     latest = range(max(0, steps - shown), steps)
     for label in latest:
         outline = boundaries(result.labels == label, size)
-        image.paste(_outline_colour(label), mask=Image.fromarray(outline))
+        image.paste(outline_colour(label), mask=Image.fromarray(outline))
     for label in latest:
         draw_seed(image, result, label)
     return image
@@ -80,7 +80,7 @@ def draw_values(values: np.ndarray, size: tuple[int, int]) -> Image.Image:
     return enlarge(np.stack(colours, -1).round().astype(np.uint8), size)
 
 
-def _outline_colour(label: int) -> tuple[int, ...]:
+def outline_colour(label: int) -> tuple[int, ...]:
     """Return the colour of a label, half white: the darker ones would vanish on dark patches."""
     return tuple((channel + 255) // 2 for channel in colour(label))
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageSequence
 
 from helpers.drawn_clusters import clusters_by_hand
+from setokim.utils.palette import colour
 from setokim.visualization import animation
 from setokim.visualization.animation import (
     FIRST_TIME,
@@ -18,6 +19,7 @@ from setokim.visualization.animation import (
     save_animation,
     step_groups,
 )
+from setokim.visualization.patch_maps import outline_colour
 
 BAR = (slice(animation._MARGIN + 54, animation._MARGIN + 64), slice(animation._MARGIN, -16))
 HEAD = animation._MARGIN + animation._HEAD
@@ -137,6 +139,14 @@ def test_text_of_a_gif_keeps_its_colours(tmp_path):
     for pixels, _ in played(tmp_path / "a.gif"):
         assert (pixels[:8] == 255).all(), "white paper"
         assert (pixels[: animation._MARGIN + 24] == animation._INK).all(-1).any()
+
+
+def test_seeds_and_outlines_of_a_gif_keep_their_colours(tmp_path):
+    """Whatever the colours of the photograph."""
+    save_animation(dataclasses.replace(strip(5), photo=gradient()), tmp_path / "a.gif")
+    for label, (pixels, _) in enumerate(played(tmp_path / "a.gif")[1:-1]):
+        for wanted in (colour(label), outline_colour(label)):
+            assert (np.abs(pixels - wanted).max(-1) <= 8).sum() > 50, (label, wanted)
 
 
 def test_unchanged_pixels_cost_nothing_in_a_gif(tmp_path):

@@ -3,10 +3,10 @@ import pytest
 
 from helpers.drawn_clusters import clusters_by_hand
 from setokim.visualization.patch_maps import (
-    _outline_colour,
     draw_mask,
     draw_scope,
     draw_values,
+    outline_colour,
     scope_after,
 )
 
@@ -57,7 +57,7 @@ def test_several_steps_show_all_their_seeds():
 
 @pytest.mark.parametrize("label", range(0, 64, 7))
 def test_outlines_can_be_seen_on_black(label):
-    linear = (np.array(_outline_colour(label)) / 255) ** 2.2
+    linear = (np.array(outline_colour(label)) / 255) ** 2.2
     assert (linear @ [0.2126, 0.7152, 0.0722] + 0.05) / 0.05 > 4.5, "contrast of WCAG"
 
 
