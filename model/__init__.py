@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from setokim.tokenizer.modeling_setok import SetokModel, VisualTokens
     from setokim.tokenizer.processing_setok import SetokProcessor
+    from setokim.visualization.plot import plot
     from setokim.vlm.configuration_setokim import SetokimConfig
     from setokim.vlm.modeling_setokim import SetokimModel
     from setokim.vlm.processing_setokim import SetokimProcessor
@@ -42,6 +43,7 @@ __all__ = [
     "build_encoder",
     "find_images",
     "load_image",
+    "plot",
 ]
 
 _MODULES = {
@@ -60,6 +62,7 @@ _MODULES = {
     "build_encoder": "tokenizer.encoders",
     "find_images": "data.image_processing",
     "load_image": "data.image_processing",
+    "plot": "visualization.plot",
 }
 
 

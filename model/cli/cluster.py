@@ -19,16 +19,18 @@ from setok_cli.options import (
     add_trust_option,
     grid_size,
     positive_count,
-    read_config,
 )
 from setok_cli.output import add_json_option, print_json
+from setokim.cli._functions import add_function_options, read_function_config
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from setok_kernels.config import ClusterConfig
     from setokim.data.image_processing import UnreadableImageError
+    from setokim.visualization.functions import Config
     from setokim.visualization.image_clusters import ImageClusters, Method
+
+ANIMATIONS = ("gif", "webp")
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -37,7 +39,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "cluster",
         help="draw the semantic clusters of images",
         description="Writes NAME.clusters.png (photograph and cluster map) and "
-        "NAME.clusters.json (clusters, label map, options, versions) for every image.",
+        "NAME.clusters.json (clusters, label map, options, versions) for every image, and on "
+        "request NAME.clusters.gif or .webp (the steps of Algorithm 1).",
     )
     parser.add_argument(
         "inputs",
@@ -71,9 +74,16 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="COUNT",
         help="number of images encoded and clustered together (default: %(default)s)",
     )
+    parser.add_argument(
+        "--animate",
+        choices=ANIMATIONS,
+        help="also write an animation of what each step of cluster_tokens claims; gif plays "
+        "everywhere, webp is smaller and has all colours",
+    )
     add_json_option(parser)
     add_trust_option(parser)
     add_config_options(parser)
+    add_function_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -84,13 +94,15 @@ def run(arguments: argparse.Namespace) -> int:
         UsageError: there are no images, or an argument does not fit.
     """
     _require_extras()
-    from setokim.cli.names import RESULT_MARK
+    from setokim.cli.names import IMAGE_ENDINGS, RESULT_MARK
     from setokim.data.image_processing import IMAGE_SUFFIXES, scan_images
     from setokim.utils.file_names import printable_name
     from setokim.utils.folder_lock import FolderInUseError, locked
 
-    config = read_config(arguments)
-    files, refused = scan_images(arguments.inputs, arguments.recursive, f"{RESULT_MARK}.png")
+    config = read_function_config(arguments)
+    _check_animation(arguments.animate, arguments.function)
+    results = tuple(f"{RESULT_MARK}{ending}" for ending in IMAGE_ENDINGS)
+    files, refused = scan_images(arguments.inputs, arguments.recursive, results)
     if not files and not refused:
         looked_for = " ".join(sorted(IMAGE_SUFFIXES))
         inputs = ", ".join(map(printable_name, arguments.inputs))
@@ -134,7 +146,7 @@ def _process(
     from setokim.data.image_processing import UnreadableImageError
 
     rows, failures = [], [*refused]
-    results = process_files(files, arguments.out, method, arguments.batch_size)
+    results = process_files(files, arguments.out, method, arguments.batch_size, arguments.animate)
     errors = Console(stderr=True)
     try:
         for result in track(results, "Clustering", total=len(files), console=errors):
@@ -173,7 +185,7 @@ def _report(
 def make_method(
     encoder_name: str,
     grid: tuple[int, int] | None,
-    config: ClusterConfig,
+    config: Config,
     backend: str = "auto",
     device_name: str = "cpu",
     trust_remote_code: bool = False,
@@ -249,11 +261,12 @@ def _require_memory(method: Method, batch_size: int) -> None:
 
     rows, columns = method.encoder.grid
     pixels = 3 * math.prod(method.encoder.pixel_size)
-    per_patch = method.encoder.feature_dim + method.config.max_clusters + 1
+    per_patch = method.encoder.feature_dim + _mask_rows(method.config, rows * columns)
     needed = max(
         # While the last image of a batch is scaled: the batch, its bytes, two copies in float64.
         pixels * (4 * batch_size + 17),
-        # While the batch is encoded: its pixels and a copy. Afterwards: features and masks.
+        # While the batch is encoded: its pixels and a copy. Afterwards: features, masks on the
+        # device, and masks on the host.
         pixels * 8 * batch_size,
         rows * columns * per_patch * 4 * batch_size,
     )
@@ -261,6 +274,30 @@ def _require_memory(method: Method, batch_size: int) -> None:
         require_memory(needed, f"--grid {rows}x{columns}")
     except ValueError as error:
         raise UsageError(f"{error}; --batch-size is {batch_size}") from error
+
+
+def _mask_rows(config: Config, patches: int) -> int:
+    """Return the max number of rows of all masks of an image, those of the result and its copy."""
+    from setok_kernels import ClusterConfig
+    from setokim.visualization.functions import DPCConfig
+
+    if isinstance(config, ClusterConfig):
+        return config.max_clusters + 1 + min(config.max_clusters, patches) + 1
+    bound = config.num_clusters if isinstance(config, DPCConfig) else None
+    # Hard clusterings return labels; without a bound every patch may be a cluster.
+    return min(bound or patches, patches) + 1
+
+
+def _check_animation(kind: str | None, function: str) -> None:
+    from PIL import features
+
+    if kind is None:
+        return
+    if function != "cluster_tokens":
+        expected = "the function cluster_tokens, whose steps it shows"
+        raise UsageError(f"--animate: expected {expected}, got {function}")
+    if kind == "webp" and not features.check("webp"):
+        raise UsageError("--animate: expected a format that this Pillow writes, got webp")
 
 
 def _require_extras() -> None:

@@ -15,7 +15,8 @@ from setokim.utils.file_names import true_path
 
 # Before the ending, so that results never overwrite an image and are recognised as results.
 RESULT_MARK = ".clusters"
-_ENDINGS = (".json", ".png")
+IMAGE_ENDINGS = (".png", ".gif", ".webp")
+_ENDINGS = (".json", *IMAGE_ENDINGS)
 _LONGEST_NAME = 255  # bytes, on nearly every file system
 
 
@@ -35,7 +36,7 @@ def result_names(files: Sequence[Path], out: Path | None = None) -> list[str]:
         A stem per image, in time linear in the images and the results with equal stems.
     """
     earlier = _Earlier(out)
-    room = _longest_name(out) - len(RESULT_MARK + _ENDINGS[0])
+    room = _longest_name(out) - len(RESULT_MARK) - max(map(len, _ENDINGS))
     taken: set[str] = set()
     # Of each stem: the next number to try, and the images of the results passed over so far.
     numbers: dict[str, count] = defaultdict(lambda: count(1))
@@ -71,7 +72,7 @@ class _Earlier:
     def owner(self, name: str) -> str | None:
         """Return the image of the results of a stem; "" if unknown, None without results."""
         there = [self._files.get(_folded(f"{name}{RESULT_MARK}{end}")) for end in _ENDINGS]
-        if there == [None, None]:
+        if not any(there):
             return None
         record = self._out / (there[0] or "")
         try:

@@ -63,14 +63,18 @@ class NamedBytes(io.BytesIO):
 
 
 def find_images(
-    inputs: Iterable[str | Path], recursive: bool = False, skip_suffix: str | None = None
+    inputs: Iterable[str | Path],
+    recursive: bool = False,
+    skip_suffix: str | tuple[str, ...] | None = None,
 ) -> list[Path]:
     """List the image files behind paths given by a user; see `scan_images`."""
     return scan_images(inputs, recursive, skip_suffix)[0]
 
 
 def scan_images(
-    inputs: Iterable[str | Path], recursive: bool = False, skip_suffix: str | None = None
+    inputs: Iterable[str | Path],
+    recursive: bool = False,
+    skip_suffix: str | tuple[str, ...] | None = None,
 ) -> tuple[list[Path], list[UnreadableImageError]]:
     """List the image files behind paths given by a user, and the errors met on the way.
 
@@ -78,7 +82,7 @@ def scan_images(
         inputs: files, kept as they are whether they exist or not, and folders, searched for names
             of images in sorted order.
         recursive: search of subfolders too; links to folders are not followed.
-        skip_suffix: ending of the names to leave out of folders.
+        skip_suffix: ending, or endings, of the names to leave out of folders.
 
     Returns:
         The files in the order given, each once. An error for every image name in a folder that is

@@ -61,7 +61,7 @@ def draw_figure(result: ImageClusters, encoder_name: str) -> Image.Image:
         encoder_name: name of the encoder, for the subtitle.
     """
     panel = fit(result.photo.size, (_PANEL, _PANEL))
-    title_font, small_font = _font(30), _font(16)
+    title_font, small_font = font(30), font(16)
     facts = " · ".join(_facts(result, encoder_name))
     title = _title(result)
     text_width = max(title_font.getlength(title), small_font.getlength(facts))
@@ -102,7 +102,7 @@ def draw_contact_sheet(
         top = _MARGIN + row * (cell_height + _MARGIN)
         panel = fit(result.photo.size, cell)
         left += (cell[0] - panel[0]) // 2
-        draw.text((left, top + 4), _title(result), _INK, _font(24))
+        draw.text((left, top + 4), _title(result), _INK, font(24))
         photo = result.photo.resize(panel, Image.Resampling.LANCZOS)
         canvas.paste(photo, (left, top + caption))
         canvas.paste(draw_map(result, panel), (left, top + caption + panel[1] + gap))
@@ -172,22 +172,23 @@ def _seed_sign(label: int, radius: float) -> Image.Image:
     red, green, blue = colour(label)
     is_light = 0.299 * red + 0.587 * green + 0.114 * blue > 140
     ink = _INK if is_light else _PAPER
-    draw.text((side / 2, side / 2), str(label), ink, _font(1.25 * r), anchor="mm")
+    draw.text((side / 2, side / 2), str(label), ink, font(1.25 * r), anchor="mm")
     return sign.resize((side // _OVERSAMPLING,) * 2, Image.Resampling.LANCZOS)
 
 
 def _title(result: ImageClusters) -> str:
-    return f"{printable_name(result.name)}: {_count(result.tokens, 'token')}"
+    return f"{printable_name(result.name)}: {count(result.tokens, 'token')}"
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is 1."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _facts(result: ImageClusters, encoder_name: str) -> list[str]:
     rows, columns = result.labels.shape
     return [
-        _count(result.distinct_labels, "distinct label"),
+        count(result.distinct_labels, "distinct label"),
         f"residual {result.residual_fraction:.1%}",
         f"{rows} x {columns} patches",
         encoder_name,
@@ -195,5 +196,6 @@ def _facts(result: ImageClusters, encoder_name: str) -> list[str]:
 
 
 @functools.lru_cache(maxsize=64)
-def _font(size: float) -> ImageFont.FreeTypeFont:
+def font(size: float) -> ImageFont.FreeTypeFont:
+    """Return the font of all figures."""
     return ImageFont.load_default(size=size)

@@ -145,9 +145,9 @@ def to_host(clusters: Clusters | HardClusters) -> list[dict[str, Any]]:
     counts = clusters.counts.tolist()
     labels = clusters.labels.cpu().numpy()  # (B, N)
     centres = clusters.centres.cpu().numpy()  # (B, C)
-    soft = clusters.masks.cpu().numpy() if isinstance(clusters, Clusters) else None
+    soft = clusters.masks.detach().float().cpu().numpy() if isinstance(clusters, Clusters) else None
     values = {
-        name: getattr(clusters, name).cpu().numpy()  # (B, N)
+        name: getattr(clusters, name).detach().float().cpu().numpy()  # (B, N)
         for name in TOKEN_VALUES
         if hasattr(clusters, name)
     }

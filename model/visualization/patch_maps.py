@@ -12,7 +12,7 @@ from setokim.visualization.image_clusters import ImageClusters
 # Brightness of what a mask or the scope leaves out.
 _DIM = 0.14
 # Colours from the lowest to the highest value, of rising lightness also in grey print.
-_RAMP = np.array(
+RAMP = np.array(
     [(20, 14, 54), (58, 32, 120), (44, 90, 160), (34, 142, 140), (104, 190, 88), (252, 232, 60)],
     np.float64,
 )
@@ -46,19 +46,23 @@ def draw_mask(result: ImageClusters, label: int, size: tuple[int, int]) -> Image
     return image
 
 
-def draw_scope(result: ImageClusters, steps: int, size: tuple[int, int]) -> Image.Image:
-    """Draw the photograph as bright as the scope, and the last seed with its patches' outline.
+def draw_scope(
+    result: ImageClusters, steps: int, size: tuple[int, int], shown: int = 1
+) -> Image.Image:
+    """Draw the photograph as bright as the scope, and the last seeds with their patches' outlines.
 
     Args:
         result: clusters of an image.
         steps: number of steps, from 0 to the number of clusters.
         size: width and height of the map.
+        shown: number of last steps whose seeds are drawn, at least 1.
     """
     image = _lit(result.photo, scope_after(result, steps), size)
-    if steps:
-        label = steps - 1
+    latest = range(max(0, steps - shown), steps)
+    for label in latest:
         outline = boundaries(result.labels == label, size)
-        image.paste(colour(label), mask=Image.fromarray(outline))
+        image.paste(outline_colour(label), mask=Image.fromarray(outline))
+    for label in latest:
         draw_seed(image, result, label)
     return image
 
@@ -71,9 +75,14 @@ def draw_values(values: np.ndarray, size: tuple[int, int]) -> Image.Image:
         size: width and height of the map.
     """
     low, high = float(values.min()), float(values.max())
-    place = (values - low) / ((high - low) or 1.0) * (len(_RAMP) - 1)
-    colours = [np.interp(place, np.arange(len(_RAMP)), channel) for channel in _RAMP.T]
+    place = (values - low) / ((high - low) or 1.0) * (len(RAMP) - 1)
+    colours = [np.interp(place, np.arange(len(RAMP)), channel) for channel in RAMP.T]
     return enlarge(np.stack(colours, -1).round().astype(np.uint8), size)
+
+
+def outline_colour(label: int) -> tuple[int, ...]:
+    """Return the colour of a label, half white: the darker ones would vanish on dark patches."""
+    return tuple((channel + 255) // 2 for channel in colour(label))
 
 
 def _lit(photo: Image.Image, light: np.ndarray, size: tuple[int, int]) -> Image.Image:

@@ -112,7 +112,10 @@ def add_config_options(parser: argparse.ArgumentParser, without: Sequence[str] =
     group = parser.add_argument_group(
         "clustering", "Options that are not given keep the value of the preset."
     )
-    group.add_argument("--preset", choices=PRESETS, default="default", help="default: %(default)s")
+    # Absent unless given, as the fields: other options may exclude it.
+    group.add_argument(
+        "--preset", choices=PRESETS, default=argparse.SUPPRESS, help=f"default: {PRESETS[0]}"
+    )
     for name, (keywords, default, text) in FIELD_OPTIONS.items():
         if name in without:
             continue
@@ -157,8 +160,8 @@ def read_config(arguments: argparse.Namespace) -> ClusterConfig:
     """
     from setok_kernels import ClusterConfig
 
-    preset = ClusterConfig.paper if arguments.preset == "paper" else ClusterConfig
     given = vars(arguments)
+    preset = ClusterConfig.paper if given.get("preset") == "paper" else ClusterConfig
     overrides = {name: given[name] for name in FIELD_OPTIONS if name in given}
     try:
         return preset(**overrides)

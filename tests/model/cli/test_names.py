@@ -54,6 +54,16 @@ def test_a_png_alone_is_kept(tmp_path):
     assert result_names([tmp_path / "x.png"], tmp_path) == ["x-2"]
 
 
+@pytest.mark.parametrize("ending", [".gif", ".webp"])
+def test_an_animation_belongs_to_the_image_of_its_record(tmp_path, ending):
+    a, b = (tmp_path / folder / "x.png" for folder in "ab")
+    earlier(tmp_path, "x", a, [".json", ending])
+    assert result_names([a], tmp_path) == ["x"]
+    assert result_names([b], tmp_path) == ["x-2"]
+    (tmp_path / "x.clusters.json").unlink()
+    assert result_names([a], tmp_path) == ["x-2"], "no record says whose it is"
+
+
 def test_equal_names_in_another_spelling_count_as_equal(tmp_path):
     composed, apart = "\N{LATIN SMALL LETTER E WITH ACUTE}", "e\N{COMBINING ACUTE ACCENT}"
     files = [tmp_path / "a" / f"{composed}.png", tmp_path / "b" / f"{apart}.png"]

@@ -53,6 +53,8 @@ def test_find_images_keeps_the_order_given_sorts_folders_and_drops_repeats(tmp_p
 
     flat = find_images([tmp_path / "b.png", tmp_path], skip_suffix=".clusters.png")
     assert [path.name for path in flat] == ["b.png", "a.JPG"]
+    either = find_images([tmp_path], skip_suffix=(".clusters.png", ".JPG"))
+    assert [path.name for path in either] == ["b.png"]
     deep = find_images([tmp_path], recursive=True)
     assert [path.name for path in deep] == ["a.JPG", "b.png", "c.clusters.png", "d.webp"]
 

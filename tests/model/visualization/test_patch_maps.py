@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 
 from helpers.drawn_clusters import clusters_by_hand
-from setokim.visualization.patch_maps import draw_mask, draw_scope, draw_values, scope_after
+from setokim.visualization.patch_maps import (
+    draw_mask,
+    draw_scope,
+    draw_values,
+    outline_colour,
+    scope_after,
+)
 
 SIZE = (200, 100)
 
@@ -37,6 +43,22 @@ def test_the_scope_goes_dark_step_by_step(halves):
     assert left < 40 and right == pytest.approx(128, abs=5)
     left, right = brightness(draw_scope(halves, 2, SIZE))
     assert left < 40 and right < 40
+
+
+def test_several_steps_show_all_their_seeds():
+    strip = clusters_by_hand([[0, 1, 2, 3]], [(0, 0), (0, 1), (0, 2), (0, 3)])
+    one, two = (np.asarray(draw_scope(strip, 3, SIZE, shown)).astype(int) for shown in (1, 2))
+    changed = np.flatnonzero(np.abs(one - two).max((0, 2)))
+    assert changed.min() in (49, 50), "the outline of the second cluster"
+    assert 75 < changed.max() <= 100, "and its seed"
+    more = draw_scope(strip, 2, SIZE, 99)
+    assert np.array_equal(np.asarray(more), np.asarray(draw_scope(strip, 2, SIZE, 2)))
+
+
+@pytest.mark.parametrize("label", range(0, 64, 7))
+def test_outlines_can_be_seen_on_black(label):
+    linear = (np.array(outline_colour(label)) / 255) ** 2.2
+    assert (linear @ [0.2126, 0.7152, 0.0722] + 0.05) / 0.05 > 4.5, "contrast of WCAG"
 
 
 def test_values_run_from_dark_to_light():
