@@ -123,7 +123,10 @@ class Controls:
                     with gr.Row():
                         for preset in presets:
                             self.presets[preset] = gr.Button(
-                                f"Preset: {preset}", size="sm", elem_id=f"{name}-preset-{preset}"
+                                f"Preset: {preset}",
+                                size="sm",
+                                min_width=80,
+                                elem_id=f"{name}-preset-{preset}",
                             )
                 default = CONFIGS[function]()
                 for field, (kind, text) in fields.items():

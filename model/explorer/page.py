@@ -80,7 +80,8 @@ class _Page:
         """Connect the handlers with the components."""
         layout = self._layout
         # Encoding may take seconds: with the queue the user sees that it goes on.
-        waiting = {"queue": True, "show_progress": "minimal"}
+        busy = [panel.map for panel in layout.panels]
+        waiting = {"queue": True, "show_progress": "minimal", "show_progress_on": busy}
         for i, (controls, panel) in enumerate(zip(layout.controls, layout.panels, strict=True)):
             changes = [component.input for component in controls.inputs]
             self._on(changes, functools.partial(self._draw_setting, i))
@@ -264,7 +265,8 @@ class _Page:
         method = self._features.method(config)
         draw_figure(result, method.encoder_name).save(folder / f"{stem}.png")
         write_file(folder / f"{stem}.json", to_json(result, method))
-        return {files: [str(folder / f"{stem}.{end}") for end in ("png", "json")]}
+        written = [str(folder / f"{stem}.{end}") for end in ("png", "json")]
+        return {files: gr.update(value=written, visible=True)}
 
     def _state(self, values: Values) -> PageState:
         """Read the state of the page from its controls.
@@ -343,11 +345,12 @@ class _Page:
         }
         if with_map:
             updates[panel.map] = panels.cluster_map(result)
-            updates[panel.sizes] = panels.sizes_table(result)
-            updates[panel.facts] = panels.facts(result, time.perf_counter() - started)
+            name = NAMES[index]
+            updates[panel.sizes] = panels.sizes_table(result, name)
+            updates[panel.facts] = panels.facts(result, name, time.perf_counter() - started)
             texts = self._features.exports(state.image, state.configs[index])
             updates |= dict(zip(panel.texts, texts, strict=True))
-            updates[panel.files] = None
+            updates[panel.files] = gr.update(value=None, visible=False)
         return updates
 
     def _reconstruct(self, values: Values) -> Updates:
