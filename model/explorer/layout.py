@@ -39,6 +39,10 @@ CSS = """
 #shown [role=status] { margin: 0; }
 /* Its label would lie over the image. */
 #upload .image-frame { padding-top: 1.75rem; }
+input:focus-visible, textarea:focus-visible, button:focus-visible, [tabindex]:focus-visible {
+    outline: 2px solid var(--primary-500) !important;
+    outline-offset: 1px;
+}
 .dark [role=tab].selected { color: var(--primary-300); }
 .sizes { max-height: 20rem; overflow: auto; }
 .sizes table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }

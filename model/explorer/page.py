@@ -94,7 +94,7 @@ class _Page:
         self._on([layout.compare.input], self._draw_all)
         self._on([layout.image.input], self._draw_all, **waiting)
         taken = self._inputs | {layout.upload, layout.uploads}
-        self._on([layout.upload.input], self._take_upload, inputs=taken, **waiting)
+        self._on([layout.upload.upload], self._take_upload, inputs=taken, **waiting)
         self._on([blocks.load], self._open_link, inputs={layout.query}, js=_READ_LINK, **waiting)
         layout.query.change(
             None, [layout.query], [layout.link], js=_SHOW_LINK, api_visibility="private"
@@ -204,10 +204,14 @@ class _Page:
         return {self._layout.view: "mask"} | self._draw(state, [])
 
     def _take_upload(self, values: Values) -> Updates:
-        """Take in an upload and draw it; without one, as after its removal, do nothing."""
+        """Take in an upload and draw it; without one, as after its removal, do nothing.
+
+        Nothing but plain values may be returned for the upload: an update would give this user a
+        copy of the component, which reads files as Gradio does.
+        """
         layout, upload = self._layout, values[self._layout.upload]
         if upload is None:
-            return {layout.upload: gr.skip()}
+            return {layout.query: gr.skip()}
         key = self._features.images.add(*upload)
         uploads = [entry for entry in values[layout.uploads] if entry[1] != key]
         uploads.append((self._features.images.name(key), key))
@@ -257,8 +261,10 @@ class _Page:
         state = self._state(values)
         config = state.configs[index]
         result = self._features.clusters(state.image, config)
-        result = dataclasses.replace(result, photo=self._features.images.load(state.image))
-        stem = f"{Path(result.name).stem or 'image'}.clusters"
+        name = Path(result.name).stem
+        photo = self._features.images.load(state.image)
+        result = dataclasses.replace(result, photo=photo, name=name)
+        stem = f"{name or 'image'}.clusters"
         files = self._layout.panels[index].files
         # In the folder of uploads, from which Gradio serves files and removes old ones.
         folder = Path(tempfile.mkdtemp(dir=files.GRADIO_CACHE))
