@@ -212,7 +212,9 @@ class _Page:
         layout, upload = self._layout, values[self._layout.upload]
         if upload is None:
             return {layout.query: gr.skip()}
-        key = self._features.images.add(*upload)
+        # After an error Gradio may use a copy of the component with its own reading of files.
+        path, name = (upload, Path(upload).name) if isinstance(upload, str) else upload
+        key = self._features.images.add(path, name)
         uploads = [entry for entry in values[layout.uploads] if entry[1] != key]
         uploads.append((self._features.images.name(key), key))
         state = self._state({**values, layout.image: key})
