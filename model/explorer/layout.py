@@ -32,6 +32,8 @@ THEME = gr.themes.Default(
     color_accent="*primary_700",
 )
 CSS = """
+/* Hidden overflow would keep what is shown from staying in sight. */
+.gradio-container { overflow: visible !important; }
 #shown { position: sticky; top: 0; align-self: flex-start; max-height: 100vh; overflow: auto; }
 #shown { flex-wrap: nowrap; }
 #head h1 { margin: 0; font-size: 1.4rem; }
