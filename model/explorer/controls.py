@@ -123,7 +123,10 @@ class Controls:
                     with gr.Row():
                         for preset in presets:
                             self.presets[preset] = gr.Button(
-                                f"Preset: {preset}", size="sm", elem_id=f"{name}-preset-{preset}"
+                                f"Preset: {preset}",
+                                size="sm",
+                                min_width=80,
+                                elem_id=f"{name}-preset-{preset}",
                             )
                 default = CONFIGS[function]()
                 for field, (kind, text) in fields.items():
@@ -227,18 +230,28 @@ def _components(
     sizes = {"minimum": kind.low, "maximum": kind.high, "step": kind.step}
     sizes["precision"] = 0 if kind.step == 1 else None
     if not kind.instead:
-        return [gr.Slider(value=value, **sizes, **names)]
+        return [_slider(value=value, **sizes, **names)]
     is_number = value is not None and not isinstance(value, str)
     chosen = _NUMBER if is_number else value or "none"
     return [
         gr.Radio([*kind.instead, _NUMBER], value=chosen, **names),
-        gr.Slider(
+        _slider(
             value=value if is_number else kind.start,
             **sizes,
             label=f"{field}: number",
             elem_id=f"{prefix}-{field}-number",
         ),
     ]
+
+
+def _slider(**options: Any) -> gr.Slider:
+    """Make a slider whose value is passed on as it is, for `read` to judge.
+
+    Gradio's own check fails at a box that was emptied.
+    """
+    slider = gr.Slider(**options)
+    slider.preprocess = lambda payload: payload
+    return slider
 
 
 def _width(kind: Kind) -> int:
@@ -256,5 +269,7 @@ def _read(field: str, kind: Kind, values: Sequence[Any]) -> Any:
             value = values[1]
         if value is None:
             raise ValueError(f"{field}: expected a number, got nothing")
+        if not kind.low <= value <= kind.high:
+            raise ValueError(f"{field}: expected {kind.low} to {kind.high} here, got {value!r}")
         return int(value) if kind.step == 1 else float(value)
     return None if value == "none" else value

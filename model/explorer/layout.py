@@ -32,16 +32,39 @@ THEME = gr.themes.Default(
     color_accent="*primary_700",
 )
 CSS = """
+/* Hidden overflow would keep what is shown from staying in sight. */
+.gradio-container { overflow: visible !important; }
 #shown { position: sticky; top: 0; align-self: flex-start; max-height: 100vh; overflow: auto; }
 #shown { flex-wrap: nowrap; }
+#head h1 { margin: 0; font-size: 1.4rem; }
+#shown .html-container { padding: 0 .75rem; }
+#shown [role=status] { margin: 0; }
+/* Its label would lie over the image. */
+#upload .image-frame { padding-top: 1.75rem; }
+input:focus-visible, textarea:focus-visible, button:focus-visible, [tabindex]:focus-visible {
+    outline: 2px solid var(--primary-500) !important;
+    outline-offset: 1px;
+}
+.dark [role=tab].selected { color: var(--primary-300); }
 .sizes { max-height: 20rem; overflow: auto; }
 .sizes table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
-.sizes th, .sizes td { padding: 0 .5rem; text-align: right; }
+.sizes tr { border: 0; border-bottom: 1px solid var(--border-color-primary); }
+.sizes th, .sizes td { border: 0; padding: .1rem .5rem; text-align: right; }
 .sizes .wide { width: 50%; text-align: left; }
 .sizes .swatch { display: inline-block; width: .8em; height: .8em; margin-right: .4em; }
 .sizes .bar { display: block; height: .6em; min-width: 1px; }
 .notice { border: 2px solid; padding: .5rem 1rem; }
 """
+# Browsers refuse it on pages of another host without TLS; then the button says so.
+_COPY = """async (text) => {
+    try {
+        await navigator.clipboard.writeText(text);
+        return "Copied";
+    } catch {
+        return "The browser does not allow it";
+    }
+}"""
+_AFTERWARDS = "() => new Promise((done) => setTimeout(() => done('TITLE'), 1500))"
 _SHOWN: dict[str, Any] = {"interactive": False, "buttons": ["download", "fullscreen"]}
 
 
@@ -130,7 +153,8 @@ class Layout:
     def __init__(self, keys: list[str], presets: Sequence[str], has_model: bool):
         gr.Markdown(
             f"# {TITLE}\nThe clusters of an image's patches, drawn again with each change. "
-            "A click on a patch shows its cluster."
+            "A click on a patch shows its cluster.",
+            elem_id="head",
         )
         self.notice = gr.HTML(visible=False, elem_id="notice")
         with gr.Row():
@@ -146,15 +170,13 @@ class Layout:
                         label="View",
                         info="what the second image shows",
                         elem_id="view",
-                        scale=2,
+                        scale=3,
                     )
-                    self.step = _count(
-                        "Step", "steps of Algorithm 1 in the view of the scope", "step"
-                    )
+                    self.step = _count("Step", "of the scope loop", "step", scale=1)
                 with gr.Row():
                     self.panels = [_make_panel(name) for name in NAMES]
                 self.reconstruction = _make_reconstruction() if has_model else None
-                self.link = _text("link", "Link to this page as it is", 1)
+                self.link = _text("link", "link to this page as it is", 1)
                 self.query = gr.Textbox(visible="hidden", label="Query", elem_id="query")
 
     def _add_input(self, keys: list[str]) -> None:
@@ -207,14 +229,16 @@ def _make_panel(name: str) -> Panel:
                     buttons=[],
                 )
             with gr.Column(min_width=260):
-                detail = _image(f"detail-{name}", f"{name}: view", "jpeg")
+                detail = _image(
+                    f"detail-{name}", f"View of setting {name}", "jpeg", show_label=False
+                )
         caption = gr.HTML(elem_id=f"caption-{name}")
         label = _count(
             f"Cluster of {name}", "in the view of one cluster; last the residual", f"label-{name}"
         )
         with gr.Accordion(f"Sizes of the clusters of {name}", open=False):
             sizes = gr.HTML(elem_id=f"sizes-{name}")
-        with gr.Accordion(f"Take setting {name} away", open=False, elem_id=f"export-{name}"):
+        with gr.Accordion(f"Export setting {name}", open=False, elem_id=f"export-{name}"):
             texts = (
                 _text(f"command-{name}", f"{name} as command line", 1),
                 _text(f"yaml-{name}", f"{name} as YAML", 2),
@@ -225,6 +249,7 @@ def _make_panel(name: str) -> Panel:
                 label=f"Files of {name}, as setok cluster writes them",
                 file_count="multiple",
                 interactive=False,
+                visible=False,
                 elem_id=f"files-{name}",
             )
     return Panel(column, facts, clusters, detail, caption, label, sizes, texts, write, files)
@@ -258,20 +283,39 @@ def _make_reconstruction() -> ReconstructionPanel:
     return ReconstructionPanel(edit, down, right, rebuilt, edited)
 
 
-def _image(elem_id: str, label: str, image_format: str) -> gr.Image:
-    return gr.Image(label=label, alt_text=label, elem_id=elem_id, format=image_format, **_SHOWN)
-
-
-def _count(label: str, info: str, elem_id: str) -> gr.Slider:
-    return gr.Slider(0, 1, 0, step=1, precision=0, label=label, info=info, elem_id=elem_id)
-
-
-def _text(elem_id: str, label: str, lines: int) -> gr.Textbox:
-    return gr.Textbox(
+def _image(elem_id: str, label: str, image_format: str, show_label: bool = True) -> gr.Image:
+    return gr.Image(
         label=label,
+        show_label=show_label,
+        alt_text=label,
+        elem_id=elem_id,
+        format=image_format,
+        **_SHOWN,
+    )
+
+
+def _count(label: str, info: str, elem_id: str, scale: int | None = None) -> gr.Slider:
+    return gr.Slider(
+        0, 1, 0, step=1, precision=0, label=label, info=info, elem_id=elem_id, scale=scale
+    )
+
+
+def _text(elem_id: str, name: str, lines: int) -> gr.Textbox:
+    """Make a text with a button that copies it.
+
+    Gradio's own button would take the label of the text, and all have the same name.
+    """
+    text = gr.Textbox(
+        label=f"{name[0].upper()}{name[1:]}",
         lines=lines,
-        max_lines=20,
-        buttons=["copy"],
+        max_lines=40,
+        buttons=[],
         interactive=False,
         elem_id=elem_id,
     )
+    title = f"Copy {name}"
+    copy = gr.Button(title, size="sm", elem_id=f"copy-{elem_id}")
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    copied = copy.click(None, [text], [copy], js=_COPY, **private)
+    copied.then(None, None, [copy], js=_AFTERWARDS.replace("TITLE", title), **private)
+    return text

@@ -80,7 +80,8 @@ class _Page:
         """Connect the handlers with the components."""
         layout = self._layout
         # Encoding may take seconds: with the queue the user sees that it goes on.
-        waiting = {"queue": True, "show_progress": "minimal"}
+        busy = [panel.map for panel in layout.panels]
+        waiting = {"queue": True, "show_progress": "minimal", "show_progress_on": busy}
         for i, (controls, panel) in enumerate(zip(layout.controls, layout.panels, strict=True)):
             changes = [component.input for component in controls.inputs]
             self._on(changes, functools.partial(self._draw_setting, i))
@@ -93,7 +94,7 @@ class _Page:
         self._on([layout.compare.input], self._draw_all)
         self._on([layout.image.input], self._draw_all, **waiting)
         taken = self._inputs | {layout.upload, layout.uploads}
-        self._on([layout.upload.input], self._take_upload, inputs=taken, **waiting)
+        self._on([layout.upload.upload], self._take_upload, inputs=taken, **waiting)
         self._on([blocks.load], self._open_link, inputs={layout.query}, js=_READ_LINK, **waiting)
         layout.query.change(
             None, [layout.query], [layout.link], js=_SHOW_LINK, api_visibility="private"
@@ -203,11 +204,17 @@ class _Page:
         return {self._layout.view: "mask"} | self._draw(state, [])
 
     def _take_upload(self, values: Values) -> Updates:
-        """Take in an upload and draw it; without one, as after its removal, do nothing."""
+        """Take in an upload and draw it; without one, as after its removal, do nothing.
+
+        Nothing but plain values may be returned for the upload: an update would give this user a
+        copy of the component, which reads files as Gradio does.
+        """
         layout, upload = self._layout, values[self._layout.upload]
         if upload is None:
-            return {layout.upload: gr.skip()}
-        key = self._features.images.add(*upload)
+            return {layout.query: gr.skip()}
+        # After an error Gradio may use a copy of the component with its own reading of files.
+        path, name = (upload, Path(upload).name) if isinstance(upload, str) else upload
+        key = self._features.images.add(path, name)
         uploads = [entry for entry in values[layout.uploads] if entry[1] != key]
         uploads.append((self._features.images.name(key), key))
         state = self._state({**values, layout.image: key})
@@ -256,15 +263,18 @@ class _Page:
         state = self._state(values)
         config = state.configs[index]
         result = self._features.clusters(state.image, config)
-        result = dataclasses.replace(result, photo=self._features.images.load(state.image))
-        stem = f"{Path(result.name).stem or 'image'}.clusters"
+        name = Path(result.name).stem
+        photo = self._features.images.load(state.image)
+        result = dataclasses.replace(result, photo=photo, name=name)
+        stem = f"{name or 'image'}.clusters"
         files = self._layout.panels[index].files
         # In the folder of uploads, from which Gradio serves files and removes old ones.
         folder = Path(tempfile.mkdtemp(dir=files.GRADIO_CACHE))
         method = self._features.method(config)
         draw_figure(result, method.encoder_name).save(folder / f"{stem}.png")
         write_file(folder / f"{stem}.json", to_json(result, method))
-        return {files: [str(folder / f"{stem}.{end}") for end in ("png", "json")]}
+        written = [str(folder / f"{stem}.{end}") for end in ("png", "json")]
+        return {files: gr.update(value=written, visible=True)}
 
     def _state(self, values: Values) -> PageState:
         """Read the state of the page from its controls.
@@ -343,11 +353,12 @@ class _Page:
         }
         if with_map:
             updates[panel.map] = panels.cluster_map(result)
-            updates[panel.sizes] = panels.sizes_table(result)
-            updates[panel.facts] = panels.facts(result, time.perf_counter() - started)
+            name = NAMES[index]
+            updates[panel.sizes] = panels.sizes_table(result, name)
+            updates[panel.facts] = panels.facts(result, name, time.perf_counter() - started)
             texts = self._features.exports(state.image, state.configs[index])
             updates |= dict(zip(panel.texts, texts, strict=True))
-            updates[panel.files] = None
+            updates[panel.files] = gr.update(value=None, visible=False)
         return updates
 
     def _reconstruct(self, values: Values) -> Updates:

@@ -14,8 +14,8 @@ from setokim.visualization.patch_maps import draw_mask, draw_scope, draw_values,
 # Views of a clustering beside its map, by their title on the page.
 VIEWS = {
     "mask": "One cluster",
-    "scope": "Scope after a step",
-    "density": "Local density",
+    "scope": "Scope",
+    "density": "Density",
     "delta": "Seed distance",
     "score": "Score",
 }
@@ -67,15 +67,16 @@ def describe_cluster(result: ImageClusters, label: int) -> str:
     return f"Cluster {label}: {owned}; seed in row {row}, column {column}{scored}."
 
 
-def facts(result: ImageClusters, drawn_seconds: float) -> str:
+def facts(result: ImageClusters, name: str, drawn_seconds: float) -> str:
     """Return the numbers of a clustering in one line.
 
     Args:
         result: clusters of an image.
+        name: name of the setting.
         drawn_seconds: time of drawing.
     """
     parts = [
-        f"<strong>{_count(result.tokens, 'token')} of {result.labels.size}</strong>",
+        f"{name}: <strong>{_count(result.tokens, 'token')} of {result.labels.size}</strong>",
         _count(result.distinct_labels, "distinct label"),
         f"residual {result.residual_fraction:.1%}",
         f"clustering {result.cluster_seconds * 1e3:.1f} ms, drawing {drawn_seconds * 1e3:.0f} ms",
@@ -83,8 +84,13 @@ def facts(result: ImageClusters, drawn_seconds: float) -> str:
     return f'<p role="status">{" · ".join(parts)}</p>'
 
 
-def sizes_table(result: ImageClusters) -> str:
-    """Return the size of each cluster as a table in HTML, largest first."""
+def sizes_table(result: ImageClusters, setting: str) -> str:
+    """Return the size of each cluster as a table in HTML, largest first.
+
+    Args:
+        result: clusters of an image.
+        setting: name of the setting.
+    """
     sizes, masses, scores = result.sizes, result.masses, result.scores
     order = sorted(range(result.tokens), key=lambda label: (-sizes[label], label))
     rows = []
@@ -105,7 +111,7 @@ def sizes_table(result: ImageClusters) -> str:
         for title in ("cluster", "patches", "mass", "score", "fraction of the image")
     )
     return (
-        '<div class="sizes" tabindex="0" role="region" aria-label="Size of each cluster">'
+        f'<div class="sizes" tabindex="0" role="region" aria-label="Sizes of {setting}">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 

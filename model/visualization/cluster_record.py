@@ -34,8 +34,8 @@ def to_json(result: ImageClusters, method: Method) -> str:
         for label, (row, column) in enumerate(result.seeds)
     ]
     record = {
-        "image": utf8_name(result.source),
-        "source": true_path(result.source),
+        "image": utf8_name(result.source or result.name),
+        "source": None if result.source is None else true_path(result.source),
         "width": width,
         "height": height,
         "tokens": result.tokens,
