@@ -11,6 +11,7 @@ import gradio as gr
 
 from setok_cli.options import FIELD_OPTIONS
 from setok_kernels.config import ALPHAS, CAPS, DISTANCE_SCALES, KERNELS, ORDERS
+from setokim.explorer.components import NumberSlider
 from setokim.visualization.functions import CONFIGS, Config, function_of
 
 # Not "number" alone: Gradio would look it up among its translations.
@@ -139,9 +140,14 @@ class Controls:
         return [self.function, *self.fields]
 
     @property
+    def groups(self) -> list[gr.Column]:
+        """Columns of the fields of each function."""
+        return list(self._groups.values())
+
+    @property
     def outputs(self) -> list[Any]:
         """Components that `show` updates."""
-        return [*self.inputs, *self._groups.values()]
+        return [*self.inputs, *self.groups]
 
     def show(self, config: Config) -> dict[Any, Any]:
         """Return the updates that make the controls show a config.
@@ -167,7 +173,7 @@ def read(values: Sequence[Any]) -> Config:
         TypeError, ValueError: a value does not fit; the message names its field.
     """
     function, *values = values
-    if function not in FIELDS:
+    if not isinstance(function, str) or function not in FIELDS:
         raise ValueError(f"function: expected one of {', '.join(FIELDS)}, got {function!r}")
     rest = iter(values)
     # Of the other functions too, to get past them; a field that was emptied there does not matter.
@@ -230,12 +236,12 @@ def _components(
     sizes = {"minimum": kind.low, "maximum": kind.high, "step": kind.step}
     sizes["precision"] = 0 if kind.step == 1 else None
     if not kind.instead:
-        return [_slider(value=value, **sizes, **names)]
+        return [NumberSlider(value=value, **sizes, **names)]
     is_number = value is not None and not isinstance(value, str)
     chosen = _NUMBER if is_number else value or "none"
     return [
         gr.Radio([*kind.instead, _NUMBER], value=chosen, **names),
-        _slider(
+        NumberSlider(
             value=value if is_number else kind.start,
             **sizes,
             label=f"{field}: number",
@@ -244,14 +250,16 @@ def _components(
     ]
 
 
-def _slider(**options: Any) -> gr.Slider:
-    """Make a slider whose value is passed on as it is, for `read` to judge.
+def number(field: str, value: Any) -> float:
+    """Return the value of a slider.
 
-    Gradio's own check fails at a box that was emptied.
+    Raises:
+        ValueError: it is no number, as of a box that was emptied.
     """
-    slider = gr.Slider(**options)
-    slider.preprocess = lambda payload: payload
-    return slider
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        got = "nothing" if value is None else repr(value)[:80]
+        raise ValueError(f"{field}: expected a number, got {got}")
+    return value
 
 
 def _width(kind: Kind) -> int:
@@ -267,9 +275,10 @@ def _read(field: str, kind: Kind, values: Sequence[Any]) -> Any:
             if value != _NUMBER:
                 return None if value == "none" else value
             value = values[1]
-        if value is None:
-            raise ValueError(f"{field}: expected a number, got nothing")
+        value = number(field, value)
         if not kind.low <= value <= kind.high:
             raise ValueError(f"{field}: expected {kind.low} to {kind.high} here, got {value!r}")
+        if kind.step == 1 and value != int(value):
+            raise ValueError(f"{field}: expected a whole number, got {value!r}")
         return int(value) if kind.step == 1 else float(value)
     return None if value == "none" else value

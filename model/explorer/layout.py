@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.data_classes import ImageData
 
+from setokim.explorer.components import ImageFile, NumberSlider
 from setokim.explorer.controls import Controls
 from setokim.explorer.links import EDITS
 from setokim.explorer.panels import VIEWS
-from setokim.utils.file_names import printable_name
 
 TITLE = "Token clustering explorer"
 NAMES = ("A", "B")
@@ -90,17 +88,21 @@ class Panel:
     map: gr.Image
     detail: gr.Image
     caption: gr.HTML
-    label: gr.Slider
+    label: NumberSlider
     sizes: gr.HTML
     texts: tuple[gr.Textbox, gr.Textbox, gr.Textbox]
     write: gr.Button
     files: gr.File
 
     @property
-    def outputs(self) -> list[gr.blocks.Block]:
-        """All that a new clustering changes."""
-        shown = [self.column, self.facts, self.map, self.detail, self.caption, self.label]
-        return [*shown, self.sizes, *self.texts, self.files]
+    def view(self) -> list[gr.components.Component]:
+        """What shows one cluster or step."""
+        return [self.detail, self.caption, self.label]
+
+    @property
+    def clustering(self) -> list[gr.components.Component]:
+        """What else shows the clustering."""
+        return [self.map, self.facts, self.sizes, *self.texts, self.files]
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,8 @@ class ReconstructionPanel:
     """
 
     edit: gr.Radio
-    down: gr.Slider
-    right: gr.Slider
+    down: NumberSlider
+    right: NumberSlider
     rebuilt: gr.Image
     edited: gr.Image
 
@@ -180,7 +182,7 @@ class Layout:
                 self.query = gr.Textbox(visible="hidden", label="Query", elem_id="query")
 
     def _add_input(self, keys: list[str]) -> None:
-        self.upload = gr.Image(
+        self.upload = ImageFile(
             label="Image: drop, paste or choose a file",
             sources=["upload", "clipboard"],
             image_mode=None,
@@ -190,9 +192,6 @@ class Layout:
             elem_id="upload",
             alt_text="The image that is clustered",
         )
-        # In place of Gradio's, which opens the file and reports what it finds there in words of
-        # its own. A subclass would be cleaner, but Gradio writes a stub file beside its module.
-        self.upload.preprocess = _file_and_name
         self.image = gr.Dropdown(
             keys, value=keys[0] if keys else None, label="Image at hand", elem_id="image"
         )
@@ -205,13 +204,6 @@ class Layout:
 def _make_controls(name: str, presets: Sequence[str]) -> Controls:
     with gr.Tab(f"Setting {name}", elem_id=f"tab-{name}"):
         return Controls(name, presets)
-
-
-def _file_and_name(payload: ImageData | None) -> tuple[str, str] | None:
-    """Return the file of an upload, and its name on the user's machine."""
-    if payload is None or payload.path is None:
-        return None
-    return payload.path, printable_name(payload.orig_name or Path(payload.path).name)
 
 
 def _make_panel(name: str) -> Panel:
@@ -266,7 +258,7 @@ def _make_reconstruction() -> ReconstructionPanel:
                 scale=2,
             )
             down, right = (
-                gr.Slider(
+                NumberSlider(
                     -1,
                     1,
                     0,
@@ -294,8 +286,8 @@ def _image(elem_id: str, label: str, image_format: str, show_label: bool = True)
     )
 
 
-def _count(label: str, info: str, elem_id: str, scale: int | None = None) -> gr.Slider:
-    return gr.Slider(
+def _count(label: str, info: str, elem_id: str, scale: int | None = None) -> NumberSlider:
+    return NumberSlider(
         0, 1, 0, step=1, precision=0, label=label, info=info, elem_id=elem_id, scale=scale
     )
 

@@ -14,7 +14,8 @@ from urllib.parse import parse_qsl
 import gradio as gr
 
 from setokim.explorer import panels
-from setokim.explorer.controls import read, within_limits
+from setokim.explorer.components import NumberSlider
+from setokim.explorer.controls import number, read, within_limits
 from setokim.explorer.features import Features
 from setokim.explorer.images import missing
 from setokim.explorer.layout import NAMES, TITLE, Layout
@@ -67,14 +68,15 @@ class _Page:
             keys, list(features.presets), features.reconstruction is not None
         )
         self._inputs = {layout.image, layout.compare, layout.view, layout.step}
-        outputs = {*self._inputs, layout.notice, layout.upload, layout.uploads, layout.query}
         for controls, panel in zip(layout.controls, layout.panels, strict=True):
             self._inputs |= {panel.label, *controls.inputs}
-            outputs |= {*panel.outputs, *controls.outputs}
         if layout.reconstruction is not None:
             self._inputs |= {*layout.reconstruction.inputs}
-            outputs |= {*layout.reconstruction.inputs}
-        self._outputs = list(outputs)
+        # An event names what it may change and no more: Gradio makes all outputs of an event that
+        # a handler does not return anew.
+        self._details = [layout.step, layout.query, layout.panels[1].column]
+        for panel in layout.panels:
+            self._details += panel.view
 
     def connect(self, blocks: gr.Blocks) -> None:
         """Connect the handlers with the components."""
@@ -82,34 +84,57 @@ class _Page:
         # Encoding may take seconds: with the queue the user sees that it goes on.
         busy = [panel.map for panel in layout.panels]
         waiting = {"queue": True, "show_progress": "minimal", "show_progress_on": busy}
+        everything = list(self._details)
         for i, (controls, panel) in enumerate(zip(layout.controls, layout.panels, strict=True)):
-            changes = [component.input for component in controls.inputs]
-            self._on(changes, functools.partial(self._draw_setting, i))
+            drawn = [*self._details, *panel.clustering]
+            shown = [*drawn, *controls.outputs]
+            everything += [*panel.clustering, *controls.outputs]
+            changes = [component.input for component in controls.fields]
+            self._on(changes, functools.partial(self._draw_setting, i), drawn)
+            change = functools.partial(self._change_function, i)
+            self._on([controls.function.input], change, [*drawn, *controls.groups])
             for preset, button in controls.presets.items():
-                self._on([button.click], functools.partial(self._use_preset, i, preset))
-            self._on([panel.label.input], self._draw_details)
+                self._on([button.click], functools.partial(self._use_preset, i, preset), shown)
+            self._on([panel.label.input], self._draw_details, self._details)
             self._on_select(i, panel.map)
-            self._on([panel.write.click], functools.partial(self._write_files, i), **waiting)
-        self._on([layout.view.input, layout.step.input], self._draw_details)
-        self._on([layout.compare.input], self._draw_all)
-        self._on([layout.image.input], self._draw_all, **waiting)
+            write = functools.partial(self._write_files, i)
+            self._on([panel.write.click], write, [panel.files], **waiting)
+        self._on([layout.view.input, layout.step.input], self._draw_details, self._details)
+        drawn = [*self._details, *layout.panels[0].clustering, *layout.panels[1].clustering]
+        self._on([layout.compare.input], self._draw_all, [*drawn, layout.upload])
+        self._on([layout.image.input], self._draw_all, [*drawn, layout.upload], **waiting)
         taken = self._inputs | {layout.upload, layout.uploads}
-        self._on([layout.upload.upload], self._take_upload, inputs=taken, **waiting)
-        self._on([blocks.load], self._open_link, inputs={layout.query}, js=_READ_LINK, **waiting)
+        outputs = [*drawn, layout.image, layout.uploads]
+        self._on([layout.upload.upload], self._take_upload, outputs, inputs=taken, **waiting)
+        everything += [layout.image, layout.compare, layout.view, layout.notice]
+        everything += [layout.upload, layout.uploads]
+        if layout.reconstruction is not None:
+            everything += layout.reconstruction.inputs
+            changes = [component.input for component in layout.reconstruction.inputs]
+            self._on(changes, self._draw_details, self._details)
+        self._on(
+            [blocks.load],
+            self._open_link,
+            everything,
+            inputs={layout.query},
+            js=_READ_LINK,
+            **waiting,
+        )
         layout.query.change(
             None, [layout.query], [layout.link], js=_SHOW_LINK, api_visibility="private"
         )
-        if layout.reconstruction is not None:
-            changes = [component.input for component in layout.reconstruction.inputs]
-            self._on(changes, self._draw_details)
 
     def _on(
-        self, triggers: Sequence[Any], handler: Callable[[Values], Updates], **options: Any
+        self,
+        triggers: Sequence[Any],
+        handler: Callable[[Values], Updates],
+        outputs: Sequence[Any],
+        **options: Any,
     ) -> None:
         """Connect a handler; while it works, of all further changes the last one counts."""
         defaults = {
             "inputs": self._inputs,
-            "outputs": self._outputs,
+            "outputs": list(outputs),
             # Without the queue an answer takes one request instead of two.
             "queue": False,
             "show_progress": "hidden",
@@ -132,7 +157,7 @@ class _Page:
             image.select(
                 select,
                 self._inputs,
-                self._outputs,
+                [*self._details, self._layout.view],
                 queue=False,
                 show_progress="hidden",
                 api_visibility="private",
@@ -156,13 +181,15 @@ class _Page:
     def _draw_setting(self, index: int, values: Values) -> Updates:
         """Draw one setting after a change of its controls."""
         state = self._state(values)
-        shown = self._layout.controls[index].show_group(
-            values[self._layout.controls[index].function]
-        )
         if index >= len(state.configs):
             # The second setting, prepared while it is not shown.
-            return shown
-        return shown | self._draw(state, [index])
+            return self._nothing
+        return self._draw(state, [index])
+
+    def _change_function(self, index: int, values: Values) -> Updates:
+        """Show the fields of the function that was chosen, and draw its clustering."""
+        controls = self._layout.controls[index]
+        return controls.show_group(values[controls.function]) | self._draw_setting(index, values)
 
     def _use_preset(self, index: int, preset: str, values: Values) -> Updates:
         config = self._features.presets[preset]
@@ -172,6 +199,11 @@ class _Page:
             return shown
         state = dataclasses.replace(state, **{("first", "second")[index]: config})
         return shown | self._draw(state, [index])
+
+    @property
+    def _nothing(self) -> Updates:
+        """Updates that change nothing; Gradio takes no empty ones."""
+        return {self._layout.query: gr.skip()}
 
     def _draw_all(self, values: Values) -> Updates:
         """Draw both settings after a change of the image, or of their number."""
@@ -204,16 +236,11 @@ class _Page:
         return {self._layout.view: "mask"} | self._draw(state, [])
 
     def _take_upload(self, values: Values) -> Updates:
-        """Take in an upload and draw it; without one, as after its removal, do nothing.
-
-        Nothing but plain values may be returned for the upload: an update would give this user a
-        copy of the component, which reads files as Gradio does.
-        """
+        """Take in an upload and draw it; without one, as after its removal, do nothing."""
         layout, upload = self._layout, values[self._layout.upload]
         if upload is None:
-            return {layout.query: gr.skip()}
-        # After an error Gradio may use a copy of the component with its own reading of files.
-        path, name = (upload, Path(upload).name) if isinstance(upload, str) else upload
+            return self._nothing
+        path, name = upload
         key = self._features.images.add(path, name)
         uploads = [entry for entry in values[layout.uploads] if entry[1] != key]
         uploads.append((self._features.images.name(key), key))
@@ -294,7 +321,7 @@ class _Page:
                 configs.append(read([values[component] for component in controls.inputs]))
             except (TypeError, ValueError) as error:
                 raise ValueError(f"setting {name}: {error}") from error
-        label, second_label = (int(values[panel.label] or 0) for panel in layout.panels)
+        label, second_label = (_count(panel.label, values) for panel in layout.panels)
         return PageState(
             image=values[layout.image],
             first=configs[0],
@@ -302,7 +329,7 @@ class _Page:
             view=values[layout.view],
             label=label,
             second_label=second_label,
-            step=int(values[layout.step] or 0),
+            step=_count(layout.step, values),
             **self._edit(values),
         )
 
@@ -313,8 +340,8 @@ class _Page:
             return {}
         return {
             "edit": values[layout.edit],
-            "down": float(values[layout.down] or 0),
-            "right": float(values[layout.right] or 0),
+            "down": float(number("down", values[layout.down])),
+            "right": float(number("right", values[layout.right])),
         }
 
     def _draw(self, state: PageState, maps: Sequence[int]) -> Updates:
@@ -372,6 +399,19 @@ class _Page:
 
     def _choices(self, uploads: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         return [*((key, key) for key in self._features.images.at_hand), *map(tuple, uploads)]
+
+
+def _count(slider: NumberSlider, values: Values) -> int:
+    """Return the value of a slider that counts something.
+
+    Raises:
+        ValueError: it is no whole number of at least 0.
+    """
+    name = str(slider.label).lower()
+    value = number(name, values[slider])
+    if not (value >= 0 and value % 1 == 0):
+        raise ValueError(f"{name}: expected a whole number of at least 0, got {value!r}")
+    return int(value)
 
 
 def _parameters(query: str) -> list[tuple[str, str]]:
