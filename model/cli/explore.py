@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from setok_cli.errors import UsageError, missing_package
 from setok_cli.options import BACKENDS, add_device_option, add_trust_option, grid_size
+from setok_cli.signals import signal_of
 
 if TYPE_CHECKING:
     from setokim.explorer.features import Features
@@ -95,9 +97,12 @@ def run(arguments: argparse.Namespace) -> int:
                     flush=True,
                 )
             threading.Event().wait()
-    except ValueError as error:
-        raise UsageError(f"--{error}") from error
-    except KeyboardInterrupt:
+    except OSError as error:
+        raise UsageError(f"--port: cannot listen: {error}") from error
+    except KeyboardInterrupt as stop:
+        if signal_of(stop) is not signal.SIGINT:
+            raise
+        # The way to end a server, not a failure.
         print()
     return 0
 
@@ -123,9 +128,16 @@ def make_features(arguments: argparse.Namespace) -> Features:
     if arguments.model is not None:
         if arguments.grid is not None:
             raise UsageError("--grid: expected none with --model, whose encoder has its own")
-        reconstruction = _load_reconstruction(arguments)
-        encoder, name = reconstruction.model.encoder, arguments.model
-        return Features(images, encoder, name, arguments.backend, arguments.device, reconstruction)
+        reconstruction, whole = _load_reconstruction(arguments)
+        return Features(
+            images,
+            reconstruction.model.encoder,
+            arguments.model,
+            arguments.backend,
+            arguments.device,
+            reconstruction,
+            whole=whole,
+        )
     method = make_method(
         arguments.encoder,
         arguments.grid,
@@ -144,16 +156,20 @@ def make_features(arguments: argparse.Namespace) -> Features:
     )
 
 
-def _load_reconstruction(arguments: argparse.Namespace) -> Reconstruction:
+def _load_reconstruction(arguments: argparse.Namespace) -> tuple[Reconstruction, bool]:
+    """Load the tokenizer of `--model`; also return whether its folder has a whole SeTokim model."""
     from setokim.cli._inference import is_tokenizer, load_model, load_tokenizer, model_folder
     from setokim.explorer.reconstruction import Reconstruction
+    from setokim.utils.pretrained import is_embedded
 
     folder = model_folder(arguments)
-    if is_tokenizer(folder):
-        model = load_tokenizer(folder, arguments.device)
-    else:
+    is_whole = not is_tokenizer(folder)
+    if is_whole:
         model = load_model(folder, arguments.device, arguments.trust_remote_code)[0].setok
+    else:
+        model = load_tokenizer(folder, arguments.device)
     try:
-        return Reconstruction(model)
+        # `SetokModel.from_pretrained` knows the tokenizers of embedded models by name.
+        return Reconstruction(model), is_whole and not is_embedded(arguments.model)
     except ValueError as error:
         raise UsageError(f"--{error}") from error

@@ -28,6 +28,7 @@ def python_code(
     *,
     grid: tuple[int, int] | None = None,
     model: str | None = None,
+    whole: bool = False,
     photograph: bool = False,
 ) -> str:
     """Return a script that repeats the clustering and prints the number of tokens.
@@ -38,22 +39,25 @@ def python_code(
         image: file of the image.
         backend: backend of the clustering.
         grid: rows and columns of patches of the encoder; None for its own.
-        model: folder of a `SetokModel`, or name of an embedded model, whose tokens the script
-            makes; None for clusters of an encoder's features.
+        model: folder of a model, or name of an embedded one. The script makes its tokens; with
+            another function than `cluster_tokens` it clusters the features of its encoder. None
+            for clusters of an encoder's features.
+        whole: flag: the folder has a `SetokimModel`, not its tokenizer alone.
         photograph: flag: `image` is the name of a photograph in `skimage.data`.
 
     Raises:
-        TypeError: a model takes no such options.
         ValueError: there can be no photograph of that name.
     """
     loaded = _load_image(image, photograph)
     if model is None:
-        return _lines(*_encoder_code(config, encoder, loaded, backend, grid))
-    if not isinstance(config, ClusterConfig):
-        raise TypeError(
-            f"config: expected a ClusterConfig with a model, got {type(config).__name__}"
-        )
-    return _lines(*_model_code(config, model, loaded, backend))
+        chosen = "" if grid is None else f", {tuple(grid)}"
+        source = _Source("build_encoder", f"build_encoder({encoder!r}{chosen})")
+        return _lines(*_encoder_code(config, source, loaded, backend))
+    name = "SetokimModel" if whole else "SetokModel"
+    source = _Source(name, f"{name}.from_pretrained({model!r}){'.setok' if whole else ''}.eval()")
+    if isinstance(config, ClusterConfig):
+        return _lines(*_model_code(config, source, loaded, backend))
+    return _lines(*_encoder_code(config, source.encoder(), loaded, backend))
 
 
 def yaml_text(config: Config) -> str:
@@ -143,8 +147,19 @@ def _load_image(image: str | Path, photograph: bool) -> _LoadedImage:
     return _LoadedImage(["from PIL import Image", "from skimage import data"], [], line)
 
 
+class _Source(NamedTuple):
+    """Where features or tokens come from: a name of setokim, and an expression."""
+
+    name: str
+    code: str
+
+    def encoder(self) -> _Source:
+        """Return the encoder of this model."""
+        return self._replace(code=f"{self.code}.encoder")
+
+
 def _encoder_code(
-    config: Config, encoder: str, image: _LoadedImage, backend: str, grid: tuple[int, int] | None
+    config: Config, encoder: _Source, image: _LoadedImage, backend: str
 ) -> Iterator[str]:
     """Yield the lines that cluster the features of an encoder."""
     function = function_of(config)
@@ -153,9 +168,9 @@ def _encoder_code(
     yield from image.imports
     yield ""
     yield f"from setok_kernels import {'ClusterConfig, ' if is_soft else ''}{function}"
-    yield f"from setokim import {', '.join(['build_encoder', *image.names])}"
+    yield f"from setokim import {', '.join([encoder.name, *image.names])}"
     yield ""
-    yield f"encoder = build_encoder({encoder!r}{'' if grid is None else f', {tuple(grid)}'})"
+    yield f"encoder = {encoder.code}"
     if is_soft:
         yield _config_line(config)
         arguments, keywords = ["features", "config"], {}
@@ -169,17 +184,17 @@ def _encoder_code(
 
 
 def _model_code(
-    config: ClusterConfig, model: str, image: _LoadedImage, backend: str
+    config: ClusterConfig, model: _Source, image: _LoadedImage, backend: str
 ) -> Iterator[str]:
     """Yield the lines that make the tokens of a model."""
     yield "import torch"
     yield from image.imports
     yield ""
     yield "from setok_kernels import ClusterConfig"
-    yield f"from setokim import {', '.join(['SetokModel', *image.names])}"
+    yield f"from setokim import {', '.join([model.name, *image.names])}"
     yield "from setokim.tokenizer.token_grouping import ClusterGrouping"
     yield ""
-    yield f"model = SetokModel.from_pretrained({model!r})"
+    yield f"model = {model.code}"
     yield _config_line(config)
     yield "weight, residual = model.config.position_weight, model.config.residual"
     yield "clustering = ClusterGrouping(config, (), weight, residual)"

@@ -65,6 +65,7 @@ class Features:
         device: name of the device of encoder and clustering.
         reconstruction: model whose tokenizer the encoder is; its clustering sees positions too.
         grid: rows and columns of patches that were asked for; None for the encoder's own.
+        whole: flag: the folder of the model has a `SetokimModel`, not its tokenizer alone.
     """
 
     def __init__(
@@ -76,10 +77,11 @@ class Features:
         device: str = "cpu",
         reconstruction: Reconstruction | None = None,
         grid: tuple[int, int] | None = None,
+        whole: bool = False,
     ):
         self.images, self.encoder_name, self.reconstruction = images, encoder_name, reconstruction
         self._encoder, self._backend, self._device = encoder, backend, device
-        self._grid = grid
+        self._grid, self._whole = grid, whole
         self._kept: OrderedDict[str, Encoded] = OrderedDict()
         # One image is encoded at a time: the encoder uses all cores.
         self._encoding, self._lock = threading.Lock(), threading.Lock()
@@ -189,7 +191,9 @@ class Features:
         return (
             command(config, self.encoder_name, image, **about),
             yaml_text(config),
-            python_code(config, self.encoder_name, image, self._backend, **about),
+            python_code(
+                config, self.encoder_name, image, self._backend, whole=self._whole, **about
+            ),
         )
 
     def method(self, config: Config) -> Method:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ MAX_PIXELS = 64_000_000
 MAX_UPLOAD = 64 * 2**20
 _MAX_ALL_UPLOADS = 512 * 2**20
 _UPLOAD = "upload-"
+# Filters of warnings are those of the process.
+_HEADER = threading.Lock()
 
 
 class Images:
@@ -117,16 +120,21 @@ def missing(key: str) -> str:
 
 def _load(source: Path | io.BytesIO) -> Image.Image:
     """Load an image, after a look at its size."""
+    most = f"image: expected at most {MAX_PIXELS / 1e6:.0f} megapixels, got"
     try:
-        with Image.open(source) as opened:
-            width, height = opened.size
+        # Pillow's own warning begins above our limit.
+        with _HEADER, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(source) as opened:
+                width, height = opened.size
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError(f"{most} {_shown(source)}: {error}") from error
     except Exception:
         # `load_image` finds the same fault, and names it.
         return load_image(source)
     if width * height > MAX_PIXELS:
         raise UnreadableImageError(
-            f"image: expected at most {MAX_PIXELS / 1e6:.0f} megapixels, got "
-            f"{width * height / 1e6:.0f} ({width} x {height}) of {_shown(source)}"
+            f"{most} {width * height / 1e6:.0f} ({width} x {height}) of {_shown(source)}"
         )
     if isinstance(source, io.BytesIO):
         source.seek(0)

@@ -28,6 +28,12 @@ THEME = gr.themes.Default(
     body_text_color_subdued="*neutral_600",
     body_text_color_subdued_dark="*neutral_300",
     color_accent="*primary_700",
+    link_text_color="*primary_700",
+    link_text_color_visited="*primary_700",
+    link_text_color_dark="*primary_200",
+    link_text_color_visited_dark="*primary_200",
+    link_text_color_hover_dark="*primary_100",
+    link_text_color_active_dark="*primary_100",
 )
 CSS = """
 /* Hidden overflow would keep what is shown from staying in sight. */

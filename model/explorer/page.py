@@ -293,7 +293,8 @@ class _Page:
         name = Path(result.name).stem
         photo = self._features.images.load(state.image)
         result = dataclasses.replace(result, photo=photo, name=name)
-        stem = f"{name or 'image'}.clusters"
+        # As long as file systems allow, with the endings.
+        stem = f"{name.encode()[:200].decode(errors='ignore') or 'image'}.clusters"
         files = self._layout.panels[index].files
         # In the folder of uploads, from which Gradio serves files and removes old ones.
         folder = Path(tempfile.mkdtemp(dir=files.GRADIO_CACHE))

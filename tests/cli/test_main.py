@@ -187,6 +187,7 @@ def test_an_answer_that_the_locale_cannot_encode(monkeypatch):
 
 COMMANDS = [
     "cluster",
+    "explore",
     "tokenize",
     "compress",
     "train",

@@ -1,4 +1,3 @@
-import argparse
 import ast
 import io
 import shlex
@@ -154,9 +153,21 @@ def test_the_script_makes_the_tokens_of_a_model(picture, tmp_path, config):
     assert run(code)[0]["clustering"].backend == "reference"
 
 
-def test_a_model_has_soft_clusters_and_no_command():
-    with pytest.raises(TypeError, match="config: expected a ClusterConfig with a model, got DPCC"):
-        python_code(DPCConfig(), ENCODER, "a.png", model="folder")
+def test_other_functions_cluster_the_features_of_a_models_encoder(picture, tmp_path):
+    folder = write_setok(tmp_path / "model")
+    names, _ = run(python_code(DPCConfig(num_clusters=3), ENCODER, picture, model=str(folder)))
+    with torch.inference_mode():
+        features = SetokModel.from_pretrained(folder).encoder([load_image(picture)])
+    expected = setok_kernels.dpc_knn(features, num_clusters=3)
+    assert torch.equal(names["clusters"].labels, expected.labels)
+
+
+def test_a_whole_model_is_loaded_for_its_tokenizer():
+    code = python_code(ClusterConfig(), ENCODER, "a.png", model="folder", whole=True)
+    assert "model = SetokimModel.from_pretrained('folder').setok.eval()" in code
+
+
+def test_a_model_has_no_command():
     line = command(ClusterConfig(), ENCODER, "a.png", model="x\nrm -r y")
     assert line.startswith("# setok cluster has no option for a model") and line.count("\n") == 1
 
@@ -253,16 +264,8 @@ def test_the_command_has_only_what_differs():
     )
 
 
-def has_functions():
-    """Whether `setok cluster` has the option `--function`."""
-    actions = [a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)]
-    return "--function" in actions[0].choices["cluster"].format_help()
-
-
 @pytest.mark.parametrize("config", [config for config in CONFIGS if config not in SOFT])
 def test_the_command_has_the_same_function(picture, tmp_path, monkeypatch, config):
-    if not has_functions():
-        pytest.skip("setok cluster has no option --function yet")
     line = command(config, ENCODER, picture.name, grid=GRID)
     record = run_command(line, tmp_path, monkeypatch, picture.name)
     assert record["config"] == config.to_dict()
