@@ -4,6 +4,8 @@ import dataclasses
 import os
 from pathlib import Path
 
+from setok_bench.explorer_response import RESPONSE
+
 SCREENSHOTS = Path(__file__).parents[2] / "docs" / "explore"
 
 
@@ -93,29 +95,6 @@ def _focused(page, session):
     said = [node.get(part, {}).get("value", "") for part in ("role", "name")]
     inside = page.evaluate("document.activeElement.closest('[id]')?.id ?? ''")
     return Stop(*said, inside)
-
-
-# The clock starts as the event is sent, and stops in the first frame with another image.
-RESPONSE = """([slider, value, image, events, seconds]) => new Promise((resolve, reject) => {
-    const input = document.querySelector(slider);
-    const source = () => document.querySelector(image)?.currentSrc;
-    const before = source();
-    input.value = value;
-    const start = performance.now();
-    for (const name of events) input.dispatchEvent(new Event(name, {bubbles: true}));
-    const look = async () => {
-        const shown = document.querySelector(image);
-        if (shown && shown.currentSrc !== before && shown.complete && shown.naturalWidth) {
-            await shown.decode();
-            resolve(performance.now() - start);
-        } else if (performance.now() - start > 1000 * seconds) {
-            reject(new Error(`no new image in ${image} after ${seconds} s`));
-        } else {
-            requestAnimationFrame(look);
-        }
-    };
-    requestAnimationFrame(look);
-})"""
 
 
 def response_ms(page, slider, value, image, events=("input",), seconds=20.0):
