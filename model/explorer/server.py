@@ -9,11 +9,13 @@ import tempfile
 from collections.abc import Iterator
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from setokim.explorer.features import Features
 from setokim.explorer.images import MAX_UPLOAD
 from setokim.explorer.layout import CSS, THEME
 from setokim.explorer.page import build_page
+from setokim.explorer.request_guard import RequestGuard
 
 LOOPBACK = "127.0.0.1"
 FIRST_PORT, PORTS = 7860, 100
@@ -24,7 +26,7 @@ def serve(features: Features, host: str = LOOPBACK, port: int | None = None) -> 
     """Serve the page from threads of this process until the block ends.
 
     Uploads go to a folder of this process alone, which is removed at the end. No other file of the
-    machine can be read through the page.
+    machine can be read through the page. Requests of other pages are refused, see `RequestGuard`.
 
     Args:
         features: images and their clusterings.
@@ -40,7 +42,15 @@ def serve(features: Features, host: str = LOOPBACK, port: int | None = None) -> 
     port = free_port(host, port)
     with _private_folder():
         page = build_page(features)
-        launch(page, server_name=host, server_port=port, prevent_thread_lock=True, quiet=True)
+        guard = Middleware(RequestGuard, host=host)
+        launch(
+            page,
+            server_name=host,
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            app_kwargs={"middleware": [guard]},
+        )
         try:
             shown = f"[{host}]" if ":" in host else host
             yield f"http://{shown}:{port}/"
