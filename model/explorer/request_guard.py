@@ -12,8 +12,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 _API = "/gradio_api/"
 # Endpoints of Gradio that the page does not use: the state of another session under a link, files
-# of components (their names go to the terminal), requests to other hosts, and recordings.
-_CLOSED = re.compile(_API + r"(deep_link|custom_component|proxy=|process_recording).*", re.DOTALL)
+# of components (their names go to the terminal), functions of components, requests to other hosts,
+# and recordings.
+_CLOSED = re.compile(
+    _API + r"(deep_link|custom_component|component_server|proxy=|process_recording).*", re.DOTALL
+)
 # With a URL in place of a path, Gradio requests it and passes the answer on.
 _RELAY = re.compile(_API + r"file[=/]\s*https?:.*", re.DOTALL | re.IGNORECASE)
 _HOST = re.compile(
