@@ -7,13 +7,17 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from setokim.explorer.features import Features
+from setokim.explorer.file_guard import FileGuard
 from setokim.explorer.images import MAX_UPLOAD
 from setokim.explorer.layout import CSS, THEME
 from setokim.explorer.page import build_page
+from setokim.explorer.request_guard import RequestGuard
 
 LOOPBACK = "127.0.0.1"
 FIRST_PORT, PORTS = 7860, 100
@@ -24,7 +28,8 @@ def serve(features: Features, host: str = LOOPBACK, port: int | None = None) -> 
     """Serve the page from threads of this process until the block ends.
 
     Uploads go to a folder of this process alone, which is removed at the end. No other file of the
-    machine can be read through the page.
+    machine can be read through the page, see `FileGuard`. Requests of other pages are refused, see
+    `RequestGuard`.
 
     Args:
         features: images and their clusterings.
@@ -38,9 +43,17 @@ def serve(features: Features, host: str = LOOPBACK, port: int | None = None) -> 
         ValueError: the port is in use or may not be used, or there is no such address.
     """
     port = free_port(host, port)
-    with _private_folder():
+    with _private_folder() as folder:
         page = build_page(features)
-        launch(page, server_name=host, server_port=port, prevent_thread_lock=True, quiet=True)
+        guards = [Middleware(RequestGuard, host=host), Middleware(FileGuard, folder=folder)]
+        launch(
+            page,
+            server_name=host,
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            app_kwargs={"middleware": guards},
+        )
         try:
             shown = f"[{host}]" if ":" in host else host
             yield f"http://{shown}:{port}/"
@@ -104,14 +117,14 @@ def free_port(host: str, port: int | None = None) -> int:
 
 
 @contextlib.contextmanager
-def _private_folder() -> Iterator[None]:
+def _private_folder() -> Iterator[Path]:
     """Let Gradio keep its files in a folder that only this user can read, and remove it."""
     name = "GRADIO_TEMP_DIR"
     before = os.environ.get(name)
     with tempfile.TemporaryDirectory(prefix="setok-explore-") as folder:
         os.environ[name] = folder
         try:
-            yield
+            yield Path(folder)
         finally:
             if before is None:
                 del os.environ[name]
