@@ -40,6 +40,7 @@ CSS = """
 .gradio-container { overflow: visible !important; }
 #shown { position: sticky; top: 0; align-self: flex-start; max-height: 100vh; overflow: auto; }
 #shown { flex-wrap: nowrap; }
+#shown > * { flex-shrink: 0; }
 #head h1 { margin: 0; font-size: 1.4rem; }
 #shown .html-container { padding: 0 .75rem; }
 #shown [role=status] { margin: 0; }
@@ -48,6 +49,11 @@ CSS = """
 input:focus-visible, textarea:focus-visible, button:focus-visible, [tabindex]:focus-visible {
     outline: 2px solid var(--primary-500) !important;
     outline-offset: 1px;
+}
+/* Gradio loses the colour of a checked circle with the focus. */
+input[type=radio]:checked {
+    background-color: var(--checkbox-background-color-selected) !important;
+    border-color: var(--checkbox-border-color-selected) !important;
 }
 .dark [role=tab].selected { color: var(--primary-300); }
 .sizes { max-height: 20rem; overflow: auto; }

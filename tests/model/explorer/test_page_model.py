@@ -48,6 +48,6 @@ def test_a_token_is_removed_from_the_reconstruction(visitor, served, tmp_path):
     until(page, lambda: redness("#edited") < redness("#rebuilt") - 50, True)
     assert state(page).label == int(page.locator("#label-A input").first.input_value())
     assert not violations(page)
-    page.wait_for_timeout(300)
     page.locator("#edited").scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
     screenshot(page, "reconstruction", tmp_path)

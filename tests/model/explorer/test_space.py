@@ -10,6 +10,7 @@ import yaml
 
 from helpers.extras import all_extras
 from helpers.served_app import served_command
+from setokim.explorer.layout import TITLE
 
 FOLDER = Path(__file__).parents[3] / "examples/space"
 
@@ -17,7 +18,7 @@ FOLDER = Path(__file__).parents[3] / "examples/space"
 def test_the_app_serves_the_page():
     with served_command([sys.executable, str(FOLDER / "app.py")]) as served:
         text = urllib.request.urlopen(served.url, timeout=20).read().decode()
-    assert "<title>Token clustering explorer</title>" in text
+    assert f'"title":"{TITLE}"' in text
 
 
 def test_the_settings_name_what_is_there():
