@@ -120,6 +120,9 @@ def missing(key: str) -> str:
 
 def _load(source: Path | io.BytesIO) -> Image.Image:
     """Load an image, after a look at its size."""
+    if isinstance(source, Path) and not source.is_file():
+        # Reading a pipe would wait for ever; this names it.
+        return load_image(source)
     most = f"image: expected at most {MAX_PIXELS / 1e6:.0f} megapixels, got"
     try:
         # Pillow's own warning begins above our limit.
