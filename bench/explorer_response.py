@@ -84,6 +84,23 @@ def main() -> int:
     return 0
 
 
+def table(result: dict[str, Any]) -> str:
+    """Return the medians of a result as a table in Markdown, with its conditions."""
+    lines = ["| slider | one setting | two settings |", "|---|---:|---:|"]
+    medians = {
+        (case["slider"], case["settings"]): f"{median(case['ms']):.0f} ms"
+        for case in result["cases"]
+    }
+    lines += [f"| `{name}` | {medians[name, 1]} | {medians[name, 2]} |" for name in SLIDERS]
+    device = result["device"]
+    conditions = (
+        f"Medians of {MOVES} moves, {result['tokens']} tokens; {device['name']}, "
+        f"{device['threads']} threads, server and browser on it; commit {result['commit'][:10]}, "
+        f"{result['time'][:10]}."
+    )
+    return "\n".join([*lines, "", conditions])
+
+
 def _measure(page: Any, field: str, values: tuple[float, float], settings: int) -> dict[str, Any]:
     """Move a slider to and fro; the first two moves do not count."""
     slider = f"#A-cluster_tokens-{field} input[type=range]"
