@@ -45,9 +45,9 @@ def build_page(features: Features) -> gr.Blocks:
     Args:
         features: images and their clusterings.
     """
-    # Gradio's copies of uploads go after a day; the explorer keeps what it needs.
+    # Gradio's copies of images go after an hour: 80 kB a redraw. The explorer keeps what it needs.
     with gr.Blocks(
-        title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)
+        title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)
     ) as blocks:
         _Page(features).connect(blocks)
     return blocks

@@ -6,10 +6,11 @@ import contextlib
 import os
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 
 from setokim.explorer.features import Features
@@ -43,32 +44,34 @@ def serve(features: Features, host: str = LOOPBACK, port: int | None = None) -> 
         ValueError: the port is in use or may not be used, or there is no such address.
     """
     port = free_port(host, port)
-    with _private_folder() as folder:
+    with _private_folder():
         page = build_page(features)
-        guards = [Middleware(RequestGuard, host=host), Middleware(FileGuard, folder=folder)]
-        launch(
-            page,
-            server_name=host,
-            server_port=port,
-            prevent_thread_lock=True,
-            quiet=True,
-            app_kwargs={"middleware": guards},
-        )
         try:
+            launch(
+                page,
+                [Middleware(RequestGuard, host=host)],
+                server_name=host,
+                server_port=port,
+                prevent_thread_lock=True,
+                quiet=True,
+            )
             shown = f"[{host}]" if ":" in host else host
             yield f"http://{shown}:{port}/"
         finally:
             page.close(verbose=False)
 
 
-def launch(page: gr.Blocks, **options: object) -> None:
-    """Launch a page of `build_page` with its looks and limits.
+def launch(page: gr.Blocks, guards: Sequence[Middleware] = (), **options: object) -> None:
+    """Launch a page of `build_page` with its looks and limits, and with `FileGuard`.
 
     Args:
         page: the page.
+        guards: further middleware.
         options: further arguments of `gradio.Blocks.launch`.
     """
+    folder = Path(get_upload_folder())
     defaults = {
+        "app_kwargs": {"middleware": [*guards, Middleware(FileGuard, folder=folder)]},
         "theme": THEME,
         "css": CSS,
         "footer_links": [],
@@ -117,14 +120,14 @@ def free_port(host: str, port: int | None = None) -> int:
 
 
 @contextlib.contextmanager
-def _private_folder() -> Iterator[Path]:
+def _private_folder() -> Iterator[None]:
     """Let Gradio keep its files in a folder that only this user can read, and remove it."""
     name = "GRADIO_TEMP_DIR"
     before = os.environ.get(name)
     with tempfile.TemporaryDirectory(prefix="setok-explore-") as folder:
         os.environ[name] = folder
         try:
-            yield Path(folder)
+            yield
         finally:
             if before is None:
                 del os.environ[name]
