@@ -171,14 +171,16 @@ def test_two_users_share_nothing(browser, url):
 
 def test_screenshots(url, visitor, tmp_path, monkeypatch):
     page = visitor.open(url)
-    monkeypatch.setattr(browser_page, "SCREENSHOTS", tmp_path / "docs")
-    for wanted, folder in {"0": "own", "1": "docs"}.items():
+    docs = tmp_path / "docs"
+    monkeypatch.setattr(browser_page, "SCREENSHOTS", docs)
+    for wanted in ("0", "1"):
         monkeypatch.setenv("SETOK_SCREENSHOTS", wanted)
-        path = screenshot(page, "everything", tmp_path / "own")
-        assert path == tmp_path / folder / "everything.png"
-    with Image.open(path) as image:
-        assert image.size == (1280, 900)
-        assert len(image.getcolors(2**24)) > 50
+        assert screenshot(page, "everything", tmp_path) == tmp_path / "everything.png"
+        assert docs.exists() == (wanted == "1")
+    for path in (tmp_path / "everything.png", docs / "everything.webp"):
+        with Image.open(path) as image:
+            assert image.size == (1280, 900)
+            assert len(image.convert("RGB").getcolors(2**24)) > 50
 
 
 def test_the_browser_leaves_no_event_loop_and_no_thread(browser):

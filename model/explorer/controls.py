@@ -193,15 +193,19 @@ def within_limits(config: Config) -> tuple[Config, list[str]]:
     Such a field gets its default.
     """
     function = function_of(config)
-    default, messages = CONFIGS[function](), []
+    default, messages, refused = CONFIGS[function](), [], {}
     for field, (kind, _) in FIELDS[function].items():
         value = getattr(config, field)
         if not isinstance(kind, Slider) or value is None or isinstance(value, str):
             continue
         if not kind.low <= value <= kind.high:
             messages.append(f"{field}: expected {kind.low} to {kind.high} here, got {value!r}")
-            config = dataclasses.replace(config, **{field: getattr(default, field)})
-    return config, messages
+            refused[field] = getattr(default, field)
+    try:
+        return dataclasses.replace(config, **refused), messages
+    except ValueError:
+        # The others alone do not fit: dpc_knn needs a number of clusters or a threshold.
+        return default, messages
 
 
 # For a component whose value does not change.

@@ -167,7 +167,7 @@ class Features:
         rebuilt = edited = model.image(visual)
         if edit != "all":
             edited = None
-            if visual.occupied[0, label]:
+            if label < visual.occupied.shape[1] and visual.occupied[0, label]:
                 changed = (
                     {"without": label} if edit == "without" else {"moved": (label, down, right)}
                 )

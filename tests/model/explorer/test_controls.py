@@ -81,6 +81,12 @@ def test_a_value_out_of_the_limits_is_named_and_gets_its_default():
     assert messages == ["bandwidth: expected 0.005 to 3 here, got 50.0"]
 
 
+def test_what_does_not_fit_without_a_refused_value_has_its_default_too():
+    chosen, messages = within_limits(DPCConfig(num_clusters=None, threshold=5.0))
+    assert chosen == DPCConfig()
+    assert messages == ["threshold: expected 0 to 2 here, got 5.0"]
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
