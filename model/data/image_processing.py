@@ -128,7 +128,9 @@ def _opens(suffix: str) -> bool:
     return Image.registered_extensions().get(suffix) in Image.OPEN
 
 
-def load_image(path: str | Path, upright: bool = True) -> Image.Image:
+def load_image(
+    path: str | Path, upright: bool = True, max_pixels: int | None = None
+) -> Image.Image:
     """Read an image as upright 8-bit RGB.
 
     EXIF orientation is applied, the first frame of an animation is taken, and `to_rgb` converts
@@ -138,13 +140,16 @@ def load_image(path: str | Path, upright: bool = True) -> Image.Image:
         path: file, or a stream that `PIL.Image.open` accepts.
         upright: rotation by the EXIF orientation; False keeps the pixels as stored, to which
             annotations may refer.
+        max_pixels: largest number of pixels, checked before they are decoded; None for Pillow's
+            own limit.
 
     Raises:
-        UnreadableImageError: the file is missing, no image, no regular file, or damaged.
+        UnreadableImageError: the file is missing, no image, no regular file, too large, or damaged.
     """
     try:
         _require_regular(path)
         with Image.open(path) as opened:
+            _check_pixels(opened, max_pixels)
             opened.load()
             top = _stated_top(opened)
             if upright:
@@ -157,6 +162,15 @@ def load_image(path: str | Path, upright: bool = True) -> Image.Image:
         # A damaged file makes PIL's decoders raise nearly anything (SyntaxError, struct.error,
         # DecompressionBombError, ...), which all means the same to the caller.
         raise _unreadable(path, error) from error
+
+
+def _check_pixels(image: Image.Image, most: int | None) -> None:
+    width, height = image.size
+    if most is not None and width * height > most:
+        raise ValueError(
+            f"expected at most {most / 1e6:.0f} megapixels, got {width * height / 1e6:.0f} "
+            f"({width} x {height})"
+        )
 
 
 def _unreadable(path: str | Path | io.BytesIO, error: Exception) -> UnreadableImageError:

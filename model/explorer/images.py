@@ -21,8 +21,7 @@ MAX_PIXELS = 64_000_000
 MAX_UPLOAD = 64 * 2**20
 _MAX_ALL_UPLOADS = 512 * 2**20
 _UPLOAD = "upload-"
-# Filters of warnings are those of the process.
-_HEADER = threading.Lock()
+_FILTERS = threading.Lock()
 
 
 class Images:
@@ -119,33 +118,10 @@ def missing(key: str) -> str:
 
 
 def _load(source: Path | io.BytesIO) -> Image.Image:
-    """Load an image, after a look at its size."""
-    if isinstance(source, Path) and not source.is_file():
-        # Reading a pipe would wait for ever; this names it.
-        return load_image(source)
-    most = f"image: expected at most {MAX_PIXELS / 1e6:.0f} megapixels, got"
-    try:
-        # Pillow's own warning begins above our limit.
-        with _HEADER, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(source) as opened:
-                width, height = opened.size
-    except Image.DecompressionBombError as error:
-        raise UnreadableImageError(f"{most} {_shown(source)}: {error}") from error
-    except Exception:
-        # `load_image` finds the same fault, and names it.
-        return load_image(source)
-    if width * height > MAX_PIXELS:
-        raise UnreadableImageError(
-            f"{most} {width * height / 1e6:.0f} ({width} x {height}) of {_shown(source)}"
-        )
-    if isinstance(source, io.BytesIO):
-        source.seek(0)
-    return load_image(source)
-
-
-def _shown(source: Path | io.BytesIO) -> str:
-    return printable_name(source.name) if isinstance(source, Path) else str(source)
+    # Pillow's own warning begins above our limit. Filters are those of the process.
+    with _FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return load_image(source, max_pixels=MAX_PIXELS)
 
 
 def _free_key(name: str, taken: dict[str, Path]) -> str:

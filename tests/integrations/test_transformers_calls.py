@@ -285,6 +285,9 @@ def test_data_parallel_models_reduce(tmp_path, model, batch):
         got = parallel(**batch, labels=batch["input_ids"])
         got.loss.backward()
         assert torch.equal(got.logits, expected)
+        # Before the group: the last to hold it joins its threads, and this one would do so with the
+        # lock of Python, for which they may wait.
+        del parallel, got
     finally:
         torch.distributed.destroy_process_group()
 

@@ -63,7 +63,7 @@ BAD = {
     "text.jpg": "text.jpg",
     "half.png": "half.png",
     "drawn.svg": "drawn.svg",
-    "huge.png": "at most 64 megapixels, got 100 (10000 x 10000) of huge.png",
+    "huge.png": "huge.png: expected at most 64 megapixels, got 100 (10000 x 10000)",
 }
 
 
