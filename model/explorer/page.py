@@ -81,9 +81,9 @@ class _Page:
     def connect(self, blocks: gr.Blocks) -> None:
         """Connect the handlers with the components."""
         layout = self._layout
-        # Encoding may take seconds: with the queue the user sees that it goes on.
+        # Encoding may take seconds: the user sees that it goes on.
         busy = [panel.map for panel in layout.panels]
-        waiting = {"queue": True, "show_progress": "minimal", "show_progress_on": busy}
+        waiting = {"show_progress": "minimal", "show_progress_on": busy}
         everything = list(self._details)
         for i, (controls, panel) in enumerate(zip(layout.controls, layout.panels, strict=True)):
             drawn = [*self._details, *panel.clustering]
@@ -135,8 +135,6 @@ class _Page:
         defaults = {
             "inputs": self._inputs,
             "outputs": list(outputs),
-            # Without the queue an answer takes one request instead of two.
-            "queue": False,
             "show_progress": "hidden",
         }
         self._follow(
@@ -144,6 +142,7 @@ class _Page:
                 list(triggers),
                 _told(handler),
                 trigger_mode="always_last",
+                concurrency_limit=None,
                 api_visibility="private",
                 **(defaults | options),
             )
@@ -158,7 +157,6 @@ class _Page:
                 select,
                 self._inputs,
                 [*self._details, self._layout.view],
-                queue=False,
                 show_progress="hidden",
                 api_visibility="private",
             )
@@ -172,7 +170,6 @@ class _Page:
                 _told(self._reconstruct),
                 self._inputs,
                 [layout.rebuilt, layout.edited],
-                queue=False,
                 show_progress="hidden",
                 trigger_mode="always_last",
                 api_visibility="private",

@@ -213,3 +213,22 @@ def test_duplicates_are_found_in_all_forms_of_parameters():
 def test_a_state_checks_its_fields(fields, message):
     with pytest.raises((TypeError, ValueError), match=message):
         PageState(**fields)
+
+
+def test_the_cluster_of_a_setting_that_is_not_shown_is_left_out():
+    assert to_query(PageState(second_label=3)) == ""
+    state = PageState(second=ClusterConfig(), second_label=3, edit="moved", down=-0.5, right=0.25)
+    assert from_query(parse_qs(to_query(state))) == (state, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("edit", "some", "edit: expected one of all, without, moved, got 'some'"),
+        ("down", "2", "down: expected at most 1, got 2"),
+        ("b.label", "-1", "b.label: expected"),
+    ],
+)
+def test_reconstructions_and_clusters_that_do_not_fit(name, value, message):
+    [said] = from_query({name: value})[1]
+    assert said.startswith(message)

@@ -4,6 +4,8 @@ import pytest
 
 pytest.importorskip("gradio")
 
+import numpy as np
+
 from helpers.browser_page import screenshot, violations
 from helpers.explorer_page import expect_state, opened, shown_image, state, until
 from setokim import SetokModel
@@ -51,3 +53,21 @@ def test_a_token_is_removed_from_the_reconstruction(visitor, served, tmp_path):
     page.locator("#edited").scroll_into_view_if_needed()
     page.wait_for_timeout(500)
     screenshot(page, "reconstruction", tmp_path)
+
+
+def test_a_token_is_moved_in_the_reconstruction(visitor, served):
+    page = opened(visitor, served)
+    page.locator("#rebuilt img").wait_for()
+    page.locator("#edit").get_by_label("with the cluster in view moved").check()
+    slider = page.locator("#move-down input[type=range]")
+    slider.focus()
+    for _ in range(10):
+        page.keyboard.press("ArrowRight")
+    expect_state(page, edit="moved", down=0.2)
+
+    def height_of_red(selector):
+        pixels = np.asarray(shown_image(page, selector)).astype(int)
+        weight = (pixels[..., 0] - pixels[..., 2]).clip(60) - 60
+        return float((weight.sum(1) * np.arange(len(pixels))).sum() / weight.sum()) / len(pixels)
+
+    until(page, lambda: height_of_red("#edited") > height_of_red("#rebuilt") + 0.1, True)

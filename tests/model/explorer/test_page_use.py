@@ -24,6 +24,7 @@ from helpers.explorer_page import (
     expect_state,
     opened,
     set_field,
+    state,
     toast,
     until,
 )
@@ -316,3 +317,20 @@ def test_the_start_is_photographed(visitor, served, tmp_path):
     page = opened(visitor, f"{served}?image=astronaut")
     page.wait_for_timeout(300)
     assert screenshot(page, "explorer", tmp_path).stat().st_size > 100_000
+
+
+@pytest.mark.parametrize(
+    ("box", "text"),
+    [
+        ("#A-cluster_tokens-bandwidth", "setting A: bandwidth: expected a number, got nothing"),
+        ("#step", "step: expected a number, got nothing"),
+    ],
+)
+def test_an_emptied_box_is_named_and_the_page_goes_on(visitor, served, box, text):
+    page = opened(visitor, served)
+    number = page.locator(f"{box} input[type=number]")
+    number.fill("")
+    assert text in toast(page)
+    number.fill("1")
+    set_field(page, "A", "cluster_tokens", "k", 9)
+    until(page, lambda: state(page).first.k, 9)
