@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from helpers.extras import modules_without
+from helpers.extras import modules_behind, modules_without
 from helpers.tiny_speaker import photo, speaker_folder, words_as_ids  # noqa: F401
 from helpers.tiny_stage1 import tiny_file
 
@@ -51,6 +51,21 @@ def test_cluster(photo, tmp_path):  # noqa: F811
     run = setok("cluster", photo, "--out", tmp_path, "--grid", "4x5", extras=["cli"])
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "photo.clusters.png").exists()
+
+
+def test_explore():
+    blocked = sorted(set(modules_without("explore")) - modules_behind("explore"))
+    assert "matplotlib" in blocked and "diffusers" in blocked
+    code = f"""import sys
+sys.modules.update(dict.fromkeys({blocked!r}))
+from setok_cli.main import build_parser
+from setokim.cli.explore import make_features
+from setokim.explorer.server import build_page
+features = make_features(build_parser().parse_args(["explore", "--model", "small-world"]))
+build_page(features)
+print(features.clusters("astronaut", features.presets["model"]).tokens, "tokens")"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout.endswith("tokens\n"), run.stderr
 
 
 def test_compress(photo, tmp_path):  # noqa: F811

@@ -35,3 +35,20 @@ def modules_of(*extras):
 def modules_without(*extras):
     """Names that cannot be imported by who has installed no extras but these."""
     return sorted(modules_of(*FOR_USERS) - modules_of(*extras))
+
+
+def modules_behind(*extras):
+    """Names that can be imported once these extras are installed, by the packages behind theirs."""
+    found, waiting = set(), set().union(*(all_extras()[extra] for extra in extras))
+    while waiting:
+        package = waiting.pop()
+        found.add(package)
+        try:
+            required = importlib.metadata.requires(package) or []
+        except importlib.metadata.PackageNotFoundError:
+            # Of another platform or Python.
+            continue
+        names = {re.match(r"[\w.-]+", one)[0].lower() for one in required if "extra ==" not in one}
+        waiting |= names - found
+    distributions = importlib.metadata.packages_distributions()
+    return {name for name, owners in distributions.items() if found & {o.lower() for o in owners}}
