@@ -36,26 +36,26 @@ def run_in_processes(
         UsageError: an argument does not fit, or as `run`.
     """
     from setokim.evaluation.answering import answer_batch
-    from setokim.evaluation.ranks import Ranks, is_launched, join, serve
+    from setokim.evaluation.ranks import Ranks, is_launched, joined, serve
     from setokim.utils.distributed import rank
 
     if not is_launched():
         return run(arguments, None)
     if arguments.workers > 1:
         raise UsageError(f"--workers: expected 1 under torchrun, got {arguments.workers}")
-    index = join()
-    if arguments.device == "cuda":
-        arguments.device = f"cuda:{index}"
-    if rank():
-        source = model_folder(arguments)
-        parts = load_model(source, arguments.device, arguments.trust_remote_code)
-        return serve(partial(answer_batch, *parts))
-    ranks, code = Ranks(), 2
-    try:
-        code = run(arguments, ranks)
-    finally:
-        ranks.end(code)
-    return code
+    with joined() as index:
+        if arguments.device == "cuda":
+            arguments.device = f"cuda:{index}"
+        if rank():
+            source = model_folder(arguments)
+            parts = load_model(source, arguments.device, arguments.trust_remote_code)
+            return serve(partial(answer_batch, *parts))
+        ranks, code = Ranks(), 2
+        try:
+            code = run(arguments, ranks)
+        finally:
+            ranks.end(code)
+        return code
 
 
 def answer_of(

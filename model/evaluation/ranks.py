@@ -6,6 +6,7 @@ ends the run, as torchrun ends the others; the same command resumes it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,11 +33,17 @@ def is_launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
-def join() -> int:
-    """Join the other ranks; return the index of this process on its machine."""
+@contextlib.contextmanager
+def joined() -> Iterator[int]:
+    """Join the other ranks and leave them; yields the index of this process on its machine."""
     # Only small objects of the CPU are exchanged, also between processes with GPUs.
     dist.init_process_group("gloo", timeout=_PATIENCE)
-    return int(os.environ.get("LOCAL_RANK", rank()))
+    try:
+        yield int(os.environ.get("LOCAL_RANK", rank()))
+    finally:
+        # Ends the threads of the group. One that releases a tensor while Python ends aborts the
+        # process.
+        dist.destroy_process_group()
 
 
 class Ranks:

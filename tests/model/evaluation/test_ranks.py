@@ -1,0 +1,45 @@
+"""Processes of torchrun that answer together: how one joins and leaves them."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from torch import distributed
+
+from setokim.evaluation.ranks import is_launched, joined
+
+THREAD = "pt_gloo_runloop"
+
+
+@pytest.fixture(autouse=True)
+def launched(monkeypatch):
+    """What torchrun tells the only process of a machine's third place."""
+    values = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "2"}
+    for name, value in (values | {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}).items():
+        monkeypatch.setenv(name, value)
+
+
+def threads():
+    """Names of this process's threads; only Linux lists them."""
+    if sys.platform != "linux":
+        pytest.skip("needs /proc to see the threads")
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+
+
+def test_one_process_is_not_launched():
+    assert not is_launched()
+
+
+# A thread that is left and releases a tensor while Python ends aborts the process.
+def test_no_thread_is_left():
+    with joined() as index:
+        assert index == 2
+        assert distributed.get_world_size() == 1 and THREAD in threads()
+        distributed.barrier()
+    assert not distributed.is_initialized() and THREAD not in threads()
+
+
+def test_no_thread_is_left_after_an_error():
+    with pytest.raises(KeyError), joined():
+        raise KeyError
+    assert not distributed.is_initialized() and THREAD not in threads()
