@@ -123,6 +123,7 @@ class ScriptedWorker:
             os._exit(0)
         self.factory.kill(part.name, part.kills)
         if part.error:
+            self.factory.note("raised", part.name)
             raise ERRORS[part.error]()
         if part.ends is not None:
             os._exit(part.ends)

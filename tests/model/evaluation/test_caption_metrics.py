@@ -102,6 +102,8 @@ def test_all_metrics_with_meteor():
     names = ["cider", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "meteor"]
     assert list(found) == names and found["bleu_1"] > 1
     assert found["meteor"] == pytest.approx(GOLDEN, abs=1e-9)
+    figure = found.details["meteor"]
+    assert figure.definition.startswith("METEOR 1.5") and not figure.ratios and figure.reason
 
 
 def test_without_java_there_is_no_meteor(monkeypatch):

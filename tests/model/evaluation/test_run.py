@@ -17,7 +17,7 @@ from setokim.data import (
     TooManyBrokenError,
     build_dataset,
 )
-from setokim.evaluation import batching, caption_metrics, clusters, meteor, prompting, run
+from setokim.evaluation import batching, clusters, prompting, run
 from setokim.evaluation.answer_log import AnswerLog
 from setokim.evaluation.benchmarks import BENCHMARKS, mm_vet_scores
 from setokim.evaluation.prompting import Response
@@ -41,11 +41,7 @@ SKIPPED = {
 }
 
 
-@pytest.fixture(autouse=True)
-def no_meteor(monkeypatch):
-    """Its program takes seconds to start; test_caption_metrics.py runs it."""
-    for module in (caption_metrics, meteor):
-        monkeypatch.setattr(module, "missing_meteor", lambda: "no Java")
+pytestmark = pytest.mark.usefixtures("no_meteor")
 
 
 @pytest.fixture(scope="module")

@@ -177,10 +177,12 @@ def test_an_error_of_the_worker_ends_the_run(tmp_path, error, kind, message):
 def test_parts_that_ended_before_an_error_are_reported(tmp_path):
     ended = [ScriptedPart("bad", seconds=0.3, error="value"), ScriptedPart("good", seconds=0.3)]
     parts = [ScriptedPart("first"), *ended]
-    outcomes = run_parts(ScriptedFactory(tmp_path), parts, EngineOptions(workers=3))
+    factory = ScriptedFactory(tmp_path)
+    outcomes = run_parts(factory, parts, EngineOptions(workers=3))
     assert next(outcomes)[0].name == "first"
     # Both answer before the caller asks for the next outcome.
-    time.sleep(2)
+    wait_until(lambda: factory.lines("raised") and "good.shard" in factory.files())
+    time.sleep(1)
     assert next(outcomes)[0].name == "good"
     with pytest.raises(ValueError, match="sizes"):
         next(outcomes)

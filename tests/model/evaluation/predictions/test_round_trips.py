@@ -21,6 +21,7 @@ from setokim.evaluation.scoring import score
 SUFFIXES = {"vlmevalkit": (".tsv", ".xlsx")}
 
 
+@pytest.mark.usefixtures("no_meteor")
 @pytest.mark.parametrize("name", TEXTS)
 def test_texts(name, tmp_path):
     data = data_of(name, tmp_path / "data")

@@ -72,6 +72,7 @@ def test_json(name, expected, written):
     assert json.loads(path.read_text(encoding="utf-8")) == expected
 
 
+@pytest.mark.usefixtures("no_meteor")
 @pytest.mark.parametrize("name", ["vqav2", "gqa", "aokvqa", "aokvqa-choice", "coco-captions"])
 def test_an_upload_is_scored_as_its_answers(name, written):
     path, benchmark, questions, rows = written(name, ["b", "a dog.", "Two"])
