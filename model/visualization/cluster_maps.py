@@ -22,6 +22,8 @@ _BOUNDARY = (255, 255, 255)
 _HATCH_WIDTH = 5
 # Weight of a cluster's colour in the map; the rest is the photograph in grey, for orientation.
 _TINT = 0.62
+# Radius of a seed without its number, in pixels.
+_DOT = 2.5
 # PIL does not smooth circles: they are drawn larger by this factor and shrunk.
 _OVERSAMPLING = 4
 
@@ -29,7 +31,8 @@ _OVERSAMPLING = 4
 def draw_map(result: ImageClusters, size: tuple[int, int]) -> Image.Image:
     """Draw the clusters over the photograph in grey, with boundaries and numbered seeds.
 
-    The number in a ring is the label of its cluster. The residual is hatched grey.
+    The number in a ring is the label of its cluster; seeds that it would cover are dots. The
+    residual is hatched grey.
 
     Args:
         result: clusters of an image.
@@ -47,9 +50,7 @@ def draw_map(result: ImageClusters, size: tuple[int, int]) -> Image.Image:
         hatched_image = Image.fromarray(hatched.clip(0, 255).astype(np.uint8)).convert("RGB")
         image.paste(hatched_image, mask=enlarge(residual, size))
     image.paste(_BOUNDARY, mask=Image.fromarray(boundaries(labels, size)))
-    # Backwards, so that where seeds meet the earlier one lies on top.
-    for label in range(tokens - 1, -1, -1):
-        draw_seed(image, result, label)
+    draw_seeds(image, result, range(tokens))
     return image
 
 
@@ -149,31 +150,74 @@ def boundaries(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return edge.astype(np.uint8) * 255
 
 
-def draw_seed(image: Image.Image, result: ImageClusters, label: int) -> None:
-    """Draw the label of a cluster in a ring at its seed, on an image of any size."""
+def draw_seeds(image: Image.Image, result: ImageClusters, labels: Sequence[int]) -> None:
+    """Draw seeds on an image of any size: the label in a ring, or a dot.
+
+    Args:
+        image: image to draw on.
+        result: clusters of the image.
+        labels: clusters whose seeds are drawn. An earlier one has its number where two would
+            cover each other, as a number of which a part is hidden reads as another one.
+    """
+    if not labels:
+        return
     rows, columns = result.labels.shape
-    patch = min(image.width / columns, image.height / rows)
-    sign = _seed_sign(label, min(max(0.5 * patch, 9), 14))
-    row, column = result.seeds[label]
-    x = round((column + 0.5) * image.width / columns - sign.width / 2)
-    y = round((row + 0.5) * image.height / rows - sign.height / 2)
-    image.paste(sign, (x, y), sign)
+    scale = np.array([image.height / rows, image.width / columns])
+    radius = min(max(0.5 * float(scale.min()), 9), 14)
+    centres = (np.array([result.seeds[label] for label in labels]) + 0.5) * scale
+    numbered = _with_room(centres, 2 * radius)
+    # Dots first: of the two, the numbers must stay whole.
+    for has_number in (False, True):
+        for label, centre, own in zip(labels, centres, numbered, strict=True):
+            if own == has_number:
+                sign = _seed_sign(label, radius) if own else _seed_dot(label)
+                x, y = round(centre[1] - sign.width / 2), round(centre[0] - sign.height / 2)
+                image.paste(sign, (x, y), sign)
+
+
+def _with_room(centres: np.ndarray, apart: float) -> list[bool]:
+    """Return whether each point is this far from all earlier ones that are; `centres` is (N, 2)."""
+    kept, found = np.empty((0, 2)), []
+    for centre in centres:
+        # Neighbours of a square grid touch; rounding must not part them.
+        found.append(bool((np.hypot(*(kept - centre).T) > apart - 0.5).all()))
+        if found[-1]:
+            kept = np.vstack([kept, centre])
+    return found
 
 
 @functools.lru_cache(maxsize=4096)
 def _seed_sign(label: int, radius: float) -> Image.Image:
     """Draw a numbered disc with a light and a dark ring, RGBA."""
-    side, r = 2 * math.ceil(radius + 2) * _OVERSAMPLING, radius * _OVERSAMPLING
-    sign = Image.new("RGBA", (side, side), (*_INK, 0))
-    draw = ImageDraw.Draw(sign)
-    fills = (_INK, _PAPER, colour(label))
-    for grown, fill in zip((2 * _OVERSAMPLING, _OVERSAMPLING, 0), fills, strict=True):
-        draw.circle((side / 2, side / 2), r + grown, fill=fill)
+    sign, draw = _disc(label, radius)
     red, green, blue = colour(label)
     is_light = 0.299 * red + 0.587 * green + 0.114 * blue > 140
     ink = _INK if is_light else _PAPER
-    draw.text((side / 2, side / 2), str(label), ink, font(1.25 * r), anchor="mm")
-    return sign.resize((side // _OVERSAMPLING,) * 2, Image.Resampling.LANCZOS)
+    text = str(label)
+    # Three digits are smaller, so that they stay within the disc.
+    size = min(1.25, 3.2 / len(text)) * radius * _OVERSAMPLING
+    draw.text((sign.width / 2, sign.height / 2), text, ink, font(size), anchor="mm")
+    return _shrunk(sign)
+
+
+@functools.lru_cache(maxsize=4096)
+def _seed_dot(label: int) -> Image.Image:
+    """Draw a small disc with the same rings, RGBA."""
+    return _shrunk(_disc(label, _DOT)[0])
+
+
+def _disc(label: int, radius: float) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    side = 2 * math.ceil(radius + 2) * _OVERSAMPLING
+    sign = Image.new("RGBA", (side, side), (*_INK, 0))
+    draw = ImageDraw.Draw(sign)
+    fills = (_INK, _PAPER, colour(label))
+    for grown, fill in zip((2, 1, 0), fills, strict=True):
+        draw.circle((side / 2, side / 2), (radius + grown) * _OVERSAMPLING, fill=fill)
+    return sign, draw
+
+
+def _shrunk(sign: Image.Image) -> Image.Image:
+    return sign.resize((sign.width // _OVERSAMPLING,) * 2, Image.Resampling.LANCZOS)
 
 
 def _title(result: ImageClusters) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from setokim.utils.palette import colour
-from setokim.visualization.cluster_maps import boundaries, draw_seed, enlarge
+from setokim.visualization.cluster_maps import boundaries, draw_seeds, enlarge
 from setokim.visualization.image_clusters import ImageClusters
 
 # Brightness of what a mask or the scope leaves out.
@@ -42,7 +42,7 @@ def draw_mask(result: ImageClusters, label: int, size: tuple[int, int]) -> Image
     """
     image = _lit(result.photo, result.masks[label], size)
     if label < result.tokens:
-        draw_seed(image, result, label)
+        draw_seeds(image, result, [label])
     return image
 
 
@@ -62,8 +62,7 @@ def draw_scope(
     for label in latest:
         outline = boundaries(result.labels == label, size)
         image.paste(outline_colour(label), mask=Image.fromarray(outline))
-    for label in latest:
-        draw_seed(image, result, label)
+    draw_seeds(image, result, latest)
     return image
 
 

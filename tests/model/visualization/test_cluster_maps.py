@@ -2,10 +2,18 @@ import dataclasses
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from helpers.drawn_clusters import clusters_by_hand
-from setokim.utils.palette import palette
-from setokim.visualization.cluster_maps import _title, draw_contact_sheet, draw_map, fit
+from setokim.utils.palette import colour, palette
+from setokim.visualization.cluster_maps import (
+    _seed_sign,
+    _title,
+    draw_contact_sheet,
+    draw_map,
+    draw_seeds,
+    fit,
+)
 
 
 def test_colours_are_distinct():
@@ -27,6 +35,46 @@ def test_the_map_shows_clusters_boundaries_and_seeds():
     assert drawn[10, 40:60].std(0).max() == 0, "no boundary inside a cluster"
     ring = drawn[50, 30:70]
     assert (ring.min(-1) > 230).any() and (ring.max(-1) < 60).any(), "a light and a dark ring"
+
+
+def pixels_of(image, label):
+    """How many pixels have the colour of a seed's disc."""
+    return (np.abs(np.asarray(image).astype(int) - colour(label)).max(-1) < 30).sum()
+
+
+def test_seeds_that_would_cover_an_earlier_number_are_dots():
+    # Patches of 14 pixels, rings of 22.
+    result = clusters_by_hand([[0, 1, 2, 3, 4, 4]], [(0, 0), (0, 1), (0, 2), (0, 3), (0, 5)])
+    image = Image.new("RGB", (84, 14))
+    draw_seeds(image, result, [0, 1, 2, 4])
+    areas = [pixels_of(image, label) for label in range(5)]
+    assert all(areas[label] > 60 for label in (0, 2, 4)), areas
+    assert 3 < areas[1] < 30 and areas[3] == 0, areas
+    # The first of the labels has its number, not the lowest.
+    image = Image.new("RGB", (84, 14))
+    draw_seeds(image, result, [1, 0])
+    assert pixels_of(image, 1) > 60 and pixels_of(image, 0) < 30
+
+
+def test_seeds_of_neighbours_have_numbers_where_their_rings_touch():
+    result = clusters_by_hand([[0, 1], [2, 3]], [(0, 0), (0, 1), (1, 0), (1, 1)])
+    image = Image.new("RGB", (47, 47))
+    draw_seeds(image, result, range(4))
+    assert all(pixels_of(image, label) > 120 for label in range(4))
+
+
+@pytest.mark.parametrize("label", [7, 42, 144, 1234])
+@pytest.mark.parametrize("radius", [9, 14])
+def test_numbers_stay_within_their_discs(label, radius):
+    sign = np.asarray(_seed_sign(label, radius)).astype(int)
+    red, green, blue = colour(label)
+    ink = (24, 28, 36) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
+    centre = (np.array(sign.shape[:2]) - 1) / 2
+    places = np.argwhere(np.abs(sign[..., :3] - ink).max(-1) < 60)
+    away = np.hypot(*(places - centre).T)
+    # The rings, then a gap of the disc's colour, then the number.
+    assert not ((away > radius - 1) & (away < radius - 0.5)).any()
+    assert (away < radius - 1).sum() > 5
 
 
 def test_a_title_is_one_line_that_can_be_drawn():
