@@ -191,6 +191,9 @@ def test_the_browser_leaves_no_event_loop_and_no_thread(browser):
         with launched() as browser, visiting(browser):
             pass
         asyncio.run(asyncio.sleep(0))
+        # One has waited for Playwright's driver to end, and now ends itself.
+        for thread in set(threading.enumerate()) - {threading.main_thread()}:
+            thread.join(20)
         assert threading.enumerate() == [threading.main_thread()]
     """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=Path(__file__).parent)
