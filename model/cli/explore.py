@@ -97,8 +97,9 @@ def run(arguments: argparse.Namespace) -> int:
                     flush=True,
                 )
             threading.Event().wait()
-    except OSError as error:
-        raise UsageError(f"--port: cannot listen: {error}") from error
+    except ValueError as error:
+        # Another process has taken the port since.
+        raise UsageError(f"--{error}") from error
     except KeyboardInterrupt as stop:
         if signal_of(stop) is not signal.SIGINT:
             raise

@@ -22,6 +22,8 @@ from setokim.explorer.request_guard import RequestGuard
 
 LOOPBACK = "127.0.0.1"
 FIRST_PORT, PORTS = 7860, 100
+# Ports tried one after another where none was asked for.
+_ATTEMPTS = 3
 
 
 @contextlib.contextmanager
@@ -43,22 +45,46 @@ def serve(features: Features, host: str = LOOPBACK, port: int | None = None) -> 
     Raises:
         ValueError: the port is in use or may not be used, or there is no such address.
     """
-    port = free_port(host, port)
+    # Before the page, which takes a while.
+    free_port(host, port)
     with _private_folder():
         page = build_page(features)
+        try:
+            number = _listen(page, host, port)
+            shown = f"[{host}]" if ":" in host else host
+            yield f"http://{shown}:{number}/"
+        finally:
+            page.close(verbose=False)
+
+
+def _listen(page: gr.Blocks, host: str, port: int | None) -> int:
+    """Launch a page on a port of the machine, and return the port.
+
+    Raises:
+        ValueError: as `serve` does.
+    """
+    attempts = _ATTEMPTS if port is None else 1
+    while True:
+        number = free_port(host, port)
+        attempts -= 1
         try:
             launch(
                 page,
                 [Middleware(RequestGuard, host=host)],
                 server_name=host,
-                server_port=port,
+                server_port=number,
                 prevent_thread_lock=True,
                 quiet=True,
             )
-            shown = f"[{host}]" if ":" in host else host
-            yield f"http://{shown}:{port}/"
-        finally:
-            page.close(verbose=False)
+        except OSError as error:
+            # Another process has taken the port since, or the server took more than 5 s to start:
+            # Gradio raises the same.
+            if attempts == 0:
+                raise ValueError(
+                    f"port: expected a free one, got {number}, where no server started"
+                ) from error
+        else:
+            return number
 
 
 def launch(page: gr.Blocks, guards: Sequence[Middleware] = (), **options: object) -> None:

@@ -15,6 +15,7 @@ import importlib
 import os
 import shutil
 import subprocess
+import time
 from urllib.parse import urlsplit
 
 import pytest
@@ -26,6 +27,8 @@ NONE_FOUND = "no browser: "
 
 # Whatever a page asks for, names of other hosts have no address: nothing leaves the machine.
 OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1"
+# Ends once the page has drawn its next frame.
+NEXT_FRAME = "new Promise(drawn => requestAnimationFrame(() => setTimeout(drawn)))"
 CONTEXT = {
     "viewport": {"width": 1280, "height": 900},
     "device_scale_factor": 1,
@@ -159,16 +162,20 @@ class Visitor:
         self.wait_until_idle()
         return self.page
 
-    def wait_until_idle(self, seconds=20.0, quiet=0.1):
-        """Wait until all events have been answered: for a while the page has asked for nothing."""
-        waited = still = 0.0
-        step = 0.02
+    def wait_until_idle(self, seconds=20.0, quiet=5):
+        """Wait until all events have been answered: for some frames the page has asked for nothing.
+
+        Frames and not seconds alone, as a page on a busy machine begins late with what a click asks
+        for, and then draws late too.
+        """
+        end = time.monotonic() + seconds
+        still = 0
         while still < quiet:
             # Events of the browser arrive only while Playwright waits.
-            self.page.wait_for_timeout(1000 * step)
-            waited += step
-            still = 0.0 if self.pending else still + step
-            assert waited < seconds, f"not idle after {seconds} s, waits for {self.pending}"
+            self.page.wait_for_timeout(20)
+            self.page.evaluate(NEXT_FRAME)
+            still = 0 if self.pending else still + 1
+            assert time.monotonic() < end, f"not idle after {seconds} s, waits for {self.pending}"
 
     def expect(self, *texts):
         """Take each text's problem from the list: it must be there, and is what the test wants."""

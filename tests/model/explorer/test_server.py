@@ -493,6 +493,25 @@ def test_first_free_port_is_taken(monkeypatch):
             server.free_port(server.LOOPBACK)
 
 
+def test_a_port_taken_since_it_was_free(features, monkeypatch):
+    free = server.free_port(server.LOOPBACK)
+    with occupied() as taken:
+        found = iter([free, taken, taken, free])
+        monkeypatch.setattr(server, "free_port", lambda host, port=None: next(found))
+        with server.serve(features) as address:
+            assert address == f"http://127.0.0.1:{free}/"
+            assert httpx.get(address).status_code == 200
+        for wanted, tried in ((None, [taken] * 4), (taken, [taken] * 2)):
+            found = iter(tried)
+            message = f"^port: expected a free one, got {taken}, where no server started$"
+            with (
+                pytest.raises(ValueError, match=message),
+                server.serve(features, port=wanted),
+            ):
+                pytest.fail("It serves at a port in use.")
+            assert next(found, None) is None
+
+
 @pytest.mark.parametrize("port", [0, -1, 65536])
 def test_numbers_that_are_no_ports_are_refused(port):
     with pytest.raises(ValueError, match=f"port: expected 1 to 65535, got {port}"):

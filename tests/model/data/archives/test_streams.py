@@ -118,7 +118,8 @@ def test_a_connection_that_is_lost_is_no_end_of_the_file(tmp_path):
     with served(tmp_path) as (url, server):
         server.cuts["a"] = 1_200_000
         message = rf"^cannot read {url}/a: ClientPayloadError"
-        with open_stream(f"{url}/a") as stream, pytest.raises(SourceError, match=message):
+        # The end of the connection may be known before the first bytes are read.
+        with pytest.raises(SourceError, match=message), open_stream(f"{url}/a") as stream:
             stream.read()
         server.cuts["a"] = 100
         with pytest.raises(SourceError, match=message):
