@@ -34,6 +34,11 @@ _SHOW_LINK = """(query) => {
 }"""
 _READ_LINK = "() => [window.location.search.slice(1)]"
 
+# Answers come in the order of the events: side by side, an older one could replace a newer one. The
+# order is that of all users, as Gradio has none for each.
+_DRAWING = {"concurrency_id": "drawing", "concurrency_limit": 1}
+_RECONSTRUCTING = {"concurrency_id": "reconstructing", "concurrency_limit": 1}
+
 # Values of the inputs by component, and updates of some of the outputs.
 Values = Mapping[Any, Any]
 Updates = dict[Any, Any]
@@ -136,13 +141,13 @@ class _Page:
             "inputs": self._inputs,
             "outputs": list(outputs),
             "show_progress": "hidden",
+            **_DRAWING,
         }
         self._follow(
             gr.on(
                 list(triggers),
                 _told(handler),
                 trigger_mode="always_last",
-                concurrency_limit=None,
                 api_visibility="private",
                 **(defaults | options),
             )
@@ -159,6 +164,7 @@ class _Page:
                 [*self._details, self._layout.view],
                 show_progress="hidden",
                 api_visibility="private",
+                **_DRAWING,
             )
         )
 
@@ -173,6 +179,7 @@ class _Page:
                 show_progress="hidden",
                 trigger_mode="always_last",
                 api_visibility="private",
+                **_RECONSTRUCTING,
             )
 
     def _draw_setting(self, index: int, values: Values) -> Updates:

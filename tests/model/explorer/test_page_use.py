@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -116,6 +117,23 @@ def test_two_users_do_not_mix(browser, served):
         Direct(photograph("coffee").convert("RGB")).expect(second, "A", DPCConfig(num_clusters=20))
         expect_state(first, image="astronaut", first=ClusterConfig(bandwidth=0.35, k=6))
         expect_state(second, image="coffee", first=DPCConfig(num_clusters=20))
+
+
+def test_answers_come_in_the_order_of_the_changes(visitor, served, features, monkeypatch):
+    page = opened(visitor, f"{served}?image=astronaut")
+    clusters, pauses = features.clusters, iter([1.5])
+
+    def slow_once(*arguments):
+        time.sleep(next(pauses, 0))
+        return clusters(*arguments)
+
+    monkeypatch.setattr(features, "clusters", slow_once)
+    page.locator("#compare input").check()
+    page.locator("#tab-B-button").click()
+    page.locator("#B-function").get_by_label("threshold_greedy").check()
+    visitor.wait_until_idle()
+    monkeypatch.undo()
+    Direct(photograph("astronaut").convert("RGB")).expect(page, "B", GreedyConfig())
 
 
 def open_accordions(page):
