@@ -53,6 +53,18 @@ def test_a_port_in_use_is_named(tmp_path, capsys):
     assert "--host: expected an address of this machine" in refused(capsys, "--host", "a..b")
 
 
+def test_a_port_taken_while_the_model_loads_is_named(tmp_path, capsys, monkeypatch):
+    server = pytest.importorskip("setokim.explorer.server")
+    two_halves().save(tmp_path / "a.png")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        monkeypatch.setattr(server, "free_port", lambda host, port: port)
+        said = refused(capsys, tmp_path / "a.png", "--port", port)
+    assert f"--port: expected a free one, got {port}, where no server started" in said
+
+
 def test_without_gradio_the_extra_is_named(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert 'needs gradio: pip install "setok-kernels[explore]"' in refused(capsys)
