@@ -181,7 +181,7 @@ def test_two_processes_share_it_and_compute_the_same(tmp_path):
     """FSDP2 shards no parameter without dimensions, and hands masks on in 16 bits."""
     program, path = Path(__file__).parent / "helpers" / "sharded.py", tmp_path / "found.pt"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run(
         [*command, program, path], text=True, capture_output=True, env=environment, check=False
     )

@@ -288,7 +288,7 @@ def test_distributed_modules_may_return_results(tmp_path):
     """DDP's and FSDP2's hooks find the tensors of a result, so that backward reduces gradients."""
     program, path = Path(__file__).parent / "helpers" / "returned_results.py", tmp_path / "found.pt"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run(
         [*command, program, path], text=True, capture_output=True, env=environment, check=False
     )

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import setok_kernels as sk
+from helpers.processes import end_rank
 from setok_kernels import testing
 
 CONFIG = sk.ClusterConfig(k=3, max_clusters=4, temperature=0.4, stop_residual=0.0)
@@ -83,9 +84,7 @@ def main(path: str) -> None:
             alone.append(gradients(single))
         expected = {name: sum(grads[name] for grads in alone) / world for name in alone[0]}
         torch.save({"world": world, "found": found, "expected": expected}, path)
-    # A process that ends while the other still works may abort.
-    distributed.barrier()
-    distributed.destroy_process_group()
+    end_rank()
 
 
 if __name__ == "__main__":

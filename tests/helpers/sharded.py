@@ -15,6 +15,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 import setok_kernels as sk
+from helpers.processes import end_rank
 from setok_kernels import testing
 
 CONFIG = sk.ClusterConfig(k=3, max_clusters=4, temperature=0.4, stop_residual=0.0)
@@ -93,7 +94,7 @@ def main(path: str) -> None:
             "state": state,
         }
         torch.save(results, path)
-    distributed.destroy_process_group()
+    end_rank()
 
 
 if __name__ == "__main__":
