@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 
 import setok_kernels as sk
 from helpers.browser import browser, pytest_terminal_summary, visitor  # noqa: F401
+from helpers.measurement import pytest_sessionstart  # noqa: F401
 from setok_kernels import compiled
 
 # Shells start what runs in the background without an interrupt, and nohup without a hang-up. The
@@ -37,17 +38,6 @@ settings.register_profile(
     "mutants", settings.get_profile("repeatable"), max_examples=25, database=None
 )
 settings.load_profile("repeatable")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionstart(session):
-    """Stop the measurement that pytest-cov starts while a worker of xdist reads its options.
-
-    It starts a second one within it. Where `no_cover` stops that one, the first would go on.
-    """
-    plugin = session.config.pluginmanager.getplugin("_cov")
-    if hasattr(session.config, "workerinput") and plugin is not None and plugin.cov_controller:
-        plugin.cov_controller.cov.stop()
 
 
 # `make test` gives whole files to its workers: a long one begun last would leave the others idle.

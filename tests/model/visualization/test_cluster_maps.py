@@ -56,6 +56,17 @@ def test_seeds_that_would_cover_an_earlier_number_are_dots():
     assert pixels_of(image, 1) > 60 and pixels_of(image, 0) < 30
 
 
+def test_a_dot_hides_nothing_of_a_number():
+    # Patches of 10 pixels, discs of 18.
+    result = clusters_by_hand([[0, 0, 0, 1, 1, 1]], [(0, 2), (0, 3)])
+    alone, both = Image.new("RGB", (60, 20)), Image.new("RGB", (60, 20))
+    draw_seeds(alone, result, [0])
+    draw_seeds(both, result, [0, 1])
+    disc = np.s_[2:18, 17:33]
+    assert np.array_equal(np.asarray(both)[disc], np.asarray(alone)[disc])
+    assert not np.array_equal(np.asarray(both), np.asarray(alone))
+
+
 def test_seeds_of_neighbours_have_numbers_where_their_rings_touch():
     result = clusters_by_hand([[0, 1], [2, 3]], [(0, 0), (0, 1), (1, 0), (1, 1)])
     image = Image.new("RGB", (47, 47))
