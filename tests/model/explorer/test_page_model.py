@@ -70,4 +70,5 @@ def test_a_token_is_moved_in_the_reconstruction(visitor, served):
         weight = (pixels[..., 0] - pixels[..., 2]).clip(60) - 60
         return float((weight.sum(1) * np.arange(len(pixels))).sum() / weight.sum()) / len(pixels)
 
+    page.locator("#edited img").wait_for()
     until(page, lambda: height_of_red("#edited") > height_of_red("#rebuilt") + 0.1, True)
